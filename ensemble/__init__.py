@@ -1,0 +1,1 @@
+"""manyeyes, the learning half: recipes, data, training, stacking, scores."""

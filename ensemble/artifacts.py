@@ -1,0 +1,173 @@
+"""The run folder: where things lie, and how they are written so that a kill loses nothing.
+
+This is the only code that knows the layout. JSON, Parquet, safetensors and ONNX; no pickle.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ensemble.errors import ArtifactError
+
+FORMAT_VERSION = 1
+
+
+def dataset_path(run: Path) -> Path:
+    """One row an image, shared by every member of the run."""
+    return run / "dataset.parquet"
+
+
+def members_path(run: Path) -> Path:
+    """Finished members, a folder each."""
+    return run / "members"
+
+
+def member_path(run: Path, name: str) -> Path:
+    """The folder of one finished member."""
+    return members_path(run) / name
+
+
+def work_path(run: Path, name: str) -> Path:
+    """Where a member is trained before it is moved to `member_path`."""
+    return run / "work" / name
+
+
+def stacker_path(run: Path) -> Path:
+    """The stacker fitted on the run's members."""
+    return run / "stacker.json"
+
+
+def bundle_path(run: Path) -> Path:
+    """All that inference needs."""
+    return run / "bundle"
+
+
+def list_members(run: Path, names: tuple[str, ...] = ()) -> list[str]:
+    """The finished members of a run, by name, or the given ones of them.
+
+    Raises ArtifactError if there is none, or if a folder lacks the marker that is written last.
+    """
+    folder = members_path(run)
+    present = sorted(p.name for p in folder.glob("[!.]*") if p.is_dir())
+    chosen = list(dict.fromkeys(names)) or present
+    if not chosen:
+        raise ArtifactError(f"no members in {run}; train them first: python cli.py train-all recipes/ --run {run}")
+    for name in chosen:
+        if name not in present:
+            raise ArtifactError(f"no member {name!r} in {run}; it has: {', '.join(present) or 'none'}")
+        if not (folder / name / "member.json").is_file():
+            raise ArtifactError(
+                f"member {name!r} in {run} is not complete (no member.json); run train-all again, or remove the folder"
+            )
+    return chosen
+
+
+def read_json(path: Path, missing: str) -> dict[str, Any]:
+    """Read one of our JSON files; `missing` says what to do if it is not there."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"no {path}; {missing}") from None
+    except (ValueError, UnicodeDecodeError):
+        raise ArtifactError(f"{path} is damaged (not JSON); {missing}") from None
+    if not isinstance(values, dict) or values.get("format_version") != FORMAT_VERSION:
+        raise ArtifactError(f"{path} was written by another version of manyeyes; {missing}")
+    return values
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write JSON atomically, with `format_version` first."""
+    text = json.dumps({"format_version": FORMAT_VERSION, **values}, indent=1, ensure_ascii=False)
+    with replacing(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_parquet(path: Path, missing: str) -> pd.DataFrame:
+    """Read one of our Parquet files; `missing` says what to do if it is not there."""
+    try:
+        return pd.read_parquet(path)
+    except FileNotFoundError:
+        raise ArtifactError(f"no {path}; {missing}") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is damaged ({error}); {missing}") from None
+
+
+def write_parquet(path: Path, frame: pd.DataFrame) -> None:
+    """Write Parquet atomically."""
+    with replacing(path) as temporary:
+        frame.to_parquet(temporary, index=False)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place once the block ends without error."""
+    ensure_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ArtifactError(f"cannot write {path}: {error.strerror or error}; choose another place") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Move the folder `new` to `target`; what was there is deleted after the move.
+
+    A kill in between leaves one of the two whole, never a mixture.
+    """
+    ensure_folder(target.parent)
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.replace(target, old)
+    os.replace(new, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def ensure_folder(folder: Path) -> None:
+    """Make a folder, or raise ArtifactError where it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtifactError(f"cannot make {folder}: {error.strerror}; choose another place") from None
+
+
+def ensure_writable(folder: Path) -> None:
+    """Fail now, not after hours of work, where a folder cannot be written."""
+    ensure_folder(folder)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ArtifactError(f"cannot write in {folder}: {error.strerror}; choose another place") from None
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def json_sha256(values: Any) -> str:
+    """SHA-256 of a value as canonical JSON (sorted keys, no spaces), in hex."""
+    return sha256(json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
+
+
+def frame_sha256(frame: pd.DataFrame, columns: list[str]) -> str:
+    """SHA-256 of the rows sorted by id, in hex; the order and the file format do not enter."""
+    digest = sha256()
+    rows = frame[columns].sort_values("id", kind="stable").astype(object)
+    for row in rows.where(rows.notna(), None).itertuples(index=False, name=None):
+        digest.update(json.dumps(row, ensure_ascii=False, default=float).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()

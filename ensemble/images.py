@@ -1,0 +1,144 @@
+"""File or bytes -> RGB -> the contract's pixels. The only resize, crop and orientation code.
+
+Training, validation, export and serving all come through here, so that a member always
+sees an image the way it was trained on it. NumPy and Pillow only.
+"""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ensemble.contract import ImageContract
+from ensemble.errors import ImageError
+
+# Decoders that read pixels and nothing else (Pillow's EPS runs Ghostscript, for one).
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
+MAX_PIXELS = 178_956_970  # Pillow's own hard limit: 512 MiB of RGB
+
+
+def decode(source: Path | bytes, name: str | None = None) -> Image.Image:
+    """Decode an image to mode RGB, or RGBA if it has transparency, upright by its EXIF.
+
+    The first frame of an animation is taken. 16-bit grey is scaled to 8 bits. Raises
+    ImageError, naming `name` or the path, for a file that is missing, empty, truncated, not
+    an image, larger than MAX_PIXELS, or of floating-point pixels.
+    """
+    name = name or (str(source) if isinstance(source, Path) else "image")
+    try:
+        data = source.read_bytes() if isinstance(source, Path) else source
+        if not data:
+            raise ImageError(f"{name}: the file is empty")
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(f"{name}: {image.width}x{image.height} is over {MAX_PIXELS} pixels")
+            image.load()
+            return _to_rgb(_upright(image), name)
+    except (ImageError, MemoryError):
+        raise
+    except Image.DecompressionBombError:
+        raise ImageError(f"{name}: over {MAX_PIXELS} pixels, refused as a decompression bomb") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{name}: not an image in a known format ({', '.join(FORMATS)})") from None
+    except FileNotFoundError:
+        raise ImageError(f"{name}: no such file") from None
+    except Exception as error:  # decoders raise anything from SyntaxError to struct.error
+        raise ImageError(f"{name}: cannot be decoded ({type(error).__name__}: {error})") from None
+
+
+def format_name(data: bytes) -> str:
+    """The format of an encoded image by its header, such as "JPEG"; ImageError if unknown."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.format or "unknown"
+    except Exception as error:
+        raise ImageError(f"not an image: {error}") from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        # Damaged EXIF beside intact pixels: shown unrotated, as viewers do.
+        return image
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode == "F":
+        raise ImageError(f"{name}: floating-point pixels have no fixed range; convert it to 8 or 16 bits")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ImageError(f"{name}: 32-bit pixels beyond 16 bits; convert it to 8 or 16 bits")
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        return image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def to_pixels(
+    image: Image.Image,
+    contract: ImageContract,
+    offsets: Sequence[tuple[float, float]] | None = None,
+) -> np.ndarray:
+    """Turn a decoded image into its views: uint8 [K, size, size, 3], RGB in 0..255.
+
+    K is `contract.count` (1 but for native_crops). `offsets`, for random crops in training,
+    are (y, x) in [0, 1], the share of the free space above and left of each crop; K is then
+    their number. The crop of the centre is (0.5, 0.5). `squash` has no free space and
+    ignores the values.
+    """
+    rgb = _flatten(image, contract.background)
+    if contract.geometry == "squash":
+        view = _resized(rgb, contract.size, contract.size, contract.filter)
+        return np.stack([np.asarray(view)] * (len(offsets) if offsets else 1))
+    if contract.geometry == "center_crop":
+        rgb = _shorter_side(rgb, int(contract.size / contract.crop_pct), contract.filter)
+    places = crop_offsets(contract.count) if offsets is None else offsets
+    return np.stack([_crop(rgb, contract.size, y, x) for y, x in places])
+
+
+def crop_offsets(count: int) -> list[tuple[float, float]]:
+    """The fixed places of `count` crops, as (y, x) shares of the free space.
+
+    1: the centre; 4, 9, 16: an even grid from corner to corner; 5: the corners and the centre.
+    """
+    if count == 5:
+        return [*crop_offsets(4), (0.5, 0.5)]
+    side = round(count**0.5)
+    steps = [0.5] if side == 1 else [i / (side - 1) for i in range(side)]
+    return [(y, x) for y in steps for x in steps]
+
+
+def _flatten(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    if image.mode != "RGBA":
+        return image
+    canvas = Image.new("RGBA", image.size, (*background, 255))
+    return Image.alpha_composite(canvas, image).convert("RGB")
+
+
+def _resized(image: Image.Image, width: int, height: int, filter_name: str) -> Image.Image:
+    return image.resize((width, height), Image.Resampling[filter_name.upper()])
+
+
+def _shorter_side(image: Image.Image, short: int, filter_name: str) -> Image.Image:
+    # torchvision's rounding (int of the longer side), which timm's evaluation transform uses
+    width, height = image.size
+    if width <= height:
+        return _resized(image, short, int(short * height / width), filter_name)
+    return _resized(image, int(short * width / height), short, filter_name)
+
+
+def _crop(image: Image.Image, size: int, y: float, x: float) -> np.ndarray:
+    """uint8 [size, size, 3] at a share of the free space; smaller images are reflected first."""
+    # round() halves to even, as torchvision's CenterCrop does
+    top, left = round(max(image.height - size, 0) * y), round(max(image.width - size, 0) * x)
+    box = (left, top, min(left + size, image.width), min(top + size, image.height))
+    pixels = np.asarray(image.crop(box))
+    down, right = size - pixels.shape[0], size - pixels.shape[1]
+    if down or right:
+        pad = ((down // 2, down - down // 2), (right // 2, right - right // 2), (0, 0))
+        pixels = np.pad(pixels, pad, mode="reflect")
+    return pixels

@@ -1,0 +1,54 @@
+"""Rows of the data set as tensors for training: decode, degrade, crop, turn."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ensemble import degrade, images
+from ensemble.contract import ImageContract
+from ensemble.recipe import Augment
+
+
+class Rows(Dataset[dict[str, Any]]):
+    """Images and labels under a contract: pixels uint8 [K, S, S, 3], label float.
+
+    With `augment`, each image is one random view; the draw depends on seed, epoch and row
+    alone, so a run repeats whatever the number of worker processes.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        labels: np.ndarray,
+        contract: ImageContract,
+        augment: Augment | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.files, self.labels, self.contract = list(files), labels, contract
+        self.augment, self.seed, self.epoch = augment, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        image = images.decode(self.files[row])
+        if self.augment is None:
+            pixels = images.to_pixels(image, self.contract)
+        else:
+            rng = np.random.default_rng([self.seed, self.epoch, row])
+            image = degrade.degrade(image, self.augment, rng)
+            place = (float(rng.random()), float(rng.random()))
+            pixels = degrade.turn(images.to_pixels(image, self.contract, [place]), self.augment, rng)
+        return {"pixels": pixels, "labels": float(self.labels[row])}
+
+
+def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """A batch: pixels uint8 [N, K, S, S, 3], labels float32 [N]."""
+    return {
+        "pixels": torch.from_numpy(np.stack([row["pixels"] for row in rows])),
+        "labels": torch.tensor([row["labels"] for row in rows], dtype=torch.float32),
+    }

@@ -1,0 +1,94 @@
+"""Finished members on disk: what they say of themselves, and their held-out logits."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from ensemble import artifacts, dataset
+from ensemble.contract import ImageContract
+from ensemble.errors import ArtifactError, some
+
+if TYPE_CHECKING:
+    from ensemble.backbone import Member
+
+FITTED_SPLITS = ("train", "tune")  # rows that shaped a member: by gradients, or by choice of epoch
+
+
+def read_info(run: Path, name: str) -> dict[str, Any]:
+    """A finished member's member.json."""
+    return artifacts.read_json(artifacts.member_path(run, name) / "member.json", "run train-all again")
+
+
+def is_current(run: Path, name: str, wanted: dict[str, Any]) -> bool:
+    """Whether a finished member was made from just these values (hashes, version, seed)."""
+    try:
+        info = read_info(run, name)
+    except ArtifactError:
+        return False
+    return all(info.get(key) == value for key, value in wanted.items())
+
+
+def check_files(folder: Path, files: dict[str, str], remedy: str) -> None:
+    """Raise ArtifactError unless every listed file is there with its SHA-256."""
+    for name, digest in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise ArtifactError(f"{path} is missing; {remedy}")
+        if artifacts.file_sha256(path) != digest:
+            raise ArtifactError(f"{path} is damaged: it is not the file that was written; {remedy}")
+
+
+def load_member(run: Path, name: str) -> "Member":
+    """A finished member as the torch module that was trained. Needs torch."""
+    from ensemble.backbone import Member, load_classifier
+
+    info, folder = read_info(run, name), artifacts.member_path(run, name)
+    check_files(folder, info["files"], "train the member again")
+    network, _ = load_classifier(folder)
+    return Member(network, ImageContract.from_dict(info["contract"])).eval()
+
+
+def heldout_logits(run: Path, names: Sequence[str]) -> tuple[pd.DataFrame, np.ndarray]:
+    """The held-out rows (id, label, group) and the members' logits float64 [N, members].
+
+    Raises ArtifactError where members differ in data set or split, rows are missing or
+    doubled, or a row is among those that a member trained or stopped on.
+    """
+    frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first")
+    data = dataset.dataset_sha256(frame)
+    for name in names:
+        if read_info(run, name)["data_sha256"] != data:
+            raise ArtifactError(
+                f"member {name!r} was trained on another data set or split than {artifacts.dataset_path(run)}; "
+                "run train-all again, or leave it out with --members"
+            )
+    rows = frame.loc[frame["split"] == "heldout", ["id", "label", "group"]].reset_index(drop=True)
+    columns = [_column(run, name, frame, rows) for name in names]
+    return rows, np.stack(columns, axis=1)
+
+
+def _column(run: Path, name: str, frame: pd.DataFrame, rows: pd.DataFrame) -> np.ndarray:
+    path = artifacts.member_path(run, name) / "heldout.parquet"
+    scores = artifacts.read_parquet(path, "train the member again")
+    remedy = f"{path} cannot be used; train {name!r} again"
+    if repeated := sorted(set(scores.loc[scores["id"].duplicated(), "id"])):
+        raise ArtifactError(f"{name}: ids stand more than once in its held-out rows ({some(repeated)}); {remedy}")
+    split = scores["id"].map(frame.set_index("id")["split"])
+    if (fitted := split.isin(FITTED_SPLITS)).any():
+        seen = some(scores.loc[fitted, "id"])
+        raise ArtifactError(f"{name}: rows it was trained or tuned on are among its held-out rows ({seen}); {remedy}")
+    held = scores.set_index("id")
+    if missing := [key for key in rows["id"] if key not in held.index]:
+        raise ArtifactError(f"{name}: {len(missing)} held-out rows have no logit ({some(missing)}); {remedy}")
+    if extra := sorted(set(scores.loc[scores["split"] == "heldout", "id"]) - set(rows["id"])):
+        raise ArtifactError(f"{name}: ids that the data set does not hold out ({some(extra)}); {remedy}")
+    held = held.loc[rows["id"]]
+    if list(held["label"]) != list(rows["label"]):
+        raise ArtifactError(f"{name}: its labels differ from the data set's; {remedy}")
+    logits = held["logit"].to_numpy(dtype=np.float64)
+    if not np.isfinite(logits).all():
+        raise ArtifactError(f"{name}: some held-out logits are not finite; {remedy}")
+    return logits

@@ -1,0 +1,33 @@
+"""Threads that work ahead of the reader, without letting results pile up."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def ordered_map(
+    function: Callable[[T], R], items: Iterable[T], workers: int | None = None, ahead: int | None = None
+) -> Iterator[R]:
+    """`map` on threads: results in the order of `items`, at most `ahead` of them waiting.
+
+    Image decoding and hashing release Python's lock, so threads do run side by side.
+    """
+    workers = workers or min(os.cpu_count() or 1, 16)
+    ahead = ahead or 4 * workers
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,230 @@
+"""Recipes: one YAML file describes one member, typed, frozen and checked before any work.
+
+Neither NumPy nor torch is imported here, so that every recipe of a folder is known to be
+right before anything is downloaded or decoded.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ensemble.contract import CROP_COUNTS
+from ensemble.errors import RecipeError
+
+RESERVED_NAMES = {"id", "target", "mean", "stack", "label"}  # column and row names of our tables
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Backbone(_Section):
+    """Where the network and its weights come from: a checkpoint, or an architecture."""
+
+    checkpoint: str | None = None  # Hub id "org/name", or a folder in the same layout
+    architecture: str | None = None  # "timm/NAME", or a transformers model type such as "swin"
+    config: dict[str, Any] = Field(default_factory=dict)  # the architecture's own settings
+    weights: str | None = None  # for an architecture: a state dict, FILE or package:MODULE/FILE
+    weights_match: Literal["name", "order"] = "name"  # by parameter name, or by position
+    drop_path: float | None = Field(None, ge=0, lt=1)  # stochastic depth rate
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Backbone":
+        if (self.checkpoint is None) == (self.architecture is None):
+            raise ValueError("give either checkpoint or architecture")
+        if self.checkpoint is not None and (self.config or self.weights):
+            raise ValueError("config and weights belong to an architecture; a checkpoint has its own")
+        return self
+
+
+class Image(_Section):
+    """What differs from the checkpoint's own image contract; None keeps the checkpoint's."""
+
+    size: int | None = Field(None, ge=16, le=2048)
+    geometry: Literal["squash", "center_crop", "native_crops"] | None = None
+    filter: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] | None = None
+    crop_pct: float | None = Field(None, gt=0, le=1)
+    count: int | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    background: tuple[int, int, int] | None = None
+
+    @model_validator(mode="after")
+    def _crop_count(self) -> "Image":
+        if self.count is not None and self.count not in CROP_COUNTS:
+            raise ValueError(f"count must be one of {', '.join(map(str, CROP_COUNTS))}")
+        return self
+
+
+class Augment(_Section):
+    """Random changes of training images, drawn alike for both classes."""
+
+    flip: bool = True  # left-right, half the time
+    quarter_turns: bool = False  # 0, 90, 180 or 270 degrees
+    jpeg: tuple[int, int] | None = None  # range of qualities of one more JPEG compression
+    jpeg_chance: float = Field(0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _jpeg_range(self) -> "Augment":
+        if self.jpeg is not None and not 1 <= self.jpeg[0] <= self.jpeg[1] <= 100:
+            raise ValueError("jpeg must be [lowest, highest] quality within 1..100")
+        return self
+
+
+class Train(_Section):
+    """How the member is fine-tuned: AdamW, linear warm-up, cosine decay to zero."""
+
+    lr: float = Field(gt=0, lt=1)  # peak learning rate
+    epochs: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    accumulate: int = Field(1, gt=0)  # batches an optimizer step; effective batch = product
+    weight_decay: float = Field(0.05, ge=0)
+    warmup: float = Field(0.1, ge=0, lt=1)  # share of all steps
+    clip: float = Field(1.0, gt=0)  # largest gradient norm
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+
+
+class Recipe(_Section):
+    """One member: its backbone, image contract overrides, augmentation and training."""
+
+    name: str
+    backbone: Backbone
+    image: Image = Image()
+    augment: Augment = Augment()
+    train: Train
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the resolved values; the name and the file's comments do not enter."""
+        values = self.model_dump(mode="json", exclude={"name"})
+        return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def load_recipes(paths: Sequence[Path], overrides: Sequence[str] = (), seen_in: str = "recipes") -> list[Recipe]:
+    """Read and check recipe files, each with `overrides` ("train.lr=1e-5") applied.
+
+    All problems of all files come in one RecipeError.
+    """
+    if not paths:
+        raise RecipeError(f"no recipe (*.yaml) in {seen_in}; name a folder or file that holds one")
+    changes, problems = _parse_overrides(overrides)
+    recipes = []
+    for path in paths:
+        try:
+            values = _read_yaml(path)
+            for keys, value in changes:
+                _set(values, keys, value)
+            recipes.append(_build(path.stem, values))
+        except (RecipeError, OSError) as error:
+            problems += [f"{path}: {line}" for line in str(error).splitlines()]
+    names = [recipe.name for recipe in recipes]
+    problems += [f"two recipes are named {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
+    if problems:
+        raise RecipeError("\n".join(dict.fromkeys(problems)))
+    return recipes
+
+
+def find_recipes(folder: Path) -> list[Path]:
+    """Every YAML file directly in `folder`, by name; a file stands for itself."""
+    if folder.is_file():
+        return [folder]
+    if not folder.is_dir():
+        raise RecipeError(f"no recipe folder {folder}; name a folder of *.yaml files, such as {recipes_folder()}")
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in {".yaml", ".yml"} and p.is_file())
+
+
+def recipes_folder() -> Path:
+    """The recipes that come with manyeyes: of this checkout, or inside the installed package."""
+    here = Path(__file__).resolve().parent
+    return next((p for p in (here.parent / "recipes", here / "recipes") if p.is_dir()), here / "recipes")
+
+
+def _build(name: str, values: dict[str, Any]) -> Recipe:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name in RESERVED_NAMES:
+        raise RecipeError(
+            f"the file name {name!r} becomes the member's name: use letters, digits, - and _, "
+            f"and none of {', '.join(sorted(RESERVED_NAMES))}"
+        )
+    if "name" in values:
+        raise RecipeError("name: the file's own name is the member's name; remove this key")
+    try:
+        return Recipe(name=name, **values)
+    except ValidationError as error:
+        raise RecipeError("\n".join(_explain(e) for e in error.errors())) from None
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    """One pydantic error as 'train.lr: what is wrong', with the nearest valid key for a typo."""
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        valid = _valid_keys(error["loc"][:-1])
+        near = difflib.get_close_matches(str(error["loc"][-1]), valid, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
+        return f"{where}: unknown key; {hint}"
+    if error["type"] == "missing":
+        return f"{where}: missing"
+    message = error["msg"].removeprefix("Value error, ")
+    given = error["input"]
+    return f"{where}: {message}" + ("" if isinstance(given, Mapping | _Section) else f" (got {given!r})")
+
+
+def _valid_keys(location: Sequence[Any]) -> list[str]:
+    section: Any = Recipe
+    for part in location:
+        section = section.model_fields[part].annotation
+    return [name for name in section.model_fields if name != "name"]
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, where YAML would keep the last one silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(problem=f"the key {key!r} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        # the loader above is yaml.SafeLoader with one check more
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506
+    except FileNotFoundError:
+        raise RecipeError("no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise RecipeError("a recipe is a mapping with the keys backbone, image, augment, train")
+    return values
+
+
+def _parse_overrides(overrides: Sequence[str]) -> tuple[list[tuple[list[str], Any]], list[str]]:
+    changes, problems = [], []
+    for text in overrides:
+        key, equals, raw = text.partition("=")
+        if not equals or not key.strip():
+            problems.append(f"--set {text}: write it as key=value, for example train.lr=1e-5")
+            continue
+        try:
+            changes.append((key.strip().split("."), yaml.safe_load(raw)))
+        except yaml.YAMLError as error:
+            problems.append(f"--set {text}: {' '.join(str(error).split())}")
+    return changes, problems
+
+
+def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        inner = values.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise RecipeError(f"--set {'.'.join(keys)}: {key} is not a section")
+        values = inner
+    values[keys[-1]] = value

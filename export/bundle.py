@@ -1,0 +1,60 @@
+"""The bundle: members as ONNX, stacker and contracts, each file listed by its hash. No torch."""
+
+from pathlib import Path
+from typing import Any
+
+from ensemble import artifacts, members
+from ensemble.contract import ImageContract
+from ensemble.errors import ArtifactError
+from ensemble.score import Runner
+from ensemble.stack import Stacker
+from ensemble.stack_run import read_stacker
+from export.runtime import onnx_runner
+
+CONVERTER_VERSION = 1  # raised by hand when converting the same member would give another file
+PRECISION = "fp32"
+REMEDY = "run: python cli.py export --force"
+
+
+def open_bundle(folder: Path) -> dict[str, Any]:
+    """bundle.json of a bundle whose every file is as it was written; else ArtifactError."""
+    values = artifacts.read_json(folder / "bundle.json", REMEDY)
+    digest = values.pop("digest", None)
+    if digest != artifacts.json_sha256(values):
+        raise ArtifactError(f"{folder / 'bundle.json'} is damaged: its digest differs; {REMEDY}")
+    members.check_files(folder, values["files"], REMEDY)
+    return values
+
+
+def load_bundle(folder: Path, device: str) -> tuple[list[Runner], Stacker]:
+    """A checked bundle's members in ONNX Runtime, in the stacker's order, and the stacker."""
+    entries = open_bundle(folder)["members"]
+    stacker = Stacker.from_dict(artifacts.read_json(folder / "stacker.json", REMEDY))
+    return [_runner(folder, name, entries[name], device) for name in stacker.members], stacker
+
+
+def is_current(run: Path) -> bool:
+    """Whether the run's bundle was made from its members and stacker as they are now.
+
+    Raises ArtifactError if there is no valid stacker, or if the bundle is damaged.
+    """
+    stacker, folder = read_stacker(run), artifacts.bundle_path(run)
+    if not (folder / "bundle.json").is_file():
+        return False
+    values = open_bundle(folder)
+    entries = values["members"]
+    return (
+        list(entries) == list(stacker.members)
+        and all(entry["source"] == source_sha256(run, name) for name, entry in entries.items())
+        and values["files"]["stacker.json"] == artifacts.file_sha256(artifacts.stacker_path(run))
+    )
+
+
+def source_sha256(run: Path, name: str) -> str:
+    """Hash of all that decides a member's ONNX file; the stacker does not enter."""
+    info = members.read_info(run, name)
+    return artifacts.json_sha256([info["files"], info["contract"], PRECISION, CONVERTER_VERSION])
+
+
+def _runner(folder: Path, name: str, entry: dict[str, Any], device: str) -> Runner:
+    return onnx_runner(name, folder / entry["file"], ImageContract.from_dict(entry["contract"]), device)

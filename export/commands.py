@@ -1,0 +1,102 @@
+"""export, infer: parse, call one function, print."""
+
+from pathlib import Path
+
+import click
+
+from ensemble import options
+
+
+@click.command("export")
+@options.run
+@click.option("--force", is_flag=True, help="Convert every member anew, whatever the bundle holds.")
+def export(run: Path, force: bool) -> None:
+    """Convert the stack's members to ONNX and put them into the run's bundle.
+
+    Each file takes uint8 pixels [N, size, size, 3] and gives float32 logits [N]. It is kept
+    only if its logits agree with its torch member within 0.001 on real held-out images.
+    """
+    from ensemble.artifacts import bundle_path
+
+    _export(run, force)
+    click.echo(f"-> {bundle_path(run)}")
+
+
+def _export(run: Path, force: bool = False) -> None:
+    from ensemble.stack_run import read_stacker
+    from export.runtime import require_torch
+
+    read_stacker(run)
+    require_torch()
+    from export.export_run import export_run
+
+    export_run(run, click.echo, force)
+
+
+@click.command("infer")
+@click.option(
+    "--input",
+    "source",
+    type=click.Path(path_type=Path),
+    default=Path("data/test.csv"),
+    show_default=True,
+    help="CSV with a column id (or path), or a folder of images.",
+)
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    help="Where the CSV's images lie.  [default: images/ beside it, or its folder]",
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path, dir_okay=False), default=Path("submission.csv"), show_default=True
+)
+@click.option("--onnx", is_flag=True, help="Use the bundle, exported first if missing or out of date.")
+@click.option("--members", "with_members", is_flag=True, help="Also write each member's own probability.")
+@click.option("--fill", type=click.FloatRange(0, 1), help="Target of images that cannot be read.  [default: empty]")
+@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
+@options.run
+@options.device
+def infer(
+    source: Path,
+    images: Path | None,
+    output: Path,
+    onnx: bool,
+    with_members: bool,
+    fill: float | None,
+    batch_size: int,
+    run: Path,
+    device: str,
+) -> int:
+    """Score images and write a CSV with `id,target`; target is the probability of AI-made.
+
+    Rows and order are the input's. Images that cannot be read are listed in
+    NAME.errors.csv beside the output, all others are scored, and the exit code is 1.
+
+    \b
+    Examples:
+      python cli.py infer --onnx
+      python cli.py infer --onnx --input photos/ --members --output scores.csv
+    """
+    from tqdm import tqdm
+
+    from ensemble import artifacts
+    from export import bundle, predictor
+    from export import infer as inference
+    from export.inputs import read_inputs
+
+    artifacts.ensure_writable(output.absolute().parent)
+    inputs = read_inputs(source, images)
+    if onnx and not bundle.is_current(run):
+        click.echo("The bundle is missing or older than the members: exporting first.")
+        _export(run)
+    ensemble = predictor.load_run(run, onnx, device)
+    click.echo(f"{len(inputs.ids)} images, {len(ensemble.runners)} members on {ensemble.device}")
+    with tqdm(total=len(inputs.ids), desc="infer", unit="image", leave=False, disable=None) as bar:
+        result, errors = inference.infer(inputs, ensemble, with_members, batch_size, bar.update)
+    listing = inference.write_result(output, result, errors, fill)
+    scored = len(result) - len(errors)
+    click.echo(f"{scored} images scored -> {output}")
+    if listing is None:
+        return 0
+    click.echo(f"Error: {len(errors)} images could not be read, listed in {listing}", err=True)
+    return 1 if scored else 2

@@ -1,0 +1,90 @@
+"""demo: the whole job on small real data, by the same commands a user would type."""
+
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+# Smaller and shorter than recipes/quick as it stands: minutes on two cores.
+OVERRIDES = {"train.batch_size": "16"}
+
+
+@click.command("demo")
+@click.option(
+    "--run",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("runs/demo"),
+    show_default=True,
+    help="Folder for the data, the run and the submission.",
+)
+def demo(run: Path) -> int:
+    """The whole job on small real data, offline: train-all, stack, export, infer, scores.
+
+    Photographs come from installed packages; the AI class is made from them by a small
+    neural network trained on the spot. Minutes on two cores. Run again, it goes on from
+    what is finished.
+    """
+    from ensemble.commands import require_training_packages, stack, train_all
+    from ensemble.recipe import recipes_folder
+    from export.commands import export, infer
+
+    started = time.monotonic()
+    require_training_packages()
+    from ensemble.demo_data import make_demo_data
+
+    data, output = run / "data", run / "submission.csv"
+    make_demo_data(data, click.echo)
+    sets = [text for key, value in OVERRIDES.items() for text in ("--set", f"{key}={value}")]
+    shares = ["--tune", "0.2", "--heldout", "0.35"]  # thirteen photographs: the stack needs several of them
+    common = ["--run", str(run)]
+    code = _call(
+        train_all, [str(recipes_folder() / "quick"), "--data", str(data / "train.csv"), *shares, *sets, *common]
+    )
+    _call(stack, common)
+    _call(export, common)
+    infer_arguments = ["--onnx", "--members", "--input", str(data / "test.csv"), "--output", str(run / "scores.csv")]
+    code = max(code, _call(infer, [*infer_arguments, *common]))
+    _finish(run, data, output)
+    click.echo(f"Done in {(time.monotonic() - started) / 60:.1f} minutes.")
+    return code
+
+
+def _call(command: click.Command, arguments: Sequence[str]) -> int:
+    """Run a command as if typed, its line printed first; returns its exit code."""
+    click.echo()
+    click.secho(f"$ python cli.py {command.name} {shlex.join(arguments)}", bold=True)
+    return int(command.main(list(arguments), standalone_mode=False) or 0)
+
+
+def _finish(run: Path, data: Path, output: Path) -> None:
+    """The submission, checked; scores on the test photographs; and where to look."""
+    import pandas as pd
+
+    from ensemble import artifacts, options, stack_run
+    from export.submission import check_submission
+
+    scores = pd.read_csv(run / "scores.csv", dtype={"id": str})
+    with artifacts.replacing(output) as temporary:
+        scores[["id", "target"]].to_csv(temporary, index=False)
+    rows = check_submission(output, data / "sample_submission.csv")
+    labels = pd.read_csv(data / "labels.csv", dtype={"id": str})
+    y, groups = labels["label"].to_numpy(), labels["group"].to_numpy(dtype=str)
+    p = {name: scores[name].to_numpy() for name in scores.columns if name not in ("id", "target")}
+    scored = stack_run.score_probabilities(p, scores["target"].to_numpy(), y, groups)
+    click.echo()
+    click.echo(f"On {rows} test tiles of {len(set(groups))} photographs that no network saw:")
+    options.table(stack_run.as_table(scored))
+    click.echo(stack_run.verdict(scored))
+    click.echo(f"\nSubmission checked against the sample: {rows} rows, ids and order match.")
+    places: list[tuple[str, Any]] = [
+        ("submission", output),
+        ("each member's probability", run / "scores.csv"),
+        ("members, open with from_pretrained", artifacts.members_path(run)),
+        ("ONNX bundle", artifacts.bundle_path(run)),
+        ("tiles to look at", data / "test"),
+    ]
+    for what, path in places:
+        click.echo(f"  {what:36}{path}")
