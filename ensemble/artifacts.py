@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def read_json(path: Path, missing: str) -> dict[str, Any]:
     """Read one of our JSON files; `missing` says what to do if it is not there."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"no {path}; {missing}") from None
     except (ValueError, UnicodeDecodeError):
         raise ArtifactError(f"{path} is damaged (not JSON); {missing}") from None
@@ -117,7 +117,8 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {error.strerror or error}; choose another place") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it was moved, or could never be made
+            temporary.unlink()
 
 
 def replace_folder(new: Path, target: Path) -> None:

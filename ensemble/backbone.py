@@ -6,7 +6,7 @@ path. Only the classifier head may differ from the checkpoint; anything else is 
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -80,11 +80,10 @@ def load_classifier(folder: Path) -> tuple[nn.Module, Any]:
         network, info = transformers.AutoModelForImageClassification.from_pretrained(
             folder,
             config=config,
-            attn_implementation="eager",  # the exporter cannot trace Swin's fused attention
             local_files_only=True,
             output_loading_info=True,
         )
-    _refuse_mismatch(folder, info, allowed=frozenset())
+    _refuse_mismatch(folder, info, buffers=_buffers(network))
     return network.eval(), config
 
 
@@ -119,7 +118,7 @@ def _from_checkpoint(folder: Path, config: Any, backbone: Backbone, contract: Im
             folder, config=config, local_files_only=True, ignore_mismatched_sizes=True, output_loading_info=True
         )
     head = _head_names(network)
-    _refuse_mismatch(folder, info, allowed=head)
+    _refuse_mismatch(folder, info, head, _buffers(network))
     _new_head(network, head)
     return network
 
@@ -141,7 +140,9 @@ def _from_architecture(recipe: Recipe) -> tuple[nn.Module, ImageContract]:
         contract = _overridden(contracts.from_config(config), recipe)
         _configure(config, backbone, contract)
         network = transformers.AutoModelForImageClassification.from_config(config)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+    except BackboneError:
+        raise
+    except Exception as error:  # the recipe's `config` reaches constructors that check it each in its own way
         raise BackboneError(f"{recipe.name}: {backbone.architecture} cannot be built: {_first_line(error)}") from None
     if backbone.weights is not None:
         _load_weights(network, backbone)
@@ -204,19 +205,29 @@ def _new_head(network: nn.Module, head: frozenset[str]) -> None:
                 nn.init.trunc_normal_(parameter, std=0.02)  # as ViT, Swin and ConvNeXt draw theirs
 
 
-def _refuse_mismatch(folder: Path, info: dict[str, Any], allowed: frozenset[str]) -> None:
+def _refuse_mismatch(
+    source: Path, info: Mapping[str, Any], head: frozenset[str] = frozenset(), buffers: frozenset[str] = frozenset()
+) -> None:
+    """BackboneError listing every key that does not fit: only `head` may be missing or of another shape.
+
+    Keys named in `buffers` may be extra: older files store tables that are computed now.
+    """
     mismatched = {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}
     problems = []
     for kind, keys in (
-        ("missing", set(info["missing_keys"]) - allowed),
-        ("unexpected", set(info["unexpected_keys"])),
-        ("of another shape", mismatched - allowed),
+        ("missing", set(info["missing_keys"]) - head),
+        ("unexpected", set(info["unexpected_keys"]) - buffers),
+        ("of another shape", mismatched - head),
         ("broken", set(info.get("error_msgs", ()))),
     ):
         if keys:
             problems.append(f"{len(keys)} {kind}: {some(sorted(keys), 4)}")
     if problems:
-        raise BackboneError(f"{folder}: the weights do not fit the network beyond its head ({'; '.join(problems)})")
+        raise BackboneError(f"{source}: the weights do not fit the network beyond its head ({'; '.join(problems)})")
+
+
+def _buffers(network: nn.Module) -> frozenset[str]:
+    return frozenset(name for name, _ in network.named_buffers())
 
 
 def _load_weights(network: Any, backbone: Backbone) -> None:
@@ -240,7 +251,7 @@ def _load_weights(network: Any, backbone: Backbone) -> None:
     missing, unexpected = body - set(given), set(given) - set(own)
     shapes = {name for name in body & set(given) if given[name].shape != own[name].shape}
     info = {"missing_keys": missing, "unexpected_keys": unexpected, "mismatched_keys": shapes}
-    _refuse_mismatch(path, info, allowed=frozenset())
+    _refuse_mismatch(path, info)
     inner.load_state_dict({name: given[name] if name in body else own[name] for name in own})
 
 
@@ -264,7 +275,7 @@ def _quiet(folder: Path) -> Iterator[None]:
     transformers.logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+    except Exception as error:  # a damaged or hostile file may raise anything
         raise BackboneError(f"{folder}: cannot be loaded: {_first_line(error)}") from None
     finally:
         transformers.logging.set_verbosity(verbosity)

@@ -61,11 +61,16 @@ def _from_processor(processor: Any) -> ImageContract:
         "std": tuple(processor.image_std),
         "filter": Image.Resampling(int(processor.resample)).name.lower(),
     }
-    if not processor.do_resize or not processor.do_normalize or not processor.do_rescale:
-        raise ValueError("it does not resize, rescale and normalise")
+    if not processor.do_normalize or not processor.do_rescale:
+        raise ValueError("it does not rescale and normalise")
     if not math.isclose(processor.rescale_factor, 1 / 255):
         raise ValueError(f"rescale_factor {processor.rescale_factor} is not 1/255")
     short: Any = size.get("shortest_edge")
+    if not processor.do_resize:
+        if not getattr(processor, "do_center_crop", False):
+            raise ValueError("it neither resizes nor crops, so inputs would differ in size")
+        crop = _side([processor.crop_size["height"], processor.crop_size["width"]])
+        return ImageContract(size=crop, geometry="native_crops", **common)
     if "ConvNext" in type(processor).__name__:
         # transformers squashes ConvNeXt inputs at 384 and above, and crops below
         if short >= 384:

@@ -71,6 +71,8 @@ def build_dataset(
         )
     kept = [(item, seen) for item, seen in zip(data, read, strict=True) if seen is not None]
     items, found = [item for item, _ in kept], [seen for _, seen in kept]
+    if not items:
+        raise DataError(f"no image of {len(data)} can be read: {some(bad.values(), 3) or 'none was given'}")
     _refuse_conflicts(items, found)
     names = _group_names(items, found)
     frame = pd.DataFrame(
@@ -156,8 +158,8 @@ def _read(path: Path) -> _Seen | str:
     except ImageError as error:
         return str(error)
     thumb = groups.thumbnail(image)
-    pixels = sha256(f"{image.mode} {image.size}".encode())
-    pixels.update(image.tobytes())
+    pixels = sha256(str(image.size).encode())
+    pixels.update(image.convert("RGBA").tobytes())  # an alpha channel that hides nothing is no difference
     return _Seen(
         width=image.width,
         height=image.height,

@@ -19,10 +19,16 @@ def jpeg(image: Image.Image, quality: int, subsampling: int = 2) -> Image.Image:
 
 
 def degrade(image: Image.Image, augment: Augment, rng: np.random.Generator) -> Image.Image:
-    """An RGB image after the random degradations of `augment`, the same draws for both classes."""
+    """An image after the random degradations of `augment`, the same draws for both classes.
+
+    Transparency is kept: the background comes later, with the contract.
+    """
     if augment.jpeg is not None and rng.random() < augment.jpeg_chance:
         low, high = augment.jpeg
-        image = jpeg(image.convert("RGB"), int(rng.integers(low, high + 1)), int(rng.choice([0, 2])))
+        degraded = jpeg(image.convert("RGB"), int(rng.integers(low, high + 1)), int(rng.choice([0, 2])))
+        if image.mode == "RGBA":
+            degraded.putalpha(image.getchannel("A"))
+        return degraded
     return image
 
 

@@ -19,17 +19,15 @@ from torch.nn import functional
 from ensemble import artifacts, images
 from ensemble.errors import DataError
 
+# Sharp ones: a blurred tile holds nothing that a generator could have changed.
 PHOTOS = {
-    "skimage/data": (
-        "astronaut brick camera cell chelsea clock_motion coffee coins grass gravel hubble_deep_field ihc "
-        "moon motorcycle_left retina rocket"
-    ).split(),
+    "skimage/data": "astronaut brick camera chelsea coffee coins grass gravel hubble_deep_field motorcycle_left rocket".split(),
     "sklearn/datasets/images": ["china", "flower"],
 }
-TEST_PHOTOS = frozenset({"chelsea", "china", "coins", "gravel", "retina"})
+TEST_PHOTOS = frozenset({"chelsea", "china", "coins", "gravel"})
 TILE = 128  # pixels
-TILES = {"train": 24, "test": 20}  # of a photograph, for each class
-STEPS = 300  # of the generator's training
+TILES = {"train": 32, "test": 20}  # of a photograph, for each class
+STEPS = 200  # of the generator's training
 
 Tile = tuple[str, int, Image.Image, int]  # photograph, label, pixels, JPEG quality
 
@@ -53,7 +51,7 @@ def make_demo_data(folder: Path, say: Callable[[str], object], seed: int = 0) ->
             for _ in range(TILES[split]):
                 tile = _tile(photo, rng)
                 tile = _rebuild(generator, tile) if label else tile
-                (test if split == "test" else train).append((name, label, tile, int(rng.integers(80, 99))))
+                (test if split == "test" else train).append((name, label, tile, int(rng.integers(85, 99))))
     _write(folder, "train", [train[i] for i in rng.permutation(len(train))])
     _write(folder, "test", [test[i] for i in rng.permutation(len(test))])
     say(

@@ -34,14 +34,26 @@ def list_images(folder: Path) -> list[str]:
     if skipped:
         kinds = some(f"{count} {suffix}" for suffix, count in sorted(skipped.items()))
         raise DataError(f"{folder}: images that cannot be read would be skipped ({kinds}); convert or move them")
+    if unreadable := [path for path in found if path != path.encode(errors="replace").decode()]:
+        raise DataError(f"{folder}: file names that are not UTF-8: {some(map(ascii, unreadable))}; rename them")
     return sorted(found)
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not _loops(Path(parent), name))
         base = Path(parent).relative_to(folder)
         yield from ((base / name).as_posix() for name in names if not name.startswith("."))
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"cannot read the folder {error.filename}: {error.strerror}")
+
+
+def _loops(parent: Path, name: str) -> bool:
+    """Whether a link leads back to a folder that it lies in, and so round and round."""
+    link = parent / name
+    return link.is_symlink() and parent.resolve().is_relative_to(link.resolve())
 
 
 def resolve_ids(ids: Sequence[str], folder: Path) -> list[str]:

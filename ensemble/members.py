@@ -22,6 +22,13 @@ def read_info(run: Path, name: str) -> dict[str, Any]:
     return artifacts.read_json(artifacts.member_path(run, name) / "member.json", "run train-all again")
 
 
+def stored_contract(folder: Path) -> ImageContract | None:
+    """The contract in a member folder's member.json, which says more than a processor can; None without one."""
+    if not (folder / "member.json").is_file():
+        return None
+    return ImageContract.from_dict(artifacts.read_json(folder / "member.json", "remove it")["contract"])
+
+
 def is_current(run: Path, name: str, wanted: dict[str, Any]) -> bool:
     """Whether a finished member was made from just these values (hashes, version, seed)."""
     try:

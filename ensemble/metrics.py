@@ -72,7 +72,7 @@ def cluster_interval(
     rows = np.split(order, np.cumsum(np.bincount(codes))[:-1])
     rng = np.random.default_rng(seed)
     drawn = []
-    for _ in range(resamples):
+    for _ in range(resamples if len(rows) > 1 else 0):
         chosen = np.concatenate([rows[i] for i in rng.integers(len(rows), size=len(rows))])
         if 0 < labels[chosen].sum() < len(chosen):
             drawn.append(score(labels[chosen], values[chosen]))

@@ -156,7 +156,7 @@ def _build(name: str, values: dict[str, Any]) -> Recipe:
     if "name" in values:
         raise RecipeError("name: the file's own name is the member's name; remove this key")
     try:
-        return Recipe(name=name, **values)
+        return Recipe.model_validate({"name": name, **values})
     except ValidationError as error:
         raise RecipeError("\n".join(_explain(e) for e in error.errors())) from None
 

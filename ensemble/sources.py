@@ -59,6 +59,8 @@ def read_table(path: Path) -> pd.DataFrame:
         raise DataError(f"{path} is not a readable CSV: {' '.join(str(error).split())}") from None
     if frame.empty:
         raise DataError(f"{path} has no rows")
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas took the first column for row names
+        raise DataError(f"{path}: its rows have more cells than its header has names")
     return frame
 
 

@@ -1,6 +1,7 @@
 """The stacker: logistic regression over member logits. Fitting needs scikit-learn, applying NumPy."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,15 +60,17 @@ class Stacker:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"stacker.json is damaged ({error!r}); run stack again") from None
-        if len(stacker.members) != len(stacker.coef) or not np.isfinite([*stacker.coef, stacker.intercept]).all():
+        sound = 0 < len(stacker.members) == len(stacker.coef)
+        if not sound or not np.isfinite([*stacker.coef, stacker.intercept]).all():
             raise ArtifactError("stacker.json is damaged (coefficients); run stack again")
         return stacker
 
 
 def fit_stacker(names: Sequence[str], logits: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Stacker:
     """Fit on held-out logits [N, members], the strength chosen by grouped cross-validation."""
-    strength = _choose_strength(logits, labels, groups)
-    coef, intercept = _fit(logits, labels, strength)
+    with _one_thread():
+        strength = _choose_strength(logits, labels, groups)
+        coef, intercept = _fit(logits, labels, strength)
     return Stacker(tuple(names), tuple(coef.tolist()), intercept)
 
 
@@ -77,21 +80,30 @@ def out_of_fold(logits: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> n
     The choice of strength is repeated inside each fold, so the scores owe it nothing.
     """
     result = np.empty(len(labels))
-    for fit, held in _folds(labels, groups):
-        strength = _choose_strength(logits[fit], labels[fit], groups[fit])
-        coef, intercept = _fit(logits[fit], labels[fit], strength)
-        result[held] = logits[held].astype(np.float64) @ coef + intercept
+    with _one_thread():
+        for fit, held in _folds(labels, groups):
+            strength = _choose_strength(logits[fit], labels[fit], groups[fit])
+            coef, intercept = _fit(logits[fit], labels[fit], strength)
+            result[held] = logits[held].astype(np.float64) @ coef + intercept
     return result
+
+
+def _one_thread() -> AbstractContextManager[object]:
+    """No threads in linear algebra: on so few columns they wait for each other, on a busy machine for seconds."""
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    return threadpool_limits(1, user_api="blas")
 
 
 def _folds(labels: np.ndarray, groups: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """Grouped, stratified folds in which every fitting part has both classes."""
     from sklearn.model_selection import StratifiedGroupKFold
 
-    count = min(FOLDS, len(np.unique(groups)))
+    # Of each class: with fewer, a fold could lack one.
+    count = min(FOLDS, *(len(np.unique(groups[labels == label])) for label in (0, 1)))
     if count < 2:
         raise ArtifactError(
-            "the held-out rows are all of one group, so the stack cannot be cross-validated; "
+            "the held-out rows have too few groups with ai or with real images to cross-validate the stack; "
             "train with a larger --heldout or more groups"
         )
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=0)
@@ -119,9 +131,6 @@ def _fold_loss(logits: np.ndarray, labels: np.ndarray, fold: tuple[np.ndarray, n
 def _fit(logits: np.ndarray, labels: np.ndarray, strength: float) -> tuple[np.ndarray, float]:
     from sklearn.linear_model import LogisticRegression
 
-    # Columns are scaled so that the penalty is fair to members whose logits are small.
-    columns = logits.astype(np.float64)
-    scale = columns.std(axis=0)
-    scale[scale == 0] = 1.0
-    model = LogisticRegression(C=strength, max_iter=1000).fit(columns / scale, labels)
-    return model.coef_[0] / scale, float(model.intercept_[0])
+    # Columns are not scaled: logits share a unit, and a member whose logits hardly move should hardly count.
+    model = LogisticRegression(C=strength, max_iter=1000).fit(logits.astype(np.float64), labels)
+    return model.coef_[0], float(model.intercept_[0])

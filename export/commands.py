@@ -48,12 +48,16 @@ def _export(run: Path, force: bool = False) -> None:
     help="Where the CSV's images lie.  [default: images/ beside it, or its folder]",
 )
 @click.option(
-    "--output", type=click.Path(path_type=Path, dir_okay=False), default=Path("submission.csv"), show_default=True
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("submission.csv"),
+    show_default=True,
+    help="CSV to write.",
 )
 @click.option("--onnx", is_flag=True, help="Use the bundle, exported first if missing or out of date.")
 @click.option("--members", "with_members", is_flag=True, help="Also write each member's own probability.")
 @click.option("--fill", type=click.FloatRange(0, 1), help="Target of images that cannot be read.  [default: empty]")
-@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Images that run together.")
 @options.run
 @options.device
 def infer(

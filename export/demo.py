@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 # Smaller and shorter than recipes/quick as it stands: minutes on two cores.
-OVERRIDES = {"train.batch_size": "16"}
+OVERRIDES = {"image.size": "96", "image.count": "1", "train.batch_size": "16", "train.epochs": "4"}
 
 
 @click.command("demo")
@@ -38,7 +38,7 @@ def demo(run: Path) -> int:
     data, output = run / "data", run / "submission.csv"
     make_demo_data(data, click.echo)
     sets = [text for key, value in OVERRIDES.items() for text in ("--set", f"{key}={value}")]
-    shares = ["--tune", "0.2", "--heldout", "0.35"]  # thirteen photographs: the stack needs several of them
+    shares = ["--tune", "0.15", "--heldout", "0.4", "--seed", "4"]  # nine photographs: 4 train, 1 tune, 4 held out
     common = ["--run", str(run)]
     code = _call(
         train_all, [str(recipes_folder() / "quick"), "--data", str(data / "train.csv"), *shares, *sets, *common]

@@ -1,5 +1,6 @@
 """Score images with a loaded ensemble and write the result. Runs without torch."""
 
+import csv
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ensemble import artifacts, metrics
+from ensemble.errors import ArtifactError, some
 from ensemble.score import Runner, score_images
 from ensemble.stack import Stacker
 from export.inputs import Inputs
@@ -51,8 +53,8 @@ def _check(inputs: Inputs, result: pd.DataFrame, errors: pd.DataFrame) -> None:
     """Rows and order are the input's, and only unreadable images lack a target."""
     if tuple(result["id"]) != inputs.ids:
         raise AssertionError("rows or order changed while scoring")
-    if set(result.loc[result["target"].isna(), "id"]) != set(errors["id"]):
-        raise AssertionError("an image that was read has no target; a member returned NaN")
+    if lost := sorted(set(result.loc[result["target"].isna(), "id"]) - set(errors["id"])):
+        raise ArtifactError(f"a member gave no finite logit for images it could read ({some(lost)}); train it again")
 
 
 def write_result(path: Path, result: pd.DataFrame, errors: pd.DataFrame, fill: float | None = None) -> Path | None:
@@ -62,15 +64,25 @@ def write_result(path: Path, result: pd.DataFrame, errors: pd.DataFrame, fill: f
     """
     if fill is not None:
         result = result.fillna({column: fill for column in result.columns if column != "id"})
-    with artifacts.replacing(path) as temporary:
-        result.to_csv(temporary, index=False, float_format="%.9g")
+    _write_csv(path, result)
     listing = path.with_name(f"{path.stem}.errors.csv")
     if errors.empty:
         listing.unlink(missing_ok=True)
         return None
-    with artifacts.replacing(listing) as temporary:
-        errors.to_csv(temporary, index=False)
+    _write_csv(listing, errors)
     return listing
+
+
+def _write_csv(path: Path, frame: pd.DataFrame) -> None:
+    # csv leaves a carriage return unquoted, which readers take for the end of a row
+    returns = frame["id"].str.contains("\r").any()
+    with artifacts.replacing(path) as temporary:
+        frame.to_csv(
+            temporary,
+            index=False,
+            float_format="%.9g",
+            quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL,
+        )
 
 
 def average(name: str) -> Stacker:

@@ -41,6 +41,7 @@ def load_classifier(folder: Path, device: str, positive: str | None = None) -> E
     """Any two-class image classifier in transformers' layout; `target` is P(its AI-made class)."""
     runtime.require_torch()
     from ensemble import backbone, contracts
+    from ensemble.members import stored_contract
 
     network, config = backbone.load_classifier(folder)
     names = {int(index): str(name) for index, name in config.id2label.items()}
@@ -49,7 +50,8 @@ def load_classifier(folder: Path, device: str, positive: str | None = None) -> E
     except ValueError as error:
         raise BackboneError(f"{folder}: {error}") from None
     index = next(index for index, name in names.items() if name == chosen)
-    member = backbone.Member(network, contracts.from_checkpoint(folder, config), positive=index)
+    contract = stored_contract(folder) or contracts.from_checkpoint(folder, config)
+    member = backbone.Member(network, contract, positive=index)
     name = folder.name or "classifier"
     chosen_device = runtime.choose_device(device, onnx=False)
     return Ensemble((runtime.torch_runner(name, member, chosen_device),), average(name), chosen_device)

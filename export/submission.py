@@ -17,9 +17,12 @@ def check_submission(submission: Path, sample: Path) -> int:
     ours, theirs = read_table(submission), read_table(sample)
     if list(ours.columns) != list(theirs.columns):
         raise DataError(f"{submission} has columns {', '.join(ours.columns)}, the sample {', '.join(theirs.columns)}")
+    if not {"id", "target"} <= set(theirs.columns):
+        raise DataError(f"{sample} needs the columns id and target; it has: {', '.join(theirs.columns)}")
     if list(ours["id"]) != list(theirs["id"]):
         differing = set(ours["id"]) ^ set(theirs["id"])
-        what = f"ids differ: {some(sorted(differing))}" if differing else "the same ids stand in another order"
+        same = "the same ids stand in another order, or some more than once"
+        what = f"ids differ: {some(sorted(differing))}" if differing else same
         raise DataError(f"{submission} does not match {sample}: {what}")
     target = pd.to_numeric(ours["target"], errors="coerce")
     bad = ours.loc[~target.between(0, 1), "id"]

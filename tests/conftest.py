@@ -1,0 +1,74 @@
+"""Pictures, and small files of them, that several test files share."""
+
+import importlib.util
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+PHOTOS = ("chelsea.png", "coffee.png", "rocket.jpg", "astronaut.png")
+HOSTILE_NAMES = ("a b", "é 写真", "1,2", 'it\'s "it"', "two\nlines", "<script>", "007", "NA", "1e5", "a.b")
+
+
+def photo_file(name: str) -> Path:
+    spec = importlib.util.find_spec("skimage")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0]) / "data" / name
+
+
+def noise(seed: int, width: int = 32, height: int = 32) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def encoded(image: Image.Image, file_format: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def write_files(folder: Path, *names: str, data: bytes = b"") -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photo() -> Path:
+    return photo_file("chelsea.png")
+
+
+@pytest.fixture(scope="session")
+def photos() -> list[Image.Image]:
+    return [Image.open(photo_file(name)).convert("RGB") for name in PHOTOS]
+
+
+@pytest.fixture(scope="session")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set that a test must not change: ai/ and real/ with 30 unlike images each."""
+    folder = tmp_path_factory.mktemp("tiles")
+    for label, name in enumerate(("real", "ai")):
+        for number in range(30):
+            write_files(folder, f"{name}/{number:02}.bmp", data=encoded(noise(100 * label + number), "BMP"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """data/ and recipes/ of a small main job."""
+    import small_job
+
+    return small_job.make_data(tmp_path_factory.mktemp("work"))
+
+
+@pytest.fixture(scope="session")
+def run(work: Path) -> Path:
+    """A trained and stacked run with its bundle; a test that changes it takes a copy."""
+    import small_job
+
+    return small_job.make_run(work)

@@ -1,0 +1,89 @@
+"""The real huggingface_hub client against a loopback server; in a subprocess, since it reads HF_ENDPOINT once."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from hub_layouts import VIT_EXTRACTOR
+from hub_server import serve
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCATE = "import sys; from ensemble.checkpoints import locate_checkpoint; print(locate_checkpoint(sys.argv[1]))"
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hub")
+    config = transformers.SwinConfig(
+        image_size=32, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4, num_labels=3
+    )
+    transformers.SwinForImageClassification(config).save_pretrained(folder / "new")
+    (folder / "new" / "preprocessor_config.json").write_text(json.dumps({**VIT_EXTRACTOR, "resample": 3, "size": 32}))
+    (folder / "new" / "README.md").write_text("not needed")
+    shutil.copytree(folder / "new", folder / "old")
+    torch.save(load_file(folder / "old" / "model.safetensors"), folder / "old" / "pytorch_model.bin")
+    (folder / "old" / "model.safetensors").unlink()
+    shutil.copytree(folder / "new", folder / "unconfigured")
+    (folder / "unconfigured" / "config.json").unlink()
+    repos = {f"org/{name}": folder / name for name in ("new", "old", "unconfigured")}
+    with serve(repos, {"org/gated": 403}) as (endpoint, seen):
+        yield endpoint, seen
+
+
+def locate(hub, name, cache, code=0, script=LOCATE):
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub[0],
+        "HF_HOME": str(cache),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script, name],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode == 0) == (code == 0), done.stdout + done.stderr
+    return done
+
+
+def test_checkpoint_comes_from_the_hub_with_only_what_is_needed(hub, tmp_path):
+    folder = Path(locate(hub, "org/new", tmp_path).stdout.strip())
+    assert {path.name for path in folder.iterdir()} == {"config.json", "preprocessor_config.json", "model.safetensors"}
+
+
+def test_second_use_downloads_nothing(hub, tmp_path):
+    locate(hub, "org/new", tmp_path)
+    hub[1].clear()
+    locate(hub, "org/new", tmp_path)
+    assert not [request for request in hub[1] if request.startswith("GET") and "/resolve/" in request]
+
+
+def test_old_repository_without_safetensors_gives_its_pytorch_weights(hub, tmp_path):
+    folder = Path(locate(hub, "org/old", tmp_path).stdout.strip())
+    assert (folder / "pytorch_model.bin").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("org/none", "no such repository, or it is private"),
+        ("org/gated", "accept its terms on the Hub, then run: hf auth login"),
+        ("org/unconfigured", "has no config.json"),
+    ],
+)
+def test_what_the_hub_refuses_is_said_in_one_line(name, message, hub, tmp_path):
+    done = locate(hub, name, tmp_path, code=1)
+    assert f"BackboneError: {name}" in done.stderr
+    assert message in done.stderr

@@ -1,0 +1,216 @@
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import HOSTILE_NAMES
+from helpers import CONTRACT, SCALES, STACKER, expected_logits, read_csv, write_csv, write_image
+
+from ensemble.errors import ArtifactError, DataError
+from ensemble.metrics import sigmoid
+from ensemble.score import Runner
+from export.infer import Ensemble, any_scored, average, infer, write_result
+from export.inputs import read_inputs
+
+HOSTILE = [*HOSTILE_NAMES, " spaces ", "😀", "nan", "1.50", "-0", "=1+1", "'", "TRUE", "#", "\ufeff", "a\rb", "a\r\nb"]
+
+
+def runner(name, scale):
+    def run(pixels):
+        return (scale * (pixels.mean(axis=(1, 2, 3), dtype=np.float64) / 255 - 0.5)).astype(np.float32)
+
+    return Runner(name, CONTRACT, run)
+
+
+ENSEMBLE = Ensemble(tuple(runner(name, scale) for name, scale in SCALES.items()), STACKER, "cpu")
+
+
+def write_images(folder, names):
+    return [write_image(folder / name, 13 * number % 256) for number, name in enumerate(names)]
+
+
+def score(source, images=None, **options):
+    return infer(read_inputs(source, images), ENSEMBLE, **options)
+
+
+def expected(files):
+    return STACKER.target(expected_logits(files))
+
+
+@pytest.mark.parametrize("suffix", ["", ".png"])
+@pytest.mark.parametrize("place", ["images beside", "beside", "named"])
+def test_a_csv_of_ids_keeps_rows_and_order(tmp_path, suffix, place):
+    folder = {"images beside": tmp_path / "images", "beside": tmp_path, "named": tmp_path / "elsewhere"}[place]
+    files = write_images(folder, [f"{name}.png" for name in "cab"])
+    table = write_csv(tmp_path / "test.csv", id=[name + suffix for name in "cab"])
+    result, errors = score(table, folder if place == "named" else None)
+    assert list(result.columns) == ["id", "target"]
+    assert list(result["id"]) == [name + suffix for name in "cab"]
+    np.testing.assert_allclose(result["target"], expected(files), rtol=1e-6)
+    assert errors.empty
+
+
+def test_a_csv_with_paths(tmp_path):
+    files = write_images(tmp_path / "deep" / "er", ["2.png", "1.png"])
+    table = write_csv(tmp_path / "test.csv", path=["deep/er/2.png", "deep/er/1.png"])
+    result, _ = score(table)
+    assert list(result["id"]) == ["deep/er/2.png", "deep/er/1.png"]
+    np.testing.assert_allclose(result["target"], expected(files), rtol=1e-6)
+
+
+def test_ids_stand_for_paths_where_a_csv_has_both(tmp_path):
+    files = write_images(tmp_path, ["b.png", "a.png"])
+    result, _ = score(write_csv(tmp_path / "test.csv", id=["1", "2"], path=["b.png", "a.png"]))
+    assert list(result["id"]) == ["1", "2"]
+    np.testing.assert_allclose(result["target"], expected(files), rtol=1e-6)
+
+
+def test_a_folder_is_scored_in_the_order_of_its_names(tmp_path):
+    files = write_images(tmp_path, ["a/2.png", "a/10.PNG", "b.png"])
+    (tmp_path / "notes.txt").write_text("no image")
+    result, _ = score(tmp_path)
+    assert list(result["id"]) == ["a/10.PNG", "a/2.png", "b.png"]
+    np.testing.assert_allclose(result["target"], expected([files[1], files[0], files[2]]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("how", ["by id", "by path", "folder"])
+def test_hostile_ids_survive_the_round_trip(tmp_path, how):
+    files = write_images(tmp_path / "images", [f"{name}.png" for name in HOSTILE])
+    named = {file.stem: value for file, value in zip(files, expected(files), strict=True)}
+    table = tmp_path / "test.csv"
+    if how == "by id":
+        source, ids = write_csv(table, id=HOSTILE), HOSTILE
+    elif how == "by path":
+        paths = [f"images/{name}.png" for name in HOSTILE]
+        ids = [f"</script>/{name}" for name in HOSTILE]
+        source = write_csv(table, id=ids, path=paths)
+    else:
+        source, ids = tmp_path / "images", sorted(f"{name}.png" for name in HOSTILE)
+    result, errors = score(source)
+    output = tmp_path / "out.csv"
+    assert write_result(output, result, errors) is None
+    read = read_csv(output)
+    assert list(read["id"]) == ids
+    stems = [key.removeprefix("</script>/").removesuffix(".png") for key in ids]
+    np.testing.assert_allclose(read["target"].astype(float), [named[stem] for stem in stems], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"id": ["a", "b", "a"]}, "ids given more than once: 'a'; each image is scored once"),
+        ({"id": ["a", "zz", ""]}, "2 of 3 ids have no image in .*: 'zz', ''; name their folder with --images"),
+        ({"id": ["a", "same"]}, r"ids that match more than one file in .*: 'same' \(x/same\.png and y/same\.png\)"),
+        ({"path": ["a.png", "zz.png"]}, "1 of 2 paths in .* do not exist below .*: 'zz.png'"),
+        ({"path": ["a.png", "a.png"]}, "ids given more than once: 'a.png'"),
+        ({"name": ["a"]}, "needs a column id or path; it has: name"),
+        ({"id": []}, "has no rows"),
+    ],
+)
+def test_tables_that_leave_a_doubt_are_refused(tmp_path, columns, message):
+    write_images(tmp_path, ["a.png", "b.png", "x/same.png", "y/same.png"])
+    with pytest.raises(DataError, match=message):
+        read_inputs(write_csv(tmp_path / "test.csv", **columns))
+
+
+def test_the_suffix_settles_an_ambiguous_id(tmp_path):
+    files = write_images(tmp_path, ["a.jpg", "a.png"])
+    assert read_inputs(write_csv(tmp_path / "test.csv", id=["a.png", "a.jpg"])).files == (files[1], files[0])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path / "gone.csv", "no input at .*gone.csv; give --input a CSV with a column id, or a folder"),
+        (lambda path: path, "holds no images"),
+        (lambda path: write_csv(path / "test.csv", id=["a"]), "1 of 1 ids have no image"),
+    ],
+)
+def test_a_missing_input_is_refused(tmp_path, make, message):
+    with pytest.raises(DataError, match=message):
+        read_inputs(make(tmp_path))
+
+
+def test_a_missing_image_folder_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"no such folder: .*photos \(--images\)"):
+        read_inputs(write_csv(tmp_path / "test.csv", id=["a"]), tmp_path / "photos")
+
+
+def test_members_have_columns_of_their_own_probability(tmp_path):
+    files = write_images(tmp_path, ["0.png", "1.png", "2.png"])
+    result, _ = score(tmp_path, with_members=True, batch_size=2)
+    assert list(result.columns) == ["id", "target", "one", "two"]
+    np.testing.assert_allclose(result[["one", "two"]], sigmoid(expected_logits(files)), rtol=1e-6)
+
+
+def test_a_single_member_stands_for_itself(tmp_path):
+    files = write_images(tmp_path, ["0.png", "1.png"])
+    result, _ = infer(read_inputs(tmp_path), Ensemble((runner("one", 4),), average("one"), "cpu"))
+    np.testing.assert_allclose(result["target"], sigmoid(expected_logits(files)[:, 0]), rtol=1e-6)
+
+
+@pytest.fixture
+def broken(tmp_path):
+    folder = tmp_path / "images"
+    files = write_images(folder, ["a.png", "b,1.png", "c.png"])
+    files[1].write_bytes(b"")
+    return folder
+
+
+def test_unreadable_images_are_listed_and_have_no_target(tmp_path, broken):
+    result, errors = score(broken, with_members=True)
+    listing = write_result(tmp_path / "out.csv", result, errors)
+    read = read_csv(tmp_path / "out.csv")
+    assert list(read["id"]) == ["a.png", "b,1.png", "c.png"]
+    assert read.loc[1, ["target", "one", "two"]].tolist() == ["", "", ""]
+    assert (read.loc[[0, 2], ["target", "one", "two"]] != "").all(axis=None)
+    assert listing == tmp_path / "out.errors.csv"
+    assert read_csv(listing).to_dict("records") == [
+        {"id": "b,1.png", "path": str(broken / "b,1.png"), "error": f"{broken / 'b,1.png'}: the file is empty"}
+    ]
+    assert any_scored(result)
+
+
+def test_fill_stands_in_for_unreadable_images_alone(tmp_path, broken):
+    result, errors = score(broken, with_members=True)
+    write_result(tmp_path / "plain.csv", result, errors)
+    write_result(tmp_path / "filled.csv", result, errors, fill=0.5)
+    plain, filled = read_csv(tmp_path / "plain.csv"), read_csv(tmp_path / "filled.csv")
+    assert filled.loc[1].tolist() == ["b,1.png", "0.5", "0.5", "0.5"]
+    pd.testing.assert_frame_equal(filled.drop(index=1), plain.drop(index=1))
+    assert len(read_csv(tmp_path / "filled.errors.csv")) == 1
+
+
+def test_an_older_error_list_goes_when_all_images_are_read(tmp_path, broken):
+    write_result(tmp_path / "out.csv", *score(broken))
+    write_image(broken / "b,1.png")
+    assert write_result(tmp_path / "out.csv", *score(broken)) is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out.csv"]
+
+
+def test_nothing_readable_is_said_so(tmp_path):
+    write_images(tmp_path, ["a.png"])[0].write_bytes(b"")
+    result, errors = score(tmp_path)
+    assert not any_scored(result)
+    assert len(result) == len(errors) == 1
+
+
+def test_a_member_without_an_answer_is_not_written_as_an_unreadable_image(tmp_path):
+    write_images(tmp_path, ["a.png", "b.png"])
+    silent = Runner("one", CONTRACT, lambda pixels: np.full(len(pixels), np.nan, dtype=np.float32))
+    with pytest.raises(ArtifactError, match="gave no finite logit"):
+        infer(read_inputs(tmp_path), Ensemble((silent,), average("one"), "cpu"))
+
+
+@pytest.mark.parametrize("place", ["file.txt/out.csv", "folder"])
+def test_an_output_that_cannot_be_written_is_one_clear_error(tmp_path, place):
+    (tmp_path / "file.txt").write_text("in the way")
+    (tmp_path / "folder").mkdir()
+    write_images(tmp_path / "images", ["a.png"])
+    with pytest.raises(ArtifactError, match=r"cannot (make|write) .*; choose another place"):
+        write_result(tmp_path / place, *score(tmp_path / "images"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.txt", "folder", "images"]
+
+
+def test_targets_keep_nine_digits(tmp_path):
+    target = 0.123456789012
+    write_result(tmp_path / "out.csv", pd.DataFrame({"id": ["a"], "target": [target]}), pd.DataFrame())
+    assert (tmp_path / "out.csv").read_text() == "id,target\na,0.123456789\n"

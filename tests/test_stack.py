@@ -1,0 +1,207 @@
+import json
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+from ensemble.errors import ArtifactError
+from ensemble.metrics import auroc, sigmoid
+from ensemble.stack import Stacker, fit_stacker, out_of_fold
+
+STACKER = Stacker(("a", "b", "c"), (0.7, -0.2, 0.3), -0.4)
+
+
+def sample(signals, groups=40, rows=5, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(groups * rows) % 2
+    logits = rng.normal(size=(len(labels), len(signals))) + np.outer(labels - 0.5, signals)
+    return logits, labels, np.repeat([f"g{i}" for i in range(groups)], rows)
+
+
+def member_logits(limit):
+    return arrays(np.float64, st.tuples(st.integers(1, 40), st.just(3)), elements=st.floats(-limit, limit))
+
+
+def test_apply_is_scikit_learns():
+    logits, labels, _ = sample([2, 1, 0])
+    model = LogisticRegression().fit(logits, labels)
+    stacker = Stacker(("a", "b", "c"), tuple(model.coef_[0]), float(model.intercept_[0]))
+    np.testing.assert_allclose(stacker.logit(logits), model.decision_function(logits), rtol=1e-12)
+    np.testing.assert_allclose(stacker.target(logits), model.predict_proba(logits)[:, 1], rtol=1e-12)
+
+
+def test_fit_is_scikit_learns_at_one_of_the_strengths():
+    logits, labels, groups = sample([2, 1])
+    stacker = fit_stacker(["a", "b"], logits, labels, groups)
+    fits = [LogisticRegression(C=10.0**k, max_iter=1000).fit(logits, labels) for k in range(-4, 5)]
+    differences = [np.abs(stacker.target(logits) - fit.predict_proba(logits)[:, 1]).max() for fit in fits]
+    assert min(differences) < 1e-9
+    assert stacker.members == ("a", "b")
+    assert stacker.threshold == 0.5
+
+
+@settings(deadline=None)
+@given(member_logits(20), st.floats(0.1, 5))
+def test_target_is_a_probability_that_rises_with_a_member(logits, step):
+    target = STACKER.target(logits)
+    assert ((target > 0) & (target < 1)).all()
+    assert (STACKER.target(logits + np.array([step, 0, 0])) > target).all()
+    assert (STACKER.target(logits + np.array([0, step, 0])) < target).all()
+
+
+@settings(deadline=None)
+@given(member_logits(1e3), st.sampled_from([np.float32, np.float64]), st.sampled_from("CF"))
+def test_a_row_alone_scores_as_in_a_batch(logits, kind, order):
+    logits = np.asarray(logits, dtype=kind, order=order)
+    alone = np.concatenate([STACKER.target(logits[row : row + 1]) for row in range(len(logits))])
+    assert alone.tobytes() == STACKER.target(logits).tobytes()
+
+
+def test_an_unread_image_has_no_target():
+    target = STACKER.target(np.array([[1, 2, 3], [np.nan] * 3]))
+    assert np.isfinite(target).tolist() == [True, False]
+
+
+def test_the_informative_member_gets_the_weight():
+    logits, labels, groups = sample([3, 0])
+    informative, noise = fit_stacker(["signal", "noise"], logits, labels, groups).coef
+    assert informative > 1
+    assert abs(noise) < 0.2 * informative
+
+
+def test_a_reversed_member_gets_a_negative_weight():
+    logits, labels, groups = sample([-3, 0])
+    stacker = fit_stacker(["reversed", "noise"], logits, labels, groups)
+    assert stacker.coef[0] < -1
+    assert auroc(labels, stacker.target(logits)) > 0.9
+
+
+def test_a_member_whose_logits_hardly_move_hardly_counts():
+    logits, labels, groups = sample([1, 1])
+    logits[:, 1] *= 0.001
+    stacker = fit_stacker(["loud", "quiet"], logits, labels, groups)
+    loud, quiet = np.abs(stacker.coef) * logits.std(axis=0)
+    assert loud > 0.5
+    assert quiet < 0.5 * loud
+
+
+def test_out_of_fold_never_fits_on_a_rows_own_group():
+    # A member for each group knows that group alone, so a label can be had only by fitting on its group.
+    count, rows = 10, 6
+    labels = np.repeat(np.arange(count) % 2, rows)
+    groups = np.repeat([f"g{i}" for i in range(count)], rows)
+    logits = np.repeat(np.eye(count), rows, axis=0)
+    names = [f"m{i}" for i in range(count)]
+    stacker = fit_stacker(names, logits, labels, groups)
+    split = StratifiedKFold(5, shuffle=True, random_state=0)
+    by_rows = cross_val_predict(LogisticRegression(), logits, labels, cv=split, method="decision_function")
+    held = out_of_fold(logits, labels, groups)
+    assert auroc(labels, stacker.target(logits)) == 1
+    assert auroc(labels, by_rows) == 1
+    assert auroc(labels, held) <= 0.5
+    # Two groups a fold, about which their stacker knows nothing but its intercept.
+    assert len(np.unique(held.round(9))) <= 5
+
+
+def test_out_of_fold_differs_from_in_sample_and_scores_lower():
+    logits, labels, groups = sample([1] + [0] * 15, groups=12)
+    stacker = fit_stacker([f"m{i}" for i in range(16)], logits, labels, groups)
+    held = out_of_fold(logits, labels, groups)
+    assert not np.isclose(held, stacker.logit(logits)).any()
+    assert auroc(labels, held) < auroc(labels, stacker.logit(logits))
+
+
+def test_out_of_fold_repeats_exactly():
+    logits, labels, groups = sample([1, 0], groups=12)
+    assert out_of_fold(logits, labels, groups).tobytes() == out_of_fold(logits, labels, groups).tobytes()
+
+
+# labels and groups, and whether the stacker can be fitted; none can be scored out of fold
+TOO_FEW = {
+    "one group": ([0, 1, 0, 1], "aaaa", False),
+    "one ai group": ([0, 0, 0, 0, 1, 1], "abcdee", False),
+    "one real row": ([1, 1, 1, 1, 1, 0], "abcdef", False),
+    "two groups": ([0, 1, 0, 1], "aabb", True),
+    "two groups of each class": ([0, 1, 0, 1], "abcd", True),
+}
+
+
+@pytest.mark.parametrize(("labels", "groups", "can_fit"), TOO_FEW.values(), ids=TOO_FEW)
+def test_too_few_groups_are_refused_with_what_to_do(labels, groups, can_fit):
+    logits, labels, groups = (
+        np.array([[0.5, -1, 1, 2, 0, 1]]).T[: len(labels)],
+        np.array(labels),
+        np.array(list(groups)),
+    )
+    refusal = pytest.raises(ArtifactError, match=r"held-out rows .*; train with a larger --heldout or more groups")
+    with refusal:
+        out_of_fold(logits, labels, groups)
+    with nullcontext() if can_fit else refusal:
+        assert np.isfinite(fit_stacker(["a"], logits, labels, groups).coef).all()
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 9])
+def test_a_few_groups_of_each_class_are_enough(count):
+    logits, labels, groups = sample([2], groups=2 * count, rows=1)
+    held = out_of_fold(logits, labels, groups)
+    assert np.isfinite(held).all()
+    assert auroc(labels, held) > 0.5
+
+
+def test_a_constant_member_changes_no_ranking():
+    logits, labels, groups = sample([2, 0])
+    logits[:, 1] = 3.0
+    stacker = fit_stacker(["signal", "constant"], logits, labels, groups)
+    assert np.isfinite([*stacker.coef, stacker.intercept]).all()
+    assert auroc(labels, stacker.target(logits)) == auroc(labels, logits[:, 0])
+    assert np.isfinite(out_of_fold(logits, labels, groups)).all()
+
+
+def test_doubled_members_share_their_weight():
+    logits, labels, groups = sample([2])
+    single = fit_stacker(["a"], logits, labels, groups)
+    double = fit_stacker(["a", "b"], logits.repeat(2, axis=1), labels, groups)
+    assert double.coef[0] == pytest.approx(double.coef[1])
+    assert sum(double.coef) == pytest.approx(single.coef[0], rel=0.2)
+    np.testing.assert_allclose(double.target(logits.repeat(2, axis=1)), single.target(logits), atol=0.05)
+
+
+def test_targets_of_certain_members_are_calibrated():
+    logits, labels, groups = sample([1.0], groups=200)
+    target = fit_stacker(["a"], 50 * logits, labels, groups).target(50 * logits)
+    assert target.mean() == pytest.approx(labels.mean(), abs=0.01)
+    # normal classes one apart: the true logit is the value itself
+    np.testing.assert_allclose(target, sigmoid(logits[:, 0]), atol=0.06)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=4),
+    st.floats(-9, 9),
+    st.floats(0, 1),
+)
+def test_round_trip_through_json_is_exact(coef, intercept, threshold):
+    stacker = Stacker(tuple(f"member-{i}" for i in range(len(coef))), tuple(coef), intercept, threshold)
+    assert Stacker.from_dict(json.loads(json.dumps(stacker.to_dict()))) == stacker
+
+
+DAMAGES = {
+    **{f"no {key}": {key: None} for key in ("members", "coef", "intercept", "threshold")},
+    "fewer weights than members": {"coef": [0.7, -0.2]},
+    "text for a weight": {"coef": [0.7, "much", 0.3]},
+    "NaN for a weight": {"coef": [0.7, float("nan"), 0.3]},
+    "infinite intercept": {"intercept": float("inf")},
+    "no members": {"members": [], "coef": []},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_stacker_is_refused(damage):
+    values = {key: value for key, value in (STACKER.to_dict() | damage).items() if value is not None}
+    with pytest.raises(ArtifactError, match=r"stacker\.json is damaged .*; run stack again"):
+        Stacker.from_dict(values)

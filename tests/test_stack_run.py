@@ -1,0 +1,186 @@
+import json
+import re
+
+import numpy as np
+import pytest
+from helpers import change_json, heldout, make_frame, noisy_logits, run_cli, write_member, write_run, write_stacker
+
+from ensemble import artifacts, metrics, stack_run
+from ensemble.errors import ArtifactError
+from ensemble.metrics import Interval
+from ensemble.stack_run import Scored, read_stacker, verdict
+
+
+@pytest.fixture(scope="module")
+def stacked(tmp_path_factory):
+    run = tmp_path_factory.mktemp("stacked")
+    frame = write_run(run)
+    return run, frame, run_cli("stack", "--run", run)
+
+
+@pytest.fixture
+def run(tmp_path):
+    write_run(tmp_path)
+    write_stacker(tmp_path)
+    return tmp_path
+
+
+def scored(**aurocs):
+    return [Scored(name, Interval(value, value, value), Interval(0.5, 0.4, 0.6)) for name, value in aurocs.items()]
+
+
+def test_the_command_prints_every_score_and_where_it_wrote(stacked):
+    run, _, (code, out, err) = stacked
+    lines = out.splitlines()
+    assert (code, err) == (0, "")
+    assert lines[0].startswith("On 48 held-out images in 12 groups; the stack out of fold")
+    assert [line.split()[0] for line in lines[2:6]] == ["one", "two", "mean", "stack"]
+    assert lines[-2].startswith("The stack ")
+    assert lines[-1] == f"-> {run / 'stacker.json'}"
+
+
+def test_stacker_json_holds_what_the_design_names(stacked):
+    run, frame, (_, out, _) = stacked
+    values = json.loads((run / "stacker.json").read_text())
+    one, two = (artifacts.read_json(run / "members" / name / "member.json", "") for name in ("one", "two"))
+    assert values["format_version"] == 1
+    assert values["members"] == ["one", "two"]
+    assert values["coef"][0] > values["coef"][1] > 0
+    assert values["calibration"]["kind"] == "none"
+    assert values["threshold"] == 0.5
+    assert values["rows"] == {"split": "heldout", "images": 48, "groups": 12, "stack": "out of fold"}
+    assert values["fitted_on"]["data_sha256"] == one["data_sha256"] == two["data_sha256"]
+    assert set(values["fitted_on"]["members"]) == {"one", "two"}
+    assert set(values["scores"]) == {"one", "two", "mean", "stack"}
+    for score in values["scores"].values():
+        assert score["auroc"]["low"] <= score["auroc"]["value"] <= score["auroc"]["high"]
+        assert score["log_loss"]["low"] <= score["log_loss"]["value"] <= score["log_loss"]["high"]
+        assert f"{score['auroc']['value']:.4f}" in out
+    labels = heldout(frame)["label"]
+    expected = metrics.auroc(labels, noisy_logits(frame, 2, 1).astype(np.float32))
+    assert values["scores"]["one"]["auroc"]["value"] == expected
+
+
+def test_the_stacker_read_back_is_the_one_that_was_fitted(stacked):
+    run, _, (_, out, _) = stacked
+    stacker = read_stacker(run)
+    assert stacker.members == ("one", "two")
+    assert all(f"{weight:+.3f}" in out for weight in stacker.coef)
+
+
+def test_the_mean_is_of_probabilities(stacked):
+    run, frame, _ = stacked
+    p = np.mean([metrics.sigmoid(noisy_logits(frame, 2, 1)), metrics.sigmoid(noisy_logits(frame, 1, 2))], axis=0)
+    values = json.loads((run / "stacker.json").read_text())["scores"]["mean"]
+    assert values["log_loss"]["value"] == pytest.approx(metrics.log_loss(heldout(frame)["label"], p), abs=1e-6)
+
+
+def test_the_stack_is_scored_out_of_fold(tmp_path):
+    frame = make_frame()
+    noise = {f"noise{i}": noisy_logits(frame, 0, i) for i in range(8)}
+    write_run(tmp_path, noise)
+    stacker, lines, rows = stack_run.stack_run(tmp_path)
+    logits = np.stack(list(noise.values()), axis=1)
+    in_sample = metrics.auroc(rows["label"], stacker.logit(logits))
+    assert lines[-1].name == "stack"
+    assert lines[-1].auroc.value < in_sample
+    assert verdict(lines).startswith(f"The stack ({lines[-1].auroc.value:.4f} AUROC) does not beat noise")
+
+
+def test_complementary_members_make_a_stack_that_wins(tmp_path):
+    frame = make_frame()
+    labels, trouble = heldout(frame)["label"] - 0.5, noisy_logits(frame, 0)
+    write_run(tmp_path, {"a": labels + 3 * trouble, "b": labels - 3 * trouble, "c": noisy_logits(frame, 0.5, 9)})
+    _, lines, _ = stack_run.stack_run(tmp_path, ("b", "a"))
+    assert [line.name for line in lines] == ["b", "a", "mean", "stack"]
+    by_name = {line.name: line.auroc.value for line in lines}
+    assert by_name["stack"] > 0.99 > by_name["a"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (
+            scored(a=0.8, b=0.9, mean=0.85, stack=0.95),
+            "The stack beats its best member b by 0.0500 AUROC and the mean by 0.1000 on these rows.",
+        ),
+        (
+            scored(a=0.8, b=0.9, mean=0.85, stack=0.88),
+            "The stack (0.8800 AUROC) does not beat b (0.9000) on these rows.",
+        ),
+        (
+            scored(a=0.8, b=0.7, mean=0.9, stack=0.88),
+            "The stack (0.8800 AUROC) does not beat mean (0.9000) on these rows.",
+        ),
+        (
+            scored(a=0.95, mean=0.9, stack=0.88),
+            "The stack (0.8800 AUROC) does not beat a (0.9500) nor mean (0.9000) on these rows.",
+        ),
+        (scored(a=0.9, mean=0.8, stack=0.9), "The stack (0.9000 AUROC) does not beat a (0.9000) on these rows."),
+    ],
+)
+def test_the_verdict_is_plain(lines, expected):
+    assert verdict(lines) == expected
+
+
+def test_the_table_shows_weights_of_members_only():
+    table = stack_run.as_table(scored(a=0.8, mean=0.85, stack=0.9), {"a": 0.5})
+    assert list(table["weight"]) == ["+0.500", "", ""]
+    assert table.loc[0, "AUROC"] == "0.8000 [0.8000, 0.8000]"
+    assert "weight" not in stack_run.as_table(scored(a=0.8))
+
+
+def test_a_stacker_of_other_members_is_stale(run):
+    assert read_stacker(run).members == ("one", "two")
+    frame = make_frame()
+    write_member(run, "two", frame, noisy_logits(frame, 1, 5))
+    with pytest.raises(
+        ArtifactError, match=f"changed since the stack was fitted; run: python cli.py stack --run {run}"
+    ):
+        read_stacker(run)
+    write_stacker(run)
+    assert read_stacker(run).members == ("one", "two")
+
+
+def test_a_member_the_stacker_does_not_weigh_changes_nothing(run):
+    frame = make_frame()
+    write_member(run, "three", frame, noisy_logits(frame, 1, 5))
+    assert read_stacker(run).members == ("one", "two")
+
+
+def test_a_stacker_whose_member_is_gone_is_refused(run):
+    (run / "members" / "two").rename(run / "two")
+    with pytest.raises(ArtifactError, match=r"no member 'two' in .*; it has: one"):
+        read_stacker(run)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"no .*stacker\.json; run: python cli\.py stack --run"),
+        ("{", r"stacker\.json is damaged \(not JSON\); run: python cli\.py stack"),
+        ("{}", r"stacker\.json was written by another version of manyeyes; run: python cli\.py stack"),
+        ('{"format_version": 1}', r"stacker\.json is damaged .*; run stack again"),
+    ],
+)
+def test_a_missing_or_damaged_stacker_is_refused(run, content, message):
+    path = artifacts.stacker_path(run)
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(ArtifactError, match=message):
+        read_stacker(run)
+
+
+def test_another_format_version_is_refused(run):
+    change_json(artifacts.stacker_path(run), format_version=2)
+    with pytest.raises(ArtifactError, match=re.escape(f"{artifacts.stacker_path(run)} was written by another version")):
+        read_stacker(run)
+
+
+def test_a_failed_stack_leaves_the_older_stacker(run):
+    before = artifacts.stacker_path(run).read_bytes()
+    (run / "members" / "two" / "heldout.parquet").write_bytes(b"")
+    code, _, err = run_cli("stack", "--run", run)
+    assert code == 2
+    assert "heldout.parquet is damaged" in err
+    assert artifacts.stacker_path(run).read_bytes() == before
+    assert sorted(path.name for path in run.iterdir()) == ["dataset.parquet", "members", "stacker.json"]

@@ -1,0 +1,115 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_backbone import QUICK
+
+from ensemble import dataset
+from ensemble.backbone import build_member
+from ensemble.contract import ImageContract
+from ensemble.errors import UnavailableError
+from ensemble.loader import Rows, collate
+from ensemble.members import heldout_logits, load_member, read_info
+from ensemble.metrics import auroc
+from ensemble.recipe import Augment
+from ensemble.score import score_images
+from ensemble.train import Objective, choose_device, torch_runner
+
+CONTRACT = ImageContract(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, geometry="native_crops")
+AUGMENT = Augment(quarter_turns=True, jpeg=(50, 90))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, photos):
+    folder = tmp_path_factory.mktemp("files")
+    paths = [folder / f"{number}.png" for number in range(4)]
+    for path, photo in zip(paths, photos, strict=True):
+        photo.resize((48, 64), Image.Resampling.BOX).save(path)
+    return paths
+
+
+def rows(files, epoch=0, seed=0, augment=AUGMENT):
+    data = Rows(files, np.array([0, 1, 0, 1]), CONTRACT, augment, seed)
+    data.epoch = epoch
+    return collate([data[row] for row in range(len(data))])
+
+
+def test_augmentation_depends_on_seed_epoch_and_row_alone(files):
+    first = rows(files)["pixels"]
+    assert first.shape == (4, 1, 32, 32, 3)
+    assert first.dtype == torch.uint8
+    assert torch.equal(first, rows(files)["pixels"])
+    assert not torch.equal(first, rows(files, epoch=1)["pixels"])
+    assert not torch.equal(first, rows(files, seed=1)["pixels"])
+
+
+def test_without_augmentation_rows_are_the_contracts_pixels(files):
+    batch = rows(files, augment=None)
+    photo = np.asarray(Image.open(files[0]).convert("RGB"))
+    np.testing.assert_array_equal(batch["pixels"][0, 0].numpy(), photo[16:48, 8:40])
+    assert batch["labels"].tolist() == [0.0, 1.0, 0.0, 1.0]
+
+
+def test_objective_averages_views_and_smooths_labels():
+    class Brightness(torch.nn.Module):
+        def forward(self, pixels):
+            return pixels.float().mean(dim=(1, 2, 3))
+
+    pixels = torch.stack([torch.full((32, 32, 3), value, dtype=torch.uint8) for value in (1, 3)])[None]
+    plain = Objective(Brightness(), 0.0)(pixels, torch.ones(1))
+    assert plain["logits"].tolist() == [2.0]
+    assert plain["loss"].item() == pytest.approx(np.log1p(np.exp(-2.0)))
+    smooth = Objective(Brightness(), 0.2)(pixels, torch.ones(1))
+    assert smooth["loss"].item() == pytest.approx(0.9 * np.log1p(np.exp(-2.0)) + 0.1 * np.log1p(np.exp(2.0)))
+
+
+def test_views_of_other_sizes_give_a_logit_each():
+    member = build_member(QUICK["vit_small"], None)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    logits = torch_runner("vit", member, torch.device("cpu")).run(pixels)
+    assert logits.shape == (3,)
+    assert logits.dtype == np.float32
+
+
+def test_member_puts_mean_and_std_inside():
+    recipe = QUICK["vit_small"]
+    member = build_member(recipe, None)
+    seen = {}
+    member.backbone.register_forward_pre_hook(lambda _, __, kwargs: seen.update(kwargs), with_kwargs=True)
+    member(torch.full((1, 64, 64, 3), 255, dtype=torch.uint8))
+    expected = (1 - torch.tensor(member.contract.mean)) / torch.tensor(member.contract.std)
+    torch.testing.assert_close(seen["pixel_values"][0, :, 0, 0], expected)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_missing_gpu_is_an_error_and_auto_is_the_cpu():
+    with pytest.raises(UnavailableError, match="no CUDA device"):
+        choose_device("cuda")
+    assert choose_device("auto") == "cpu"
+
+
+def test_saved_member_is_the_best_epoch_and_repeats_its_held_out_logits(run):
+    held, logits = heldout_logits(run, ["tiny_convnext"])
+    frame = dataset_of(run)
+    history = json.loads((run / "members" / "tiny_convnext" / "history.json").read_text())["epochs"]
+    best = read_info(run, "tiny_convnext")["best"]
+    assert best["tune_auroc"] == max(epoch["tune_auroc"] for epoch in history)
+    assert [epoch["epoch"] for epoch in history] == [1, 2, 3]
+
+    runner = torch_runner("m", load_member(run, "tiny_convnext"), torch.device("cpu"))
+    rows = frame.set_index("id").loc[held["id"]]
+    again, errors = score_images(dataset.files(rows), [runner])
+    assert not errors
+    np.testing.assert_allclose(again[:, 0], logits[:, 0], atol=1e-4)
+    tune = frame[frame["split"] == "tune"]
+    scores, _ = score_images(dataset.files(tune), [runner])
+    # half precision while tuning may swap neighbours
+    assert auroc(tune["label"].to_numpy(), scores[:, 0]) == pytest.approx(best["tune_auroc"], abs=0.1)
+
+
+def dataset_of(run):
+    import pandas as pd
+
+    return pd.read_parquet(run / "dataset.parquet")
