@@ -129,9 +129,14 @@ def replace_folder(new: Path, target: Path) -> None:
     ensure_folder(target.parent)
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        os.replace(target, old)
-    os.replace(new, target)
+    try:
+        if target.exists():
+            os.replace(target, old)
+        os.replace(new, target)
+    except OSError as error:
+        if old.exists() and not target.exists():
+            os.replace(old, target)
+        raise ArtifactError(f"cannot move {new} to {target}: {error.strerror}; make room or rights there") from None
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -70,6 +70,11 @@ class ImageContract:
             raise ValueError(f"the image contract is incomplete: {error}") from None
 
     @property
+    def short_side(self) -> int:
+        """For center_crop: the shorter side after the resize, in pixels, rounded down as timm does."""
+        return int(self.size / self.crop_pct + 1e-6)  # a crop_pct read from two sides must give them back
+
+    @property
     def view(self) -> tuple[Any, ...]:
         """What decides the uint8 pixels: members with equal views can share them."""
         return (self.size, self.geometry, self.filter, self.crop_pct, self.count, self.background)

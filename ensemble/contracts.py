@@ -106,7 +106,7 @@ def to_processor(contract: ImageContract) -> dict[str, Any]:
     square = {"height": contract.size, "width": contract.size}
     if contract.geometry == "squash":
         return {"image_processor_type": "ViTImageProcessor", "do_resize": True, "size": square, **values}
-    short = {"shortest_edge": int(contract.size / contract.crop_pct)}
+    short = {"shortest_edge": contract.short_side}
     return {
         "image_processor_type": "BitImageProcessor",
         "do_resize": contract.geometry == "center_crop",

@@ -21,7 +21,9 @@ from ensemble.errors import DataError
 
 # Sharp ones: a blurred tile holds nothing that a generator could have changed.
 PHOTOS = {
-    "skimage/data": "astronaut brick camera chelsea coffee coins grass gravel hubble_deep_field motorcycle_left rocket".split(),
+    "skimage/data": (
+        "astronaut brick camera chelsea coffee coins grass gravel hubble_deep_field motorcycle_left rocket"
+    ).split(),
     "sklearn/datasets/images": ["china", "flower"],
 }
 TEST_PHOTOS = frozenset({"chelsea", "china", "coins", "gravel"})

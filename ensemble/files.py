@@ -83,5 +83,8 @@ def resolve_ids(ids: Sequence[str], folder: Path) -> list[str]:
             "name their folder with --images"
         )
     if ambiguous:
-        raise DataError(f"ids that match more than one file in {folder}: {some(ambiguous)}; write their suffix")
+        raise DataError(
+            f"ids that match more than one file in {folder}: {some(ambiguous)}; write their suffix, or "
+            "name a narrower folder with --images"
+        )
     return found

@@ -18,7 +18,6 @@ from ensemble.errors import ImageError
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 MAX_PIXELS = 178_956_970  # Pillow's own hard limit: 512 MiB of RGB
 
-
 # How to turn an image whose EXIF orientation is not 1.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -109,7 +108,7 @@ def to_pixels(
         view = _resized(rgb, contract.size, contract.size, contract.filter)
         return np.stack([np.asarray(view)] * (len(offsets) if offsets else 1))
     if contract.geometry == "center_crop":
-        rgb = _shorter_side(rgb, int(contract.size / contract.crop_pct), contract.filter)
+        rgb = _shorter_side(rgb, contract.short_side, contract.filter)
     places = crop_offsets(contract.count) if offsets is None else offsets
     return np.stack([_crop(rgb, contract.size, y, x) for y, x in places])
 
@@ -140,9 +139,10 @@ def _resized(image: Image.Image, width: int, height: int, filter_name: str) -> I
 def _shorter_side(image: Image.Image, short: int, filter_name: str) -> Image.Image:
     # torchvision's rounding (int of the longer side), which timm's evaluation transform uses
     width, height = image.size
-    if width <= height:
-        return _resized(image, short, int(short * height / width), filter_name)
-    return _resized(image, int(short * width / height), short, filter_name)
+    scaled = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+    if scaled[0] * scaled[1] > MAX_PIXELS:
+        raise ImageError(f"an image of {width}x{height} is too thin to be resized to {scaled[0]}x{scaled[1]}")
+    return _resized(image, *scaled, filter_name)
 
 
 def _crop(image: Image.Image, size: int, y: float, x: float) -> np.ndarray:

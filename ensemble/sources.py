@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from ensemble.errors import DataError, some
-from ensemble.files import list_images, resolve_ids
+from ensemble.files import IMAGE_SUFFIXES, list_images, resolve_ids
 from ensemble.labels import resolve_polarity
 
 
@@ -96,6 +96,10 @@ def _from_folder(data: Path, positive: str | None) -> tuple[list[Labelled], list
         negative, positive = resolve_polarity(folders, positive)
     except ValueError as error:
         raise DataError(f"{data}: one folder a class, such as ai/ and real/: {error}") from None
+    if stray := [p.name for p in data.iterdir() if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES]:
+        raise DataError(
+            f"{data}: {len(stray)} images lie in no class folder ({some(sorted(stray))}); move or remove them"
+        )
     items = []
     for name, label in ((negative, 0), (positive, 1)):
         paths = list_images(data / name)

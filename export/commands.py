@@ -95,6 +95,8 @@ def infer(
         _export(run)
     ensemble = predictor.load_run(run, onnx, device)
     click.echo(f"{len(inputs.ids)} images, {len(ensemble.runners)} members on {ensemble.device}")
+    if unused := sorted(set(artifacts.list_members(run)) - set(ensemble.stacker.members)):
+        click.echo(f"Not in the stack: {', '.join(unused)}; run stack to weigh them too.")
     with tqdm(total=len(inputs.ids), desc="infer", unit="image", leave=False, disable=None) as bar:
         result, errors = inference.infer(inputs, ensemble, with_members, batch_size, bar.update)
     listing = inference.write_result(output, result, errors, fill)

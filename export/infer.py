@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from ensemble import artifacts, metrics
@@ -88,8 +87,3 @@ def _write_csv(path: Path, frame: pd.DataFrame) -> None:
 def average(name: str) -> Stacker:
     """The stacker of a single member: its own probability."""
     return Stacker(members=(name,), coef=(1.0,), intercept=0.0)
-
-
-def any_scored(result: pd.DataFrame) -> bool:
-    """Whether at least one image has a target."""
-    return bool(np.isfinite(result["target"]).any())

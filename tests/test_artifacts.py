@@ -111,9 +111,10 @@ def test_replace_folder_leaves_nothing_of_the_old(tmp_path):
 
 def test_a_failed_replace_folder_keeps_a_whole_one(tmp_path):
     target = folder_with(tmp_path / "member", "old")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ArtifactError, match="cannot move"):
         artifacts.replace_folder(tmp_path / "missing", target)
-    assert [path.name for path in tmp_path.rglob("old")] == ["old"]
+    assert [path.name for path in target.iterdir()] == ["old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["member"]
 
 
 # ---- reading

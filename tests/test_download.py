@@ -15,11 +15,17 @@ from hub_server import serve
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
+PREDICT = """
+import sys, pandas as pd
+from export import Predictor
+name, image = sys.argv[1].split("|")
+print(Predictor.load(name).predict(pd.DataFrame({"path": [image]}))["target"][0])
+"""
 LOCATE = "import sys; from ensemble.checkpoints import locate_checkpoint; print(locate_checkpoint(sys.argv[1]))"
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory):
+def hub(tmp_path_factory, run):
     folder = tmp_path_factory.mktemp("hub")
     config = transformers.SwinConfig(
         image_size=32, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4, num_labels=3
@@ -32,7 +38,12 @@ def hub(tmp_path_factory):
     (folder / "old" / "model.safetensors").unlink()
     shutil.copytree(folder / "new", folder / "unconfigured")
     (folder / "unconfigured" / "config.json").unlink()
-    repos = {f"org/{name}": folder / name for name in ("new", "old", "unconfigured")}
+    two = transformers.SwinForImageClassification(transformers.SwinConfig(**{**config.to_dict(), "num_labels": 2}))
+    two.config.id2label, two.config.label2id = {0: "Fake", 1: "Real"}, {"Fake": 0, "Real": 1}
+    shutil.copytree(folder / "new", folder / "detector")
+    two.save_pretrained(folder / "detector")
+    shutil.copytree(run / "bundle", folder / "bundle")
+    repos = {f"org/{name}": folder / name for name in ("new", "old", "unconfigured", "detector", "bundle")}
     with serve(repos, {"org/gated": 403}) as (endpoint, seen):
         yield endpoint, seen
 
@@ -87,3 +98,14 @@ def test_what_the_hub_refuses_is_said_in_one_line(name, message, hub, tmp_path):
     done = locate(hub, name, tmp_path, code=1)
     assert f"BackboneError: {name}" in done.stderr
     assert message in done.stderr
+
+
+@pytest.mark.parametrize("name", ["org/detector", "org/bundle"])
+def test_predictor_scores_with_a_model_from_the_hub(name, hub, tmp_path, photo):
+    done = locate(hub, f"hf://{name}|{photo}", tmp_path, script=PREDICT)
+    assert 0 < float(done.stdout) < 1
+
+
+def test_classifier_of_three_classes_is_refused(hub, tmp_path, photo):
+    done = locate(hub, f"hf://org/new|{photo}", tmp_path, code=1, script=PREDICT)
+    assert "two classes are needed, found 3" in done.stderr

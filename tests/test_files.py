@@ -115,7 +115,8 @@ def test_an_id_of_two_files_is_refused(tmp_path, names, key):
     write_files(tmp_path, *names)
     message = refusal(resolve_ids, [key], tmp_path)
     assert message.endswith(
-        f"more than one file in {tmp_path}: '{key}' ({names[0]} and {names[1]}); write their suffix"
+        f"more than one file in {tmp_path}: '{key}' ({names[0]} and {names[1]}); "
+        "write their suffix, or name a narrower folder with --images"
     )
 
 

@@ -379,3 +379,15 @@ def test_filters_differ(photo):
     image = images.decode(photo)
     views = {name: images.to_pixels(image, contract(32, filter=name)).tobytes() for name in ("bicubic", "bilinear")}
     assert views["bicubic"] != views["bilinear"]
+
+
+def test_image_too_thin_to_resize_is_refused_and_not_tried():
+    thin = Image.new("RGB", (1, 20_000))
+    with pytest.raises(ImageError, match="1x20000 is too thin to be resized to 256x5120000"):
+        images.to_pixels(thin, contract(224, geometry="center_crop", crop_pct=0.875))
+    assert images.to_pixels(thin, contract(224)).shape == (1, 224, 224, 3)
+
+
+@pytest.mark.parametrize(("crop", "short"), [(192, 225), (224, 256), (384, 438), (518, 545)])
+def test_crop_pct_of_two_sides_gives_them_back(crop, short):
+    assert contract(crop, geometry="center_crop", crop_pct=crop / short).short_side == short

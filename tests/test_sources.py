@@ -228,3 +228,11 @@ def test_a_missing_csv_is_refused(tmp_path):
 def test_short_rows_are_empty_cells(tmp_path):
     path = write_files(tmp_path, "t.csv", data=b"id,label,group\na,1\nb,0,g\n") / "t.csv"
     assert read_table(path).to_dict("list") == {"id": ["a", "b"], "label": ["1", "0"], "group": ["", "g"]}
+
+
+def test_images_beside_the_class_folders_are_refused(tmp_path):
+    write_files(tmp_path, "ai/1.png", "real/2.png", "stray.JPG", "labels.csv")
+    with pytest.raises(DataError, match=r"1 images lie in no class folder \(stray\.JPG\)"):
+        read_labelled(tmp_path)
+    (tmp_path / "stray.JPG").unlink()
+    assert len(read_labelled(tmp_path)[0]) == 2
