@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ensemble.contract import CROP_COUNTS
-from ensemble.errors import RecipeError
+from ensemble.errors import RecipeError, some
 
 RESERVED_NAMES = {"id", "target", "mean", "stack", "label"}  # column and row names of our tables
 
@@ -117,6 +117,7 @@ def load_recipes(paths: Sequence[Path], overrides: Sequence[str] = (), seen_in: 
         raise RecipeError(f"no recipe (*.yaml) in {seen_in}; name a folder or file that holds one")
     changes, problems = _parse_overrides(overrides)
     recipes = []
+    found: dict[str, list[Path]] = {}  # a wrong --set is the same problem in every file
     for path in paths:
         try:
             values = _read_yaml(path)
@@ -124,11 +125,13 @@ def load_recipes(paths: Sequence[Path], overrides: Sequence[str] = (), seen_in: 
                 _set(values, keys, value)
             recipes.append(_build(path.stem, values))
         except (RecipeError, OSError) as error:
-            problems += [f"{path}: {line}" for line in str(error).splitlines()]
+            for line in str(error).splitlines():
+                found.setdefault(line, []).append(path)
+    problems += [f"{some(files, 1)}: {line}" for line, files in found.items()]
     names = [recipe.name for recipe in recipes]
     problems += [f"two recipes are named {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
     if problems:
-        raise RecipeError("\n".join(dict.fromkeys(problems)))
+        raise RecipeError("\n".join(problems))
     return recipes
 
 
