@@ -235,10 +235,12 @@ def _load_weights(network: Any, backbone: Backbone) -> None:
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
-        given = load_file(path)
+        with _quiet(path):
+            given = load_file(path)
     else:
         # weights_only: tensors and nothing else, so a hostile file cannot run code
-        given = torch.load(path, map_location="cpu", weights_only=True)
+        with _quiet(path):
+            given = torch.load(path, map_location="cpu", weights_only=True)
     inner = network.timm_model if hasattr(network, "timm_model") else network
     own = inner.state_dict()
     prefix = "timm_model." if inner is not network else ""

@@ -12,6 +12,8 @@ from ensemble.errors import UnavailableError
 if TYPE_CHECKING:
     from ensemble.train_all import Outcome
 
+TRAINING_PACKAGES = "torch torchvision transformers timm accelerate sklearn pydantic yaml".split()
+
 
 def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(
@@ -66,7 +68,7 @@ def train(recipe: Path, **settings: Any) -> int:
     \b
     Example: python cli.py train recipes/swin_tiny.yaml --set train.epochs=2
     """
-    return _train([recipe], str(recipe), **settings)
+    return _train(recipe, **settings)
 
 
 @click.command("train-all")
@@ -84,14 +86,11 @@ def train_all(recipes: Path, **settings: Any) -> int:
       python cli.py train-all recipes/
       python cli.py train-all recipes/quick --data photos.csv --run runs/quick
     """
-    from ensemble.recipe import find_recipes
-
-    return _train(find_recipes(recipes), str(recipes), **settings)
+    return _train(recipes, **settings)
 
 
 def _train(
-    paths: Sequence[Path],
-    seen_in: str,
+    source: Path,
     data: Path,
     images: Path | None,
     positive: str | None,
@@ -104,10 +103,10 @@ def _train(
     run: Path,
     device: str,
 ) -> int:
-    from ensemble.recipe import load_recipes
-
-    recipes = load_recipes(paths, overrides, seen_in)
     require_training_packages()
+    from ensemble.recipe import find_recipes, load_recipes
+
+    recipes = load_recipes(find_recipes(source), overrides, str(source))
     from ensemble import dataset, sources
     from ensemble import train_all as runs
 
@@ -139,7 +138,7 @@ def require_training_packages() -> None:
     """UnavailableError, with the command that installs them, where torch and friends are absent."""
     from importlib.util import find_spec
 
-    missing = [name for name in ("torch", "torchvision", "transformers", "timm", "sklearn") if find_spec(name) is None]
+    missing = [name for name in TRAINING_PACKAGES if find_spec(name) is None]
     if missing:
         raise UnavailableError(f"training needs {', '.join(missing)}; run: pip install 'manyeyes[train]'")
 
@@ -153,6 +152,7 @@ def stack(run: Path, members: tuple[str, ...]) -> None:
     Prints every member, their mean and the stack on the same held-out rows, the stack by
     cross-validation over groups, each with its 95 % interval.
     """
+    require_training_packages()
     from ensemble import stack_run
 
     stacker, scored, rows = stack_run.stack_run(run, members)

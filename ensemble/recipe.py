@@ -140,7 +140,7 @@ def find_recipes(folder: Path) -> list[Path]:
     if folder.is_file():
         return [folder]
     if not folder.is_dir():
-        raise RecipeError(f"no recipe folder {folder}; name a folder of *.yaml files, such as {recipes_folder()}")
+        raise RecipeError(f"no recipe at {folder}; name a YAML file, or a folder of them such as {recipes_folder()}")
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in {".yaml", ".yml"} and p.is_file())
 
 

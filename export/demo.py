@@ -28,12 +28,12 @@ def demo(run: Path) -> int:
     what is finished.
     """
     from ensemble.commands import require_training_packages, stack, train_all
-    from ensemble.recipe import recipes_folder
     from export.commands import export, infer
 
     started = time.monotonic()
     require_training_packages()
     from ensemble.demo_data import make_demo_data
+    from ensemble.recipe import recipes_folder
 
     data, output = run / "data", run / "submission.csv"
     make_demo_data(data, click.echo)
