@@ -85,7 +85,7 @@ def read_json(path: Path, missing: str) -> dict[str, Any]:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write JSON atomically, with `format_version` first."""
-    text = json.dumps({"format_version": FORMAT_VERSION, **values}, indent=1, ensure_ascii=False)
+    text = json.dumps({"format_version": FORMAT_VERSION, **values}, indent=1, ensure_ascii=False, allow_nan=False)
     with replacing(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 

@@ -21,6 +21,10 @@ class Interval:
     low: float
     high: float
 
+    def to_dict(self) -> dict[str, float | None]:
+        """JSON-ready values: null for NaN."""
+        return {key: None if np.isnan(value) else value for key, value in vars(self).items()}
+
     def __str__(self) -> str:
         return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
 

@@ -37,7 +37,9 @@ def stack_run(run: Path, names: tuple[str, ...] = ()) -> tuple[Stacker, list[Sco
         artifacts.stacker_path(run),
         {
             **stacker.to_dict(),
-            "scores": {line.name: {"auroc": vars(line.auroc), "log_loss": vars(line.log_loss)} for line in scored},
+            "scores": {
+                line.name: {"auroc": line.auroc.to_dict(), "log_loss": line.log_loss.to_dict()} for line in scored
+            },
             "rows": {"split": "heldout", "images": len(rows), "groups": len(set(groups)), "stack": "out of fold"},
             "fitted_on": fingerprint(run, chosen),
         },

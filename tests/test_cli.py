@@ -134,7 +134,7 @@ def test_wrong_use_exits_with_2_and_says_what_is_wrong(command, message):
         ("train-all --data gone", "no data at gone; put images in gone/ai and gone/real"),
         ("train-all --data three.csv", "must hold two classes ('0' 1 times, '1' 1 times, '2' 1 times)"),
         ("train-all --data empty", "real holds no images; both classes need some"),
-        ("train-all gone", "no recipe folder gone; name a folder of *.yaml files"),
+        ("train-all gone", "no recipe at gone; name a YAML file, or a folder of them"),
         ("train-all data", "no recipe (*.yaml) in data"),
         ("train-all --set train.lrr=1", "recipes/member.yaml: train.lrr: unknown key; did you mean 'lr'?"),
         ("train-all --set train.lr=-1", "recipes/member.yaml: train.lr: Input should be greater than 0 (got -1)"),

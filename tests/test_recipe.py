@@ -191,7 +191,7 @@ def test_an_empty_folder_is_refused(tmp_path):
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(RecipeError) as caught:
         find_recipes(tmp_path / "missing")
-    assert str(caught.value).startswith(f"no recipe folder {tmp_path / 'missing'};")
+    assert str(caught.value).startswith(f"no recipe at {tmp_path / 'missing'};")
 
 
 def test_a_file_that_is_not_utf8_is_refused(tmp_path):
