@@ -138,7 +138,7 @@ def test_wrong_use_exits_with_2_and_says_what_is_wrong(command, message):
         ("train-all data", "no recipe (*.yaml) in data"),
         ("train-all --set train.lrr=1", "recipes/member.yaml: train.lrr: unknown key; did you mean 'lr'?"),
         ("train-all --set train.lr=-1", "recipes/member.yaml: train.lr: Input should be greater than 0 (got -1)"),
-        ("train gone.yaml", "gone.yaml: no such file"),
+        ("train gone.yaml", "no recipe at gone.yaml; name a YAML file"),
         ("train-all --set backbone.checkpoint=swin-tiny", "'swin-tiny' is neither a folder here nor a Hub id such as"),
         ("train-all --set backbone.checkpoint=data", "data has no config.json"),
         ("train-all --tune 0.6 --heldout 0.6", "both must be above 0 and their sum below 1"),

@@ -152,7 +152,10 @@ def test_notebooks_work_where_torch_is_not_installed(run):
     [
         ("infer --input {0}/images --output {1}/out.csv --run {0}", "or use --onnx"),
         ("export --run {0}", "torch members need the training packages"),
-        ("train-all {2}/recipes/quick --run {1}", "training needs torch, torchvision, transformers, timm, sklearn"),
+        (
+            "train-all {2}/recipes/quick --run {1}",
+            "training needs torch, torchvision, transformers, timm, accelerate, sklearn",
+        ),
     ],
 )
 def test_what_needs_torch_says_how_to_get_it(run, tmp_path, command, message):
