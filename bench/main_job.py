@@ -41,6 +41,9 @@ def main() -> None:
     options, more = parser.parse_known_args()
     if options.data is None:
         from ensemble.demo_data import make_demo_data
+        from export.demo import TRAINING
+
+        more += TRAINING
 
         folder = options.run / "data"
         make_demo_data(folder, print)
