@@ -44,7 +44,6 @@ def main() -> None:
         from export.demo import TRAINING
 
         more += TRAINING
-
         folder = options.run / "data"
         make_demo_data(folder, print)
         options.data, options.test, options.labels = (folder / f"{name}.csv" for name in ("train", "test", "labels"))
@@ -64,11 +63,10 @@ def main() -> None:
 def report(onnx: Path, torch: Path, labels: Path) -> None:
     """Scores of members, mean and stack on the test labels; the largest difference of ONNX and torch."""
     scores, other = (pd.read_csv(path, dtype={"id": str}) for path in (onnx, torch))
-    truth = pd.read_csv(labels, dtype={"id": str}).set_index("id").loc[scores["id"]].reset_index()
-    groups = (truth["group"] if "group" in truth else truth["id"]).to_numpy(dtype=str)
-    members = {name: scores[name].to_numpy() for name in scores.columns if name not in ("id", "target")}
-    scored = stack_run.score_probabilities(members, scores["target"].to_numpy(), truth["label"].to_numpy(), groups)
-    print(f"\nOn {len(truth)} test images in {len(set(groups))} groups, 95 % intervals over groups:")
+    truth = pd.read_csv(labels, dtype={"id": str})
+    scored = stack_run.score_frames(scores, truth)
+    groups = truth["group" if "group" in truth else "id"].nunique()
+    print(f"\nOn {len(scores)} test images in {groups} groups, 95 % intervals over groups:")
     print(stack_run.as_table(scored).to_string(index=False))
     print(stack_run.verdict(scored))
     difference = np.abs(scores["target"] - other["target"]).max()

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import nn
 
 from ensemble import contracts
@@ -232,14 +233,11 @@ def _buffers(network: nn.Module) -> frozenset[str]:
 
 def _load_weights(network: Any, backbone: Backbone) -> None:
     path = weights_file(backbone.weights or "")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        with _quiet(path):
+    with _quiet(path):
+        if path.suffix == ".safetensors":
             given = load_file(path)
-    else:
-        # weights_only: tensors and nothing else, so a hostile file cannot run code
-        with _quiet(path):
+        else:
+            # weights_only: tensors and nothing else, so a hostile file cannot run code
             given = torch.load(path, map_location="cpu", weights_only=True)
     inner = network.timm_model if hasattr(network, "timm_model") else network
     own = inner.state_dict()

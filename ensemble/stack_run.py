@@ -90,6 +90,14 @@ def score_probabilities(
     ]
 
 
+def score_frames(scores: pd.DataFrame, truth: pd.DataFrame) -> list[Scored]:
+    """As `score_table`, from what `infer --members` wrote and a table of `id`, `label` and perhaps `group`."""
+    rows = truth.set_index("id", drop=False).loc[scores["id"]]
+    members = {name: scores[name].to_numpy() for name in scores.columns if name not in ("id", "target")}
+    groups = rows["group" if "group" in rows else "id"].to_numpy(dtype=str)
+    return score_probabilities(members, scores["target"].to_numpy(), rows["label"].to_numpy(), groups)
+
+
 def as_table(scored: Sequence[Scored], weights: Mapping[str, float] | None = None) -> pd.DataFrame:
     """The scores, and the stack's weights if given, as text for people."""
     frame = pd.DataFrame(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pandas as pd
 
 from ensemble import artifacts, dataset, members, metrics
@@ -126,18 +127,22 @@ def _train_one(
 
 def summary(run: Path, outcomes: Sequence[Outcome]) -> pd.DataFrame:
     """One row a recipe: status, best epoch, tune and held-out scores, minutes."""
+    finished = [outcome.name for outcome in outcomes if outcome.status != "failed"]
+    scores: dict[str, np.ndarray] = {}
+    labels = np.empty(0)
+    if finished:
+        held, columns = members.heldout_logits(run, finished)
+        labels, scores = held["label"].to_numpy(), dict(zip(finished, columns.T, strict=True))
     rows = []
     for outcome in outcomes:
         row: dict[str, object] = {"member": outcome.name, "status": outcome.status}
-        if outcome.status != "failed":
-            info = members.read_info(run, outcome.name)
-            held, logits = members.heldout_logits(run, [outcome.name])
-            labels = held["label"].to_numpy()
+        if outcome.name in scores:
+            info, logits = members.read_info(run, outcome.name), scores[outcome.name]
             row |= {
                 "epoch": f"{info['best']['epoch']}/{info['recipe']['train']['epochs']}",
                 "tune AUROC": f"{info['best']['tune_auroc']:.4f}",
-                "held-out AUROC": f"{metrics.auroc(labels, logits[:, 0]):.4f}",
-                "held-out log-loss": f"{metrics.log_loss(labels, metrics.sigmoid(logits[:, 0])):.4f}",
+                "held-out AUROC": f"{metrics.auroc(labels, logits):.4f}",
+                "held-out log-loss": f"{metrics.log_loss(labels, metrics.sigmoid(logits)):.4f}",
                 "parameters": f"{info['parameters'] / 1e6:.2f} M",
                 "minutes": f"{info['seconds'] / 60:.1f}",
             }

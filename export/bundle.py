@@ -1,11 +1,13 @@
 """The bundle: members as ONNX, stacker and contracts, each file listed by its hash. No torch."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ensemble import artifacts, members
 from ensemble.contract import ImageContract
 from ensemble.errors import ArtifactError
+from ensemble.labels import LABELS
 from ensemble.score import Runner
 from ensemble.stack import Stacker
 from ensemble.stack_run import read_stacker
@@ -24,6 +26,21 @@ def open_bundle(folder: Path) -> dict[str, Any]:
         raise ArtifactError(f"{folder / 'bundle.json'} is damaged: its digest differs; {REMEDY}")
     members.check_files(folder, values["files"], REMEDY)
     return values
+
+
+def write_bundle(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write bundle.json last: the members' entries, every file's hash, and a digest of itself.
+
+    The folder already holds stacker.json, certificate.json and the entries' files.
+    """
+    names = ["stacker.json", "certificate.json", *(entry["file"] for entry in entries.values())]
+    values = {
+        "format_version": artifacts.FORMAT_VERSION,
+        "labels": list(LABELS),
+        "members": dict(entries),
+        "files": {name: artifacts.file_sha256(folder / name) for name in names},
+    }
+    artifacts.write_json(folder / "bundle.json", {**values, "digest": artifacts.json_sha256(values)})
 
 
 def load_bundle(folder: Path, device: str) -> tuple[list[Runner], Stacker]:

@@ -71,11 +71,9 @@ def _finish(run: Path, data: Path, output: Path) -> None:
         scores[["id", "target"]].to_csv(temporary, index=False)
     rows = check_submission(output, data / "sample_submission.csv")
     labels = pd.read_csv(data / "labels.csv", dtype={"id": str})
-    y, groups = labels["label"].to_numpy(), labels["group"].to_numpy(dtype=str)
-    p = {name: scores[name].to_numpy() for name in scores.columns if name not in ("id", "target")}
-    scored = stack_run.score_probabilities(p, scores["target"].to_numpy(), y, groups)
+    scored = stack_run.score_frames(scores, labels)
     click.echo()
-    click.echo(f"On {rows} test tiles of {len(set(groups))} photographs that no network saw:")
+    click.echo(f"On {rows} test tiles of {labels['group'].nunique()} photographs that no network saw:")
     options.table(stack_run.as_table(scored))
     click.echo(stack_run.verdict(scored))
     click.echo(f"\nSubmission checked against the sample: {rows} rows, ids and order match.")

@@ -11,7 +11,6 @@ import numpy as np
 from ensemble import artifacts, dataset, images, members
 from ensemble.contract import ImageContract
 from ensemble.errors import ArtifactError, ImageError
-from ensemble.labels import LABELS
 from ensemble.stack_run import read_stacker
 from export import bundle, certificate
 from export.convert import convert
@@ -35,17 +34,11 @@ def export_run(run: Path, say: Callable[[str], object], force: bool = False) -> 
     shutil.copyfile(artifacts.stacker_path(run), work / "stacker.json")
     certificates = {name: record["certificate"] for name, record in records.items()}
     artifacts.write_json(work / "certificate.json", {"members": certificates})
-    kept = ["stacker.json", "certificate.json", *(record["entry"]["file"] for record in records.values())]
-    values = {
-        "format_version": artifacts.FORMAT_VERSION,
-        "labels": list(LABELS),
-        "members": {name: record["entry"] for name, record in records.items()},
-        "files": {name: artifacts.file_sha256(work / name) for name in kept},
-    }
-    artifacts.write_json(work / "bundle.json", {**values, "digest": artifacts.json_sha256(values)})
-    for path in (work / "members").iterdir():
-        if f"members/{path.name}" not in kept:
-            path.unlink()
+    entries = {name: record["entry"] for name, record in records.items()}
+    kept = {work / entry["file"] for entry in entries.values()}
+    for path in set((work / "members").iterdir()) - kept:
+        path.unlink()
+    bundle.write_bundle(work, entries)
     artifacts.replace_folder(work, artifacts.bundle_path(run))
     return certificates
 

@@ -174,14 +174,7 @@ def write_bundle(run: Path) -> Path:
         write_onnx(folder / str(entry["file"]), SCALES[name])
     (folder / "stacker.json").write_bytes(artifacts.stacker_path(run).read_bytes())
     artifacts.write_json(folder / "certificate.json", {"members": {name: {"images": 14} for name in SCALES}})
-    kept = ["stacker.json", "certificate.json", *(str(entry["file"]) for entry in entries.values())]
-    values = {
-        "format_version": artifacts.FORMAT_VERSION,
-        "labels": list(LABELS),
-        "members": entries,
-        "files": {name: artifacts.file_sha256(folder / name) for name in kept},
-    }
-    artifacts.write_json(folder / "bundle.json", {**values, "digest": artifacts.json_sha256(values)})
+    bundle.write_bundle(folder, entries)
     return folder
 
 
