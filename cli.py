@@ -16,10 +16,14 @@ from ensemble.errors import ManyeyesError
 # command -> (module, line for --help)
 COMMANDS = {
     "demo": ("export.demo", "The whole job on small real data, offline, in minutes."),
+    "fetch": ("ensemble.fetch_command", "Get training images from public collections."),
+    "audit": ("ensemble.data_commands", "Find what a detector could cheat with, before training."),
+    "canonicalise": ("ensemble.data_commands", "Store both classes alike, so that only the pictures differ."),
+    "select": ("ensemble.select_command", "Choose pool images that resemble the test's."),
     "train": ("ensemble.commands", "Train one member from its recipe."),
     "train-all": ("ensemble.commands", "Train a member for every recipe in a folder."),
     "stack": ("ensemble.commands", "Fit the stacker on the members' held-out logits."),
-    "export": ("export.commands", "Convert the members to ONNX, each checked against its original."),
+    "export": ("export.commands", "Convert members to ONNX, each checked against its original."),
     "infer": ("export.commands", "Score images and write their `target` column."),
 }
 

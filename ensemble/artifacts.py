@@ -50,6 +50,23 @@ def bundle_path(run: Path) -> Path:
     return run / "bundle"
 
 
+def audit_path(run: Path) -> Path:
+    """What the audit found in the run's data."""
+    return run / "audit.json"
+
+
+def canonical_path(run: Path) -> Path:
+    """How the run's images are made canonical as they are read; absent if they are not."""
+    return run / "canonical.json"
+
+
+def cache_path() -> Path:
+    """The user's folder for what can be computed again; MANYEYES_CACHE moves it."""
+    if own := os.environ.get("MANYEYES_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "manyeyes"
+
+
 def list_members(run: Path, names: tuple[str, ...] = ()) -> list[str]:
     """The finished members of a run, by name, or the given ones of them.
 

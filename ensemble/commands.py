@@ -16,46 +16,39 @@ TRAINING_PACKAGES = "torch torchvision transformers timm accelerate sklearn pyda
 
 
 def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(
-        [
-            click.option(
-                "--data",
-                type=click.Path(path_type=Path),
-                default=Path("data/train"),
-                show_default=True,
-                help="Folder with one folder a class (ai/ and real/), or a CSV with id or path, label, "
-                "and optionally group, source, generator.",
-            ),
-            click.option("--images", type=click.Path(path_type=Path), help="Where a CSV's images lie."),
-            click.option("--positive", metavar="NAME", help="The class that means AI-made, if its name does not say."),
-            click.option(
-                "--group-column",
-                default="group",
-                show_default=True,
-                help="CSV column whose equal values stay together.",
-            ),
-            click.option(
-                "--tune", type=float, default=0.10, show_default=True, help="Share of groups to choose epochs on."
-            ),
-            click.option(
-                "--heldout", type=float, default=0.15, show_default=True, help="Share of groups kept for the stacker."
-            ),
-            click.option("--skip-unreadable", is_flag=True, help="Leave out broken images instead of stopping."),
-            click.option(
-                "--set",
-                "overrides",
-                multiple=True,
-                metavar="KEY=VALUE",
-                help="Change a recipe's value, for example --set train.lr=1e-5; may be repeated.",
-            ),
-            click.option(
-                "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of split and training."
-            ),
-            options.run,
-            options.device,
-        ]
-    ):
-        command = option(command)
+    decorators: list[Callable[..., Any]] = [
+        options.data,
+        options.reading,
+        click.option(
+            "--tune", type=float, default=0.10, show_default=True, help="Share of groups to choose epochs on."
+        ),
+        click.option(
+            "--heldout", type=float, default=0.15, show_default=True, help="Share of groups kept for the stacker."
+        ),
+        click.option("--skip-unreadable", is_flag=True, help="Leave out broken images instead of stopping."),
+        click.option(
+            "--hold-out",
+            multiple=True,
+            metavar="generator=NAME|source=NAME",
+            help="Keep a whole generator or source out of everything that is fitted; may be repeated.",
+        ),
+        options.against,
+        click.option("--exclude-overlap", is_flag=True, help="Leave out training images that --against shows too."),
+        options.accept_shortcuts,
+        click.option("--canonical", is_flag=True, help="Bring images to their canonical form as they are read."),
+        click.option(
+            "--set",
+            "overrides",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Change a recipe's value, for example --set train.lr=1e-5; may be repeated.",
+        ),
+        options.seed,
+        options.run,
+        options.device,
+    ]
+    for decorator in reversed(decorators):
+        command = decorator(command)
     return command
 
 
@@ -77,7 +70,8 @@ def train(recipe: Path, **settings: Any) -> int:
 def train_all(recipes: Path, **settings: Any) -> int:
     """Train a member for every YAML file directly in the folder RECIPES.
 
-    All recipes are checked before anything is downloaded. Members whose recipe, data and
+    All recipes are checked before anything is downloaded, and the data is audited before
+    anything is trained: where metadata alone gives the class away, see canonicalise. Members whose recipe, data and
     seed are unchanged are not trained again, so the same command may be repeated after a
     failure or an interruption.
 
@@ -91,31 +85,34 @@ def train_all(recipes: Path, **settings: Any) -> int:
 
 def _train(
     source: Path,
-    data: Path,
+    data: Sequence[Path],
     images: Path | None,
+    classes: dict[str, str],
     positive: str | None,
     group_column: str,
+    overrides: Sequence[str],
     tune: float,
     heldout: float,
-    skip_unreadable: bool,
-    overrides: Sequence[str],
-    seed: int,
     run: Path,
+    seed: int,
     device: str,
+    **settings: Any,
 ) -> int:
     require_training_packages()
     from ensemble.recipe import find_recipes, load_recipes
 
     recipes = load_recipes(find_recipes(source), overrides, str(source))
-    from ensemble import dataset, sources
+    from ensemble import prepare as preparing
+    from ensemble import sources
     from ensemble import train_all as runs
+    from ensemble.splits import Fractions
 
-    labelled, notes = sources.read_labelled(data, images, positive, group_column)
+    labelled, notes = sources.read_data(data, images, classes, positive, group_column)
     for note in notes:
         click.echo(note)
-    fractions = dataset.Fractions(tune, heldout)
+    wanted = preparing.Wanted(Fractions(tune, heldout), seed, notes=tuple(notes), images=images, **settings)
     runs.check_ready(recipes, device)
-    frame = runs.prepare(run, labelled, fractions, seed, skip_unreadable, click.echo)
+    frame = preparing.prepare(run, labelled, wanted, click.echo)
     outcomes = runs.train_all(recipes, frame, run, seed, device, click.echo)
     return report(run, outcomes)
 
@@ -126,12 +123,24 @@ def report(run: Path, outcomes: "Sequence[Outcome]") -> int:
 
     click.echo()
     options.table(runs.summary(run, outcomes))
+    click.echo(audit_headline(run))
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     for outcome in failed:
         click.echo(f"Error: {outcome.name}: {outcome.error}", err=True)
     if len(failed) == len(outcomes):
         return 2
     return 1 if failed else 0
+
+
+def audit_headline(run: Path) -> str:
+    """What the audit said of the data that these scores were made on."""
+    from ensemble import artifacts
+    from ensemble.errors import ArtifactError
+
+    try:
+        return str(artifacts.read_json(artifacts.audit_path(run), "run train-all again")["headline"])
+    except ArtifactError:
+        return "The data of this run was not audited."
 
 
 def require_training_packages() -> None:
@@ -163,6 +172,7 @@ def stack(run: Path, members: tuple[str, ...]) -> None:
     weights = dict(zip(stacker.members, stacker.coef, strict=True))
     options.table(stack_run.as_table(scored, weights))
     click.echo(stack_run.verdict(scored))
+    click.echo(audit_headline(run))
     from ensemble.artifacts import stacker_path
 
     click.echo(f"-> {stacker_path(run)}")

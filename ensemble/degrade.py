@@ -1,11 +1,13 @@
 """What happens to an image on its way through the web, for augmentation and robustness tests."""
 
 import io
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from ensemble.recipe import Augment
+if TYPE_CHECKING:
+    from ensemble.recipe import Augment  # what only looks at images needs no recipe
 
 
 def jpeg(image: Image.Image, quality: int, subsampling: int = 2) -> Image.Image:
@@ -18,7 +20,7 @@ def jpeg(image: Image.Image, quality: int, subsampling: int = 2) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
-def degrade(image: Image.Image, augment: Augment, rng: np.random.Generator) -> Image.Image:
+def degrade(image: Image.Image, augment: "Augment", rng: np.random.Generator) -> Image.Image:
     """An image after the random degradations of `augment`, the same draws for both classes.
 
     Transparency is kept: the background comes later, with the contract.
@@ -32,7 +34,7 @@ def degrade(image: Image.Image, augment: Augment, rng: np.random.Generator) -> I
     return image
 
 
-def turn(pixels: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.ndarray:
+def turn(pixels: np.ndarray, augment: "Augment", rng: np.random.Generator) -> np.ndarray:
     """uint8 [K, S, S, 3] after a random flip and quarter turns; every view turns alike."""
     if augment.flip and rng.random() < 0.5:
         pixels = pixels[:, :, ::-1]

@@ -16,23 +16,26 @@ OTHER_IMAGE_SUFFIXES = frozenset(
 )
 
 
-def list_images(folder: Path) -> list[str]:
+def list_images(folder: Path, skipped: Counter[str] | None = None) -> list[str]:
     """POSIX paths of all images below `folder`, relative to it, sorted; hidden files are left out.
 
     Raises DataError if it holds images of a kind that cannot be read: leaving them out
-    silently would change the data. Other files (a CSV, a text) are passed over.
+    silently would change the data. With `skipped` they are counted there by suffix instead.
+    Other files (a CSV, a text) are passed over.
     """
     if not folder.is_dir():
         raise DataError(f"no such folder: {folder}")
-    found, skipped = [], Counter[str]()
+    found, unknown = [], Counter[str]()
     for path in _walk(folder):
         suffix = os.path.splitext(path)[1].lower()
         if suffix in IMAGE_SUFFIXES:
             found.append(path)
         elif suffix in OTHER_IMAGE_SUFFIXES:
-            skipped[suffix] += 1
-    if skipped:
-        kinds = some(f"{count} {suffix}" for suffix, count in sorted(skipped.items()))
+            unknown[suffix] += 1
+    if skipped is not None:
+        skipped.update(unknown)
+    elif unknown:
+        kinds = some(f"{count} {suffix}" for suffix, count in sorted(unknown.items()))
         raise DataError(f"{folder}: images that cannot be read would be skipped ({kinds}); convert or move them")
     if unreadable := [path for path in found if path != path.encode(errors="replace").decode()]:
         raise DataError(f"{folder}: file names that are not UTF-8: {some(map(ascii, unreadable))}; rename them")

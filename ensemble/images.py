@@ -103,7 +103,7 @@ def to_pixels(
     their number. The crop of the centre is (0.5, 0.5). `squash` has no free space and
     ignores the values.
     """
-    rgb = _flatten(image, contract.background)
+    rgb = flatten(image, contract.background)
     if contract.geometry == "squash":
         view = _resized(rgb, contract.size, contract.size, contract.filter)
         return np.stack([np.asarray(view)] * (len(offsets) if offsets else 1))
@@ -125,7 +125,8 @@ def crop_offsets(count: int) -> list[tuple[float, float]]:
     return [(y, x) for y in steps for x in steps]
 
 
-def _flatten(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+def flatten(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """A decoded image as RGB, what is transparent laid on `background`."""
     if image.mode != "RGBA":
         return image
     canvas = Image.new("RGBA", image.size, (*background, 255))

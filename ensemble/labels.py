@@ -1,6 +1,6 @@
 """Which of two class names is the positive one (`ai`) and which the negative (`real`)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 NEGATIVE, POSITIVE = "real", "ai"
 LABELS = (NEGATIVE, POSITIVE)  # the index is the label: real = 0, ai = 1
@@ -29,3 +29,43 @@ def resolve_polarity(names: Sequence[str], positive: str | None = None) -> tuple
             raise ValueError(f"cannot tell which of {', '.join(unique)} means AI-made; name it with --positive")
         chosen = positives[0]
     return next(name for name in unique if name != chosen), chosen
+
+
+def class_labels(
+    names: Sequence[str],
+    classes: Mapping[str, str] | None = None,
+    positive: str | None = None,
+    one_will_do: bool = False,
+) -> dict[str, int]:
+    """The label, 1 = ai and 0 = real, of each class name.
+
+    `classes` maps names to "ai" or "real" and may map several to one. Without it two names
+    are expected, or, where `one_will_do`, a single one that speaks for itself. Raises
+    ValueError, saying why, where a name's meaning stays open.
+    """
+    unique = sorted(set(names))
+    if classes:
+        known = {name.casefold(): LABELS.index(label) for name, label in classes.items()}
+        if open_ones := [name for name in unique if name.casefold() not in known]:
+            raise ValueError(f"--classes does not say what these are: {', '.join(open_ones)}")
+        return {name: known[name.casefold()] for name in unique}
+    if one_will_do and len(unique) == 1:
+        name = unique[0]
+        if name.casefold() in (positive.casefold() if positive else None, *POSITIVE_NAMES):
+            return {name: 1}
+        if name.casefold() in NEGATIVE_NAMES:
+            return {name: 0}
+        raise ValueError(f"cannot tell whether {name} is ai or real; say it with --classes {name}=ai (or =real)")
+    negative, chosen = resolve_polarity(unique, positive)
+    return {negative: 0, chosen: 1}
+
+
+def parse_classes(text: str) -> dict[str, str]:
+    """`fake=ai,human=real` -> {"fake": "ai", "human": "real"}; ValueError where it is not that."""
+    found = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, label = (piece.strip() for piece in part.rpartition("="))
+        if not equals or not name or label.casefold() not in LABELS:
+            raise ValueError(f"{part!r}: write NAME=ai or NAME=real, separated by commas")
+        found[name] = label.casefold()
+    return found

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ensemble import degrade, images
+from ensemble.canonical import Plan, read_canonical
 from ensemble.contract import ImageContract
 from ensemble.recipe import Augment
 
@@ -17,7 +18,8 @@ class Rows(Dataset[dict[str, Any]]):
     """Images and labels under a contract: pixels uint8 [K, S, S, 3], label float.
 
     With `augment`, each image is one random view; the draw depends on seed, epoch and row
-    alone, so a run repeats whatever the number of worker processes.
+    alone, so a run repeats whatever the number of worker processes. With `plan`, images are
+    brought to their canonical form first.
     """
 
     def __init__(
@@ -27,7 +29,9 @@ class Rows(Dataset[dict[str, Any]]):
         contract: ImageContract,
         augment: Augment | None = None,
         seed: int = 0,
+        plan: Plan | None = None,
     ) -> None:
+        self.plan = plan
         self.files, self.labels, self.contract = list(files), labels, contract
         self.augment, self.seed, self.epoch = augment, seed, 0
 
@@ -35,11 +39,13 @@ class Rows(Dataset[dict[str, Any]]):
         return len(self.files)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        image = images.decode(self.files[row])
+        file = self.files[row]
+        draw = [self.seed, self.epoch if self.augment else 0, row]
+        image = images.decode(file) if self.plan is None else read_canonical(file, self.plan, draw)
         if self.augment is None:
             pixels = images.to_pixels(image, self.contract)
         else:
-            rng = np.random.default_rng([self.seed, self.epoch, row])
+            rng = np.random.default_rng(draw)
             image = degrade.degrade(image, self.augment, rng)
             place = (float(rng.random()), float(rng.random()))
             pixels = degrade.turn(images.to_pixels(image, self.contract, [place]), self.augment, rng)

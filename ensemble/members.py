@@ -65,7 +65,7 @@ def heldout_logits(run: Path, names: Sequence[str]) -> tuple[pd.DataFrame, np.nd
     doubled, or a row is among those that a member trained or stopped on.
     """
     frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first")
-    data = dataset.dataset_sha256(frame)
+    data = dataset.run_sha256(frame, run)
     for name in names:
         if read_info(run, name)["data_sha256"] != data:
             raise ArtifactError(

@@ -57,6 +57,36 @@ def log_loss(labels: np.ndarray, p: np.ndarray) -> float:
     return float(-np.mean(np.log(np.where(labels, p, 1 - p))))
 
 
+def balanced_accuracy(labels: np.ndarray, p: np.ndarray, threshold: float = 0.5) -> float:
+    """Mean of the shares of ai and of real images that fall on their side; NaN if a class is missing."""
+    labels, called = np.asarray(labels).astype(bool), np.asarray(p) >= threshold
+    if labels.all() or not labels.any():
+        return float("nan")
+    return float((called[labels].mean() + (~called[~labels]).mean()) / 2)
+
+
+def balanced_accuracy_interval(
+    labels: np.ndarray, p: np.ndarray, groups: Sequence[str] | np.ndarray, resamples: int = 1000, seed: int = 0
+) -> Interval:
+    """`balanced_accuracy` with the interval of `cluster_interval`, fast for many groups.
+
+    The score is a ratio of sums over groups, so a draw is a vector of counts.
+    """
+    labels, called = np.asarray(labels).astype(bool), np.asarray(p) >= 0.5
+    _, codes = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    parts = (labels & called, labels, ~labels & ~called, ~labels)
+    sums = np.stack([np.bincount(codes, weights=part) for part in parts], axis=1)
+    rng = np.random.default_rng(seed)
+    chances = np.full(len(sums), 1 / len(sums))
+    drawn = []
+    for _ in range(resamples if len(sums) > 1 else 0):
+        hits, ai, rejections, real = rng.multinomial(len(sums), chances) @ sums
+        if ai and real:
+            drawn.append((hits / ai + rejections / real) / 2)
+    low, high = np.quantile(drawn, [0.025, 0.975]) if drawn else (float("nan"), float("nan"))
+    return Interval(balanced_accuracy(labels, p), float(low), float(high))
+
+
 def cluster_interval(
     score: Score,
     labels: np.ndarray,

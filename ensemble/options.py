@@ -1,6 +1,8 @@
 """Command-line options that several commands share."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -25,6 +27,62 @@ device = click.option(
     show_default=True,
     help="auto takes a GPU where there is one.",
 )
+
+seed = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of whatever is drawn at random."
+)
+data = click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    default=[Path("data/train")],
+    show_default="data/train",
+    help="Folder with one folder a class (ai/ and real/), or a CSV with id or path, label, and optionally group, "
+    "source, generator. Repeat it to combine several.",
+)
+against = click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="TEST",
+    help="Test images, a folder or a CSV: report what tells them from the training images, and pictures in both.",
+)
+accept_shortcuts = click.option(
+    "--accept-shortcuts", is_flag=True, help="Go on though metadata alone tells the classes apart."
+)
+
+
+def _classes(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, str]:
+    from ensemble.labels import parse_classes
+
+    try:
+        return parse_classes(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def reading(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How labelled images are read: the same options wherever they are."""
+    for option in reversed(
+        [
+            click.option("--images", type=click.Path(path_type=Path), help="Where a CSV's images lie."),
+            click.option(
+                "--classes",
+                default="",
+                metavar="NAME=ai,NAME=real,...",
+                callback=_classes,
+                help="What class folders or label texts mean, for example fake=ai,human=real; several may mean one.",
+            ),
+            click.option("--positive", metavar="NAME", help="The class that means AI-made, if its name does not say."),
+            click.option(
+                "--group-column",
+                default="group",
+                show_default=True,
+                help="CSV column whose equal values stay together.",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
 
 
 def table(frame: object) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL.Image import Image
 
 from ensemble import images
 from ensemble.contract import ImageContract
@@ -29,18 +30,20 @@ def score_images(
     batch_size: int = 16,
     workers: int | None = None,
     progress: Callable[[int], object] = lambda count: None,
+    read: Callable[[int, Path], Image] = lambda row, file: images.decode(file),
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Logits float32 [images, runners] in the order given, and why images could not be read.
 
     Rows of unreadable images are NaN and stand in the second value by position. Files are
     decoded ahead on threads while the members run; the logits of several views are averaged.
-    `progress` is called with the number of images done.
+    `progress` is called with the number of images done; `read` turns (row, file) into a
+    decoded image.
     """
     contracts = {runner.contract.view: runner.contract for runner in runners}
 
-    def load(file: Path) -> Views | str:
+    def load(item: tuple[int, Path]) -> Views | str:
         try:
-            image = images.decode(file)
+            image = read(*item)
             return {view: images.to_pixels(image, contract) for view, contract in contracts.items()}
         except ImageError as error:
             return str(error)
@@ -50,7 +53,7 @@ def score_images(
     rows: list[int] = []
     batch: list[Views] = []
     done = 0
-    for row, loaded in enumerate(ordered_map(load, files, workers, ahead=2 * batch_size)):
+    for row, loaded in enumerate(ordered_map(load, enumerate(files), workers, ahead=2 * batch_size)):
         if isinstance(loaded, str):
             errors[row] = loaded
         else:

@@ -1,14 +1,15 @@
 """Folders and CSV files of labelled images -> (id, file, label, group, source, generator)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
 from ensemble.errors import DataError, some
 from ensemble.files import IMAGE_SUFFIXES, list_images, resolve_ids
-from ensemble.labels import resolve_polarity
+from ensemble.labels import LABELS, class_labels
 
 
 @dataclass(frozen=True)
@@ -29,24 +30,73 @@ class Labelled:
         return Path(self.root) / self.path
 
 
-def read_labelled(
-    data: Path, images: Path | None = None, positive: str | None = None, group_column: str = "group"
-) -> tuple[list[Labelled], list[str]]:
-    """Read a folder of two class folders, or a CSV with id or path and label.
+Skipped = Counter[tuple[str, str]]  # (class folder, suffix) -> images of a kind that cannot be read
 
-    Returns the images and what should be said aloud about how the labels were read.
-    Raises DataError if there is no such data, a class is empty, or ids repeat.
+
+@dataclass(frozen=True)
+class Reading:
+    """How labels, groups and image folders are read; the same for every source."""
+
+    images: Path | None = None
+    classes: Mapping[str, str] | None = None
+    positive: str | None = None
+    group_column: str = "group"
+    skipped: Skipped | None = None
+
+
+def read_data(
+    paths: Sequence[Path],
+    images: Path | None = None,
+    classes: Mapping[str, str] | None = None,
+    positive: str | None = None,
+    group_column: str = "group",
+    skipped: Skipped | None = None,
+) -> tuple[list[Labelled], list[str]]:
+    """Read labelled images from folders of class folders and from CSVs with id or path and label.
+
+    With several, ids of folders are prefixed by the folder's name, and each may hold one
+    class alone. Images that name no source take the name of what they were read from.
+    `classes` says what class names mean ({"fake": "ai"}). Unreadable kinds of images are
+    refused, or counted in `skipped` if given. Returns the images and what should be said
+    aloud about how the labels were read. Raises DataError if there is no such data, a class
+    is empty, or ids repeat.
     """
-    if data.is_dir():
-        items, notes = _from_folder(data, positive)
-    elif data.is_file():
-        items, notes = _from_csv(data, images, positive, group_column)
-    else:
-        raise DataError(f"no data at {data}; put images in {data}/ai and {data}/real, or give --data a folder or a CSV")
-    ids = pd.Series([item.id for item in items], dtype=str)
-    if repeated := sorted(set(ids[ids.duplicated()])):
-        raise DataError(f"{data}: ids given more than once: {some(map(repr, repeated))}")
+    several = len(paths) > 1
+    if repeated := sorted({str(path) for path in paths if paths.count(path) > 1}):
+        raise DataError(f"--data {some(repeated)} is given more than once")
+    reading = Reading(images, classes, positive, group_column, skipped)
+    items: list[Labelled] = []
+    notes: list[str] = []
+    for path, name in zip(paths, _names(paths), strict=True):
+        found, said = _read_one(path, reading, name if several else None)
+        items += [item if item.source else replace(item, source=name) for item in found]
+        notes += [f"{path}: {note}" for note in said] if several else said
+    where = some(paths) if several else str(paths[0])
+    ids = Counter(item.id for item in items)
+    if repeated := sorted(key for key, count in ids.items() if count > 1):
+        raise DataError(f"{where}: ids given more than once: {some(map(repr, repeated))}")
+    for label, name in enumerate(LABELS):
+        if not any(item.label == label for item in items):
+            raise DataError(f"{where} holds no {name} images; both classes need some")
     return items, notes
+
+
+def _read_one(data: Path, reading: Reading, prefix: str | None) -> tuple[list[Labelled], list[str]]:
+    if data.is_dir():
+        return _from_folder(data, reading, prefix)
+    if data.is_file():
+        return _from_csv(data, reading, prefix)
+    raise DataError(f"no data at {data}; put images in {data}/ai and {data}/real, or give --data a folder or a CSV")
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """A short name for each source: its own, with as many folders before it as tell it from the others."""
+    parts = [path.resolve().with_suffix("").parts if path.is_file() else path.resolve().parts for path in paths]
+    names = ["/".join(p[-1:]) for p in parts]
+    for depth in range(2, max(map(len, parts), default=0) + 1):
+        counts = Counter(names)
+        names = ["/".join(p[-depth:]) if counts[name] > 1 else name for p, name in zip(parts, names, strict=True)]
+    return names
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -90,10 +140,10 @@ def locate(frame: pd.DataFrame, table: Path, images: Path | None) -> tuple[Path,
     return folder, resolve_ids(list(frame["id"]), folder)
 
 
-def _from_folder(data: Path, positive: str | None) -> tuple[list[Labelled], list[str]]:
+def _from_folder(data: Path, reading: Reading, prefix: str | None) -> tuple[list[Labelled], list[str]]:
     folders = sorted(p.name for p in data.iterdir() if p.is_dir() and not p.name.startswith("."))
     try:
-        negative, positive = resolve_polarity(folders, positive)
+        labels = class_labels(folders, reading.classes, reading.positive, one_will_do=prefix is not None)
     except ValueError as error:
         raise DataError(f"{data}: one folder a class, such as ai/ and real/: {error}") from None
     if stray := [p.name for p in data.iterdir() if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES]:
@@ -101,31 +151,46 @@ def _from_folder(data: Path, positive: str | None) -> tuple[list[Labelled], list
             f"{data}: {len(stray)} images lie in no class folder ({some(sorted(stray))}); move or remove them"
         )
     items = []
-    for name, label in ((negative, 0), (positive, 1)):
-        paths = list_images(data / name)
+    for name, label in sorted(labels.items(), key=lambda item: item[1]):
+        unknown = Counter[str]()
+        paths = list_images(data / name, None if reading.skipped is None else unknown)
+        if reading.skipped is not None:
+            reading.skipped.update({(name, suffix): count for suffix, count in unknown.items()})
         if not paths:
             raise DataError(f"{data / name} holds no images; both classes need some")
-        items += [Labelled(f"{name}/{path}", str(data.resolve()), f"{name}/{path}", label) for path in paths]
-    return items, [] if (negative, positive) == ("real", "ai") else [f"{positive} counts as ai, {negative} as real"]
+        ids = [f"{name}/{path}" for path in paths]
+        start = f"{prefix}/" if prefix else ""
+        items += [Labelled(start + path, str(data.resolve()), path, label) for path in ids]
+    return items, _said(labels)
 
 
-def _from_csv(
-    data: Path, images: Path | None, positive: str | None, group_column: str
-) -> tuple[list[Labelled], list[str]]:
+def _said(labels: Mapping[str, int]) -> list[str]:
+    """How class names were read, unless they are just what we call them."""
+    if set(labels) <= set(LABELS) and all(LABELS[label] == name for name, label in labels.items()):
+        return []
+    by_label = [[name for name, label in labels.items() if label == wanted] for wanted in (1, 0)]
+    parts = [
+        f"{', '.join(names)} {verb}" for names, verb in zip(by_label, ("counts as ai", "as real"), strict=True) if names
+    ]
+    return [", ".join(parts)]
+
+
+def _from_csv(data: Path, reading: Reading, prefix: str | None) -> tuple[list[Labelled], list[str]]:
     frame = read_table(data)
     if "label" not in frame:
         raise DataError(f"{data} needs a column label; it has: {', '.join(frame.columns)}")
-    if group_column != "group" and group_column not in frame:
-        raise DataError(f"{data} has no column {group_column!r}; it has: {', '.join(frame.columns)}")
-    labels, note = _labels(frame["label"], data, positive)
-    root, paths = locate(frame, data, images)
-    ids = list(frame["id"]) if "id" in frame else paths
-    extra = [_optional(frame, column) for column in (group_column, "source", "generator")]
+    if reading.group_column != "group" and reading.group_column not in frame and prefix is None:
+        raise DataError(f"{data} has no column {reading.group_column!r}; it has: {', '.join(frame.columns)}")
+    labels, notes = _labels(frame["label"], data, reading, prefix is not None)
+    root, paths = locate(frame, data, reading.images)
+    start = f"{prefix}/" if prefix else ""
+    ids = list(frame["id"]) if "id" in frame else [start + path for path in paths]
+    extra = [_optional(frame, column) for column in (reading.group_column, "source", "generator")]
     items = [
         Labelled(key, str(root.resolve()), path, label, *rest)
         for key, path, label, *rest in zip(ids, paths, labels, *extra, strict=True)
     ]
-    return items, [note]
+    return items, notes
 
 
 def _optional(frame: pd.DataFrame, column: str) -> Sequence[str | None]:
@@ -134,15 +199,16 @@ def _optional(frame: pd.DataFrame, column: str) -> Sequence[str | None]:
     return [value or None for value in frame[column]]
 
 
-def _labels(column: pd.Series, data: Path, positive: str | None) -> tuple[list[int], str]:
+def _labels(column: pd.Series, data: Path, reading: Reading, one_will_do: bool) -> tuple[list[int], list[str]]:
     values = column.str.strip()
     counts = values.value_counts()
     numbers = pd.to_numeric(values, errors="coerce")
-    if positive is None and numbers.isin([0, 1]).all() and len(set(numbers)) == 2:
-        return [int(value) for value in numbers], f"label column of {data.name}: 1 counts as ai, 0 as real"
+    numeric = numbers.isin([0, 1]).all() and (one_will_do or len(set(numbers)) == 2)
+    if reading.positive is None and not reading.classes and numeric:
+        return [int(value) for value in numbers], [f"label column of {data.name}: 1 counts as ai, 0 as real"]
     try:
-        negative, positive = resolve_polarity(list(counts.index), positive)
+        labels = class_labels(list(counts.index), reading.classes, reading.positive, one_will_do)
     except ValueError as error:
         found = some(f"{value!r} {count} times" for value, count in counts.items())
         raise DataError(f"{data}: the label column must hold two classes ({found}): {error}") from None
-    return [int(value == positive) for value in values], f"{positive} counts as ai, {negative} as real"
+    return [labels[value] for value in values], _said(labels)

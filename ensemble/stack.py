@@ -90,7 +90,7 @@ def out_of_fold(logits: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> n
 
 def _one_thread() -> AbstractContextManager[object]:
     """No threads in linear algebra: on so few columns they wait for each other, on a busy machine for seconds."""
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     return threadpool_limits(1, user_api="blas")
 

@@ -15,8 +15,9 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from ensemble import artifacts, dataset, metrics
+from ensemble import artifacts, canonical, dataset, metrics
 from ensemble.backbone import Member, build_member, save_classifier
+from ensemble.canonical import Plan
 from ensemble.errors import UnavailableError
 from ensemble.labels import LABELS
 from ensemble.loader import Rows, collate
@@ -57,10 +58,11 @@ def train_member(
     work = artifacts.work_path(run, recipe.name)
     shutil.rmtree(work, ignore_errors=True)
     member = build_member(recipe, checkpoint)
-    history, best = _fit(member, recipe, frame, work, seed, device, say)
+    plan = canonical.read_plan(artifacts.canonical_path(run))
+    history, best = _fit(member, recipe, frame, plan, work, seed, device, say)
     folder = work / "member"
     artifacts.ensure_folder(folder)
-    heldout = _heldout(member, recipe, frame, torch.device(device))
+    heldout = _heldout(member, recipe, frame, plan, seed, torch.device(device))
     artifacts.write_parquet(folder / "heldout.parquet", heldout)
     artifacts.write_json(folder / "history.json", {"epochs": history})
     save_classifier(member.cpu(), folder)
@@ -72,7 +74,7 @@ def train_member(
         "parameters": sum(p.numel() for p in member.parameters()),
         "best": best,
         "recipe_sha256": recipe.sha256,
-        "data_sha256": dataset.dataset_sha256(frame),
+        "data_sha256": dataset.run_sha256(frame, run),
         "training_version": TRAINING_VERSION,
         "seed": seed,
         "files": {path.name: artifacts.file_sha256(path) for path in sorted(folder.iterdir())},
@@ -152,7 +154,14 @@ def _arguments(recipe: Recipe, work: Path, seed: int, device: str) -> transforme
 
 
 def _fit(
-    member: Member, recipe: Recipe, frame: pd.DataFrame, work: Path, seed: int, device: str, say: Say
+    member: Member,
+    recipe: Recipe,
+    frame: pd.DataFrame,
+    plan: Plan | None,
+    work: Path,
+    seed: int,
+    device: str,
+    say: Say,
 ) -> tuple[list[dict[str, float]], dict[str, float]]:
     """Train in place and leave the best epoch's weights in `member`; returns (history, best)."""
     parts = {split: frame[frame["split"] == split] for split in ("train", "tune")}
@@ -163,6 +172,7 @@ def _fit(
             member.contract,
             recipe.augment if split == "train" else None,
             seed,
+            plan,
         )
         for split, part in parts.items()
     }
@@ -233,12 +243,18 @@ class _Report(transformers.TrainerCallback):
         self.bar.close()
 
 
-def _heldout(member: Member, recipe: Recipe, frame: pd.DataFrame, device: torch.device) -> pd.DataFrame:
+def _heldout(
+    member: Member, recipe: Recipe, frame: pd.DataFrame, plan: Plan | None, seed: int, device: torch.device
+) -> pd.DataFrame:
     """id, label, split, fold, logit of every row that no weight and no choice has seen."""
     rows = frame[~frame["split"].isin(["train", "tune"])]
     runner = torch_runner(recipe.name, member, device)
+    read: dict[str, Any] = {}
+    if plan is not None:
+        read = {"read": lambda row, file: canonical.read_canonical(file, plan, [seed, 0, row])}
     with tqdm(total=len(rows), desc="  held-out", unit="image", leave=False, disable=None) as bar:
-        logits, errors = score_images(dataset.files(rows), [runner], recipe.train.batch_size, progress=bar.update)
+        batch = recipe.train.batch_size
+        logits, errors = score_images(dataset.files(rows), [runner], batch, progress=bar.update, **read)
     if errors:
         raise FileNotFoundError(next(iter(errors.values())))
     return rows[["id", "label", "split", "fold"]].assign(logit=logits[:, 0]).reset_index(drop=True)

@@ -14,7 +14,6 @@ from ensemble import artifacts, dataset, members, metrics
 from ensemble.checkpoints import check_source, locate_checkpoint
 from ensemble.errors import BackboneError, ManyeyesError
 from ensemble.recipe import Recipe
-from ensemble.sources import Labelled
 from ensemble.train import TRAINING_VERSION, Say, choose_device, train_member
 
 T = TypeVar("T")
@@ -36,25 +35,6 @@ def check_ready(recipes: Sequence[Recipe], device: str) -> None:
     _each(recipes, lambda recipe: check_source(recipe.backbone))
 
 
-def prepare(
-    run: Path,
-    data: Sequence[Labelled],
-    fractions: dataset.Fractions,
-    seed: int,
-    skip_unreadable: bool,
-    say: Say,
-) -> pd.DataFrame:
-    """Index the data into the run's dataset.parquet and say what is in it."""
-    artifacts.ensure_writable(run)
-    frame, left_out = dataset.build_dataset(data, fractions, seed, skip_unreadable)
-    for message in left_out:
-        say(f"left out: {message}")
-    artifacts.write_parquet(artifacts.dataset_path(run), frame)
-    say(f"{len(frame)} images -> {artifacts.dataset_path(run)}")
-    say(dataset.describe(frame))
-    return frame
-
-
 def train_all(
     recipes: Sequence[Recipe], frame: pd.DataFrame, run: Path, seed: int, device: str, say: Say
 ) -> list[Outcome]:
@@ -64,7 +44,7 @@ def train_all(
     run's work folder. Raises before any training if a checkpoint cannot be had.
     """
     device = choose_device(device)
-    data_sha256 = dataset.dataset_sha256(frame)
+    data_sha256 = dataset.run_sha256(frame, run)
     todo = []
     for recipe in recipes:
         wanted = {

@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,14 @@ def write_files(folder: Path, *names: str, data: bytes = b"") -> Path:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The user's cache during the tests: a folder of their own."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["MANYEYES_CACHE"] = str(folder)
     return folder
 
 

@@ -1,19 +1,17 @@
 import shutil
-from collections import Counter
 from hashlib import sha256
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import encoded, noise
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
-from ensemble import artifacts, dataset
-from ensemble.dataset import Fractions, assign_split, build_dataset
+from ensemble import artifacts, dataset, splits
+from ensemble.dataset import build_dataset
 from ensemble.errors import DataError
-from ensemble.sources import Labelled, read_labelled
+from ensemble.sources import Labelled, read_data
+from ensemble.splits import Fractions
 
 HALVES = Fractions(tune=0.3, heldout=0.3)
 STRING = "string"
@@ -31,7 +29,7 @@ def refusal(items, **options) -> str:
 
 @pytest.fixture(scope="module")
 def items(tiles):
-    return read_labelled(tiles)[0]
+    return read_data([tiles])[0]
 
 
 @pytest.fixture(scope="module")
@@ -121,43 +119,6 @@ def test_describe_counts_classes_and_splits(frame):
 
 # ---- splits
 
-fractions = st.builds(Fractions, st.floats(0.01, 0.49), st.floats(0.01, 0.49))
-
-
-@given(st.lists(st.text(max_size=8), unique=True, max_size=30), st.data(), st.integers(0, 9), fractions)
-def test_more_groups_move_none(names, data, seed, shares):
-    first = {name: assign_split(name, seed, shares) for name in names}
-    more = data.draw(st.permutations([*names, *(f"new {name}" for name in names)]))
-    second = {name: assign_split(name, seed, shares) for name in more}
-    assert {name: second[name] for name in names} == first
-
-
-@given(st.text(), st.integers(0, 9), st.floats(0.05, 0.4), st.floats(0.05, 0.4))
-def test_a_larger_heldout_share_lets_no_group_out(name, seed, low, high):
-    low, high = sorted((low, high))
-    if assign_split(name, seed, Fractions(0.1, low)) == "heldout":
-        assert assign_split(name, seed, Fractions(0.1, high)) == "heldout"
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_shares_come_out_about_right(seed):
-    counts = Counter(assign_split(f"group {number}", seed, Fractions(0.10, 0.15)) for number in range(10_000))
-    assert counts["heldout"] == pytest.approx(1500, abs=150)  # four standard deviations
-    assert counts["tune"] == pytest.approx(1000, abs=120)
-    assert sum(counts.values()) == 10_000
-
-
-@pytest.mark.parametrize(
-    ("seed", "splits"),
-    [
-        (0, "heldout heldout tune heldout train train"),
-        (1, "heldout heldout tune train tune heldout"),
-    ],
-)
-def test_splits_are_the_same_on_every_machine(seed, splits):
-    names = ("cat", "é 写真", "", "007", "g4", "g5")
-    assert [assign_split(name, seed, HALVES) for name in names] == splits.split()
-
 
 @pytest.mark.parametrize(("tune", "heldout"), [(0, 0.2), (0.2, 0), (0.5, 0.5), (-0.1, 0.5)])
 def test_impossible_shares_are_refused(tune, heldout):
@@ -198,7 +159,7 @@ def test_groups_never_straddle_splits(items):
     frame = build(grouped)[0]
     assert frame["group"].nunique() == 10
     assert (frame.groupby("group")["split"].nunique() == 1).all()
-    assert set(frame["split"]) == set(dataset.SPLITS)
+    assert set(frame["split"]) == set(splits.FITTED)
 
 
 def test_images_without_a_group_are_named_by_their_content(frame):
@@ -298,7 +259,7 @@ def test_nothing_readable_is_refused(add, tmp_path):
 
 def test_the_hash_depends_on_neither_order_nor_place(items, frame, tiles, tmp_path):
     shutil.copytree(tiles, tmp_path / "moved")
-    moved = build(read_labelled(tmp_path / "moved")[0])[0]
+    moved = build(read_data([tmp_path / "moved"])[0])[0]
     assert set(moved["root"]) != set(frame["root"])
     assert dataset.dataset_sha256(moved) == dataset.dataset_sha256(frame)
     assert dataset.dataset_sha256(frame.sample(frac=1, random_state=0)) == dataset.dataset_sha256(frame)

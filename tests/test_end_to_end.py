@@ -27,6 +27,7 @@ def infer(work, run, output, *arguments, code=0):
 
 def test_run_folder_holds_what_the_design_says(run):
     assert sorted(p.name for p in run.iterdir() if p.name != "work") == [
+        "audit.json",
         "bundle",
         "dataset.parquet",
         "members",

@@ -5,7 +5,7 @@ import pytest
 from conftest import HOSTILE_NAMES, write_files
 
 from ensemble.errors import DataError
-from ensemble.sources import locate, read_labelled, read_table
+from ensemble.sources import locate, read_data, read_table
 
 
 @pytest.fixture
@@ -22,9 +22,13 @@ def table(tmp_path):
     return write
 
 
+def read(path, **options):
+    return read_data([path], **options)
+
+
 def refusal(*arguments, **options) -> str:
     with pytest.raises(DataError) as caught:
-        read_labelled(*arguments, **options)
+        read(*arguments, **options)
     return str(caught.value)
 
 
@@ -33,16 +37,17 @@ def refusal(*arguments, **options) -> str:
 
 def test_a_folder_of_two_classes(tmp_path):
     write_files(tmp_path, "ai/b.png", "ai/in/a.jpg", "real/a.jpg", ".hidden/x.jpg", "labels.csv")
-    items, notes = read_labelled(tmp_path)
+    items, notes = read(tmp_path)
     assert [(item.id, item.label) for item in items] == [("real/a.jpg", 0), ("ai/b.png", 1), ("ai/in/a.jpg", 1)]
     assert [item.file for item in items] == [tmp_path / item.id for item in items]
-    assert all(item.group is item.source is item.generator is None for item in items)
+    assert all(item.group is item.generator is None for item in items)
+    assert {item.source for item in items} == {tmp_path.name}
     assert notes == []
 
 
 def test_other_folder_names_are_mapped_and_said_aloud(tmp_path):
     write_files(tmp_path, "FAKE/a.png", "human/a.png")
-    items, notes = read_labelled(tmp_path)
+    items, notes = read(tmp_path)
     assert {item.id: item.label for item in items} == {"human/a.png": 0, "FAKE/a.png": 1}
     assert notes == ["FAKE counts as ai, human as real"]
 
@@ -54,7 +59,7 @@ def test_ambiguous_folder_names_need_positive(tmp_path):
         f"{tmp_path}: one folder a class, such as ai/ and real/: "
         "cannot tell which of cats, dogs means AI-made; name it with --positive"
     )
-    items, notes = read_labelled(tmp_path, positive="cats")
+    items, notes = read(tmp_path, positive="cats")
     assert {item.id: item.label for item in items} == {"dogs/a.png": 0, "cats/a.png": 1}
     assert notes == ["cats counts as ai, dogs as real"]
 
@@ -85,7 +90,7 @@ KEYS = ("007", "7", "NA", "1e5", "nan", " x", "None", "True")
 
 
 def test_ids_stay_the_text_they_are(table):
-    items, _ = read_labelled(table(("id", "label"), *((key, str(n % 2)) for n, key in enumerate(KEYS))))
+    items, _ = read(table(("id", "label"), *((key, str(n % 2)) for n, key in enumerate(KEYS))))
     assert [item.id for item in items] == list(KEYS)
     assert [item.file.name for item in items] == [f"{key}.jpg" for key in KEYS]
 
@@ -93,21 +98,21 @@ def test_ids_stay_the_text_they_are(table):
 def test_paths_stay_the_text_they_are(table, tmp_path):
     path = table(("path", "label"), *((key, str(n % 2)) for n, key in enumerate(KEYS)))
     write_files(tmp_path, *KEYS)
-    items, _ = read_labelled(path)
+    items, _ = read(path)
     assert [item.id for item in items] == list(KEYS)
     assert [item.file for item in items] == [tmp_path / key for key in KEYS]
 
 
 def test_hostile_names_survive_a_csv(table):
     rows = [(name, ("ai", "real")[n % 2]) for n, name in enumerate(HOSTILE_NAMES)]
-    items, _ = read_labelled(table(("id", "label"), *rows))
+    items, _ = read(table(("id", "label"), *rows))
     assert [item.id for item in items] == list(HOSTILE_NAMES)
     assert all(item.file.name == f"{item.id}.jpg" and item.file.is_file() for item in items)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_a_byte_order_mark_is_passed_over(table, encoding):
-    items, _ = read_labelled(table(("id", "label"), ("é", "ai"), ("b", "real"), encoding=encoding))
+    items, _ = read(table(("id", "label"), ("é", "ai"), ("b", "real"), encoding=encoding))
     assert [item.id for item in items] == ["é", "b"]
 
 
@@ -117,7 +122,7 @@ def test_a_byte_order_mark_is_passed_over(table, encoding):
         (("1", "0", "1"), None, [1, 0, 1], "label column of train.csv: 1 counts as ai, 0 as real"),
         (("1.0", "0.0", " 1"), None, [1, 0, 1], "label column of train.csv: 1 counts as ai, 0 as real"),
         (("1", "0", "1"), "0", [0, 1, 0], "0 counts as ai, 1 as real"),
-        (("ai", "real", " ai"), None, [1, 0, 1], "ai counts as ai, real as real"),
+        (("ai", "real", " ai"), None, [1, 0, 1], None),
         (("Fake", "Human", "Fake"), None, [1, 0, 1], "Fake counts as ai, Human as real"),
         (("2", "1", "2"), "2", [1, 0, 1], "2 counts as ai, 1 as real"),
         (("x", "y", "x"), "Y", [0, 1, 0], "y counts as ai, x as real"),
@@ -125,9 +130,9 @@ def test_a_byte_order_mark_is_passed_over(table, encoding):
 )
 def test_labels_are_read_and_said_aloud(table, values, positive, labels, note):
     path = table(("id", "label"), *zip("abc", values, strict=True))
-    items, notes = read_labelled(path, positive=positive)
+    items, notes = read(path, positive=positive)
     assert [item.label for item in items] == labels
-    assert notes == [note]
+    assert notes == ([note] if note else [])
 
 
 @pytest.mark.parametrize(
@@ -151,13 +156,14 @@ def test_group_source_and_generator_are_read(table):
     path = table(
         ("id", "label", "group", "source", "generator"), ("a", "1", "g1", "web", "gan"), ("b", "0", "", "", "")
     )
-    items, _ = read_labelled(path)
-    assert [(item.group, item.source, item.generator) for item in items] == [("g1", "web", "gan"), (None, None, None)]
+    items, _ = read(path)
+    found = [(item.group, item.source, item.generator) for item in items]
+    assert found == [("g1", "web", "gan"), (None, "train", None)]
 
 
 def test_another_column_can_hold_the_groups(table):
     path = table(("id", "label", "group", "scene"), ("a", "1", "g", "s1"), ("b", "0", "g", "s2"))
-    items, _ = read_labelled(path, group_column="scene")
+    items, _ = read(path, group_column="scene")
     assert [item.group for item in items] == ["s1", "s2"]
     assert refusal(path, group_column="photo") == f"{path} has no column 'photo'; it has: id, label, group, scene"
 
@@ -187,7 +193,7 @@ def test_paths_count_from_the_csv_or_from_images(table, tmp_path):
     path = table(("path", "label"), ("a.jpg", "1"), ("b.jpg", "0"))
     write_files(tmp_path / "other", "a.jpg", "b.jpg")
     assert "do not exist" in refusal(path)
-    items, _ = read_labelled(path, images=tmp_path / "other")
+    items, _ = read(path, images=tmp_path / "other")
     assert [item.file for item in items] == [tmp_path / "other/a.jpg", tmp_path / "other/b.jpg"]
 
 
@@ -233,6 +239,6 @@ def test_short_rows_are_empty_cells(tmp_path):
 def test_images_beside_the_class_folders_are_refused(tmp_path):
     write_files(tmp_path, "ai/1.png", "real/2.png", "stray.JPG", "labels.csv")
     with pytest.raises(DataError, match=r"1 images lie in no class folder \(stray\.JPG\)"):
-        read_labelled(tmp_path)
+        read(tmp_path)
     (tmp_path / "stray.JPG").unlink()
-    assert len(read_labelled(tmp_path)[0]) == 2
+    assert len(read(tmp_path)[0]) == 2

@@ -35,7 +35,8 @@ def test_the_command_prints_every_score_and_where_it_wrote(stacked):
     assert (code, err) == (0, "")
     assert lines[0].startswith("On 48 held-out images in 12 groups; the stack out of fold")
     assert [line.split()[0] for line in lines[2:6]] == ["one", "two", "mean", "stack"]
-    assert lines[-2].startswith("The stack ")
+    assert lines[-3].startswith("The stack ")
+    assert lines[-2] == "The data of this run was not audited."
     assert lines[-1] == f"-> {run / 'stacker.json'}"
 
 

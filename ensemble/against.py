@@ -1,0 +1,124 @@
+"""A training set against a test set: can they be told apart, and do they share pictures?
+
+Adversarial validation: where a classifier tells training from test rows, scores on held-out
+training rows will not hold on the test.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ensemble import files, groups, null, probes, sources
+from ensemble.audit_checks import Finding, by_class
+from ensemble.errors import DataError, some
+from ensemble.index import Indexed, index_files
+from ensemble.null import PROBED, WARN, thumb_table
+
+
+@dataclass(frozen=True)
+class Test:
+    """Readable test images, as indexed; `names` are how the user calls them."""
+
+    names: list[str]
+    files: list[Path]
+    indexed: Indexed
+
+
+def read_test(path: Path, images: Path | None = None) -> Test:
+    """Index a test set: a folder of images, or a CSV with id or path. Labels are not looked at."""
+    if path.is_dir():
+        names = files.list_images(path)
+        found = [path / name for name in names]
+    elif path.is_file():
+        root, paths = sources.locate(sources.read_table(path), path, images)
+        names, found = list(paths), [root / name for name in paths]
+    else:
+        raise DataError(f"no test set at {path}; give a folder of images, or a CSV with id or path")
+    if not found:
+        raise DataError(f"{path} holds no images")
+    indexed = index_files(found, label="index test")
+    return Test([names[i] for i in indexed.rows], [found[i] for i in indexed.rows], indexed)
+
+
+def overlapping(indexed: Indexed, test: Test) -> list[tuple[int, int]]:
+    """Positions (training, test) of images that show the same picture, one pair a training image."""
+    by_pixels = {value: i for i, value in enumerate(test.indexed.facts["pixels"])}
+    pairs = [(i, by_pixels[value]) for i, value in enumerate(indexed.facts["pixels"]) if value in by_pixels]
+    hashes = [[int(text, 16) for text in part.facts["phash"]] for part in (indexed, test.indexed)]
+    pairs += groups.near_duplicates_between(hashes[0], indexed.thumbs, hashes[1], test.indexed.thumbs)
+    return sorted(dict(reversed(pairs)).items())
+
+
+def compare(
+    items: Sequence[sources.Labelled],
+    indexed: Indexed,
+    group_names: np.ndarray,
+    test: Test,
+    shared: Sequence[tuple[int, int]],
+) -> list[Finding]:
+    """What training and test differ in, and the pictures they share (`overlapping`)."""
+    found = []
+    if test.indexed.errors:
+        text = f"{len(test.indexed.errors)} test images cannot be read: {some(test.indexed.errors.values(), 3)}"
+        found.append(Finding("corrupt", "warn", text))
+    if shared:
+        pairs = some((f"{items[a].id} and {test.names[b]}" for a, b in shared), 3)
+        text = f"{len(shared)} training images are in the test too, or nearly ({pairs}); see --exclude-overlap"
+        found.append(Finding("overlap", "warn", text))
+    rng = np.random.default_rng(0)
+    train_rows = np.sort(rng.permutation(len(items))[: 10 * PROBED])
+    test_rows = np.sort(rng.permutation(len(test.files))[: 10 * PROBED])
+    is_test = np.repeat([0, 1], [len(train_rows), len(test_rows)])
+    own = np.array([f"test {i}" for i in test_rows], dtype=object)
+    names = np.concatenate([group_names[train_rows], own])
+    paths = [items[i].path for i in train_rows] + [test.names[i] for i in test_rows]
+    headers = pd.concat(
+        [indexed.headers.iloc[train_rows].astype(object), test.indexed.headers.iloc[test_rows].astype(object)],
+        ignore_index=True,
+    ).infer_objects()
+    features = null.file_features(headers, paths)
+    columns = [name for family, part in null.FAMILIES.items() if family != "names" for name in part]
+    found += _probe("files", features[columns], is_test, names)
+    thumbs = np.concatenate([indexed.thumbs[train_rows], test.indexed.thumbs[test_rows]])
+    found += _probe("content", thumb_table(thumbs), is_test, names, linear=True)
+    return found + _pixels([items[i].file for i in train_rows], [test.files[i] for i in test_rows], names)
+
+
+def _pixels(train: Sequence[Path], test: Sequence[Path], names: np.ndarray) -> list[Finding]:
+    """The spectra of equally many images of both."""
+    count = min(PROBED, len(train), len(test))
+    traces = probes.probe_files([*train[:count], *test[:count]], label="probe test")
+    kept = np.concatenate([names[:count], names[len(train) : len(train) + count]])
+    is_test = np.repeat([0, 1], count)
+    measured = traces.notna().all(axis=1).to_numpy()
+    return _probe("spectrum", traces.loc[measured, probes.SPECTRUM], is_test[measured], kept[measured], linear=True)
+
+
+def _probe(
+    kind: str, table: pd.DataFrame, is_test: np.ndarray, names: np.ndarray, linear: bool = False
+) -> list[Finding]:
+    probe = null.probe_table(table, is_test, names, top=0 if linear else 4, linear=linear)
+    if probe is None:
+        return [Finding(f"against_{kind}", "note", f"too few images to compare {kind} of training and test")]
+    if probe.balanced_accuracy.low <= WARN:
+        text = f"{kind}: training and test cannot be told apart ({probe.balanced_accuracy})"
+        return [Finding(f"against_{kind}", "note", text)]
+    seen = (
+        by_class(table, is_test, [name for name, _ in probe.features], ("test", "training")) if probe.features else ""
+    )
+    text = f"{kind} tells training from test with balanced accuracy {probe.balanced_accuracy}"
+    return [Finding(f"against_{kind}", "warn", f"{text}: {seen}" if seen else text)]
+
+
+def without(
+    items: Sequence[sources.Labelled], indexed: Indexed, shared: Sequence[tuple[int, int]]
+) -> tuple[list[sources.Labelled], Indexed]:
+    """The images that do not overlap with the test."""
+    gone = {row for row, _ in shared}
+    keep = np.array([row for row in range(len(items)) if row not in gone], dtype=np.int64)
+    if not len(keep):
+        raise DataError("every training image is in the test too; nothing is left to train on")
+    return [items[row] for row in keep], indexed.take(keep)

@@ -1,0 +1,194 @@
+"""What a detector could cheat with: shortcuts of a labelled data set, found before training.
+
+The zero-pixel null decides: if metadata alone tells the classes apart, training is refused
+unless the user accepts it. Everything else warns or notes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ensemble import audit_checks, dataset, null, probes
+from ensemble.audit_checks import Finding
+from ensemble.errors import DataError
+from ensemble.index import Indexed
+from ensemble.null import PROBED, WARN, Probe, thumb_table
+from ensemble.sources import Labelled, Skipped
+
+BLOCK = 0.60  # balanced accuracy: the null's interval must reach below it
+PROBE_WARN = 0.60  # and for what the pixels carry
+AUDIT_VERSION = 1  # raised by hand when the same data would give another audit
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found. null: on metadata alone; null_with_bytes: and bytes per pixel."""
+
+    images: int
+    ai: int
+    groups: int
+    null: Probe | None
+    null_with_bytes: Probe | None
+    findings: tuple[Finding, ...]
+
+    @property
+    def blocked(self) -> bool:
+        """Whether training must not start without --accept-shortcuts."""
+        return any(finding.severity == "block" for finding in self.findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return {
+            "images": self.images,
+            "ai": self.ai,
+            "groups": self.groups,
+            "headline": headline(self),
+            "blocked": self.blocked,
+            "null": self.null.to_dict() if self.null else None,
+            "null_with_bytes": self.null_with_bytes.to_dict() if self.null_with_bytes else None,
+            "findings": [vars(finding) for finding in self.findings],
+        }
+
+
+@dataclass(frozen=True)
+class Audited:
+    """An audit with what it was made from, for the page."""
+
+    audit: Audit
+    items: list[Labelled]
+    indexed: Indexed
+    labels: np.ndarray
+    groups: np.ndarray
+    probed: np.ndarray  # rows whose pixels were probed
+    traces: pd.DataFrame  # of those rows
+
+
+def audit(
+    items: list[Labelled],
+    indexed: Indexed,
+    near: Sequence[tuple[int, int]],
+    skipped: Skipped | None = None,
+    notes: Sequence[str] = (),
+) -> Audited:
+    """Look for shortcuts among readable, indexed images; `items` are those of `indexed.rows`.
+
+    near: their near-duplicates, from `dataset.near_pairs`. skipped: images of kinds that
+    cannot be read, left out. notes: how labels were read.
+    """
+    labels = np.array([item.label for item in items])
+    groups = np.array(dataset.group_names(items, indexed, near), dtype=object)
+    features = null.file_features(indexed.headers, [item.path for item in items])
+    names = [name for family in null.FAMILIES.values() for name in family]
+    blind = null.probe_table(features[names], labels, groups, top=5)
+    with_bytes = null.probe_table(features[[*names, *null.BYTES]], labels, groups, top=5)
+    rows = _sample(labels)
+    traces = probes.probe_files([items[row].file for row in rows])
+    findings = [
+        *_null_findings(blind, with_bytes),
+        *_family_findings(features, labels, groups),
+        *audit_checks.duplicates(items, indexed, near),
+        *audit_checks.sources(items),
+        *audit_checks.polarity(items, indexed.headers, notes),
+        *audit_checks.left_out(indexed, skipped),
+        *audit_checks.balance(labels),
+        *_pixel_findings(indexed, labels, groups, rows, traces),
+    ]
+    result = Audit(len(items), int(labels.sum()), len(set(groups)), blind, with_bytes, ordered(findings))
+    return Audited(result, items, indexed, labels, groups, rows, traces)
+
+
+def ordered(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """The gravest first."""
+    return tuple(sorted(findings, key=lambda finding: ("block", "warn", "note").index(finding.severity)))
+
+
+def headline(audit: Audit) -> str:
+    """The null in one line, to stand beside every score made from this data."""
+    if audit.null is None:
+        return "Metadata alone: too few groups to tell whether it gives the class away."
+    low = audit.null.balanced_accuracy.low
+    verdict = "a shortcut" if low > BLOCK else "a weak shortcut" if low > WARN else "no shortcut found"
+    return f"Metadata alone tells ai from real with balanced accuracy {audit.null.balanced_accuracy}: {verdict}."
+
+
+def lines(values: Mapping[str, Any]) -> list[str]:
+    """What an audit found, for people; `values` as of `Audit.to_dict`."""
+    found = [f"  {finding['severity']:5}  {finding['kind']}: {finding['text']}" for finding in values["findings"]]
+    return [values["headline"], *found]
+
+
+def refuse_blocked(values: Mapping[str, Any], data: str) -> None:
+    """Raise DataError if the audit, as of `Audit.to_dict`, blocks training."""
+    if values["blocked"]:
+        reasons = "; ".join(finding["text"] for finding in values["findings"] if finding["severity"] == "block")
+        raise DataError(
+            f"the files give the class away: {reasons}. Take that away with: python cli.py canonicalise {data} DIR; "
+            "or as images are read, with --canonical; or train as it is, with --accept-shortcuts"
+        )
+
+
+def _null_findings(blind: Probe | None, with_bytes: Probe | None) -> list[Finding]:
+    if blind is None or with_bytes is None:
+        return [Finding("null", "note", "too few groups a class to cross-validate what metadata alone can tell")]
+    found = []
+    if blind.balanced_accuracy.low > BLOCK:
+        features = ", ".join(name for name, _ in blind.features) or "several together"
+        text = f"metadata alone reaches balanced accuracy {blind.balanced_accuracy}, mostly by {features}"
+        found.append(Finding("null", "block", text))
+    if with_bytes.balanced_accuracy.low > max(WARN, blind.balanced_accuracy.value + 0.02):
+        text = f"with bytes per pixel metadata reaches {with_bytes.balanced_accuracy}; content drives it too"
+        found.append(Finding("bytes", "warn" if with_bytes.balanced_accuracy.low > PROBE_WARN else "note", text))
+    return found
+
+
+def _family_findings(features: pd.DataFrame, labels: np.ndarray, groups: np.ndarray) -> list[Finding]:
+    found = []
+    for family, columns in null.FAMILIES.items():
+        probe = null.probe_table(features[list(columns)], labels, groups, top=3)
+        if probe is not None and probe.balanced_accuracy.low > WARN:
+            seen = audit_checks.by_class(features, labels, [name for name, _ in probe.features] or columns)
+            found.append(
+                Finding(family, "warn", f"balanced accuracy {probe.balanced_accuracy} by {family} alone: {seen}")
+            )
+    return found
+
+
+_PIXEL_PROBES = {
+    "hidden_jpeg": (
+        ["comb", "step", "grid_7", "grid_most", *(name for name in probes.GRID if name.startswith("dct"))],
+        "traces of earlier JPEG compression in the pixels",
+        "canonicalise levels them",
+    ),
+    "resampling": (
+        [*probes.RESAMPLING, *probes.SPECTRUM],
+        "the spectrum of the pixels",
+        "this may be the generator's own trace, or that one class was resized",
+    ),
+}
+
+
+def _pixel_findings(
+    indexed: Indexed, labels: np.ndarray, groups: np.ndarray, rows: np.ndarray, traces: pd.DataFrame
+) -> list[Finding]:
+    found = list(audit_checks.jpeg_in_lossless(indexed.headers.iloc[rows], traces, labels[rows]))
+    content = null.probe_table(thumb_table(indexed.thumbs[rows]), labels[rows], groups[rows], linear=True)
+    if content is not None and content.balanced_accuracy.low > PROBE_WARN:
+        text = f"a thumbnail of 8x8 pixels tells {content.balanced_accuracy}: the classes show different things"
+        found.append(Finding("content", "warn", text))
+    measured = traces.notna().all(axis=1).to_numpy()
+    for kind, (columns, what, meaning) in _PIXEL_PROBES.items():
+        part = rows[measured]
+        probe = null.probe_table(traces.loc[measured, columns], labels[part], groups[part], linear=kind == "resampling")
+        if probe is not None and probe.balanced_accuracy.low > PROBE_WARN:
+            found.append(Finding(kind, "note", f"{what} tell {probe.balanced_accuracy}; {meaning}"))
+    return found
+
+
+def _sample(labels: np.ndarray) -> np.ndarray:
+    """Rows of at most PROBED images of each class, the same at every call."""
+    rng = np.random.default_rng(0)
+    parts = [rng.permutation(np.flatnonzero(labels == label))[:PROBED] for label in (0, 1)]
+    return np.sort(np.concatenate(parts))

@@ -1,0 +1,190 @@
+"""The audit's checks that need no classifier: duplicates, sources, polarity, files left out."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from ensemble.errors import some
+from ensemble.index import Indexed
+from ensemble.labels import LABELS, NEGATIVE_NAMES, POSITIVE_NAMES
+from ensemble.sources import Labelled, Skipped
+
+BOUND = 0.30  # Cramer's V between class and source that is worth a warning
+IMBALANCE = 4.0  # images of one class for one of the other
+COMB = 0.35  # mean fit of DCT coefficients to a comb from which a JPEG lies below lossless pixels
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing the audit found. severity: block, warn or note."""
+
+    kind: str
+    severity: str
+    text: str
+
+
+def duplicates(items: Sequence[Labelled], indexed: Indexed, near: Sequence[tuple[int, int]]) -> list[Finding]:
+    """Copies and near-duplicates: across the classes, and across groups that the user gave."""
+    first: dict[str, int] = {}
+    equal = [(first.setdefault(value, i), i) for i, value in enumerate(indexed.facts["pixels"])]
+    copies = [(a, b) for a, b in equal if a != b]
+    found = []
+    conflicts = [(a, b) for a, b in copies if items[a].label != items[b].label]
+    if conflicts:
+        text = f"{len(conflicts)} images stand in both classes with equal pixels ({_pairs(items, conflicts)})"
+        found.append(Finding("conflicts", "block", text))
+    across = [(a, b) for a, b in near if items[a].label != items[b].label]
+    if across:
+        text = f"{len(across)} near-duplicate pairs across the classes, kept in one split ({_pairs(items, across)})"
+        found.append(Finding("duplicates", "warn", text))
+    straddling = [
+        (a, b) for a, b in (*copies, *near) if items[a].group and items[b].group not in (None, items[a].group)
+    ]
+    if straddling:
+        pairs = _pairs(items, straddling)
+        text = f"{len(straddling)} copies or near-duplicates lie in different groups of yours, now joined ({pairs})"
+        found.append(Finding("duplicates", "warn", text))
+    same = len(copies) + len(near) - len(conflicts) - len(across)
+    if same:
+        share = same / len(items)
+        text = f"{same} copies or near-duplicates within a class, each kept in one split with its twin"
+        found.append(Finding("duplicates", "warn" if share > 0.05 else "note", text))
+    return found
+
+
+def _pairs(items: Sequence[Labelled], pairs: Sequence[tuple[int, int]]) -> str:
+    return some((f"{items[a].id} and {items[b].id}" for a, b in pairs), 2)
+
+
+def sources(items: Sequence[Labelled]) -> list[Finding]:
+    """Sources of one class alone, and class bound to source."""
+    table = pd.crosstab(np.array([item.source or "" for item in items]), np.array([item.label for item in items]))
+    if len(table) < 2 or table.shape[1] < 2:
+        return []
+    found = []
+    single = table[(table == 0).any(axis=1)]
+    strength = cramers_v(table.to_numpy())
+    if len(single):
+        names = some(
+            f"{name} ({LABELS[int(row.to_numpy().argmax())]} {int(row.sum())})" for name, row in single.iterrows()
+        )
+        text = f"{len(single)} of {len(table)} sources hold one class alone: {names}; Cramer's V {strength:.2f}"
+        found.append(Finding("source", "warn", text))
+    elif strength > BOUND:
+        found.append(Finding("source", "warn", f"class and source go together: Cramer's V {strength:.2f}"))
+    return found
+
+
+def cramers_v(counts: np.ndarray) -> float:
+    """Association of two categories from their table of counts, 0 to 1, corrected for small numbers.
+
+    Bergsma, "A bias-correction for Cramer's V and Tschuprow's T" (2013).
+    """
+    counts = np.asarray(counts, dtype=np.float64)
+    total = counts.sum()
+    expected = counts.sum(axis=1, keepdims=True) * counts.sum(axis=0, keepdims=True) / total
+    phi2 = float((((counts - expected) ** 2) / np.maximum(expected, 1e-12)).sum() / total)
+    r, k = counts.shape
+    if total < 2 or min(r, k) < 2:
+        return 0.0
+    phi2 = max(0.0, phi2 - (k - 1) * (r - 1) / (total - 1))
+    r, k = r - (r - 1) ** 2 / (total - 1), k - (k - 1) ** 2 / (total - 1)
+    return float(min(1.0, (phi2 / max(min(r - 1, k - 1), 1e-12)) ** 0.5))
+
+
+def polarity(items: Sequence[Labelled], headers: pd.DataFrame, notes: Sequence[str]) -> list[Finding]:
+    """Signs that the labels are the wrong way round, and a request to confirm how they were read."""
+    labels = np.array([item.label for item in items])
+    found = []
+    made = (headers["generator_text"] > 0).to_numpy()
+    shot = (headers["camera"] >= 2).to_numpy()
+    named = np.array([_named(item) for item in items])
+    signs = (
+        (made, 0, "name a generator in their metadata, yet are labelled real"),
+        (shot, 1, "carry a camera's EXIF, yet are labelled ai"),
+        (named == 1, 0, "lie in folders or have names that say ai, yet are labelled real"),
+        (named == 0, 1, "lie in folders or have names that say real, yet are labelled ai"),
+    )
+    for marked, wrong, text in signs:
+        count, right = int((marked & (labels == wrong)).sum()), int((marked & (labels != wrong)).sum())
+        if count:
+            swapped = count > right and count >= 0.05 * (labels == wrong).sum()
+            hint = "; are the labels swapped? See --classes" if swapped else ""
+            found.append(Finding("polarity", "warn" if swapped else "note", f"{count} images {text}{hint}"))
+    if notes:
+        found.append(Finding("polarity", "note", f"confirm how the labels were read: {'; '.join(notes)}"))
+    return found
+
+
+def _named(item: Labelled) -> int:
+    """1 or 0 if the words of an image's path speak of one class alone, else -1."""
+    words = set("".join(c if c.isalnum() else " " for c in item.path.rpartition(".")[0]).casefold().split())
+    ai, real = bool(words & POSITIVE_NAMES), bool(words & NEGATIVE_NAMES)
+    return -1 if ai == real else int(ai)
+
+
+def left_out(indexed: Indexed, skipped: Skipped | None) -> list[Finding]:
+    """Broken files, and kinds of images that cannot be read."""
+    found = []
+    if indexed.errors:
+        text = f"{len(indexed.errors)} images cannot be read: {some(indexed.errors.values(), 3)}"
+        found.append(Finding("corrupt", "warn", text))
+    if skipped:
+        kinds = some(f"{count} {suffix} in {folder}" for (folder, suffix), count in sorted(skipped.items()))
+        found.append(
+            Finding("skipped", "warn", f"images of a kind that cannot be read are left out: {kinds}; convert them")
+        )
+    return found
+
+
+def balance(labels: np.ndarray) -> list[Finding]:
+    """Classes of very different size."""
+    counts = np.bincount(labels, minlength=2)
+    if counts.max() <= IMBALANCE * counts.min():
+        return []
+    return [Finding("balance", "note", f"{counts[1]} ai against {counts[0]} real images")]
+
+
+def jpeg_in_lossless(headers: pd.DataFrame, traces: pd.DataFrame, labels: np.ndarray) -> Iterable[Finding]:
+    """Lossless files whose pixels went through JPEG, by class."""
+    lossless = headers["format"].isin(["PNG", "BMP", "TIFF", "PPM", "GIF"]).to_numpy() | (
+        (headers["format"] == "WEBP").to_numpy() & headers["segments"].astype(str).str.contains("VP8L").to_numpy()
+    )
+    hidden = (traces["comb"] > COMB).to_numpy()
+    shares = [
+        float(hidden[lossless & (labels == label)].mean()) if (lossless & (labels == label)).any() else np.nan
+        for label in (0, 1)
+    ]
+    if np.nanmax([*shares, 0.0]) > 0.02 and not abs(shares[1] - shares[0]) < 0.1:
+        parts = [
+            f"{share:.0%} of {name}'s"
+            for share, name in zip(shares[::-1], LABELS[::-1], strict=True)
+            if not np.isnan(share)
+        ]
+        yield Finding("hidden_jpeg", "warn", f"JPEG grids inside lossless files: {' and '.join(parts)}")
+
+
+def by_class(
+    features: pd.DataFrame, labels: np.ndarray, columns: Sequence[str], sides: tuple[str, str] = ("ai", "real")
+) -> str:
+    """What the two sides, labelled 1 and 0, have in these columns: medians of numbers, the commonest texts."""
+    parts = []
+    for name in list(columns)[:3]:
+        values = features[name]
+        if values.nunique() < 2:
+            continue
+        if pd.api.types.is_numeric_dtype(values) and values.nunique() > 2:
+            means = [f"{values[labels == label].median():.4g}" for label in (1, 0)]
+        else:
+            texts = values.astype(str)
+            means = [_commonest(texts[labels == label]) for label in (1, 0)]
+        parts.append(f"{name} {means[0]} in {sides[0]}, {means[1]} in {sides[1]}")
+    return "; ".join(parts)
+
+
+def _commonest(texts: pd.Series) -> str:
+    (text, count), *_ = Counter(texts).most_common(1)
+    return f"{text or 'none'} ({count / len(texts):.0%})"

@@ -1,0 +1,139 @@
+"""The canonical form: both classes stored alike, so that only the pictures differ.
+
+Metadata goes; every image becomes a crop of one size at a random place, so that no class
+is rescaled and the 8x8 grids of earlier JPEG compression fall anywhere; images without a
+JPEG history get one as the others have; all end with one more compression, drawn alike.
+What an earlier, stronger compression did to one class alone cannot be undone.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from ensemble import artifacts
+from ensemble.degrade import jpeg
+from ensemble.errors import DataError, ImageError, some
+from ensemble.images import decode, flatten, format_name
+
+LEFT_OUT = 0.05  # share of a class that may be too small for the common crop
+JPEGS = ("JPEG", "MPO")  # formats whose files have a JPEG history
+JITTER = 7  # pixels every image can spare, for a random place on the 8x8 grid
+SMALLEST = 32  # pixels of a canonical image
+WHITE = (255, 255, 255)
+CHANNEL = 3  # of random draws, apart from those of augmentation
+SAMPLINGS = (0, 2)  # 4:4:4 and 4:2:0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How every image is made canonical.
+
+    size: side of the crop in pixels. first: (quality, subsampling) of JPEGs seen in the
+    data, which images without a JPEG history draw from; empty if there were none. quality:
+    lowest and highest of the last compression.
+    """
+
+    size: int
+    first: tuple[tuple[int, int], ...]
+    quality: tuple[int, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return {"size": self.size, "first": [list(pair) for pair in self.first], "quality": list(self.quality)}
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> "Plan":
+        """From `to_dict`."""
+        first = tuple((int(quality), int(sampling)) for quality, sampling in values["first"])
+        low, high = values["quality"]
+        return Plan(int(values["size"]), first, (int(low), int(high)))
+
+
+def read_plan(path: Path) -> Plan | None:
+    """The plan in a canonical.json, None where there is no such file."""
+    if not path.exists():
+        return None
+    return Plan.from_dict(artifacts.read_json(path, "remove it and run train-all again")["plan"])
+
+
+def make_plan(
+    headers: pd.DataFrame, labels: np.ndarray, size: int | None = None, quality: tuple[int, int] | None = None
+) -> Plan:
+    """A plan from the headers of both classes.
+
+    The size is the largest multiple of 8 that all but LEFT_OUT of either class can spare a
+    random place for. The last quality lies within ten below the lower of the classes'
+    median qualities, so that it covers what came before, but between 50 and 95.
+    """
+    short = headers[["width", "height"]].to_numpy().min(axis=1)
+    if size is None:
+        least = min(float(np.quantile(short[labels == label], LEFT_OUT, method="lower")) for label in (0, 1))
+        size = int(least - JITTER) // 8 * 8
+    if size < SMALLEST:
+        raise DataError(f"images are too small for a common crop of {SMALLEST} pixels; remove the small ones")
+    stored = (headers["quality"] > 0).to_numpy()
+    if quality is None:
+        medians = [headers.loc[stored & (labels == label), "quality"].median() for label in (0, 1)]
+        known = [float(value) for value in medians if value == value]
+        high = int(np.clip(min(known, default=95.0), 60, 95))
+        quality = (high - 10, high)
+    seen = headers.loc[stored, ["quality", "sampling"]]
+    pairs = [
+        (int(q), s if s in (0, 1, 2) else 2)
+        for q, s in zip(seen["quality"], map(_sampling, seen["sampling"]), strict=True)
+    ]
+    return Plan(size, _thinned(pairs), quality)
+
+
+def check_sizes(frame: pd.DataFrame, plan: Plan) -> None:
+    """Raise DataError naming images that are too small for the plan."""
+    small = frame[frame[["width", "height"]].min(axis=1) < plan.size]
+    if len(small):
+        raise DataError(
+            f"{len(small)} images are smaller than the common crop of {plan.size} pixels ({some(small['id'])}); "
+            "remove them, or write the canonical form with canonicalise, which leaves them out"
+        )
+
+
+def _sampling(text: str) -> int:
+    return int(text) if text in ("0", "1", "2") else 2
+
+
+def _thinned(pairs: Sequence[tuple[int, int]], most: int = 100) -> tuple[tuple[int, int], ...]:
+    """At most `most` of the pairs, sorted, each about as common as before."""
+    ordered = sorted(Counter(pairs).elements())
+    step = max(len(ordered) / most, 1)
+    return tuple(ordered[int(i * step)] for i in range(min(len(ordered), most)))
+
+
+def canonical(image: Image.Image, was_jpeg: bool, plan: Plan, rng: np.random.Generator) -> Image.Image:
+    """An image in canonical form: RGB, plan.size square, before its last compression is stored.
+
+    was_jpeg: whether the file was a JPEG. Raises ImageError for an image too small for the plan.
+    """
+    rgb = flatten(image, WHITE)
+    if min(rgb.size) < plan.size:
+        raise ImageError(f"{rgb.width}x{rgb.height} is smaller than the common crop of {plan.size}")
+    if plan.first and not was_jpeg:
+        rgb = jpeg(rgb, *plan.first[int(rng.integers(len(plan.first)))])
+    left, top = (int(rng.integers(side - plan.size + 1)) for side in rgb.size)
+    return rgb.crop((left, top, left + plan.size, top + plan.size))
+
+
+def last_compression(plan: Plan, rng: np.random.Generator) -> tuple[int, int]:
+    """(quality, subsampling) of the last JPEG compression, drawn alike for both classes."""
+    return int(rng.integers(plan.quality[0], plan.quality[1] + 1)), int(rng.choice(SAMPLINGS))
+
+
+def read_canonical(file: Path, plan: Plan, seed: Sequence[int]) -> Image.Image:
+    """An image file as it would be read back from its canonical form; `seed` decides what is drawn."""
+    rng = np.random.default_rng([*seed, CHANNEL])  # not the draws of what comes after
+    data = file.read_bytes()
+    image = decode(data, name=str(file))
+    return jpeg(canonical(image, format_name(data) in JPEGS, plan, rng), *last_compression(plan, rng))

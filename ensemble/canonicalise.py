@@ -1,0 +1,90 @@
+"""Write a data set anew in its canonical form."""
+
+import shutil
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from ensemble import artifacts, images
+from ensemble.canonical import JPEGS, Plan, canonical, last_compression
+from ensemble.errors import ArtifactError, ImageError
+from ensemble.labels import LABELS
+from ensemble.parallel import ordered_map
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `canonicalise` wrote: its table, and why images were left out, by id."""
+
+    table: pd.DataFrame
+    left_out: dict[str, str]
+
+
+def canonicalise(frame: pd.DataFrame, plan: Plan, output: Path, seed: int) -> Written:
+    """Write each row's image to ai/ or real/ below `output`, and data.csv, which --data reads.
+
+    frame: rows of a data set. File names are hashes; the table keeps id, group, source and
+    generator, and `original`, the file each image came from. The folder appears once it is
+    whole. Raises ArtifactError if `output` holds anything but an earlier result.
+    """
+    check_output(output)
+    work = output.with_name(f".{output.name}.work")
+    shutil.rmtree(work, ignore_errors=True)
+    for name in LABELS:
+        artifacts.ensure_folder(work / name)
+    rows: list[dict[Any, Any]] = frame.to_dict("records")
+    results = ordered_map(partial(_write, plan=plan, folder=work, seed=seed), rows)
+    table, left_out = [], {}
+    for row, result in zip(
+        rows, tqdm(results, "canonicalise", len(rows), unit="image", leave=False, disable=None), strict=True
+    ):
+        if isinstance(result, ImageError):
+            left_out[str(row["id"])] = str(result)
+            continue
+        original = str(Path(row["root"]) / row["path"])
+        kept = {name: row[name] for name in ("label", "group", "source", "generator")}
+        table.append({"id": row["id"], "path": result, **kept, "original": original})
+    done = pd.DataFrame(table)
+    done.to_csv(work / "data.csv", index=False)
+    artifacts.write_json(work / "canonical.json", {"plan": plan.to_dict(), "seed": seed, "images": len(done)})
+    artifacts.replace_folder(work, output)
+    return Written(done, left_out)
+
+
+def _write(row: dict[Any, Any], plan: Plan, folder: Path, seed: int) -> str | ImageError:
+    # By content and id, not by class or order: what is drawn must not tell the class.
+    digest = sha256(f"{seed}/{row['sha256']}/{row['id']}".encode()).digest()
+    rng = np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
+    file = Path(row["root"]) / row["path"]
+    try:
+        image = canonical(images.decode(file), row["format"] in JPEGS, plan, rng)
+    except ImageError as error:
+        return error
+    quality, subsampling = last_compression(plan, rng)
+    name = f"{LABELS[int(str(row['label']))]}/{digest.hex()[:20]}.jpg"
+    image.save(folder / name, "JPEG", quality=quality, subsampling=subsampling)
+    return name
+
+
+def check_output(output: Path) -> None:
+    """Raise ArtifactError for a folder that holds anything but an earlier result."""
+    if output.exists() and any(output.iterdir()) and not (output / "canonical.json").is_file():
+        raise ArtifactError(f"{output} is not empty and was not written by canonicalise; name another folder")
+
+
+def explain(written: Written, frame: pd.DataFrame) -> list[str]:
+    """Lines that say what was written and left out, by class."""
+    counts = Counter(written.table["label"])
+    lines = [f"{counts[1]} ai and {counts[0]} real images"]
+    if written.left_out:
+        lost = Counter(frame.loc[frame["id"].isin(written.left_out), "label"])
+        first = next(iter(written.left_out.values()))
+        lines.append(f"left out: {lost[1]} ai and {lost[0]} real images ({first}, for example)")
+    return lines

@@ -1,0 +1,107 @@
+"""audit, canonicalise: parse, call one function, print."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ensemble import options
+from ensemble.commands import require_training_packages
+
+
+@click.command("audit")
+@click.argument("data", type=click.Path(path_type=Path), nargs=-1, required=True)
+@options.reading
+@options.against
+@options.accept_shortcuts
+@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Also write a page to look at.")
+@click.option("--json", "as_json", type=click.Path(path_type=Path, dir_okay=False), help="Also write the findings.")
+@click.option(
+    "--run",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="For the page's swap test: score with this run's members instead of a small probe.",
+)
+def audit(
+    data: Sequence[Path],
+    images: Path | None,
+    classes: dict[str, str],
+    positive: str | None,
+    group_column: str,
+    against: Path | None,
+    accept_shortcuts: bool,
+    html: Path | None,
+    as_json: Path | None,
+    run: Path | None,
+) -> int:
+    """What could a detector cheat with? Look for shortcuts in labelled images, before training.
+
+    DATA: folders of ai/ and real/, or CSVs, as for --data of train-all. The zero-pixel null
+    asks how well metadata alone (format, size, JPEG tables, EXIF, file names, ...) tells the
+    classes apart on groups it has not seen; above 0.60 balanced accuracy it blocks training.
+
+    \b
+    Exit code 1 if it blocks, and --accept-shortcuts is not given.
+    Examples:
+      python cli.py audit data/train --html audit.html
+      python cli.py audit data/train --against data/test.csv
+    """
+    require_training_packages()
+    from ensemble import artifacts, audit_page, sources
+    from ensemble import audit as auditing
+    from ensemble.audit_run import audit_data
+
+    skipped: sources.Skipped = Counter()
+    items, notes = sources.read_data(data, images, classes, positive, group_column, skipped)
+    audited, test = audit_data(items, notes, skipped, against, images)
+    found = audited.audit.to_dict()
+    click.echo(f"{found['images']} images, {found['ai']} ai, in {found['groups']} groups")
+    for line in auditing.lines(found):
+        click.echo(line)
+    if as_json is not None:
+        artifacts.write_json(as_json, found)
+    if html is not None:
+        page = audit_page.render(audited, test, [str(path) for path in data], run)
+        with artifacts.replacing(html) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+        click.echo(f"-> {html}")
+    if found["blocked"] and not accept_shortcuts:
+        click.echo("Blocked: train-all refuses this data. Try canonicalise, or --accept-shortcuts.")
+        return 1
+    return 0
+
+
+@click.command("canonicalise")
+@click.argument("data", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@options.reading
+@click.option("--skip-unreadable", is_flag=True, help="Leave out broken images instead of stopping.")
+@click.option(
+    "--size",
+    type=click.IntRange(min=32),
+    help="Side of the crop in pixels.  [default: what 95 % of each class can spare]",
+)
+@click.option(
+    "--quality",
+    type=(click.IntRange(1, 100), click.IntRange(1, 100)),
+    help="Lowest and highest quality of the last JPEG.  [default: below what the classes have]",
+)
+@options.seed
+def canonicalise(data: Sequence[Path], folder: Path, **settings: Any) -> int:
+    """Write labelled images anew, stored alike for both classes, into FOLDER.
+
+    Metadata and names go, every image becomes a crop of one size at its own resolution and
+    gets the same JPEG history, whatever its class. DATA as for audit; FOLDER/data.csv is
+    for --data.
+
+    \b
+    Example: python cli.py canonicalise data/train data/canonical
+    """
+    require_training_packages()
+    from ensemble.audit_run import canonicalise_data
+
+    for line in canonicalise_data(data, folder, **settings):
+        click.echo(line)
+    click.echo(f"-> {folder / 'data.csv'}; next: python cli.py audit {folder / 'data.csv'}")
+    return 0

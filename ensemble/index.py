@@ -1,0 +1,228 @@
+"""One pass over image files: each read, decoded and described once, in parallel, in flat memory.
+
+What was learned of a file is kept in the user's cache, so that a killed pass goes on where
+it stopped and the next run decodes nothing again. A file counts as unchanged while its
+size and its times of modification and change are the same.
+"""
+
+import builtins
+import json
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL.Image import Image
+from tqdm import tqdm
+
+from ensemble import artifacts, groups, headers, images
+from ensemble.errors import ImageError
+from ensemble.parallel import ordered_map
+
+VERSION = 1  # raised by hand when a pass would find other values in the same file
+COMMIT = 500  # files between two writes of the cache
+BLOCK = 4096  # files whose descriptions are held as Python objects
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What one pass learns of a file; `thumb` is uint8 [32, 32, 3] as bytes."""
+
+    width: int
+    height: int
+    format: str
+    bytes: int
+    sha256: str
+    pixels: str
+    phash: int
+    header: headers.Header
+    thumb: "builtins.bytes"
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """Readable files in the order given.
+
+    rows: their positions among the files. facts: width, height, format, bytes, sha256,
+    pixels (hash of the decoded pixels), phash (16 hex digits). headers: one column a key of
+    `headers.read_header`. thumbs: uint8 [N, 32, 32, 3], on disk. errors: position -> why.
+    """
+
+    rows: np.ndarray
+    facts: pd.DataFrame
+    headers: pd.DataFrame
+    thumbs: np.ndarray
+    errors: dict[int, str]
+
+    def take(self, keep: np.ndarray) -> "Indexed":
+        """The same for the files at these positions of `rows`."""
+        parts = {name: getattr(self, name).iloc[keep].reset_index(drop=True) for name in ("facts", "headers")}
+        return replace(self, rows=self.rows[keep], thumbs=self.thumbs[keep], **parts)
+
+
+def index_files(files: Sequence[Path], workers: int | None = None, label: str = "index") -> Indexed:
+    """Read every file once, or take what the cache knows of it; shows progress and time left."""
+    shape = (max(len(files), 1), groups.THUMBNAIL, groups.THUMBNAIL, 3)
+    with tempfile.TemporaryFile() as store:
+        thumbs = np.memmap(store, dtype=np.uint8, mode="w+", shape=shape)  # outlives the file's name
+    rows: list[int] = []
+    errors: dict[int, str] = {}
+    blocks: list[pd.DataFrame] = []
+    block: list[dict[str, object]] = []
+    bar = tqdm(read_all(files, workers), label, len(files), unit="image", leave=False, disable=None)
+    for row, found in enumerate(bar):
+        if isinstance(found, str):
+            errors[row] = found
+            continue
+        thumbs[len(rows)] = np.frombuffer(found.thumb, dtype=np.uint8).reshape(shape[1:])
+        rows.append(row)
+        block.append(_flat(found))
+        if len(block) == BLOCK:
+            blocks.append(_compact(block))
+            block = []
+    blocks.append(_compact(block))
+    table = pd.concat(blocks, ignore_index=True)
+    table = table.astype({name: "category" for name in table if name in _TEXT_COLUMNS})
+    own = [name for name in table if str(name).startswith("header.")]
+    return Indexed(
+        rows=np.array(rows, dtype=np.int64),
+        facts=table.drop(columns=own),
+        headers=table[own].rename(columns=lambda name: name.removeprefix("header.")),
+        thumbs=thumbs[: len(rows)],
+        errors=errors,
+    )
+
+
+def read_all(files: Sequence[Path], workers: int | None = None) -> Iterator[Facts | str]:
+    """Facts of each file, or why it cannot be read, in order; from the cache where it knows them."""
+    with _cache() as cache:
+
+        def known() -> Iterator[tuple[Path, str, Facts | None]]:
+            for file in files:
+                stamp = _stamp(file)
+                yield file, stamp, _recall(cache, file, stamp)
+
+        pending = 0
+        for file, stamp, found, new in ordered_map(_look, known(), workers):
+            if new and isinstance(found, Facts):
+                _remember(cache, file, stamp, found)
+                pending += 1
+                if pending % COMMIT == 0:
+                    cache.commit()
+            yield found
+
+
+def read_facts(file: Path) -> Facts | str:
+    """What one image file holds, or why it cannot be read."""
+    try:
+        data = file.read_bytes()
+        image = images.decode(data, name=str(file))
+    except OSError as error:
+        return f"{file}: {error.strerror}"
+    except ImageError as error:
+        return str(error)
+    thumb = groups.thumbnail(image)
+    pixels = sha256(f"{image.size}".encode())
+    pixels.update(_opaque(image).tobytes())
+    header = headers.read_header(data, *image.size)
+    return Facts(
+        width=image.width,
+        height=image.height,
+        format=str(header["format"]),
+        bytes=len(data),
+        sha256=sha256(data).hexdigest(),
+        pixels=pixels.hexdigest(),
+        phash=groups.perceptual_hash(thumb),
+        header=header,
+        thumb=thumb.tobytes(),
+    )
+
+
+def _opaque(image: Image) -> Image:
+    """RGB where an alpha channel hides nothing: it is no difference then."""
+    if image.mode == "RGBA" and image.getchannel("A").getextrema() == (255, 255):
+        return image.convert("RGB")
+    return image
+
+
+_TEXT_COLUMNS = {"format"} | {
+    f"header.{name}" for name in "format mode tables sampling software icc density text_keys segments".split()
+}
+
+
+def _flat(found: Facts) -> dict[str, object]:
+    own = {name: getattr(found, name) for name in "width height format bytes sha256 pixels".split()}
+    return own | {"phash": f"{found.phash:016x}"} | {f"header.{name}": value for name, value in found.header.items()}
+
+
+def _compact(rows: Iterable[dict[str, object]]) -> pd.DataFrame:
+    frame = pd.DataFrame(list(rows))
+    kinds: dict[str, str] = dict.fromkeys(map(str, frame.select_dtypes("float64")), "float32")
+    return frame.astype(kinds | {name: "int32" for name in ("width", "height") if name in frame})
+
+
+# ---- the cache
+
+
+@contextmanager
+def _cache() -> Iterator[sqlite3.Connection]:
+    """The user's cache; one in a temporary file where that cannot be written."""
+    try:
+        connection = _open(str(artifacts.cache_path() / "index.sqlite"))
+    except (sqlite3.Error, OSError):
+        connection = _open("")  # SQLite's name for a private file that goes away
+    with closing(connection):
+        try:
+            yield connection
+        finally:
+            with suppress(sqlite3.Error):
+                connection.commit()
+
+
+def _open(name: str) -> sqlite3.Connection:
+    if name:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(name, timeout=60)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS facts (path TEXT PRIMARY KEY, stamp TEXT, facts TEXT, thumb BLOB) WITHOUT ROWID"
+    )
+    return connection
+
+
+def _stamp(file: Path) -> str:
+    try:
+        stat = file.stat()
+    except OSError:
+        return ""
+    return f"{VERSION}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
+
+
+def _recall(cache: sqlite3.Connection, file: Path, stamp: str) -> Facts | None:
+    with suppress(sqlite3.Error, ValueError, TypeError):  # a damaged cache knows nothing
+        row = cache.execute("SELECT facts, thumb FROM facts WHERE path = ? AND stamp = ?", (_key(file), stamp))
+        if (found := row.fetchone()) is not None:
+            return Facts(**json.loads(found[0]), thumb=found[1])
+    return None
+
+
+def _remember(cache: sqlite3.Connection, file: Path, stamp: str, found: Facts) -> None:
+    values = {name: value for name, value in vars(found).items() if name != "thumb"}
+    row = (_key(file), stamp, json.dumps(values), found.thumb)
+    with suppress(sqlite3.Error, ValueError):  # a full disk, a name that is not UTF-8: no harm
+        cache.execute("INSERT OR REPLACE INTO facts VALUES (?, ?, ?, ?)", row)
+
+
+def _key(file: Path) -> str:
+    return str(file.absolute())
+
+
+def _look(item: tuple[Path, str, Facts | None]) -> tuple[Path, str, Facts | str, bool]:
+    file, stamp, found = item
+    return (file, stamp, read_facts(file), True) if found is None else (file, stamp, found, False)

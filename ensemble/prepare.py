@@ -1,0 +1,108 @@
+"""A run's data, ready to train on: indexed, audited, split, written to dataset.parquet."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ensemble import against as other
+from ensemble import artifacts, audit, canonical, dataset
+from ensemble.errors import ArtifactError
+from ensemble.index import Indexed
+from ensemble.sources import Labelled
+from ensemble.splits import Fractions
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user asks of a run's data; the names are those of the options."""
+
+    fractions: Fractions
+    seed: int = 0
+    skip_unreadable: bool = False
+    hold_out: tuple[str, ...] = ()
+    against: Path | None = None
+    exclude_overlap: bool = False
+    accept_shortcuts: bool = False
+    canonical: bool = False
+    images: Path | None = None
+    notes: tuple[str, ...] = ()
+
+
+def prepare(run: Path, data: Sequence[Labelled], wanted: Wanted, say: Say) -> pd.DataFrame:
+    """Index and audit the data, write the run's dataset.parquet and audit.json, say what is in it.
+
+    Raises DataError for data that cannot be used, also where metadata alone gives the class
+    away, unless that is accepted or taken away on the fly.
+    """
+    artifacts.ensure_writable(run)
+    items, indexed = dataset.index_items(data, wanted.skip_unreadable)
+    for message in indexed.errors.values():
+        say(f"left out: {message}")
+    if wanted.against is not None:
+        items, indexed = _compare(items, indexed, other.read_test(wanted.against, wanted.images), wanted, say)
+    near = dataset.near_pairs(indexed)
+    frame = dataset.assemble(items, indexed, near, wanted.fractions, wanted.seed, wanted.hold_out)
+    found = _audit(run, frame, items, indexed, near, wanted.notes)
+    for line in audit.lines(found):
+        say(line)
+    if not (wanted.accept_shortcuts or wanted.canonical):
+        audit.refuse_blocked(found, str(Path(items[0].root)))
+    _write_plan(run, frame, indexed, wanted.canonical, say)
+    artifacts.write_parquet(artifacts.dataset_path(run), frame)
+    say(f"{len(frame)} images -> {artifacts.dataset_path(run)}")
+    say(dataset.describe(frame))
+    return frame
+
+
+def _compare(
+    items: list[Labelled], indexed: Indexed, test: other.Test, wanted: Wanted, say: Say
+) -> tuple[list[Labelled], Indexed]:
+    """Say what tells the data from the test, and leave out what they share if that is asked for."""
+    shared = other.overlapping(indexed, test)
+    names = np.array([item.group or item.id for item in items], dtype=object)
+    for finding in other.compare(items, indexed, names, test, shared):
+        say(f"  {finding.severity:5}  {finding.kind}: {finding.text}")
+    if not wanted.exclude_overlap or not shared:
+        return items, indexed
+    say(f"left out: {len({row for row, _ in shared})} images that the test shows too")
+    return other.without(items, indexed, shared)
+
+
+def _audit(
+    run: Path,
+    frame: pd.DataFrame,
+    items: list[Labelled],
+    indexed: Indexed,
+    near: Sequence[tuple[int, int]],
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """The audit of these rows: the stored one if they are unchanged, else a new one."""
+    columns = ["id", "path", "label", "group", "source", "sha256"]
+    of = {"data_sha256": artifacts.frame_sha256(frame, columns), "audit_version": audit.AUDIT_VERSION}
+    try:
+        stored = artifacts.read_json(artifacts.audit_path(run), "run train-all again")
+        if all(stored.get(key) == value for key, value in of.items()):
+            return stored
+    except ArtifactError:
+        pass
+    found = audit.audit(items, indexed, near, notes=notes).audit.to_dict()
+    artifacts.write_json(artifacts.audit_path(run), of | found)
+    return found
+
+
+def _write_plan(run: Path, frame: pd.DataFrame, indexed: Indexed, wanted: bool, say: Say) -> None:
+    path = artifacts.canonical_path(run)
+    if not wanted:
+        path.unlink(missing_ok=True)
+        return
+    plan = canonical.make_plan(indexed.headers, frame["label"].to_numpy())
+    canonical.check_sizes(frame, plan)
+    artifacts.write_json(path, {"plan": plan.to_dict()})
+    low, high = plan.quality
+    say(f"canonical form as images are read: crops of {plan.size} pixels, JPEG quality {low} to {high}")

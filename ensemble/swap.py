@@ -1,0 +1,134 @@
+"""The swap test: each class stored as the other one is. Scores that move follow the files, not the pictures."""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, JpegImagePlugin
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from ensemble import images, metrics, probes
+from ensemble.canonical import WHITE
+from ensemble.images import FORMATS
+from ensemble.parallel import ordered_map
+
+SWAPPED = 100  # images of a class
+
+Score = Callable[[Sequence[Image.Image]], np.ndarray]  # decoded images -> logits [N]
+
+
+@dataclass(frozen=True)
+class Swap:
+    """AUROC of one scorer on the same images, stored in three ways, and how far the logits moved.
+
+    as_is: as they are. own: each stored anew as another image of its own class, the control.
+    swapped: each stored as an image of the other class. shifts: mean change of the logit from
+    own to swapped, of real and of ai images.
+    """
+
+    scorer: str
+    images: int
+    as_is: float
+    own: float
+    swapped: float
+    shifts: tuple[float, float]
+
+
+def swap_test(
+    files: Sequence[Path], labels: np.ndarray, score: Score, scorer: str, seed: int = 0, most: int = SWAPPED
+) -> Swap | None:
+    """Store images as the other class is stored, and see whether the scores follow; None without both classes."""
+    rng = np.random.default_rng(seed)
+    sides = [rng.permutation(np.flatnonzero(labels == label))[:most] for label in (0, 1)]
+    if not (len(sides[0]) and len(sides[1])):
+        return None
+    rows = np.concatenate(sides)
+    donors = {
+        way: [files[int(rng.choice(sides[label if way == "own" else 1 - label]))] for label in labels[rows]]
+        for way in ("own", "swapped")
+    }
+    chosen = [files[row] for row in rows]
+    logits = {"as_is": score([images.decode(file) for file in chosen])}
+    for way, files_of in donors.items():
+        logits[way] = score(list(ordered_map(_stored_as, list(zip(chosen, files_of, strict=True)))))
+    moved = logits["swapped"] - logits["own"]
+    scores = {way: metrics.auroc(labels[rows], values) for way, values in logits.items()}
+    shifts = tuple(float(moved[labels[rows] == label].mean()) for label in (0, 1))
+    return Swap(scorer, len(rows), **scores, shifts=(shifts[0], shifts[1]))
+
+
+def _stored_as(pair: tuple[Path, Path]) -> Image.Image:
+    return stored_as(images.decode(pair[0]), pair[1])
+
+
+def stored_as(image: Image.Image, donor: Path) -> Image.Image:
+    """An image after it was stored as `donor` is: cut to its size where larger, in its format and tables.
+
+    Nothing is enlarged.
+    """
+    rgb = images.flatten(image, WHITE)
+    with Image.open(donor, formats=FORMATS) as like:
+        width, height = (min(own, other) for own, other in zip(rgb.size, like.size, strict=True))
+        left, top = (rgb.width - width) // 2, (rgb.height - height) // 2
+        rgb = rgb.crop((left, top, left + width, top + height))
+        options = _options(like)
+    if options is None:
+        return rgb
+    buffer = io.BytesIO()
+    rgb.save(buffer, **options)
+    return images.decode(buffer.getvalue())
+
+
+def _options(like: Image.Image) -> dict[str, Any] | None:
+    """How to save as `like` is saved; None for lossless."""
+    if isinstance(like, JpegImagePlugin.JpegImageFile):
+        sampling = JpegImagePlugin.get_sampling(like)
+        return {"format": "JPEG", "qtables": like.quantization, "subsampling": max(sampling, 0)}
+    if like.format in ("WEBP", "AVIF"):
+        return {"format": like.format, "quality": 80}
+    return None
+
+
+def small_probe(labels: np.ndarray, traces: np.ndarray, groups: np.ndarray) -> tuple[Score, np.ndarray] | None:
+    """A detector for want of a better: logistic regression on pixel traces, fitted on half of the groups.
+
+    Returns it with the rows of the other half, on which it may be judged; None where a half
+    lacks a class.
+    """
+    names = groups.astype(str)
+    half = np.isin(names, np.random.default_rng(0).permutation(np.unique(names))[::2])
+    if len(set(labels[half])) < 2 or len(set(labels[~half])) < 2:
+        return None
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+    model.fit(traces[half], labels[half])
+
+    def score(pictures: Sequence[Image.Image]) -> np.ndarray:
+        values = np.stack(list(ordered_map(probes.probe, pictures)))
+        return np.asarray(model.decision_function(np.nan_to_num(values)))
+
+    return score, np.flatnonzero(~half)
+
+
+def member_score(run: Path, names: Sequence[str]) -> Score:
+    """The mean logit of a run's members. Needs torch."""
+    import torch
+
+    from ensemble.members import load_member
+    from ensemble.train import choose_device, torch_runner
+
+    device = torch.device(choose_device("auto"))
+    runners = [torch_runner(name, load_member(run, name), device) for name in names]
+
+    def score(pictures: Sequence[Image.Image]) -> np.ndarray:
+        found = []
+        for picture in pictures:
+            views = [runner.run(images.to_pixels(picture, runner.contract)).mean() for runner in runners]
+            found.append(float(np.mean(views)))
+        return np.array(found)
+
+    return score
