@@ -40,6 +40,8 @@ def read_test(path: Path, images: Path | None = None) -> Test:
     if not found:
         raise DataError(f"{path} holds no images")
     indexed = index_files(found, label="index test")
+    if not len(indexed.rows):
+        raise DataError(f"no image of {path} can be read: {some(indexed.errors.values(), 3)}")
     return Test([names[i] for i in indexed.rows], [found[i] for i in indexed.rows], indexed)
 
 

@@ -92,6 +92,7 @@ def audit(
         *audit_checks.duplicates(items, indexed, near),
         *audit_checks.sources(items),
         *audit_checks.polarity(items, indexed.headers, notes),
+        *audit_checks.numbering(items),
         *audit_checks.left_out(indexed, skipped),
         *audit_checks.balance(labels),
         *_pixel_findings(indexed, labels, groups, rows, traces),
@@ -164,7 +165,7 @@ _PIXEL_PROBES = {
     ),
     "resampling": (
         [*probes.RESAMPLING, *probes.SPECTRUM],
-        "the spectrum of the pixels",
+        "spectra of the pixels",
         "this may be the generator's own trace, or that one class was resized",
     ),
 }

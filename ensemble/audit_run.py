@@ -50,9 +50,10 @@ def canonicalise_data(
     """Write the canonical form of labelled data; returns what should be said of it."""
     if quality is not None and quality[0] > quality[1]:
         raise DataError(f"--quality {quality[0]} {quality[1]}: the lower one comes first")
-    if any(path.resolve() == folder.resolve() for path in data):
-        raise DataError(f"{folder} is the data itself; name another folder")
-    artifacts.ensure_writable(folder.resolve().parent)
+    target = folder.resolve()
+    if any(path.resolve().is_relative_to(target) or target.is_relative_to(path.resolve()) for path in data):
+        raise DataError(f"{folder} holds the data itself, or lies in it; name another folder")
+    artifacts.ensure_writable(target.parent)
     canonicalise.check_output(folder)
     items, notes = sources.read_data(data, images, classes, positive, group_column)
     kept, indexed = dataset.index_items(items, skip_unreadable)

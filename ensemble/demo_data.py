@@ -42,7 +42,7 @@ def make_demo_data(folder: Path, say: Callable[[str], object], seed: int = 0) ->
     if (folder / "labels.csv").is_file():  # written last
         say(f"demo data is in {folder}")
         return
-    photos = _photos()
+    photos = packaged_photos()
     rng = np.random.default_rng(seed)
     generator = _train_generator([photo for name, photo in photos.items() if name not in TEST_PHOTOS], seed)
     train: list[Tile] = []
@@ -62,7 +62,8 @@ def make_demo_data(folder: Path, say: Callable[[str], object], seed: int = 0) ->
     )
 
 
-def _photos() -> dict[str, Image.Image]:
+def packaged_photos() -> dict[str, Image.Image]:
+    """The photographs by name, as RGB. Raises DataError if their package is missing."""
     found = {}
     for location, names in PHOTOS.items():
         package, _, inner = location.partition("/")

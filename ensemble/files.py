@@ -14,6 +14,8 @@ IMAGE_SUFFIXES = frozenset(
 OTHER_IMAGE_SUFFIXES = frozenset(
     (".heic .heif .jxl .jp2 .j2k .svg .psd .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .ico .exr .hdr .tga .eps").split()
 )
+# JPEG, PNG, GIF, TIFF; WebP is a RIFF
+IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
 
 
 def list_images(folder: Path, skipped: Counter[str] | None = None) -> list[str]:
@@ -30,8 +32,8 @@ def list_images(folder: Path, skipped: Counter[str] | None = None) -> list[str]:
         suffix = os.path.splitext(path)[1].lower()
         if suffix in IMAGE_SUFFIXES:
             found.append(path)
-        elif suffix in OTHER_IMAGE_SUFFIXES:
-            unknown[suffix] += 1
+        elif suffix in OTHER_IMAGE_SUFFIXES or _starts_like_an_image(folder / path):
+            unknown[suffix or "without suffix"] += 1
     if skipped is not None:
         skipped.update(unknown)
     elif unknown:
@@ -40,6 +42,16 @@ def list_images(folder: Path, skipped: Counter[str] | None = None) -> list[str]:
     if unreadable := [path for path in found if path != path.encode(errors="replace").decode()]:
         raise DataError(f"{folder}: file names that are not UTF-8: {some(map(ascii, unreadable))}; rename them")
     return sorted(found)
+
+
+def _starts_like_an_image(file: Path) -> bool:
+    """Whether a file of another or no suffix is an image all the same, by its first bytes."""
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(12)
+    except OSError:
+        return False
+    return start.startswith(IMAGE_STARTS) or (start[:4] == b"RIFF" and start[8:] == b"WEBP")
 
 
 def _walk(folder: Path) -> Iterator[str]:

@@ -5,7 +5,6 @@ None of it is a feature of a detector. The audit asks whether it alone tells the
 
 import io
 import struct
-import warnings
 from collections.abc import Iterator
 from hashlib import sha256
 from typing import Any
@@ -25,6 +24,8 @@ _LUMINANCE = np.array(
     ).split(),
     dtype=np.float64,
 )
+_SCALES = np.array([5000 // q if q < 50 else 200 - 2 * q for q in range(1, 101)])  # libjpeg's jpeg_quality_scaling
+_TABLES = np.clip((np.sort(_LUMINANCE) * _SCALES[:, None] + 50) // 100, 1, 255)
 _CAMERA = {271: "make", 272: "model", 33434: "exposure", 37386: "focal", 34855: "iso", 34853: "gps"}
 _GENERATORS = (
     b"stable diffusion",
@@ -34,6 +35,8 @@ _GENERATORS = (
     b"openai",
     b"firefly",
     b"comfyui",
+    b"ksampler",
+    b"class_type",
     b"automatic1111",
     b"negative prompt",
     b"trainedalgorithmicmedia",
@@ -47,23 +50,26 @@ _GENERATORS = (
 def read_header(data: bytes, width: int, height: int) -> Header:
     """Describe an encoded image, given its upright size in pixels; numbers and short texts.
 
-    Damaged metadata counts as absent. Keys are the same for every file.
+    Damaged metadata counts as absent, though Pillow may warn of it. Keys are the same for
+    every file.
     """
     found = _empty(data, width, height)
     chunks = list(_chunks(data))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # damaged metadata is what we describe here
-        try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                found |= _of_pillow(image, _exif(image, data, chunks))
-        except Exception:
-            return found  # pixels were decoded elsewhere; this file keeps its header to itself
-    keys = {key for key in map(_text_key, _payloads(data, chunks, _PNG_TEXTS)) if key != "XML:com.adobe.xmp"}
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            found |= _of_pillow(image, _exif(image, data, chunks))
+    except Exception:
+        return found  # pixels were decoded elsewhere; this file keeps its header to itself
+    keys = set(map(_text_key, _payloads(data, chunks, _PNG_TEXTS)))
+    if _XMP_KEY in keys:  # Pillow sees it only before the pixels
+        keys.remove(_XMP_KEY)
+        found["xmp"] = 1.0
     found |= {"text": float(bool(keys)), "text_keys": ",".join(sorted(keys))[:80]}
+    found["lossless"] = float(found["format"] in _LOSSLESS or any(name == "VP8L" for name, _, _ in chunks))
     found["segments"] = ">".join(dict.fromkeys(name for name, _, _ in chunks))[:80]
     found["trailing"] = float(_trailing(data, chunks))
     found["c2pa"] = float(any(b"jumb" in part or b"c2pa" in part for part in _payloads(data, chunks, _C2PA)))
-    texts = b" ".join(_payloads(data, chunks, _TEXTS)).lower()
+    texts = b" ".join(_payloads(data, chunks, _TEXTS)).replace(b"\0", b"").lower()  # EXIF comments are UTF-16
     found["generator_text"] = float(any(word in texts for word in _GENERATORS))
     return found
 
@@ -72,6 +78,7 @@ def _empty(data: bytes, width: int, height: int) -> Header:
     return {
         "format": "unknown",
         "mode": "",
+        "lossless": 0.0,
         "width": float(width),
         "height": float(height),
         "aspect": width / height,
@@ -117,7 +124,7 @@ def _of_pillow(image: ImageFile.ImageFile, tags: Image.Exif) -> Header:
         "format": image.format or "unknown",
         "mode": image.mode,
         "exif": float(bool(info.get("exif"))),
-        "xmp": float(any(key in info for key in ("xmp", "XML:com.adobe.xmp"))),
+        "xmp": float(any(key in info for key in ("xmp", _XMP_KEY))),
         "icc": sha256(info["icc_profile"]).hexdigest()[:8] if info.get("icc_profile") else "none",
         "density": str(info.get("dpi") or info.get("jfif_density") or ""),
         "progressive": float(bool(info.get("progressive") or info.get("interlace"))),
@@ -129,24 +136,24 @@ def _of_pillow(image: ImageFile.ImageFile, tags: Image.Exif) -> Header:
         found["quality"] = jpeg_quality(tables[min(tables)]) if tables else -1.0
         found["sampling"] = str(JpegImagePlugin.get_sampling(image))
     if len(tags):
-        found["exif"] = 1.0
         inner = dict(tags) | dict(tags.get_ifd(0x8769))
-        found["camera"] = float(sum(tag in inner for tag in _CAMERA))
+        camera = sum(tag in inner for tag in _CAMERA)
+        found["camera"] = float(camera)
+        # A TIFF's own fields are no EXIF.
+        found["exif"] = float(image.format != "TIFF" or camera > 0 or 0x8769 in inner)
         found["orientation"] = float(tags.get(274, 1)) if isinstance(tags.get(274, 1), int) else 1.0
         found["software"] = str(tags.get(305, ""))[:40]
     return found
 
 
 def jpeg_quality(table: list[int]) -> float:
-    """The libjpeg quality, 1..100, whose luminance table lies nearest to this one (64 values).
-
-    Inverts jpeg_set_quality: scale = 5000 / q below 50, 200 - 2 q from there on.
-    """
-    scale = float(np.median(np.sort(np.asarray(table, dtype=np.float64)) / np.sort(_LUMINANCE))) * 100
-    return float(np.clip(round((200 - scale) / 2 if scale <= 100 else 5000 / scale), 1, 100))
+    """The libjpeg quality, 1..100, whose luminance table lies nearest to this one (64 values, any order)."""
+    return float(1 + np.abs(_TABLES - np.sort(np.asarray(table, dtype=np.float64))).sum(axis=1).argmin())
 
 
+_XMP_KEY = "XML:com.adobe.xmp"
 _PNG_TEXTS = ("tEXt", "iTXt", "zTXt")
+_LOSSLESS = ("PNG", "BMP", "TIFF", "PPM", "GIF")
 _C2PA = ("APP11", "caBX", "C2PA", "jumb", "uuid")
 _TEXTS = ("APP1", "APP11", "APP13", "COM", "tEXt", "iTXt", "zTXt", "eXIf", "caBX", "XMP ", "EXIF", "C2PA", "uuid")
 
@@ -179,11 +186,12 @@ def _jpeg(data: bytes) -> Iterator[tuple[str, int, int]]:
 
 
 def _png(data: bytes) -> Iterator[tuple[str, int, int]]:
-    at = 8
+    at, last = 8, b""
     while at + 12 <= len(data):
         length, name = struct.unpack_from(">I4s", data, at)
-        yield name.decode("latin-1"), at + 8, at + 8 + length
-        at += 12 + length
+        if name != b"IDAT" or last != name:  # pixels in thousands of parts count as one
+            yield name.decode("latin-1"), at + 8, at + 8 + length
+        at, last = at + 12 + length, name
 
 
 def _riff(data: bytes) -> Iterator[tuple[str, int, int]]:

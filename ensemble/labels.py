@@ -1,6 +1,7 @@
 """Which of two class names is the positive one (`ai`) and which the negative (`real`)."""
 
 from collections.abc import Mapping, Sequence
+from unicodedata import normalize
 
 NEGATIVE, POSITIVE = "real", "ai"
 LABELS = (NEGATIVE, POSITIVE)  # the index is the label: real = 0, ai = 1
@@ -45,10 +46,10 @@ def class_labels(
     """
     unique = sorted(set(names))
     if classes:
-        known = {name.casefold(): LABELS.index(label) for name, label in classes.items()}
-        if open_ones := [name for name in unique if name.casefold() not in known]:
+        known = {_folded(name): LABELS.index(label) for name, label in classes.items()}
+        if open_ones := [name for name in unique if _folded(name) not in known]:
             raise ValueError(f"--classes does not say what these are: {', '.join(open_ones)}")
-        return {name: known[name.casefold()] for name in unique}
+        return {name: known[_folded(name)] for name in unique}
     if one_will_do and len(unique) == 1:
         name = unique[0]
         if name.casefold() in (positive.casefold() if positive else None, *POSITIVE_NAMES):
@@ -61,11 +62,17 @@ def class_labels(
 
 
 def parse_classes(text: str) -> dict[str, str]:
-    """`fake=ai,human=real` -> {"fake": "ai", "human": "real"}; ValueError where it is not that."""
-    found = {}
+    """`Fake=ai,human=real` -> {"fake": "ai", "human": "real"}; ValueError where it is not that."""
+    found: dict[str, str] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, equals, label = (piece.strip() for piece in part.rpartition("="))
         if not equals or not name or label.casefold() not in LABELS:
             raise ValueError(f"{part!r}: write NAME=ai or NAME=real, separated by commas")
-        found[name] = label.casefold()
+        if found.setdefault(_folded(name), label.casefold()) != label.casefold():
+            raise ValueError(f"{name!r} is given as both ai and real")
     return found
+
+
+def _folded(name: str) -> str:
+    """Without case, and accents composed: some file systems take them apart."""
+    return normalize("NFC", name.casefold())

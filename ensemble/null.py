@@ -31,7 +31,7 @@ MOST_ROWS = 20_000  # more tell nothing more about whether the classes differ
 
 # What the null is asked about. Bytes per pixel are apart: content drives them too.
 FAMILIES = {
-    "format": ("format", "mode", "suffix"),
+    "format": ("format", "mode", "lossless"),
     "size": ("width", "height", "area"),
     "aspect": ("aspect",),
     "compression": ("tables", "quality", "progressive"),
@@ -39,7 +39,7 @@ FAMILIES = {
     "metadata": (
         "exif camera orientation software xmp icc density text text_keys generator_text c2pa comment segments trailing"
     ).split(),
-    "names": ("name_length", "name_digits", "name_letters", "name_shape", "name_first"),
+    "names": ("suffix", "name_length", "name_digits", "name_letters", "name_shape", "name_first"),
 }
 BYTES = ("bytes", "bytes_per_pixel")
 _CLASS_WORDS = re.compile(rf"(?<![^\W\d_])({'|'.join(POSITIVE_NAMES | NEGATIVE_NAMES)})(?![^\W\d_])", re.IGNORECASE)

@@ -60,18 +60,18 @@ def _classes(ctx: click.Context, param: click.Parameter, value: str) -> dict[str
         raise click.BadParameter(str(error)) from None
 
 
+def classes(help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """--classes as a dict of class names to "ai" or "real"."""
+    metavar = "NAME=ai,NAME=real,..."
+    return click.option("--classes", default="", metavar=metavar, callback=_classes, help=help)
+
+
 def reading(command: Callable[..., Any]) -> Callable[..., Any]:
     """How labelled images are read: the same options wherever they are."""
     for option in reversed(
         [
             click.option("--images", type=click.Path(path_type=Path), help="Where a CSV's images lie."),
-            click.option(
-                "--classes",
-                default="",
-                metavar="NAME=ai,NAME=real,...",
-                callback=_classes,
-                help="What class folders or label texts mean, for example fake=ai,human=real; several may mean one.",
-            ),
+            classes("What class folders or label texts mean, for example fake=ai,human=real; several may mean one."),
             click.option("--positive", metavar="NAME", help="The class that means AI-made, if its name does not say."),
             click.option(
                 "--group-column",

@@ -1,7 +1,8 @@
 import os
+from collections import Counter
 
 import pytest
-from conftest import HOSTILE_NAMES, write_files
+from conftest import HOSTILE_NAMES, encoded, noise, write_files
 
 from ensemble.errors import DataError
 from ensemble.files import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, list_images, resolve_ids
@@ -125,3 +126,14 @@ def test_hostile_names_are_found(tmp_path):
     write_files(tmp_path, *(f"in/{name}" for name in names))
     assert list_images(tmp_path) == sorted(f"in/{name}" for name in names)
     assert resolve_ids(names, tmp_path) == resolve_ids(HOSTILE_NAMES, tmp_path) == [f"in/{name}" for name in names]
+
+
+@pytest.mark.parametrize("name", ["0001", "0001.txt", "0001.bin"])
+def test_an_image_by_its_bytes_is_not_passed_over_silently(tmp_path, name):
+    write_files(tmp_path, "a.png", "notes.txt", "Thumbs.db")
+    write_files(tmp_path, name, data=encoded(noise(1)))
+    with pytest.raises(DataError, match=r"images that cannot be read would be skipped \(1 "):
+        list_images(tmp_path)
+    skipped = Counter()
+    assert list_images(tmp_path, skipped) == ["a.png"]
+    assert skipped == {os.path.splitext(name)[1] or "without suffix": 1}

@@ -1,0 +1,236 @@
+"""Archives that are not trusted: images out of a tar.gz stream or a ZIP, one at a time, in bounded memory.
+
+Nothing here writes to disk, and no name of an archive becomes a path.
+"""
+
+import fnmatch
+import gzip
+import re
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any, Protocol, Self, cast
+
+from ensemble.errors import DataError, some
+
+MAX_IMAGE_BYTES = 64 << 20
+MAX_RATIO = 100  # unpacked to packed; photographs and PNGs stay below 3
+RATIO_SLACK = 16 << 20  # unpacked bytes below which the ratio does not matter
+MAX_HEADER_BYTES = 1 << 20
+MAX_NAME = 1024
+TOO_LARGE = f"over {MAX_IMAGE_BYTES >> 20} MiB"
+_NAMED = 3
+_FROM_DAMAGED_HEADERS = (ValueError, ArithmeticError, LookupError)  # tarfile parses their numbers unguarded
+
+
+class DamagedArchiveError(DataError):
+    """The bytes are not those of a whole archive."""
+
+
+class Readable(Protocol):
+    """Anything with read(size), such as a download."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most `size` bytes; none at the end."""
+        ...
+
+
+@dataclass
+class Tally:
+    """What was not taken: `refused` is hostile or broken, `passed` is of no use here; counts by reason."""
+
+    refused: Counter[str] = field(default_factory=Counter)
+    passed: Counter[str] = field(default_factory=Counter)
+    names: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def refuse(self, reason: str, name: str) -> None:
+        """Count a member that is never written, and remember the first names."""
+        self.refused[reason] += 1
+        if len(self.names[reason]) < _NAMED:
+            self.names[reason].append(ascii(name[:200]))
+
+    def pass_over(self, reason: str) -> None:
+        """Count a member that is not wanted."""
+        self.passed[reason] += 1
+
+    def refusals(self) -> list[str]:
+        """One line a reason: "2 with '..' in the path: 'a/../b', 'c/../d'"."""
+        return [
+            f"{count} {reason}: {', '.join(self.names[reason])}{' ...' if count > len(self.names[reason]) else ''}"
+            for reason, count in sorted(self.refused.items())
+        ]
+
+
+def unsafe(name: str) -> str | None:
+    """Why a member's name must not be trusted, or None."""
+    path = name.replace("\\", "/")
+    if len(name) > MAX_NAME:
+        return f"with a name over {MAX_NAME} characters"
+    if path.startswith("/") or re.match(r"[A-Za-z]:", path):
+        return "with an absolute path"
+    if ".." in path.split("/"):
+        return "with '..' in the path"
+    return None
+
+
+def printable(name: str) -> str:
+    """A member's name with control characters and bytes that are not UTF-8 escaped, so that it fits one CSV line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def read_tar(stream: Readable, wanted: Callable[[str], bool], tally: Tally) -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of the wanted files of a tar.gz stream, in its order, to its end or until the caller stops.
+
+    Links, devices, sparse files, unsafe names and files over MAX_IMAGE_BYTES are refused and counted.
+    Raises DamagedArchiveError, or DataError for a stream that expands more than MAX_RATIO-fold.
+    """
+    unpacked = _Bounded(stream)
+    try:
+        with tarfile.open(fileobj=cast(Any, unpacked), mode="r|", tarinfo=_Member) as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # else every header of a million files stays in memory
+                if _tar_member_is_fine(member, wanted, tally) and (file := tar.extractfile(member)):
+                    yield member.name, file.read()
+        while unpacked.read(1 << 20):
+            pass  # the end of the stream holds its checksum
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, *_FROM_DAMAGED_HEADERS) as error:
+        raise DamagedArchiveError(str(error) or type(error).__name__) from None
+
+
+def _tar_member_is_fine(member: tarfile.TarInfo, wanted: Callable[[str], bool], tally: Tally) -> bool:
+    if reason := unsafe(member.name):
+        tally.refuse(reason, member.name)
+    elif member.isdir():
+        pass
+    elif member.issym() or member.islnk():
+        tally.refuse("that are links", member.name)
+    elif not member.isreg() or member.issparse():
+        tally.refuse("that are devices, pipes or sparse files", member.name)
+    elif wanted(member.name):
+        if member.size <= MAX_IMAGE_BYTES:
+            return True
+        tally.refuse(TOO_LARGE, member.name)
+    return False
+
+
+class _Bounded:
+    """Reads a gzip stream, and stops when it expands beyond all photographs."""
+
+    def __init__(self, packed: Readable) -> None:
+        self._packed = packed
+        self._in = self._out = 0
+        self._gzip = gzip.GzipFile(fileobj=cast(Any, _Counted(packed, self._count)), mode="rb")
+
+    def _count(self, size: int) -> None:
+        self._in += size
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._gzip.read(size)
+        self._out += len(data)
+        if self._out > RATIO_SLACK + MAX_RATIO * self._in:
+            raise DataError(f"an archive that expands more than {MAX_RATIO}-fold is refused as a bomb")
+        return data
+
+
+class _Counted:
+    def __init__(self, packed: Readable, count: Callable[[int], None]) -> None:
+        self._packed, self._tell = packed, count
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._packed.read(size)
+        self._tell(len(data))
+        return data
+
+
+class _Member(tarfile.TarInfo):
+    """A tar header; tarfile by itself takes a damaged one for the archive's end, and reads any length of name."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tar)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(str(error)) from None
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        extended = not self.isreg() and not self.isdir() and self.type not in _BARE_TYPES
+        if extended and self.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        return super()._proc_member(tar)  # type: ignore[misc]
+
+
+_BARE_TYPES = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
+
+
+def read_zip(file: IO[bytes], wanted: Callable[[str], bool], tally: Tally) -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of the wanted files of a ZIP, in the order they lie in it; only their bytes are read.
+
+    Links, encrypted or damaged files, unsafe names and files over MAX_IMAGE_BYTES are refused and
+    counted. Raises DamagedArchiveError, or DataError for one that expands more than MAX_RATIO-fold.
+    """
+    try:
+        archive = zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise DamagedArchiveError(f"not a ZIP, or a damaged one ({error})") from None
+    with archive:
+        members = sorted(archive.infolist(), key=lambda info: info.header_offset)
+        packed = sum(member.compress_size for member in members)
+        if sum(member.file_size for member in members) > RATIO_SLACK + MAX_RATIO * packed:
+            raise DataError(f"an archive that expands more than {MAX_RATIO}-fold is refused as a bomb")
+        for member in members:
+            if _zip_member_is_fine(member, wanted, tally):
+                try:
+                    yield member.filename, archive.read(member)
+                except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
+                    tally.refuse("that are damaged, encrypted or packed in an unknown way", member.filename)
+
+
+def _zip_member_is_fine(member: zipfile.ZipInfo, wanted: Callable[[str], bool], tally: Tally) -> bool:
+    kind = stat.S_IFMT(member.external_attr >> 16)
+    if reason := unsafe(member.filename):
+        tally.refuse(reason, member.filename)
+    elif member.is_dir():
+        pass
+    elif kind == stat.S_IFLNK:
+        tally.refuse("that are links", member.filename)
+    elif kind not in (0, stat.S_IFREG):
+        tally.refuse("that are devices, pipes or sparse files", member.filename)
+    elif wanted(member.filename):
+        if member.file_size <= MAX_IMAGE_BYTES:
+            return True
+        tally.refuse(TOO_LARGE, member.filename)
+    return False
+
+
+def group_parts(paths: Sequence[str], pattern: str) -> dict[str, list[str]]:
+    """The archives among `paths` whose name matches `pattern` -> their files in the order to read them.
+
+    An archive is one file, or parts NAME.0 NAME.1 ... NAME.10, with any number of leading
+    zeros. Raises DataError naming a part that is missing between others.
+    """
+    parts: dict[str, dict[int, str]] = defaultdict(dict)
+    for path in sorted(paths):
+        base, number = re.fullmatch(r"(.*?)(?:\.(\d+))?", path, re.DOTALL).groups()  # type: ignore[union-attr]
+        if fnmatch.fnmatchcase(path, pattern):
+            parts[path][-1] = path
+        elif number is not None and fnmatch.fnmatchcase(base, pattern):
+            if int(number) in parts[base]:
+                raise DataError(f"{base} has two parts {int(number)}: {parts[base][int(number)]} and {path}")
+            parts[base][int(number)] = path
+    return {base: _in_order(base, numbered) for base, numbered in sorted(parts.items())}
+
+
+def _in_order(base: str, numbered: dict[int, str]) -> list[str]:
+    if -1 in numbered:
+        return [numbered[-1]]
+    first = min(numbered)
+    width = min(len(path.rpartition(".")[2]) for path in numbered.values())
+    gaps = [number for number in range(min(first, 1), max(numbered)) if number not in numbered]
+    if gaps:
+        missing = some(f"{base}.{number:0{width}}" for number in gaps)
+        raise DataError(f"parts are missing at the source, so the archive cannot be read: {missing}")
+    return [numbered[number] for number in sorted(numbered)]

@@ -1,0 +1,148 @@
+"""Image columns of data sets on the Hub, streamed by `datasets` as the bytes that the files hold."""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ensemble.archives import MAX_IMAGE_BYTES, TOO_LARGE, Tally, printable
+from ensemble.catalogue import Source
+from ensemble.errors import DataError, some
+from ensemble.fetch_hub import hub_errors
+from ensemble.fetch_job import Job, pinned_commit, require_package
+
+PATIENCE = 1000  # rows without a known label after which the labels are taken to be wrong
+
+
+def fetch_rows(job: Job, limit: int) -> bool:
+    """Fetch from an image column on the Hub; whether it was read to its end."""
+    source = job.source
+    commit, start = pinned_commit(job), _first_row(job, limit)
+    by_value = {value.casefold(): label for value, label in source.classes.items()}
+    unknown: dict[str, int] = {}
+
+    def label_of(value: str) -> int | None:
+        return source.label if source.label is not None else by_value.get(value.casefold())
+
+    def wanted(name: str, value: str) -> bool:
+        if label_of(value) is None:
+            unknown[value] = unknown.get(value, 0) + 1
+            if not job.store.rows and sum(unknown.values()) >= PATIENCE:
+                raise DataError(_unknown_labels(source, unknown))
+        return job.wants(name, label_of(value))
+
+    for name, value, data in read_rows(source, commit, start, wanted, job.tally):
+        label = label_of(value)
+        if label is not None:
+            job.take(name, label, data)
+        if job.full:
+            return False
+    if unknown and not job.store.rows:
+        raise DataError(_unknown_labels(source, unknown))
+    return True
+
+
+def _unknown_labels(source: Source, values: dict[str, int]) -> str:
+    return (
+        f"{source.hub}: the column {source.label_column} holds {some(map(repr, values))}; "
+        f"say what they are, for example --classes {next(iter(values))}=real"
+    )
+
+
+def _first_row(job: Job, limit: int) -> int:
+    """The row to begin with: after the last one stored, where no earlier one can be wanted."""
+    rows, state = job.store.rows, job.state
+    last = int(next(reversed(rows)).split("/")[1]) if rows else -1
+    if len(job.source.labels) == 1:
+        return last + 1
+    if state.get("begun") != limit:
+        job.remember(begun=limit, rows_begun=len(rows))
+    return last + 1 if len(rows) > state["rows_begun"] else 0
+
+
+def read_rows(
+    source: Source, commit: str, start: int, wanted: Callable[[str, str], bool], tally: Tally
+) -> Iterator[tuple[str, str, bytes]]:
+    """(name, value of the label column or "", image bytes) from row `start` on, of the rows that `wanted` takes.
+
+    `wanted` is asked with the name and the value. The name is SPLIT/ROW, and the file's own after
+    it where the data set tells. A ClassLabel is read as its name.
+    """
+    require_package("datasets", "a data set on the Hub")
+    with hub_errors(source.hub):
+        rows, name_of = _open(source, commit)
+        rows = iter(rows.skip(start) if start else rows)
+    number = start - 1
+    while True:
+        try:
+            with hub_errors(source.hub):
+                row = next(rows, None)
+        except ValueError as error:  # pyarrow's, of a damaged file
+            raise DataError(f"{source.hub}: after row {number} a file is damaged ({error})") from None
+        if row is None:
+            return
+        number += 1
+        image = row[source.image_column] or {}
+        value = name_of(row[source.label_column]) if source.label_column else ""
+        base = os.path.basename(printable(image.get("path") or ""))
+        name = "/".join(filter(None, [source.split, f"{number:08}", base]))
+        if wanted(name, value):
+            with hub_errors(source.hub):
+                data = _bytes(image, source)
+            if data is None:
+                tally.refuse("that lie outside the data set", image.get("path") or name)
+            elif len(data) > MAX_IMAGE_BYTES:
+                tally.refuse(TOO_LARGE, name)
+            else:
+                yield name, value, data
+
+
+def _open(source: Source, commit: str) -> tuple[Any, Callable[[Any], str]]:
+    """The streamed rows with undecoded images, and what makes text of a label."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        rows = datasets.load_dataset(source.hub, source.config, split=source.split, revision=commit, streaming=True)
+        features = rows.features or next(iter(rows.take(1))).keys()
+    except (ValueError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
+        if "gated" in str(error):
+            reason = f"access is granted on request: accept its terms at {source.url}, then run: hf auth login"
+        else:  # no such split or configuration, no data, a format that datasets does not read
+            reason = " ".join(str(error).split())[:300]
+        raise DataError(f"{source.hub}: {reason}") from None
+    columns = [source.image_column, source.label_column] if source.label_column else [source.image_column]
+    if missing := [column for column in columns if column not in features]:
+        raise DataError(
+            f"{source.hub} has no column {missing[0]!r}; it has {some(features, 20)}: "
+            "name them with --image-column and --label-column"
+        )
+    rows = rows.decode(False) if rows.features else rows.cast_column(source.image_column, datasets.Image(decode=False))
+    rows = rows.select_columns(columns)
+    label = features[source.label_column] if source.label_column and rows.features else None
+    names = getattr(label, "names", None)
+    if names:
+        _check_names(source, names)
+        return rows, lambda value: "" if value is None or value < 0 else str(names[value])
+    return rows, str
+
+
+def _check_names(source: Source, names: list[str]) -> None:
+    known = {name.casefold() for name in source.classes}
+    if not any(name.casefold() in known for name in names):
+        raise DataError(
+            f"{source.hub}: the column {source.label_column} holds {some(names)}; "
+            f"say what they are, for example --classes {names[0]}=real"
+        )
+
+
+def _bytes(image: dict[str, Any], source: Source) -> bytes | None:
+    """An image's bytes; None for a path that leads anywhere but into the data set itself."""
+    if image.get("bytes") is not None:
+        return bytes(image["bytes"])
+    path = image.get("path") or ""
+    if not path.rpartition("::")[2].startswith(f"hf://datasets/{source.hub}@"):
+        return None
+    from datasets.utils.file_utils import xopen
+
+    with xopen(path, "rb") as file:
+        return bytes(file.read(MAX_IMAGE_BYTES + 1))

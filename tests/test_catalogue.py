@@ -1,0 +1,127 @@
+import pytest
+
+from ensemble.catalogue import Source, find_source, hub_source, load_catalogue
+from ensemble.errors import DataError
+
+ENTRY = """
+[photos]
+title = "Photographs"
+hub = "org/photos"
+path = "photos.tar.gz"
+unpack = "tar.gz"
+class = "real"
+licence = "CC0-1.0"
+url = "https://example.org"
+"""
+
+
+def entry(tmp_path, text):
+    path = tmp_path / "catalogue.toml"
+    path.write_text(text)
+    return load_catalogue(path)
+
+
+def test_the_catalogue_holds_the_sources_of_the_original():
+    sources = load_catalogue()
+    assert {source.kaggle for source in sources.values() if source.kaggle} == {
+        "cashbowman/ai-generated-images-vs-real-images",
+        "adityajn105/flickr30k",
+        "don121/train-15k",
+        "don121/train-1-2k",
+        "don121/midj-sample-6k",
+        "don121/52k-ai-and-real-img",
+    }
+    generators = {source.generator: source.path for source in sources.values() if source.hub.startswith("InfImagine/")}
+    assert set(generators) == {"stable-diffusion-1.5", "stable-diffusion-2.1", "midjourney-v5", "stylegan3"}
+    assert generators["midjourney-v5"] == "ImageData/val/Midjourneyv5-5K/Midjourneyv5-5K.tar.gz"
+    action = sources["human-action"]
+    assert (action.hub, action.unpack, action.labels) == ("Bingsu/Human_Action_Recognition", "parquet", (0,))
+
+
+@pytest.mark.parametrize("source", load_catalogue().values(), ids=lambda source: source.name)
+def test_every_entry_says_what_a_user_must_know(source):
+    assert source.title
+    assert source.licence
+    assert source.url.startswith("https://")
+    assert source.unverified, "no entry could be seen whole when it was written"
+    assert bool(source.generator) == (source.labels == (1,))
+
+
+def test_midjourney_is_ai_whatever_its_csv_says():
+    source = load_catalogue()["midjourney-v5"]
+    assert source.label == 1
+    assert "0 means fake" in source.unverified
+
+
+def test_an_entry_is_read_as_it_is_written(tmp_path):
+    source = entry(tmp_path, ENTRY)["photos"]
+    assert (source.name, source.label, source.labels, source.path) == ("photos", 0, (0,), "photos.tar.gz")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('class = "real"', 'class = "cat"', "photos: a class is ai or real, not 'cat'"),
+        ('class = "real"', "", "photos needs either class or classes"),
+        ('class = "real"', 'class = "real"\nclasses = {a = "ai"}', "photos needs either class or classes"),
+        ("licence =", "license =", "photos: unknown key 'license'"),
+        ('licence = "CC0-1.0"', "", "photos needs title, licence, url"),
+        ('"tar.gz"', '"rar"', "unpack as one of tar.gz, parquet, zip"),
+        ("hub =", "kaggle =", "needs hub with tar.gz or parquet, or kaggle with zip"),
+        ('path = "photos.tar.gz"', "", "photos needs the path of its archive"),
+        ("[photos]", "[photos", "is not a readable catalogue"),
+    ],
+)
+def test_a_wrong_entry_is_named(tmp_path, old, new, message):
+    with pytest.raises(DataError, match=message.replace("[", r"\[")):
+        entry(tmp_path, ENTRY.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("midjourney", "did you mean midjourney-v5?"),
+        ("Flickr-30k", "did you mean flickr30k?"),
+        ("zzz", "it has sd15, "),
+    ],
+)
+def test_an_unknown_name_suggests_the_nearest(name, hint):
+    with pytest.raises(DataError) as caught:
+        find_source(name, load_catalogue())
+    assert hint in str(caught.value)
+
+
+def test_any_data_set_on_the_hub_is_a_source():
+    source = hub_source("hf://datasets/org/name@v1.0", image_column="img", label="ai", generator="flux")
+    assert (source.hub, source.revision, source.label, source.image_column) == ("org/name", "v1.0", 1, "img")
+    assert source.url == "https://huggingface.co/datasets/org/name"
+
+
+def test_label_values_are_mapped_as_told_or_by_their_usual_names():
+    told = hub_source("hf://datasets/a/b", image_column="image", label_column="y", classes={"cat": "real", "GAN": "ai"})
+    assert (told.classes, told.labels) == ({"cat": 0, "GAN": 1}, (0, 1))
+    usual = hub_source("hf://datasets/a/b", image_column="image", label_column="y")
+    assert (usual.classes["fake"], usual.classes["human"], "cat" in usual.classes) == (1, 0, False)
+
+
+@pytest.mark.parametrize(
+    ("address", "options", "message"),
+    [
+        ("hf://datasets/only-owner", {"label": "ai"}, "is no Hub data set; write hf://datasets/OWNER/NAME"),
+        ("hf://datasets/a/b/../c", {"label": "ai"}, "is no Hub data set"),
+        ("hf://datasets/a/b", {}, "say what the images are: --class ai"),
+        ("hf://datasets/a/b", {"label": "ai", "label_column": "y"}, "say what the images are"),
+        ("hf://datasets/a/b", {"label": "ai", "classes": {"x": "ai"}}, "name it with --label-column"),
+        ("hf://datasets/a/b", {"label_column": "y", "classes": {"x": "fake"}}, "a class is ai or real, not 'fake'"),
+    ],
+)
+def test_wrong_options_say_what_to_write(address, options, message):
+    with pytest.raises(DataError) as caught:
+        hub_source(address, image_column="image", **options)
+    assert message in str(caught.value)
+
+
+def test_a_changed_source_has_another_identity():
+    one, other = (Source("x", "X", "tar.gz", path=path, label=1) for path in ("a", "b"))
+    assert one.identity != other.identity
+    assert one.identity == Source("x", "another title", "tar.gz", path="a", label=1).identity
