@@ -16,6 +16,7 @@ from ensemble.sources import Labelled, Skipped
 
 NUMBERED = 0.9  # AUROC of the numbers in file names that is worth a note
 BOUND = 0.30  # Cramer's V between class and source that is worth a warning
+FEW = 0.01  # near-duplicates across the classes, as a share of all images, that are no more than a note
 IMBALANCE = 4.0  # images of one class for one of the other
 COMB = 0.35  # mean fit of DCT coefficients to a comb from which a JPEG lies below lossless pixels
 
@@ -42,7 +43,7 @@ def duplicates(items: Sequence[Labelled], indexed: Indexed, near: Sequence[tuple
     across = [(a, b) for a, b in near if items[a].label != items[b].label]
     if across:
         text = f"{len(across)} near-duplicate pairs across the classes, kept in one split ({_pairs(items, across)})"
-        found.append(Finding("duplicates", "warn", text))
+        found.append(Finding("duplicates", "warn" if len(across) > FEW * len(items) else "note", text))
     straddling = [
         (a, b) for a, b in (*copies, *near) if items[a].group and items[b].group not in (None, items[a].group)
     ]

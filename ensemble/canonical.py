@@ -18,7 +18,7 @@ from PIL import Image
 
 from ensemble import artifacts
 from ensemble.degrade import jpeg
-from ensemble.errors import DataError, ImageError, some
+from ensemble.errors import DataError, ImageError
 from ensemble.images import decode, flatten, format_name
 
 LEFT_OUT = 0.05  # share of a class that may be too small for the common crop
@@ -63,20 +63,27 @@ def read_plan(path: Path) -> Plan | None:
 
 
 def make_plan(
-    headers: pd.DataFrame, labels: np.ndarray, size: int | None = None, quality: tuple[int, int] | None = None
+    headers: pd.DataFrame,
+    labels: np.ndarray,
+    size: int | None = None,
+    quality: tuple[int, int] | None = None,
+    left_out: float = LEFT_OUT,
 ) -> Plan:
     """A plan from the headers of both classes.
 
-    The size is the largest multiple of 8 that all but LEFT_OUT of either class can spare a
+    The size is the largest multiple of 8 that all but `left_out` of either class can spare a
     random place for. The last quality lies within ten below the lower of the classes'
     median qualities, so that it covers what came before, but between 50 and 95.
     """
     short = headers[["width", "height"]].to_numpy().min(axis=1)
     if size is None:
-        least = min(float(np.quantile(short[labels == label], LEFT_OUT, method="lower")) for label in (0, 1))
+        least = min(float(np.quantile(short[labels == label], left_out, method="lower")) for label in (0, 1))
         size = int(least - JITTER) // 8 * 8
     if size < SMALLEST:
-        raise DataError(f"images are too small for a common crop of {SMALLEST} pixels; remove the small ones")
+        raise DataError(
+            f"images are too small for a common crop of {SMALLEST} pixels; the smallest side is {short.min():g}; "
+            f"remove what is below {SMALLEST + JITTER}"
+        )
     stored = (headers["quality"] > 0).to_numpy()
     if quality is None:
         medians = [headers.loc[stored & (labels == label), "quality"].median() for label in (0, 1)]
@@ -89,16 +96,6 @@ def make_plan(
         for q, s in zip(seen["quality"], map(_sampling, seen["sampling"]), strict=True)
     ]
     return Plan(size, _thinned(pairs), quality)
-
-
-def check_sizes(frame: pd.DataFrame, plan: Plan) -> None:
-    """Raise DataError naming images that are too small for the plan."""
-    small = frame[frame[["width", "height"]].min(axis=1) < plan.size]
-    if len(small):
-        raise DataError(
-            f"{len(small)} images are smaller than the common crop of {plan.size} pixels ({some(small['id'])}); "
-            "remove them, or write the canonical form with canonicalise, which leaves them out"
-        )
 
 
 def _sampling(text: str) -> int:
@@ -123,7 +120,9 @@ def canonical(image: Image.Image, was_jpeg: bool, plan: Plan, rng: np.random.Gen
     if plan.first and not was_jpeg:
         rgb = jpeg(rgb, *plan.first[int(rng.integers(len(plan.first)))])
     left, top = (int(rng.integers(side - plan.size + 1)) for side in rgb.size)
-    return rgb.crop((left, top, left + plan.size, top + plan.size))
+    crop = rgb.crop((left, top, left + plan.size, top + plan.size))
+    crop.info.clear()  # Pillow would write a comment again
+    return crop
 
 
 def last_compression(plan: Plan, rng: np.random.Generator) -> tuple[int, int]:
@@ -134,6 +133,9 @@ def last_compression(plan: Plan, rng: np.random.Generator) -> tuple[int, int]:
 def read_canonical(file: Path, plan: Plan, seed: Sequence[int]) -> Image.Image:
     """An image file as it would be read back from its canonical form; `seed` decides what is drawn."""
     rng = np.random.default_rng([*seed, CHANNEL])  # not the draws of what comes after
-    data = file.read_bytes()
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{file}: {error.strerror}") from None
     image = decode(data, name=str(file))
     return jpeg(canonical(image, format_name(data) in JPEGS, plan, rng), *last_compression(plan, rng))

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ensemble import artifacts, images
 from ensemble.canonical import JPEGS, Plan, canonical, last_compression
-from ensemble.errors import ArtifactError, ImageError
+from ensemble.errors import ArtifactError, DataError, ImageError
 from ensemble.labels import LABELS
 from ensemble.parallel import ordered_map
 
@@ -32,7 +32,8 @@ def canonicalise(frame: pd.DataFrame, plan: Plan, output: Path, seed: int) -> Wr
 
     frame: rows of a data set. File names are hashes; the table keeps id, group, source and
     generator, and `original`, the file each image came from. The folder appears once it is
-    whole. Raises ArtifactError if `output` holds anything but an earlier result.
+    whole. Raises ArtifactError if `output` holds anything but an earlier result, DataError if
+    a class has no image large enough.
     """
     check_output(output)
     work = output.with_name(f".{output.name}.work")
@@ -51,6 +52,10 @@ def canonicalise(frame: pd.DataFrame, plan: Plan, output: Path, seed: int) -> Wr
         original = str(Path(row["root"]) / row["path"])
         kept = {name: row[name] for name in ("label", "group", "source", "generator")}
         table.append({"id": row["id"], "path": result, **kept, "original": original})
+    for label, name in enumerate(LABELS):
+        if not any(row["label"] == label for row in table):
+            shutil.rmtree(work, ignore_errors=True)
+            raise DataError(f"no {name} image can be cropped to {plan.size} pixels; lower --size")
     done = pd.DataFrame(table)
     done.to_csv(work / "data.csv", index=False)
     artifacts.write_json(work / "canonical.json", {"plan": plan.to_dict(), "seed": seed, "images": len(done)})

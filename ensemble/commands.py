@@ -110,7 +110,9 @@ def _train(
     labelled, notes = sources.read_data(data, images, classes, positive, group_column)
     for note in notes:
         click.echo(note)
-    wanted = preparing.Wanted(Fractions(tune, heldout), seed, notes=tuple(notes), images=images, **settings)
+    wanted = preparing.Wanted(
+        Fractions(tune, heldout), seed, notes=tuple(notes), images=images, data=tuple(data), **settings
+    )
     runs.check_ready(recipes, device)
     frame = preparing.prepare(run, labelled, wanted, click.echo)
     outcomes = runs.train_all(recipes, frame, run, seed, device, click.echo)

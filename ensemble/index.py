@@ -9,6 +9,7 @@ import builtins
 import json
 import sqlite3
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from ensemble import artifacts, groups, headers, images
 from ensemble.errors import ImageError
 from ensemble.parallel import ordered_map
 
-VERSION = 1  # raised by hand when a pass would find other values in the same file
+VERSION = 2  # raised by hand when a pass would find other values in the same file
 COMMIT = 500  # files between two writes of the cache
 BLOCK = 4096  # files whose descriptions are held as Python objects
 
@@ -75,16 +76,18 @@ def index_files(files: Sequence[Path], workers: int | None = None, label: str = 
     blocks: list[pd.DataFrame] = []
     block: list[dict[str, object]] = []
     bar = tqdm(read_all(files, workers), label, len(files), unit="image", leave=False, disable=None)
-    for row, found in enumerate(bar):
-        if isinstance(found, str):
-            errors[row] = found
-            continue
-        thumbs[len(rows)] = np.frombuffer(found.thumb, dtype=np.uint8).reshape(shape[1:])
-        rows.append(row)
-        block.append(_flat(found))
-        if len(block) == BLOCK:
-            blocks.append(_compact(block))
-            block = []
+    with warnings.catch_warnings():  # once for all threads: they share the filters
+        warnings.simplefilter("ignore")  # damaged metadata is what is described here
+        for row, found in enumerate(bar):
+            if isinstance(found, str):
+                errors[row] = found
+                continue
+            thumbs[len(rows)] = np.frombuffer(found.thumb, dtype=np.uint8).reshape(shape[1:])
+            rows.append(row)
+            block.append(_flat(found))
+            if len(block) == BLOCK:
+                blocks.append(_compact(block))
+                block = []
     blocks.append(_compact(block))
     table = pd.concat(blocks, ignore_index=True)
     table = table.astype({name: "category" for name in table if name in _TEXT_COLUMNS})
@@ -113,7 +116,8 @@ def read_all(files: Sequence[Path], workers: int | None = None) -> Iterator[Fact
                 _remember(cache, file, stamp, found)
                 pending += 1
                 if pending % COMMIT == 0:
-                    cache.commit()
+                    with suppress(sqlite3.Error):  # a full disk: no harm
+                        cache.commit()
             yield found
 
 
@@ -172,9 +176,13 @@ def _compact(rows: Iterable[dict[str, object]]) -> pd.DataFrame:
 @contextmanager
 def _cache() -> Iterator[sqlite3.Connection]:
     """The user's cache; one in a temporary file where that cannot be written."""
+    file = artifacts.cache_path() / "index.sqlite"
     try:
-        connection = _open(str(artifacts.cache_path() / "index.sqlite"))
-    except (sqlite3.Error, OSError):
+        connection = _open(str(file))
+    except (sqlite3.Error, OSError) as error:
+        if getattr(error, "sqlite_errorname", None) == "SQLITE_NOTADB":
+            with suppress(OSError):
+                file.unlink()  # damaged; the next pass makes a new one
         connection = _open("")  # SQLite's name for a private file that goes away
     with closing(connection):
         try:
@@ -188,11 +196,15 @@ def _open(name: str) -> sqlite3.Connection:
     if name:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(name, timeout=60)
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=NORMAL")
-    connection.execute(
-        "CREATE TABLE IF NOT EXISTS facts (path TEXT PRIMARY KEY, stamp TEXT, facts TEXT, thumb BLOB) WITHOUT ROWID"
-    )
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS facts (path TEXT PRIMARY KEY, stamp TEXT, facts TEXT, thumb BLOB) WITHOUT ROWID"
+        )
+    except sqlite3.Error:
+        connection.close()
+        raise
     return connection
 
 
@@ -207,7 +219,7 @@ def _stamp(file: Path) -> str:
 def _recall(cache: sqlite3.Connection, file: Path, stamp: str) -> Facts | None:
     with suppress(sqlite3.Error, ValueError, TypeError):  # a damaged cache knows nothing
         row = cache.execute("SELECT facts, thumb FROM facts WHERE path = ? AND stamp = ?", (_key(file), stamp))
-        if (found := row.fetchone()) is not None:
+        if (found := row.fetchone()) is not None and len(found[1]) == 3 * groups.THUMBNAIL**2:
             return Facts(**json.loads(found[0]), thumb=found[1])
     return None
 

@@ -58,8 +58,12 @@ def load_member(run: Path, name: str) -> "Member":
     return Member(network, ImageContract.from_dict(info["contract"])).eval()
 
 
-def heldout_logits(run: Path, names: Sequence[str]) -> tuple[pd.DataFrame, np.ndarray]:
-    """The held-out rows (id, label, group) and the members' logits float64 [N, members].
+def heldout_logits(
+    run: Path, names: Sequence[str], splits: Sequence[str] = ("heldout",)
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """The held-out rows (id, label, group, split) and the members' logits float64 [N, members].
+
+    `splits` may add "unseen": generators or sources that nothing was fitted on.
 
     Raises ArtifactError where members differ in data set or split, rows are missing or
     doubled, or a row is among those that a member trained or stopped on.
@@ -72,7 +76,7 @@ def heldout_logits(run: Path, names: Sequence[str]) -> tuple[pd.DataFrame, np.nd
                 f"member {name!r} was trained on another data set or split than {artifacts.dataset_path(run)}; "
                 "run train-all again, or leave it out with --members"
             )
-    rows = frame.loc[frame["split"] == "heldout", ["id", "label", "group"]].reset_index(drop=True)
+    rows = frame.loc[frame["split"].isin(splits), ["id", "label", "group", "split"]].reset_index(drop=True)
     columns = [_column(run, name, frame, rows) for name in names]
     return rows, np.stack(columns, axis=1)
 
@@ -88,9 +92,10 @@ def _column(run: Path, name: str, frame: pd.DataFrame, rows: pd.DataFrame) -> np
         seen = some(scores.loc[fitted, "id"])
         raise ArtifactError(f"{name}: rows it was trained or tuned on are among its held-out rows ({seen}); {remedy}")
     held = scores.set_index("id")
+    split_is_heldout = frame["split"] == "heldout"
     if missing := [key for key in rows["id"] if key not in held.index]:
         raise ArtifactError(f"{name}: {len(missing)} held-out rows have no logit ({some(missing)}); {remedy}")
-    if extra := sorted(set(scores.loc[scores["split"] == "heldout", "id"]) - set(rows["id"])):
+    if extra := sorted(set(scores.loc[scores["split"] == "heldout", "id"]) - set(frame.loc[split_is_heldout, "id"])):
         raise ArtifactError(f"{name}: ids that the data set does not hold out ({some(extra)}); {remedy}")
     held = held.loc[rows["id"]]
     if list(held["label"]) != list(rows["label"]):

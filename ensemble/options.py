@@ -68,20 +68,16 @@ def classes(help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 def reading(command: Callable[..., Any]) -> Callable[..., Any]:
     """How labelled images are read: the same options wherever they are."""
-    for option in reversed(
-        [
-            click.option("--images", type=click.Path(path_type=Path), help="Where a CSV's images lie."),
-            classes("What class folders or label texts mean, for example fake=ai,human=real; several may mean one."),
-            click.option("--positive", metavar="NAME", help="The class that means AI-made, if its name does not say."),
-            click.option(
-                "--group-column",
-                default="group",
-                show_default=True,
-                help="CSV column whose equal values stay together.",
-            ),
-        ]
-    ):
-        command = option(command)
+    decorators: list[Callable[..., Any]] = [
+        click.option("--images", type=click.Path(path_type=Path), help="Where a CSV's images lie."),
+        classes("What class folders or label texts mean, for example fake=ai,human=real; several may mean one."),
+        click.option("--positive", metavar="NAME", help="The class that means AI-made, if its name does not say."),
+        click.option(
+            "--group-column", default="group", show_default=True, help="CSV column whose equal values stay together."
+        ),
+    ]
+    for decorator in reversed(decorators):
+        command = decorator(command)
     return command
 
 

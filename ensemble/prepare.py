@@ -31,6 +31,7 @@ class Wanted:
     accept_shortcuts: bool = False
     canonical: bool = False
     images: Path | None = None
+    data: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -52,7 +53,7 @@ def prepare(run: Path, data: Sequence[Labelled], wanted: Wanted, say: Say) -> pd
     for line in audit.lines(found):
         say(line)
     if not (wanted.accept_shortcuts or wanted.canonical):
-        audit.refuse_blocked(found, str(Path(items[0].root)))
+        audit.refuse_blocked(found, " ".join(map(str, wanted.data)) or items[0].root)
     _write_plan(run, frame, indexed, wanted.canonical, say)
     artifacts.write_parquet(artifacts.dataset_path(run), frame)
     say(f"{len(frame)} images -> {artifacts.dataset_path(run)}")
@@ -101,8 +102,7 @@ def _write_plan(run: Path, frame: pd.DataFrame, indexed: Indexed, wanted: bool, 
     if not wanted:
         path.unlink(missing_ok=True)
         return
-    plan = canonical.make_plan(indexed.headers, frame["label"].to_numpy())
-    canonical.check_sizes(frame, plan)
+    plan = canonical.make_plan(indexed.headers, frame["label"].to_numpy(), left_out=0.0)
     artifacts.write_json(path, {"plan": plan.to_dict()})
     low, high = plan.quality
     say(f"canonical form as images are read: crops of {plan.size} pixels, JPEG quality {low} to {high}")

@@ -62,7 +62,8 @@ def read_data(
     is empty, or ids repeat.
     """
     several = len(paths) > 1
-    if repeated := sorted({str(path) for path in paths if paths.count(path) > 1}):
+    places = Counter(path.resolve() for path in paths)
+    if repeated := sorted({str(path) for path in paths if places[path.resolve()] > 1}):
         raise DataError(f"--data {some(repeated)} is given more than once")
     reading = Reading(images, classes, positive, group_column, skipped)
     items: list[Labelled] = []
@@ -91,7 +92,9 @@ def _read_one(data: Path, reading: Reading, prefix: str | None) -> tuple[list[La
 
 def _names(paths: Sequence[Path]) -> list[str]:
     """A short name for each source: its own, with as many folders before it as tell it from the others."""
-    parts = [path.resolve().with_suffix("").parts if path.is_file() else path.resolve().parts for path in paths]
+    places = [path.resolve() for path in paths]
+    bare = [place.with_suffix("") if place.is_file() else place for place in places]
+    parts = [place.parts for place in (bare if len(set(bare)) == len(bare) else places)]
     names = ["/".join(p[-1:]) for p in parts]
     for depth in range(2, max(map(len, parts), default=0) + 1):
         counts = Counter(names)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ensemble.errors import DataError, some
+from ensemble.labels import LABELS
 
 FITTED = ("train", "tune", "heldout")  # what members and stacker are made from
 SPLITS = (*FITTED, "unseen")
@@ -40,9 +41,14 @@ def assign_splits(frame: pd.DataFrame, fractions: Fractions, seed: int, hold_out
     none at all where one is due, are its groups nearest the border moved.
 
     `hold_out` are texts like "generator=midjourney-v5" or "source=flickr30k": groups with
-    such an image become unseen. Raises DataError for one that nothing matches.
+    such an image become unseen. Raises DataError for one that nothing matches, or if they
+    take a whole class.
     """
     unseen = _unseen_groups(frame, hold_out)
+    for label, name in enumerate(LABELS):
+        rows = frame["group"][frame["label"] == label]
+        if len(rows) and rows.isin(unseen).all():
+            raise DataError(f"--hold-out {' '.join(hold_out)} leaves no {name} images to fit on; hold out less")
     cells = zip(frame["label"], frame["source"].fillna(""), strict=True)
     strata: dict[tuple[tuple[int, str], ...], list[str]] = {}
     kinds: dict[str, set[tuple[int, str]]] = {}
@@ -67,7 +73,8 @@ def _split_stratum(names: Sequence[str], fractions: Fractions, seed: int) -> dic
     ordered = sorted(names, key=lambda name: (places[name], name))
     values = np.array([places[name] for name in ordered])
     below = [int((values < edge).sum()) for edge in (fractions.heldout, fractions.heldout + fractions.tune)]
-    heldout = _within(below[0], len(names), fractions.heldout)
+    spare = int(len(names) * fractions.tune >= 1)
+    heldout = min(_within(below[0], len(names), fractions.heldout), len(names) - spare)
     tune = min(_within(below[1] - below[0], len(names), fractions.tune), len(names) - heldout)
     parts = ["heldout"] * heldout + ["tune"] * tune
     return dict(zip(ordered, parts + ["train"] * (len(names) - len(parts)), strict=True))

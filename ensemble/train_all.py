@@ -109,10 +109,11 @@ def summary(run: Path, outcomes: Sequence[Outcome]) -> pd.DataFrame:
     """One row a recipe: status, best epoch, tune and held-out scores, minutes."""
     finished = [outcome.name for outcome in outcomes if outcome.status != "failed"]
     scores: dict[str, np.ndarray] = {}
-    labels = np.empty(0)
+    labels, unseen = np.empty(0), np.empty(0, dtype=bool)
     if finished:
-        held, columns = members.heldout_logits(run, finished)
-        labels, scores = held["label"].to_numpy(), dict(zip(finished, columns.T, strict=True))
+        held, columns = members.heldout_logits(run, finished, ("heldout", "unseen"))
+        labels, unseen = held["label"].to_numpy(), (held["split"] == "unseen").to_numpy()
+        scores = dict(zip(finished, columns.T, strict=True))
     rows = []
     for outcome in outcomes:
         row: dict[str, object] = {"member": outcome.name, "status": outcome.status}
@@ -121,10 +122,19 @@ def summary(run: Path, outcomes: Sequence[Outcome]) -> pd.DataFrame:
             row |= {
                 "epoch": f"{info['best']['epoch']}/{info['recipe']['train']['epochs']}",
                 "tune AUROC": f"{info['best']['tune_auroc']:.4f}",
-                "held-out AUROC": f"{metrics.auroc(labels, logits):.4f}",
-                "held-out log-loss": f"{metrics.log_loss(labels, metrics.sigmoid(logits)):.4f}",
+                "held-out AUROC": f"{metrics.auroc(labels[~unseen], logits[~unseen]):.4f}",
+                "held-out log-loss": f"{metrics.log_loss(labels[~unseen], metrics.sigmoid(logits[~unseen])):.4f}",
+                **_unseen_score(labels, logits, unseen),
                 "parameters": f"{info['parameters'] / 1e6:.2f} M",
                 "minutes": f"{info['seconds'] / 60:.1f}",
             }
         rows.append(row)
     return pd.DataFrame(rows).fillna("")
+
+
+def _unseen_score(labels: np.ndarray, logits: np.ndarray, unseen: np.ndarray) -> dict[str, str]:
+    """AUROC of what --hold-out kept out; a class it lacks is taken from the held-out rows."""
+    if not unseen.any():
+        return {}
+    rows = unseen | ~np.isin(labels, labels[unseen])
+    return {"unseen AUROC": f"{metrics.auroc(labels[rows], logits[rows]):.4f}"}

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from helpers import heldout, heldout_scores, make_frame, noisy_logits, run_cli, write_member, write_run, write_scores
 
-from ensemble import artifacts, members
+from ensemble import artifacts, members, metrics
 from ensemble.errors import ArtifactError
+from ensemble.train_all import Outcome, summary
 
 
 @pytest.fixture
@@ -184,3 +185,34 @@ def test_the_command_says_the_same_in_one_line(run):
     assert (code, out) == (2, "")
     assert err.startswith("Error: member 'two'")
     assert err.count("\n") == 1
+
+
+def unseen_run(run, both_classes):
+    """A run of which four groups are kept out, with logits that rank them perfectly."""
+    frame = make_frame()
+    kept_out = frame["group"].isin(["heldout0", "heldout1", "heldout2", "heldout3"])
+    if not both_classes:
+        kept_out &= frame["label"] == 1
+    frame.loc[kept_out, "split"] = "unseen"
+    artifacts.write_parquet(artifacts.dataset_path(run), frame)
+    rows = frame[frame["split"].isin(["heldout", "unseen"])].reset_index(drop=True)
+    logits = np.where(rows["split"] == "unseen", rows["label"] * 4.0 - 2.0, np.arange(len(rows)) % 3)
+    scores = rows[["id", "label", "split", "fold"]].assign(logit=logits.astype(np.float32))
+    write_scores(run, "one", frame, scores)
+    return rows
+
+
+@pytest.mark.parametrize("both_classes", [True, False])
+def test_what_is_kept_out_is_scored_apart(tmp_path, both_classes):
+    rows = unseen_run(tmp_path, both_classes)
+    held, logits = members.heldout_logits(tmp_path, ["one"])
+    assert len(held) == len(logits) == (rows["split"] == "heldout").sum() < len(rows)
+    (line,) = summary(tmp_path, [Outcome("one", "trained")]).to_dict("records")
+    fair = rows["split"] == "heldout"
+    assert line["held-out AUROC"] == f"{metrics.auroc(rows['label'][fair], np.arange(len(rows))[fair] % 3):.4f}"
+    if both_classes:
+        assert line["unseen AUROC"] == "1.0000"
+    else:  # against the held-out real images
+        known = rows[(rows["label"] == 0) | ~fair]
+        logits = np.where(known["split"] == "unseen", 2.0, known.index % 3)
+        assert line["unseen AUROC"] == f"{metrics.auroc(known['label'], logits):.4f}" != "1.0000"

@@ -1,4 +1,5 @@
 import csv
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -242,3 +243,66 @@ def test_images_beside_the_class_folders_are_refused(tmp_path):
         read(tmp_path)
     (tmp_path / "stray.JPG").unlink()
     assert len(read(tmp_path)[0]) == 2
+
+
+# ---- what class names mean
+
+
+def test_several_folders_may_be_one_class(tmp_path):
+    write_files(tmp_path, "gan/1.png", "sd/1.png", "photos/1.png")
+    classes = {"gan": "ai", "sd": "ai", "photos": "real"}
+    items, notes = read(tmp_path, classes=classes)
+    assert {item.id: item.label for item in items} == {"gan/1.png": 1, "sd/1.png": 1, "photos/1.png": 0}
+    assert notes == ["gan, sd counts as ai, photos as real"]
+
+
+def test_class_names_of_other_languages(tmp_path):
+    write_files(tmp_path, "生成/1.png", "写真/1.png", "re\u0301el/2.png")
+    items, notes = read(tmp_path, classes={"生成": "ai", "写真": "real", "r\u00e9el": "real"})
+    assert [item.label for item in items] == [0, 0, 1]
+    assert notes == ["生成 counts as ai, re\u0301el, 写真 as real"]
+    message = refusal(tmp_path, classes={"生成": "ai", "r\u00e9el": "real"})
+    assert message == (
+        f"{tmp_path}: one folder a class, such as ai/ and real/: --classes does not say what these are: 写真"
+    )
+
+
+def test_label_texts_of_other_languages(table):
+    path = table(("id", "label"), ("a", "falsch"), ("b", "echt"), ("c", "künstlich"))
+    classes = {"falsch": "ai", "künstlich": "ai", "echt": "real"}
+    items, notes = read(path, classes=classes)
+    assert [item.label for item in items] == [1, 0, 1]
+    assert notes == ["falsch, künstlich counts as ai, echt as real"]
+    message = refusal(path, classes={"falsch": "ai", "echt": "real"})
+    assert message.endswith(
+        "('falsch' 1 times, 'echt' 1 times, 'künstlich' 1 times): --classes does not say what these are: künstlich"
+    )
+
+
+def test_numbers_can_be_turned_round(table):
+    path = table(("id", "label"), ("a", "0"), ("b", "1"))
+    items, notes = read(path, classes={"0": "ai", "1": "real"})
+    assert [item.label for item in items] == [1, 0]
+    assert notes == ["0 counts as ai, 1 as real"]
+
+
+def test_classes_that_leave_one_empty_are_refused(tmp_path):
+    write_files(tmp_path, "gan/1.png", "sd/1.png")
+    assert refusal(tmp_path, classes={"gan": "ai", "sd": "ai"}).endswith("holds no real images; both classes need some")
+
+
+# ---- kinds of images that cannot be read
+
+
+def test_kinds_that_cannot_be_read_are_counted(tmp_path):
+    write_files(tmp_path, "ai/1.heic", "ai/in/2.HEIC", "ai/3.png", "real/1.png", "real/1.psd", "real/notes.txt")
+    skipped = Counter()
+    items, _ = read(tmp_path, skipped=skipped)
+    assert {item.id for item in items} == {"ai/3.png", "real/1.png"}
+    assert skipped == {("ai", ".heic"): 2, ("real", ".psd"): 1}
+    assert "images that cannot be read would be skipped (1 .psd)" in refusal(tmp_path)
+
+
+def test_a_class_of_nothing_else_is_refused(tmp_path):
+    write_files(tmp_path, "ai/1.heic", "real/1.png")
+    assert refusal(tmp_path, skipped=Counter()) == f"{tmp_path / 'ai'} holds no images; both classes need some"

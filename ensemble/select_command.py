@@ -1,0 +1,115 @@
+"""select: parse, call one function, print."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ensemble import options
+from ensemble.errors import some
+
+if TYPE_CHECKING:
+    from ensemble.select_run import Job, Result
+
+PLACE = click.Path(path_type=Path)
+
+
+def _classes(_: click.Context, __: click.Parameter, text: str) -> Mapping[str, str] | None:
+    from ensemble.labels import parse_classes
+
+    try:
+        return parse_classes(text) or None
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@click.command("select")
+@click.option("--test", type=PLACE, required=True, help="Folder of test images, or a CSV with id or path.")
+@click.option(
+    "--pool",
+    "pools",
+    type=PLACE,
+    required=True,
+    multiple=True,
+    help="Folder or CSV to choose from; may be repeated. Labelled by class folders (ai/, real/) or a column label.",
+)
+@click.option("--count", type=click.IntRange(min=1), required=True, help="How many images to choose.")
+@click.option("--output", type=PLACE, required=True, help="Folder to fill; an older selection there is replaced.")
+@click.option(
+    "--embedder",
+    metavar="NAME",
+    help="What says which images are alike: RUN:MEMBER, a recipe's YAML file, a checkpoint's folder or its Hub id.  "
+    "[default: recipes/quick/efficientnet_lite0.yaml]",
+)
+@click.option(
+    "--balance",
+    type=click.FloatRange(0, 1),
+    help="Share of ai images, of a labelled pool.  [default: 0.5]",
+)
+@click.option("--clusters", type=click.IntRange(min=1), help="Of the test.  [default: sqrt(images / 2), at most 256]")
+@click.option("--copy", is_flag=True, help="Copy the images instead of linking to them.")
+@click.option("--images", type=PLACE, help="Where a CSV's images lie.")
+@click.option("--classes", default="", metavar="NAME=ai,...", callback=_classes, help="What class names mean.")
+@click.option("--positive", metavar="NAME", help="The class that means AI-made, if its name does not say.")
+@click.option("--group-column", default="group", show_default=True, help="CSV column whose equal values stay together.")
+@click.option("--skip-unreadable", is_flag=True, help="Leave out broken test images instead of stopping.")
+@click.option("--cache/--no-cache", default=True, show_default=True, help="Keep embeddings for the next time.")
+@click.option(
+    "--ablate", "recipe", type=PLACE, metavar="RECIPE", help="Train RECIPE on a selection and on a random draw."
+)
+@click.option("--test-labels", type=PLACE, help="For --ablate: CSV with id, label and optionally group.")
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="For --ablate: how often.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="For --ablate: change a recipe's value.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of clusters, turns and draws.")
+@options.device
+def select(**settings: Any) -> None:
+    """Choose the pool images that are most like the test's, for training.
+
+    The test's images draw in turn, each its nearest pool image that is left. Near-duplicates of
+    test images, and of images chosen before within the class, are dropped. Writes links into
+    OUTPUT/ai and OUTPUT/real, selection.csv, which --data takes, and selection.jpg.
+
+    \b
+    Examples:
+      python cli.py select --test data/images --pool pool/ --count 5000 --output data/selected
+      python cli.py train-all recipes/ --data data/selected/selection.csv
+    """
+    from ensemble.commands import require_training_packages
+
+    require_training_packages()
+    from ensemble import select_run
+
+    job = select_run.Job(**settings)
+    result = select_run.select_images(job, click.echo)
+    _print(job, result)
+    if job.recipe is not None:
+        from ensemble import ablate
+
+        report = select_run.ablate_selection(job, result, click.echo)
+        click.echo(
+            f"\nOn {report['half_b']} test images of half B in {report['half_b_groups']} groups, mean of {job.seeds} "
+            f"seeds, 95 % intervals over groups; {report['images']} images to train on in either case:"
+        )
+        options.table(ablate.as_table(report))
+        click.echo(ablate.verdict(report))
+
+
+def _print(job: "Job", result: "Result") -> None:
+    import pandas as pd
+
+    frame = result.frame
+    click.echo(
+        f"dropped: {result.dropped_test} near-duplicates of test images, {result.chosen.repeats} of other chosen images"
+    )
+    click.echo(f"{len(frame)} images -> {job.output}")
+    for column in ("label", "source", "generator"):
+        values = frame[column].map({0: "real", 1: "ai", -1: ""}) if column == "label" else frame[column]
+        counts = values[values != ""].value_counts()
+        if len(counts):
+            click.echo(f"  {column}: {some([f'{name} {count}' for name, count in counts.items()], 12)}")
+    click.echo()
+    quartiles = pd.DataFrame(result.quartiles).T.map("{:.3f}".format)
+    options.table(quartiles.rename_axis("distance (1 - cosine)").reset_index())
+    drawers = frame["test_id"].value_counts()
+    click.echo(f"{len(drawers)} of {result.tests} test images drew something, {drawers.max()} at most")

@@ -1,0 +1,119 @@
+"""What selection reads: the pools, labelled or not, and the test set."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ensemble import sources
+from ensemble.errors import DataError, some
+from ensemble.files import IMAGE_SUFFIXES, list_images
+from ensemble.labels import NEGATIVE_NAMES, POSITIVE_NAMES
+from ensemble.select import UNLABELLED
+from ensemble.sources import Labelled
+
+
+def read_pools(
+    paths: Sequence[Path],
+    images: Path | None = None,
+    classes: Mapping[str, str] | None = None,
+    positive: str | None = None,
+    group_column: str = "group",
+) -> tuple[list[Labelled], list[str]]:
+    """The images of all pools, sorted by id, and what should be said aloud of their labels.
+
+    A CSV with a column label, or a folder of class folders, is labelled and read as training
+    data is; of any other pool the label is UNLABELLED. Raises DataError where pools of both
+    kinds are mixed, or none holds an image.
+    """
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"no pool at {path}; --pool takes a folder of images or a CSV")
+    labelled = [_has_labels(path, bool(classes or positive)) for path in paths]
+    if all(labelled):
+        items, notes = sources.read_data(paths, images, classes, positive, group_column)
+    elif any(labelled):
+        with_labels = some(path for path, has in zip(paths, labelled, strict=True) if has)
+        without = some(path for path, has in zip(paths, labelled, strict=True) if not has)
+        raise DataError(
+            f"of some pools the classes are known ({with_labels}), of others not ({without}); "
+            "sort their images into ai/ and real/, or select from them apart"
+        )
+    else:
+        items, notes = _without_labels(paths, images), []
+    if not items:
+        raise DataError(f"no images in {some(paths)}")
+    return sorted(items, key=lambda item: item.id), notes
+
+
+def read_test(
+    path: Path, images: Path | None = None, labels: Path | None = None, labelled: bool = False
+) -> list[Labelled]:
+    """The test's images, sorted by id: of a folder, or of a CSV with id or path.
+
+    labelled: their classes and groups are needed too, from the test itself, or from the CSV
+    `labels` (id or path, label, and optionally group), which must know every one of them.
+    """
+    if not path.exists():
+        raise DataError(f"no test images at {path}; --test takes a folder of images or a CSV")
+    items = _read_one(path, images, "")
+    if not items:
+        raise DataError(f"no images in {path}")
+    if labelled:
+        source, root = labels or path, images or Path(items[0].root)
+        try:
+            known, _ = sources.read_data([source], root if source.is_file() else None)
+        except DataError as error:
+            remedy = "" if labels is not None else "; name a CSV of them with --test-labels"
+            raise DataError(f"--ablate needs the test's labels: {error}{remedy}") from None
+        by_file = {item.file.resolve(): item for item in known}
+        if missing := [item.id for item in items if item.file.resolve() not in by_file]:
+            raise DataError(f"{source} has no label for {len(missing)} of {len(items)} test images: {some(missing)}")
+        found = [(item, by_file[item.file.resolve()]) for item in items]
+        items = [replace(item, label=told.label, group=told.group, source=told.source) for item, told in found]
+    return sorted(items, key=lambda item: item.id)
+
+
+def refuse_overlap(test: Path, pools: Sequence[Path]) -> None:
+    """DataError where a pool is the test itself."""
+    for pool in pools:
+        if pool.resolve() == test.resolve():
+            raise DataError(f"{pool} is both --test and --pool; name a pool of other images")
+
+
+def _has_labels(path: Path, named: bool) -> bool:
+    if path.is_file():
+        return "label" in sources.read_table(path)
+    entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    if any(entry.is_file() and entry.suffix.lower() in IMAGE_SUFFIXES for entry in entries):
+        return False
+    return named or any(entry.name.casefold() in POSITIVE_NAMES | NEGATIVE_NAMES for entry in entries)
+
+
+def _without_labels(paths: Sequence[Path], images: Path | None) -> list[Labelled]:
+    names = [path.resolve().name for path in paths]
+    if len(paths) == 1:
+        return [replace(item, source=item.source or names[0]) for item in _read_one(paths[0], images, "")]
+    items = []
+    for path, name in zip(paths, names, strict=True):
+        prefix = name if names.count(name) == 1 else path.resolve().as_posix()
+        items += [replace(item, source=item.source or prefix) for item in _read_one(path, images, f"{prefix}/")]
+    return items
+
+
+def _read_one(path: Path, images: Path | None, prefix: str) -> list[Labelled]:
+    """The images of one folder or CSV, without their labels."""
+    if path.is_dir():
+        return [Labelled(prefix + name, str(path.resolve()), name, UNLABELLED) for name in list_images(path)]
+    frame = sources.read_table(path)
+    root, names = sources.locate(frame, path, images)
+    keys = list(frame["id"]) if "id" in frame else names
+    if repeated := sorted(key for key, count in Counter(keys).items() if count > 1):
+        raise DataError(f"{path}: ids given more than once: {some(map(repr, repeated))}")
+    extra = [
+        list(frame[column]) if column in frame else [""] * len(keys) for column in ("group", "source", "generator")
+    ]
+    return [
+        Labelled(prefix + key, str(root.resolve()), name, UNLABELLED, *(value or None for value in rest))
+        for key, name, *rest in zip(keys, names, *extra, strict=True)
+    ]
