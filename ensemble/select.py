@@ -39,10 +39,16 @@ class _SpentError(Exception):
     """The pool has no more images of a class."""
 
 
-def class_counts(labels: np.ndarray, count: int, balance: float) -> dict[int, int]:
-    """How many images of each class to choose: `balance` is the share of ai, unlabelled pools have one class."""
-    if (labels == UNLABELLED).all():
+def class_counts(labels: np.ndarray, count: int, balance: float | None = None) -> dict[int, int]:
+    """How many images of each class to choose: `balance` is the share of ai, by default a half.
+
+    A pool of a single class, or an unlabelled one, gives all of them unless `balance` says otherwise.
+    """
+    present = set(labels.tolist())
+    if present == {UNLABELLED}:
         return {UNLABELLED: count}
+    if balance is None:
+        balance = 0.5 if len(present) == 2 else float(present == {1})
     ai = round(count * balance)
     return {1: ai, 0: count - ai}
 

@@ -1,6 +1,5 @@
 """select: parse, call one function, print."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +12,6 @@ if TYPE_CHECKING:
     from ensemble.select_run import Job, Result
 
 PLACE = click.Path(path_type=Path)
-
-
-def _classes(_: click.Context, __: click.Parameter, text: str) -> Mapping[str, str] | None:
-    from ensemble.labels import parse_classes
-
-    try:
-        return parse_classes(text) or None
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
 
 
 @click.command("select")
@@ -45,14 +35,11 @@ def _classes(_: click.Context, __: click.Parameter, text: str) -> Mapping[str, s
 @click.option(
     "--balance",
     type=click.FloatRange(0, 1),
-    help="Share of ai images, of a labelled pool.  [default: 0.5]",
+    help="Share of ai images, of a labelled pool.  [default: 0.5, or what a pool of one class has]",
 )
 @click.option("--clusters", type=click.IntRange(min=1), help="Of the test.  [default: sqrt(images / 2), at most 256]")
 @click.option("--copy", is_flag=True, help="Copy the images instead of linking to them.")
-@click.option("--images", type=PLACE, help="Where a CSV's images lie.")
-@click.option("--classes", default="", metavar="NAME=ai,...", callback=_classes, help="What class names mean.")
-@click.option("--positive", metavar="NAME", help="The class that means AI-made, if its name does not say.")
-@click.option("--group-column", default="group", show_default=True, help="CSV column whose equal values stay together.")
+@options.reading
 @click.option("--skip-unreadable", is_flag=True, help="Leave out broken test images instead of stopping.")
 @click.option("--cache/--no-cache", default=True, show_default=True, help="Keep embeddings for the next time.")
 @click.option(
@@ -61,7 +48,7 @@ def _classes(_: click.Context, __: click.Parameter, text: str) -> Mapping[str, s
 @click.option("--test-labels", type=PLACE, help="For --ablate: CSV with id, label and optionally group.")
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="For --ablate: how often.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="For --ablate: change a recipe's value.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of clusters, turns and draws.")
+@options.seed
 @options.device
 def select(**settings: Any) -> None:
     """Choose the pool images that are most like the test's, for training.

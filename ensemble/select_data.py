@@ -31,7 +31,7 @@ def read_pools(
             raise DataError(f"no pool at {path}; --pool takes a folder of images or a CSV")
     labelled = [_has_labels(path, bool(classes or positive)) for path in paths]
     if all(labelled):
-        items, notes = sources.read_data(paths, images, classes, positive, group_column)
+        items, notes = sources.read_data(paths, images, classes, positive, group_column, one_class=True)
     elif any(labelled):
         with_labels = some(path for path, has in zip(paths, labelled, strict=True) if has)
         without = some(path for path, has in zip(paths, labelled, strict=True) if not has)

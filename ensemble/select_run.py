@@ -129,7 +129,7 @@ def _read(job: Job, say: Say) -> tuple[list[Labelled], list[Labelled], dict[int,
     if unlabelled and (job.balance is not None or job.recipe is not None):
         asked = "--balance" if job.balance is not None else "--ablate"
         raise DataError(f"{asked} needs a pool of known classes; sort {some(job.pools)} into ai/ and real/")
-    counts = select.class_counts(labels, job.count, 0.5 if job.balance is None else job.balance)
+    counts = select.class_counts(labels, job.count, job.balance)
     if job.recipe is not None and not all(counts.values()):
         raise DataError("--ablate trains on both classes; choose a --balance between 0 and 1")
     if any(int((labels == label).sum()) < count for label, count in counts.items()):

@@ -42,6 +42,7 @@ class Reading:
     positive: str | None = None
     group_column: str = "group"
     skipped: Skipped | None = None
+    one_class: bool = False
 
 
 def read_data(
@@ -51,21 +52,22 @@ def read_data(
     positive: str | None = None,
     group_column: str = "group",
     skipped: Skipped | None = None,
+    one_class: bool = False,
 ) -> tuple[list[Labelled], list[str]]:
     """Read labelled images from folders of class folders and from CSVs with id or path and label.
 
     With several, ids of folders are prefixed by the folder's name, and each may hold one
     class alone. Images that name no source take the name of what they were read from.
     `classes` says what class names mean ({"fake": "ai"}). Unreadable kinds of images are
-    refused, or counted in `skipped` if given. Returns the images and what should be said
-    aloud about how the labels were read. Raises DataError if there is no such data, a class
-    is empty, or ids repeat.
+    refused, or counted in `skipped` if given. `one_class`: a single class is enough. Returns
+    the images and what should be said aloud about how the labels were read. Raises DataError
+    if there is no such data, a class is empty, or ids repeat.
     """
     several = len(paths) > 1
     places = Counter(path.resolve() for path in paths)
     if repeated := sorted({str(path) for path in paths if places[path.resolve()] > 1}):
         raise DataError(f"--data {some(repeated)} is given more than once")
-    reading = Reading(images, classes, positive, group_column, skipped)
+    reading = Reading(images, classes, positive, group_column, skipped, several or one_class)
     items: list[Labelled] = []
     notes: list[str] = []
     for path, name in zip(paths, _names(paths), strict=True):
@@ -77,7 +79,7 @@ def read_data(
     if repeated := sorted(key for key, count in ids.items() if count > 1):
         raise DataError(f"{where}: ids given more than once: {some(map(repr, repeated))}")
     for label, name in enumerate(LABELS):
-        if not any(item.label == label for item in items):
+        if not one_class and not any(item.label == label for item in items):
             raise DataError(f"{where} holds no {name} images; both classes need some")
     return items, notes
 
@@ -146,7 +148,7 @@ def locate(frame: pd.DataFrame, table: Path, images: Path | None) -> tuple[Path,
 def _from_folder(data: Path, reading: Reading, prefix: str | None) -> tuple[list[Labelled], list[str]]:
     folders = sorted(p.name for p in data.iterdir() if p.is_dir() and not p.name.startswith("."))
     try:
-        labels = class_labels(folders, reading.classes, reading.positive, one_will_do=prefix is not None)
+        labels = class_labels(folders, reading.classes, reading.positive, reading.one_class)
     except ValueError as error:
         raise DataError(f"{data}: one folder a class, such as ai/ and real/: {error}") from None
     if stray := [p.name for p in data.iterdir() if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES]:
@@ -184,7 +186,7 @@ def _from_csv(data: Path, reading: Reading, prefix: str | None) -> tuple[list[La
         raise DataError(f"{data} needs a column label; it has: {', '.join(frame.columns)}")
     if reading.group_column != "group" and reading.group_column not in frame and prefix is None:
         raise DataError(f"{data} has no column {reading.group_column!r}; it has: {', '.join(frame.columns)}")
-    labels, notes = _labels(frame["label"], data, reading, prefix is not None)
+    labels, notes = _labels(frame["label"], data, reading)
     root, paths = locate(frame, data, reading.images)
     start = f"{prefix}/" if prefix else ""
     ids = list(frame["id"]) if "id" in frame else [start + path for path in paths]
@@ -202,15 +204,15 @@ def _optional(frame: pd.DataFrame, column: str) -> Sequence[str | None]:
     return [value or None for value in frame[column]]
 
 
-def _labels(column: pd.Series, data: Path, reading: Reading, one_will_do: bool) -> tuple[list[int], list[str]]:
+def _labels(column: pd.Series, data: Path, reading: Reading) -> tuple[list[int], list[str]]:
     values = column.str.strip()
     counts = values.value_counts()
     numbers = pd.to_numeric(values, errors="coerce")
-    numeric = numbers.isin([0, 1]).all() and (one_will_do or len(set(numbers)) == 2)
+    numeric = numbers.isin([0, 1]).all() and (reading.one_class or len(set(numbers)) == 2)
     if reading.positive is None and not reading.classes and numeric:
         return [int(value) for value in numbers], [f"label column of {data.name}: 1 counts as ai, 0 as real"]
     try:
-        labels = class_labels(list(counts.index), reading.classes, reading.positive, one_will_do)
+        labels = class_labels(list(counts.index), reading.classes, reading.positive, reading.one_class)
     except ValueError as error:
         found = some(f"{value!r} {count} times" for value, count in counts.items())
         raise DataError(f"{data}: the label column must hold two classes ({found}): {error}") from None

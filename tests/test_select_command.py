@@ -1,4 +1,5 @@
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -391,3 +392,11 @@ def test_ids_sort_alike_whatever_the_file_order(run, here):
         run(pool="pool/list.csv", count=10)
         tables.append(read_csv(here / "out" / "selection.csv"))
     assert tables[0].equals(tables[1])
+
+
+@pytest.mark.parametrize(("name", "label"), [("ai", "1"), ("real", "0")])
+def test_a_pool_of_one_class_gives_that_class(run, here, name, label):
+    shutil.copytree(here / "pool" / name, here / "one" / name)
+    out = run(pool="one", count=4)
+    assert f"label: {name} 4" in out
+    assert set(read_csv(here / "out" / "selection.csv")["label"]) == {label}
