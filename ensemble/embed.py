@@ -85,9 +85,15 @@ def find_embedder(name: str | None) -> Recipe | tuple[Path, str]:
 
 
 def load_embedder(name: str | None, device: str) -> Embedder:
-    """An embedder by the names of `find_embedder`, on "cpu" or "cuda", in float32."""
+    """An embedder by the names of `find_embedder`, on "cpu" or "cuda", in float32.
+
+    A member sees images by its own contract, a recipe's or checkpoint's network sees them whole.
+    """
     found = find_embedder(name)
     if isinstance(found, Recipe):
+        # The whole image in one view: what it shows, not its traces.
+        whole = found.image.model_copy(update={"geometry": "squash", "count": None})
+        found = found.model_copy(update={"image": whole})
         checkpoint = found.backbone.checkpoint
         member = build_member(found, locate_checkpoint(checkpoint) if checkpoint is not None else None)
     else:

@@ -25,7 +25,7 @@ from ensemble import artifacts, groups, headers, images
 from ensemble.errors import ImageError
 from ensemble.parallel import ordered_map
 
-VERSION = 2  # raised by hand when a pass would find other values in the same file
+VERSION = 3  # raised by hand when a pass would find other values in the same file
 COMMIT = 500  # files between two writes of the cache
 BLOCK = 4096  # files whose descriptions are held as Python objects
 
@@ -39,7 +39,6 @@ class Facts:
     format: str
     bytes: int
     sha256: str
-    pixels: str
     phash: int
     header: headers.Header
     thumb: "builtins.bytes"
@@ -50,7 +49,7 @@ class Indexed:
     """Readable files in the order given.
 
     rows: their positions among the files. facts: width, height, format, bytes, sha256,
-    pixels (hash of the decoded pixels), phash (16 hex digits). headers: one column a key of
+    phash (16 hex digits), pixels (equal where the decoded pixels are). headers: one column a key of
     `headers.read_header`. thumbs: uint8 [N, 32, 32, 3], on disk. errors: position -> why.
     """
 
@@ -92,6 +91,8 @@ def index_files(files: Sequence[Path], workers: int | None = None, label: str = 
     table = pd.concat(blocks, ignore_index=True)
     table = table.astype({name: "category" for name in table if name in _TEXT_COLUMNS})
     own = [name for name in table if str(name).startswith("header.")]
+    if rows:
+        table["pixels"] = _pixel_names(table, [files[row] for row in rows], thumbs, workers)
     return Indexed(
         rows=np.array(rows, dtype=np.int64),
         facts=table.drop(columns=own),
@@ -131,8 +132,6 @@ def read_facts(file: Path) -> Facts | str:
     except ImageError as error:
         return str(error)
     thumb = groups.thumbnail(image)
-    pixels = sha256(f"{image.size}".encode())
-    pixels.update(_opaque(image).tobytes())
     header = headers.read_header(data, *image.size)
     return Facts(
         width=image.width,
@@ -140,11 +139,27 @@ def read_facts(file: Path) -> Facts | str:
         format=str(header["format"]),
         bytes=len(data),
         sha256=sha256(data).hexdigest(),
-        pixels=pixels.hexdigest(),
         phash=groups.perceptual_hash(thumb),
         header=header,
         thumb=thumb.tobytes(),
     )
+
+
+def _pixel_names(facts: pd.DataFrame, files: Sequence[Path], thumbs: np.ndarray, workers: int | None) -> list[str]:
+    """The files' own hashes, but where unlike files have one size and thumbnail: those of their pixels."""
+    sizes = zip(facts["width"], facts["height"], strict=True)
+    looks = [sha256(thumbs[i].tobytes() + f"{size}".encode()).digest() for i, size in enumerate(sizes)]
+    names = list(facts["sha256"])
+    unlike = facts["sha256"].groupby(looks).transform("nunique").to_numpy() > 1
+    doubtful: list[int] = np.flatnonzero(unlike).tolist()
+    for i, name in zip(doubtful, ordered_map(_pixel_hash, [files[i] for i in doubtful], workers), strict=True):
+        names[i] = name
+    return names
+
+
+def _pixel_hash(file: Path) -> str:
+    image = _opaque(images.decode(file))
+    return sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
 
 
 def _opaque(image: Image) -> Image:
@@ -160,7 +175,7 @@ _TEXT_COLUMNS = {"format"} | {
 
 
 def _flat(found: Facts) -> dict[str, object]:
-    own = {name: getattr(found, name) for name in "width height format bytes sha256 pixels".split()}
+    own = {name: getattr(found, name) for name in "width height format bytes sha256".split()}
     return own | {"phash": f"{found.phash:016x}"} | {f"header.{name}": value for name, value in found.header.items()}
 
 
@@ -200,7 +215,7 @@ def _open(name: str) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute(
-            "CREATE TABLE IF NOT EXISTS facts (path TEXT PRIMARY KEY, stamp TEXT, facts TEXT, thumb BLOB) WITHOUT ROWID"
+            "CREATE TABLE IF NOT EXISTS facts (path TEXT PRIMARY KEY, stamp TEXT, facts TEXT, thumb BLOB)"
         )
     except sqlite3.Error:
         connection.close()

@@ -99,7 +99,7 @@ def test_a_file_is_described(tmp_path):
 
 def test_columns_and_types(files):
     found = index_files(files)
-    assert list(found.facts) == "width height format bytes sha256 pixels phash".split()
+    assert list(found.facts) == "width height format bytes sha256 phash pixels".split()
     assert list(found.headers) == list(headers.read_header(files[0].read_bytes(), 1, 1))
     assert found.facts["width"].tolist() == list(range(40, 60))
     assert (str(found.facts["width"].dtype), str(found.facts["bytes"].dtype)) == ("int32", "int64")
