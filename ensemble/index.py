@@ -13,8 +13,10 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from pathlib import Path
+from sys import intern
+from typing import IO
 
 import numpy as np
 import pandas as pd
@@ -67,39 +69,46 @@ class Indexed:
 
 def index_files(files: Sequence[Path], workers: int | None = None, label: str = "index") -> Indexed:
     """Read every file once, or take what the cache knows of it; shows progress and time left."""
-    shape = (max(len(files), 1), groups.THUMBNAIL, groups.THUMBNAIL, 3)
-    with tempfile.TemporaryFile() as store:
-        thumbs = np.memmap(store, dtype=np.uint8, mode="w+", shape=shape)  # outlives the file's name
     rows: list[int] = []
+    looks: list[bytes] = []
     errors: dict[int, str] = {}
     blocks: list[pd.DataFrame] = []
     block: list[dict[str, object]] = []
     bar = tqdm(read_all(files, workers), label, len(files), unit="image", leave=False, disable=None)
-    with warnings.catch_warnings():  # once for all threads: they share the filters
+    with tempfile.TemporaryFile() as store, warnings.catch_warnings():  # once for all threads: they share the filters
         warnings.simplefilter("ignore")  # damaged metadata is what is described here
         for row, found in enumerate(bar):
             if isinstance(found, str):
                 errors[row] = found
                 continue
-            thumbs[len(rows)] = np.frombuffer(found.thumb, dtype=np.uint8).reshape(shape[1:])
+            store.write(found.thumb)
             rows.append(row)
+            looks.append(blake2b(f"{found.width}x{found.height}".encode() + found.thumb, digest_size=16).digest())
             block.append(_flat(found))
             if len(block) == BLOCK:
                 blocks.append(_compact(block))
                 block = []
+        thumbs = _mapped(store, len(rows))
     blocks.append(_compact(block))
     table = pd.concat(blocks, ignore_index=True)
     table = table.astype({name: "category" for name in table if name in _TEXT_COLUMNS})
     own = [name for name in table if str(name).startswith("header.")]
     if rows:
-        table["pixels"] = _pixel_names(table, [files[row] for row in rows], thumbs, workers)
+        table["pixels"] = _pixel_names(list(table["sha256"]), looks, [files[row] for row in rows], workers)
     return Indexed(
         rows=np.array(rows, dtype=np.int64),
         facts=table.drop(columns=own),
         headers=table[own].rename(columns=lambda name: name.removeprefix("header.")),
-        thumbs=thumbs[: len(rows)],
+        thumbs=thumbs,
         errors=errors,
     )
+
+
+def _mapped(store: IO[bytes], count: int) -> np.ndarray:
+    """The thumbnails written to `store`, uint8 [count, 32, 32, 3], on disk even after it has lost its name."""
+    shape = (count, groups.THUMBNAIL, groups.THUMBNAIL, 3)
+    store.flush()
+    return np.memmap(store, dtype=np.uint8, mode="r", shape=shape) if count else np.empty(shape, dtype=np.uint8)
 
 
 def read_all(files: Sequence[Path], workers: int | None = None) -> Iterator[Facts | str]:
@@ -145,13 +154,13 @@ def read_facts(file: Path) -> Facts | str:
     )
 
 
-def _pixel_names(facts: pd.DataFrame, files: Sequence[Path], thumbs: np.ndarray, workers: int | None) -> list[str]:
-    """The files' own hashes, but where unlike files have one size and thumbnail: those of their pixels."""
-    sizes = zip(facts["width"], facts["height"], strict=True)
-    looks = [sha256(thumbs[i].tobytes() + f"{size}".encode()).digest() for i, size in enumerate(sizes)]
-    names = list(facts["sha256"])
-    unlike = facts["sha256"].groupby(looks).transform("nunique").to_numpy() > 1
+def _pixel_names(
+    digests: Sequence[str], looks: Sequence[bytes], files: Sequence[Path], workers: int | None
+) -> list[str]:
+    """The files' own hashes, but where unlike files have one size and thumbnail (`looks`): those of their pixels."""
+    unlike = pd.Series(digests).groupby(list(looks)).transform("nunique").to_numpy() > 1
     doubtful: list[int] = np.flatnonzero(unlike).tolist()
+    names = list(digests)
     for i, name in zip(doubtful, ordered_map(_pixel_hash, [files[i] for i in doubtful], workers), strict=True):
         names[i] = name
     return names
@@ -176,7 +185,8 @@ _TEXT_COLUMNS = {"format"} | {
 
 def _flat(found: Facts) -> dict[str, object]:
     own = {name: getattr(found, name) for name in "width height format bytes sha256".split()}
-    return own | {"phash": f"{found.phash:016x}"} | {f"header.{name}": value for name, value in found.header.items()}
+    header = {f"header.{name}": intern(v) if isinstance(v, str) else v for name, v in found.header.items()}
+    return own | {"phash": f"{found.phash:016x}"} | header
 
 
 def _compact(rows: Iterable[dict[str, object]]) -> pd.DataFrame:

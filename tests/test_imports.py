@@ -33,7 +33,8 @@ print(sorted({"numpy", "pandas", "torch"} & set(sys.modules)))
 WITHOUT_TORCH = """
 import sys
 
-for name in ("torch", "torchvision", "transformers", "timm", "sklearn", "onnx", "accelerate", "safetensors"):
+for name in ("torch", "torchvision", "transformers", "timm", "sklearn", "onnx", "accelerate", "safetensors",
+             "pydantic", "yaml", "jinja2", "datasets", "kagglehub", "faiss"):
     sys.modules[name] = None
 """
 COMMAND = f"{WITHOUT_TORCH}import cli; cli.main()"
@@ -48,10 +49,10 @@ print(frame.to_csv(index=False))
 """
 
 LIGHT = {
-    "numpy,torch,pandas": "ensemble.errors ensemble.recipe ensemble.contract ensemble.commands export.commands export "
-    "cli",
+    "numpy,torch,pandas": "ensemble.errors ensemble.recipe ensemble.contract ensemble.commands ensemble.catalogue "
+    "ensemble.data_commands ensemble.fetch_command ensemble.select_command export.commands export cli",
     "torch,sklearn,transformers": "ensemble.images ensemble.artifacts ensemble.metrics ensemble.stack ensemble.score "
-    "ensemble.members ensemble.stack_run",
+    "ensemble.members ensemble.stack_run ensemble.dataset ensemble.index ensemble.probes ensemble.canonical",
     "torch,sklearn,transformers,onnx": "export.infer export.runtime export.predictor export.submission export.bundle "
     "export.inputs export.certificate",
 }
