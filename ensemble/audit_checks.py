@@ -33,13 +33,18 @@ class Finding:
 def duplicates(items: Sequence[Labelled], indexed: Indexed, near: Sequence[tuple[int, int]]) -> list[Finding]:
     """Copies and near-duplicates: across the classes, and across groups that the user gave."""
     first: dict[str, int] = {}
-    equal = [(first.setdefault(value, i), i) for i, value in enumerate(indexed.facts["pixels"])]
+    pixels = list(indexed.facts["pixels"])
+    equal = [(first.setdefault(value, i), i) for i, value in enumerate(pixels)]
     copies = [(a, b) for a, b in equal if a != b]
     found = []
     conflicts = [(a, b) for a, b in copies if items[a].label != items[b].label]
     if conflicts:
         text = f"{len(conflicts)} images stand in both classes with equal pixels ({_pairs(items, conflicts)})"
         found.append(Finding("conflicts", "block", text))
+    known = [(a, b) for a, b in near if items[a].group is not None and items[a].group == items[b].group]
+    near = sorted((a, b) for a, b in set(near) - set(known) if pixels[a] != pixels[b])
+    if known:
+        found.append(Finding("duplicates", "note", f"{len(known)} near-duplicate pairs lie within groups of yours"))
     across = [(a, b) for a, b in near if items[a].label != items[b].label]
     if across:
         text = f"{len(across)} near-duplicate pairs across the classes, kept in one split ({_pairs(items, across)})"

@@ -139,8 +139,9 @@ def audit_headline(run: Path) -> str:
     from ensemble import artifacts
     from ensemble.errors import ArtifactError
 
+    levelled = " Images were read in their canonical form." if artifacts.canonical_path(run).exists() else ""
     try:
-        return str(artifacts.read_json(artifacts.audit_path(run), "run train-all again")["headline"])
+        return str(artifacts.read_json(artifacts.audit_path(run), "run train-all again")["headline"]) + levelled
     except ArtifactError:
         return "The data of this run was not audited."
 

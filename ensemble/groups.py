@@ -83,11 +83,6 @@ def near_duplicates_between(
     return sorted(pairs)
 
 
-def same_picture(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two thumbnails, uint8 [32, 32, 3], are of one picture."""
-    return bool(near_duplicates([0, 0], np.stack([a, b])))
-
-
 def _copies(hashes: Sequence[int], thumbs: np.ndarray) -> dict[int, list[int]]:
     """For each first of equal thumbnails the rows of all, itself before the others."""
     if len(hashes) != len(thumbs):

@@ -9,7 +9,7 @@ from conftest import PHOTOS, encoded, photo_file
 from helpers import run_cli
 from PIL import Image
 
-from ensemble import audit, audit_checks, swap
+from ensemble import audit, audit_checks, dataset, swap
 from ensemble.audit_run import audit_data
 from ensemble.errors import DataError
 from ensemble.sources import read_data
@@ -219,3 +219,18 @@ def test_stored_as_never_enlarges(tmp_path, pictures):
     assert swap.stored_as(pictures[1], small).size == (40, 50)
     assert swap.stored_as(pictures[1], large).size == (SIDE, SIDE)
     assert swap.stored_as(pictures[1], large).tobytes() == pictures[1].tobytes()
+
+
+def test_near_duplicates_that_the_user_grouped_are_only_noted(tmp_path, pictures):
+    files = {"a.jpg": pictures[0], "b.jpg": pictures[0], "c.jpg": pictures[1], "d.jpg": pictures[1]}
+    for number, (name, picture) in enumerate(files.items()):
+        (tmp_path / name).write_bytes(encoded(picture, "JPEG", quality=90 - 20 * number))
+    places = [("a.jpg", 1, "g"), ("b.jpg", 0, "g"), ("c.jpg", 1, "h"), ("d.jpg", 0, "i")]
+    items = [audit_checks.Labelled(name, str(tmp_path), name, label, group) for name, label, group in places]
+    kept, indexed = dataset.index_items(items)
+    found = audit_checks.duplicates(kept, indexed, dataset.near_pairs(indexed))
+    assert [(one.severity, one.text) for one in found] == [
+        ("note", "1 near-duplicate pairs lie within groups of yours"),
+        ("warn", "1 near-duplicate pairs across the classes, kept in one split (c.jpg and d.jpg)"),
+        ("warn", "1 copies or near-duplicates lie in different groups of yours, now joined (c.jpg and d.jpg)"),
+    ]
