@@ -24,6 +24,7 @@ PLACE = click.Path(path_type=Path)
     multiple=True,
     help="Folder or CSV to choose from; may be repeated. Labelled by class folders (ai/, real/) or a column label.",
 )
+@click.argument("more", type=PLACE, nargs=-1, metavar="[POOL]...")
 @click.option("--count", type=click.IntRange(min=1), required=True, help="How many images to choose.")
 @click.option("--output", type=PLACE, required=True, help="Folder to fill; an older selection there is replaced.")
 @click.option(
@@ -50,7 +51,7 @@ PLACE = click.Path(path_type=Path)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="For --ablate: change a recipe's value.")
 @options.seed
 @options.device
-def select(**settings: Any) -> None:
+def select(more: tuple[Path, ...], pools: tuple[Path, ...], **settings: Any) -> None:
     """Choose the pool images that are most like the test's, for training.
 
     The test's images draw in turn, each its nearest pool image that is left. Near-duplicates of
@@ -67,7 +68,7 @@ def select(**settings: Any) -> None:
     require_training_packages()
     from ensemble import select_run
 
-    job = select_run.Job(**settings)
+    job = select_run.Job(pools=(*pools, *more), **settings)  # `--pool A B` names two
     result = select_run.select_images(job, click.echo)
     _print(job, result)
     if job.recipe is not None:

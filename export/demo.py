@@ -64,6 +64,7 @@ def _finish(run: Path, data: Path, output: Path) -> None:
     import pandas as pd
 
     from ensemble import artifacts, options, stack_run
+    from ensemble.commands import audit_headline
     from export.submission import check_submission
 
     scores = pd.read_csv(run / "scores.csv", dtype={"id": str})
@@ -76,6 +77,7 @@ def _finish(run: Path, data: Path, output: Path) -> None:
     click.echo(f"On {rows} test tiles of {labels['group'].nunique()} photographs that no network saw:")
     options.table(stack_run.as_table(scored))
     click.echo(stack_run.verdict(scored))
+    click.echo(audit_headline(run))
     click.echo(f"\nSubmission checked against the sample: {rows} rows, ids and order match.")
     places: list[tuple[str, Any]] = [
         ("submission", output),

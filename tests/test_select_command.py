@@ -400,3 +400,10 @@ def test_a_pool_of_one_class_gives_that_class(run, here, name, label):
     out = run(pool="one", count=4)
     assert f"label: {name} 4" in out
     assert set(read_csv(here / "out" / "selection.csv")["label"]) == {label}
+
+
+def test_several_pools_may_follow_one_another(run, here):
+    for name in ("ai", "real"):
+        shutil.copytree(here / "pool" / name, here / name / name)
+    out = run("real", pool="ai", count=4)
+    assert "label: ai 2, real 2" in out
