@@ -15,7 +15,7 @@ from ensemble import files, groups, null, probes, sources
 from ensemble.audit_checks import Finding, by_class
 from ensemble.errors import DataError, some
 from ensemble.index import Indexed, index_files
-from ensemble.null import PROBED, WARN, thumb_table
+from ensemble.null import CONTENT_C, PROBED, SPECTRUM_C, WARN, thumb_table
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def compare(
     columns = [name for family, part in null.FAMILIES.items() if family != "names" for name in part]
     found += _probe("files", features[columns], is_test, names)
     thumbs = np.concatenate([indexed.thumbs[train_rows], test.indexed.thumbs[test_rows]])
-    found += _probe("content", thumb_table(thumbs), is_test, names, linear=True)
+    found += _probe("content", thumb_table(thumbs), is_test, names, linear=CONTENT_C)
     return found + _pixels([items[i].file for i in train_rows], [test.files[i] for i in test_rows], names)
 
 
@@ -96,13 +96,15 @@ def _pixels(train: Sequence[Path], test: Sequence[Path], names: np.ndarray) -> l
     kept = np.concatenate([names[:count], names[len(train) : len(train) + count]])
     is_test = np.repeat([0, 1], count)
     measured = traces.notna().all(axis=1).to_numpy()
-    return _probe("spectrum", traces.loc[measured, probes.SPECTRUM], is_test[measured], kept[measured], linear=True)
+    return _probe(
+        "spectrum", traces.loc[measured, probes.SPECTRUM], is_test[measured], kept[measured], linear=SPECTRUM_C
+    )
 
 
 def _probe(
-    kind: str, table: pd.DataFrame, is_test: np.ndarray, names: np.ndarray, linear: bool = False
+    kind: str, table: pd.DataFrame, is_test: np.ndarray, names: np.ndarray, linear: float | None = None
 ) -> list[Finding]:
-    probe = null.probe_table(table, is_test, names, top=0 if linear else 4, linear=linear)
+    probe = null.probe_table(table, is_test, names, top=4 if linear is None else 0, linear=linear)
     if probe is None:
         return [Finding(f"against_{kind}", "note", f"too few images to compare {kind} of training and test")]
     if probe.balanced_accuracy.low <= WARN:

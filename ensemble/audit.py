@@ -15,7 +15,7 @@ from ensemble import audit_checks, dataset, null, probes
 from ensemble.audit_checks import Finding
 from ensemble.errors import DataError
 from ensemble.index import Indexed
-from ensemble.null import PROBED, WARN, Probe, thumb_table
+from ensemble.null import CONTENT_C, PROBED, SPECTRUM_C, WARN, Probe, thumb_table
 from ensemble.sources import Labelled, Skipped
 
 BLOCK = 0.60  # balanced accuracy: the null's interval must reach below it
@@ -159,14 +159,16 @@ def _family_findings(features: pd.DataFrame, labels: np.ndarray, groups: np.ndar
 
 _PIXEL_PROBES = {
     "hidden_jpeg": (
-        ["comb", "step", "grid_7", "grid_most", *(name for name in probes.GRID if name.startswith("dct"))],
+        ["comb", "step", "grid_7", "grid_most", "grid_off", *(name for name in probes.GRID if name.startswith("dct"))],
         "traces of earlier JPEG compression in the pixels",
         "canonicalise levels them",
+        None,
     ),
     "resampling": (
         [*probes.RESAMPLING, *probes.SPECTRUM],
         "spectra of the pixels",
         "this may be the generator's own trace, or that one class was resized",
+        SPECTRUM_C,
     ),
 }
 
@@ -175,15 +177,15 @@ def _pixel_findings(
     indexed: Indexed, labels: np.ndarray, groups: np.ndarray, rows: np.ndarray, traces: pd.DataFrame
 ) -> list[Finding]:
     found = list(audit_checks.jpeg_in_lossless(indexed.headers.iloc[rows], traces, labels[rows]))
-    content = null.probe_table(thumb_table(indexed.thumbs[rows]), labels[rows], groups[rows], linear=True)
+    content = null.probe_table(thumb_table(indexed.thumbs[rows]), labels[rows], groups[rows], linear=CONTENT_C)
     if content is not None and content.balanced_accuracy.low > PROBE_WARN:
         text = f"a thumbnail of 8x8 pixels tells {content.balanced_accuracy}: the classes show different things"
         found.append(Finding("content", "warn", text))
     measured = traces.notna().all(axis=1).to_numpy()
-    for kind, (columns, what, meaning) in _PIXEL_PROBES.items():
+    for kind, (columns, what, meaning, strength) in _PIXEL_PROBES.items():
         part = rows[measured]
-        probe = null.probe_table(traces.loc[measured, columns], labels[part], groups[part], linear=kind == "resampling")
-        if probe is not None and probe.balanced_accuracy.low > PROBE_WARN:
+        probe = null.probe_table(traces.loc[measured, columns], labels[part], groups[part], linear=strength)
+        if probe is not None and probe.balanced_accuracy.low > WARN:
             found.append(Finding(kind, "note", f"{what} tell {probe.balanced_accuracy}; {meaning}"))
     return found
 

@@ -26,6 +26,7 @@ from ensemble.metrics import Interval
 FOLDS = 5
 LEVELS = 24  # distinct texts of a column that are kept; rarer ones count as one
 WARN = 0.55  # balanced accuracy that an interval must reach below, or it is worth a warning
+CONTENT_C, SPECTRUM_C = 0.01, 1.0  # of logistic regression on 192 colours, and on some 50 powers
 PROBED = 500  # images of a class whose pixels are probed
 MOST_ROWS = 20_000  # more tell nothing more about whether the classes differ
 
@@ -93,13 +94,13 @@ def thumb_table(thumbs: np.ndarray) -> pd.DataFrame:
 
 
 def probe_table(
-    table: pd.DataFrame, labels: np.ndarray, groups: np.ndarray, top: int = 0, linear: bool = False
+    table: pd.DataFrame, labels: np.ndarray, groups: np.ndarray, top: int = 0, linear: float | None = None
 ) -> Probe | None:
     """Fit on four fifths of the groups, predict the fifth, five times; None where no fifth can have both classes.
 
     table: [N, features], numbers and texts. labels: int [N], 0 or 1. groups: [N]; rows of one
     are never on both sides. `top` is how many features to name. `linear` takes logistic
-    regression for the boosted trees: better for many alike columns.
+    regression with this C for the boosted trees: better for many alike columns.
     """
     table, labels, groups = _sample(table, np.asarray(labels), np.asarray(groups))
     values = _encode(table)
@@ -158,9 +159,9 @@ def _folds(labels: np.ndarray, groups: np.ndarray) -> list[tuple[np.ndarray, np.
     return folds if usable else None
 
 
-def _model(rows: int, linear: bool) -> Any:
-    if linear:
-        return make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500, class_weight="balanced"))
+def _model(rows: int, linear: float | None) -> Any:
+    if linear is not None:
+        return make_pipeline(StandardScaler(), LogisticRegression(C=linear, max_iter=2000, class_weight="balanced"))
     return HistGradientBoostingClassifier(
         max_iter=60,
         learning_rate=0.15,

@@ -21,7 +21,7 @@ STEPS = np.arange(2, 25)  # quantisation steps that are tried
 SMALLEST = 32  # pixels; below that there is nothing to measure
 
 SPECTRUM = [f"spectrum_{i:02}" for i in range(BINS)]
-GRID = [*(f"grid_{i}" for i in range(8)), "grid_most", "comb", "step", *(f"dct_{i:02}" for i in range(24))]
+GRID = [*(f"grid_{i}" for i in range(8)), "grid_most", "grid_off", "comb", "step", *(f"dct_{i:02}" for i in range(24))]
 RESAMPLING = ["periodic", "period"]
 
 
@@ -93,7 +93,9 @@ def grid_traces(grey: np.ndarray) -> np.ndarray:
     combs, steps = zip(*(_comb(coefficients[:, y, x]) for y, x in _LOW), strict=True)
     lowest = np.abs(np.concatenate([coefficients[:, 0, 1], coefficients[:, 1, 0]]))
     histogram = np.bincount(np.minimum(np.round(lowest).astype(int), 24), minlength=25)[:24] / len(lowest)
-    return np.concatenate([phases, [phases.max(), np.mean(combs), np.mean(steps)], histogram])
+    # A grid that was shifted by cropping stands beside the last one, which ends at phase 7.
+    beside = phases[:7].max()
+    return np.concatenate([phases, [phases.max(), beside, np.mean(combs), np.mean(steps)], histogram])
 
 
 def _phases(grey: np.ndarray) -> np.ndarray:

@@ -199,7 +199,7 @@ def test_scores_that_follow_the_storage_are_found_out(tmp_path, pictures):
     labels = np.arange(40) % 2
 
     def by_storage(images_: list[Image.Image]) -> np.ndarray:
-        return np.array([-swap.probes.probe(image)[swap.probes.BINS + 10] for image in images_])  # the comb's step
+        return np.array([-swap.probes.probe(image)[swap.probes.BINS + swap.probes.GRID.index("step")] for image in images_])  # the comb's step
 
     def by_picture(images_: list[Image.Image]) -> np.ndarray:
         return np.array([float(np.asarray(image).mean()) for image in images_])
