@@ -120,7 +120,7 @@ def polarity(items: Sequence[Labelled], headers: pd.DataFrame, notes: Sequence[s
     for marked, wrong, text in signs:
         count, right = int((marked & (labels == wrong)).sum()), int((marked & (labels != wrong)).sum())
         if count:
-            swapped = count > right and count >= 0.05 * (labels == wrong).sum()
+            swapped = count > 2 * right and count >= 0.05 * (labels == wrong).sum()
             hint = "; are the labels swapped? See --classes" if swapped else ""
             found.append(Finding("polarity", "warn" if swapped else "note", f"{count} images {text}{hint}"))
     if notes:

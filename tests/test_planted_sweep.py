@@ -43,7 +43,9 @@ def run(kind: str, variant: int) -> Audit:
 
 def found(kind: str, audit: Audit) -> bool:
     wanted, said = NAMED[kind]
-    return any(re.fullmatch(wanted, one.kind) and re.search(said, one.text) for one in audit.findings)
+    named = [one for one in audit.findings if re.fullmatch(wanted, one.kind) and re.search(said, one.text)]
+    # a chance likeness of one or two pictures is no more than a note
+    return any(one.severity != "note" or kind != "duplicates" for one in named)
 
 
 def test_the_kinds_are_those_planted():
