@@ -52,6 +52,12 @@ def audit(
     from ensemble import audit as auditing
     from ensemble.audit_run import audit_data
 
+    for path in filter(None, (html, as_json)):
+        artifacts.ensure_writable(path.resolve().parent)
+    if run is not None:
+        if html is None:
+            raise click.UsageError("--run scores the swap test of the page; name that with --html")
+        artifacts.list_members(run)
     skipped: sources.Skipped = Counter()
     items, notes = sources.read_data(data, images, classes, positive, group_column, skipped)
     audited, test = audit_data(items, notes, skipped, against, images)

@@ -199,7 +199,9 @@ def test_scores_that_follow_the_storage_are_found_out(tmp_path, pictures):
     labels = np.arange(40) % 2
 
     def by_storage(images_: list[Image.Image]) -> np.ndarray:
-        return np.array([-swap.probes.probe(image)[swap.probes.BINS + swap.probes.GRID.index("step")] for image in images_])  # the comb's step
+        return np.array(
+            [-swap.probes.probe(image)[swap.probes.BINS + swap.probes.GRID.index("step")] for image in images_]
+        )  # the comb's step
 
     def by_picture(images_: list[Image.Image]) -> np.ndarray:
         return np.array([float(np.asarray(image).mean()) for image in images_])
@@ -234,3 +236,19 @@ def test_near_duplicates_that_the_user_grouped_are_only_noted(tmp_path, pictures
         ("warn", "1 near-duplicate pairs across the classes, kept in one split (c.jpg and d.jpg)"),
         ("warn", "1 copies or near-duplicates lie in different groups of yours, now joined (c.jpg and d.jpg)"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--run", "runs/none"], "--run scores the swap test of the page; name that with --html"),
+        (["--run", "runs/none", "--html", "audit.html"], "no members in runs/none; train them first"),
+        (["--html", "file/audit.html"], "cannot"),
+    ],
+)
+def test_what_will_fail_is_said_before_any_image_is_read(tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    code, out, err = run_cli("audit", "no data", *options)
+    assert (code, out) == (2, "")
+    assert message in err

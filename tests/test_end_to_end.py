@@ -262,3 +262,11 @@ def test_export_that_fails_keeps_the_older_bundle_and_what_was_converted(copy, m
     export_run.export_run(copy, said.append)
     assert said[0] == "tiny_convnext: unchanged, taken over"
     assert said[1].startswith("tiny_vit: largest difference")
+
+
+def test_the_audit_page_takes_a_run_for_its_swap_test(work, run, tmp_path):
+    page = tmp_path / "audit.html"
+    data = (work / "data" / "train.csv", "--group-column", "photo")
+    done = manyeyes("audit", *data, "--html", page, "--run", run)
+    assert "no shortcut found" in done.stdout
+    assert "Scored by the mean logit of tiny_convnext, tiny_vit." in page.read_text(encoding="utf-8")
