@@ -49,8 +49,8 @@ def overlapping(indexed: Indexed, test: Test) -> list[tuple[int, int]]:
     """Positions (training, test) of images that show the same picture, one pair a training image."""
     by_pixels = {value: i for i, value in enumerate(test.indexed.facts["pixels"])}
     pairs = [(i, by_pixels[value]) for i, value in enumerate(indexed.facts["pixels"]) if value in by_pixels]
-    hashes = [[int(text, 16) for text in part.facts["phash"]] for part in (indexed, test.indexed)]
-    pairs += groups.near_duplicates_between(hashes[0], indexed.thumbs, hashes[1], test.indexed.thumbs)
+    shown = test.indexed
+    pairs += groups.near_duplicates_between(indexed.hashes, indexed.thumbs, shown.hashes, shown.thumbs)
     return sorted(dict(reversed(pairs)).items())
 
 

@@ -117,8 +117,7 @@ def headline(audit: Audit) -> str:
 
 def lines(values: Mapping[str, Any]) -> list[str]:
     """What an audit found, for people; `values` as of `Audit.to_dict`."""
-    found = [f"  {finding['severity']:5}  {finding['kind']}: {finding['text']}" for finding in values["findings"]]
-    return [values["headline"], *found]
+    return [values["headline"], *(str(Finding(**finding)) for finding in values["findings"])]
 
 
 def refuse_blocked(values: Mapping[str, Any], data: str) -> None:

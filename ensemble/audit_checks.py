@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ensemble import metrics
+from ensemble import dataset, metrics
 from ensemble.errors import some
 from ensemble.index import Indexed
 from ensemble.labels import LABELS, NEGATIVE_NAMES, POSITIVE_NAMES
@@ -29,15 +29,15 @@ class Finding:
     severity: str
     text: str
 
+    def __str__(self) -> str:
+        return f"  {self.severity:5}  {self.kind}: {self.text}"
+
 
 def duplicates(items: Sequence[Labelled], indexed: Indexed, near: Sequence[tuple[int, int]]) -> list[Finding]:
     """Copies and near-duplicates: across the classes, and across groups that the user gave."""
-    first: dict[str, int] = {}
     pixels = list(indexed.facts["pixels"])
-    equal = [(first.setdefault(value, i), i) for i, value in enumerate(pixels)]
-    copies = [(a, b) for a, b in equal if a != b]
+    copies, conflicts = dataset.equal_pairs(pixels), dataset.conflicting(items, pixels)
     found = []
-    conflicts = [(a, b) for a, b in copies if items[a].label != items[b].label]
     if conflicts:
         text = f"{len(conflicts)} images stand in both classes with equal pixels ({_pairs(items, conflicts)})"
         found.append(Finding("conflicts", "block", text))

@@ -136,21 +136,18 @@ def describe(frame: pd.DataFrame) -> str:
 
 def conflicting(items: Sequence[sources.Labelled], pixels: Sequence[str]) -> list[tuple[int, int]]:
     """Positions (first, other) of images whose pixels are equal and whose labels differ."""
-    first: dict[str, int] = {}
-    pairs = [(first.setdefault(value, i), i) for i, value in enumerate(pixels)]
-    return [(a, b) for a, b in pairs if items[a].label != items[b].label]
+    return [(a, b) for a, b in equal_pairs(pixels) if items[a].label != items[b].label]
 
 
 def near_pairs(indexed: Indexed) -> list[tuple[int, int]]:
     """Positions of images that show the same picture, though their pixels are not equal."""
-    hashes = [int(text, 16) for text in indexed.facts["phash"]]
-    return groups.near_duplicates(hashes, indexed.thumbs)
+    return groups.near_duplicates(indexed.hashes, indexed.thumbs)
 
 
 def group_names(items: Sequence[sources.Labelled], indexed: Indexed, near: Sequence[tuple[int, int]]) -> list[str]:
     """One name a row. Equal names, identical pixels and near-duplicates are joined."""
     facts = indexed.facts
-    pairs = _equal(item.group for item in items) + _equal(facts["pixels"]) + list(near)
+    pairs = equal_pairs(item.group for item in items) + equal_pairs(facts["pixels"]) + list(near)
     roots = groups.connected(len(items), pairs)
     # Named after what it holds, not where that lies: the user's group, or else the smallest hash.
     best: dict[int, tuple[bool, str]] = {}
@@ -160,9 +157,11 @@ def group_names(items: Sequence[sources.Labelled], indexed: Indexed, near: Seque
     return [best[root][1] for root in roots]
 
 
-def _equal(values: Iterable[str | None]) -> list[tuple[int, int]]:
+def equal_pairs(values: Iterable[str | None]) -> list[tuple[int, int]]:
+    """Positions (first, other) of equal values; None equals nothing."""
     first: dict[str, int] = {}
-    return [(first.setdefault(value, i), i) for i, value in enumerate(values) if value is not None]
+    pairs = [(first.setdefault(value, i), i) for i, value in enumerate(values) if value is not None]
+    return [(a, b) for a, b in pairs if a != b]
 
 
 def _require_both_classes(frame: pd.DataFrame) -> None:

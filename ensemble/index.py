@@ -61,6 +61,11 @@ class Indexed:
     thumbs: np.ndarray
     errors: dict[int, str]
 
+    @property
+    def hashes(self) -> list[int]:
+        """The perceptual hashes as numbers, for `groups`."""
+        return [int(text, 16) for text in self.facts["phash"]]
+
     def take(self, keep: np.ndarray) -> "Indexed":
         """The same for the files at these positions of `rows`."""
         parts = {name: getattr(self, name).iloc[keep].reset_index(drop=True) for name in ("facts", "headers")}

@@ -68,7 +68,7 @@ def _compare(
     shared = other.overlapping(indexed, test)
     names = np.array([item.group or item.id for item in items], dtype=object)
     for finding in other.compare(items, indexed, names, test, shared):
-        say(f"  {finding.severity:5}  {finding.kind}: {finding.text}")
+        say(str(finding))
     if not wanted.exclude_overlap or not shared:
         return items, indexed
     say(f"left out: {len({row for row, _ in shared})} images that the test shows too")
