@@ -99,7 +99,7 @@ def _train(
     **settings: Any,
 ) -> int:
     require_training_packages()
-    from ensemble.recipe import find_recipes, load_recipes
+    from ensemble.recipe_files import find_recipes, load_recipes
 
     recipes = load_recipes(find_recipes(source), overrides, str(source))
     from ensemble import prepare as preparing

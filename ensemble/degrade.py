@@ -25,7 +25,7 @@ def degrade(image: Image.Image, augment: "Augment", rng: np.random.Generator) ->
 
     Transparency is kept: the background comes later, with the contract.
     """
-    if augment.jpeg is not None and rng.random() < augment.jpeg_chance:
+    if augment.jpeg is not None and rng.random() < augment.chance:
         low, high = augment.jpeg
         degraded = jpeg(image.convert("RGB"), int(rng.integers(low, high + 1)), int(rng.choice([0, 2])))
         if image.mode == "RGBA":

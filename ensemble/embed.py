@@ -19,7 +19,8 @@ from ensemble.contract import ImageContract
 from ensemble.errors import BackboneError, ImageError, some
 from ensemble.members import load_member
 from ensemble.parallel import ordered_map
-from ensemble.recipe import Backbone, Recipe, Train, load_recipes, recipes_folder
+from ensemble.recipe import Backbone, Recipe, Train
+from ensemble.recipe_files import load_recipes, recipes_folder
 
 DEFAULT = "efficientnet_lite0"  # of recipes/quick: its weights come with a package
 

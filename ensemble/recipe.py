@@ -1,31 +1,28 @@
-"""Recipes: one YAML file describes one member, typed, frozen and checked before any work.
+"""A recipe: what describes one member, typed and frozen. `recipe_files` reads it from YAML.
 
 Neither NumPy nor torch is imported here, so that every recipe of a folder is known to be
 right before anything is downloaded or decoded.
 """
 
-import difflib
 import json
-import re
-from collections.abc import Hashable, Mapping, Sequence
 from hashlib import sha256
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ensemble.contract import CROP_COUNTS
-from ensemble.errors import RecipeError, some
 
-RESERVED_NAMES = {"id", "target", "mean", "stack", "label"}  # column and row names of our tables
+DEGRADATIONS = ("jpeg", "webp", "blur", "resize", "noise", "crop")
+PROBE_TRAIN = {"lr": 1e-3, "epochs": 1, "batch_size": 32}  # a probe reads the batch size alone
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Part of a recipe."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Backbone(_Section):
+class Backbone(Section):
     """Where the network and its weights come from: a checkpoint, or an architecture."""
 
     checkpoint: str | None = None  # Hub id "org/name", or a folder in the same layout
@@ -34,6 +31,8 @@ class Backbone(_Section):
     weights: str | None = None  # for an architecture: a state dict, FILE or package:MODULE/FILE
     weights_match: Literal["name", "order"] = "name"  # by parameter name, or by position
     drop_path: float | None = Field(None, ge=0, lt=1)  # stochastic depth rate
+    stem_stride: int | None = Field(None, ge=1, le=4)  # of the first convolution; 1 keeps the finest traces
+    head_init_scale: float = Field(1.0, gt=0)  # the new head's weights are drawn this much smaller
 
     @model_validator(mode="after")
     def _one_source(self) -> "Backbone":
@@ -44,7 +43,7 @@ class Backbone(_Section):
         return self
 
 
-class Image(_Section):
+class Image(Section):
     """What differs from the checkpoint's own image contract; None keeps the checkpoint's."""
 
     size: int | None = Field(None, ge=16, le=2048)
@@ -63,171 +62,108 @@ class Image(_Section):
         return self
 
 
-class Augment(_Section):
-    """Random changes of training images, drawn alike for both classes."""
+class Adapt(Section):
+    """What of the network is trained."""
+
+    mode: Literal["full", "lora", "probe"] = "full"  # all of it; low-rank updates; a head on frozen features
+    rank: int = Field(8, gt=0)  # lora: of each update
+    alpha: float = Field(16.0, gt=0)  # lora: updates are scaled by alpha / rank
+    dropout: float = Field(0.0, ge=0, lt=1)  # lora: on each update's input
+    targets: tuple[str, ...] | None = None  # lora: layers by the end of their names; None: attention and MLP layers
+    views: int = Field(1, ge=1, le=64)  # probe: augmented views of each training image beside the plain ones
+
+
+class Augment(Section):
+    """Random changes of training images, drawn alike for both classes.
+
+    Degradations that have a range take part: `chain` of them are drawn and applied in
+    random order, to a share `chance` of the images.
+    """
 
     flip: bool = True  # left-right, half the time
     quarter_turns: bool = False  # 0, 90, 180 or 270 degrees
-    jpeg: tuple[int, int] | None = None  # range of qualities of one more JPEG compression
-    jpeg_chance: float = Field(0.5, ge=0, le=1)
+    chance: float = Field(0.5, ge=0, le=1)
+    chain: tuple[int, int] = (1, 1)  # fewest and most degradations of one image
+    jpeg: tuple[int, int] | None = None  # qualities 1..100
+    webp: tuple[int, int] | None = None  # qualities 1..100
+    blur: tuple[float, float] | None = None  # Gaussian sigma in pixels
+    resize: tuple[float, float] | None = None  # factor of both sides, with a random filter
+    noise: tuple[float, float] | None = None  # Gaussian sigma, as a share of the range 0..1
+    crop: tuple[float, float] | None = None  # share of each side that is kept
 
     @model_validator(mode="after")
-    def _jpeg_range(self) -> "Augment":
-        if self.jpeg is not None and not 1 <= self.jpeg[0] <= self.jpeg[1] <= 100:
-            raise ValueError("jpeg must be [lowest, highest] quality within 1..100")
+    def _ranges(self) -> "Augment":
+        limits = dict.fromkeys(("jpeg", "webp"), (1, 100)) | {
+            "blur": (0, 20), "resize": (0.05, 8), "noise": (0, 1), "crop": (0.05, 1), "chain": (1, len(DEGRADATIONS)),
+        }  # fmt: skip
+        for name, (least, most) in limits.items():
+            given = getattr(self, name)
+            if given is not None and not least <= given[0] <= given[1] <= most:
+                raise ValueError(f"{name} must be [lowest, highest] within {least}..{most}")
         return self
 
+    @property
+    def degradations(self) -> tuple[str, ...]:
+        """Names of those that take part."""
+        return tuple(name for name in DEGRADATIONS if getattr(self, name) is not None)
 
-class Train(_Section):
-    """How the member is fine-tuned: AdamW, linear warm-up, cosine decay to zero."""
 
-    lr: float = Field(gt=0, lt=1)  # peak learning rate
+class Train(Section):
+    """How the member is fine-tuned. The effective batch is batch_size * accumulate, on any number of devices."""
+
+    lr: float = Field(gt=0, lt=1)  # peak learning rate, of the head
     epochs: int = Field(gt=0)
-    batch_size: int = Field(gt=0)
-    accumulate: int = Field(1, gt=0)  # batches an optimizer step; effective batch = product
-    weight_decay: float = Field(0.05, ge=0)
+    batch_size: int = Field(gt=0)  # images that go through the network at once
+    accumulate: int = Field(1, gt=0)  # batches an optimizer step
+    optimizer: Literal["adamw", "sgd", "lamb", "lion"] = "adamw"
+    weight_decay: float = Field(0.05, ge=0)  # not of biases and normalisation layers
+    layer_decay: float | None = Field(None, gt=0, le=1)  # lr falls by this factor a layer, from head to stem
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"  # after the warm-up
     warmup: float = Field(0.1, ge=0, lt=1)  # share of all steps
     clip: float = Field(1.0, gt=0)  # largest gradient norm
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    ema: float | None = Field(None, gt=0, lt=1)  # decay of the weights' moving average; horizon <= a tenth of the steps
+    tune_score: Literal["auroc", "log_loss", "balanced_accuracy", "worst_cell"] = "auroc"  # chooses the epoch
+    patience: int | None = Field(None, gt=0)  # epochs without a better tune score before training stops
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    channels_last: bool | None = None  # None: for convolutional networks
+    checkpointing: bool = False  # activations are computed again in the backward pass: slower, less memory
+    compile: bool = False  # torch.compile
+    seed: int | None = Field(None, ge=0)  # in place of the run's, for several members of one backbone
 
 
-class Recipe(_Section):
-    """One member: its backbone, image contract overrides, augmentation and training."""
+class Recipe(Section):
+    """One member: its backbone, image contract overrides, adaptation, augmentation and training."""
 
     name: str
     backbone: Backbone
     image: Image = Image()
+    adapt: Adapt = Adapt()
     augment: Augment = Augment()
     train: Train
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_probe_needs_no_training(cls, values: Any) -> Any:
+        if (
+            isinstance(values, dict)
+            and isinstance(values.get("adapt"), dict)
+            and values["adapt"].get("mode") == "probe"
+        ):
+            given = values.get("train") or {}
+            return {**values, "train": {**PROBE_TRAIN, **given} if isinstance(given, dict) else given}
+        return values
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Recipe":
+        if self.train.layer_decay is not None and self.adapt.mode != "full":
+            raise ValueError(f"train.layer_decay is for adapt.mode full, not {self.adapt.mode}")
+        if self.adapt.targets is not None and self.adapt.mode != "lora":
+            raise ValueError(f"adapt.targets is for adapt.mode lora, not {self.adapt.mode}")
+        return self
 
     @property
     def sha256(self) -> str:
         """Hash of the resolved values; the name and the file's comments do not enter."""
         values = self.model_dump(mode="json", exclude={"name"})
         return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def load_recipes(paths: Sequence[Path], overrides: Sequence[str] = (), seen_in: str = "recipes") -> list[Recipe]:
-    """Read and check recipe files, each with `overrides` ("train.lr=1e-5") applied.
-
-    All problems of all files come in one RecipeError.
-    """
-    if not paths:
-        raise RecipeError(f"no recipe (*.yaml) in {seen_in}; name a folder or file that holds one")
-    changes, problems = _parse_overrides(overrides)
-    recipes = []
-    found: dict[str, list[Path]] = {}  # a wrong --set is the same problem in every file
-    for path in paths:
-        try:
-            values = _read_yaml(path)
-            for keys, value in changes:
-                _set(values, keys, value)
-            recipes.append(_build(path.stem, values))
-        except (RecipeError, OSError) as error:
-            for line in str(error).splitlines():
-                found.setdefault(line, []).append(path)
-    problems += [f"{some(files, 1)}: {line}" for line, files in found.items()]
-    names = [recipe.name for recipe in recipes]
-    problems += [f"two recipes are named {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
-    if problems:
-        raise RecipeError("\n".join(problems))
-    return recipes
-
-
-def find_recipes(folder: Path) -> list[Path]:
-    """Every YAML file directly in `folder`, by name; a file stands for itself."""
-    if folder.is_file():
-        return [folder]
-    if not folder.is_dir():
-        raise RecipeError(f"no recipe at {folder}; name a YAML file, or a folder of them such as {recipes_folder()}")
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in {".yaml", ".yml"} and p.is_file())
-
-
-def recipes_folder() -> Path:
-    """The recipes that come with manyeyes: of this checkout, or inside the installed package."""
-    here = Path(__file__).resolve().parent
-    return next((p for p in (here.parent / "recipes", here / "recipes") if p.is_dir()), here / "recipes")
-
-
-def _build(name: str, values: dict[str, Any]) -> Recipe:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name in RESERVED_NAMES:
-        raise RecipeError(
-            f"the file name {name!r} becomes the member's name: use letters, digits, - and _, "
-            f"and none of {', '.join(sorted(RESERVED_NAMES))}"
-        )
-    if "name" in values:
-        raise RecipeError("name: the file's own name is the member's name; remove this key")
-    try:
-        return Recipe.model_validate({"name": name, **values})
-    except ValidationError as error:
-        raise RecipeError("\n".join(_explain(e) for e in error.errors())) from None
-
-
-def _explain(error: Mapping[str, Any]) -> str:
-    """One pydantic error as 'train.lr: what is wrong', with the nearest valid key for a typo."""
-    where = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        valid = _valid_keys(error["loc"][:-1])
-        near = difflib.get_close_matches(str(error["loc"][-1]), valid, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
-        return f"{where}: unknown key; {hint}"
-    if error["type"] == "missing":
-        return f"{where}: missing"
-    message = error["msg"].removeprefix("Value error, ")
-    given = error["input"]
-    return f"{where}: {message}" + ("" if isinstance(given, Mapping | _Section) else f" (got {given!r})")
-
-
-def _valid_keys(location: Sequence[Any]) -> list[str]:
-    section: Any = Recipe
-    for part in location:
-        section = section.model_fields[part].annotation
-    return [name for name in section.model_fields if name != "name"]
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, where YAML would keep the last one silently."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(problem=f"the key {key!r} is given twice")
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        # the loader above is yaml.SafeLoader with one check more
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506
-    except FileNotFoundError:
-        raise RecipeError("no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise RecipeError("a recipe is a mapping with the keys backbone, image, augment, train")
-    return values
-
-
-def _parse_overrides(overrides: Sequence[str]) -> tuple[list[tuple[list[str], Any]], list[str]]:
-    changes, problems = [], []
-    for text in overrides:
-        key, equals, raw = text.partition("=")
-        if not equals or not key.strip():
-            problems.append(f"--set {text}: write it as key=value, for example train.lr=1e-5")
-            continue
-        try:
-            changes.append((key.strip().split("."), yaml.safe_load(raw)))
-        except yaml.YAMLError as error:
-            problems.append(f"--set {text}: {' '.join(str(error).split())}")
-    return changes, problems
-
-
-def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:
-    for key in keys[:-1]:
-        inner = values.setdefault(key, {})
-        if not isinstance(inner, dict):
-            raise RecipeError(f"--set {'.'.join(keys)}: {key} is not a section")
-        values = inner
-    values[keys[-1]] = value

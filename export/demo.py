@@ -36,7 +36,7 @@ def demo(run: Path) -> int:
     started = time.monotonic()
     require_training_packages()
     from ensemble.demo_data import make_demo_data
-    from ensemble.recipe import recipes_folder
+    from ensemble.recipe_files import recipes_folder
 
     data, output = run / "data", run / "submission.csv"
     make_demo_data(data, click.echo)

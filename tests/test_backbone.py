@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from ensemble import backbone
 from ensemble.checkpoints import check_source, locate_checkpoint
 from ensemble.errors import ArtifactError, BackboneError
-from ensemble.recipe import find_recipes, load_recipes, recipes_folder
+from ensemble.recipe_files import find_recipes, load_recipes, recipes_folder
 from ensemble.train import Objective, torch_runner
 from export import certificate
 from export.convert import convert

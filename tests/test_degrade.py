@@ -27,7 +27,7 @@ def test_coarser_chroma_loses_more(photos):
 
 
 def test_degrade_draws_quality_and_subsampling_from_the_range():
-    image, augment = noise(0), Augment(jpeg=(40, 42), jpeg_chance=1.0)
+    image, augment = noise(0), Augment(jpeg=(40, 42), chance=1.0)
     possible = {
         degrade.jpeg(image, quality, subsampling).tobytes() for quality in (40, 41, 42) for subsampling in (0, 2)
     }
@@ -36,27 +36,27 @@ def test_degrade_draws_quality_and_subsampling_from_the_range():
     assert drawn == possible
 
 
-@pytest.mark.parametrize("augment", [Augment(), Augment(jpeg=(30, 90), jpeg_chance=0.0)])
+@pytest.mark.parametrize("augment", [Augment(), Augment(jpeg=(30, 90), chance=0.0)])
 def test_no_compression_without_the_wish(augment):
     image = noise(0)
     assert degrade.degrade(image, augment, rng()).tobytes() == image.tobytes()
 
 
 def test_compression_comes_by_its_chance():
-    image, augment = noise(0, 8, 8), Augment(jpeg=(10, 20), jpeg_chance=0.25)
+    image, augment = noise(0, 8, 8), Augment(jpeg=(10, 20), chance=0.25)
     changed = sum(degrade.degrade(image, augment, rng(seed)).tobytes() != image.tobytes() for seed in range(400))
     assert 70 <= changed <= 130
 
 
 def test_the_same_draw_gives_the_same_image():
-    image, augment = noise(0), Augment(jpeg=(10, 90), jpeg_chance=1.0)
+    image, augment = noise(0), Augment(jpeg=(10, 90), chance=1.0)
     results = [degrade.degrade(image, augment, rng(5)).tobytes() for _ in range(2)]
     assert results[0] == results[1] != degrade.degrade(image, augment, rng(6)).tobytes()
 
 
 def test_transparent_parts_still_show_the_background():
     hidden = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
-    degraded = degrade.degrade(hidden, Augment(jpeg=(50, 50), jpeg_chance=1.0), rng())
+    degraded = degrade.degrade(hidden, Augment(jpeg=(50, 50), chance=1.0), rng())
     contract = ImageContract(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, background=(10, 20, 30))
     assert (images.to_pixels(degraded, contract) == (10, 20, 30)).all()
 

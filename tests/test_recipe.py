@@ -2,7 +2,8 @@ import pytest
 from pydantic import ValidationError
 
 from ensemble.errors import RecipeError
-from ensemble.recipe import Recipe, find_recipes, load_recipes, recipes_folder
+from ensemble.recipe import Recipe
+from ensemble.recipe_files import find_recipes, load_recipes, recipes_folder
 
 RECIPE = """
 backbone:
@@ -71,7 +72,7 @@ def test_values_and_defaults(load):
         ("architecture: swin", "drop_path: 0.1", "give either checkpoint or architecture"),
         ("architecture: swin", "checkpoint: a/b\n  weights: w.pth", "config and weights belong to an architecture"),
         ("train:", "image: {count: 3}\ntrain:", "image: count must be one of 1, 4, 5, 9, 16"),
-        ("train:", "augment: {jpeg: [90, 30]}\ntrain:", "jpeg must be [lowest, highest] quality within 1..100"),
+        ("train:", "augment: {jpeg: [90, 30]}\ntrain:", "jpeg must be [lowest, highest] within 1..100"),
         ("train:", "name: other\ntrain:", "the file's own name is the member's name"),
         ("train:", "backbone: {architecture: vit}\ntrain:", "the key 'backbone' is given twice"),
         ("epochs: 2", "epochs: 2\n  epochs: 3", "the key 'epochs' is given twice"),
