@@ -89,7 +89,7 @@ def test_a_mistake_is_named(load, tmp_path, old, new, message):
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "text"])
 def test_what_is_not_a_mapping_is_refused(load, text):
     [line] = problems(load, text)
-    assert "a recipe is a mapping with the keys backbone, image, augment, train" in line
+    assert "a recipe is a mapping with the keys backbone, image, adapt, augment, train" in line
 
 
 def test_all_problems_of_all_files_come_together(tmp_path):
