@@ -22,7 +22,10 @@ from ensemble.recipe import Recipe
 from ensemble.score import score_images
 from ensemble.sources import Labelled
 from ensemble.splits import Fractions
-from ensemble.train import Say, torch_runner, train_member
+from ensemble.board import Board
+from ensemble.distributed import Processes
+from ensemble.torch_runner import torch_runner
+from ensemble.train import Say, Setup, train_member
 
 ARMS = ("selected", "random")
 # the epoch is chosen on the tune part; the held-out part goes back to training, as half B is held out
@@ -134,7 +137,9 @@ def _train_and_score(
     frame = frame.assign(split=frame["split"].replace("heldout", "train"))
     with tempfile.TemporaryDirectory(prefix="manyeyes-") as folder:
         run = Path(folder)
-        train_member(recipe, checkpoint, frame, run, seed, device, say)
+        with Board([recipe.name], say) as board:
+            board.member(recipe.name, device)
+            train_member(recipe, checkpoint, frame, run, Setup(seed, Processes(device=device)), board)
         runner = torch_runner(recipe.name, load_member(run, recipe.name), torch.device(device))
         with tqdm(total=len(files), desc="  half B", unit="image", leave=False, disable=None) as bar:
             logits, errors = score_images(files, [runner], recipe.train.batch_size, progress=bar.update)

@@ -40,6 +40,11 @@ def work_path(run: Path, name: str) -> Path:
     return run / "work" / name
 
 
+def logs_path(run: Path, name: str) -> Path:
+    """What trackers such as TensorBoard write of a member's training."""
+    return run / "logs" / name
+
+
 def stacker_path(run: Path) -> Path:
     """The stacker fitted on the run's members."""
     return run / "stacker.json"

@@ -10,6 +10,8 @@ from ensemble import options
 from ensemble.errors import UnavailableError
 
 if TYPE_CHECKING:
+    from ensemble.recipe import Recipe
+    from ensemble.train import Setup
     from ensemble.train_all import Outcome
 
 TRAINING_PACKAGES = "torch torchvision transformers timm accelerate sklearn pydantic yaml".split()
@@ -43,6 +45,34 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="KEY=VALUE",
             help="Change a recipe's value, for example --set train.lr=1e-5; may be repeated.",
         ),
+        click.option(
+            "--folds",
+            type=click.IntRange(min=2),
+            help="Train each member once a fold, for out-of-fold logits of all training rows, and once more on all of "
+            "them; held-out rows then stay untouched by the stacker too.",
+        ),
+        click.option("--fresh", is_flag=True, help="Throw interrupted trainings away instead of going on from them."),
+        click.option(
+            "--save-every",
+            type=click.FloatRange(min=0),
+            default=10.0,
+            show_default=True,
+            metavar="MINUTES",
+            help="How often the state of a long epoch is saved; it is after every epoch too.",
+        ),
+        click.option(
+            "--report-to",
+            default="tensorboard",
+            show_default=True,
+            metavar="NAME,...",
+            callback=lambda ctx, param, value: tuple(
+                n for n in value.replace(" ", "").split(",") if n not in ("", "none")
+            ),
+            help="Where losses and scores are logged: tensorboard, wandb, mlflow, ... or none.",
+        ),
+        click.option(
+            "--dry-run", is_flag=True, help="Train nothing: rows, steps, and time and memory from a few timed steps."
+        ),
         options.seed,
         options.run,
         options.device,
@@ -73,12 +103,15 @@ def train_all(recipes: Path, **settings: Any) -> int:
     All recipes are checked before anything is downloaded, and the data is audited before
     anything is trained: where metadata alone gives the class away, see canonicalise. Members whose recipe, data and
     seed are unchanged are not trained again, so the same command may be repeated after a
-    failure or an interruption.
+    failure, a kill or an interruption: it goes on from the last saved state. With several
+    GPUs, start it by a launcher; the effective batch stays the recipe's.
 
     \b
     Examples:
       python cli.py train-all recipes/
-      python cli.py train-all recipes/quick --data photos.csv --run runs/quick
+      python cli.py train-all recipes/ --dry-run
+      python cli.py train-all recipes/quick --data photos.csv --run runs/quick --folds 5
+      torchrun --nproc-per-node 4 cli.py train-all recipes/
     """
     return _train(recipes, **settings)
 
@@ -93,6 +126,11 @@ def _train(
     overrides: Sequence[str],
     tune: float,
     heldout: float,
+    folds: int | None,
+    fresh: bool,
+    save_every: float,
+    report_to: tuple[str, ...],
+    dry_run: bool,
     run: Path,
     seed: int,
     device: str,
@@ -102,21 +140,51 @@ def _train(
     from ensemble.recipe_files import find_recipes, load_recipes
 
     recipes = load_recipes(find_recipes(source), overrides, str(source))
+    from ensemble import artifacts, distributed, sources
     from ensemble import prepare as preparing
-    from ensemble import sources
     from ensemble import train_all as runs
     from ensemble.splits import Fractions
+    from ensemble.train import Setup
 
-    labelled, notes = sources.read_data(data, images, classes, positive, group_column)
-    for note in notes:
-        click.echo(note)
-    wanted = preparing.Wanted(
-        Fractions(tune, heldout), seed, notes=tuple(notes), images=images, data=tuple(data), **settings
-    )
-    runs.check_ready(recipes, device)
-    frame = preparing.prepare(run, labelled, wanted, click.echo)
-    outcomes = runs.train_all(recipes, frame, run, seed, device, click.echo)
-    return report(run, outcomes)
+    processes = distributed.join(device)
+
+    def prepared(folder: Path) -> None:
+        labelled, notes = sources.read_data(data, images, classes, positive, group_column)
+        for note in notes:
+            click.echo(note)
+        wanted = preparing.Wanted(
+            Fractions(tune, heldout), seed, folds=folds, notes=tuple(notes), images=images, data=tuple(data), **settings
+        )
+        runs.check_ready(recipes, device, report_to)
+        preparing.prepare(folder, labelled, wanted, click.echo)
+
+    setup = Setup(seed, processes, report_to, save_every)
+    if dry_run:
+        return _dry_run(recipes, run, setup, prepared)
+    try:
+        distributed.first_does(processes, lambda: prepared(run))
+        frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all again")
+        outcomes = runs.train_all(recipes, frame, run, setup, click.echo, fresh)
+    finally:
+        distributed.leave()
+    return report(run, outcomes) if processes.first else 0
+
+
+def _dry_run(recipes: "Sequence[Recipe]", run: Path, setup: "Setup", prepare: Callable[[Path], None]) -> int:
+    """Print what training would take; the data is prepared in a folder that is thrown away."""
+    from tempfile import TemporaryDirectory
+
+    from ensemble import artifacts, estimate
+    from ensemble import train_all as runs
+
+    with TemporaryDirectory(prefix="manyeyes-") as folder:
+        prepare(Path(folder))
+        frame = artifacts.read_parquet(artifacts.dataset_path(Path(folder)), "try again")
+        found = runs.dry_run(recipes, frame, run, Path(folder), setup)
+    click.echo()
+    options.table(estimate.table(found))
+    click.echo(f"About, on {setup.processes.device}, from a few timed steps; nothing was trained or written.")
+    return 0
 
 
 def report(run: Path, outcomes: "Sequence[Outcome]") -> int:
@@ -161,21 +229,20 @@ def require_training_packages() -> None:
 def stack(run: Path, members: tuple[str, ...]) -> None:
     """Fit the stacker: logistic regression on the members' held-out logits.
 
-    Prints every member, their mean and the stack on the same held-out rows, the stack by
-    cross-validation over groups, each with its 95 % interval.
+    Prints every member, their mean and the stack on the same held-out rows, each with its
+    95 % interval: the stack by cross-validation over groups, or, after `train-all --folds`,
+    fitted on out-of-fold logits of the training rows alone.
     """
     require_training_packages()
-    from ensemble import stack_run
+    from ensemble import artifacts, stack_run
 
-    stacker, scored, rows = stack_run.stack_run(run, members)
+    done = stack_run.stack_run(run, members)
     click.echo(
-        f"On {len(rows)} held-out images in {rows['group'].nunique()} groups; "
-        "the stack out of fold, 95 % intervals over groups."
+        f"On {len(done.rows)} held-out images in {done.rows['group'].nunique()} groups; "
+        f"the stack {done.basis}, 95 % intervals over groups."
     )
-    weights = dict(zip(stacker.members, stacker.coef, strict=True))
-    options.table(stack_run.as_table(scored, weights))
-    click.echo(stack_run.verdict(scored))
+    weights = dict(zip(done.stacker.members, done.stacker.coef, strict=True))
+    options.table(stack_run.as_table(done.scored, weights))
+    click.echo(stack_run.verdict(done.scored))
     click.echo(audit_headline(run))
-    from ensemble.artifacts import stacker_path
-
-    click.echo(f"-> {stacker_path(run)}")
+    click.echo(f"-> {artifacts.stacker_path(run)}")

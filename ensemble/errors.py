@@ -6,7 +6,8 @@ ManyeyesError            anything below; cli.py prints it as one line and exits 
 │   └── ImageError       one file cannot be turned into pixels
 ├── BackboneError        a checkpoint, an architecture or its weights
 ├── ArtifactError        a run or bundle: missing, incomplete, stale or damaged
-└── UnavailableError   a device, provider or package that was asked for is not here
+├── TrainingError        training a member cannot go on
+└── UnavailableError     a device, provider or package that was asked for is not here
 """
 
 from collections.abc import Iterable, Sequence
@@ -34,6 +35,10 @@ class BackboneError(ManyeyesError):
 
 class ArtifactError(ManyeyesError):
     """A file that an earlier command wrote is missing, stale or damaged."""
+
+
+class TrainingError(ManyeyesError):
+    """Training a member cannot go on."""
 
 
 class UnavailableError(ManyeyesError):

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
 from ensemble import degrade, images
@@ -14,12 +15,16 @@ from ensemble.contract import ImageContract
 from ensemble.recipe import Augment
 
 
+Key = tuple[int, int]  # epoch, row
+
+
 class Rows(Dataset[dict[str, Any]]):
     """Images and labels under a contract: pixels uint8 [K, S, S, 3], label float.
 
     With `augment`, each image is one random view; the draw depends on seed, epoch and row
     alone, so a run repeats whatever the number of worker processes. With `plan`, images are
-    brought to their canonical form first.
+    brought to their canonical form first. `keep` bytes of decoded images stay in memory,
+    so that later epochs need not decode them again.
     """
 
     def __init__(
@@ -30,18 +35,20 @@ class Rows(Dataset[dict[str, Any]]):
         augment: Augment | None = None,
         seed: int = 0,
         plan: Plan | None = None,
+        keep: int = 0,
     ) -> None:
         self.plan = plan
         self.files, self.labels, self.contract = list(files), labels, contract
-        self.augment, self.seed, self.epoch = augment, seed, 0
+        self.augment, self.seed = augment, seed
+        self.room, self.kept = keep, dict[int, Image.Image]()
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        file = self.files[row]
-        draw = [self.seed, self.epoch if self.augment else 0, row]
-        image = images.decode(file) if self.plan is None else read_canonical(file, self.plan, draw)
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        epoch, row = key
+        draw = [self.seed, epoch if self.augment else 0, row]
+        image = self._decoded(row) if self.plan is None else read_canonical(self.files[row], self.plan, draw)
         if self.augment is None:
             pixels = images.to_pixels(image, self.contract)
         else:
@@ -50,6 +57,16 @@ class Rows(Dataset[dict[str, Any]]):
             place = (float(rng.random()), float(rng.random()))
             pixels = degrade.turn(images.to_pixels(image, self.contract, [place]), self.augment, rng)
         return {"pixels": pixels, "labels": float(self.labels[row])}
+
+    def _decoded(self, row: int) -> Image.Image:
+        if row in self.kept:
+            return self.kept[row]
+        image = images.decode(self.files[row])
+        size = image.width * image.height * len(image.getbands())
+        if size <= self.room:
+            self.room -= size
+            self.kept[row] = image
+        return image
 
 
 def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:

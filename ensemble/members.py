@@ -65,20 +65,47 @@ def heldout_logits(
 
     `splits` may add "unseen": generators or sources that nothing was fitted on.
 
-    Raises ArtifactError where members differ in data set or split, rows are missing or
-    doubled, or a row is among those that a member trained or stopped on.
+    Raises ArtifactError where members differ in data set, split or folds, rows are missing
+    or doubled, or a row is among those that a member trained or stopped on.
     """
+    frame = _common_rows(run, names)
+    return _logits(run, names, frame, frame["split"].isin(splits))
+
+
+def fitting_logits(run: Path, names: Sequence[str]) -> tuple[pd.DataFrame, np.ndarray]:
+    """As `heldout_logits`, the rows that a stacker is fitted on.
+
+    With folds the train and tune rows, each scored by weights that never saw its group;
+    without them the held-out rows.
+    """
+    frame = _common_rows(run, names)
+    folded = frame["fold"].notna()
+    return _logits(run, names, frame, folded if folded.any() else frame["split"] == "heldout")
+
+
+def _common_rows(run: Path, names: Sequence[str]) -> pd.DataFrame:
+    """The run's rows, if all these members were made from them."""
+    infos = {name: read_info(run, name) for name in names}
+    folds = {name: info.get("folds") for name, info in infos.items()}
+    if len(set(folds.values())) > 1:
+        told = some(f"{name} {'with ' + str(count) if count else 'without'}" for name, count in folds.items())
+        raise ArtifactError(
+            f"members were trained with different folds ({told}); train them alike, or choose some with --members"
+        )
     frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first")
     data = dataset.run_sha256(frame, run)
-    for name in names:
-        if read_info(run, name)["data_sha256"] != data:
+    for name, info in infos.items():
+        if info["data_sha256"] != data:
             raise ArtifactError(
                 f"member {name!r} was trained on another data set or split than {artifacts.dataset_path(run)}; "
                 "run train-all again, or leave it out with --members"
             )
-    rows = frame.loc[frame["split"].isin(splits), ["id", "label", "group", "split"]].reset_index(drop=True)
-    columns = [_column(run, name, frame, rows) for name in names]
-    return rows, np.stack(columns, axis=1)
+    return frame
+
+
+def _logits(run: Path, names: Sequence[str], frame: pd.DataFrame, chosen: pd.Series) -> tuple[pd.DataFrame, np.ndarray]:
+    rows = frame.loc[chosen, ["id", "label", "group", "split"]].reset_index(drop=True)
+    return rows, np.stack([_column(run, name, frame, rows) for name in names], axis=1)
 
 
 def _column(run: Path, name: str, frame: pd.DataFrame, rows: pd.DataFrame) -> np.ndarray:
@@ -87,8 +114,10 @@ def _column(run: Path, name: str, frame: pd.DataFrame, rows: pd.DataFrame) -> np
     remedy = f"{path} cannot be used; train {name!r} again"
     if repeated := sorted(set(scores.loc[scores["id"].duplicated(), "id"])):
         raise ArtifactError(f"{name}: ids stand more than once in its held-out rows ({some(repeated)}); {remedy}")
-    split = scores["id"].map(frame.set_index("id")["split"])
-    if (fitted := split.isin(FITTED_SPLITS)).any():
+    own = frame.set_index("id").reindex(scores["id"]).reset_index()
+    # scored by another fold's weights: held out all the same
+    out_of_fold = (scores["fold"].astype("Int16") == own["fold"].astype("Int16")).fillna(False).astype(bool)
+    if (fitted := own["split"].isin(FITTED_SPLITS) & ~out_of_fold).any():
         seen = some(scores.loc[fitted, "id"])
         raise ArtifactError(f"{name}: rows it was trained or tuned on are among its held-out rows ({seen}); {remedy}")
     held = scores.set_index("id")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ensemble import against as other
-from ensemble import artifacts, audit, canonical, dataset
+from ensemble import artifacts, audit, canonical, dataset, folds
 from ensemble.errors import ArtifactError
 from ensemble.index import Indexed
 from ensemble.sources import Labelled
@@ -24,6 +24,7 @@ class Wanted:
 
     fractions: Fractions
     seed: int = 0
+    folds: int | None = None
     skip_unreadable: bool = False
     hold_out: tuple[str, ...] = ()
     against: Path | None = None
@@ -49,6 +50,8 @@ def prepare(run: Path, data: Sequence[Labelled], wanted: Wanted, say: Say) -> pd
         items, indexed = _compare(items, indexed, other.read_test(wanted.against, wanted.images), wanted, say)
     near = dataset.near_pairs(indexed)
     frame = dataset.assemble(items, indexed, near, wanted.fractions, wanted.seed, wanted.hold_out)
+    if wanted.folds is not None:
+        frame["fold"] = folds.assign_folds(frame, wanted.folds, wanted.seed)
     found = _audit(run, frame, items, indexed, near, wanted.notes)
     for line in audit.lines(found):
         say(line)

@@ -18,7 +18,8 @@ from ensemble.select import UNLABELLED, Selection
 from ensemble.select_data import read_pools, read_test, refuse_overlap
 from ensemble.select_output import ABLATION, check_output, write_selection
 from ensemble.sources import Labelled
-from ensemble.train import Say, choose_device
+from ensemble.torch_runner import choose_device
+from ensemble.train import Say
 
 
 @dataclass(frozen=True)

@@ -49,18 +49,23 @@ def assign_splits(frame: pd.DataFrame, fractions: Fractions, seed: int, hold_out
         rows = frame["group"][frame["label"] == label]
         if len(rows) and rows.isin(unseen).all():
             raise DataError(f"--hold-out {' '.join(hold_out)} leaves no {name} images to fit on; hold out less")
-    cells = zip(frame["label"], frame["source"].fillna(""), strict=True)
-    strata: dict[tuple[tuple[int, str], ...], list[str]] = {}
-    kinds: dict[str, set[tuple[int, str]]] = {}
-    for group, cell in zip(frame["group"], cells, strict=True):
-        kinds.setdefault(group, set()).add(cell)
-    for group, kind in kinds.items():
-        if group not in unseen:
-            strata.setdefault(tuple(sorted(kind)), []).append(group)
+    strata = group_strata(frame[~frame["group"].isin(unseen)])
     split = dict.fromkeys(unseen, "unseen")
     for names in strata.values():
         split |= _split_stratum(names, fractions, seed)
     return [split[group] for group in frame["group"]]
+
+
+def group_strata(frame: pd.DataFrame) -> dict[tuple[tuple[int, str], ...], list[str]]:
+    """Names of groups by the (class, source) pairs that their rows have."""
+    cells = zip(frame["label"], frame["source"].fillna(""), strict=True)
+    kinds: dict[str, set[tuple[int, str]]] = {}
+    for group, cell in zip(frame["group"], cells, strict=True):
+        kinds.setdefault(group, set()).add(cell)
+    strata: dict[tuple[tuple[int, str], ...], list[str]] = {}
+    for group, kind in kinds.items():
+        strata.setdefault(tuple(sorted(kind)), []).append(group)
+    return strata
 
 
 def place(group: str, seed: int) -> float:

@@ -23,16 +23,38 @@ class Scored:
     log_loss: Interval
 
 
-def stack_run(run: Path, names: tuple[str, ...] = ()) -> tuple[Stacker, list[Scored], pd.DataFrame]:
-    """Fit, score and store; returns the stacker, the table's lines and the rows they are of.
+@dataclass(frozen=True)
+class Stacked:
+    """A fitted stacker, its scores beside those of its members, and the rows that these are of.
 
-    The stack is scored out-of-fold, members and mean on the same rows.
+    basis: how those rows stand to the stacker, in words.
+    """
+
+    stacker: Stacker
+    scored: list[Scored]
+    rows: pd.DataFrame
+    basis: str
+
+
+def stack_run(run: Path, names: tuple[str, ...] = ()) -> Stacked:
+    """Fit, score and store.
+
+    With folds the stacker is fitted on out-of-fold logits and scored on the held-out rows,
+    which neither it nor its members have seen. Without them it is fitted on the held-out
+    rows and scored on them out of fold.
     """
     chosen = artifacts.list_members(run, names)
-    rows, logits = members.heldout_logits(run, chosen)
+    rows, logits = members.fitting_logits(run, chosen)
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy(dtype=str)
     stacker = fit_stacker(chosen, logits, labels, groups)
-    scored = score_table(chosen, logits, out_of_fold(logits, labels, groups), labels, groups)
+    fitted_on = {"images": len(rows), "groups": len(set(groups))}
+    if set(rows["split"]) == {"heldout"}:
+        basis, stack_logits = "out of fold", out_of_fold(logits, labels, groups)
+    else:
+        rows, logits = members.heldout_logits(run, chosen)
+        labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy(dtype=str)
+        basis, stack_logits = "fitted on other rows", stacker.logit(logits)
+    scored = score_table(chosen, logits, stack_logits, labels, groups)
     artifacts.write_json(
         artifacts.stacker_path(run),
         {
@@ -40,11 +62,12 @@ def stack_run(run: Path, names: tuple[str, ...] = ()) -> tuple[Stacker, list[Sco
             "scores": {
                 line.name: {"auroc": line.auroc.to_dict(), "log_loss": line.log_loss.to_dict()} for line in scored
             },
-            "rows": {"split": "heldout", "images": len(rows), "groups": len(set(groups)), "stack": "out of fold"},
+            "rows": {"split": "heldout", "images": len(rows), "groups": len(set(groups)), "stack": basis},
+            "fitted_rows": fitted_on,
             "fitted_on": fingerprint(run, chosen),
         },
     )
-    return stacker, scored, rows
+    return Stacked(stacker, scored, rows, basis)
 
 
 def read_stacker(run: Path) -> Stacker:

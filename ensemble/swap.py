@@ -119,7 +119,7 @@ def member_score(run: Path, names: Sequence[str]) -> Score:
     import torch
 
     from ensemble.members import load_member
-    from ensemble.train import choose_device, torch_runner
+    from ensemble.torch_runner import choose_device, torch_runner
 
     device = torch.device(choose_device("auto"))
     runners = [torch_runner(name, load_member(run, name), device) for name in names]

@@ -1,260 +1,214 @@
 """One member: fine-tune on train rows, choose the epoch on tune rows, score the held-out ones."""
 
-import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import torch
 import transformers
-from torch import nn
-from torch.nn import functional
-from tqdm import tqdm
 
-from ensemble import artifacts, canonical, dataset, metrics
+from ensemble import artifacts, canonical, curves, dataset, folds, unfinished
 from ensemble.backbone import Member, build_member, save_classifier
+from ensemble.board import Board
 from ensemble.canonical import Plan
-from ensemble.errors import UnavailableError
+from ensemble.distributed import Processes, first_does
+from ensemble.fit import Job, fit
 from ensemble.labels import LABELS
-from ensemble.loader import Rows, collate
+from ensemble.loader import Rows
+from ensemble.lora import add_lora, merge_lora
+from ensemble.members import FITTED_SPLITS
+from ensemble.probe import fit_probe
 from ensemble.recipe import Recipe
-from ensemble.score import Runner, score_images
+from ensemble.surgery import enable_checkpointing
+from ensemble.tracking import open_trackers
+from ensemble.tune import Reading, logits_of
 
-TRAINING_VERSION = 1  # raised by hand when training the same recipe would give another member
+TRAINING_VERSION = 2  # raised by hand when training the same recipe would give another member
 
 Say = Callable[[str], object]
+SCORE_COLUMNS = ["id", "label", "split", "fold"]
 
 
-class Objective(nn.Module):
-    """What Trainer minimises: binary cross-entropy of the member's logit, views averaged."""
+@dataclass(frozen=True)
+class Setup:
+    """How members are trained, whatever their recipe.
 
-    def __init__(self, member: Member, label_smoothing: float) -> None:
-        super().__init__()
-        self.member = member
-        self.label_smoothing = label_smoothing
+    report_to: trackers by name. save_minutes: between states of an unfinished epoch.
+    """
 
-    def forward(self, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """uint8 [N, K, S, S, 3] and float [N] -> loss and logits float32 [N]."""
-        logits = self.member(pixels.flatten(0, 1)).view(pixels.shape[0], -1).mean(dim=1)
-        targets = labels * (1 - self.label_smoothing) + self.label_smoothing / 2
-        loss = functional.binary_cross_entropy_with_logits(logits, targets)
-        return {"loss": loss, "logits": logits}
+    seed: int = 0
+    processes: Processes = Processes()
+    report_to: tuple[str, ...] = ()
+    save_minutes: float = 10.0
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One member's fits: the same recipe and checkpoint on other rows."""
+
+    recipe: Recipe
+    checkpoint: Path | None
+    setup: Setup
+    plan: Plan | None
+    run: Path
+    work: Path
+    board: Board
+
+    @property
+    def seed(self) -> int:
+        return self.setup.seed if self.recipe.train.seed is None else self.recipe.train.seed
+
+    @property
+    def reading(self) -> Reading:
+        return Reading(self.plan, self.setup.seed)
 
 
 def train_member(
-    recipe: Recipe, checkpoint: Path | None, frame: pd.DataFrame, run: Path, seed: int, device: str, say: Say
+    recipe: Recipe, checkpoint: Path | None, frame: pd.DataFrame, run: Path, setup: Setup, board: Board
 ) -> dict[str, Any]:
     """Train one member and move it to its place in the run; returns its member.json.
 
-    frame: the run's rows. checkpoint: see `build_member`. An older member of the same name
-    is replaced only once this one is complete.
+    frame: the run's rows. checkpoint: see `build_member`. An interrupted training of the
+    same recipe and rows is gone on from. An older member of the same name is replaced only
+    once this one is complete.
     """
     started = time.monotonic()
-    transformers.set_seed(seed)
-    work = artifacts.work_path(run, recipe.name)
-    shutil.rmtree(work, ignore_errors=True)
-    member = build_member(recipe, checkpoint)
+    kind = unfinished.kind_of_work(recipe, dataset.run_sha256(frame, run), setup.seed, TRAINING_VERSION)
+    work = first_does(setup.processes, lambda: unfinished.open_work(run, recipe.name, kind))
     plan = canonical.read_plan(artifacts.canonical_path(run))
-    history, best = _fit(member, recipe, frame, plan, work, seed, device, say)
-    folder = work / "member"
-    artifacts.ensure_folder(folder)
-    heldout = _heldout(member, recipe, frame, plan, seed, torch.device(device))
-    artifacts.write_parquet(folder / "heldout.parquet", heldout)
-    artifacts.write_json(folder / "history.json", {"epochs": history})
-    save_classifier(member.cpu(), folder)
-    info = {
-        "name": recipe.name,
-        "recipe": recipe.model_dump(mode="json", exclude={"name"}),
-        "labels": list(LABELS),
-        "contract": member.contract.to_dict(),
-        "parameters": sum(p.numel() for p in member.parameters()),
-        "best": best,
-        "recipe_sha256": recipe.sha256,
-        "data_sha256": dataset.run_sha256(frame, run),
-        "training_version": TRAINING_VERSION,
-        "seed": seed,
-        "files": {path.name: artifacts.file_sha256(path) for path in sorted(folder.iterdir())},
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "device": device,
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    artifacts.write_json(folder / "member.json", info)
-    artifacts.replace_folder(folder, artifacts.member_path(run, recipe.name))
-    shutil.rmtree(work, ignore_errors=True)
-    return info
+    task = _Task(recipe, checkpoint, setup, plan, run, work, board)
+    member, parts, scored = (_folded if frame["fold"].notna().any() else _plain)(task, frame)
+
+    def finish() -> dict[str, Any]:
+        folder = work / "member"
+        shutil.rmtree(folder, ignore_errors=True)
+        artifacts.write_parquet(folder / "heldout.parquet", scored)
+        artifacts.write_json(folder / "history.json", {"parts": parts})
+        curves.draw_curves({"parts": parts}, folder / "curves.png")
+        save_classifier(member.cpu(), folder)
+        info = {
+            "name": recipe.name,
+            "labels": list(LABELS),
+            "contract": member.contract.to_dict(),
+            "parameters": sum(p.numel() for p in member.parameters()),
+            "best": _best(parts),
+            "folds": int(frame["fold"].max()) + 1 if frame["fold"].notna().any() else None,
+            "recipe_sha256": recipe.sha256,
+            **kind,
+            "files": {path.name: artifacts.file_sha256(path) for path in sorted(folder.iterdir())},
+            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+            "device": setup.processes.device,
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        artifacts.write_json(folder / "member.json", info)
+        artifacts.replace_folder(folder, artifacts.member_path(run, recipe.name))
+        shutil.rmtree(work, ignore_errors=True)
+        return info
+
+    return first_does(setup.processes, finish)
 
 
-def choose_device(device: str) -> str:
-    """`auto` as cuda where there is one, else cpu; UnavailableError for a device that is not here."""
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        raise UnavailableError("no CUDA device was found by torch; use --device cpu, or check the driver")
-    return ("cuda" if available else "cpu") if device == "auto" else device
+def _plain(task: _Task, frame: pd.DataFrame) -> tuple[Member, list[dict[str, Any]], pd.DataFrame]:
+    """Train on train rows, choose on tune rows, score the others: (member, its history, scored rows)."""
+    train, tune = (frame[frame["split"] == split] for split in FITTED_SPLITS)
+    member, history = _fit(task, train, tune, "fit", "", task.recipe.train.epochs)
+    return member, [history], _scored(task, member, frame[~frame["split"].isin(FITTED_SPLITS)])
 
 
-def torch_runner(name: str, member: Member, device: torch.device) -> Runner:
-    """The member as a Runner, in float32."""
-    member.eval().to(device)
+def _folded(task: _Task, frame: pd.DataFrame) -> tuple[Member, list[dict[str, Any]], pd.DataFrame]:
+    """Out-of-fold logits of train and tune rows, then one refit on all of them for as long as the folds chose.
 
-    def run(pixels: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return member(torch.from_numpy(pixels).to(device)).float().cpu().numpy()
+    A fold that is done stands on disk, and is not fitted again after a kill.
+    """
+    count = int(frame["fold"].max()) + 1
+    histories, scored = [], []
+    for fold in range(count):
+        folder = task.work / f"fold-{fold + 1}"
+        if not (folder / "done.json").is_file():
+            train, tune, rows = folds.fold_parts(frame, fold, task.setup.seed)
+            title, share = f"fold {fold + 1}/{count}", 1 / (count + 1)
+            member, history = _fit(task, train, tune, folder.name, title, task.recipe.train.epochs, share)
+            logits = _scored(task, member, rows)
+            first_does(task.setup.processes, partial(_finish_fold, folder, history, logits))
+        histories.append(artifacts.read_json(folder / "done.json", unfinished.REMEDY)["history"])
+        scored.append(artifacts.read_parquet(folder / "scored.parquet", unfinished.REMEDY))
+    epochs = folds.chosen_epochs(history["best"] for history in histories)
+    fitted = frame[frame["split"].isin(FITTED_SPLITS)]
+    strength = float(np.median([history["epochs"][-1].get("strength", 1.0) for history in histories]))
+    member, history = _fit(task, fitted, None, "refit", "refit", epochs, 1 / (count + 1), strength)
+    scored.append(_scored(task, member, frame[~frame["split"].isin(FITTED_SPLITS)]))
+    return member, [*histories, history], pd.concat(scored, ignore_index=True)
 
-    return Runner(name, member.contract, run)
 
-
-def _precision(recipe: Recipe, device: str) -> str:
-    """`auto`: half precision where the hardware multiplies in it, else fp32."""
-    if recipe.train.precision != "auto":
-        if recipe.train.precision == "fp16" and device == "cpu":
-            raise UnavailableError(f"{recipe.name}: fp16 training needs a GPU; use bf16 or fp32")
-        return recipe.train.precision
-    if device == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    capable = torch.cpu.get_capabilities()
-    return "bf16" if capable.get("amx_bf16") or capable.get("avx512_bf16") else "fp32"
-
-
-def _arguments(recipe: Recipe, work: Path, seed: int, device: str) -> transformers.TrainingArguments:
-    train, precision = recipe.train, _precision(recipe, device)
-    return transformers.TrainingArguments(
-        output_dir=str(work / "checkpoints"),
-        num_train_epochs=train.epochs,
-        per_device_train_batch_size=train.batch_size,
-        per_device_eval_batch_size=train.batch_size,
-        gradient_accumulation_steps=train.accumulate,
-        learning_rate=train.lr,
-        weight_decay=train.weight_decay,
-        warmup_steps=train.warmup,  # below 1 it is a share of all steps
-        lr_scheduler_type="cosine",
-        max_grad_norm=train.clip,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        use_cpu=device == "cpu",
-        seed=seed,
-        data_seed=seed,
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        logging_strategy="epoch",
-        save_total_limit=1,
-        save_only_model=True,
-        load_best_model_at_end=True,
-        metric_for_best_model="auroc",
-        greater_is_better=True,
-        label_names=["labels"],
-        remove_unused_columns=False,
-        dataloader_num_workers=min(os.cpu_count() or 1, 8) if device == "cuda" else 0,
-        dataloader_pin_memory=device == "cuda",
-        report_to="none",
-    )
+def _finish_fold(folder: Path, history: dict[str, Any], scored: pd.DataFrame) -> None:
+    artifacts.write_parquet(folder / "scored.parquet", scored)
+    artifacts.write_json(folder / "done.json", {"history": history})
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
 
 
 def _fit(
-    member: Member,
-    recipe: Recipe,
-    frame: pd.DataFrame,
-    plan: Plan | None,
-    work: Path,
-    seed: int,
-    device: str,
-    say: Say,
-) -> tuple[list[dict[str, float]], dict[str, float]]:
-    """Train in place and leave the best epoch's weights in `member`; returns (history, best)."""
-    parts = {split: frame[frame["split"] == split] for split in ("train", "tune")}
-    rows = {
-        split: Rows(
-            dataset.files(part),
-            part["label"].to_numpy(),
-            member.contract,
-            recipe.augment if split == "train" else None,
-            seed,
-            plan,
-        )
-        for split, part in parts.items()
-    }
-    report = _Report(recipe.train.epochs, rows["train"], say)
-    trainer = transformers.Trainer(
-        model=Objective(member, recipe.train.label_smoothing),
-        args=_arguments(recipe, work, seed, device),
-        train_dataset=rows["train"],
-        eval_dataset=rows["tune"],
-        data_collator=collate,
-        compute_metrics=_tune_scores,
-        callbacks=[report],
-    )
-    trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
-    trainer.remove_callback(transformers.trainer_callback.ProgressCallback)
-    trainer.train()
-    best = max(report.history, key=lambda epoch: (epoch["tune_auroc"], -epoch["epoch"]))
-    return report.history, best
+    task: _Task,
+    train: pd.DataFrame,
+    tune: pd.DataFrame | None,
+    folder: str,
+    title: str,
+    last_epoch: int,
+    share: float = 1.0,
+    strength: float = 1.0,
+) -> tuple[Member, dict[str, Any]]:
+    """A member from the recipe's start, trained on these rows as its `adapt.mode` says, and the fit's history.
+
+    strength: of a probe without tune rows.
+    """
+    recipe, setup, board = task.recipe, task.setup, task.board
+    transformers.set_seed(task.seed)
+    member = build_member(recipe, task.checkpoint)
+    if recipe.adapt.mode == "probe":
+        record = fit_probe(member, recipe, train, tune, task.plan, task.seed, setup.processes, board.scoring, strength)
+        return member, {"title": title, "epochs": [record], "steps": [], "best": 1}
+    if recipe.adapt.mode == "lora":
+        add_lora(member, recipe.adapt)
+    if recipe.train.checkpointing:
+        enable_checkpointing(member)
+    device = setup.processes.kind
+    keep = psutil.virtual_memory().available // 4 if device == "cpu" else 0
+    labels = train["label"].to_numpy()
+    augment, files = recipe.augment, dataset.files(train)
+    rows = Rows(files, labels, member.contract, augment, task.seed, task.plan, keep)
+    job = Job(
+        recipe, rows, tune, task.reading, last_epoch, task.work / folder, task.seed, setup.processes, title, share,
+        60 * setup.save_minutes,
+    )  # fmt: skip
+    logs = artifacts.logs_path(task.run, recipe.name) / folder
+    trackers = open_trackers(setup.report_to if setup.processes.first else (), logs, recipe.name, recipe.model_dump())
+    try:
+        history = fit(member, job, board, trackers)
+    finally:
+        trackers.close()
+    if recipe.adapt.mode == "lora":
+        merge_lora(member)
+    return member, history
 
 
-def _tune_scores(predicted: transformers.EvalPrediction) -> dict[str, float]:
-    labels, logits = predicted.label_ids, predicted.predictions
-    return {
-        "auroc": metrics.auroc(labels, logits),
-        "log_loss": metrics.log_loss(labels, metrics.sigmoid(logits)),
-    }
+def _scored(task: _Task, member: Member, rows: pd.DataFrame) -> pd.DataFrame:
+    """id, label, split, fold, logit of rows that no weight and no choice has seen, in float32 arithmetic."""
+    progress = task.board.scoring("held-out", len(rows))
+    logits = logits_of(member, task.recipe, rows, task.reading, task.setup.processes, progress=progress)
+    return rows[SCORE_COLUMNS].assign(logit=logits).reset_index(drop=True)
 
 
-class _Report(transformers.TrainerCallback):
-    """A progress bar over all steps with the time left, a line an epoch, and the epochs' numbers."""
-
-    def __init__(self, epochs: int, rows: Rows, say: Say) -> None:
-        self.epochs, self.rows, self.say = epochs, rows, say
-        self.history: list[dict[str, float]] = []
-        self.loss = float("nan")
-        self.bar: Any = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar = tqdm(total=state.max_steps, desc="  train", unit="step", leave=False, disable=None)
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.rows.epoch = round(state.epoch or 0)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        self.loss = (logs or {}).get("loss", self.loss)
-
-    def on_evaluate(
-        self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **_: Any
-    ) -> None:
-        scores = metrics or {}
-        epoch = {
-            "epoch": round(state.epoch or 0),
-            "train_loss": self.loss,
-            "tune_auroc": scores["eval_auroc"],
-            "tune_log_loss": scores["eval_log_loss"],
-        }
-        self.history.append(epoch)
-        self.bar.clear()
-        self.say(
-            f"  epoch {epoch['epoch']}/{self.epochs}: train loss {epoch['train_loss']:.4f}, "
-            f"tune AUROC {epoch['tune_auroc']:.4f}, tune log-loss {epoch['tune_log_loss']:.4f}"
-        )
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar.close()
-
-
-def _heldout(
-    member: Member, recipe: Recipe, frame: pd.DataFrame, plan: Plan | None, seed: int, device: torch.device
-) -> pd.DataFrame:
-    """id, label, split, fold, logit of every row that no weight and no choice has seen."""
-    rows = frame[~frame["split"].isin(["train", "tune"])]
-    runner = torch_runner(recipe.name, member, device)
-    read: dict[str, Any] = {}
-    if plan is not None:
-        read = {"read": lambda row, file: canonical.read_canonical(file, plan, [seed, 0, row])}
-    with tqdm(total=len(rows), desc="  held-out", unit="image", leave=False, disable=None) as bar:
-        batch = recipe.train.batch_size
-        logits, errors = score_images(dataset.files(rows), [runner], batch, progress=bar.update, **read)
-    if errors:
-        raise FileNotFoundError(next(iter(errors.values())))
-    return rows[["id", "label", "split", "fold"]].assign(logit=logits[:, 0]).reset_index(drop=True)
+def _best(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The chosen epoch and its tune scores; with folds the refit's last epoch and the folds' mean scores."""
+    chosen = [next(e for e in part["epochs"] if e["epoch"] == part["best"]) for part in parts]
+    scored = [epoch for epoch in chosen if "tune_score" in epoch]
+    names = [name for name, value in scored[0].items() if isinstance(value, float)]
+    means = {name: float(np.mean([epoch[name] for epoch in scored])) for name in names}
+    return {**chosen[-1], **means}

@@ -9,12 +9,20 @@ from typing import TypeVar
 
 import numpy as np
 import pandas as pd
+from rich.console import Console
+from tqdm import tqdm
 
-from ensemble import artifacts, dataset, members, metrics
-from ensemble.checkpoints import check_source, locate_checkpoint
+from ensemble import artifacts, canonical, dataset, machine, members, metrics, unfinished
+from ensemble.board import Board
+from ensemble.checkpoints import check_source, locate_checkpoint, weights_file
+from ensemble.distributed import first_does
 from ensemble.errors import BackboneError, ManyeyesError
+from ensemble.estimate import Estimate, estimate
 from ensemble.recipe import Recipe
-from ensemble.train import TRAINING_VERSION, Say, choose_device, train_member
+from ensemble.torch_runner import choose_device
+from ensemble.tracking import check_trackers
+from ensemble.train import TRAINING_VERSION, Say, Setup, train_member
+from ensemble.tune import Reading
 
 T = TypeVar("T")
 
@@ -27,44 +35,86 @@ class Outcome:
     status: str
     seconds: float = 0.0
     error: str = ""
+    score: str = ""
 
 
-def check_ready(recipes: Sequence[Recipe], device: str) -> None:
+def check_ready(recipes: Sequence[Recipe], device: str, report_to: Sequence[str] = ()) -> None:
     """Raise, all problems together, for what is known to fail before any image is read."""
-    choose_device(device)
+    kind = choose_device(device)
+    check_trackers(report_to)
+    for recipe in recipes:
+        check_precision(recipe.train.precision, kind)
     _each(recipes, lambda recipe: check_source(recipe.backbone))
 
 
 def train_all(
-    recipes: Sequence[Recipe], frame: pd.DataFrame, run: Path, seed: int, device: str, say: Say
+    recipes: Sequence[Recipe], frame: pd.DataFrame, run: Path, setup: Setup, say: Say, fresh: bool = False
 ) -> list[Outcome]:
     """Train each recipe whose member is missing or was made from other values.
 
     A member that fails is reported and the others go on; its traceback is kept in the
-    run's work folder. Raises before any training if a checkpoint cannot be had.
+    run's work folder. Interrupted trainings are gone on from, or with `fresh` thrown away.
+    Raises before any training if a checkpoint cannot be had or the disk is too small.
     """
-    device = choose_device(device)
-    data_sha256 = dataset.run_sha256(frame, run)
-    todo = []
-    for recipe in recipes:
-        wanted = {
-            "recipe_sha256": recipe.sha256,
-            "data_sha256": data_sha256,
-            "training_version": TRAINING_VERSION,
-            "seed": seed,
-        }
-        if not members.is_current(run, recipe.name, wanted):
-            todo.append(recipe)
-    checkpoints = _each(todo, _locate)
+    machine.keep_freed_memory()
+    kinds = work_kinds(recipes, frame, run, setup)
+    todo = [recipe for recipe in recipes if not members.is_current(run, recipe.name, kinds[recipe.name])]
+    first, say = setup.processes.first, say if setup.processes.first else _nothing
+    wanted = {recipe.name: kinds[recipe.name] for recipe in todo}
+    goes_on = first_does(setup.processes, lambda: unfinished.check(run, wanted, fresh))
+    checkpoints = first_does(setup.processes, lambda: _each(todo, _locate))
+    if first:
+        unfinished.check_disk(run, [_weight_bytes(recipe, checkpoints[recipe.name]) for recipe in todo])
     outcomes = []
-    for number, recipe in enumerate(recipes, start=1):
-        if recipe not in todo:
-            say(f"[{number}/{len(recipes)}] {recipe.name}: unchanged, not trained again")
-            outcomes.append(Outcome(recipe.name, "unchanged"))
-            continue
-        say(f"[{number}/{len(recipes)}] {recipe.name}: training on {device}")
-        outcomes.append(_train_one(recipe, checkpoints[recipe.name], frame, run, seed, device, say))
+    with Board([recipe.name for recipe in recipes], say, console=None if first else Console(quiet=True)) as board:
+        for number, recipe in enumerate(recipes, start=1):
+            if recipe not in todo:
+                board.say(f"[{number}/{len(recipes)}] {recipe.name}: unchanged, not trained again")
+                outcome = Outcome(recipe.name, "unchanged")
+            else:
+                how = "going on with its training" if recipe.name in goes_on else "training"
+                board.say(f"[{number}/{len(recipes)}] {recipe.name}: {how} on {setup.processes.device}")
+                board.member(recipe.name, setup.processes.device)
+                outcome = _train_one(recipe, checkpoints[recipe.name], frame, run, setup, board)
+            board.finished(recipe.name, outcome.status, outcome.score, outcome.seconds, outcome.error)
+            outcomes.append(outcome)
     return outcomes
+
+
+def dry_run(
+    recipes: Sequence[Recipe], frame: pd.DataFrame, run: Path, drawn: Path, setup: Setup
+) -> list[tuple[str, Estimate | None]]:
+    """What each recipe would take, None for a member of `run` that would not be trained again.
+
+    drawn: a run's folder with the rows of `frame`; nothing is written in `run`.
+    """
+    machine.keep_freed_memory()
+    kinds = work_kinds(recipes, frame, drawn, setup)
+    todo = [recipe for recipe in recipes if not members.is_current(run, recipe.name, kinds[recipe.name])]
+    checkpoints = _each(todo, _locate)
+    unfinished.check_disk(run, [_weight_bytes(recipe, checkpoints[recipe.name]) for recipe in todo])
+    reading = Reading(canonical.read_plan(artifacts.canonical_path(drawn)), setup.seed)
+    bar = tqdm(recipes, "timing steps", unit="member", leave=False, disable=None)
+    return [
+        (r.name, estimate(r, checkpoints[r.name], frame, reading, setup.processes) if r in todo else None) for r in bar
+    ]
+
+
+def work_kinds(recipes: Sequence[Recipe], frame: pd.DataFrame, run: Path, setup: Setup) -> dict[str, dict[str, object]]:
+    """What decides each recipe's training, by member name."""
+    data = dataset.run_sha256(frame, run)
+    return {r.name: unfinished.kind_of_work(r, data, setup.seed, TRAINING_VERSION) for r in recipes}
+
+
+def _nothing(line: str) -> None:
+    """What processes other than the first say."""
+
+
+def _weight_bytes(recipe: Recipe, checkpoint: Path | None) -> int:
+    """About how many bytes the member's weights take; 0 for an architecture without weights, which is small."""
+    if checkpoint is not None:
+        return max((f.stat().st_size for s in ("*.safetensors", "*.bin") for f in checkpoint.glob(s)), default=0)
+    return weights_file(recipe.backbone.weights).stat().st_size if recipe.backbone.weights is not None else 0
 
 
 def _locate(recipe: Recipe) -> Path | None:
@@ -87,11 +137,11 @@ def _each(recipes: Sequence[Recipe], function: Callable[[Recipe], T]) -> dict[st
 
 
 def _train_one(
-    recipe: Recipe, checkpoint: Path | None, frame: pd.DataFrame, run: Path, seed: int, device: str, say: Say
+    recipe: Recipe, checkpoint: Path | None, frame: pd.DataFrame, run: Path, setup: Setup, board: Board
 ) -> Outcome:
     started = time.monotonic()
     try:
-        train_member(recipe, checkpoint, frame, run, seed, device, say)
+        info = train_member(recipe, checkpoint, frame, run, setup, board)
     except Exception as error:
         # Whatever broke this member, the others are worth their hours.
         brief = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -100,9 +150,11 @@ def _train_one(
             artifacts.ensure_folder(log.parent)
             log.write_text(traceback.format_exc(), encoding="utf-8")
             brief = f"{brief} (details in {log})"
-        say(f"  failed: {brief}")
+        if setup.processes.count > 1:
+            raise  # the other processes wait for this one: the launcher ends them all
+        board.say(f"  failed: {brief}")
         return Outcome(recipe.name, "failed", time.monotonic() - started, brief)
-    return Outcome(recipe.name, "trained", time.monotonic() - started)
+    return Outcome(recipe.name, "trained", time.monotonic() - started, score=f"{info['best']['tune_auroc']:.4f}")
 
 
 def summary(run: Path, outcomes: Sequence[Outcome]) -> pd.DataFrame:

@@ -34,7 +34,7 @@ def torch_runner(name: str, member: "Member", device: str) -> Runner:
     """A torch member on `device`, cpu or cuda."""
     import torch
 
-    from ensemble.train import torch_runner as runner
+    from ensemble.torch_runner import torch_runner as runner
 
     return runner(name, member, torch.device(device))
 
@@ -52,7 +52,7 @@ def choose_device(device: str, onnx: bool) -> str:
     if device == "cpu":
         return "cpu"
     if not onnx:
-        from ensemble.train import choose_device as choose
+        from ensemble.torch_runner import choose_device as choose
 
         return choose(device)
     found = _gpu_count() > 0

@@ -1,0 +1,130 @@
+"""One or several training processes, as torchrun and accelerate launch start them."""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import distributed
+
+from ensemble.errors import ManyeyesError, UnavailableError
+from ensemble.torch_runner import choose_device
+
+T = TypeVar("T")
+PATIENCE = timedelta(hours=12)  # others wait while the first process reads the data
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that train together; alone it is 0 of 1.
+
+    device: "cpu", "cuda", or "cuda:N" for the process's own GPU.
+    """
+
+    rank: int = 0
+    count: int = 1
+    device: str = "cpu"
+
+    @property
+    def first(self) -> bool:
+        """Whether this process reads the data, talks and writes."""
+        return self.rank == 0
+
+    @property
+    def kind(self) -> str:
+        """cpu or cuda."""
+        return self.device.partition(":")[0]
+
+
+def launched() -> bool:
+    """Whether a launcher started several processes of this command."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def join(device: str) -> Processes:
+    """This process's place; in several processes the group is set up, over NCCL for GPUs and gloo for CPUs.
+
+    device: auto, cpu or cuda. Raises UnavailableError for a device that is not here.
+    """
+    kind = choose_device(device)
+    if not launched():
+        return Processes(device=kind)
+    rank, count, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if kind == "cuda":
+        if local >= torch.cuda.device_count():
+            raise UnavailableError(
+                f"process {local} of this machine has no GPU of its own ({torch.cuda.device_count()} are here); "
+                "start as many processes as there are GPUs, or add --device cpu"
+            )
+        torch.cuda.set_device(local)
+        kind = f"cuda:{local}"
+    if not distributed.is_initialized():
+        distributed.init_process_group("nccl" if kind != "cpu" else "gloo", timeout=PATIENCE)
+    return Processes(rank, count, kind)
+
+
+def leave() -> None:
+    """Close the group, if there is one."""
+    if distributed.is_available() and distributed.is_initialized():
+        with suppress(RuntimeError):  # another process may be gone already
+            distributed.destroy_process_group()
+
+
+def first_does(processes: Processes, work: Callable[[], T]) -> T:
+    """The value of `work`, done by the first process alone; where it fails, all raise its error.
+
+    The value travels between the processes: plain data only.
+    """
+    if processes.count == 1:
+        return work()
+    box: list[Any] = [None, None]
+    if processes.first:
+        try:
+            box[0] = work()
+        except ManyeyesError as error:
+            box[1] = (type(error).__name__, str(error))
+            shared(box)
+            raise
+        except BaseException as error:
+            box[1] = ("ManyeyesError", f"the first process failed: {error}")
+            shared(box)
+            raise
+    shared(box)
+    if box[1] is not None:
+        raise ManyeyesError(box[1][1])
+    return box[0]  # type: ignore[no-any-return]
+
+
+def shared(box: list[Any]) -> None:
+    """Fill every process's list with the first one's values."""
+    distributed.broadcast_object_list(box, src=0)
+
+
+def mine(processes: Processes, count: int) -> np.ndarray:
+    """int64: which of `count` rows this process works on."""
+    return np.arange(processes.rank, count, processes.count)
+
+
+def gathered(processes: Processes, values: np.ndarray, count: int) -> np.ndarray:
+    """All rows [count, ...] in order, from the rows `mine` of each process; none is doubled."""
+    if processes.count == 1:
+        return values
+    parts: list[Any] = [None] * processes.count
+    distributed.all_gather_object(parts, values)
+    result = np.empty((count, *values.shape[1:]), dtype=values.dtype)
+    for rank, part in enumerate(parts):
+        result[rank :: processes.count] = part
+    return result
+
+
+def any_of(processes: Processes, value: bool) -> bool:
+    """Whether it is so in any of the processes."""
+    if processes.count == 1:
+        return value
+    flag = torch.tensor(int(value), device=processes.device)
+    distributed.all_reduce(flag, distributed.ReduceOp.MAX)
+    return bool(flag.item())

@@ -1,0 +1,141 @@
+"""What training would take on this machine: a few timed steps of each member, nothing kept."""
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+
+from ensemble import batches, dataset, eta, grid, machine
+from ensemble.backbone import Member, build_member
+from ensemble.distributed import Processes
+from ensemble.loader import Rows
+from ensemble.lora import add_lora
+from ensemble.recipe import Recipe
+from ensemble.step import Engine, build_engine, optimizer_step
+from ensemble.surgery import enable_checkpointing
+from ensemble.tune import Reading, logits_of
+
+TIMED_SECONDS, TIMED_BATCHES = 20.0, 4  # enough of either ends the timing of a member; the first batch warms up
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """seconds of the whole member, and the most memory that its steps took, in bytes."""
+
+    rows: int
+    steps: int
+    seconds: float
+    memory: int
+
+
+def estimate(
+    recipe: Recipe, checkpoint: Path | None, frame: pd.DataFrame, reading: Reading, processes: Processes
+) -> Estimate:
+    """Train a few batches of real rows, score one, and count the rest."""
+    train = frame[frame["split"] == "train"]
+    member = build_member(recipe, checkpoint)
+    _forget_peak(processes)
+    scoring = _scoring_rate(member, recipe, train, reading, processes)
+    in_epoch = batches.steps_per_epoch(len(train), recipe.train.batch_size * recipe.train.accumulate)
+    if recipe.adapt.mode == "probe":
+        views = member.contract.count + recipe.adapt.views
+        seconds = scoring * (len(train) * views / member.contract.count + (frame["split"] != "train").sum())
+        return Estimate(len(train), 0, _with_folds(float(seconds), frame), _peak(processes))
+    training = _training_rate(member, recipe, train, reading, processes)
+    cells = len(grid.SMALL_GRID) if recipe.train.tune_score == "worst_cell" else 1
+    epochs, count = recipe.train.epochs, frame["split"].value_counts()
+    epoch = training * count["train"] + scoring * count["tune"] * cells
+    held = scoring * (len(frame) - count["train"] - count["tune"])
+    return Estimate(len(train), in_epoch * epochs, _with_folds(epoch * epochs, frame) + held, _peak(processes))
+
+
+def _with_folds(seconds: float, frame: pd.DataFrame) -> float:
+    """With K folds the rows are gone over K - 1 times by all folds together, and once more by the refit."""
+    return seconds * (int(frame["fold"].max()) + 1) if frame["fold"].notna().any() else seconds
+
+
+def _training_rate(
+    member: Member, recipe: Recipe, train: pd.DataFrame, reading: Reading, processes: Processes
+) -> float:
+    """Seconds an image, with loading and augmentation."""
+    if recipe.adapt.mode == "lora":
+        add_lora(member, recipe.adapt)
+    if recipe.train.checkpointing:
+        enable_checkpointing(member)
+    channels_last = recipe.train.channels_last
+    if channels_last is None:
+        channels_last = machine.prefers_channels_last(member.backbone)
+    precision = machine.choose_precision(member, recipe.train, processes.kind)
+    engine = build_engine(member, recipe.train, TIMED_BATCHES, precision, channels_last, processes)
+    rows = Rows(
+        dataset.files(train), train["label"].to_numpy(), member.contract, recipe.augment, reading.seed, reading.plan
+    )
+    size = min(recipe.train.batch_size, len(rows))
+    order = [part[:size] for part in batches.pieces(np.resize(np.arange(len(rows)), TIMED_BATCHES * size), size)]
+    engine.network.train()
+    started, done = time.monotonic(), 0
+    for number, batch in enumerate(batches.load(rows, 0, order, processes.kind)):
+        _step(engine, batch)
+        if number == 0:
+            started = time.monotonic()
+            continue
+        done += len(batch["labels"])
+        if time.monotonic() - started > TIMED_SECONDS:
+            break
+    return (time.monotonic() - started) / max(done, 1)
+
+
+def _step(engine: Engine, batch: dict[str, torch.Tensor]) -> None:
+    # its values are waited for, so that a GPU has finished
+    optimizer_step(engine, [batch], len(batch["labels"]), lambda line: None).tolist()
+
+
+def _scoring_rate(member: Member, recipe: Recipe, rows: pd.DataFrame, reading: Reading, processes: Processes) -> float:
+    """Seconds an image with all its views, without training."""
+    few = rows.head(recipe.train.batch_size)
+    logits_of(member, recipe, few.head(2), reading, processes)
+    started = time.monotonic()
+    logits_of(member, recipe, few, reading, processes)
+    return (time.monotonic() - started) / len(few)
+
+
+def _forget_peak(processes: Processes) -> None:
+    if processes.kind == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):  # Linux alone
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak(processes: Processes) -> int:
+    """Bytes: of the GPU, or of this process."""
+    if processes.kind == "cuda":
+        return torch.cuda.max_memory_allocated()
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return int(psutil.Process().memory_info().rss)
+
+
+def table(estimates: Sequence[tuple[str, Estimate | None]]) -> pd.DataFrame:
+    """One line a member, None for one that is not trained again, and the sum."""
+    rows = [
+        {"member": name, "": "unchanged"}
+        if found is None
+        else {
+            "member": name,
+            "rows": str(found.rows),
+            "steps": str(found.steps),
+            "time": eta.duration(found.seconds),
+            "memory": f"{found.memory / 2**30:.1f} GiB",
+        }
+        for name, found in estimates
+    ]
+    total = sum(found.seconds for _, found in estimates if found is not None)
+    return pd.DataFrame([*rows, {"member": "all", "time": eta.duration(total)}]).fillna("")

@@ -1,0 +1,67 @@
+"""Folds for out-of-fold logits: every train and tune row is scored by weights that never saw its group."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from ensemble.errors import DataError
+from ensemble.labels import LABELS
+from ensemble.members import FITTED_SPLITS
+from ensemble.splits import group_strata, place
+
+
+def assign_folds(frame: pd.DataFrame, count: int, seed: int) -> pd.Series:
+    """The fold 0..count-1 (Int16) of each train and tune row, null for all others.
+
+    Groups stay whole. In each stratum (groups with the same classes and sources) they are
+    dealt in the order of their places, each to the fold that has fewest of the stratum,
+    then fewest images. Raises DataError where a class has fewer groups than folds.
+    """
+    fitted = frame[frame["split"].isin(FITTED_SPLITS)]
+    for label, name in enumerate(LABELS):
+        groups = fitted.loc[fitted["label"] == label, "group"].nunique()
+        if groups < count:
+            raise DataError(
+                f"--folds {count}: there are only {groups} groups with {name} images to train on; "
+                f"use --folds {groups} or fewer, or add images"
+            )
+    sizes = fitted["group"].value_counts().to_dict()
+    images = np.zeros(count, dtype=np.int64)
+    fold: dict[str, int] = {}
+    for names in group_strata(fitted).values():
+        dealt = np.zeros(count, dtype=np.int64)
+        for name in sorted(names, key=lambda name: (place(name, seed), name)):
+            chosen = min(range(count), key=lambda k: (dealt[k], images[k], k))
+            fold[name] = chosen
+            dealt[chosen] += 1
+            images[chosen] += sizes[name]
+    values = frame["group"].map(fold).where(frame["split"].isin(FITTED_SPLITS))
+    return values.astype("Int16")
+
+
+def fold_parts(frame: pd.DataFrame, fold: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """(train, tune, scored) rows of one fold.
+
+    The fold's tune part is cut anew from the rows that it trains on, with about the share
+    of groups that the run's own tune split has, so that the epoch is chosen without the
+    scored rows too.
+    """
+    fitted = frame[frame["fold"].notna()]
+    scored = fitted[fitted["fold"] == fold]
+    rest = fitted[fitted["fold"] != fold]
+    share = fitted.loc[fitted["split"] == "tune", "group"].nunique() / fitted["group"].nunique()
+    tune: set[str] = set()
+    for names in group_strata(rest).values():
+        ordered = sorted(names, key=lambda name: (place(name, seed + 1 + fold), name))
+        tune |= set(ordered[: min(max(round(share * len(ordered)), 1), len(ordered) - 1)])
+    held = rest["group"].isin(tune)
+    for part, name in ((rest[held], "tune"), (rest[~held], "train")):
+        if set(part["label"]) != {0, 1}:
+            raise DataError(f"fold {fold + 1} has too few groups to {name} on both classes; use fewer --folds")
+    return rest[~held], rest[held], scored
+
+
+def chosen_epochs(best: Iterable[int]) -> int:
+    """How long the refit trains: the median of the epochs that the folds chose, the later of two middles."""
+    return int(np.quantile(list(best), 0.5, method="higher"))

@@ -1,0 +1,145 @@
+"""One optimizer step: forward, backward, clip, update, whatever the batch, the precision and the processes."""
+
+import gc
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from ensemble.backbone import Member
+from ensemble.distributed import Processes
+from ensemble.ema import Ema
+from ensemble.errors import TrainingError
+from ensemble.optimize import make_optimizer
+from ensemble.recipe import Train
+from ensemble.torch_runner import autocast
+
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass
+class Engine:
+    """What an optimizer step works on.
+
+    network: the member, perhaps compiled and wrapped for several processes. most: images
+    that go through it at once; halved where memory ends.
+    """
+
+    member: Member
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: Ema | None
+    train: Train
+    precision: str
+    channels_last: bool
+    processes: Processes
+    most: int
+
+
+def build_engine(
+    member: Member, train: Train, steps: int, precision: str, channels_last: bool, processes: Processes
+) -> Engine:
+    """An engine for `steps` optimizer steps; the member is moved to its device in place."""
+    member.to(processes.device)
+    if channels_last:
+        member.to(memory_format=torch.channels_last)
+    network: Any = member
+    if train.compile:
+        network = torch.compile(network)
+    if processes.count > 1:
+        network = DistributedDataParallel(network)
+    return Engine(
+        member,
+        network,
+        make_optimizer(member, train),
+        torch.amp.GradScaler(processes.kind, enabled=precision == "fp16"),
+        Ema(member, train.ema, steps) if train.ema is not None else None,
+        train,
+        precision,
+        channels_last,
+        processes,
+        train.batch_size,
+    )
+
+
+def view_logits(network: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 [N, K, S, S, 3] -> float32 [N]: the logits of an image's views averaged."""
+    return network(pixels.flatten(0, 1)).view(pixels.shape[0], -1).mean(dim=1)
+
+
+def summed_loss(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """Binary cross-entropy in nats, summed over float [N]; labels smoothed towards 1/2 (Szegedy et al., 2016)."""
+    targets = labels * (1 - smoothing) + smoothing / 2
+    return functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+
+
+def optimizer_step(engine: Engine, batches: Sequence[Batch], count: int, say: Callable[[str], object]) -> torch.Tensor:
+    """One update from this process's batches of a step of `count` images over all processes.
+
+    Returns float32 [2] on the device: the mean loss of this process's images, and the norm
+    of the gradient before clipping. Where memory ends, the batch is halved and the step
+    made again with more, smaller batches: the update is the same but for batch statistics.
+    """
+    while True:
+        try:
+            loss = _gradients(engine, batches, count)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            problem = str(error).splitlines()[0]
+        _halve(engine, problem, say)  # outside the handler: the traceback would keep the activations
+    engine.scaler.unscale_(engine.optimizer)
+    norm = nn.utils.clip_grad_norm_(engine.member.parameters(), engine.train.clip)
+    engine.scaler.step(engine.optimizer)
+    engine.scaler.update()
+    engine.optimizer.zero_grad(set_to_none=True)
+    if engine.ema is not None:
+        engine.ema.update(engine.member)
+    return torch.stack([loss, norm.detach().to(loss)])
+
+
+def _gradients(engine: Engine, batches: Sequence[Batch], count: int) -> torch.Tensor:
+    parts = [
+        (pixels, labels)
+        for batch in batches
+        for pixels, labels in zip(batch["pixels"].split(engine.most), batch["labels"].split(engine.most), strict=True)
+    ]
+    device, world = engine.processes.device, engine.processes.count
+    total = torch.zeros((), device=device)
+    for number, (pixels, labels) in enumerate(parts, start=1):
+        # gradients of several processes are averaged once, with the last part
+        waits = world > 1 and number < len(parts)
+        with engine.network.no_sync() if waits else nullcontext():  # type: ignore[operator]
+            with autocast(device, engine.precision):
+                logits = view_logits(engine.network, pixels.to(device, non_blocking=True))
+            loss = summed_loss(logits.float(), labels.to(device, non_blocking=True), engine.train.label_smoothing)
+            engine.scaler.scale(loss * (world / count)).backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+    return total / sum(len(labels) for _, labels in parts)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python ran out of memory; on a CPU torch says so in the message alone."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _halve(engine: Engine, problem: str, say: Callable[[str], object]) -> None:
+    engine.optimizer.zero_grad(set_to_none=True)
+    gc.collect()
+    if engine.processes.kind == "cuda":
+        torch.cuda.empty_cache()
+    if engine.most == 1 or engine.processes.count > 1:
+        raise TrainingError(
+            f"out of memory with {engine.most} images at once ({problem}); set train.checkpointing=true, "
+            "a smaller image.size, or a smaller train.batch_size with a larger train.accumulate"
+        )
+    before, engine.most = engine.most, -(-engine.most // 2)
+    effective = engine.train.batch_size * engine.train.accumulate
+    say(f"  out of memory with {before} images at once: going on with {engine.most}, still {effective} a step")

@@ -1,0 +1,36 @@
+"""Torch members on a device, ready to score."""
+
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+
+from ensemble.backbone import Member
+from ensemble.errors import UnavailableError
+from ensemble.score import Runner
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(device: str) -> str:
+    """`auto` as cuda where there is one, else cpu; UnavailableError for a device that is not here."""
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise UnavailableError("no CUDA device was found by torch; use --device cpu, or check the driver")
+    return ("cuda" if available else "cpu") if device == "auto" else device
+
+
+def autocast(device: str, precision: str) -> AbstractContextManager[object]:
+    """Matrix products and convolutions in fp32 (unchanged), bf16 or fp16, what needs range in fp32."""
+    return torch.autocast(device.partition(":")[0], DTYPES[precision], enabled=precision != "fp32")
+
+
+def torch_runner(name: str, member: Member, device: torch.device, precision: str = "fp32") -> Runner:
+    """The member as a Runner on `device`."""
+    member.eval().to(device)
+
+    def run(pixels: np.ndarray) -> np.ndarray:
+        with torch.inference_mode(), autocast(str(device), precision):
+            return member(torch.from_numpy(pixels).to(device)).float().cpu().numpy()
+
+    return Runner(name, member.contract, run)

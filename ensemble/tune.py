@@ -1,0 +1,107 @@
+"""Scores of a member: on the tune rows, by which its epoch is chosen, and its held-out logits."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL.Image import Image
+
+from ensemble import canonical, dataset, grid, images, metrics
+from ensemble.backbone import Member
+from ensemble.canonical import Plan
+from ensemble.distributed import Processes, gathered, mine
+from ensemble.errors import DataError
+from ensemble.recipe import Recipe
+from ensemble.score import score_images
+from ensemble.torch_runner import torch_runner
+
+Progress = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows are read for scoring: their canonical form, and the seed of what it draws."""
+
+    plan: Plan | None
+    seed: int
+
+    def image(self, row: int, file: Path) -> Image:
+        """The decoded image of a row."""
+        return (
+            images.decode(file) if self.plan is None else canonical.read_canonical(file, self.plan, [self.seed, 0, row])
+        )
+
+
+def logits_of(
+    member: Member,
+    recipe: Recipe,
+    frame: pd.DataFrame,
+    reading: Reading,
+    processes: Processes,
+    precision: str = "fp32",
+    progress: Progress = lambda count: None,
+    change: Callable[[Image], Image] = lambda image: image,
+) -> np.ndarray:
+    """Logits float32 [N] of the rows, in order; several processes share them out.
+
+    `change` is done to each decoded image. Raises DataError for an image that cannot be read.
+    """
+    rows = mine(processes, len(frame))
+    files = dataset.files(frame)
+    runner = torch_runner(recipe.name, member, torch.device(processes.device), precision)
+    logits, errors = score_images(
+        [files[row] for row in rows],
+        [runner],
+        recipe.train.batch_size,
+        progress=lambda count: progress(count * processes.count),
+        read=lambda row, file: change(reading.image(int(rows[row]), file)),
+    )
+    if errors:
+        raise DataError(f"{next(iter(errors.values()))}; restore it, and run the same command again")
+    return gathered(processes, logits[:, 0], len(frame))
+
+
+def tune_scores(
+    member: Member,
+    recipe: Recipe,
+    frame: pd.DataFrame,
+    reading: Reading,
+    processes: Processes,
+    precision: str,
+    scoring: Callable[[str, int], Progress],
+) -> dict[str, Any]:
+    """Scores on the tune rows: tune_auroc, tune_log_loss, tune_balanced_accuracy, and tune_score, the chosen one.
+
+    For `worst_cell` the rows are scored under every cell of the small robustness grid.
+    """
+    robust = recipe.train.tune_score == "worst_cell"
+    cells = grid.SMALL_GRID if robust else grid.SMALL_GRID[:1]
+    progress = scoring("tune", len(frame) * len(cells))
+    labels = frame["label"].to_numpy()
+    by_cell = {
+        cell.name: logits_of(member, recipe, frame, reading, processes, precision, progress, cell.apply)
+        for cell in cells
+    }
+    logits = by_cell[cells[0].name]
+    p = metrics.sigmoid(logits)
+    scores: dict[str, Any] = {
+        "tune_auroc": metrics.auroc(labels, logits),
+        "tune_log_loss": metrics.log_loss(labels, p),
+        "tune_balanced_accuracy": metrics.balanced_accuracy(labels, p),
+    }
+    if robust:
+        scores["worst_cell"], scores["tune_worst_cell"] = grid.worst_cell(labels, by_cell)
+    return scores | {"tune_score": scores[f"tune_{recipe.train.tune_score}"]}
+
+
+def best_epoch(epochs: Sequence[Mapping[str, Any]], tune_score: str) -> Mapping[str, Any] | None:
+    """The epoch with the best tune score, the earlier of equals; the last one where none was scored."""
+    scored = [epoch for epoch in epochs if "tune_score" in epoch]
+    if not scored:
+        return epochs[-1] if epochs else None
+    sign = -1 if tune_score == "log_loss" else 1
+    return max(scored, key=lambda epoch: (sign * epoch["tune_score"], -epoch["epoch"]))

@@ -1,0 +1,101 @@
+"""Interrupted trainings: what they were of, whether they may be gone on from, and what disk space all will need."""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ensemble import artifacts
+from ensemble.errors import ArtifactError, some
+from ensemble.recipe import Recipe
+
+REMEDY = "train with --fresh to start anew"
+FILE = "work.json"
+SPARE = 64 * 2**20  # bytes for all that is not weights
+
+
+def kind_of_work(recipe: Recipe, data_sha256: str, seed: int, version: int) -> dict[str, Any]:
+    """What decides a training; two with the same may go on from each other."""
+    values = recipe.model_dump(mode="json", exclude={"name"})
+    return {"recipe": values, "data_sha256": data_sha256, "seed": seed, "training_version": version}
+
+
+def open_work(run: Path, name: str, kind: Mapping[str, Any]) -> Path:
+    """The folder where a member is trained: as an interrupted training of this kind left it, else a new one."""
+    work = artifacts.work_path(run, name)
+    if _kind_on_disk(work) != kind:
+        shutil.rmtree(work, ignore_errors=True)
+        artifacts.write_json(work / FILE, kind)
+    return work
+
+
+def check(run: Path, kinds: Mapping[str, Mapping[str, Any]], fresh: bool) -> list[str]:
+    """Names of members whose interrupted training will be gone on from.
+
+    fresh: remove what was begun. Raises ArtifactError, saying what changed, for one of another kind.
+    """
+    found, problems = [], []
+    for name, kind in kinds.items():
+        work = artifacts.work_path(run, name)
+        if fresh:
+            shutil.rmtree(work, ignore_errors=True)
+        if not begun(work):
+            continue
+        before = _kind_on_disk(work)
+        if before == kind:
+            found.append(name)
+            continue
+        changes = some(_changes(before or {}, kind), 4) or "its files are of another version"
+        problems.append(f"{name}: its training was interrupted, and since then {changes}")
+    if problems:
+        raise ArtifactError("\n".join([*problems, "set it back to go on, or add --fresh to train anew"]))
+    return found
+
+
+def begun(work: Path) -> bool:
+    """Whether anything would be lost with this folder."""
+    return any(work.glob("*/*.safetensors")) or any(work.glob("*/done.json"))
+
+
+def _kind_on_disk(work: Path) -> dict[str, Any] | None:
+    try:
+        values = artifacts.read_json(work / FILE, REMEDY)
+    except ArtifactError:
+        return None
+    values.pop("format_version")
+    return values
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    names = {"data_sha256": "the data or its split", "training_version": "manyeyes' own training"}
+    for key in now:
+        if key == "recipe":
+            old, new = _flat(before.get(key, {})), _flat(now[key])
+            yield from (f"{k} {old.get(k)} became {v}" for k, v in new.items() if old.get(k) != v)
+        elif before.get(key) != now[key]:
+            told = f"{names[key]} changed" if key in names else f"{key} {before.get(key)} became {now[key]}"
+            yield told
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def check_disk(run: Path, weights: Sequence[int]) -> None:
+    """ArtifactError where the run's disk cannot hold what training writes.
+
+    weights: bytes of each member's weights. While a member is trained its state holds them,
+    their average and two moments each, once more while it is replaced, and the best epoch's
+    weights twice; afterwards its weights alone.
+    """
+    needed = SPARE + 10 * max(weights, default=0) + sum(weights)
+    artifacts.ensure_folder(run)
+    free = shutil.disk_usage(run).free
+    if weights and free < needed:
+        raise ArtifactError(
+            f"training needs about {needed / 2**30:.1f} GiB on the disk of {run}, and {free / 2**30:.1f} are free; "
+            "make room, or choose another --run"
+        )

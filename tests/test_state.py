@@ -1,0 +1,85 @@
+import pytest
+import torch
+from torch import nn
+
+from ensemble import state
+from ensemble.errors import ArtifactError
+
+
+def test_tensors_and_facts_come_back(tmp_path):
+    path = tmp_path / "deep" / "state.safetensors"
+    tensors = {"a.weight": torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last), "count": torch.tensor(3)}
+    state.write(path, tensors, {"epoch": 2, "losses": [0.5]})
+    found, facts = state.read(path)
+    assert facts["epoch"] == 2
+    assert facts["losses"] == [0.5]
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(found[name], tensor)
+    assert [p.name for p in path.parent.iterdir()] == ["state.safetensors"]
+
+
+def test_a_damaged_state_is_named(tmp_path):
+    path = tmp_path / "state.safetensors"
+    state.write(path, {"a": torch.zeros(8)}, {})
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ArtifactError, match="is damaged.*--fresh"):
+        state.read(path)
+
+
+def test_a_failed_write_keeps_the_older_state(tmp_path, monkeypatch):
+    path = tmp_path / "state.safetensors"
+    state.write(path, {"a": torch.zeros(1)}, {"epoch": 1})
+
+    def full(*arguments):
+        raise state.SafetensorError("No space left on device")
+
+    monkeypatch.setattr(state, "save_file", full)
+    with pytest.raises(ArtifactError, match="No space left"):
+        state.write(path, {"a": torch.ones(1)}, {"epoch": 2})
+    assert state.read(path)[1]["epoch"] == 1
+
+
+def optimizers(network):
+    from timm.optim import Lamb, Lion
+
+    return {
+        "adamw": torch.optim.AdamW(network.parameters(), lr=0.1),
+        "sgd": torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9),
+        "lamb": Lamb(network.parameters(), lr=0.1),
+        "lion": Lion(network.parameters(), lr=0.1),
+    }
+
+
+def walk(network, optimizer, steps):
+    for number in range(steps):
+        loss = (network(torch.full((2, 3), 1.0 + number)) ** 2).sum()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "lion"])
+def test_an_optimizer_goes_on_as_if_never_stopped(tmp_path, name):
+    def fresh():
+        torch.manual_seed(0)
+        network = nn.Linear(3, 2)
+        return network, optimizers(network)[name]
+
+    network, optimizer = fresh()
+    walk(network, optimizer, 3)
+    tensors, groups = state.of_optimizer(optimizer)
+    state.write(tmp_path / "s", {**state.under("o", tensors), **state.under("n", network.state_dict())}, {"g": groups})
+    walk(network, optimizer, 3)
+
+    other, again = fresh()
+    found, facts = state.read(tmp_path / "s")
+    other.load_state_dict(state.below("n", found))
+    unlike, unlike_optimizer = fresh()
+    unlike.load_state_dict(state.below("n", found))
+    state.into_optimizer(again, state.below("o", found), facts["g"])
+    walk(other, again, 3)
+    assert torch.equal(other.weight, network.weight)
+    if name != "sgd":
+        walk(unlike, unlike_optimizer, 3)
+        assert not torch.equal(unlike.weight, network.weight)  # the optimizer's state matters
