@@ -1,0 +1,100 @@
+"""How the board looks on a terminal: a table of the members and a line for the whole."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from ensemble import eta
+
+STATUS = (23, 40)  # columns of the status, on a terminal of 80 and on a wide one
+OTHERS = 37  # columns of scores and time, with the gaps
+BAR = 10
+AROUND = 7  # lines of the heading, the running member's bar, the footer and the prompt
+
+STYLES = {"trained": "green", "unchanged": "dim", "waiting": "dim", "failed": "red"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A member; the texts are empty where nothing is known."""
+
+    name: str
+    status: str = "waiting"  # or trained, unchanged, failed, or what is being done
+    tune: str = ""
+    heldout: str = ""
+    error: str = ""
+    seconds: float | None = None  # taken, or left while it runs, or expected while it waits
+
+
+@dataclass(frozen=True)
+class Running:
+    """How far the member is that is worked on: `done` in 0..1 of what `status` tells."""
+
+    status: str
+    done: float | None = None
+    speed: float | None = None  # images per second
+
+
+def draw(rows: Sequence[Row], current: str, running: Running, footer: str, size: tuple[int, int]) -> RenderableType:
+    """The table on a terminal of `size` (columns, lines); the running member has a bar on a second line."""
+    width, height = size
+    longest = max((len(row.name) for row in rows), default=0)
+    least, most = STATUS
+    status_width = min(max(width - OTHERS - longest, least), most)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("member", overflow="fold")
+    table.add_column("status", width=status_width, no_wrap=True, overflow="ellipsis")
+    table.add_column("tune\nAUROC", no_wrap=True)
+    table.add_column("held-out\nAUROC", no_wrap=True)
+    table.add_column("time", no_wrap=True)
+    shown = window(len(rows), next((i for i, row in enumerate(rows) if row.name == current), 0), height - AROUND)
+    for row in rows[shown.start : shown.stop]:
+        here = row.name == current
+        table.add_row(
+            Text(row.name, style="bold" if here else ""),
+            _progress(running) if here else _status(row),
+            Text(row.tune),
+            Text(row.heldout),
+            Text(_time(row, here)),
+        )
+    hidden = len(rows) - len(shown)
+    return Group(table, Text(f"and {hidden} more members", style="dim") if hidden else Text(), Text(footer))
+
+
+def window(count: int, current: int, limit: int) -> range:
+    """At most `limit` (and at least 1) of `count` rows, with the current one amid them where that can be."""
+    size = min(max(limit, 1), count)
+    start = min(max(current - size // 2, 0), count - size)
+    return range(start, start + size)
+
+
+def speed(images: float) -> str:
+    """Images per second, with a decimal where they are few."""
+    return f"{images:.0f} images/s" if images >= 10 else f"{images:.1f} images/s"
+
+
+def _status(row: Row) -> RenderableType:
+    text = f"{row.status}: {row.error}" if row.error else "done" if row.status == "trained" else row.status
+    return Text(text, style=STYLES.get(row.status, ""))
+
+
+def _progress(running: Running) -> RenderableType:
+    if running.done is None:
+        return Text(running.status)
+    line = Table.grid(padding=(0, 1, 0, 0))
+    bar = ProgressBar(total=1.0, completed=min(running.done, 1.0), width=BAR)
+    line.add_row(bar, Text("" if running.speed is None else speed(running.speed)))
+    return Group(Text(running.status), line)
+
+
+def _time(row: Row, here: bool) -> str:
+    if row.seconds is None:
+        return ""
+    length = eta.duration(row.seconds)
+    if here:
+        return f"{length} left"
+    return f"about {length}" if row.status == "waiting" else length
