@@ -51,5 +51,5 @@ def load(rows: Rows, epoch: int, wanted: Sequence[np.ndarray], device: str) -> I
         num_workers=min(os.cpu_count() or 1, 16),
         prefetch_factor=AHEAD,
         collate_fn=collate,
-        pin_memory=True,
+        pin_memory=torch.cuda.is_available(),
     )

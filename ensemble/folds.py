@@ -19,17 +19,16 @@ def assign_folds(frame: pd.DataFrame, count: int, seed: int) -> pd.Series:
     then fewest images. Raises DataError where a class has fewer groups than folds.
     """
     fitted = frame[frame["split"].isin(FITTED_SPLITS)]
-    for label, name in enumerate(LABELS):
-        groups = fitted.loc[fitted["label"] == label, "group"].nunique()
-        if groups < count:
-            raise DataError(
-                f"--folds {count}: there are only {groups} groups with {name} images to train on; "
-                f"use --folds {groups} or fewer, or add images"
-            )
+    groups, name = min((fitted.loc[fitted["label"] == k, "group"].nunique(), name) for k, name in enumerate(LABELS))
+    if groups < count:
+        raise DataError(
+            f"--folds {count}: there are only {groups} groups with {name} images to train on; "
+            f"use --folds {groups} or fewer, or add images"
+        )
     sizes = fitted["group"].value_counts().to_dict()
     images = np.zeros(count, dtype=np.int64)
     fold: dict[str, int] = {}
-    for names in group_strata(fitted).values():
+    for _, names in sorted(group_strata(fitted).items()):
         dealt = np.zeros(count, dtype=np.int64)
         for name in sorted(names, key=lambda name: (place(name, seed), name)):
             chosen = min(range(count), key=lambda k: (dealt[k], images[k], k))
@@ -52,7 +51,7 @@ def fold_parts(frame: pd.DataFrame, fold: int, seed: int) -> tuple[pd.DataFrame,
     rest = fitted[fitted["fold"] != fold]
     share = fitted.loc[fitted["split"] == "tune", "group"].nunique() / fitted["group"].nunique()
     tune: set[str] = set()
-    for names in group_strata(rest).values():
+    for _, names in sorted(group_strata(rest).items()):
         ordered = sorted(names, key=lambda name: (place(name, seed + 1 + fold), name))
         tune |= set(ordered[: min(max(round(share * len(ordered)), 1), len(ordered) - 1)])
     held = rest["group"].isin(tune)

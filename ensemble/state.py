@@ -47,26 +47,28 @@ def below(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.T
 
 
 def of_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-    """An optimizer's state: tensors by "parameter.key", and what its groups hold beside parameters."""
+    """An optimizer's state: tensors by "parameter.key" or "group N.key", and its groups' plain values."""
     values = optimizer.state_dict()
+    entries = {**values["state"], **{f"group {n}": group for n, group in enumerate(values["param_groups"])}}
     tensors = {
-        f"{parameter}.{key}": torch.as_tensor(value)
-        for parameter, entry in values["state"].items()
+        f"{place}.{key}": torch.as_tensor(value)
+        for place, entry in entries.items()
         for key, value in entry.items()
+        if place in values["state"] or torch.is_tensor(value)  # timm's LAMB counts steps in its groups
     }
     plain = (int, float, bool, str, type(None))
-    groups = [{key: v for key, v in group.items() if isinstance(v, plain)} for group in values["param_groups"]]
-    return tensors, groups
+    return tensors, [{k: v for k, v in group.items() if isinstance(v, plain)} for group in values["param_groups"]]
 
 
 def into_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], groups: list[dict[str, Any]]
 ) -> None:
     """Give a new optimizer of the same parameters the state of `of_optimizer`."""
-    values = optimizer.state_dict()
-    state: dict[int, dict[str, torch.Tensor]] = {}
+    own = optimizer.state_dict()["param_groups"]
+    merged = [{**group, **saved} for group, saved in zip(own, groups, strict=True)]
+    entries: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
-        parameter, _, key = name.partition(".")
-        state.setdefault(int(parameter), {})[key] = tensor
-    merged = [{**own, **saved} for own, saved in zip(values["param_groups"], groups, strict=True)]
-    optimizer.load_state_dict({"state": state, "param_groups": merged})
+        place, _, key = name.partition(".")
+        entry = merged[int(place[6:])] if place.startswith("group ") else entries.setdefault(int(place), {})
+        entry[key] = tensor
+    optimizer.load_state_dict({"state": entries, "param_groups": merged})

@@ -71,5 +71,5 @@ def test_a_disk_that_is_too_small_is_said_before_the_start(tmp_path, monkeypatch
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(free=2**30))
     unfinished.check_disk(tmp_path, [])
     unfinished.check_disk(tmp_path, [50 * 2**20])
-    with pytest.raises(ArtifactError, match=r"needs about 8\.7 GiB .* and 1\.0 are free; make room"):
+    with pytest.raises(ArtifactError, match=r"needs about 8\.8 GiB .* and 1\.0 are free; make room"):
         unfinished.check_disk(tmp_path, [800 * 2**20, 100 * 2**20])
