@@ -12,8 +12,8 @@ from ensemble import eta
 
 STATUS = (23, 40)  # columns of the status, on a terminal of 80 and on a wide one
 OTHERS = 37  # columns of scores and time, with the gaps
-BAR = 10
-AROUND = 7  # lines of the heading, the running member's bar, the footer and the prompt
+BAR = 8
+AROUND = 6  # lines of the heading, the running member's bar, the count of other members, the footer, the cursor
 
 STYLES = {"trained": "green", "unchanged": "dim", "waiting": "dim", "failed": "red"}
 
@@ -42,11 +42,11 @@ class Running:
 def draw(rows: Sequence[Row], current: str, running: Running, footer: str, size: tuple[int, int]) -> RenderableType:
     """The table on a terminal of `size` (columns, lines); the running member has a bar on a second line."""
     width, height = size
-    longest = max((len(row.name) for row in rows), default=0)
     least, most = STATUS
-    status_width = min(max(width - OTHERS - longest, least), most)
+    name_width = max(min(max((len(row.name) for row in rows), default=0), width - OTHERS - least), len("member"))
+    status_width = min(max(width - OTHERS - name_width, least), most)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("member", overflow="fold")
+    table.add_column("member", width=name_width, no_wrap=True, overflow="ellipsis")
     table.add_column("status", width=status_width, no_wrap=True, overflow="ellipsis")
     table.add_column("tune\nAUROC", no_wrap=True)
     table.add_column("held-out\nAUROC", no_wrap=True)
@@ -86,6 +86,8 @@ def _progress(running: Running) -> RenderableType:
     if running.done is None:
         return Text(running.status)
     line = Table.grid(padding=(0, 1, 0, 0))
+    line.add_column()
+    line.add_column(no_wrap=True)
     bar = ProgressBar(total=1.0, completed=min(running.done, 1.0), width=BAR)
     line.add_row(bar, Text("" if running.speed is None else speed(running.speed)))
     return Group(Text(running.status), line)

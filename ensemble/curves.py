@@ -1,0 +1,102 @@
+"""Loss, learning rate and tune scores of a member's training, as a picture."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ensemble import artifacts
+
+SMOOTHED = 0.05  # share of a part's steps in the window of the moving mean
+INK, QUIET = "#333333", "#bbbbbb"
+LOSS, TUNE, AUROC, SCORE = "#4269d0", "#d0632a", "#2f8f5b", "#7a4fb0"
+
+
+def draw_curves(history: Mapping[str, Any], path: Path) -> None:
+    """Write history.json's parts as a PNG: the same bytes for the same history.
+
+    Folds are thin lines, a single fit or the refit is a strong one; a ring marks the epoch that
+    was chosen. The last logged step is taken for the end of the last epoch.
+    """
+    figure = Figure(figsize=(13, 3.8), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    losses, rates, scores = figure.subplots(1, 3)
+    parts = history["parts"]
+    for number, part in enumerate(parts):
+        width, strength = (0.9, 0.55) if len(parts) > 1 and part["title"] != "refit" else (1.8, 1.0)
+        style = {"linewidth": width, "alpha": strength}
+        _draw_losses(losses, part, style, named=number == 0)
+        rates.plot(_column(part["steps"], "step"), _column(part["steps"], "lr"), color=INK, **style)
+        _draw_scores(scores, part, style, named=number == 0)
+    _finish(losses, "loss", "step")
+    _finish(rates, "learning rate", "step")
+    _finish(scores, "tune scores (ring: the chosen epoch)", "epoch")
+    rates.yaxis.set_major_formatter("{x:.2g}")
+    with artifacts.replacing(path) as temporary:
+        canvas.print_png(temporary, metadata={"Software": None})
+
+
+def smooth(values: np.ndarray, window: int) -> np.ndarray:
+    """Moving mean over `window` values, float [N] -> float [N]; at the ends over those that are there."""
+    ones = np.ones(min(window, len(values)))
+    return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
+
+
+def _draw_losses(axes: Axes, part: Mapping[str, Any], style: Mapping[str, Any], named: bool) -> None:
+    steps, loss = _column(part["steps"], "step"), _column(part["steps"], "loss")
+    epochs = _column(part["epochs"], "epoch")
+    if len(steps):
+        window = max(round(len(loss) * SMOOTHED), 1)
+        axes.plot(steps, loss, color=LOSS, linewidth=0.6, alpha=0.2 * style["alpha"])
+        axes.plot(steps, smooth(loss, window), color=LOSS, label="train loss, smoothed" if named else None, **style)
+        epochs = epochs * steps[-1] / max(epochs, default=1)
+    _per_epoch(axes, epochs, part, "tune_log_loss", TUNE, "tune log-loss" if named else None, style)
+
+
+def _draw_scores(axes: Axes, part: Mapping[str, Any], style: Mapping[str, Any], named: bool) -> None:
+    epochs = _column(part["epochs"], "epoch")
+    _per_epoch(axes, epochs, part, "tune_auroc", AUROC, "AUROC" if named else None, style)
+    auroc, log_loss, score = (_column(part["epochs"], f"tune_{name}") for name in ("auroc", "log_loss", "score"))
+    if not (np.array_equal(score, auroc, equal_nan=True) or np.array_equal(abs(score), log_loss)):
+        _per_epoch(axes, epochs, part, "tune_score", SCORE, "score that chooses" if named else None, style)
+
+
+def _per_epoch(
+    axes: Axes,
+    at: np.ndarray,
+    part: Mapping[str, Any],
+    key: str,
+    color: str,
+    label: str | None,
+    style: Mapping[str, Any],
+) -> None:
+    values = _column(part["epochs"], key)
+    axes.plot(at, values, color=color, marker=".", markersize=4, label=label, **style)
+    best = _column(part["epochs"], "epoch") == part["best"]
+    axes.plot(at[best], values[best], "o", markersize=8, color=color, fillstyle="none", alpha=style["alpha"])
+
+
+def _column(rows: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
+    """One value a row, float64 [N]; NaN where there is none."""
+    return np.array([row.get(key) for row in rows], dtype=np.float64)
+
+
+def _finish(axes: Axes, title: str, along: str) -> None:
+    axes.set_title(title, loc="left", color=INK, fontsize=11)
+    axes.set_xlabel(along, color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+    axes.grid(color=QUIET, alpha=0.35, linewidth=0.6)
+    axes.tick_params(colors=INK, labelsize=9)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(QUIET)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    if not any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
+        axes.set(xticks=[], yticks=[])
+        axes.text(0.5, 0.5, "nothing logged", transform=axes.transAxes, ha="center", color=QUIET)
