@@ -23,6 +23,7 @@ from ensemble.contract import ImageContract
 from ensemble.errors import BackboneError, some
 from ensemble.labels import LABELS
 from ensemble.recipe import Backbone, Recipe
+from ensemble.surgery import scale_head, set_stem_stride
 
 LABEL_MAPS: dict[str, Any] = {
     "num_labels": len(LABELS),
@@ -69,6 +70,8 @@ def build_member(recipe: Recipe, checkpoint: Path | None) -> Member:
         network = _from_checkpoint(checkpoint, config, recipe.backbone, contract)
     else:
         network, contract = _from_architecture(recipe)
+    set_stem_stride(network, recipe.backbone.stem_stride)
+    scale_head(network, _head_names(network), recipe.backbone.head_init_scale)
     member = Member(network, contract)
     _try_pixels(member, recipe.name)
     return member
@@ -85,6 +88,7 @@ def load_classifier(folder: Path) -> tuple[nn.Module, Any]:
             output_loading_info=True,
         )
     _refuse_mismatch(folder, info, buffers=_buffers(network))
+    set_stem_stride(network)
     return network.eval(), config
 
 

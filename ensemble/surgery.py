@@ -1,0 +1,53 @@
+"""Changes of a built network that its own configuration does not offer."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ensemble.errors import BackboneError
+
+STEM_STRIDE = "first_conv_stride"  # the key in config.json
+
+
+def set_stem_stride(network: Any, stride: int | None = None) -> None:
+    """Give the first convolution another stride, noted in the network's config; None: the one noted there.
+
+    No weight changes its shape. Neither timm nor transformers reads the note: opened by them
+    alone, the saved network has its stock stride, and only `load_classifier` gives it back.
+    Raises BackboneError for a stem of patches, or a stride that would skip pixels.
+    """
+    stride = stride or getattr(network.config, STEM_STRIDE, None)
+    if stride is None:
+        return
+    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    family = getattr(network.config, "architecture", None) or network.config.model_type
+    if first is None or first.kernel_size == first.stride:
+        raise BackboneError(f"{family} starts with patches that do not overlap; remove backbone.stem_stride")
+    if min(first.kernel_size) <= stride:
+        raise BackboneError(
+            f"{family} starts with a kernel of {min(first.kernel_size)} pixels, which a stride of {stride} would not "
+            "overlap; choose a smaller backbone.stem_stride"
+        )
+    first.stride = (stride, stride)
+    setattr(network.config, STEM_STRIDE, stride)
+
+
+@torch.no_grad()
+def scale_head(network: nn.Module, head: frozenset[str], scale: float) -> None:
+    """Multiply the head's parameters, named in `head` (ConvNeXt's head_init_scale is 0.001)."""
+    for name, parameter in network.named_parameters():
+        if name in head:
+            parameter.mul_(scale)
+
+
+def enable_checkpointing(member: nn.Module) -> None:
+    """Let a member compute activations again in the backward pass; BackboneError where the network cannot.
+
+    Batch-norm statistics take in each batch twice then.
+    """
+    network: Any = member.backbone
+    if not network.supports_gradient_checkpointing:
+        raise BackboneError(f"{network.config.model_type} has no checkpointing; remove train.checkpointing")
+    enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
