@@ -33,13 +33,16 @@ def test_every_parameter_has_its_depth_stem_first_and_head_last(family):
     }
 
 
-@pytest.mark.parametrize(("name", "blocks"), [
-    ("swin_tiny", 2 + 2 + 6 + 2),
-    ("swin_base", 2 + 2 + 18 + 2),
-    ("swinv2_tiny", 2 + 2 + 6 + 2),
-    ("convnext_large_384", 3 + 3 + 27 + 3),
-    ("vit_base_clip_384", 12),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        ("swin_tiny", 2 + 2 + 6 + 2),
+        ("swin_base", 2 + 2 + 18 + 2),
+        ("swinv2_tiny", 2 + 2 + 6 + 2),
+        ("convnext_large_384", 3 + 3 + 27 + 3),
+        ("vit_base_clip_384", 12),
+    ],
+)
 def test_listed_networks_have_a_depth_a_block(name, blocks):
     layout = LAYOUTS[name]
     if layout.model_type == "timm":
