@@ -43,7 +43,7 @@ def check_ready(recipes: Sequence[Recipe], device: str, report_to: Sequence[str]
     kind = choose_device(device)
     check_trackers(report_to)
     for recipe in recipes:
-        check_precision(recipe.train.precision, kind)
+        machine.check_precision(recipe.train.precision, kind)
     _each(recipes, lambda recipe: check_source(recipe.backbone))
 
 
