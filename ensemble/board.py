@@ -15,7 +15,7 @@ from rich.text import Text
 from ensemble import board_table, eta
 from ensemble.board_table import Row, Running
 
-REFRESH = 0.5  # seconds between two drawings of the table
+REFRESH = 1.0  # seconds between two drawings of the table, each some milliseconds
 PLAIN = 180.0  # seconds between two lines of progress without a terminal
 WINDOW = 30  # steps that images per second are taken over
 
@@ -31,6 +31,7 @@ class _Fit:
     steps: int
     share: float
     before: float  # share of the member's work that earlier parts were
+    resumed: bool  # an earlier run did some of this member
     step: int
     first: int | None = None  # the step this process began after; the one before it warmed up
     started: float = 0.0  # when it began
@@ -42,10 +43,6 @@ class _Fit:
     def text(self) -> str:
         epoch = min(self.step * self.epochs // max(self.steps, 1) + 1, self.epochs)
         return f"{_lead(self.title)}epoch {epoch}/{self.epochs}"
-
-    def pace(self, now: float) -> float | None:
-        """Seconds a step, with the tuning between epochs."""
-        return None if self.first is None else eta.pace(self.step - self.first, now - self.started)
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,8 @@ class Board:
 
     names: the members that will be trained, in order. say: where lines go without a terminal.
     rates: expected seconds of a member, where known. Nothing is drawn by a thread, so what is
-    shown is as old as the last call.
+    shown is as old as the last call. While it is entered, lines must come through `Board.say`:
+    click.echo would write into the table.
     """
 
     def __init__(
@@ -110,7 +108,7 @@ class Board:
         if self._live is None:
             self._say(line)
         else:
-            self._console.print(Text(line), soft_wrap=True)
+            self._console.print(Text(line))
 
     def member(self, name: str, device: str) -> None:
         """This member is worked on from now."""
@@ -122,10 +120,14 @@ class Board:
         """A fit begins: `title` "", "fold 2/5" or "refit".
 
         steps: of the whole fit, `done` of them by an earlier run. share: in (0, 1], of the member's
-        work. A part that an earlier run finished is told too, with done = steps.
+        work. A part that an earlier run finished is told too, with done = steps. One that begins again,
+        with a smaller batch, is told again under its title.
         """
-        before = self._fit.before + self._fit.share if self._fit else 0.0
-        self._fit, self._scoring = _Fit(title, epochs, steps, share, before, done), None
+        last, before, resumed = self._fit, 0.0, done > 0
+        if last is not None:
+            before = last.before if last.title == title else last.before + last.share
+            resumed = resumed or last.resumed
+        self._fit, self._scoring = _Fit(title, epochs, steps, share, before, resumed, done), None
         self._recent.clear()
         self._show(always=True)
 
@@ -143,20 +145,14 @@ class Board:
         self._show()
 
     def epoch(self, record: Mapping[str, float], better: bool) -> None:
-        """The numbers of an epoch; `better`: the best of its part so far."""
-        auroc, log_loss = record["tune_auroc"], record["tune_log_loss"]
-        score = record.get("tune_score", auroc)
+        """The numbers of an epoch, those it has; `better`: the best of its part so far."""
         lead, epochs = (_lead(self._fit.title), f"/{self._fit.epochs}") if self._fit else ("", "")
-        self.say(
-            f"  {lead}epoch {record['epoch']:.0f}{epochs}: train loss {record['train_loss']:.4f}, "
-            f"tune AUROC {auroc:.4f}, tune log-loss {log_loss:.4f}"
-            + ("" if abs(score) in (auroc, log_loss) else f", tune score {score:.4f}")
-            + (", best" if better else "")
-        )
+        numbers = ", ".join(f"{name} {record[key]:.4f}" for key, name in _told(record).items())
+        self.say(f"  {lead}epoch {record['epoch']:.0f}{epochs}: {numbers}{', best' if better else ''}")
         self._scoring = None
         self._recent.clear()
-        if better and self._name:
-            self._update(self._name, tune=f"{auroc:.4f}")
+        if better and self._name and "tune_auroc" in record:
+            self._update(self._name, tune=f"{record['tune_auroc']:.4f}")
 
     def scoring(self, title: str, total: int) -> Callable[[int], object]:
         """Rows of `title`, "tune" or "held-out", are scored: call the function with the count of each batch."""
@@ -174,8 +170,8 @@ class Board:
     def finished(self, name: str, status: str, score: str = "", seconds: float = 0.0, error: str = "") -> None:
         """Nothing more comes of this member: "trained", "unchanged" or "failed"; score: its held-out AUROC."""
         if status == "trained":
-            whole = self._whole(self._clock()) if name == self._name else None
-            self._known.append(max(seconds, whole or 0.0))
+            resumed = self._fit is not None and self._fit.resumed and name == self._name
+            self._known.append(self._whole(self._clock()) or seconds if resumed else seconds)
         if name == self._name:
             self._name, self._fit, self._scoring = "", None, None
         self._update(name, status=status, heldout=score, error=error, seconds=seconds or None)
@@ -224,19 +220,31 @@ class Board:
         left = self._left(now)
         return ", ".join(parts if left is None else [*parts, f"{eta.duration(left)} left"])
 
+    @property
+    def _after(self) -> _Scoring | None:
+        """What is scored after a fit; None during one."""
+        return None if self._scoring is None or self._scoring.title == "tune" else self._scoring
+
+    def _pace(self, now: float) -> float | None:
+        """Seconds a step, with the tuning between epochs and without what follows the last."""
+        if self._fit is None or self._fit.first is None:
+            return None
+        until = self._after.started if self._after else now
+        return eta.pace(self._fit.step - self._fit.first, until - self._fit.started)
+
     def _left(self, now: float) -> float | None:
         """Seconds left of the member that is worked on."""
-        fit, expected = self._fit, self._rates.get(self._name)
-        pace = fit.pace(now) if fit else None
+        fit, pace = self._fit, self._pace(now)
         if fit is None or pace is None:
-            return expected
-        after = self._scoring.left(now) if self._scoring is not None and self._scoring.title != "tune" else 0.0
-        return eta.member_left(pace, fit.step, fit.steps, fit.share, fit.before) + after
+            return self._rates.get(self._name)
+        if self._after is not None:  # the fit is over, were it early
+            return eta.member_left(pace, fit.steps, fit.steps, fit.share, fit.before) + self._after.left(now)
+        return eta.member_left(pace, fit.step, fit.steps, fit.share, fit.before)
 
     def _whole(self, now: float) -> float | None:
         """Seconds of the member that is worked on, with what an earlier run did of it."""
-        pace = self._fit.pace(now) if self._fit else None
-        return eta.member_seconds(pace, self._fit.steps, self._fit.share) if self._fit and pace else None
+        fit, pace = self._fit, self._pace(now)
+        return None if fit is None or pace is None else eta.member_seconds(pace, fit.steps, fit.share)
 
     def _footer(self, now: float) -> str:
         waiting = [row.name for row in self._rows.values() if row.status == "waiting"]
@@ -247,6 +255,15 @@ class Board:
         left = eta.run_left(running, [self._rates.get(name) for name in waiting], known)
         text = f"{ended} of {len(self._rows)} members, {eta.duration(now - self._began)} so far"
         return text if left is None or ended == len(self._rows) else f"{text}, about {eta.duration(left)} left"
+
+
+def _told(record: Mapping[str, float]) -> dict[str, str]:
+    """Keys of an epoch's record that are told, and their names; the tune score if it is none of the others."""
+    names = {"train_loss": "train loss", "tune_auroc": "tune AUROC", "tune_log_loss": "tune log-loss"}
+    told = {key: name for key, name in names.items() if key in record}
+    if "tune_score" in record and abs(record["tune_score"]) not in [record[key] for key in told]:
+        told["tune_score"] = "tune score"
+    return told
 
 
 def _lead(title: str) -> str:

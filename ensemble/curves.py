@@ -23,7 +23,8 @@ def draw_curves(history: Mapping[str, Any], path: Path) -> None:
     Folds are thin lines, a single fit or the refit is a strong one; a ring marks the epoch that
     was chosen. The last logged step is taken for the end of the last epoch.
     """
-    figure = Figure(figsize=(13, 3.8), dpi=110, layout="constrained")
+    figure = Figure(figsize=(13, 3.8), dpi=110)
+    figure.subplots_adjust(left=0.04, right=0.99, bottom=0.13, top=0.92, wspace=0.16)
     canvas = FigureCanvasAgg(figure)
     losses, rates, scores = figure.subplots(1, 3)
     parts = history["parts"]
@@ -89,7 +90,7 @@ def _column(rows: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
 def _finish(axes: Axes, title: str, along: str) -> None:
     axes.set_title(title, loc="left", color=INK, fontsize=11)
     axes.set_xlabel(along, color=INK)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     axes.grid(color=QUIET, alpha=0.35, linewidth=0.6)
     axes.tick_params(colors=INK, labelsize=9)
     for side, spine in axes.spines.items():
