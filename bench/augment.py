@@ -3,8 +3,8 @@
     python bench/augment.py [--photos FOLDER] [--recipes recipes recipes/quick] [--side 3000]
 
 On 256-pixel tiles and on photographs (default: those inside scikit-image and scikit-learn, enlarged to --side pixels,
-as few of them are large), beside decoding alone and torchvision's transforms on tensors, medians of processor time on
-one thread. A ratio is torchvision's time over ours: above 1 ours is faster.
+as few of them are large), beside decoding alone and torchvision's transforms on tensors. Processor time on one thread:
+medians for a degradation, means for a recipe. A ratio is torchvision's time over ours: above 1 ours is faster.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path)
     parser.add_argument("--recipes", type=Path, nargs="+", default=[ROOT / "recipes", ROOT / "recipes" / "quick"])
-    parser.add_argument("--side", type=int, default=3000, help="longer side of the packaged photographs")
+    parser.add_argument("--side", type=int, default=2000, help="longer side of the packaged photographs")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -101,7 +101,7 @@ def whole(pictures: Sequence[Image.Image], augments: dict[str, Augment], folder:
         files.append(folder / f"{number}.jpg")
         files[-1].write_bytes(encoded(picture))
     geometries = ("squash", "native_crops")
-    print(f"  {'':48}{'degrade':>10}{'of it decode':>14}   images/s a process, {' / '.join(geometries)}")
+    print(f"  {'':48}{'degrade':>10}{'over decode':>14}   images/s a process, {' / '.join(geometries)}")
     decoding = statistics.mean(seconds(images.decode, file) for file in files for _ in range(repeats)) * 1000
     for name, augment in {"none": Augment(), **augments}.items():
         times = [

@@ -280,6 +280,16 @@ def test_any_image_survives_any_chain(width, height, transparent, seed):
     assert min(changed.size) >= min(width, height, degrade.SMALLEST)
 
 
+def test_jpeg_alone_takes_the_same_draws_as_before_there_were_others():
+    image, augment = noise(0), Augment(jpeg=(30, 100))
+    for seed in range(40):
+        expected, generator, plain = image, rng(seed), rng(seed)
+        if plain.random() < 0.5:
+            expected = degrade.jpeg(image, int(plain.integers(30, 101)), int(plain.choice([0, 2])))
+        assert degrade.degrade(image, augment, generator).tobytes() == expected.tobytes()
+        assert generator.random() == plain.random()
+
+
 # ---- turns
 
 
