@@ -1,5 +1,6 @@
 """Rows of the data set as tensors for training: decode, degrade, crop, turn."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,12 @@ class Rows(Dataset[dict[str, Any]]):
             pixels = images.to_pixels(image, self.contract)
         else:
             rng = np.random.default_rng(draw)
-            image = degrade.degrade(image, self.augment, rng)
+            changes = degrade.draw(self.augment, rng)
             place = (float(rng.random()), float(rng.random()))
+            if changes and self.contract.geometry == "native_crops":
+                image = around(image, self.contract.size, place, changes)
+            for change in changes:
+                image = change.apply(image)
             pixels = degrade.turn(images.to_pixels(image, self.contract, [place]), self.augment, rng)
         return {"pixels": pixels, "labels": float(self.labels[row])}
 
@@ -67,6 +72,17 @@ class Rows(Dataset[dict[str, Any]]):
             self.room -= size
             self.kept[row] = image
         return image
+
+
+def around(image: Image.Image, size: int, place: tuple[float, float], changes: Sequence[degrade.Change]) -> Image.Image:
+    """The part of an image that suffices for a crop of `size` pixels at `place` after the changes.
+
+    Twice the length of what the crop shows, for what reaches into it from beyond its edges.
+    Cut at the same share of the free space, it holds the crop where the whole image has it
+    (unless `crop` is among the changes, which then moves it less far).
+    """
+    side = math.ceil(2 * size / math.prod(change.scale for change in changes))
+    return degrade.cut(image, side, side, *place)
 
 
 def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
