@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from ensemble.train import Setup
     from ensemble.train_all import Outcome
 
-TRAINING_PACKAGES = "torch torchvision transformers timm accelerate sklearn pydantic yaml".split()
+TRAINING_PACKAGES = (
+    "torch torchvision transformers timm accelerate sklearn pydantic yaml peft rich tensorboard matplotlib psutil"
+).split()
 
 
 def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,10 @@ class _Progress:
     steps: list[dict[str, float]] = field(default_factory=list)
 
 
-def fit(member: Member, job: Job, board: Board, trackers: Trackers) -> dict[str, Any]:
+def fit(member: Member, job: Job, board: Board, track: Callable[[int], Trackers]) -> dict[str, Any]:
     """Train in place and leave the best epoch's weights in `member`; returns its history.
+
+    track: opens the trackers, told how many steps an interrupted run has done.
 
     The history holds `epochs`, `steps` and `best`, the number of the chosen epoch. A state
     in the job's folder is gone on from. Raises TrainingError where the loss is no number.
@@ -81,12 +83,12 @@ def fit(member: Member, job: Job, board: Board, trackers: Trackers) -> dict[str,
     engine = build_engine(member, train, total, precision, channels_last, processes)
     progress = _restore(engine, saved) if saved is not None else _Progress()
     del saved  # as large as the network and more
-    board.part(
-        job.title, job.last_epoch, in_epoch * job.last_epoch, in_epoch * progress.epoch + progress.step, job.share
-    )
-    while progress.epoch < job.last_epoch and not _patience_ended(progress, job):
-        _run_epoch(engine, job, progress, in_epoch, board, trackers)
-        _end_epoch(engine, job, progress, board, trackers)
+    done = in_epoch * progress.epoch + progress.step
+    board.part(job.title, job.last_epoch, in_epoch * job.last_epoch, done, job.share)
+    with closing(track(done)) as trackers:
+        while progress.epoch < job.last_epoch and not _patience_ended(progress, job):
+            _run_epoch(engine, job, progress, in_epoch, board, trackers)
+            _end_epoch(engine, job, progress, board, trackers)
     best = best_epoch(progress.epochs, train.tune_score)
     assert best is not None  # noqa: S101 the recipe has at least one epoch
     _take_best(engine, job, int(best["epoch"]))

@@ -187,12 +187,10 @@ def _fit(
         recipe, rows, tune, task.reading, last_epoch, task.work / folder, task.seed, setup.processes, title, share,
         60 * setup.save_minutes,
     )  # fmt: skip
-    logs = artifacts.logs_path(task.run, recipe.name) / folder
-    trackers = open_trackers(setup.report_to if setup.processes.first else (), logs, recipe.name, recipe.model_dump())
-    try:
-        history = fit(member, job, board, trackers)
-    finally:
-        trackers.close()
+    report_to = setup.report_to if setup.processes.first else ()
+    logs, name = artifacts.logs_path(task.run, recipe.name) / folder, f"{recipe.name}/{folder}"
+    config = recipe.model_dump(mode="json")
+    history = fit(member, job, board, partial(open_trackers, report_to, logs, name, config))
     if recipe.adapt.mode == "lora":
         merge_lora(member)
     return member, history

@@ -11,8 +11,11 @@ from safetensors.torch import load_file, save_file
 from ensemble import backbone
 from ensemble.checkpoints import check_source, locate_checkpoint
 from ensemble.errors import ArtifactError, BackboneError
+from ensemble.distributed import Processes
+from ensemble.recipe import Train
 from ensemble.recipe_files import find_recipes, load_recipes, recipes_folder
-from ensemble.train import Objective, torch_runner
+from ensemble.step import build_engine, optimizer_step
+from ensemble.torch_runner import torch_runner
 from export import certificate
 from export.convert import convert
 from export.runtime import onnx_runner
@@ -38,11 +41,9 @@ def pixels_of(photo, contract, count=7):
 
 
 def one_step(member, pixels):
-    objective = Objective(member, 0.0).train()
-    optimizer = torch.optim.AdamW(objective.parameters(), 1e-4)
-    labels = (torch.arange(2) % 2).float()
-    objective(torch.from_numpy(pixels[:2])[:, None], labels)["loss"].backward()
-    optimizer.step()
+    engine = build_engine(member.train(), Train(lr=1e-4, epochs=1, batch_size=2), 1, "fp32", False, Processes())
+    batch = {"pixels": torch.from_numpy(pixels[:2])[:, None], "labels": (torch.arange(2) % 2).float()}
+    optimizer_step(engine, [batch], 2, print)
 
 
 @pytest.mark.parametrize("name", ALL)

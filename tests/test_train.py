@@ -15,7 +15,8 @@ from ensemble.members import heldout_logits, load_member, read_info
 from ensemble.metrics import auroc
 from ensemble.recipe import Augment
 from ensemble.score import score_images
-from ensemble.train import Objective, choose_device, torch_runner
+from ensemble.step import summed_loss, view_logits
+from ensemble.torch_runner import choose_device, torch_runner
 
 CONTRACT = ImageContract(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, geometry="native_crops")
 AUGMENT = Augment(quarter_turns=True, jpeg=(50, 90))
@@ -32,8 +33,7 @@ def files(tmp_path_factory, photos):
 
 def rows(files, epoch=0, seed=0, augment=AUGMENT):
     data = Rows(files, np.array([0, 1, 0, 1]), CONTRACT, augment, seed)
-    data.epoch = epoch
-    return collate([data[row] for row in range(len(data))])
+    return collate([data[epoch, row] for row in range(len(data))])
 
 
 def test_augmentation_depends_on_seed_epoch_and_row_alone(files):
@@ -52,17 +52,16 @@ def test_without_augmentation_rows_are_the_contracts_pixels(files):
     assert batch["labels"].tolist() == [0.0, 1.0, 0.0, 1.0]
 
 
-def test_objective_averages_views_and_smooths_labels():
-    class Brightness(torch.nn.Module):
-        def forward(self, pixels):
-            return pixels.float().mean(dim=(1, 2, 3))
+def test_views_are_averaged_and_labels_smoothed():
+    def brightness(pixels):
+        return pixels.float().mean(dim=(1, 2, 3))
 
     pixels = torch.stack([torch.full((32, 32, 3), value, dtype=torch.uint8) for value in (1, 3)])[None]
-    plain = Objective(Brightness(), 0.0)(pixels, torch.ones(1))
-    assert plain["logits"].tolist() == [2.0]
-    assert plain["loss"].item() == pytest.approx(np.log1p(np.exp(-2.0)))
-    smooth = Objective(Brightness(), 0.2)(pixels, torch.ones(1))
-    assert smooth["loss"].item() == pytest.approx(0.9 * np.log1p(np.exp(-2.0)) + 0.1 * np.log1p(np.exp(2.0)))
+    logits = view_logits(brightness, pixels)
+    assert logits.tolist() == [2.0]
+    assert summed_loss(logits, torch.ones(1), 0.0).item() == pytest.approx(np.log1p(np.exp(-2.0)))
+    smooth = summed_loss(logits.repeat(2), torch.ones(2), 0.2).item()
+    assert smooth == pytest.approx(2 * (0.9 * np.log1p(np.exp(-2.0)) + 0.1 * np.log1p(np.exp(2.0))))
 
 
 def test_views_of_other_sizes_give_a_logit_each():
@@ -93,7 +92,8 @@ def test_a_missing_gpu_is_an_error_and_auto_is_the_cpu():
 def test_saved_member_is_the_best_epoch_and_repeats_its_held_out_logits(run):
     held, logits = heldout_logits(run, ["tiny_convnext"])
     frame = dataset_of(run)
-    history = json.loads((run / "members" / "tiny_convnext" / "history.json").read_text())["epochs"]
+    [part] = json.loads((run / "members" / "tiny_convnext" / "history.json").read_text())["parts"]
+    history = part["epochs"]
     best = read_info(run, "tiny_convnext")["best"]
     assert best["tune_auroc"] == max(epoch["tune_auroc"] for epoch in history)
     assert [epoch["epoch"] for epoch in history] == [1, 2, 3]
