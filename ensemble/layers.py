@@ -6,14 +6,16 @@ from torch import nn
 from ensemble.backbone import Member
 from ensemble.errors import BackboneError
 
+Layer = nn.Linear | nn.Conv2d
 
-def called_layers(member: Member) -> tuple[list[nn.Module], int]:
+
+def called_layers(member: Member) -> tuple[list[Layer], int]:
     """The linear layers and convolutions in the order one image calls them, and the number of logits.
 
     A layer whose weights are read without calling it, as some attentions do, is not among them.
     """
-    called: list[nn.Module] = []
-    layers = [m for m in member.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    called: list[Layer] = []
+    layers = [m for m in member.modules() if isinstance(m, Layer)]
     hooks = [m.register_forward_pre_hook(lambda module, _: called.append(module)) for m in layers]
     size, device = member.contract.size, member.mean.device
     training = member.training
@@ -27,10 +29,10 @@ def called_layers(member: Member) -> tuple[list[nn.Module], int]:
     return called, logits.shape[-1]
 
 
-def head_of(member: Member) -> nn.Module:
+def head_of(member: Member) -> Layer:
     """The linear layer that gives the logits: the last one called that has as many outputs."""
     called, logits = called_layers(member)
     for layer in reversed(called):
-        if getattr(layer, "out_features", getattr(layer, "out_channels", None)) == logits:
+        if logits == (layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels):
             return layer
     raise BackboneError("the network's last linear layer was not found; choose another checkpoint")
