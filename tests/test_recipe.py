@@ -52,6 +52,12 @@ def test_every_quick_recipe_loads():
     assert all(recipe.backbone.architecture for recipe in recipes)
 
 
+def test_every_other_recipe_loads():
+    recipes = load_recipes(find_recipes(recipes_folder() / "more"))
+    assert {recipe.name for recipe in recipes} >= {"dinov2_small", "dinov3_small", "siglip_base"}
+    assert {recipe.adapt.mode for recipe in recipes} == {"probe", "lora"}
+
+
 def test_values_and_defaults(load):
     recipe = load()
     assert (recipe.name, recipe.backbone.architecture, recipe.train.lr) == ("member", "swin", 1e-3)
@@ -89,7 +95,7 @@ def test_a_mistake_is_named(load, tmp_path, old, new, message):
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "text"])
 def test_what_is_not_a_mapping_is_refused(load, text):
     [line] = problems(load, text)
-    assert "a recipe is a mapping with the keys backbone, image, augment, train" in line
+    assert "a recipe is a mapping with the keys backbone, image, adapt, augment, train" in line
 
 
 def test_all_problems_of_all_files_come_together(tmp_path):
