@@ -113,6 +113,7 @@ def _load_config(folder: Path) -> Any:
 
 def _from_checkpoint(folder: Path, config: Any, backbone: Backbone, contract: ImageContract) -> nn.Module:
     config = copy.deepcopy(config)
+    headless.check_classifier(config)
     _configure(config, backbone, contract)
     with _quiet(folder):
         network, info = transformers.AutoModelForImageClassification.from_pretrained(

@@ -3,10 +3,23 @@
 from collections.abc import Collection
 from typing import Any
 
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+from ensemble.errors import BackboneError
+
 # Of an image-text model: what a classifier of images has no place for.
 LEFT_OUT = {"siglip": ("text_model.", "logit_scale", "logit_bias", "vision_model.head.")}
 # They resize the positions they were trained with in their own forward, whatever the image's size.
 RESIZE_POSITIONS = {"dinov2", "dinov2_with_registers"}
+
+
+def check_classifier(config: Any) -> None:
+    """BackboneError for a family, such as dinov3_vit, that transformers makes no classifier of."""
+    if config.model_type not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+        raise BackboneError(
+            f"transformers makes no image classifier of {config.model_type}; use timm's checkpoint of the same weights,"
+            " such as timm/vit_small_patch16_dinov3.lvd1689m"
+        )
 
 
 def set_image_size(config: Any, size: int) -> None:

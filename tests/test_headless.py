@@ -92,6 +92,13 @@ def test_nothing_else_of_it_may_be_dropped_or_missing(name, change, message, fol
         build(changed(folders[name], tmp_path / "changed", change))
 
 
+def test_a_family_without_a_classifier_in_transformers_is_sent_to_timm(folders, tmp_path):
+    folder = shutil.copytree(folders["dinov2"], tmp_path / "dinov3")
+    (folder / "config.json").write_text(json.dumps({"model_type": "dinov3_vit"}))
+    with pytest.raises(BackboneError, match="no image classifier of dinov3_vit; use timm's checkpoint"):
+        build(folder)
+
+
 def test_dinov2_takes_other_sizes_with_the_positions_it_was_trained_with(folders):
     whole, half = build(folders["dinov2"]), build(folders["dinov2"], size=112)
     key = "dinov2.embeddings.position_embeddings"
