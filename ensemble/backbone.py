@@ -17,7 +17,7 @@ import transformers
 from safetensors.torch import load_file
 from torch import nn
 
-from ensemble import contracts
+from ensemble import contracts, headless
 from ensemble.checkpoints import check_source, weights_file
 from ensemble.contract import ImageContract
 from ensemble.errors import BackboneError, some
@@ -87,7 +87,7 @@ def load_classifier(folder: Path) -> tuple[nn.Module, Any]:
             local_files_only=True,
             output_loading_info=True,
         )
-    _refuse_mismatch(folder, info, buffers=_buffers(network))
+    _refuse_mismatch(folder, info, extra=_buffers(network))
     set_stem_stride(network)
     return network.eval(), config
 
@@ -117,13 +117,15 @@ def _load_config(folder: Path) -> Any:
 
 def _from_checkpoint(folder: Path, config: Any, backbone: Backbone, contract: ImageContract) -> nn.Module:
     config = copy.deepcopy(config)
+    headless.check_classifier(config)
     _configure(config, backbone, contract)
     with _quiet(folder):
         network, info = transformers.AutoModelForImageClassification.from_pretrained(
             folder, config=config, local_files_only=True, ignore_mismatched_sizes=True, output_loading_info=True
         )
     head = _head_names(network)
-    _refuse_mismatch(folder, info, head, _buffers(network))
+    extra = _buffers(network) | headless.left_out(config, info["unexpected_keys"])
+    _refuse_mismatch(folder, info, head, extra)
     _new_head(network, head)
     return network
 
@@ -172,8 +174,7 @@ def _configure(config: Any, backbone: Backbone, contract: ImageContract) -> None
         if not hasattr(config, "drop_path_rate"):
             raise BackboneError(f"{config.model_type} has no drop path; remove backbone.drop_path")
         config.drop_path_rate = backbone.drop_path
-    if hasattr(config, "image_size"):
-        config.image_size = contract.size
+    headless.set_image_size(config, contract.size)
 
 
 def _overridden(contract: ImageContract, recipe: Recipe) -> ImageContract:
@@ -211,17 +212,17 @@ def _new_head(network: nn.Module, head: frozenset[str]) -> None:
 
 
 def _refuse_mismatch(
-    source: Path, info: Mapping[str, Any], head: frozenset[str] = frozenset(), buffers: frozenset[str] = frozenset()
+    source: Path, info: Mapping[str, Any], head: frozenset[str] = frozenset(), extra: frozenset[str] = frozenset()
 ) -> None:
     """BackboneError listing every key that does not fit: only `head` may be missing or of another shape.
 
-    Keys named in `buffers` may be extra: older files store tables that are computed now.
+    Keys named in `extra` may be unexpected: older files store tables that are computed now.
     """
     mismatched = {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}
     problems = []
     for kind, keys in (
         ("missing", set(info["missing_keys"]) - head),
-        ("unexpected", set(info["unexpected_keys"]) - buffers),
+        ("unexpected", set(info["unexpected_keys"]) - extra),
         ("of another shape", mismatched - head),
         ("broken", set(info.get("error_msgs", ()))),
     ):

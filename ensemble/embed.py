@@ -17,6 +17,7 @@ from ensemble.backbone import Member, build_member
 from ensemble.checkpoints import check_source, locate_checkpoint
 from ensemble.contract import ImageContract
 from ensemble.errors import BackboneError, ImageError, some
+from ensemble.heads import head_of
 from ensemble.members import load_member
 from ensemble.parallel import ordered_map
 from ensemble.recipe import Backbone, Recipe, Train
@@ -105,44 +106,29 @@ def load_embedder(name: str | None, device: str) -> Embedder:
 def embedder_of(member: Member, name: str, device: str) -> Embedder:
     """The features that enter the last linear layer of a member; maps and tokens are averaged."""
     member.eval().to(device)
-    head = _head(member)
+    head = head_of(member)
     caught: list[torch.Tensor] = []
 
     def catch(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         caught[:] = inputs[:1]
 
-    head.register_forward_pre_hook(catch)
     spatial = isinstance(head, nn.Conv2d)
 
     def run(pixels: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            member(torch.from_numpy(pixels).to(device))
-            features = caught.pop().float()
-            if features.ndim > 2:
-                features = features.flatten(2).mean(2) if spatial else features.flatten(1, -2).mean(1)
-            return features.cpu().numpy()
+        hook = head.register_forward_pre_hook(catch)
+        try:
+            with torch.inference_mode():
+                member(torch.from_numpy(pixels).to(device))
+        finally:
+            hook.remove()  # the member may be trained and saved afterwards
+        features = caught.pop().float()
+        if features.ndim > 2:
+            features = features.flatten(2).mean(2) if spatial else features.flatten(1, -2).mean(1)
+        return features.cpu().numpy()
 
     size = member.contract.size
     width = run(np.zeros((1, size, size, 3), dtype=np.uint8)).shape[-1]
     return Embedder(name, member.contract, width, _identity(member, head), run)
-
-
-def _head(member: Member) -> nn.Module:
-    """The linear layer that gives the logits: the last one called that has as many outputs."""
-    called: list[nn.Module] = []
-    layers = [m for m in member.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    hooks = [m.register_forward_pre_hook(lambda module, _: called.append(module)) for m in layers]
-    size, device = member.contract.size, member.mean.device
-    try:
-        with torch.inference_mode():
-            logits = member.backbone(pixel_values=torch.zeros(1, 3, size, size, device=device)).logits
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for layer in reversed(called):
-        if getattr(layer, "out_features", getattr(layer, "out_channels", None)) == logits.shape[-1]:
-            return layer
-    raise BackboneError("the embedder's last linear layer was not found; choose another checkpoint")
 
 
 def _identity(member: Member, head: nn.Module) -> str:

@@ -52,6 +52,12 @@ def test_every_quick_recipe_loads():
     assert all(recipe.backbone.architecture for recipe in recipes)
 
 
+def test_every_other_recipe_loads():
+    recipes = load_recipes(find_recipes(recipes_folder() / "more"))
+    assert {recipe.name for recipe in recipes} >= {"dinov2_small", "dinov3_small", "siglip_base"}
+    assert {recipe.adapt.mode for recipe in recipes} == {"probe", "lora"}
+
+
 def test_values_and_defaults(load):
     recipe = load()
     assert (recipe.name, recipe.backbone.architecture, recipe.train.lr) == ("member", "swin", 1e-3)
