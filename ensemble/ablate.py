@@ -13,7 +13,9 @@ import torch
 from tqdm import tqdm
 
 from ensemble import dataset, groups, metrics, select
+from ensemble.board import Board
 from ensemble.checkpoints import locate_checkpoint
+from ensemble.distributed import Processes
 from ensemble.embed import Features
 from ensemble.errors import DataError
 from ensemble.members import load_member
@@ -22,8 +24,6 @@ from ensemble.recipe import Recipe
 from ensemble.score import score_images
 from ensemble.sources import Labelled
 from ensemble.splits import Fractions
-from ensemble.board import Board
-from ensemble.distributed import Processes
 from ensemble.torch_runner import torch_runner
 from ensemble.train import Say, Setup, train_member
 

@@ -96,7 +96,7 @@ def first_does(processes: Processes, work: Callable[[], T]) -> T:
     shared(box)
     if box[1] is not None:
         raise ManyeyesError(box[1][1])
-    return box[0]  # type: ignore[no-any-return]
+    return box[0]
 
 
 def shared(box: list[Any]) -> None:

@@ -79,7 +79,8 @@ def fit(member: Member, job: Job, board: Board, track: Callable[[int], Trackers]
         )
     total = in_epoch * train.epochs
     saved = state.read(job.folder / STATE) if (job.folder / STATE).exists() else None
-    precision, channels_last = first_does(processes, lambda: _ways(member, job, saved))
+    facts = saved[1] if saved is not None else None
+    precision, channels_last = first_does(processes, lambda: _ways(member, job, facts))
     engine = build_engine(member, train, total, precision, channels_last, processes)
     progress = _restore(engine, saved) if saved is not None else _Progress()
     del saved  # as large as the network and more
@@ -95,10 +96,10 @@ def fit(member: Member, job: Job, board: Board, track: Callable[[int], Trackers]
     return {"title": job.title, "epochs": progress.epochs, "steps": progress.steps, "best": int(best["epoch"])}
 
 
-def _ways(member: Member, job: Job, saved: tuple[Any, Mapping[str, Any]] | None) -> tuple[str, bool]:
+def _ways(member: Member, job: Job, facts: Mapping[str, Any] | None) -> tuple[str, bool]:
     """(precision, channels last): those of the state that is gone on from, else by recipe and machine."""
-    if saved is not None:
-        return saved[1]["precision"], saved[1]["channels_last"]
+    if facts is not None:
+        return facts["precision"], facts["channels_last"]
     train = job.recipe.train
     channels_last = train.channels_last
     if channels_last is None:

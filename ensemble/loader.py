@@ -15,7 +15,6 @@ from ensemble.canonical import Plan, read_canonical
 from ensemble.contract import ImageContract
 from ensemble.recipe import Augment
 
-
 Key = tuple[int, int]  # epoch, row
 
 

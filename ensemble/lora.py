@@ -29,7 +29,7 @@ def add_lora(member: Member, adapt: Adapt) -> None:
     ]
     config = peft.LoraConfig(
         r=adapt.rank,
-        lora_alpha=adapt.alpha,  # type: ignore[arg-type]  # it is only divided by the rank
+        lora_alpha=adapt.alpha,
         lora_dropout=adapt.dropout,
         target_modules=_chosen(names, adapt.targets),
     )

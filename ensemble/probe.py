@@ -25,6 +25,7 @@ from ensemble.heads import head_of
 from ensemble.loader import Rows
 from ensemble.parallel import ordered_map
 from ensemble.recipe import Recipe
+from ensemble.tune import named_scores
 
 FEATURES_VERSION = 1  # raised by hand when the same image and draw would give other features
 STRENGTHS = np.logspace(-6, 1, 15)  # C; Radford et al. ("CLIP", 2021) search 1e-6 to 1e6, of which the rest overfits
@@ -40,53 +41,51 @@ class _Line:
     bias: float
     strength: float
     train_loss: float
-    tune_logits: np.ndarray
+    tune_logits: np.ndarray | None
 
 
 def fit_probe(
     member: Member,
     recipe: Recipe,
     train: pd.DataFrame,
-    tune: pd.DataFrame,
+    tune: pd.DataFrame | None,
     plan: Plan | None,
     seed: int,
     device: str,
     progress: Progress,
+    strength: float = 1.0,
 ) -> dict[str, float]:
     """Give `member` the head that a logistic regression finds; returns what it scores, as of one epoch.
 
     train, tune: rows of the data set. Each view of a train image is a row of the fit: the
     contract's own views, and `adapt.views` random ones. The strength is that with the least
-    log-loss on tune, where views are averaged as everywhere. `tune_score` is the greater the
-    better (a negated log-loss); in place of the worst cell, which needs other images than
-    tune's, stands the AUROC. Features of all train rows are held in memory.
+    log-loss on tune, where views are averaged as everywhere; without tune rows it is the
+    given one. In place of the worst cell, which needs other images than tune's, stands the
+    AUROC. Features of all train rows are held in memory.
     """
     embedder = embedder_of(member, recipe.name, device)
     own, width = embedder.contract.count, embedder.width
     rows = np.empty((len(train), own + recipe.adapt.views, width), dtype=np.float32)
-    tuned = np.empty((len(tune), own, width), dtype=np.float32)
+    tuned = np.empty((len(tune), own, width), dtype=np.float32) if tune is not None else None
     read = partial(_features, embedder, recipe, plan, seed)
     read(train, None, rows[:, :own], progress("features, train", len(train)))
-    read(tune, None, tuned, progress("features, tune", len(tune)))
+    if tune is not None and tuned is not None:
+        read(tune, None, tuned, progress("features, tune", len(tune)))
     for view in range(recipe.adapt.views):
         out = rows[:, own + view : own + view + 1]
         read(train, view, out, progress(f"features, random view {view + 1}", len(train)))
-    if not (np.isfinite(rows).all() and np.isfinite(tuned).all()):
+    if not (np.isfinite(rows).all() and (tuned is None or np.isfinite(tuned).all())):
         raise BackboneError(f"{recipe.name}: some features are not finite; choose another backbone")
-    labels, tune_labels = train["label"].to_numpy(), tune["label"].to_numpy()
-    line = _fit(rows.reshape(-1, width), np.repeat(labels, rows.shape[1]), tuned, tune_labels)
+    labels = np.repeat(train["label"].to_numpy(), rows.shape[1])
+    tune_labels = tune["label"].to_numpy() if tune is not None else None
+    strengths = STRENGTHS if tune is not None else np.array([strength])
+    line = _fit(rows.reshape(-1, width), labels, tuned, tune_labels, strengths)
     _fold(member, line, embedder)
-    p = metrics.sigmoid(line.tune_logits)
-    auroc, log_loss = metrics.auroc(tune_labels, line.tune_logits), metrics.log_loss(tune_labels, p)
-    scores = {"log_loss": -log_loss, "balanced_accuracy": metrics.balanced_accuracy(tune_labels, p)}
-    return {
-        "epoch": 1,
-        "train_loss": line.train_loss,
-        "tune_auroc": auroc,
-        "tune_log_loss": log_loss,
-        "tune_score": scores.get(recipe.train.tune_score, auroc),
-        "strength": line.strength,
-    }
+    record = {"epoch": 1, "train_loss": line.train_loss, "strength": line.strength}
+    if tune_labels is None or line.tune_logits is None:
+        return record
+    scores = named_scores(tune_labels, line.tune_logits)
+    return {**record, **scores, "tune_score": scores.get(f"tune_{recipe.train.tune_score}", scores["tune_auroc"])}
 
 
 def _features(
@@ -111,14 +110,13 @@ def _features(
         seed,
         plan,
     )
-    data.epoch = epoch or 0
     keys = _keys(recipe, part, plan, seed, epoch)
     space = artifacts.json_sha256(["probe", FEATURES_VERSION, embedder.sha256, recipe.backbone.model_dump(mode="json")])
     with feature_cache.opened(feature_cache.default_path()) as cache:
         known = feature_cache.known(cache, space)
 
         def load(row: int) -> np.ndarray | None:
-            return None if keys[row] in known else data[row]["pixels"]
+            return None if keys[row] in known else data[epoch or 0, row]["pixels"]
 
         size = recipe.train.batch_size
         loads = ordered_map(load, range(len(data)), ahead=2 * size)
@@ -148,24 +146,36 @@ def _keys(recipe: Recipe, part: pd.DataFrame, plan: Plan | None, seed: int, epoc
     ]
 
 
-def _fit(rows: np.ndarray, labels: np.ndarray, tuned: np.ndarray, tune_labels: np.ndarray) -> _Line:
-    """The best line over STRENGTHS. rows: float32 [N, width], changed in place; tuned: float32 [M, views, width]."""
+def _fit(
+    rows: np.ndarray,
+    labels: np.ndarray,
+    tuned: np.ndarray | None,
+    tune_labels: np.ndarray | None,
+    strengths: np.ndarray,
+) -> _Line:
+    """The line of the best strength, of the only one without tune rows.
+
+    rows: float32 [N, width], changed in place; tuned: float32 [M, views, width].
+    """
     scaler = StandardScaler(copy=False)
     rows = scaler.fit_transform(rows)
-    tuned = ((tuned - scaler.mean_) / scaler.scale_).astype(np.float32)
+    if tuned is not None:
+        tuned = ((tuned - scaler.mean_) / scaler.scale_).astype(np.float32)
     model = LogisticRegression(max_iter=500, warm_start=True)
     best, least = None, float("inf")
-    for strength in STRENGTHS:
+    for strength in strengths:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # what stops early is a little more regular
             model.set_params(C=strength).fit(rows, labels)
-        logits = (tuned @ model.coef_[0] + model.intercept_[0]).mean(axis=1)
-        loss = metrics.log_loss(tune_labels, metrics.sigmoid(logits))
+        train_loss = loss = metrics.log_loss(labels, metrics.sigmoid(model.decision_function(rows)))
+        logits = None
+        if tuned is not None and tune_labels is not None:
+            logits = (tuned @ model.coef_[0] + model.intercept_[0]).mean(axis=1)
+            loss = metrics.log_loss(tune_labels, metrics.sigmoid(logits))
         if loss < least:
             least = loss
             weight = model.coef_[0].astype(np.float64) / scaler.scale_
             bias = float(model.intercept_[0] - weight @ scaler.mean_)
-            train_loss = metrics.log_loss(labels, metrics.sigmoid(model.decision_function(rows)))
             best = _Line(weight, bias, float(strength), train_loss, logits)
     if best is None:
         raise BackboneError("no strength of the probe gives a finite tune score; choose another backbone")

@@ -120,7 +120,7 @@ def _gradients(engine: Engine, batches: Sequence[Batch], count: int) -> torch.Te
             with autocast(device, engine.precision):
                 logits = view_logits(engine.network, pixels.to(device, non_blocking=True))
             loss = summed_loss(logits.float(), labels.to(device, non_blocking=True), engine.train.label_smoothing)
-            engine.scaler.scale(loss * (world / count)).backward()  # type: ignore[no-untyped-call]
+            engine.scaler.scale(loss * (world / count)).backward()
         total += loss.detach()
     return total / sum(len(labels) for _, labels in parts)
 

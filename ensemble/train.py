@@ -33,6 +33,7 @@ from ensemble.tune import Reading, logits_of
 TRAINING_VERSION = 2  # raised by hand when training the same recipe would give another member
 
 Say = Callable[[str], object]
+ALONE = Processes()
 SCORE_COLUMNS = ["id", "label", "split", "fold"]
 
 
@@ -44,7 +45,7 @@ class Setup:
     """
 
     seed: int = 0
-    processes: Processes = Processes()
+    processes: Processes = ALONE
     report_to: tuple[str, ...] = ()
     save_minutes: float = 10.0
 
@@ -172,7 +173,12 @@ def _fit(
     transformers.set_seed(task.seed)
     member = build_member(recipe, task.checkpoint)
     if recipe.adapt.mode == "probe":
-        record = fit_probe(member, recipe, train, tune, task.plan, task.seed, setup.processes, board.scoring, strength)
+        arguments = (train, tune, task.plan, task.seed, setup.processes.kind, board.scoring, strength)
+        probe = partial(fit_probe, member, recipe, *arguments)
+        record = first_does(setup.processes, probe)
+        if not setup.processes.first:
+            probe()  # from the features that the first process has kept
+        board.epoch(record, better=True)
         return member, {"title": title, "epochs": [record], "steps": [], "best": 1}
     if recipe.adapt.mode == "lora":
         add_lora(member, recipe.adapt)

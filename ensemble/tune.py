@@ -87,15 +87,20 @@ def tune_scores(
         for cell in cells
     }
     logits = by_cell[cells[0].name]
+    scores: dict[str, Any] = {**named_scores(labels, logits)}
+    if robust:
+        scores["worst_cell"], scores["tune_worst_cell"] = grid.worst_cell(labels, by_cell)
+    return scores | {"tune_score": scores[f"tune_{recipe.train.tune_score}"]}
+
+
+def named_scores(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+    """tune_auroc, tune_log_loss and tune_balanced_accuracy of logits [N]."""
     p = metrics.sigmoid(logits)
-    scores: dict[str, Any] = {
+    return {
         "tune_auroc": metrics.auroc(labels, logits),
         "tune_log_loss": metrics.log_loss(labels, p),
         "tune_balanced_accuracy": metrics.balanced_accuracy(labels, p),
     }
-    if robust:
-        scores["worst_cell"], scores["tune_worst_cell"] = grid.worst_cell(labels, by_cell)
-    return scores | {"tune_score": scores[f"tune_{recipe.train.tune_score}"]}
 
 
 def best_epoch(epochs: Sequence[Mapping[str, Any]], tune_score: str) -> Mapping[str, Any] | None:

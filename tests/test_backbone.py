@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from ensemble import backbone
 from ensemble.checkpoints import check_source, locate_checkpoint
-from ensemble.errors import ArtifactError, BackboneError
 from ensemble.distributed import Processes
+from ensemble.errors import ArtifactError, BackboneError
 from ensemble.recipe import Train
 from ensemble.recipe_files import find_recipes, load_recipes, recipes_folder
 from ensemble.step import build_engine, optimizer_step

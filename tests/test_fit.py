@@ -193,7 +193,7 @@ def test_the_moving_average_is_tuned_and_kept(frame, tmp_path):
 
 
 def test_a_refit_ends_early_on_the_schedule_of_all_epochs(frame, tmp_path):
-    member, history, _ = run(frame, tmp_path / "refit", tune=False, last_epoch=2, save=0.0)
+    _, history, _ = run(frame, tmp_path / "refit", tune=False, last_epoch=2, save=0.0)
     assert [sorted(epoch) for epoch in history["epochs"]] == [["epoch", "train_loss"]] * 2
     assert history["best"] == 2
     _, whole, _ = run(frame, tmp_path / "whole", tune=False)

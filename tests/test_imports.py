@@ -34,7 +34,8 @@ WITHOUT_TORCH = """
 import sys
 
 for name in ("torch", "torchvision", "transformers", "timm", "sklearn", "onnx", "accelerate", "safetensors",
-             "pydantic", "yaml", "jinja2", "datasets", "kagglehub", "faiss", "peft", "rich", "tensorboard", "matplotlib", "psutil"):
+             "pydantic", "yaml", "jinja2", "datasets", "kagglehub", "faiss",
+             "peft", "rich", "tensorboard", "matplotlib", "psutil"):
     sys.modules[name] = None
 """
 COMMAND = f"{WITHOUT_TORCH}import cli; cli.main()"

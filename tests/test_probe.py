@@ -128,11 +128,10 @@ def test_logits_are_the_regressions_decisions_and_would_not_be_without_the_scale
     seen = []
     for augment, epoch in ((None, 0), (recipe.augment, 0), (recipe.augment, 1)):
         data = Rows(dataset.files(train), train["label"].to_numpy(), member.contract, augment)
-        data.epoch = epoch
-        seen += [embedder.run(data[row]["pixels"]) for row in range(len(data))]
+        seen += [embedder.run(data[epoch, row]["pixels"]) for row in range(len(data))]
     scaler = StandardScaler().fit(np.concatenate(seen).astype(np.float64))
     data = Rows(dataset.files(tune), tune["label"].to_numpy(), member.contract)
-    pixels = np.concatenate([data[row]["pixels"] for row in range(len(data))])
+    pixels = np.concatenate([data[0, row]["pixels"] for row in range(len(data))])
     wanted = fitted[-1].decision_function(scaler.transform(embedder.run(pixels)))
 
     def worst():

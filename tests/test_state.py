@@ -23,7 +23,7 @@ def test_a_damaged_state_is_named(tmp_path):
     path = tmp_path / "state.safetensors"
     state.write(path, {"a": torch.zeros(8)}, {})
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(ArtifactError, match="is damaged.*--fresh"):
+    with pytest.raises(ArtifactError, match=r"is damaged.*--fresh"):
         state.read(path)
 
 
