@@ -67,8 +67,14 @@ def into_optimizer(
     own = optimizer.state_dict()["param_groups"]
     merged = [{**group, **saved} for group, saved in zip(own, groups, strict=True)]
     entries: dict[int, dict[str, torch.Tensor]] = {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, tensor in tensors.items():
         place, _, key = name.partition(".")
-        entry = merged[int(place[6:])] if place.startswith("group ") else entries.setdefault(int(place), {})
-        entry[key] = tensor
+        if place.startswith("group "):
+            merged[int(place.removeprefix("group "))][key] = tensor
+            continue
+        like = parameters[int(place)].detach()
+        # Fused optimizers walk a parameter and its moments in memory order, so both need the same strides.
+        value = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor) if tensor.shape == like.shape else tensor
+        entries.setdefault(int(place), {})[key] = value
     optimizer.load_state_dict({"state": entries, "param_groups": merged})

@@ -51,6 +51,22 @@ def optimizers(network):
     }
 
 
+def test_moments_take_the_layout_of_their_parameters(tmp_path):
+    layer = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(layer.parameters(), fused=True)
+    layer(torch.ones(1, 3, 4, 4)).sum().backward()
+    optimizer.step()
+    tensors, groups = state.of_optimizer(optimizer)
+    state.write(tmp_path / "s", tensors, {"groups": groups})
+    again = torch.optim.AdamW(layer.parameters(), fused=True)
+    state.into_optimizer(
+        again, *(part if i == 0 else part["groups"] for i, part in enumerate(state.read(tmp_path / "s")))
+    )
+    moment = again.state[layer.weight]["exp_avg"]
+    assert moment.stride() == layer.weight.stride() != moment.contiguous().stride()
+    assert torch.equal(moment, optimizer.state[layer.weight]["exp_avg"])
+
+
 def walk(network, optimizer, steps):
     for number in range(steps):
         loss = (network(torch.full((2, 3), 1.0 + number)) ** 2).sum()
