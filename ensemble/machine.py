@@ -1,0 +1,123 @@
+"""What training asks of the machine: memory that is kept, memory layout, number format.
+
+The figures behind it are in bench/results/training_speed_notes.txt.
+"""
+
+import copy
+import ctypes
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import nn
+
+from ensemble import artifacts
+from ensemble.backbone import Member
+from ensemble.errors import ArtifactError, UnavailableError
+from ensemble.recipe import Train
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
+BF16_ON_CPU = ("amx_bf16", "avx512_bf16")  # torch.cpu.get_capabilities
+BF16_GAIN = 1.1  # bf16 rounds, so it has to be this much faster to be chosen
+TRIAL_IMAGES, TRIALS = 4, 3
+
+Seconds = Callable[[Member, bool], float]
+
+
+def keep_freed_memory() -> bool:
+    """Have freed blocks kept for the next step instead of given back and faulted in again; whether that was done.
+
+    For the whole process, and glibc alone. EfficientNet and MobileNet train up to 1.5 times as fast.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def prefers_channels_last(network: nn.Module) -> bool:
+    """Whether a network is convolutional: some kernel overlaps its neighbours, unlike those that cut patches."""
+    return any(
+        size > step
+        for module in network.modules()
+        if isinstance(module, nn.Conv2d)
+        for size, step in zip(module.kernel_size, module.stride, strict=True)
+    )
+
+
+def choose_precision(member: Member, train: Train, device: str, seconds: Seconds | None = None) -> str:
+    """fp32, bf16 or fp16 for `train.precision` on cpu or cuda; `auto` takes what trains fastest here.
+
+    A CPU that multiplies in bf16 is timed once for each network and the answer kept in the
+    user's cache, so that a repeated run decides alike. seconds: `trial_seconds`, or a
+    stand-in. Raises UnavailableError for what the device lacks.
+    """
+    asked, capable = train.precision, _bf16_capable(device)
+    if asked == "fp16" and device == "cpu":
+        other = "bf16" if capable else "fp32"
+        raise UnavailableError(f"train.precision fp16 needs a GPU; set it to {other}, or auto")
+    if asked == "bf16" and not capable:
+        where, other = ("CPU", "fp32") if device == "cpu" else ("GPU", "fp16")
+        raise UnavailableError(
+            f"train.precision bf16: this {where} does not compute in bf16; set it to {other}, or auto"
+        )
+    if asked != "auto":
+        return asked
+    if device == "cuda":
+        return "bf16" if capable else "fp16"
+    return _timed_precision(member, seconds or trial_seconds) if capable else "fp32"
+
+
+def trial_seconds(member: Member, half: bool) -> float:
+    """Wall seconds of one forward and backward pass on random images, under bf16 autocast if `half`.
+
+    Changes the member's gradients and normalisation statistics, and draws from torch's generator.
+    """
+    size = member.contract.size
+    pixels = torch.randint(0, 256, (TRIAL_IMAGES, size, size, 3), dtype=torch.uint8)
+    started = time.perf_counter()
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        loss = member(pixels).sum()
+    loss.backward()
+    return time.perf_counter() - started
+
+
+def _bf16_capable(device: str) -> bool:
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in BF16_ON_CPU)
+
+
+def _timed_precision(member: Member, seconds: Seconds) -> str:
+    """The cached answer for this network on this machine, or one found now on a copy of it."""
+    path, key = artifacts.cache_path() / "tuned.json", _key(member)
+    kept: dict[str, Any] = {}
+    with suppress(ArtifactError):  # a lost or damaged cache costs a new measurement
+        kept = artifacts.read_json(path, "")
+    answer = kept.get(key)
+    if answer in ("fp32", "bf16"):
+        return answer
+    trial = copy.deepcopy(member).train()
+    with torch.random.fork_rng(devices=[]):  # a run draws the same numbers, timed or not
+        seconds(trial, False), seconds(trial, True)  # the first passes set up
+        pairs = [(seconds(trial, False), seconds(trial, True)) for _ in range(TRIALS)]
+    fp32, bf16 = (statistics.median(column) for column in zip(*pairs, strict=True))
+    answer = "bf16" if fp32 >= BF16_GAIN * bf16 else "fp32"
+    with suppress(ArtifactError):
+        artifacts.write_json(path, {**kept, key: answer})
+    return answer
+
+
+def _key(member: Member) -> str:
+    """What the answer holds for: processor, threads, torch, and the network with its input size."""
+    network = member.backbone
+    parameters = [[name, list(p.shape), p.requires_grad] for name, p in network.named_parameters()]
+    processor = torch.cpu.get_capabilities().get("cpu_name")
+    version, threads = torch.__version__, torch.get_num_threads()
+    kind, digest = type(network).__name__, artifacts.json_sha256(parameters)[:16]
+    return f"precision of {kind} {digest} at {member.contract.size}: {processor}, {threads} threads, torch {version}"
