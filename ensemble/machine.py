@@ -56,7 +56,18 @@ def choose_precision(member: Member, train: Train, device: str, seconds: Seconds
     user's cache, so that a repeated run decides alike. seconds: `trial_seconds`, or a
     stand-in. Raises UnavailableError for what the device lacks.
     """
-    asked, capable = train.precision, _bf16_capable(device)
+    check_precision(train.precision, device)
+    if train.precision != "auto":
+        return train.precision
+    capable = _bf16_capable(device)
+    if device == "cuda":
+        return "bf16" if capable else "fp16"
+    return _timed_precision(member, seconds or trial_seconds) if capable else "fp32"
+
+
+def check_precision(asked: str, device: str) -> None:
+    """UnavailableError, saying what to use, for a precision that cpu or cuda lacks here."""
+    capable = _bf16_capable(device)
     if asked == "fp16" and device == "cpu":
         other = "bf16" if capable else "fp32"
         raise UnavailableError(f"train.precision fp16 needs a GPU; set it to {other}, or auto")
@@ -65,11 +76,6 @@ def choose_precision(member: Member, train: Train, device: str, seconds: Seconds
         raise UnavailableError(
             f"train.precision bf16: this {where} does not compute in bf16; set it to {other}, or auto"
         )
-    if asked != "auto":
-        return asked
-    if device == "cuda":
-        return "bf16" if capable else "fp16"
-    return _timed_precision(member, seconds or trial_seconds) if capable else "fp32"
 
 
 def trial_seconds(member: Member, half: bool) -> float:
