@@ -30,6 +30,7 @@ def test_run_folder_holds_what_the_design_says(run):
         "audit.json",
         "bundle",
         "dataset.parquet",
+        "logs",
         "members",
         "stacker.json",
     ]
@@ -37,6 +38,7 @@ def test_run_folder_holds_what_the_design_says(run):
         "config.json",
         "model.safetensors",
         "preprocessor_config.json",
+        "curves.png",
         "heldout.parquet",
         "history.json",
         "member.json",

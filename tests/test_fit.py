@@ -181,10 +181,10 @@ def test_patience_ends_a_fit_that_gets_no_better(frame, tmp_path, monkeypatch):
 
 
 def test_the_moving_average_is_tuned_and_kept(frame, tmp_path):
-    plain, _, _ = run(frame, tmp_path / "plain", tune=False, epochs=2)
-    averaged, _, _ = run(frame, tmp_path / "ema", tune=False, epochs=2, ema=0.9)
+    plain, _, _ = run(frame, tmp_path / "plain", tune=False, epochs=6)
+    averaged, _, _ = run(frame, tmp_path / "ema", tune=False, epochs=6, ema=0.9)
     tensors, facts = state.read(tmp_path / "ema" / fits.STATE)
-    assert facts["ema_count"] == 6
+    assert facts["ema_count"] == 18
     assert equal(state.below("member", tensors), weights(plain)), "the average does not touch the training"
     assert equal(state.below("ema", tensors), weights(averaged))
     assert not equal(weights(averaged), weights(plain))
