@@ -47,12 +47,13 @@ class Member(nn.Module):
         self.backbone = backbone
         self.contract = contract
         self.positive = positive
+        self.memory_format = torch.preserve_format  # of activations: uint8 pixels come channels last
         self.register_buffer("mean", torch.tensor(contract.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(contract.std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 [N, S, S, 3], RGB -> float32 [N]."""
-        x = pixels.permute(0, 3, 1, 2).to(torch.float32)
+        x = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=self.memory_format)
         scores = self.backbone(pixel_values=(x / 255.0 - self.mean) / self.std).logits
         return (scores[:, self.positive] - scores[:, 1 - self.positive]).float()
 

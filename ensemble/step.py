@@ -46,9 +46,8 @@ def build_engine(
     member: Member, train: Train, steps: int, precision: str, channels_last: bool, processes: Processes
 ) -> Engine:
     """An engine for `steps` optimizer steps; the member is moved to its device in place."""
-    member.to(processes.device)
-    if channels_last:
-        member.to(memory_format=torch.channels_last)
+    member.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    member.to(processes.device, memory_format=member.memory_format)
     network: Any = member
     if train.compile:
         network = torch.compile(network)
