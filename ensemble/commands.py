@@ -113,7 +113,7 @@ def train_all(recipes: Path, **settings: Any) -> int:
       python cli.py train-all recipes/
       python cli.py train-all recipes/ --dry-run
       python cli.py train-all recipes/quick --data photos.csv --run runs/quick --folds 5
-      torchrun --nproc-per-node 4 cli.py train-all recipes/
+      torchrun --nproc-per-node 4 -- cli.py train-all recipes/
     """
     return _train(recipes, **settings)
 

@@ -1,0 +1,108 @@
+"""Two gloo processes on this CPU, as torchrun starts them, against one."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from small_job import ROOT, SHARES, manyeyes
+
+from ensemble import distributed
+from ensemble.distributed import Processes
+
+SCRIPT = """
+import sys
+import numpy as np
+from ensemble import distributed
+from ensemble.errors import DataError
+
+processes = distributed.join("cpu")
+rows = distributed.mine(processes, 5)
+found = distributed.gathered(processes, rows.astype(np.float32) * 10, 5)
+assert found.tolist() == [0, 10, 20, 30, 40], found
+assert distributed.first_does(processes, lambda: {"rank": processes.rank}) == {"rank": 0}
+assert distributed.any_of(processes, processes.rank == 1)
+assert not distributed.any_of(processes, False)
+try:
+    distributed.first_does(processes, lambda: (_ for _ in ()).throw(DataError("no images")))
+except Exception as error:
+    assert str(error) == "no images", error
+else:
+    raise AssertionError
+distributed.leave()
+print("rank", processes.rank, "of", processes.count)
+"""
+
+
+def launched(*arguments, code=0):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=280, env=environment)
+    assert (done.returncode == 0) == (code == 0), done.stdout + done.stderr
+    return done
+
+
+def test_alone_there_is_nobody_to_ask():
+    alone = Processes()
+    assert alone.first
+    assert distributed.mine(alone, 3).tolist() == [0, 1, 2]
+    values = np.arange(3.0)
+    assert distributed.gathered(alone, values, 3) is values
+    assert distributed.first_does(alone, lambda: 7) == 7
+    assert distributed.any_of(alone, True)
+    assert not distributed.launched()
+
+
+def test_processes_share_rows_values_and_errors(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = launched(script)
+    assert sorted(line for line in done.stdout.splitlines() if line.startswith("rank")) == [
+        "rank 0 of 2",
+        "rank 1 of 2",
+    ]
+
+
+@pytest.fixture(scope="module")
+def arguments(work):
+    """A member without batch norm, whose batches may be cut anywhere, three steps an epoch."""
+    data = ("--data", work / "data" / "train.csv", "--group-column", "photo", *SHARES)
+    changes = ("--set", "train.epochs=2", "--set", "train.ema=0.9", "--set", "train.accumulate=1")
+    return ("train", work / "recipes" / "tiny_vit.yaml", *data, *changes)
+
+
+def heldout(run):
+    return pd.read_parquet(run / "members" / "tiny_vit" / "heldout.parquet")
+
+
+@pytest.fixture(scope="module")
+def alone(arguments, tmp_path_factory):
+    run = tmp_path_factory.mktemp("alone")
+    manyeyes(*arguments, "--run", run)
+    return run
+
+
+def test_two_processes_train_the_member_that_one_does(arguments, alone, tmp_path):
+    done = launched("cli.py", *arguments, "--run", tmp_path)
+    assert done.stdout.count("tiny_vit: training") == 1, "one process talks"
+    assert done.stdout.count("epoch 2/2") == 1
+    expected, found = heldout(alone), heldout(tmp_path)
+    assert list(found["id"]) == list(expected["id"]), "in order, none doubled"
+    np.testing.assert_allclose(found["logit"], expected["logit"], atol=1e-3)
+    histories = [json.loads((run / "members" / "tiny_vit" / "history.json").read_text()) for run in (alone, tmp_path)]
+    scores = [[epoch["tune_log_loss"] for epoch in history["parts"][0]["epochs"]] for history in histories]
+    np.testing.assert_allclose(*scores, atol=1e-3)
+
+
+def test_another_learning_rate_would_show(arguments, alone, tmp_path):
+    manyeyes(*arguments, "--set", "train.lr=1e-3", "--run", tmp_path)
+    assert np.abs(heldout(alone)["logit"] - heldout(tmp_path)["logit"]).max() > 1e-2
+
+
+def test_an_error_of_the_first_process_ends_them_all(arguments, tmp_path):
+    done = launched("cli.py", *arguments, "--folds", "60", "--run", tmp_path, code=2)
+    assert "Error: --folds 60: there are only" in done.stderr
+    assert not (tmp_path / "members").exists()
