@@ -48,8 +48,14 @@ def load(rows: Rows, epoch: int, wanted: Sequence[np.ndarray], device: str) -> I
     yield from DataLoader(
         rows,
         batch_sampler=[[(epoch, int(row)) for row in batch] for batch in wanted],
-        num_workers=min(os.cpu_count() or 1, 16),
+        num_workers=_workers(),
         prefetch_factor=AHEAD,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _workers() -> int:
+    """Loading processes of this training process: its share of the machine's cores, at most 16."""
+    together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # as launchers say
+    return max(min((os.cpu_count() or 1) // together, 16), 1)

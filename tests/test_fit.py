@@ -280,3 +280,13 @@ def test_a_loss_that_is_no_number_at_once_says_so_too(frame, tmp_path, monkeypat
     monkeypatch.setattr(fits, "optimizer_step", poisoned(1))
     with pytest.raises(TrainingError, match="in epoch 1, step 1, at lr"):
         run(frame, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own imports
+def test_a_compiled_network_learns_the_same(frame, tmp_path):
+    plain, _, _ = run(frame, tmp_path / "plain", family="timm/test_vit", tune=False, epochs=1)
+    compiled, _, _ = run(frame, tmp_path / "compiled", family="timm/test_vit", tune=False, epochs=1, compile=True)
+    assert weights(plain).keys() == weights(compiled).keys()
+    for one, other in zip(plain.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
