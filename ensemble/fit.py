@@ -18,6 +18,7 @@ from ensemble.board import Board
 from ensemble.distributed import Processes, any_of, first_does
 from ensemble.errors import DataError, TrainingError
 from ensemble.loader import Rows
+from ensemble.lora import merge_lora
 from ensemble.optimize import lr_factor, set_lr
 from ensemble.recipe import Recipe
 from ensemble.step import Engine, build_engine, optimizer_step
@@ -227,6 +228,8 @@ def _stop_for_nan(engine: Engine, job: Job, progress: _Progress, lr: float) -> N
         if source.exists():
             tensors, _ = state.read(source)
             engine.member.load_state_dict(tensors if best is not None else state.below("member", tensors))
+            if job.recipe.adapt.mode == "lora":
+                merge_lora(engine.member)
             folder = job.folder / "last_good"
             artifacts.ensure_folder(folder)
             save_classifier(engine.member.cpu(), folder)
