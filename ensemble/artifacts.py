@@ -40,9 +40,9 @@ def work_path(run: Path, name: str) -> Path:
     return run / "work" / name
 
 
-def logs_path(run: Path, name: str) -> Path:
-    """What trackers such as TensorBoard write of a member's training."""
-    return run / "logs" / name
+def logs_path(run: Path) -> Path:
+    """What trackers such as TensorBoard write of the members' training."""
+    return run / "logs"
 
 
 def stacker_path(run: Path) -> Path:

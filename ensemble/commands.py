@@ -159,6 +159,8 @@ def _train(
         )
         runs.check_ready(recipes, device, report_to)
         preparing.prepare(folder, labelled, wanted, click.echo)
+        if not dry_run:
+            click.echo(f"-> {artifacts.dataset_path(folder)}")
 
     setup = Setup(seed, processes, report_to, save_every)
     if dry_run:

@@ -34,7 +34,7 @@ def draw_curves(history: Mapping[str, Any], path: Path) -> None:
         _draw_losses(losses, part, style, named=number == 0)
         rates.plot(_column(part["steps"], "step"), _column(part["steps"], "lr"), color=INK, **style)
         _draw_scores(scores, part, style, named=number == 0)
-    _finish(losses, "loss", "step")
+    _finish(losses, "loss (thin: folds, strong: refit)" if len(parts) > 1 else "loss", "step")
     _finish(rates, "learning rate", "step")
     _finish(scores, "tune scores (ring: the chosen epoch)", "epoch")
     rates.yaxis.set_major_formatter("{x:.2g}")

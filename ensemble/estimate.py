@@ -12,13 +12,12 @@ import psutil
 import torch
 
 from ensemble import batches, dataset, eta, grid, machine
+from ensemble.adapt import adapt
 from ensemble.backbone import Member, build_member
 from ensemble.distributed import Processes
 from ensemble.loader import Rows
-from ensemble.lora import add_lora
 from ensemble.recipe import Recipe
 from ensemble.step import Engine, build_engine, optimizer_step
-from ensemble.surgery import enable_checkpointing
 from ensemble.tune import Reading, logits_of
 
 TIMED_SECONDS, TIMED_BATCHES = 5.0, 4  # enough of either ends the timing of a member; the first batch warms up
@@ -65,10 +64,7 @@ def _training_rate(
     member: Member, recipe: Recipe, train: pd.DataFrame, reading: Reading, processes: Processes
 ) -> float:
     """Seconds an image, with loading and augmentation."""
-    if recipe.adapt.mode == "lora":
-        add_lora(member, recipe.adapt)
-    if recipe.train.checkpointing:
-        enable_checkpointing(member)
+    adapt(member, recipe)
     channels_last = recipe.train.channels_last
     if channels_last is None:
         channels_last = machine.prefers_channels_last(member.backbone)

@@ -160,7 +160,7 @@ def _end_epoch(engine: Engine, job: Job, progress: _Progress, board: Board, trac
     _save(engine, job, progress)
     if best is record and before is not None and job.processes.first:
         _best_path(job, int(before["epoch"])).unlink(missing_ok=True)
-    board.epoch(record, better=best is record)
+    board.epoch(record, better=best is record and job.tune is not None)
     trackers.log({f"tune/{k.removeprefix('tune_')}": v for k, v in record.items() if k.startswith("tune_")}, steps)
 
 

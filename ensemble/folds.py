@@ -16,14 +16,14 @@ def assign_folds(frame: pd.DataFrame, count: int, seed: int) -> pd.Series:
 
     Groups stay whole. In each stratum (groups with the same classes and sources) they are
     dealt in the order of their places, each to the fold that has fewest of the stratum,
-    then fewest images. Raises DataError where a class has fewer groups than folds.
+    then fewest images. Raises DataError where groups are too few, of a class or in some fold.
     """
     fitted = frame[frame["split"].isin(FITTED_SPLITS)]
     groups, name = min((fitted.loc[fitted["label"] == k, "group"].nunique(), name) for k, name in enumerate(LABELS))
     if groups < count:
+        remedy = f"use --folds {groups} or fewer" if groups > 2 else "leave --folds out"
         raise DataError(
-            f"--folds {count}: there are only {groups} groups with {name} images to train on; "
-            f"use --folds {groups} or fewer, or add images"
+            f"--folds {count}: there are only {groups} groups with {name} images to train on; {remedy}, or add images"
         )
     sizes = fitted["group"].value_counts().to_dict()
     images = np.zeros(count, dtype=np.int64)
@@ -36,7 +36,10 @@ def assign_folds(frame: pd.DataFrame, count: int, seed: int) -> pd.Series:
             dealt[chosen] += 1
             images[chosen] += sizes[name]
     values = frame["group"].map(fold).where(frame["split"].isin(FITTED_SPLITS))
-    return values.astype("Int16")
+    folded = frame.assign(fold=values.astype("Int16"))
+    for number in range(count):
+        fold_parts(folded, number, seed)
+    return folded["fold"]
 
 
 def fold_parts(frame: pd.DataFrame, fold: int, seed: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -57,7 +60,10 @@ def fold_parts(frame: pd.DataFrame, fold: int, seed: int) -> tuple[pd.DataFrame,
     held = rest["group"].isin(tune)
     for part, name in ((rest[held], "tune"), (rest[~held], "train")):
         if set(part["label"]) != {0, 1}:
-            raise DataError(f"fold {fold + 1} has too few groups to {name} on both classes; use fewer --folds")
+            raise DataError(
+                f"fold {fold + 1} has too few groups to {name} on both classes; "
+                "use another number of --folds, leave it out, or add images"
+            )
     return rest[~held], rest[held], scored
 
 

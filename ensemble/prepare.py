@@ -59,7 +59,7 @@ def prepare(run: Path, data: Sequence[Labelled], wanted: Wanted, say: Say) -> pd
         audit.refuse_blocked(found, " ".join(map(str, wanted.data)) or items[0].root)
     _write_plan(run, frame, indexed, wanted.canonical, say)
     artifacts.write_parquet(artifacts.dataset_path(run), frame)
-    say(f"{len(frame)} images -> {artifacts.dataset_path(run)}")
+    say(f"{len(frame)} images")
     say(dataset.describe(frame))
     return frame
 

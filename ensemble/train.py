@@ -15,6 +15,7 @@ import torch
 import transformers
 
 from ensemble import artifacts, canonical, curves, dataset, folds, unfinished
+from ensemble.adapt import adapt
 from ensemble.backbone import Member, build_member, save_classifier
 from ensemble.board import Board
 from ensemble.canonical import Plan
@@ -22,11 +23,10 @@ from ensemble.distributed import Processes, first_does
 from ensemble.fit import Job, fit
 from ensemble.labels import LABELS
 from ensemble.loader import Rows
-from ensemble.lora import add_lora, merge_lora
+from ensemble.lora import merge_lora
 from ensemble.members import FITTED_SPLITS
 from ensemble.probe import fit_probe
 from ensemble.recipe import Recipe
-from ensemble.surgery import enable_checkpointing
 from ensemble.tracking import open_trackers
 from ensemble.tune import Reading, logits_of
 
@@ -132,9 +132,11 @@ def _folded(task: _Task, frame: pd.DataFrame) -> tuple[Member, list[dict[str, An
     histories, scored = [], []
     for fold in range(count):
         folder = task.work / f"fold-{fold + 1}"
-        if not (folder / "done.json").is_file():
+        title, share = f"fold {fold + 1}/{count}", 1 / (count + 1)
+        if (folder / "done.json").is_file():
+            task.board.part(title, 1, 1, 1, share)
+        else:
             train, tune, rows = folds.fold_parts(frame, fold, task.setup.seed)
-            title, share = f"fold {fold + 1}/{count}", 1 / (count + 1)
             member, history = _fit(task, train, tune, folder.name, title, task.recipe.train.epochs, share)
             logits = _scored(task, member, rows)
             first_does(task.setup.processes, partial(_finish_fold, folder, history, logits))
@@ -175,15 +177,13 @@ def _fit(
     if recipe.adapt.mode == "probe":
         arguments = (train, tune, task.plan, task.seed, setup.processes.kind, board.scoring, strength)
         probe = partial(fit_probe, member, recipe, *arguments)
+        board.part(title, 1, 1, share=share)
         record = first_does(setup.processes, probe)
         if not setup.processes.first:
             probe()  # from the features that the first process has kept
-        board.epoch(record, better=True)
+        board.epoch(record, better=tune is not None)
         return member, {"title": title, "epochs": [record], "steps": [], "best": 1}
-    if recipe.adapt.mode == "lora":
-        add_lora(member, recipe.adapt)
-    if recipe.train.checkpointing:
-        enable_checkpointing(member)
+    adapt(member, recipe)
     device = setup.processes.kind
     keep = psutil.virtual_memory().available // 4 if device == "cpu" else 0
     labels = train["label"].to_numpy()
@@ -194,7 +194,7 @@ def _fit(
         60 * setup.save_minutes,
     )  # fmt: skip
     report_to = setup.report_to if setup.processes.first else ()
-    logs, name = artifacts.logs_path(task.run, recipe.name) / folder, f"{recipe.name}/{folder}"
+    logs, name = artifacts.logs_path(task.run), f"{recipe.name}/{folder}"
     config = recipe.model_dump(mode="json")
     history = fit(member, job, board, partial(open_trackers, report_to, logs, name, config))
     if recipe.adapt.mode == "lora":

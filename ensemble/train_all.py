@@ -13,6 +13,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from ensemble import artifacts, canonical, dataset, machine, members, metrics, unfinished
+from ensemble.adapt import check_network
 from ensemble.board import Board
 from ensemble.checkpoints import check_source, locate_checkpoint, weights_file
 from ensemble.distributed import first_does
@@ -54,7 +55,8 @@ def train_all(
 
     A member that fails is reported and the others go on; its traceback is kept in the
     run's work folder. Interrupted trainings are gone on from, or with `fresh` thrown away.
-    Raises before any training if a checkpoint cannot be had or the disk is too small.
+    Raises before any training if a checkpoint cannot be had, the disk is too small, or a network
+    cannot be trained as its recipe says.
     """
     machine.keep_freed_memory()
     kinds = work_kinds(recipes, frame, run, setup)
@@ -65,6 +67,7 @@ def train_all(
     checkpoints = first_does(setup.processes, lambda: _each(todo, _locate))
     if first:
         unfinished.check_disk(run, [_weight_bytes(recipe, checkpoints[recipe.name]) for recipe in todo])
+    first_does(setup.processes, lambda: _each(todo, lambda recipe: check_network(recipe, checkpoints[recipe.name])))
     outcomes = []
     with Board([recipe.name for recipe in recipes], say, console=None if first else Console(quiet=True)) as board:
         for number, recipe in enumerate(recipes, start=1):
@@ -93,6 +96,7 @@ def dry_run(
     todo = [recipe for recipe in recipes if not members.is_current(run, recipe.name, kinds[recipe.name])]
     checkpoints = _each(todo, _locate)
     unfinished.check_disk(run, [_weight_bytes(recipe, checkpoints[recipe.name]) for recipe in todo])
+    _each(todo, lambda recipe: check_network(recipe, checkpoints[recipe.name]))
     reading = Reading(canonical.read_plan(artifacts.canonical_path(drawn)), setup.seed)
     bar = tqdm(recipes, "timing steps", unit="member", leave=False, disable=None)
     return [
@@ -141,7 +145,7 @@ def _train_one(
 ) -> Outcome:
     started = time.monotonic()
     try:
-        info = train_member(recipe, checkpoint, frame, run, setup, board)
+        train_member(recipe, checkpoint, frame, run, setup, board)
     except Exception as error:
         # Whatever broke this member, the others are worth their hours.
         brief = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -154,7 +158,9 @@ def _train_one(
             raise  # the other processes wait for this one: the launcher ends them all
         board.say(f"  failed: {brief}")
         return Outcome(recipe.name, "failed", time.monotonic() - started, brief)
-    return Outcome(recipe.name, "trained", time.monotonic() - started, score=f"{info['best']['tune_auroc']:.4f}")
+    rows, logits = members.heldout_logits(run, [recipe.name])
+    score = metrics.auroc(rows["label"].to_numpy(), logits[:, 0])
+    return Outcome(recipe.name, "trained", time.monotonic() - started, score=f"{score:.4f}")
 
 
 def summary(run: Path, outcomes: Sequence[Outcome]) -> pd.DataFrame:

@@ -48,7 +48,7 @@ def check(run: Path, kinds: Mapping[str, Mapping[str, Any]], fresh: bool) -> lis
         changes = some(_changes(before or {}, kind), 4) or "its files are of another version"
         problems.append(f"{name}: its training was interrupted, and since then {changes}")
     if problems:
-        raise ArtifactError("\n".join([*problems, "set it back to go on, or add --fresh to train anew"]))
+        raise ArtifactError("\n".join(problems) + "; set it back to go on, or add --fresh to train anew")
     return found
 
 
@@ -92,8 +92,7 @@ def check_disk(run: Path, weights: Sequence[int]) -> None:
     weights twice; afterwards its weights alone.
     """
     needed = SPARE + 10 * max(weights, default=0) + sum(weights)
-    artifacts.ensure_folder(run)
-    free = shutil.disk_usage(run).free
+    free = shutil.disk_usage(next(folder for folder in (run, *run.absolute().parents) if folder.is_dir())).free
     if weights and free < needed:
         raise ArtifactError(
             f"training needs about {needed / 2**30:.1f} GiB on the disk of {run}, and {free / 2**30:.1f} are free; "

@@ -79,7 +79,7 @@ def test_it_goes_on_where_that_is_accepted(shortcut, tmp_path):
     assert said[0].startswith("Metadata alone tells ai from real with balanced accuracy 1.0000 [")
     assert said[0].endswith(": a shortcut.")
     assert any(line.startswith("  block  null: ") for line in said)
-    assert said[-2] == f"48 images -> {tmp_path / 'dataset.parquet'}"
+    assert said[-2] == "48 images"
     assert said[-1] == dataset.describe(frame)
     assert artifacts.read_json(artifacts.audit_path(tmp_path), "")["headline"] == said[0]
     stored = artifacts.read_parquet(artifacts.dataset_path(tmp_path), "")

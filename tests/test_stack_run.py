@@ -80,9 +80,11 @@ def test_the_stack_is_scored_out_of_fold(tmp_path):
     frame = make_frame()
     noise = {f"noise{i}": noisy_logits(frame, 0, i) for i in range(8)}
     write_run(tmp_path, noise)
-    stacker, lines, rows = stack_run.stack_run(tmp_path)
+    done = stack_run.stack_run(tmp_path)
+    lines = done.scored
     logits = np.stack(list(noise.values()), axis=1)
-    in_sample = metrics.auroc(rows["label"], stacker.logit(logits))
+    in_sample = metrics.auroc(done.rows["label"], done.stacker.logit(logits))
+    assert done.basis == "out of fold"
     assert lines[-1].name == "stack"
     assert lines[-1].auroc.value < in_sample
     assert verdict(lines).startswith(f"The stack ({lines[-1].auroc.value:.4f} AUROC) does not beat noise")
@@ -92,7 +94,7 @@ def test_complementary_members_make_a_stack_that_wins(tmp_path):
     frame = make_frame()
     labels, trouble = heldout(frame)["label"] - 0.5, noisy_logits(frame, 0)
     write_run(tmp_path, {"a": labels + 3 * trouble, "b": labels - 3 * trouble, "c": noisy_logits(frame, 0.5, 9)})
-    _, lines, _ = stack_run.stack_run(tmp_path, ("b", "a"))
+    lines = stack_run.stack_run(tmp_path, ("b", "a")).scored
     assert [line.name for line in lines] == ["b", "a", "mean", "stack"]
     by_name = {line.name: line.auroc.value for line in lines}
     assert by_name["stack"] > 0.99 > by_name["a"]

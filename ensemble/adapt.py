@@ -1,0 +1,28 @@
+"""What of a built network is trained, as the recipe says, and whether it can be."""
+
+from pathlib import Path
+
+from ensemble.backbone import Member, build_member
+from ensemble.heads import head_of
+from ensemble.lora import add_lora
+from ensemble.optimize import parameter_groups
+from ensemble.recipe import Recipe
+from ensemble.surgery import enable_checkpointing
+
+
+def adapt(member: Member, recipe: Recipe) -> None:
+    """Make a newly built member ready to be trained by gradients, in place."""
+    if recipe.adapt.mode == "lora":
+        add_lora(member, recipe.adapt)
+    if recipe.train.checkpointing:
+        enable_checkpointing(member)
+
+
+def check_network(recipe: Recipe, checkpoint: Path | None) -> None:
+    """Build the network and let it go: BackboneError for what only the network can tell."""
+    member = build_member(recipe, checkpoint)
+    if recipe.adapt.mode == "probe":
+        head_of(member)
+        return
+    adapt(member, recipe)
+    parameter_groups(member, recipe.train)
