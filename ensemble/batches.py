@@ -48,8 +48,13 @@ def load(rows: Rows, epoch: int, wanted: Sequence[np.ndarray], device: str) -> I
     yield from DataLoader(
         rows,
         batch_sampler=[[(epoch, int(row)) for row in batch] for batch in wanted],
-        num_workers=min(os.cpu_count() or 1, 16),
+        num_workers=min(_cores(), 16),
         prefetch_factor=AHEAD,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _cores() -> int:
+    """Cores that this process may run on: fewer than the machine's under taskset, Slurm or a container's cpuset."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
