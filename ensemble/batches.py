@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ensemble.loader import Rows, collate
-from ensemble.parallel import ordered_map
+from ensemble.parallel import available_cores, ordered_map
 
 CHANNEL = 4  # of random draws, apart from those of augmentation and of the canonical form
 AHEAD = 3  # batches that wait for the network
@@ -58,4 +58,4 @@ def load(rows: Rows, epoch: int, wanted: Sequence[np.ndarray], device: str) -> I
 def _workers() -> int:
     """Loading processes of this training process: its share of the machine's cores, at most 16."""
     together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # as launchers say
-    return max(min((os.cpu_count() or 1) // together, 16), 1)
+    return max(min(available_cores() // together, 16), 1)

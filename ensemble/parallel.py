@@ -10,6 +10,11 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+def available_cores() -> int:
+    """Cores that this process may run on: fewer than the machine's under taskset, Slurm or a container's cpuset."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def ordered_map(
     function: Callable[[T], R], items: Iterable[T], workers: int | None = None, ahead: int | None = None
 ) -> Iterator[R]:
@@ -17,7 +22,7 @@ def ordered_map(
 
     Image decoding and hashing release Python's lock, so threads do run side by side.
     """
-    workers = workers or min(os.cpu_count() or 1, 16)
+    workers = workers or min(available_cores(), 16)
     ahead = ahead or 4 * workers
     waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(workers) as pool:

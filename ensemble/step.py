@@ -47,8 +47,10 @@ def build_engine(
 ) -> Engine:
     """An engine for `steps` optimizer steps; the member is moved to its device in place."""
     member.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    member.to(processes.device)
-    member.to(memory_format=member.memory_format)
+    member.to(processes.device).to(memory_format=member.memory_format)
+    for module in member.modules():
+        if isinstance(module, nn.Hardtanh):  # ReLU6 too: changed in place, its input is copied for the backward pass
+            module.inplace = False
     network: Any = member
     if train.compile:
         network = torch.compile(network)

@@ -290,3 +290,22 @@ def test_a_compiled_network_learns_the_same(frame, tmp_path):
     assert weights(plain).keys() == weights(compiled).keys()
     for one, other in zip(plain.parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+
+
+def test_activations_not_changed_in_place_give_the_same_gradients():
+    def gradients(member):
+        pixels = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+        member.train()(pixels).sum().backward()
+        return {name: p.grad for name, p in member.named_parameters() if p.grad is not None}
+
+    def clipped(member):
+        return [module for module in member.modules() if isinstance(module, torch.nn.Hardtanh)]
+
+    built, plain = (small_member("timm/mobilenetv2_035") for _ in range(2))
+    assert all(module.inplace for module in clipped(plain))
+    for member in (built, plain):
+        step.build_engine(member, recipe_of().train, 1, "fp32", False, Processes())
+    assert not any(module.inplace for module in clipped(built))
+    for module in clipped(plain):
+        module.inplace = True
+    assert equal(gradients(plain), gradients(built))

@@ -12,7 +12,7 @@ from ensemble import backbone
 from ensemble.embed import embedder_of
 from ensemble.errors import BackboneError
 from ensemble.recipe import Backbone, Image, Recipe, Train
-from ensemble.train import torch_runner
+from ensemble.torch_runner import torch_runner
 
 SIZES = {"timm_dinov2": 518, "timm_dinov3": 256, "timm_siglip": 224, "dinov2": 224, "siglip": 224}
 

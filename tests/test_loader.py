@@ -61,7 +61,7 @@ def seen_sizes(tmp_path, monkeypatch, geometry):
     monkeypatch.setattr(loader.degrade, "draw", watched)
     contract = ImageContract(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, geometry=geometry)
     rows = Rows([tmp_path / "a.png"] * 20, np.zeros(20), contract, Augment(chance=1.0, jpeg=(50, 90)))
-    assert all(rows[row]["pixels"].shape == (1, 32, 32, 3) for row in range(20))
+    assert all(rows[0, row]["pixels"].shape == (1, 32, 32, 3) for row in range(20))
     return set(seen)
 
 

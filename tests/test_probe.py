@@ -17,7 +17,7 @@ from ensemble.errors import BackboneError
 from ensemble.loader import Rows
 from ensemble.recipe import Adapt, Augment, Backbone, Image, Recipe, Train
 from ensemble.score import score_images
-from ensemble.train import torch_runner
+from ensemble.torch_runner import torch_runner
 
 CONVNEXT = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "patch_size": 4}
 TRAIN, TUNE = 24, 16

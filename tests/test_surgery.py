@@ -7,7 +7,7 @@ from ensemble import backbone
 from ensemble.errors import BackboneError
 from ensemble.recipe import Recipe
 from ensemble.surgery import enable_checkpointing, set_stem_stride
-from ensemble.train import torch_runner
+from ensemble.torch_runner import torch_runner
 
 PIXELS = torch.randint(0, 255, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
