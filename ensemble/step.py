@@ -47,7 +47,7 @@ def build_engine(
 ) -> Engine:
     """An engine for `steps` optimizer steps; the member is moved to its device in place."""
     member.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    member.to(processes.device, memory_format=member.memory_format)
+    member.to(processes.device).to(memory_format=member.memory_format)
     network: Any = member
     if train.compile:
         network = torch.compile(network)
