@@ -50,10 +50,15 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--folds",
             type=click.IntRange(min=2),
-            help="Train each member once a fold, for out-of-fold logits of all training rows, and once more on all of "
-            "them; held-out rows then stay untouched by the stacker too.",
+            metavar="K",
+            help="Train each member K times on K - 1 parts of the training rows, for logits of the part left out, and "
+            "once more on all; the stack is fitted on those, held-out rows only score it. About K times as long.",
         ),
-        click.option("--fresh", is_flag=True, help="Throw interrupted trainings away instead of going on from them."),
+        click.option(
+            "--fresh",
+            is_flag=True,
+            help="Throw interrupted trainings away instead of going on from them; finished members stay.",
+        ),
         click.option(
             "--save-every",
             type=click.FloatRange(min=0),
@@ -70,10 +75,10 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             callback=lambda ctx, param, value: tuple(
                 n for n in value.replace(" ", "").split(",") if n not in ("", "none")
             ),
-            help="Where losses and scores are logged: tensorboard, wandb, mlflow, ... or none.",
+            help="Where losses and scores are logged: tensorboard (in the run's logs/), wandb, mlflow, ... or none.",
         ),
         click.option(
-            "--dry-run", is_flag=True, help="Train nothing: rows, steps, and time and memory from a few timed steps."
+            "--dry-run", is_flag=True, help="Train and write nothing; say what it would take, from a few timed steps."
         ),
         options.seed,
         options.run,
@@ -90,8 +95,12 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def train(recipe: Path, **settings: Any) -> int:
     """Train one member from its RECIPE, a YAML file.
 
+    As train-all does, whose help says more; other members of the run stay as they are.
+
     \b
-    Example: python cli.py train recipes/swin_tiny.yaml --set train.epochs=2
+    Examples:
+      python cli.py train recipes/swin_tiny.yaml --set train.epochs=2
+      python cli.py train recipes/swin_tiny.yaml --set adapt.mode=lora --set train.layer_decay=null
     """
     return _train(recipe, **settings)
 
@@ -102,11 +111,15 @@ def train(recipe: Path, **settings: Any) -> int:
 def train_all(recipes: Path, **settings: Any) -> int:
     """Train a member for every YAML file directly in the folder RECIPES.
 
-    All recipes are checked before anything is downloaded, and the data is audited before
-    anything is trained: where metadata alone gives the class away, see canonicalise. Members whose recipe, data and
-    seed are unchanged are not trained again, so the same command may be repeated after a
-    failure, a kill or an interruption: it goes on from the last saved state. With several
-    GPUs, start it by a launcher; the effective batch stays the recipe's.
+    All recipes are checked before anything is downloaded. Then the data is audited (where
+    metadata alone gives the class away, see canonicalise) and every network tried, before the
+    first is trained. A finished member lies in members/NAME of the run, with its weights,
+    held-out logits and curves.png; tensorboard --logdir RUN/logs shows how it goes.
+
+    The same command may be repeated after a failure, a kill or an interruption: it goes on
+    from the last saved state, and members whose recipe, data and seed are unchanged are not
+    trained again. With several GPUs, start it by a launcher; the effective batch stays the
+    recipe's.
 
     \b
     Examples:

@@ -26,7 +26,7 @@ SCORED = 8  # images
 
 @dataclass(frozen=True)
 class Estimate:
-    """seconds of the whole member, and the most memory that its steps took, in bytes."""
+    """steps and seconds of the whole member with its folds, and the most memory that its steps took, in bytes."""
 
     rows: int
     steps: int
@@ -52,12 +52,13 @@ def estimate(
     epochs, count = recipe.train.epochs, frame["split"].value_counts()
     epoch = training * count["train"] + scoring * count["tune"] * cells
     held = scoring * (len(frame) - count["train"] - count["tune"])
-    return Estimate(len(train), in_epoch * epochs, _with_folds(epoch * epochs, frame) + held, _peak(processes))
+    steps, seconds = (_with_folds(value * epochs, frame) for value in (in_epoch, epoch))
+    return Estimate(len(train), round(steps), seconds + held, _peak(processes))
 
 
-def _with_folds(seconds: float, frame: pd.DataFrame) -> float:
+def _with_folds(work: float, frame: pd.DataFrame) -> float:
     """With K folds the rows are gone over K - 1 times by all folds together, and once more by the refit."""
-    return seconds * (int(frame["fold"].max()) + 1) if frame["fold"].notna().any() else seconds
+    return work * (int(frame["fold"].max()) + 1) if frame["fold"].notna().any() else work
 
 
 def _training_rate(

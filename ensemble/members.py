@@ -123,7 +123,7 @@ def _column(run: Path, name: str, frame: pd.DataFrame, rows: pd.DataFrame) -> np
     held = scores.set_index("id")
     split_is_heldout = frame["split"] == "heldout"
     if missing := [key for key in rows["id"] if key not in held.index]:
-        raise ArtifactError(f"{name}: {len(missing)} held-out rows have no logit ({some(missing)}); {remedy}")
+        raise ArtifactError(f"{name}: {len(missing)} rows have no logit ({some(missing)}); {remedy}")
     if extra := sorted(set(scores.loc[scores["split"] == "heldout", "id"]) - set(frame.loc[split_is_heldout, "id"])):
         raise ArtifactError(f"{name}: ids that the data set does not hold out ({some(extra)}); {remedy}")
     held = held.loc[rows["id"]]

@@ -127,6 +127,22 @@ def write_scores(run: Path, name: str, frame: pd.DataFrame, scores: pd.DataFrame
     artifacts.write_json(folder / "member.json", info)
 
 
+def write_folded_run(run: Path, signals: Mapping[str, float]) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+    """Members with out-of-fold logits, and what each scored; the fold of a fitted row is its group's number mod 2."""
+    frame = make_frame()
+    fitted = frame["split"] != "heldout"
+    frame["fold"] = (frame["group"].str[-1].astype("Int16") % 2).where(fitted)
+    artifacts.write_parquet(artifacts.dataset_path(run), frame)
+    scores = {}
+    for seed, (name, signal) in enumerate(signals.items()):
+        noise = np.random.default_rng(seed).normal(size=len(frame))
+        logits = (noise + signal * (frame["label"] - 0.5)).astype(np.float32)
+        scores[name] = frame[["id", "label", "split", "fold"]].assign(logit=logits)
+        write_scores(run, name, frame, scores[name])
+        change_json(artifacts.member_path(run, name) / "member.json", folds=2)
+    return frame, scores
+
+
 def change_json(path: Path, **changes: object) -> None:
     values = artifacts.read_json(path, "")
     path.write_text(json.dumps(values | changes), encoding="utf-8")

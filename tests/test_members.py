@@ -3,7 +3,18 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import heldout, heldout_scores, make_frame, noisy_logits, run_cli, write_member, write_run, write_scores
+from helpers import (
+    change_json,
+    heldout,
+    heldout_scores,
+    make_frame,
+    noisy_logits,
+    run_cli,
+    write_folded_run,
+    write_member,
+    write_run,
+    write_scores,
+)
 
 from ensemble import artifacts, members, metrics
 from ensemble.errors import ArtifactError
@@ -122,7 +133,7 @@ def spoil(value):
 
 
 REFUSALS = {
-    "missing": (drop, "2 held-out rows have no logit (heldout/01-0, heldout/01-3)"),
+    "missing": (drop, "2 rows have no logit (heldout/01-0, heldout/01-3)"),
     "doubled": (double, "ids stand more than once in its held-out rows (heldout/00-0, heldout/00-1)"),
     "from train": (add("heldout", "train/00-1"), "trained or tuned on are among its held-out rows (train/00-1)"),
     "from tune": (add("heldout", "tune/01-2"), "trained or tuned on are among its held-out rows (tune/01-2)"),
@@ -216,3 +227,59 @@ def test_what_is_kept_out_is_scored_apart(tmp_path, both_classes):
         known = rows[(rows["label"] == 0) | ~fair]
         logits = np.where(known["split"] == "unseen", 2.0, known.index % 3)
         assert line["unseen AUROC"] == f"{metrics.auroc(known['label'], logits):.4f}" != "1.0000"
+
+
+def test_a_stacker_is_fitted_on_held_out_rows_without_folds_and_out_of_fold_with_them(run, tmp_path):
+    rows, logits = members.fitting_logits(run, ["one"])
+    assert set(rows["split"]) == {"heldout"}
+    assert logits.shape == (48, 1)
+    folded = tmp_path / "folded"
+    frame, scores = write_folded_run(folded, {"one": 1.0, "two": 2.0})
+    rows, logits = members.fitting_logits(folded, ["one", "two"])
+    fitted = frame["split"] != "heldout"
+    assert list(rows["id"]) == list(frame.loc[fitted, "id"])
+    assert rows["split"].value_counts().to_dict() == {"train": 12, "tune": 8}
+    np.testing.assert_array_equal(logits[:, 1], scores["two"].loc[fitted, "logit"].astype(float))
+    held, logits = members.heldout_logits(folded, ["one", "two"])
+    assert set(held["split"]) == {"heldout"}
+    np.testing.assert_array_equal(logits[:, 0], scores["one"].loc[~fitted, "logit"].astype(float))
+
+
+def swap_folds(scores):
+    return scores.assign(fold=1 - scores["fold"])
+
+
+def forget_folds(scores):
+    return scores.assign(fold=pd.array([None] * len(scores), dtype="Int16"))
+
+
+def drop_a_fold(scores):
+    return scores[(scores["fold"] != 1).fillna(True)]
+
+
+OUT_OF_FOLD = {
+    "of another fold": (swap_folds, "trained or tuned on are among its held-out rows (train/00-0, "),
+    "of no fold": (forget_folds, "trained or tuned on are among its held-out rows (train/00-0, "),
+    "a fold is missing": (drop_a_fold, "8 rows have no logit (train/01-0, "),
+    "doubled": (lambda scores: pd.concat([scores, scores[60:61]]), "ids stand more than once in its held-out rows ("),
+    "not finite": (lambda scores: scores.assign(logit=np.nan), "some held-out logits are not finite"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), OUT_OF_FOLD.values(), ids=OUT_OF_FOLD)
+def test_out_of_fold_rows_that_cannot_be_trusted_are_refused(tmp_path, change, message):
+    frame, scores = write_folded_run(tmp_path, {"one": 1.0, "two": 1.0})
+    write_scores(tmp_path, "two", frame, change(scores["two"]))
+    change_json(tmp_path / "members" / "two" / "member.json", folds=2)
+    with pytest.raises(ArtifactError, match=re.escape(message)) as error:
+        members.fitting_logits(tmp_path, ["one", "two"])
+    assert str(error.value).startswith("two: ")
+    assert members.fitting_logits(tmp_path, ["one"])[1].shape == (20, 1)
+
+
+@pytest.mark.parametrize(("count", "told"), [(None, "two without"), (3, "two with 3")])
+def test_members_of_different_folds_are_refused_by_name(tmp_path, count, told):
+    write_folded_run(tmp_path, {"one": 1.0, "two": 1.0})
+    change_json(tmp_path / "members" / "two" / "member.json", folds=count)
+    refused(tmp_path, (), f"different folds (one with 2, {told})", "train them alike, or choose some with --members")
+    assert members.fitting_logits(tmp_path, ["one"])[1].shape == (20, 1)

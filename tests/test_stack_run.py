@@ -3,11 +3,22 @@ import re
 
 import numpy as np
 import pytest
-from helpers import change_json, heldout, make_frame, noisy_logits, run_cli, write_member, write_run, write_stacker
+from helpers import (
+    change_json,
+    heldout,
+    make_frame,
+    noisy_logits,
+    run_cli,
+    write_folded_run,
+    write_member,
+    write_run,
+    write_stacker,
+)
 
 from ensemble import artifacts, metrics, stack_run
 from ensemble.errors import ArtifactError
 from ensemble.metrics import Interval
+from ensemble.stack import fit_stacker
 from ensemble.stack_run import Scored, read_stacker, verdict
 
 
@@ -88,6 +99,23 @@ def test_the_stack_is_scored_out_of_fold(tmp_path):
     assert lines[-1].name == "stack"
     assert lines[-1].auroc.value < in_sample
     assert verdict(lines).startswith(f"The stack ({lines[-1].auroc.value:.4f} AUROC) does not beat noise")
+
+
+def test_with_folds_the_stack_is_fitted_on_other_rows_than_it_is_scored_on(tmp_path):
+    frame, scores = write_folded_run(tmp_path, {"one": 2.0, "two": 1.0})
+    done = stack_run.stack_run(tmp_path)
+    assert done.basis == "fitted on other rows"
+    assert list(done.rows["id"]) == list(heldout(frame)["id"])
+    held = frame["split"] == "heldout"
+    logits = np.stack([table["logit"] for table in scores.values()], axis=1).astype(float)
+    auroc = metrics.auroc(frame.loc[held, "label"], done.stacker.logit(logits[held]))
+    assert done.scored[-1].auroc.value == auroc
+    values = artifacts.read_json(artifacts.stacker_path(tmp_path), "")
+    assert values["fitted_rows"] == {"images": 20, "groups": 5}
+    assert values["rows"] == {"split": "heldout", "images": 48, "groups": 12, "stack": "fitted on other rows"}
+    labels, groups = (frame.loc[~held, column].to_numpy() for column in ("label", "group"))
+    refitted = fit_stacker(["one", "two"], logits[~held], labels, groups.astype(str))
+    assert done.stacker.coef == pytest.approx(refitted.coef)
 
 
 def test_complementary_members_make_a_stack_that_wins(tmp_path):
