@@ -12,13 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ensemble import artifacts, canonical, dataset, images, members, train, train_all
+from ensemble import artifacts, canonical, dataset, images, members, train_all
 from ensemble.canonical import Plan, last_compression, make_plan, read_canonical, read_plan
+from ensemble.distributed import Processes
 from ensemble.errors import ArtifactError, DataError, ImageError
 from ensemble.headers import read_header
 from ensemble.loader import Rows
 from ensemble.recipe import Augment, Recipe
 from ensemble.score import Runner, score_images
+from ensemble.train import Setup
+from ensemble.tune import Reading, logits_of
 
 PLAN = Plan(size=40, first=((60, 2), (90, 0)), quality=(70, 80))
 LABELS = np.array([0, 1] * 20)
@@ -250,11 +253,11 @@ def test_tuning_and_held_out_scores_see_the_canonical_form(files, frame):
     expected = [read_canonical(file, PLAN, [seed, 0, row]) for row, file in enumerate(files)]
     rows = Rows(files, np.zeros(6), Flat.contract, seed=seed, plan=PLAN)
     for row, image in enumerate(expected):
-        np.testing.assert_array_equal(rows[row]["pixels"], [np.asarray(image)])
-    scores = train._heldout(Flat(), RECIPE, frame, PLAN, seed, torch.device("cpu"))
-    assert scores["logit"].tolist() == pytest.approx([np.asarray(image).mean() for image in expected], abs=1e-3)
-    plain = train._heldout(Flat(), RECIPE, frame.iloc[1:2], None, seed, torch.device("cpu"))
-    assert abs(plain["logit"][0] - scores["logit"][1]) > 1e-3
+        np.testing.assert_array_equal(rows[0, row]["pixels"], [np.asarray(image)])
+    logits = logits_of(Flat(), RECIPE, frame, Reading(PLAN, seed), Processes())
+    assert logits.tolist() == pytest.approx([np.asarray(image).mean() for image in expected], abs=1e-3)
+    plain = logits_of(Flat(), RECIPE, frame.iloc[1:2], Reading(None, seed), Processes())
+    assert abs(plain[0] - logits[1]) > 1e-3
 
 
 def test_each_epoch_draws_anew_for_training_alone(files):
@@ -263,8 +266,7 @@ def test_each_epoch_draws_anew_for_training_alone(files):
     tuning = Rows(files, np.zeros(6), Flat.contract, plan=PLAN)
     seen = []
     for epoch in (0, 1, 0):
-        rows.epoch = tuning.epoch = epoch
-        seen.append((rows[0]["pixels"].tobytes(), tuning[0]["pixels"].tobytes()))
+        seen.append((rows[epoch, 0]["pixels"].tobytes(), tuning[epoch, 0]["pixels"].tobytes()))
     assert seen[0] == seen[2]
     assert seen[0][0] != seen[1][0]
     assert len({fixed for _, fixed in seen}) == 1
@@ -309,5 +311,5 @@ def test_a_member_trained_without_is_trained_again_with(tmp_path, monkeypatch):
     for plan in (None, PLAN):
         if plan:
             artifacts.write_json(artifacts.canonical_path(tmp_path), {"plan": plan.to_dict()})
-        train_all.train_all([RECIPE], make_frame(), tmp_path, 0, "cpu", lambda line: None)
+        train_all.train_all([RECIPE], make_frame(), tmp_path, Setup(), lambda line: None)
     assert asked[0]["data_sha256"] != asked[1]["data_sha256"]

@@ -147,7 +147,7 @@ def test_the_strength_is_that_of_the_least_tune_loss():
     rng = np.random.default_rng(0)
     labels, tune_labels = rng.integers(0, 2, 60), rng.integers(0, 2, 40)
     rows, tuned = ((rng.normal(size=(len(y), 30)) + 0.5 * y[:, None]) * 7 + 100 for y in (labels, tune_labels))
-    line = probe._fit(rows.astype(np.float32), labels, tuned[:, None].astype(np.float32), tune_labels)
+    line = probe._fit(rows.astype(np.float32), labels, tuned[:, None].astype(np.float32), tune_labels, probe.STRENGTHS)
     losses = []
     for strength in probe.STRENGTHS:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=5000)).fit(rows, labels)
@@ -159,10 +159,19 @@ def test_the_strength_is_that_of_the_least_tune_loss():
     assert metrics.log_loss(tune_labels, metrics.sigmoid(logits)) == pytest.approx(min(losses), abs=1e-3)
 
 
-def test_the_greater_tune_score_is_the_better(frame):
+def test_without_tune_rows_the_given_strength_is_taken(frame):
+    recipe = recipe_of()
+    train = frame[frame["split"] == "train"]
+    nothing = lambda title, total: lambda count: None  # noqa: E731
+    record = probe.fit_probe(build(recipe), recipe, train, None, None, 0, "cpu", nothing, strength=0.01)
+    assert record["strength"] == 0.01
+    assert not [name for name in record if name.startswith("tune")]
+
+
+def test_the_tune_score_is_the_recipes(frame):
     recipe = recipe_of(train=Train(lr=1e-3, epochs=1, batch_size=8, tune_score="log_loss"))
     scores = fit(build(recipe), recipe, frame)
-    assert scores["tune_score"] == -scores["tune_log_loss"]
+    assert scores["tune_score"] == scores["tune_log_loss"] != scores["tune_auroc"]
 
 
 def test_kept_features_are_not_computed_again(frame, reads):
