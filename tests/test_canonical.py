@@ -264,9 +264,7 @@ def test_each_epoch_draws_anew_for_training_alone(files):
     augment = Augment(jpeg=None, flip=False, quarter_turns=False)
     rows = Rows(files, np.zeros(6), Flat.contract, augment, plan=PLAN)
     tuning = Rows(files, np.zeros(6), Flat.contract, plan=PLAN)
-    seen = []
-    for epoch in (0, 1, 0):
-        seen.append((rows[epoch, 0]["pixels"].tobytes(), tuning[epoch, 0]["pixels"].tobytes()))
+    seen = [tuple(data[epoch, 0]["pixels"].tobytes() for data in (rows, tuning)) for epoch in (0, 1, 0)]
     assert seen[0] == seen[2]
     assert seen[0][0] != seen[1][0]
     assert len({fixed for _, fixed in seen}) == 1
