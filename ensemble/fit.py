@@ -126,19 +126,19 @@ def _run_epoch(engine: Engine, job: Job, progress: _Progress, in_epoch: int, boa
         torch.manual_seed(_step_seed(job.seed, number, processes.rank))
         waiting.append(optimizer_step(engine, [next(loaded) for _ in part], len(rows), board.say))
         progress.step += 1
-        due = time.monotonic() - saved_at > job.save_seconds
-        if due or progress.step % every == 0 or progress.step == in_epoch:
-            values = torch.stack(waiting).tolist()
-            waiting.clear()
-            if any_of(processes, not _sound(values, engine.precision)):
-                _stop_for_nan(engine, job, progress, train.lr * factor)
-            progress.losses += sum(loss for loss, _ in values)
-            board.step(number + 1, values[-1][0], train.lr * factor, len(values) * len(rows))
-            if any((number + 1 - back) % logged == 0 for back in range(len(values))):
-                record = {"loss": values[-1][0], "lr": train.lr * factor}
-                progress.steps.append({"step": number + 1, **record})
-                trackers.log({f"train/{name}": value for name, value in record.items()}, number + 1)
-        if due and progress.step < in_epoch:
+        if progress.step % every and progress.step < in_epoch:
+            continue
+        values = torch.stack(waiting).tolist()
+        waiting.clear()
+        if any_of(processes, not _sound(values, engine.precision)):
+            _stop_for_nan(engine, job, progress, train.lr * factor)
+        progress.losses += sum(loss for loss, _ in values)
+        board.step(number + 1, values[-1][0], train.lr * factor, len(values) * len(rows))
+        if any((number + 1 - back) % logged == 0 for back in range(len(values))):
+            record = {"loss": values[-1][0], "lr": train.lr * factor}
+            progress.steps.append({"step": number + 1, **record})
+            trackers.log({f"train/{name}": value for name, value in record.items()}, number + 1)
+        if progress.step < in_epoch and time.monotonic() - saved_at > job.save_seconds:
             _save(engine, job, progress)
             saved_at = time.monotonic()
 
