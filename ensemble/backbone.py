@@ -74,7 +74,7 @@ def build_member(recipe: Recipe, checkpoint: Path | None) -> Member:
     set_stem_stride(network, recipe.backbone.stem_stride)
     scale_head(network, _head_names(network), recipe.backbone.head_init_scale)
     member = Member(network, contract)
-    _try_pixels(member, recipe.name)
+    _try_pixels(member)
     return member
 
 
@@ -151,7 +151,7 @@ def _from_architecture(recipe: Recipe) -> tuple[nn.Module, ImageContract]:
     except BackboneError:
         raise
     except Exception as error:  # the recipe's `config` reaches constructors that check it each in its own way
-        raise BackboneError(f"{recipe.name}: {backbone.architecture} cannot be built: {_first_line(error)}") from None
+        raise BackboneError(f"{backbone.architecture} cannot be built: {_first_line(error)}") from None
     if backbone.weights is not None:
         _load_weights(network, backbone)
     return network, contract
@@ -184,7 +184,7 @@ def _overridden(contract: ImageContract, recipe: Recipe) -> ImageContract:
     try:
         return replace(contract, **changes)
     except ValueError as error:
-        raise BackboneError(f"{recipe.name}: the image contract does not fit together: {error}") from None
+        raise BackboneError(f"the image contract does not fit together: {error}") from None
 
 
 def _head_names(network: Any) -> frozenset[str]:
@@ -261,16 +261,16 @@ def _load_weights(network: Any, backbone: Backbone) -> None:
     inner.load_state_dict({name: given[name] if name in body else own[name] for name in own})
 
 
-def _try_pixels(member: Member, name: str) -> None:
+def _try_pixels(member: Member) -> None:
     size = member.contract.size
     member.eval()
     try:
         with torch.inference_mode():
             logit = member(torch.zeros(1, size, size, 3, dtype=torch.uint8))
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise BackboneError(f"{name}: the network does not take {size}x{size} pixels: {_first_line(error)}") from None
+        raise BackboneError(f"the network does not take {size}x{size} pixels: {_first_line(error)}") from None
     if logit.shape != (1,):
-        raise BackboneError(f"{name}: the network gives {tuple(logit.shape)} for one image, not one logit")
+        raise BackboneError(f"the network gives {tuple(logit.shape)} for one image, not one logit")
 
 
 @contextmanager

@@ -75,7 +75,7 @@ def fit_probe(
         out = rows[:, own + view : own + view + 1]
         read(train, view, out, progress(f"features, random view {view + 1}", len(train)))
     if not (np.isfinite(rows).all() and (tuned is None or np.isfinite(tuned).all())):
-        raise BackboneError(f"{recipe.name}: some features are not finite; choose another backbone")
+        raise BackboneError("some features are not finite; choose another backbone")
     labels = np.repeat(train["label"].to_numpy(), rows.shape[1])
     tune_labels = tune["label"].to_numpy() if tune is not None else None
     strengths = STRENGTHS if tune is not None else np.array([strength])

@@ -223,7 +223,7 @@ def test_size_the_network_cannot_take_is_refused_before_training(tmp_path):
     values = "backbone: {architecture: convnext}\nimage: {size: 16}\n"  # halved five times
     path = tmp_path / "odd.yaml"
     path.write_text(values + "train: {lr: 1.0e-3, epochs: 1, batch_size: 2}\n")
-    with pytest.raises(BackboneError, match="odd: the network does not take 16x16 pixels"):
+    with pytest.raises(BackboneError, match="the network does not take 16x16 pixels"):
         backbone.build_member(load_recipes([path])[0], None)
 
 

@@ -33,7 +33,7 @@ except Exception as error:
 else:
     raise AssertionError
 distributed.leave()
-print("rank", processes.rank, "of", processes.count)
+print(f"rank {processes.rank} of {processes.count}\\n", end="", flush=True)
 """
 
 

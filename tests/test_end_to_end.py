@@ -145,15 +145,14 @@ def test_new_threshold_exports_no_member_again(work, copy, tmp_path):
     assert json.loads((copy / "bundle" / "stacker.json").read_text())["threshold"] == 0.7
 
 
-def test_failed_member_does_not_stop_the_others(work, tmp_path):
+def test_a_network_that_cannot_be_built_is_told_before_any_is_trained(work, tmp_path):
     recipes = shutil.copytree(work / "recipes", tmp_path / "recipes")
     bad = "backbone: {architecture: convnext, config: {no_such_setting_depths: 1, depths: [1]}}\n"
     (recipes / "broken.yaml").write_text(bad + "train: {lr: 1.0e-3, epochs: 1, batch_size: 16}\n")
     run = tmp_path / "run"
-    done = train_again(work, run, recipes, "--set", "train.epochs=1", code=1)
-    assert "Error: broken: " in done.stderr
-    assert sorted(p.name for p in (run / "members").iterdir()) == sorted(TINY)
-    assert "failed" in done.stdout
+    done = train_again(work, run, recipes, "--set", "train.epochs=1", code=2)
+    assert done.stderr.startswith("Error: broken: convnext cannot be built: ")
+    assert not (run / "members").exists()
 
 
 def test_one_changed_byte_in_the_bundle_is_found(work, copy, tmp_path):

@@ -66,7 +66,7 @@ def test_freed_memory_is_faulted_in_again_until_it_is_kept():
     kept, plain, after = map(int, done.stdout.split())
     if not kept:
         pytest.skip("not glibc")
-    assert plain > 500
+    assert plain > 100  # large pages fault less often
     assert after < plain / 10
 
 

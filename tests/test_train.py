@@ -3,20 +3,22 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers import make_frame, noisy_logits, write_member
 from PIL import Image
 from test_backbone import QUICK
 
-from ensemble import dataset
+from ensemble import artifacts, dataset, train_all
 from ensemble.backbone import build_member
 from ensemble.contract import ImageContract
 from ensemble.errors import UnavailableError
 from ensemble.loader import Rows, collate
 from ensemble.members import heldout_logits, load_member, read_info
 from ensemble.metrics import auroc
-from ensemble.recipe import Augment
+from ensemble.recipe import Augment, Recipe
 from ensemble.score import score_images
 from ensemble.step import summed_loss, view_logits
 from ensemble.torch_runner import choose_device, torch_runner
+from ensemble.train import Setup
 
 CONTRACT = ImageContract(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, geometry="native_crops")
 AUGMENT = Augment(quarter_turns=True, jpeg=(50, 90))
@@ -113,3 +115,26 @@ def dataset_of(run):
     import pandas as pd
 
     return pd.read_parquet(run / "dataset.parquet")
+
+
+def test_a_member_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
+    frame = make_frame()
+    artifacts.write_parquet(artifacts.dataset_path(tmp_path), frame)
+    small = {"architecture": "convnext", "config": {"hidden_sizes": [4, 8], "depths": [1, 1], "num_stages": 2}}
+    values = {"backbone": small, "image": {"size": 32}, "train": {"lr": 1e-3, "epochs": 1, "batch_size": 4}}
+    recipes = [Recipe.model_validate({"name": name, **values}) for name in ("one", "two")]
+
+    def trained(recipe, *_):
+        if recipe.name == "one":
+            raise RuntimeError("the disk is gone")
+        write_member(tmp_path, "two", frame, noisy_logits(frame, 2))
+
+    monkeypatch.setattr(train_all, "train_member", trained)
+    said = []
+    one, two = train_all.train_all(recipes, frame, tmp_path, Setup(), said.append)
+    assert (one.status, two.status) == ("failed", "trained")
+    log = artifacts.work_path(tmp_path, "one") / "error.txt"
+    assert one.error == f"the disk is gone (details in {log})"
+    assert "RuntimeError: the disk is gone" in log.read_text()
+    assert f"  failed: {one.error}" in said
+    assert float(two.score) > 0.5
