@@ -301,5 +301,5 @@ def test_features_that_are_not_finite_are_refused(frame):
     member = build(recipe)
     with torch.no_grad():
         next(member.backbone.convnext.parameters()).fill_(float("nan"))
-    with pytest.raises(BackboneError, match="m: some features are not finite"):
+    with pytest.raises(BackboneError, match="some features are not finite"):
         fit(member, recipe, frame)
