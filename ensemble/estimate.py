@@ -66,10 +66,7 @@ def _training_rate(
 ) -> float:
     """Seconds an image, with loading and augmentation."""
     adapt(member, recipe)
-    channels_last = recipe.train.channels_last
-    if channels_last is None:
-        channels_last = machine.prefers_channels_last(member.backbone)
-    precision = machine.choose_precision(member, recipe.train, processes.kind)
+    precision, channels_last = machine.choose_ways(member, recipe.train, processes.kind)
     engine = build_engine(member, recipe.train, TIMED_BATCHES, precision, channels_last, processes)
     rows = Rows(
         dataset.files(train), train["label"].to_numpy(), member.contract, recipe.augment, reading.seed, reading.plan

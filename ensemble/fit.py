@@ -101,11 +101,7 @@ def _ways(member: Member, job: Job, facts: Mapping[str, Any] | None) -> tuple[st
     """(precision, channels last): those of the state that is gone on from, else by recipe and machine."""
     if facts is not None:
         return facts["precision"], facts["channels_last"]
-    train = job.recipe.train
-    channels_last = train.channels_last
-    if channels_last is None:
-        channels_last = machine.prefers_channels_last(member.backbone)
-    return machine.choose_precision(member, train, job.processes.kind), channels_last
+    return machine.choose_ways(member, job.recipe.train, job.processes.kind)
 
 
 def _run_epoch(engine: Engine, job: Job, progress: _Progress, in_epoch: int, board: Board, trackers: Trackers) -> None:
