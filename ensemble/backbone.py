@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ensemble import contracts, headless
+from ensemble import spectrum as _spectrum  # noqa: F401 our own architectures join timm's
 from ensemble.checkpoints import check_source, weights_file
 from ensemble.contract import ImageContract
 from ensemble.errors import BackboneError, some

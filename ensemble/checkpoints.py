@@ -67,6 +67,8 @@ def _check_architecture(architecture: str) -> None:
     if kind == "timm":
         import timm
 
+        import ensemble.spectrum  # noqa: F401 our own architectures join timm's
+
         if not timm.is_model(name):
             near = timm.list_models(f"*{name.split('_')[0]}*")
             raise BackboneError(f"timm has no architecture {name!r}; near it: {some(near) or 'nothing'}")

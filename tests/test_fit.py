@@ -285,8 +285,14 @@ def test_a_loss_that_is_no_number_at_once_says_so_too(frame, tmp_path, monkeypat
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own imports
 def test_a_compiled_network_learns_the_same(frame, tmp_path):
-    plain, _, _ = run(frame, tmp_path / "plain", family="timm/test_vit", tune=False, epochs=1)
-    compiled, _, _ = run(frame, tmp_path / "compiled", family="timm/test_vit", tune=False, epochs=1, compile=True)
+    def without_dropout(member):  # which compiled code draws in its own order
+        for module in member.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+
+    alike = {"family": "timm/test_vit", "tune": False, "epochs": 1, "change": without_dropout}
+    plain, _, _ = run(frame, tmp_path / "plain", **alike)
+    compiled, _, _ = run(frame, tmp_path / "compiled", **alike, compile=True)
     assert weights(plain).keys() == weights(compiled).keys()
     for one, other in zip(plain.parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
