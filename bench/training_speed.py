@@ -79,6 +79,7 @@ def families() -> dict[str, Recipe]:
             }
         )
         for recipe in load_recipes(find_recipes(ROOT / "recipes" / "quick"))
+        if recipe.adapt.mode != "probe"
     ]
     train = {"lr": 5e-5, "epochs": 1, "batch_size": 4}
     augment = {"jpeg": [30, 100]}
