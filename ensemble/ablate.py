@@ -12,14 +12,14 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from ensemble import dataset, groups, metrics, select
+from ensemble import bootstrap, dataset, groups, metrics, select
 from ensemble.board import Board
 from ensemble.checkpoints import locate_checkpoint
 from ensemble.distributed import Processes
 from ensemble.embed import Features
 from ensemble.errors import DataError
 from ensemble.members import load_member
-from ensemble.metrics import Interval, Score
+from ensemble.metrics import Interval
 from ensemble.recipe import Recipe
 from ensemble.score import score_images
 from ensemble.sources import Labelled
@@ -155,34 +155,30 @@ def compare(labels: np.ndarray, names: np.ndarray, selected: np.ndarray, drawn: 
     A score is the mean over the seeds. In the difference both arms are resampled together;
     its interval is of the test images drawn, the spread over seeds stands beside it.
     """
-    scores: dict[str, Score] = {
-        "auroc": metrics.auroc,
-        "log_loss": lambda truth, logits: metrics.log_loss(truth, metrics.sigmoid(logits)),
-    }
     report: dict[str, Any] = {}
-    for name, score in scores.items():
-        interval = partial(paired_interval, score, labels, groups=names)
+    for name in ("auroc", "log_loss"):
+        interval = partial(paired_interval, name, labels, groups=names)
         arms = {arm: interval(values, None).to_dict() for arm, values in zip(ARMS, (selected, drawn), strict=True)}
-        each = [score(labels, a) - score(labels, b) for a, b in zip(selected, drawn, strict=True)]
+        each = [
+            metrics.score(name, labels, a) - metrics.score(name, labels, b)
+            for a, b in zip(metrics.sigmoid(selected), metrics.sigmoid(drawn), strict=True)
+        ]
         report[name] = {**arms, "difference": interval(selected, drawn).to_dict(), "difference_by_seed": each}
     return report
 
 
 def paired_interval(
-    score: Score, labels: np.ndarray, a: np.ndarray, b: np.ndarray | None, groups: np.ndarray, resamples: int = 1000
+    name: str, labels: np.ndarray, a: np.ndarray, b: np.ndarray | None, groups: np.ndarray, resamples: int = 1000
 ) -> Interval:
-    """Mean over seeds of score(a) - score(b), of score(a) without b; its interval as `cluster_interval`'s.
+    """Mean over seeds of the named score of a minus that of b, of a's alone without b; with its interval over groups.
 
-    a and b: float [S, N]; each draw of groups resamples both alike (paired bootstrap).
+    a and b: logits float [S, N]; b has as many seeds; each draw resamples both alike.
     """
-
-    def difference(truth: np.ndarray, values: np.ndarray) -> float:
-        found = [score(truth, column) for column in values.T]
-        ours = float(np.mean(found[: len(a)]))
-        return ours if b is None else ours - float(np.mean(found[len(a) :]))
-
-    values = np.concatenate([a] if b is None else [a, b]).T
-    return metrics.cluster_interval(difference, labels, values, groups, resamples)
+    p = metrics.sigmoid(a if b is None else np.concatenate([a, b]))
+    share = np.repeat([1 / len(a), -1 / len(a)], len(a))[: len(p)]
+    value = share @ [metrics.score(name, labels, column) for column in p]
+    drawn = bootstrap.draws(labels, p, groups, (name,), resamples=resamples)[name]
+    return bootstrap.interval(float(value), share @ drawn)
 
 
 def as_table(report: dict[str, Any]) -> pd.DataFrame:

@@ -20,6 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from ensemble import metrics
+from ensemble.bootstrap import score_intervals
 from ensemble.labels import NEGATIVE_NAMES, POSITIVE_NAMES
 from ensemble.metrics import Interval
 
@@ -118,7 +119,7 @@ def probe_table(
             p[test] = model.predict_proba(values[test][:, varying])[:, 1]
             if top:
                 losses[varying] += _losses(model, values[test][:, varying], labels[test])
-    accuracy = metrics.balanced_accuracy_interval(labels, p, groups)
+    accuracy = score_intervals(labels, p, groups, names=("balanced_accuracy",))["balanced_accuracy"]
     order = [i for i in np.argsort(-losses) if losses[i] > 0.005 * len(folds)][:top]
     named = tuple((str(table.columns[i]), round(float(losses[i]) / len(folds), 4)) for i in order)
     return Probe(len(labels), accuracy, metrics.auroc(labels, p), named)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ensemble import artifacts, members, metrics
+from ensemble.bootstrap import score_intervals
 from ensemble.errors import ArtifactError
 from ensemble.metrics import Interval
 from ensemble.stack import Stacker, fit_stacker, out_of_fold
@@ -104,11 +105,7 @@ def score_probabilities(
     """As `score_table`, from probabilities."""
     p = {**members, "mean": np.mean(list(members.values()), axis=0), "stack": stack}
     return [
-        Scored(
-            name,
-            metrics.cluster_interval(metrics.auroc, labels, values, groups),
-            metrics.cluster_interval(metrics.log_loss, labels, values, groups),
-        )
+        Scored(name, **score_intervals(labels, values, groups, names=("auroc", "log_loss")))
         for name, values in p.items()
     ]
 

@@ -54,7 +54,7 @@ LIGHT = {
     "ensemble.data_commands ensemble.fetch_command ensemble.select_command export.commands export cli",
     "torch,sklearn,transformers": "ensemble.images ensemble.artifacts ensemble.metrics ensemble.stack ensemble.score "
     "ensemble.members ensemble.stack_run ensemble.dataset ensemble.index ensemble.probes ensemble.canonical "
-    "ensemble.degrade ensemble.grid",
+    "ensemble.degrade ensemble.grid ensemble.bootstrap ensemble.breakdown",
     "torch,sklearn,transformers,onnx": "export.infer export.runtime export.predictor export.submission export.bundle "
     "export.inputs export.certificate",
 }

@@ -3,28 +3,47 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import (
+    average_precision_score,
+    balanced_accuracy_score,
+    brier_score_loss,
+    f1_score,
+    recall_score,
+    roc_auc_score,
+)
 from sklearn.metrics import log_loss as sklearn_log_loss
-from sklearn.metrics import roc_auc_score
 
-from ensemble.metrics import auroc, cluster_interval, log_loss, sigmoid
+from ensemble import metrics
+from ensemble.errors import DataError
+from ensemble.metrics import SCORES, auroc, ece, log_loss, sigmoid, tpr_at_fpr
+
+# few distinct values among many, so that ties are common
+PROBABILITIES = st.integers(0, 6).map(lambda i: i / 6) | st.floats(0, 1)
+SKLEARN = {
+    "average_precision": average_precision_score,
+    "balanced_accuracy": lambda labels, p: balanced_accuracy_score(labels, p >= 0.5),
+    "f1": lambda labels, p: f1_score(labels, p >= 0.5),
+    "accuracy_real": lambda labels, p: recall_score(labels, p >= 0.5, pos_label=0),
+    "accuracy_ai": lambda labels, p: recall_score(labels, p >= 0.5),
+    "brier": brier_score_loss,
+}
 
 
 def labels_with(values):
     return st.lists(st.tuples(st.integers(0, 1), values), min_size=2, max_size=60)
 
 
-def sample(seed, groups=20, rows=5, signal=1.0):
-    rng = np.random.default_rng(seed)
-    labels = np.arange(groups * rows) % 2
-    scores = sigmoid(rng.normal(size=len(labels)) + signal * labels)
-    return labels, scores, np.repeat([f"g{i}" for i in range(groups)], rows)
+def both_classes(pairs):
+    labels, values = np.array([label for label, _ in pairs]), np.array([value for _, value in pairs], dtype=float)
+    assume(0 < labels.sum() < len(labels))
+    return labels, values
 
 
 @settings(deadline=None)
 @given(labels_with(st.integers(-2, 2) | st.floats(-1e6, 1e6)))
 def test_auroc_is_scikit_learns_with_ties(pairs):
-    labels, scores = np.array([label for label, _ in pairs]), np.array([score for _, score in pairs], dtype=float)
-    assume(0 < labels.sum() < len(labels))
+    labels, scores = both_classes(pairs)
     assert auroc(labels, scores) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
 
 
@@ -35,6 +54,133 @@ def test_log_loss_is_scikit_learns(pairs):
     assert log_loss(labels, p) == pytest.approx(sklearn_log_loss(labels, p, labels=[0, 1]), rel=1e-12)
 
 
+@settings(deadline=None)
+@given(labels_with(PROBABILITIES))
+def test_scores_are_scikit_learns_with_ties(pairs):
+    labels, p = both_classes(pairs)
+    for name, reference in SKLEARN.items():
+        assert metrics.score(name, labels, p) == pytest.approx(reference(labels, p), abs=1e-12), name
+
+
+@settings(deadline=None)
+@given(labels_with(PROBABILITIES), st.integers(1, 20))
+def test_ece_is_scikit_learns_calibration_curve(pairs, bins):
+    labels, p = both_classes(pairs)
+    rows = np.histogram(np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], p), np.arange(bins + 1))[0]
+    share, mean = calibration_curve(labels, p, n_bins=bins)
+    assert ece(labels, p, bins) == pytest.approx(rows[rows > 0] @ np.abs(share - mean) / len(p), abs=1e-12)
+
+
+@settings(deadline=None)
+@given(labels_with(PROBABILITIES), st.floats(0.001, 0.999))
+def test_tpr_at_fpr_is_the_best_threshold_that_keeps_to_it(pairs, fpr):
+    labels, p = both_classes(pairs)
+    thresholds = [*p, np.inf]
+    kept = [np.mean(p[labels == 1] >= t) for t in thresholds if np.mean(p[labels == 0] >= t) <= fpr]
+    assert tpr_at_fpr(labels, p, fpr) == pytest.approx(max(kept))
+
+
+@settings(deadline=None)
+@given(labels_with(PROBABILITIES), st.data())
+def test_a_weighted_score_is_the_score_of_repeated_rows(pairs, data):
+    labels, p = both_classes(pairs)
+    drawn = st.lists(st.integers(0, 3), min_size=len(p), max_size=len(p)).filter(any)
+    counts = np.array(data.draw(st.lists(drawn, min_size=1, max_size=3)))
+    found = metrics.weighted(labels, p, counts.astype(float), SCORES)
+    for line, count in enumerate(counts):
+        for name in SCORES:
+            expected = metrics.score(name, np.repeat(labels, count), np.repeat(p, count))
+            assert found[name][line] == pytest.approx(expected, abs=1e-12, nan_ok=True), name
+
+
+@pytest.mark.parametrize(
+    ("fpr", "expected"), [(0.01, 0.25), (0.249, 0.25), (0.25, 0.75), (0.5, 0.75), (0.74, 0.75), (0.75, 1.0), (0.9, 1.0)]
+)
+def test_tpr_at_fpr_by_hand(fpr, expected):
+    scores = np.array([0.9, 0.8, 0.7, 0.7, 0.5, 0.4, 0.4, 0.1])
+    labels = np.array([1, 0, 1, 1, 0, 0, 1, 0])
+    assert tpr_at_fpr(labels, scores, fpr) == expected
+
+
+def test_a_rate_of_whole_images_is_met():
+    assert 0.29 * 100 < 29  # in floating point
+    labels = np.repeat([0, 1, 0], [29, 1, 71])
+    assert tpr_at_fpr(labels, -np.arange(101.0), 0.29) == 1
+    assert tpr_at_fpr(labels, -np.arange(101.0), 0.28) == 0
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_class_has_the_scores_that_need_no_other(label):
+    labels, p = np.full(4, label), np.array([0.2, 0.4, 0.6, 0.9])
+    found = {name: metrics.score(name, labels, p) for name in SCORES}
+    known = {"log_loss", "brier", "ece", ("accuracy_real", "accuracy_ai")[label]} | ({"f1"} if label else set())
+    assert {name for name, value in found.items() if not np.isnan(value)} == known
+    assert metrics.accuracy_by_class(labels, p) == pytest.approx((np.nan, 0.5) if label else (0.5, np.nan), nan_ok=True)
+
+
+def test_no_rows_have_no_score():
+    assert all(np.isnan(metrics.score(name, np.empty(0), np.empty(0))) for name in SCORES)
+
+
+def calibrated(rows, seed, labels=1):
+    rng = np.random.default_rng(seed)
+    p = rng.beta(0.5, 0.5, rows)
+    return p, [(rng.random(rows) < p).astype(int) for _ in range(labels)]
+
+
+def test_ece_of_calibrated_scores_is_what_chance_makes_it():
+    p, truths = calibrated(2000, 0, labels=300)
+    found = [ece(labels, p) for labels in truths]
+    in_bin = np.minimum((p * 15).astype(int), 14)
+    chance = sum(np.sqrt(2 / np.pi * (p * (1 - p))[in_bin == i].sum()) for i in range(15)) / len(p)
+    assert np.mean(found) == pytest.approx(chance, rel=0.03)
+    # the twin: logits that are half as large again lie beyond all that chance gives
+    off = sigmoid(1.5 * np.log(p / (1 - p)))
+    assert ece(truths[0], off) > max(found)
+
+
+def test_ece_of_many_calibrated_scores_is_near_zero():
+    p, (labels,) = calibrated(200_000, 1)
+    assert ece(labels, p) < 0.004
+    assert ece(labels, np.full(len(p), labels.mean())) < 1e-12
+    assert ece(labels, p**2) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("labels", "p", "message"),
+    [
+        ([0, 1, 1], [0.1, 0.9], "3 labels for 2 probabilities: give one of each for every image"),
+        ([0, 2, 1], [0.1, 0.9, 0.8], r"label 2 of 1 images is neither 0 \(real\) nor 1 \(ai\): correct the labels"),
+        ([0, -1, np.nan], [0.1, 0.9, 0.8], "label -1.0 of 2 images is neither 0"),
+        (["real", "ai"], [0.1, 0.9], "label real of 2 images is neither 0"),
+        ([0, 1, 1], [0.1, np.nan, 0.8], r"p is missing \(NaN\) for 1 of 3 images: score them again or leave them out"),
+        ([0, 1, 1], [0.1, 1.5, -2], r"p of 2 images is outside 0 to 1 \(1.5\): give probabilities, not logits"),
+        ([1, 1], [0.1, 0.9], "none of the 2 images is real: add some, a score needs both classes"),
+        ([0, 0], [0.1, 0.9], "none of the 2 images is ai: add some"),
+        ([], [], "none of the 0 images is ai: add some"),
+        ([0, 1], [0.5, 0.5], "p is 0.5 for all 2 images, so nothing is told apart: check what gave these scores"),
+    ],
+)
+def test_what_cannot_be_scored_is_said_in_one_line(labels, p, message):
+    with pytest.raises(DataError, match=message) as error:
+        metrics.check_scores(labels, p)
+    assert "\n" not in str(error.value)
+
+
+def test_what_can_be_scored_passes():
+    metrics.check_scores(np.array([0, 1]), np.array([0.0, 1.0]))
+    metrics.check_scores(np.array([False, True]), np.float32([0.3, 0.2]))
+
+
+def test_a_rate_needs_enough_reals():
+    metrics.resolvable(np.repeat([0, 1], [100, 5]), 0.01)
+    metrics.resolvable(np.zeros(10), 0.1)
+    with pytest.raises(DataError, match=r"rate of 0.01 needs at least 100 reals, and here are 99: add real images, or"):
+        metrics.resolvable(np.repeat([0, 1], [99, 500]), 0.01)
+    with pytest.raises(DataError, match="lies between 0 and 1, not at 5"):
+        metrics.resolvable(np.zeros(100), 5)
+
+
 @pytest.mark.parametrize(
     ("labels", "scores", "expected"),
     [
@@ -42,6 +188,7 @@ def test_log_loss_is_scikit_learns(pairs):
         ([0, 1], [0.9, 0.1], 0.0),
         ([0, 1, 0, 1], [0.5, 0.5, 0.5, 0.5], 0.5),
         ([0, 1, 1], [0.5, 0.5, 0.7], 0.75),
+        ([0, 1, 0, 1], [np.inf, np.inf, -np.inf, -np.inf], 0.5),
         ([1, 1], [0.1, 0.9], np.nan),
         ([0, 0], [0.1, 0.9], np.nan),
     ],
@@ -71,56 +218,3 @@ def test_sigmoid_does_not_overflow():
     assert sigmoid(np.float32([3.5])).dtype == np.float64
     assert 0 < sigmoid(np.array([-700.0]))[0] < 1e-300
     assert np.isnan(sigmoid(np.array([np.nan]))).all()
-
-
-@pytest.mark.parametrize("score", [auroc, log_loss])
-@pytest.mark.parametrize("seed", range(4))
-def test_interval_contains_its_value(score, seed):
-    labels, scores, groups = sample(seed)
-    found = cluster_interval(score, labels, scores, groups, resamples=300)
-    assert found.value == score(labels, scores)
-    assert found.low < found.value < found.high
-
-
-def test_interval_depends_on_the_seed_alone():
-    labels, scores, groups = sample(0)
-    first, again, other = (cluster_interval(auroc, labels, scores, groups, 200, seed) for seed in (1, 1, 2))
-    assert first == again
-    assert (first.low, first.high) != (other.low, other.high)
-    assert str(first) == f"{first.value:.4f} [{first.low:.4f}, {first.high:.4f}]"
-
-
-def test_interval_ignores_the_order_of_rows():
-    labels, scores, groups = sample(0, groups=4)
-    order = np.random.default_rng(1).permutation(len(labels))
-    first = cluster_interval(auroc, labels, scores, groups, 200)
-    assert cluster_interval(auroc, labels[order], scores[order], groups[order], 200) == first
-
-
-@pytest.mark.parametrize("score", [auroc, log_loss])
-def test_copies_within_a_group_add_no_certainty(score):
-    labels, scores, _ = sample(3, groups=10, rows=4)
-    copies, groups = 9, np.arange(40)
-    labels, scores, groups = (np.repeat(values, copies) for values in (labels, scores, groups))
-    by_group = cluster_interval(score, labels, scores, groups, 400)
-    by_row = cluster_interval(score, labels, scores, np.arange(len(labels)), 400)
-    # nine copies of each row look like nine times the rows: an interval a third as wide
-    assert by_group.high - by_group.low > 2 * (by_row.high - by_row.low)
-
-
-def test_one_group_has_no_interval():
-    labels, scores, _ = sample(0)
-    found = cluster_interval(auroc, labels, scores, ["same"] * len(labels), 50)
-    assert found.value == auroc(labels, scores)
-    assert np.isnan([found.low, found.high]).all()
-
-
-def test_one_class_has_no_interval():
-    found = cluster_interval(auroc, np.ones(6, int), np.linspace(0, 1, 6), list("aabbcc"), 50)
-    assert np.isnan([found.value, found.low, found.high]).all()
-
-
-def test_draws_without_a_class_are_left_out():
-    labels, groups = np.array([0, 0, 1, 1]), ["a", "a", "b", "b"]
-    found = cluster_interval(auroc, labels, np.array([0.1, 0.2, 0.3, 0.4]), groups, 100)
-    assert (found.value, found.low, found.high) == (1, 1, 1)

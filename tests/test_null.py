@@ -1,8 +1,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ensemble import metrics, null
 from ensemble.null import file_features, probe_table
@@ -67,20 +65,6 @@ def test_missing_and_infinite_values_are_no_error():
     table.loc[30, "noise"] = np.inf
     assert probe_table(table, LABELS, ALONE).balanced_accuracy.value > 0.85
     assert probe_table(table, LABELS, ALONE, linear=0.1).balanced_accuracy.value > 0.7
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(2, 30), st.integers(0, 5))
-def test_the_fast_interval_agrees_with_the_plain_one(groups, seed):
-    rng = np.random.default_rng(seed)
-    names = rng.integers(groups, size=80).astype(str)
-    labels = np.tile([0, 1], 40)
-    p = rng.random(80)
-    fast = metrics.balanced_accuracy_interval(labels, p, names, resamples=2000)
-    plain = metrics.cluster_interval(metrics.balanced_accuracy, labels, p, names, resamples=2000)
-    assert fast.value == plain.value
-    assert abs(fast.low - plain.low) < 0.03
-    assert abs(fast.high - plain.high) < 0.03
 
 
 def test_balanced_accuracy_by_hand():

@@ -8,6 +8,7 @@ from small_pool import TINY, one_thread, patch, write_pool, write_test
 
 from ensemble import ablate, artifacts, metrics, select_run
 from ensemble.ablate import compare, halves, paired_interval
+from ensemble.bootstrap import score_intervals
 from ensemble.errors import DataError
 from ensemble.select_command import select
 
@@ -98,7 +99,7 @@ def test_the_paired_interval_is_narrower_than_either_arms_own():
     labels, groups = np.arange(200) % 2, np.arange(200) // 4
     a = rng.normal(size=(1, 200)) + (labels - 0.5)
     b = a + 0.1 * rng.normal(size=(1, 200))
-    arm, pair = (paired_interval(metrics.auroc, labels, a, other, groups) for other in (None, b))
+    arm, pair = (paired_interval("auroc", labels, a, other, groups) for other in (None, b))
     assert pair.high - pair.low < 0.5 * (arm.high - arm.low)
 
 
@@ -106,9 +107,9 @@ def test_an_arm_alone_has_the_interval_of_its_score():
     rng = np.random.default_rng(1)
     labels, groups = np.arange(60) % 2, np.arange(60) // 4
     logits = rng.normal(size=60)
-    assert paired_interval(metrics.auroc, labels, logits[None], None, groups) == metrics.cluster_interval(
-        metrics.auroc, labels, logits, groups
-    )
+    p = metrics.sigmoid(logits)
+    expected = score_intervals(labels, p, groups, resamples=1000, names=("auroc",))["auroc"]
+    assert paired_interval("auroc", labels, logits[None], None, groups) == expected
 
 
 def test_both_arms_are_alike_but_for_the_choice(run, here, monkeypatch):
