@@ -22,9 +22,13 @@ COMMANDS = {
     "select": ("ensemble.select_command", "Choose pool images that resemble the test's."),
     "train": ("ensemble.commands", "Train one member from its recipe."),
     "train-all": ("ensemble.commands", "Train a member for every recipe in a folder."),
-    "stack": ("ensemble.commands", "Fit the stacker on the members' held-out logits."),
+    "stack": ("ensemble.stack_command", "Fit the stacker on the members' held-out logits."),
+    "evaluate": ("export.evaluate_command", "Score labelled images, as they are and damaged."),
+    "report": ("ensemble.report_command", "One page that shows whether to trust the stack."),
     "export": ("export.commands", "Convert members to ONNX, each checked against its original."),
     "infer": ("export.commands", "Score images and write their `target` column."),
+    "adapt": ("export.adapt_command", "Estimate one shift of the stack from unlabelled target images."),
+    "explain": ("export.explain_command", "Show where in one image each member's evidence lies."),
 }
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from ensemble import stack_run  # noqa: E402
+from ensemble import stack_table  # noqa: E402
 
 
 def stage(name: str, *arguments: object) -> dict[str, object]:
@@ -64,11 +64,11 @@ def report(onnx: Path, torch: Path, labels: Path) -> None:
     """Scores of members, mean and stack on the test labels; the largest difference of ONNX and torch."""
     scores, other = (pd.read_csv(path, dtype={"id": str}) for path in (onnx, torch))
     truth = pd.read_csv(labels, dtype={"id": str})
-    scored = stack_run.score_frames(scores, truth)
+    scored = stack_table.score_frames(scores, truth)
     groups = truth["group" if "group" in truth else "id"].nunique()
     print(f"\nOn {len(scores)} test images in {groups} groups, 95 % intervals over groups:")
-    print(stack_run.as_table(scored).to_string(index=False))
-    print(stack_run.verdict(scored))
+    print(stack_table.as_table(scored).to_string(index=False))
+    print(stack_table.verdict(scored))
     difference = np.abs(scores["target"] - other["target"]).max()
     print(f"Largest difference of target, ONNX against torch: {difference:.1e}")
 

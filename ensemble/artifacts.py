@@ -5,6 +5,7 @@ This is the only code that knows the layout. JSON, Parquet, safetensors and ONNX
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -50,6 +51,11 @@ def stacker_path(run: Path) -> Path:
     return run / "stacker.json"
 
 
+def external_path(folder: Path, name: str) -> Path:
+    """In a run or a bundle: scores of a member that was trained elsewhere."""
+    return folder / "externals" / f"{name}.parquet"
+
+
 def bundle_path(run: Path) -> Path:
     """All that inference needs."""
     return run / "bundle"
@@ -63,6 +69,16 @@ def audit_path(run: Path) -> Path:
 def canonical_path(run: Path) -> Path:
     """How the run's images are made canonical as they are read; absent if they are not."""
     return run / "canonical.json"
+
+
+def evaluation_path(run: Path, name: str) -> Path:
+    """The folder of one evaluation: scores.parquet, and evaluation.json, which is written last."""
+    return run / "evaluations" / name
+
+
+def safe_name(text: str) -> str:
+    """`text` as a folder's name that every file system takes; never empty, never hidden."""
+    return re.sub(r"[^A-Za-z0-9._+-]+", "_", text).strip("._-")[:60] or "unnamed"
 
 
 def cache_path() -> Path:

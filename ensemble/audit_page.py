@@ -1,32 +1,26 @@
 """The audit as one page that needs nothing else: findings, spectra, swap test, contact sheets."""
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
-from PIL import Image
 
-from ensemble import artifacts, images, probes, swap
+from ensemble import artifacts, images, page, probes, swap
 from ensemble.against import Test
 from ensemble.audit import BLOCK, Audited
-from ensemble.canonical import WHITE
 from ensemble.null import PROBED
 from ensemble.parallel import ordered_map
 
 SHEET = 32  # images of a contact sheet
-TILE = 128  # pixels
 COLOURS = {"ai": "#b3261e", "real": "#1f5fae"}
 
 
 def render(audited: Audited, test: Test | None, data: Sequence[str], run: Path | None = None) -> str:
     """The page as HTML. With `run`, its members score the swap test instead of a small probe."""
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
     named = (("metadata alone", audited.audit.null), ("and bytes per pixel", audited.audit.null_with_bytes))
-    return environment.get_template("audit.html").render(
+    return page.render(
+        "audit.html",
         data=data,
         audit=audited.audit.to_dict(),
         probes=[(name, probe.to_dict()) for name, probe in named if probe is not None],
@@ -73,16 +67,11 @@ def _sheets(audited: Audited, test: Test | None) -> list[tuple[str, list[tuple[s
 
 
 def _pictures(names: Sequence[str], files: Sequence[Path]) -> list[tuple[str, str]]:
-    return list(zip(names, ordered_map(_data_uri, files), strict=True))
+    return list(zip(names, ordered_map(_picture, files), strict=True))
 
 
-def _data_uri(file: Path) -> str:
-    """A small JPEG of an image, the middle at its own resolution if it is larger than four tiles."""
-    image = images.flatten(images.decode(file), WHITE)
-    image.thumbnail((2 * TILE, 2 * TILE), Image.Resampling.BOX)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+def _picture(file: Path) -> str:
+    return page.picture(images.decode(file))
 
 
 def spectra(audited: Audited) -> str:

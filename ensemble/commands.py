@@ -1,4 +1,4 @@
-"""train, train-all, stack: parse, call one function, print."""
+"""train, train-all: parse, call one function, print."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -238,28 +238,3 @@ def require_training_packages() -> None:
     missing = [name for name in TRAINING_PACKAGES if find_spec(name) is None]
     if missing:
         raise UnavailableError(f"training needs {', '.join(missing)}; run: pip install 'manyeyes[train]'")
-
-
-@click.command("stack")
-@options.run
-@options.members
-def stack(run: Path, members: tuple[str, ...]) -> None:
-    """Fit the stacker: logistic regression on the members' held-out logits.
-
-    Prints every member, their mean and the stack on the same held-out rows, each with its
-    95 % interval: the stack by cross-validation over groups, or, after `train-all --folds`,
-    fitted on out-of-fold logits of the training rows alone.
-    """
-    require_training_packages()
-    from ensemble import artifacts, stack_run
-
-    done = stack_run.stack_run(run, members)
-    click.echo(
-        f"On {len(done.rows)} held-out images in {done.rows['group'].nunique()} groups; "
-        f"the stack {done.basis}, 95 % intervals over groups."
-    )
-    weights = dict(zip(done.stacker.members, done.stacker.coef, strict=True))
-    options.table(stack_run.as_table(done.scored, weights))
-    click.echo(stack_run.verdict(done.scored))
-    click.echo(audit_headline(run))
-    click.echo(f"-> {artifacts.stacker_path(run)}")

@@ -1,13 +1,17 @@
 """A robustness grid: named changes of an image, of which a detector is judged by the worst."""
 
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 from PIL import Image
 
 from ensemble import degrade, metrics
+from ensemble.errors import DataError, some
+
+GRID_VERSION = 1  # raised by hand when a cell of the same name would give other pixels
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,77 @@ SMALL_GRID = (
     Cell("resize 0.5", partial(degrade.resize, scale=0.5, filter_name="bicubic")),
     Cell("noise 0.05", partial(degrade.noise, sigma=0.05, seed=0)),
 )
+
+
+def chain(image: Image.Image, steps: Sequence[Callable[[Image.Image], Image.Image]]) -> Image.Image:
+    """An image after several changes, in this order."""
+    return reduce(lambda changed, step: step(changed), steps, image)
+
+
+def full_grid() -> tuple[Cell, ...]:
+    """Every kind of damage at every strength, 31 cells with "clean"; the small grid is among them.
+
+    JPEG with 4:2:0 and WebP at qualities 95 to 30; blur, sigma in pixels; both sides multiplied,
+    by three filters; noise, sigma as a share of 0..1; the middle 80 % of each side; and chains of
+    what happens to a picture that is passed on.
+    """
+    qualities, scales, filters = (95, 90, 70, 50, 30), (0.75, 0.5, 0.25), ("bilinear", "bicubic", "lanczos")
+    half = partial(degrade.resize, scale=0.5, filter_name="bicubic")
+    cells = [
+        Cell("clean", unchanged),
+        *(Cell(f"jpeg {quality}", partial(degrade.jpeg, quality=quality)) for quality in qualities),
+        *(Cell(f"webp {quality}", partial(degrade.webp, quality=quality)) for quality in qualities),
+        *(Cell(f"blur {sigma:g}", partial(degrade.blur, sigma=sigma)) for sigma in (0.5, 1.0, 2.0)),
+        *(
+            Cell(
+                f"resize {scale}" + ("" if name == "bicubic" else f" {name}"),
+                partial(degrade.resize, scale=scale, filter_name=name),
+            )
+            for scale in scales
+            for name in filters
+        ),
+        *(Cell(f"noise {sigma}", partial(degrade.noise, sigma=sigma, seed=0)) for sigma in (0.02, 0.05, 0.1)),
+        Cell("crop 0.8", partial(degrade.crop, scale=0.8, y=0.5, x=0.5)),
+    ]
+    chains: dict[str, list[Callable[[Image.Image], Image.Image]]] = {
+        "jpeg 90 + resize 0.5 + jpeg 70": [
+            partial(degrade.jpeg, quality=90),
+            half,
+            partial(degrade.jpeg, quality=70),
+        ],
+        "crop 0.8 + resize 0.75 + webp 70": [
+            partial(degrade.crop, scale=0.8, y=0.5, x=0.5),
+            partial(degrade.resize, scale=0.75, filter_name="bicubic"),
+            partial(degrade.webp, quality=70),
+        ],
+        "blur 1 + noise 0.02 + jpeg 50": [
+            partial(degrade.blur, sigma=1.0),
+            partial(degrade.noise, sigma=0.02, seed=0),
+            partial(degrade.jpeg, quality=50),
+        ],
+        "jpeg 70 + webp 50 + jpeg 30": [
+            partial(degrade.jpeg, quality=70),
+            partial(degrade.webp, quality=50),
+            partial(degrade.jpeg, quality=30),
+        ],
+    }
+    return (*cells, *(Cell(name, partial(chain, steps=steps)) for name, steps in chains.items()))
+
+
+def choose_cells(grid: str, names: Sequence[str] = ()) -> tuple[Cell, ...]:
+    """The cells of the grid "full", "small" or "none", or those of these names; "clean" is always the first.
+
+    Raises DataError for a name that no cell has.
+    """
+    every = {cell.name: cell for cell in full_grid()}
+    if not names:
+        return {"full": tuple(every.values()), "small": SMALL_GRID, "none": SMALL_GRID[:1]}[grid]
+    for name in names:
+        if name not in every:
+            near = difflib.get_close_matches(name, every, n=3, cutoff=0.4)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {some(every, 50)}"
+            raise DataError(f"no cell is called {name!r}; {hint}")
+    return tuple(every[name] for name in dict.fromkeys(["clean", *names]))
 
 
 def worst_cell(labels: np.ndarray, logits_by_cell: Mapping[str, np.ndarray]) -> tuple[str, float]:

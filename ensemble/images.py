@@ -113,6 +113,29 @@ def to_pixels(
     return np.stack([_crop(rgb, contract.size, y, x) for y, x in places])
 
 
+def view_boxes(size: tuple[int, int], contract: ImageContract) -> list[tuple[float, float, float, float]]:
+    """Where in an image of (width, height) each of `to_pixels`' views lies: left, top, right, bottom in its pixels.
+
+    A view of a smaller image reaches beyond it, where it is reflected.
+    """
+    width, height = size
+    if contract.geometry == "squash":
+        return [(0, 0, width, height)]
+    scale = 1.0
+    if contract.geometry == "center_crop":
+        scale = min(size) / contract.short_side
+    boxes = []
+    for y, x in crop_offsets(contract.count):
+        left, top = (_start(round(side / scale), contract.size, at) * scale for side, at in ((width, x), (height, y)))
+        boxes.append((left, top, left + contract.size * scale, top + contract.size * scale))
+    return boxes
+
+
+def _start(side: int, size: int, share: float) -> int:
+    """Where a crop of `size` begins along a side, below 0 where the side is smaller."""
+    return round((side - size) * share) if side >= size else -((size - side) // 2)
+
+
 def crop_offsets(count: int) -> list[tuple[float, float]]:
     """The fixed places of `count` crops, as (y, x) shares of the free space.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ensemble import artifacts, dataset
+from ensemble import artifacts, dataset, external
 from ensemble.contract import ImageContract
 from ensemble.errors import ArtifactError, some
 
@@ -85,7 +85,7 @@ def fitting_logits(run: Path, names: Sequence[str]) -> tuple[pd.DataFrame, np.nd
 
 def _common_rows(run: Path, names: Sequence[str]) -> pd.DataFrame:
     """The run's rows, if all these members were made from them."""
-    infos = {name: read_info(run, name) for name in names}
+    infos = {name: read_info(run, name) for name in names if not external.is_external(run, name)}
     folds = {name: info.get("folds") for name, info in infos.items()}
     if len(set(folds.values())) > 1:
         told = some(f"{name} {'with ' + str(count) if count else 'without'}" for name, count in folds.items())
@@ -109,6 +109,8 @@ def _logits(run: Path, names: Sequence[str], frame: pd.DataFrame, chosen: pd.Ser
 
 
 def _column(run: Path, name: str, frame: pd.DataFrame, rows: pd.DataFrame) -> np.ndarray:
+    if external.is_external(run, name):
+        return external.heldout_column(external.read_external(run, name), rows["id"])
     path = artifacts.member_path(run, name) / "heldout.parquet"
     scores = artifacts.read_parquet(path, "train the member again")
     remedy = f"{path} cannot be used; train {name!r} again"

@@ -1,7 +1,6 @@
 """Recipe files: YAML -> checked recipes, with the problems of all files in one error."""
 
 import difflib
-import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,8 @@ import yaml
 from pydantic import ValidationError
 
 from ensemble.errors import RecipeError, some
+from ensemble.names import RESERVED, is_member_name
 from ensemble.recipe import Recipe, Section
-
-RESERVED_NAMES = {"id", "target", "mean", "stack", "label"}  # column and row names of our tables
 
 
 def load_recipes(paths: Sequence[Path], overrides: Sequence[str] = (), seen_in: str = "recipes") -> list[Recipe]:
@@ -58,10 +56,10 @@ def recipes_folder() -> Path:
 
 
 def _build(name: str, values: dict[str, Any]) -> Recipe:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name in RESERVED_NAMES:
+    if not is_member_name(name):
         raise RecipeError(
             f"the file name {name!r} becomes the member's name: use letters, digits, - and _, "
-            f"and none of {', '.join(sorted(RESERVED_NAMES))}"
+            f"and none of {', '.join(sorted(RESERVED))}"
         )
     if "name" in values:
         raise RecipeError("name: the file's own name is the member's name; remove this key")

@@ -69,6 +69,29 @@ def score_images(
     return logits, errors
 
 
+def image_score(runners: Sequence[Runner]) -> Callable[[Sequence[Image]], np.ndarray]:
+    """Decoded images -> logits float32 [images, runners]; ImageError for one that a contract cannot take."""
+    contracts = {runner.contract.view: runner.contract for runner in runners}
+
+    def score(pictures: Sequence[Image]) -> np.ndarray:
+        batch = [
+            {view: images.to_pixels(picture, contract) for view, contract in contracts.items()} for picture in pictures
+        ]
+        return np.stack([_run(runner, batch) for runner in runners], axis=1).astype(np.float32)
+
+    return score
+
+
 def _run(runner: Runner, batch: Sequence[Views]) -> np.ndarray:
     pixels = np.concatenate([views[runner.contract.view] for views in batch])
     return runner.run(pixels).reshape(len(batch), -1).mean(axis=1)
+
+
+def with_flip(runner: Runner) -> Runner:
+    """The same member, its logit averaged with that of the image mirrored left to right."""
+
+    def run(pixels: np.ndarray) -> np.ndarray:
+        mirrored = np.ascontiguousarray(pixels[:, :, ::-1])
+        return (runner.run(pixels) + runner.run(mirrored)) / 2
+
+    return Runner(runner.name, runner.contract, run)

@@ -1,136 +1,124 @@
-"""The stacker: logistic regression over member logits. Fitting needs scikit-learn, applying NumPy."""
+"""The stacker: a weighted sum of member logits, calibrated, with its threshold. NumPy only; stackers.py fits it."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from ensemble.errors import ArtifactError
-from ensemble.metrics import log_loss, sigmoid
+from ensemble.metrics import sigmoid
+from ensemble.shift import Shift
 
-STRENGTHS = tuple(10.0**k for k in range(-4, 5))  # inverse L2 penalties tried
-FOLDS = 5
+KINDS = ("logistic", "nonnegative", "mean", "best")  # the first is the default
+CALIBRATIONS = ("none", "temperature", "shift")
+DEFAULT_RULE = "default 0.5"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """scale * z + shift in place of the stack's logit z; `reason` says why this kind."""
+
+    kind: str = "none"
+    scale: float = 1.0
+    shift: float = 0.0
+    reason: str = ""
+
+    def apply(self, logits: np.ndarray) -> np.ndarray:
+        """Calibrated logits, of the same shape."""
+        return self.scale * logits + self.shift
 
 
 @dataclass(frozen=True)
 class Stacker:
-    """target = sigmoid(intercept + sum of coef * logit), members in this order.
+    """target = sigmoid(calibration of (intercept + sum of coef * logit)), members in this order.
 
-    threshold: target at or above it means ai.
+    threshold: target at or above it means ai; threshold_rule says how it was chosen.
+    flips: members whose logit is averaged with that of the mirrored image under `infer --tta`;
+    None where that was not measured.
+    adapted: a shift for target images, applied only when asked.
     """
 
     members: tuple[str, ...]
     coef: tuple[float, ...]
     intercept: float
     threshold: float = 0.5
+    kind: str = KINDS[0]
+    calibration: Calibration = Calibration()
+    threshold_rule: str = DEFAULT_RULE
+    flips: tuple[str, ...] | None = None
+    adapted: Shift | None = None
 
     def logit(self, logits: np.ndarray) -> np.ndarray:
-        """float64 [N] from member logits [N, members]."""
+        """Calibrated, float64 [N], from member logits [N, members]."""
         # summed member by member: the same sum for one row as for a thousand
         total = np.full(len(logits), self.intercept, dtype=np.float64)
         for column, weight in enumerate(self.coef):
             total += weight * np.asarray(logits[:, column], dtype=np.float64)
-        return total
+        return self.calibration.apply(total)
 
-    def target(self, logits: np.ndarray) -> np.ndarray:
-        """Calibrated P(ai), float64 [N], from member logits [N, members]."""
-        return sigmoid(self.logit(logits))
+    def target(self, logits: np.ndarray, adapted: bool = False) -> np.ndarray:
+        """Calibrated P(ai), float64 [N], from member logits [N, members]; `adapted` adds the stored shift."""
+        return sigmoid(self.logit(logits) + (self.adaptation().shift if adapted else 0.0))
+
+    def adaptation(self) -> Shift:
+        """The stored shift; ArtifactError if there is none."""
+        if self.adapted is None:
+            raise ArtifactError(
+                "this stack is not adapted to target images; run: python cli.py adapt --images DIR, with the same --run"
+            )
+        return self.adapted
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
         return {
             "members": list(self.members),
+            "kind": self.kind,
             "coef": list(self.coef),
             "intercept": self.intercept,
-            "calibration": {"kind": "none", "reason": "logistic regression is fitted on the log-loss itself"},
+            "calibration": asdict(self.calibration),
             "threshold": self.threshold,
+            "threshold_rule": self.threshold_rule,
+            "flips": None if self.flips is None else list(self.flips),
+            **({"adapted": self.adapted.to_dict()} if self.adapted else {}),
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Stacker":
-        """The stacker from `to_dict`'s values, or ArtifactError."""
+        """The stacker from `to_dict`'s values, or ArtifactError; what older files lack takes its default."""
         try:
+            flips, found = values.get("flips"), values["calibration"]
             stacker = cls(
                 tuple(values["members"]),
                 tuple(float(c) for c in values["coef"]),
                 float(values["intercept"]),
                 float(values["threshold"]),
+                str(values.get("kind", KINDS[0])),
+                Calibration(
+                    str(found["kind"]),
+                    float(found.get("scale", 1)),
+                    float(found.get("shift", 0)),
+                    str(found.get("reason", "")),
+                ),
+                str(values.get("threshold_rule", DEFAULT_RULE)),
+                None if flips is None else tuple(flips),
+                Shift.from_dict(values["adapted"]) if "adapted" in values else None,
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"stacker.json is damaged ({error!r}); run stack again") from None
-        sound = 0 < len(stacker.members) == len(stacker.coef)
-        if not sound or not np.isfinite([*stacker.coef, stacker.intercept]).all():
-            raise ArtifactError("stacker.json is damaged (coefficients); run stack again")
+        if problem := _problem(stacker):
+            raise ArtifactError(f"stacker.json is damaged ({problem}); run stack again")
         return stacker
 
 
-def fit_stacker(names: Sequence[str], logits: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Stacker:
-    """Fit on held-out logits [N, members], the strength chosen by grouped cross-validation."""
-    with _one_thread():
-        strength = _choose_strength(logits, labels, groups)
-        coef, intercept = _fit(logits, labels, strength)
-    return Stacker(tuple(names), tuple(coef.tolist()), intercept)
-
-
-def out_of_fold(logits: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Stack logits float64 [N], each by a stacker that saw no row of its group.
-
-    The choice of strength is repeated inside each fold, so the scores owe it nothing.
-    """
-    result = np.empty(len(labels))
-    with _one_thread():
-        for fit, held in _folds(labels, groups):
-            strength = _choose_strength(logits[fit], labels[fit], groups[fit])
-            coef, intercept = _fit(logits[fit], labels[fit], strength)
-            result[held] = logits[held].astype(np.float64) @ coef + intercept
-    return result
-
-
-def _one_thread() -> AbstractContextManager[object]:
-    """No threads in linear algebra: on so few columns they wait for each other, on a busy machine for seconds."""
-    from threadpoolctl import threadpool_limits
-
-    return threadpool_limits(1, user_api="blas")
-
-
-def _folds(labels: np.ndarray, groups: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Grouped, stratified folds in which every fitting part has both classes."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    # Of each class: with fewer, a fold could lack one.
-    count = min(FOLDS, *(len(np.unique(groups[labels == label])) for label in (0, 1)))
-    if count < 2:
-        raise ArtifactError(
-            "the held-out rows have too few groups with ai or with real images to cross-validate the stack; "
-            "train with a larger --heldout or more groups"
-        )
-    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=0)
-    folds = list(splitter.split(np.zeros(len(labels)), labels, groups))
-    if any(len(np.unique(labels[fit])) < 2 for fit, _ in folds):
-        raise ArtifactError(
-            "some cross-validation folds of the held-out rows have one class only; "
-            "train with a larger --heldout or more groups"
-        )
-    return folds
-
-
-def _choose_strength(logits: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> float:
-    folds = _folds(labels, groups)
-    losses = [np.mean([_fold_loss(logits, labels, fold, c) for fold in folds]) for c in STRENGTHS]
-    return STRENGTHS[int(np.argmin(losses))]
-
-
-def _fold_loss(logits: np.ndarray, labels: np.ndarray, fold: tuple[np.ndarray, np.ndarray], strength: float) -> float:
-    fit, held = fold
-    coef, intercept = _fit(logits[fit], labels[fit], strength)
-    return log_loss(labels[held], sigmoid(logits[held].astype(np.float64) @ coef + intercept))
-
-
-def _fit(logits: np.ndarray, labels: np.ndarray, strength: float) -> tuple[np.ndarray, float]:
-    from sklearn.linear_model import LogisticRegression
-
-    # Columns are not scaled: logits share a unit, and a member whose logits hardly move should hardly count.
-    model = LogisticRegression(C=strength, max_iter=1000).fit(logits.astype(np.float64), labels)
-    return model.coef_[0], float(model.intercept_[0])
+def _problem(stacker: Stacker) -> str:
+    """What cannot be true of a stacker that was written whole; empty if nothing."""
+    calibration = stacker.calibration
+    numbers: Sequence[float] = [*stacker.coef, stacker.intercept, calibration.scale, calibration.shift]
+    if not 0 < len(stacker.members) == len(stacker.coef) or not np.isfinite(numbers).all():
+        return "coefficients"
+    if stacker.kind not in KINDS or calibration.kind not in CALIBRATIONS or calibration.scale <= 0:
+        return "kind or calibration"
+    if not 0 <= stacker.threshold <= 1:
+        return "threshold"
+    return "flips" if set(stacker.flips or ()) - set(stacker.members) else ""

@@ -1,74 +1,148 @@
 """Fit a run's stacker on its members' held-out logits, score it, and write stacker.json."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
-from ensemble import artifacts, members, metrics
-from ensemble.bootstrap import score_intervals
+from ensemble import artifacts, calibrate, external, flips, members, metrics, stack_table, stackers, weights
 from ensemble.errors import ArtifactError
+from ensemble.external import External
+from ensemble.grouped import grouped_folds, one_thread
 from ensemble.metrics import Interval
-from ensemble.stack import Stacker, fit_stacker, out_of_fold
+from ensemble.shift import Shift
+from ensemble.stack import KINDS, Stacker
+from ensemble.stack_rows import Material, read_material, stack_scores
+from ensemble.stack_table import Scored
+from ensemble.stackers import Scores
+from ensemble.threshold import BALANCED, choose_threshold
 
 
 @dataclass(frozen=True)
-class Scored:
-    """One line of the table: a member, the mean of all, or the stack."""
+class Choices:
+    """How a stacker is made: its kind, calibration and threshold rule, members from elsewhere, and whether
+    flips are measured.
+    """
 
-    name: str
-    auroc: Interval
-    log_loss: Interval
+    kind: str = KINDS[0]
+    calibration: str = "auto"
+    threshold: str | float = BALANCED
+    externals: tuple[External, ...] = ()
+    flips: bool = False
 
 
 @dataclass(frozen=True)
 class Stacked:
-    """A fitted stacker, its scores beside those of its members, and the rows that these are of.
+    """A fitted stacker and what is known of it.
 
-    basis: how those rows stand to the stacker, in words.
+    scored: it beside its members. kinds: beside the other kinds. weights: with intervals, None
+    for a kind that estimates none. strength: its inverse penalty. held: its logits of
+    `rows`. ece: before and after calibration. flipped: None if not measured.
     """
 
     stacker: Stacker
+    material: Material
     scored: list[Scored]
-    rows: pd.DataFrame
-    basis: str
+    kinds: list[Scored]
+    weights: list[Interval] | None
+    strength: float
+    held: Scores
+    ece: tuple[float, float]
+    flipped: list[Scored] | None
+
+    @property
+    def stack_targets(self) -> np.ndarray:
+        """The stack's p of the rows, float64."""
+        return metrics.sigmoid(self.held.calibrated)
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """The rows that the scores are of."""
+        return self.material.scored.rows
+
+    @property
+    def basis(self) -> str:
+        """How those rows stand to the stacker, in words."""
+        return self.material.basis
 
 
-def stack_run(run: Path, names: tuple[str, ...] = ()) -> Stacked:
+def stack_run(run: Path, names: tuple[str, ...] = (), choices: Choices | None = None) -> Stacked:
     """Fit, score and store.
 
     With folds the stacker is fitted on out-of-fold logits and scored on the held-out rows,
     which neither it nor its members have seen. Without them it is fitted on the held-out
     rows and scored on them out of fold.
     """
+    choices = choices or Choices()
     chosen = artifacts.list_members(run, names)
-    rows, logits = members.fitting_logits(run, chosen)
-    labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy(dtype=str)
-    stacker = fit_stacker(chosen, logits, labels, groups)
-    fitted_on = {"images": len(rows), "groups": len(set(groups))}
-    if set(rows["split"]) == {"heldout"}:
-        basis, stack_logits = "out of fold", out_of_fold(logits, labels, groups)
-    else:
-        rows, logits = members.heldout_logits(run, chosen)
-        labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy(dtype=str)
-        basis, stack_logits = "fitted on other rows", stacker.logit(logits)
-    scored = score_table(chosen, logits, stack_logits, labels, groups)
-    artifacts.write_json(
-        artifacts.stacker_path(run),
-        {
-            **stacker.to_dict(),
-            "scores": {
-                line.name: {"auroc": line.auroc.to_dict(), "log_loss": line.log_loss.to_dict()} for line in scored
-            },
-            "rows": {"split": "heldout", "images": len(rows), "groups": len(set(groups)), "stack": basis},
-            "fitted_rows": fitted_on,
-            "fitted_on": fingerprint(run, chosen),
-        },
+    _check_externals(run, choices.externals)
+    material = read_material(run, chosen, choices.externals)
+    done = fit_and_score(material, choices)
+    if choices.flips:
+        flipped = flips.measure(run, chosen, material.scored.rows)
+        done = replace(done, flipped=flipped, stacker=replace(done.stacker, flips=flips.helped(flipped)))
+    for member in choices.externals:
+        external.write_external(run, member)
+    artifacts.write_json(artifacts.stacker_path(run), _record(run, done, choices))
+    return done
+
+
+def fit_and_score(material: Material, choices: Choices) -> Stacked:
+    """Everything that needs no image."""
+    part, truth = material.fitting, (material.scored.labels, material.scored.groups)
+    with one_thread():
+        folds = grouped_folds(part.labels, part.groups)
+        fitted = stackers.fit(choices.kind, part.logits, part.labels, folds)
+        calibration = calibrate.fit_calibration(choices.calibration, fitted.held, part.labels, part.groups, folds)
+    kinds = tqdm(KINDS, desc="stack", unit="kind", leave=False, disable=None)
+    scores = {kind: stack_scores(material, kind, choices.calibration) for kind in kinds}
+    p = {kind: metrics.sigmoid(found.calibrated) for kind, found in scores.items()}
+    ranking = {kind: metrics.sigmoid(found.raw) for kind, found in scores.items()}
+    threshold, rule = choose_threshold(choices.threshold, truth[0], p[choices.kind])
+    stacker = Stacker(
+        material.names, tuple(fitted.coef.tolist()), fitted.intercept, threshold, choices.kind, calibration, rule
     )
-    return Stacked(stacker, scored, rows, basis)
+    own = scores[choices.kind]
+    return Stacked(
+        stacker,
+        material,
+        stack_table.score_table(material.names, material.scored.logits, own.calibrated, *truth, own.raw),
+        stack_table.score_models(p, choices.kind, *truth, ranking),
+        weights.weight_intervals(choices.kind, part.logits, part.labels, part.groups, fitted.strength),
+        fitted.strength,
+        own,
+        (metrics.ece(truth[0], ranking[choices.kind]), metrics.ece(truth[0], p[choices.kind])),
+        None,
+    )
+
+
+def _check_externals(run: Path, externals: Sequence[External]) -> None:
+    names = [member.name for member in externals]
+    for name in names:
+        if artifacts.member_path(run, name).is_dir() or names.count(name) > 1:
+            raise ArtifactError(f"--external {name}: a member of that name is there already; give it another name")
+
+
+def _record(run: Path, done: Stacked, choices: Choices) -> dict[str, Any]:
+    """What stacker.json holds."""
+    stacker, fitting, scored = done.stacker, done.material.fitting.rows, done.rows
+    return {
+        **stacker.to_dict(),
+        "scores": {line.name: line.to_dict() for line in done.scored},
+        "kinds": {line.name: line.to_dict() for line in done.kinds},
+        "weights": None if done.weights is None else [weight.to_dict() for weight in done.weights],
+        "strength": done.strength,
+        "calibration_asked": choices.calibration,
+        "ece": {"before_calibration": done.ece[0], "after": done.ece[1]},
+        "flip_scores": None if done.flipped is None else {line.name: line.to_dict() for line in done.flipped},
+        "rows": {"split": "heldout", "images": len(scored), "groups": scored["group"].nunique(), "stack": done.basis},
+        "fitted_rows": {"images": len(fitting), "groups": fitting["group"].nunique()},
+        "fitted_on": fingerprint(run, stacker.members),
+    }
 
 
 def read_stacker(run: Path) -> Stacker:
@@ -76,72 +150,42 @@ def read_stacker(run: Path) -> Stacker:
     remedy = f"run: python cli.py stack --run {run}"
     values = artifacts.read_json(artifacts.stacker_path(run), remedy)
     stacker = Stacker.from_dict(values)
-    artifacts.list_members(run, stacker.members)
+    artifacts.list_members(run, tuple(name for name in stacker.members if not external.is_external(run, name)))
     if values.get("fitted_on") != fingerprint(run, stacker.members):
         raise ArtifactError(f"members of {run} changed since the stack was fitted; {remedy}")
     return stacker
 
 
+def fitted_prior(run: Path, stacker: Stacker) -> float:
+    """The share of ai among the rows that the run's stacker was fitted on."""
+    trained = [name for name in stacker.members if not external.is_external(run, name)]
+    rows, _ = members.fitting_logits(run, trained)
+    return float(rows["label"].mean())
+
+
+def store_shift(run: Path, shift: Shift) -> None:
+    """Put a shift for target images beside the stacker; all else in stacker.json stays."""
+    path = artifacts.stacker_path(run)
+    values = artifacts.read_json(path, "run stack again")
+    artifacts.write_json(path, {**values, "adapted": shift.to_dict()})
+
+
+def has_shift(run: Path) -> bool:
+    """Whether the run's stacker.json, current or not, holds a shift."""
+    try:
+        return "adapted" in artifacts.read_json(artifacts.stacker_path(run), "")
+    except ArtifactError:
+        return False
+
+
 def fingerprint(run: Path, names: Sequence[str]) -> dict[str, Any]:
-    """What a stacker was fitted on: the data, and each member's weights and held-out logits."""
-    infos = {name: members.read_info(run, name) for name in names}
-    return {
+    """What a stacker was fitted on: the data, each member's weights and held-out logits, and scores from elsewhere."""
+    elsewhere = [name for name in names if external.is_external(run, name)]
+    infos = {name: members.read_info(run, name) for name in names if name not in elsewhere}
+    found = {
         "data_sha256": {info["data_sha256"] for info in infos.values()}.pop(),
         "members": {name: artifacts.json_sha256(info["files"]) for name, info in infos.items()},
     }
-
-
-def score_table(
-    names: Sequence[str], logits: np.ndarray, stack_logits: np.ndarray, labels: np.ndarray, groups: np.ndarray
-) -> list[Scored]:
-    """Members, their mean probability, and the stack, all on the same rows."""
-    p = {name: metrics.sigmoid(logits[:, column]) for column, name in enumerate(names)}
-    return score_probabilities(p, metrics.sigmoid(stack_logits), labels, groups)
-
-
-def score_probabilities(
-    members: Mapping[str, np.ndarray], stack: np.ndarray, labels: np.ndarray, groups: np.ndarray
-) -> list[Scored]:
-    """As `score_table`, from probabilities."""
-    p = {**members, "mean": np.mean(list(members.values()), axis=0), "stack": stack}
-    return [
-        Scored(name, **score_intervals(labels, values, groups, names=("auroc", "log_loss")))
-        for name, values in p.items()
-    ]
-
-
-def score_frames(scores: pd.DataFrame, truth: pd.DataFrame) -> list[Scored]:
-    """As `score_table`, from what `infer --members` wrote and a table of `id`, `label` and perhaps `group`."""
-    rows = truth.set_index("id", drop=False).loc[scores["id"]]
-    members = {name: scores[name].to_numpy() for name in scores.columns if name not in ("id", "target")}
-    groups = rows["group" if "group" in rows else "id"].to_numpy(dtype=str)
-    return score_probabilities(members, scores["target"].to_numpy(), rows["label"].to_numpy(), groups)
-
-
-def as_table(scored: Sequence[Scored], weights: Mapping[str, float] | None = None) -> pd.DataFrame:
-    """The scores, and the stack's weights if given, as text for people."""
-    frame = pd.DataFrame(
-        {
-            "": [line.name for line in scored],
-            "AUROC": [str(line.auroc) for line in scored],
-            "log-loss": [str(line.log_loss) for line in scored],
-        }
-    )
-    if weights is not None:
-        frame["weight"] = [f"{weights[line.name]:+.3f}" if line.name in weights else "" for line in scored]
-    return frame
-
-
-def verdict(scored: Sequence[Scored]) -> str:
-    """Whether the stack beats the best member and the mean on these rows, in one sentence."""
-    by_name = {line.name: line for line in scored}
-    stack = by_name.pop("stack")
-    best = max((line for line in by_name.values() if line.name != "mean"), key=lambda line: line.auroc.value)
-    beaten = [line for line in (best, by_name["mean"]) if line.auroc.value >= stack.auroc.value]
-    if beaten:
-        names = " nor ".join(f"{line.name} ({line.auroc.value:.4f})" for line in beaten)
-        return f"The stack ({stack.auroc.value:.4f} AUROC) does not beat {names} on these rows."
-    return (
-        f"The stack beats its best member {best.name} by {stack.auroc.value - best.auroc.value:.4f} AUROC "
-        f"and the mean by {stack.auroc.value - by_name['mean'].auroc.value:.4f} on these rows."
-    )
+    if elsewhere:
+        found["externals"] = {name: artifacts.file_sha256(artifacts.external_path(run, name)) for name in elsewhere}
+    return found

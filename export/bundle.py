@@ -1,10 +1,10 @@
 """The bundle: members as ONNX, stacker and contracts, each file listed by its hash. No torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ensemble import artifacts, members
+from ensemble import artifacts, external, members
 from ensemble.contract import ImageContract
 from ensemble.errors import ArtifactError
 from ensemble.labels import LABELS
@@ -28,12 +28,14 @@ def open_bundle(folder: Path) -> dict[str, Any]:
     return values
 
 
-def write_bundle(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
+def write_bundle(folder: Path, entries: Mapping[str, Mapping[str, Any]], externals: Sequence[str] = ()) -> None:
     """Write bundle.json last: the members' entries, every file's hash, and a digest of itself.
 
-    The folder already holds stacker.json, certificate.json and the entries' files.
+    The folder already holds stacker.json, certificate.json, the entries' files, and the scores
+    of `externals`, members that were trained elsewhere.
     """
-    names = ["stacker.json", "certificate.json", *(entry["file"] for entry in entries.values())]
+    scores = [external_file(name) for name in externals]
+    names = ["stacker.json", "certificate.json", *(entry["file"] for entry in entries.values()), *scores]
     values = {
         "format_version": artifacts.FORMAT_VERSION,
         "labels": list(LABELS),
@@ -45,9 +47,16 @@ def write_bundle(folder: Path, entries: Mapping[str, Mapping[str, Any]]) -> None
 
 def load_bundle(folder: Path, device: str) -> tuple[list[Runner], Stacker]:
     """A checked bundle's members in ONNX Runtime, in the stacker's order, and the stacker."""
-    entries = open_bundle(folder)["members"]
+    values = open_bundle(folder)
     stacker = Stacker.from_dict(artifacts.read_json(folder / "stacker.json", REMEDY))
-    return [_runner(folder, name, entries[name], device) for name in stacker.members], stacker
+    # what has no entry was trained elsewhere: its scores are looked up
+    entries = {name: values["members"][name] for name in stacker.members if external_file(name) not in values["files"]}
+    return [_runner(folder, name, entry, device) for name, entry in entries.items()], stacker
+
+
+def external_file(name: str) -> str:
+    """Where a bundle keeps the scores of a member that was trained elsewhere."""
+    return artifacts.external_path(Path(), name).as_posix()
 
 
 def is_current(run: Path) -> bool:
@@ -60,9 +69,14 @@ def is_current(run: Path) -> bool:
         return False
     values = open_bundle(folder)
     entries = values["members"]
+    elsewhere = [name for name in stacker.members if external.is_external(run, name)]
     return (
-        list(entries) == list(stacker.members)
+        list(entries) == [name for name in stacker.members if name not in elsewhere]
         and all(entry["source"] == source_sha256(run, name) for name, entry in entries.items())
+        and all(
+            values["files"].get(external_file(name)) == artifacts.file_sha256(artifacts.external_path(run, name))
+            for name in elsewhere
+        )
         and values["files"]["stacker.json"] == artifacts.file_sha256(artifacts.stacker_path(run))
     )
 

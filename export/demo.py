@@ -30,7 +30,8 @@ def demo(run: Path) -> int:
     neural network trained on the spot. Minutes on two cores. Run again, it goes on from
     what is finished.
     """
-    from ensemble.commands import require_training_packages, stack, train_all
+    from ensemble.commands import require_training_packages, train_all
+    from ensemble.stack_command import stack
     from export.commands import export, infer
 
     started = time.monotonic()
@@ -63,7 +64,7 @@ def _finish(run: Path, data: Path, output: Path) -> None:
     """The submission, checked; scores on the test photographs; and where to look."""
     import pandas as pd
 
-    from ensemble import artifacts, options, stack_run
+    from ensemble import artifacts, options, stack_table
     from ensemble.commands import audit_headline
     from export.submission import check_submission
 
@@ -72,11 +73,11 @@ def _finish(run: Path, data: Path, output: Path) -> None:
         scores[["id", "target"]].to_csv(temporary, index=False)
     rows = check_submission(output, data / "sample_submission.csv")
     labels = pd.read_csv(data / "labels.csv", dtype={"id": str})
-    scored = stack_run.score_frames(scores, labels)
+    scored = stack_table.score_frames(scores, labels)
     click.echo()
     click.echo(f"On {rows} test tiles of {labels['group'].nunique()} photographs that no network saw:")
-    options.table(stack_run.as_table(scored))
-    click.echo(stack_run.verdict(scored))
+    options.table(stack_table.as_table(scored))
+    click.echo(stack_table.verdict(scored))
     click.echo(audit_headline(run))
     click.echo(f"\nSubmission checked against the sample: {rows} rows, ids and order match.")
     places: list[tuple[str, Any]] = [

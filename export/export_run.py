@@ -1,4 +1,4 @@
-"""Members of a run -> its bundle: convert, certify on held-out images, put in place. Needs torch."""
+"""Members of a run -> its bundle: convert, certify on held-out images, put in place. Converting needs torch."""
 
 import os
 import shutil
@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ensemble import artifacts, dataset, images, members
+from ensemble import artifacts, dataset, external, images, members
 from ensemble.contract import ImageContract
 from ensemble.errors import ArtifactError, ImageError
 from ensemble.stack_run import read_stacker
 from export import bundle, certificate
-from export.convert import convert
-from export.runtime import onnx_runner, torch_runner
+from export.runtime import onnx_runner, require_torch, torch_runner
 
 
 def export_run(run: Path, say: Callable[[str], object], force: bool = False) -> dict[str, Any]:
@@ -30,7 +29,13 @@ def export_run(run: Path, say: Callable[[str], object], force: bool = False) -> 
     elif artifacts.bundle_path(run).is_dir():
         _take_over(artifacts.bundle_path(run), work)
     artifacts.ensure_folder(work / "members")
-    records = {name: _export_member(run, name, work, say) for name in stacker.members}
+    elsewhere = [name for name in stacker.members if external.is_external(run, name)]
+    trained = [name for name in stacker.members if name not in elsewhere]
+    records = {name: _export_member(run, name, work, say) for name in trained}
+    shutil.rmtree(work / "externals", ignore_errors=True)
+    for name in elsewhere:
+        artifacts.ensure_folder(work / "externals")
+        shutil.copyfile(artifacts.external_path(run, name), artifacts.external_path(work, name))
     shutil.copyfile(artifacts.stacker_path(run), work / "stacker.json")
     certificates = {name: record["certificate"] for name, record in records.items()}
     artifacts.write_json(work / "certificate.json", {"members": certificates})
@@ -38,7 +43,7 @@ def export_run(run: Path, say: Callable[[str], object], force: bool = False) -> 
     kept = {work / entry["file"] for entry in entries.values()}
     for path in set((work / "members").iterdir()) - kept:
         path.unlink()
-    bundle.write_bundle(work, entries)
+    bundle.write_bundle(work, entries, elsewhere)
     artifacts.replace_folder(work, artifacts.bundle_path(run))
     return certificates
 
@@ -78,6 +83,9 @@ def _export_member(run: Path, name: str, work: Path, say: Callable[[str], object
             say(f"{name}: unchanged, taken over")
             return record
         _record_path(work, name).unlink()
+    require_torch()
+    from export.convert import convert
+
     member = members.load_member(run, name)
     entry = {
         "file": f"members/{name}.{bundle.PRECISION}.onnx",

@@ -29,7 +29,7 @@ def read_inputs(source: Path, images: Path | None = None) -> Inputs:
             raise DataError(f"{source} holds no images")
         return Inputs(tuple(paths), tuple(source / path for path in paths))
     if not source.is_file():
-        raise DataError(f"no input at {source}; give --input a CSV with a column id, or a folder of images")
+        raise DataError(f"no input at {source}; give a CSV with a column id, or a folder of images")
     return resolve_table(read_table(source), source, images)
 
 

@@ -6,7 +6,7 @@ from typing import Self
 import numpy as np
 import pandas as pd
 
-from ensemble import artifacts
+from ensemble import artifacts, external
 from ensemble.errors import BackboneError, DataError
 from ensemble.labels import resolve_polarity
 from ensemble.stack_run import read_stacker
@@ -26,15 +26,17 @@ def load_run(run: Path, onnx: bool, device: str) -> Ensemble:
     from ensemble.members import load_member
 
     stacker = read_stacker(run)
-    members = [runtime.torch_runner(name, load_member(run, name), chosen) for name in stacker.members]
-    return Ensemble(tuple(members), stacker, chosen)
+    externals = external.externals_of(run, stacker.members)
+    trained = [name for name in stacker.members if name not in {member.name for member in externals}]
+    members = [runtime.torch_runner(name, load_member(run, name), chosen) for name in trained]
+    return Ensemble(tuple(members), stacker, chosen, externals)
 
 
 def load_bundle(folder: Path, device: str) -> Ensemble:
     """A bundle's ensemble, every file checked, in ONNX Runtime."""
     chosen = runtime.choose_device(device, onnx=True)
     runners, stacker = bundle.load_bundle(folder, chosen)
-    return Ensemble(tuple(runners), stacker, chosen)
+    return Ensemble(tuple(runners), stacker, chosen, external.externals_of(folder, stacker.members))
 
 
 def load_classifier(folder: Path, device: str, positive: str | None = None) -> Ensemble:
@@ -62,20 +64,27 @@ def load(source: str | Path, device: str = "auto", positive: str | None = None) 
 
     Only hf:// reaches the network. A run's current bundle is preferred to its torch members.
     """
-    text = str(source)
-    if text.startswith(HUB_PREFIX):
-        folder = _from_hub(text.removeprefix(HUB_PREFIX))
-    else:
-        folder = Path(text).expanduser()
-        if not folder.is_dir():
-            raise BackboneError(f"{text} is not a folder; for a model on the Hub write {HUB_PREFIX}USER/REPO")
+    folder = locate(source)
     if (folder / "bundle.json").is_file():
         return load_bundle(folder, device)
     if artifacts.stacker_path(folder).is_file() or artifacts.members_path(folder).is_dir():
         return load_run(folder, bundle.is_current(folder), device)
     if (folder / "config.json").is_file():
         return load_classifier(folder, device, positive)
-    raise BackboneError(f"{text} is neither a run, a bundle nor a classifier (no bundle.json, members or config.json)")
+    raise BackboneError(
+        f"{source} is neither a run, a bundle nor a classifier (no bundle.json, members or config.json)"
+    )
+
+
+def locate(source: str | Path) -> Path:
+    """The folder that `load` reads; what hf:// names is downloaded first."""
+    text = str(source)
+    if text.startswith(HUB_PREFIX):
+        return _from_hub(text.removeprefix(HUB_PREFIX))
+    folder = Path(text).expanduser()
+    if not folder.is_dir():
+        raise BackboneError(f"{text} is not a folder; for a model on the Hub write {HUB_PREFIX}USER/REPO")
+    return folder
 
 
 class Predictor:
@@ -126,5 +135,6 @@ def _from_hub(name: str) -> Path:
     repo, _, revision = name.partition("@")
     folder = download(repo, ("bundle.json", "config.json"), revision or None)
     if (folder / "bundle.json").is_file():
-        return download(repo, ("bundle.json", "stacker.json", "certificate.json", "members/*.onnx"), revision or None)
+        files = ("bundle.json", "stacker.json", "certificate.json", "members/*.onnx", "externals/*.parquet")
+        return download(repo, files, revision or None)
     return download_classifier(repo, revision or None)

@@ -174,7 +174,7 @@ def write_onnx(path: Path, scale: float) -> Path:
     return path
 
 
-def write_bundle(run: Path) -> Path:
+def write_bundle(run: Path, externals: Sequence[str] = ()) -> Path:
     """The run's bundle, current for its members and stacker, with a tiny graph for each of SCALES."""
     folder = artifacts.bundle_path(run)
     entries = {
@@ -190,7 +190,11 @@ def write_bundle(run: Path) -> Path:
         write_onnx(folder / str(entry["file"]), SCALES[name])
     (folder / "stacker.json").write_bytes(artifacts.stacker_path(run).read_bytes())
     artifacts.write_json(folder / "certificate.json", {"members": {name: {"images": 14} for name in SCALES}})
-    bundle.write_bundle(folder, entries)
+    for name in externals:
+        scores = artifacts.external_path(folder, name)
+        artifacts.ensure_folder(scores.parent)
+        scores.write_bytes(artifacts.external_path(run, name).read_bytes())
+    bundle.write_bundle(folder, entries, externals)
     return folder
 
 

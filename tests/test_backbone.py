@@ -20,7 +20,7 @@ from export import certificate
 from export.convert import convert
 from export.runtime import onnx_runner
 
-SMALL, LARGE = ("swin_tiny", "swinv2_tiny"), ("swin_base", "vit_base_clip_384", "convnext_large_384")
+SMALL, LARGE = ("swin_tiny",), ("swinv2_tiny", "swin_base", "vit_base_clip_384", "convnext_large_384")
 ALL = [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)]
 QUICK = {recipe.name: recipe for recipe in load_recipes(find_recipes(recipes_folder() / "quick"))}
 

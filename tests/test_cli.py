@@ -148,7 +148,7 @@ def test_wrong_use_exits_with_2_and_says_what_is_wrong(command, message):
         ("export", "no runs/default/stacker.json; run: python cli.py stack --run runs/default"),
         ("infer", "no runs/default/stacker.json; run: python cli.py stack --run runs/default"),
         ("infer --onnx", "no runs/default/stacker.json; run: python cli.py stack --run runs/default"),
-        ("infer --input gone.csv", "no input at gone.csv; give --input a CSV with a column id, or a folder of images"),
+        ("infer --input gone.csv", "no input at gone.csv; give a CSV with a column id, or a folder of images"),
         ("infer --input three.csv", "1 of 3 ids have no image in .: '3'; name their folder with --images"),
         ("infer --images gone", "no such folder: gone (--images)"),
         ("infer --output data/test.csv/out.csv", "test.csv: "),
@@ -237,7 +237,7 @@ def test_stack_takes_the_members_named(here):
 
 
 def test_an_interruption_says_that_nothing_is_lost(here, monkeypatch):
-    def interrupt(run, members):
+    def interrupt(run, members, choices):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(stack_run, "stack_run", interrupt)

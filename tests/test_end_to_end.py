@@ -241,10 +241,11 @@ def test_killed_training_goes_on_with_what_is_finished(work, tmp_path):
 
 def test_export_that_fails_keeps_the_older_bundle_and_what_was_converted(copy, monkeypatch):
     from ensemble.errors import ArtifactError
+    from export import convert as converting
     from export import export_run
 
     before = (copy / "bundle" / "bundle.json").read_bytes()
-    convert = export_run.convert
+    convert = converting.convert
     converted = []
 
     def fails_on_the_second(member, path):
@@ -253,12 +254,12 @@ def test_export_that_fails_keeps_the_older_bundle_and_what_was_converted(copy, m
         converted.append(path)
         convert(member, path)
 
-    monkeypatch.setattr(export_run, "convert", fails_on_the_second)
+    monkeypatch.setattr(converting, "convert", fails_on_the_second)
     monkeypatch.setattr(export_run.bundle, "CONVERTER_VERSION", 2)
     with pytest.raises(ArtifactError, match="no space left"):
         export_run.export_run(copy, print)
     assert (copy / "bundle" / "bundle.json").read_bytes() == before
-    monkeypatch.setattr(export_run, "convert", lambda member, path: convert(member, path))
+    monkeypatch.setattr(converting, "convert", convert)
     said = []
     export_run.export_run(copy, said.append)
     assert said[0] == "tiny_convnext: unchanged, taken over"

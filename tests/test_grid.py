@@ -5,7 +5,8 @@ import pytest
 from conftest import noise
 
 from ensemble import degrade, grid
-from ensemble.grid import SMALL_GRID, Cell, worst_cell
+from ensemble.errors import DataError
+from ensemble.grid import SMALL_GRID, Cell, choose_cells, full_grid, worst_cell
 
 LABELS = np.array([0, 0, 1, 1])
 LOGITS = {
@@ -35,7 +36,43 @@ def test_the_small_grid_is_what_its_names_say(photos):
     assert made["resize 0.5"].size == (48, 32)
 
 
-@pytest.mark.parametrize("cell", SMALL_GRID, ids=lambda cell: cell.name)
+def test_the_full_grid_has_every_strength_and_the_small_grids_own_pixels(photos):
+    photo = photos[0].crop((0, 0, 128, 96))
+    made = {cell.name: cell.apply(photo) for cell in full_grid()}
+    kinds = [name.split()[0] for name in made if "+" not in name]
+    counts = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
+    assert counts == {"clean": 1, "jpeg": 5, "webp": 5, "blur": 3, "resize": 9, "noise": 3, "crop": 1}
+    assert len(made) == 31
+    for cell in SMALL_GRID:
+        assert made[cell.name].tobytes() == cell.apply(photo).tobytes(), cell.name
+    assert len({image.tobytes() for image in made.values()}) == 31
+    assert {made[f"resize 0.25{name}"].size for name in ("", " bilinear", " lanczos")} == {(43, 32)}  # 32 at the least
+    assert made["crop 0.8"].tobytes() == photo.crop((13, 10, 115, 87)).tobytes()
+    assert made["jpeg 70 + webp 50 + jpeg 30"].tobytes() == (
+        degrade.jpeg(degrade.webp(degrade.jpeg(photo, 70), 50), 30).tobytes()
+    )
+
+
+def test_cells_are_chosen_by_grid_or_by_name_with_clean_first():
+    assert choose_cells("small") == SMALL_GRID
+    assert [cell.name for cell in choose_cells("none")] == ["clean"]
+    assert len(choose_cells("full")) == 31
+    assert [cell.name for cell in choose_cells("full", ["blur 2", "jpeg 30", "blur 2"])] == [
+        "clean",
+        "blur 2",
+        "jpeg 30",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("jpg 50", "did you mean jpeg 50"), ("fog", "there are: clean, jpeg 95")]
+)
+def test_an_unknown_cell_is_refused_with_a_suggestion(name, message):
+    with pytest.raises(DataError, match=message):
+        choose_cells("small", [name])
+
+
+@pytest.mark.parametrize("cell", full_grid(), ids=lambda cell: cell.name)
 def test_a_cell_repeats_in_other_processes_and_keeps_transparency(cell):
     image = noise(0, 64, 64)
     sent = pickle.loads(pickle.dumps(cell))  # noqa: S301 - as a data loader's worker gets it

@@ -35,7 +35,7 @@ import sys
 
 for name in ("torch", "torchvision", "transformers", "timm", "sklearn", "onnx", "accelerate", "safetensors",
              "pydantic", "yaml", "jinja2", "datasets", "kagglehub", "faiss",
-             "peft", "rich", "tensorboard", "matplotlib", "psutil"):
+             "peft", "rich", "tensorboard", "matplotlib", "psutil", "captum"):
     sys.modules[name] = None
 """
 COMMAND = f"{WITHOUT_TORCH}import cli; cli.main()"
@@ -51,12 +51,17 @@ print(frame.to_csv(index=False))
 
 LIGHT = {
     "numpy,torch,pandas": "ensemble.errors ensemble.recipe ensemble.contract ensemble.commands ensemble.catalogue "
-    "ensemble.data_commands ensemble.fetch_command ensemble.select_command export.commands export cli",
+    "ensemble.data_commands ensemble.fetch_command ensemble.select_command ensemble.stack_command ensemble.names "
+    "ensemble.report_command export.commands export.adapt_command export.evaluate_command export.explain_command "
+    "export cli",
     "torch,sklearn,transformers": "ensemble.images ensemble.artifacts ensemble.metrics ensemble.stack ensemble.score "
-    "ensemble.members ensemble.stack_run ensemble.dataset ensemble.index ensemble.probes ensemble.canonical "
-    "ensemble.degrade ensemble.grid ensemble.bootstrap ensemble.breakdown",
+    "ensemble.members ensemble.stack_run ensemble.stack_table ensemble.stack_rows ensemble.threshold ensemble.external "
+    "ensemble.stackers ensemble.calibrate ensemble.weights ensemble.drop_one ensemble.flips "
+    "ensemble.dataset ensemble.index ensemble.probes ensemble.canonical "
+    "ensemble.degrade ensemble.grid ensemble.bootstrap ensemble.breakdown ensemble.report ensemble.gallery "
+    "ensemble.shift",
     "torch,sklearn,transformers,onnx": "export.infer export.runtime export.predictor export.submission export.bundle "
-    "export.inputs export.certificate",
+    "export.inputs export.certificate export.export_run export.evaluate_model",
 }
 
 
@@ -154,7 +159,8 @@ def test_notebooks_work_where_torch_is_not_installed(run):
     ("command", "message"),
     [
         ("infer --input {0}/images --output {1}/out.csv --run {0}", "or use --onnx"),
-        ("export --run {0}", "torch members need the training packages"),
+        ("export --force --run {0}", "torch members need the training packages"),
+        ("explain {0}/images/a.png --run {0}", "torch members need the training packages"),
         (
             "train-all {2}/recipes/quick --run {1}",
             "training needs torch, torchvision, transformers, timm, accelerate, sklearn",

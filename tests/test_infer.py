@@ -1,13 +1,16 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import HOSTILE_NAMES
 from helpers import CONTRACT, SCALES, STACKER, expected_logits, read_csv, write_csv, write_image
+from PIL import Image
 
 from ensemble.errors import ArtifactError, DataError
 from ensemble.metrics import sigmoid
 from ensemble.score import Runner
-from export.infer import Ensemble, average, infer, write_result
+from export.infer import Ensemble, average, infer, member_logits, with_flips, write_result
 from export.inputs import read_inputs
 
 HOSTILE = [*HOSTILE_NAMES, " spaces ", "😀", "nan", "1.50", "-0", "=1+1", "'", "TRUE", "#", "\ufeff", "a\rb", "a\r\nb"]
@@ -119,7 +122,7 @@ def test_the_suffix_settles_an_ambiguous_id(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: path / "gone.csv", "no input at .*gone.csv; give --input a CSV with a column id, or a folder"),
+        (lambda path: path / "gone.csv", "no input at .*gone.csv; give a CSV with a column id, or a folder"),
         (lambda path: path, "holds no images"),
         (lambda path: write_csv(path / "test.csv", id=["a"]), "1 of 1 ids have no image"),
     ],
@@ -212,3 +215,25 @@ def test_targets_keep_nine_digits(tmp_path):
     target = 0.123456789012
     write_result(tmp_path / "out.csv", pd.DataFrame({"id": ["a"], "target": [target]}), pd.DataFrame())
     assert (tmp_path / "out.csv").read_text() == "id,target\na,0.123456789\n"
+
+
+def test_flips_are_averaged_where_they_helped_and_only_there(tmp_path):
+    files = [tmp_path / "a.png"]
+    pixels = np.zeros((12, 20, 3), dtype=np.uint8)
+    pixels[:, :10] = 255
+    Image.fromarray(pixels).save(files[0])
+
+    def left(pixels):
+        return (pixels[:, :, : CONTRACT.size // 2].mean(axis=(1, 2, 3)) / 255).astype(np.float32)
+
+    runners = tuple(Runner(name, CONTRACT, left) for name in SCALES)
+    plain = Ensemble(runners, replace(STACKER, flips=("two",)), "cpu")
+    inputs = read_inputs(tmp_path)
+    one, two = member_logits(inputs, plain)[0][0]
+    assert one == two > 0.9
+    assert member_logits(inputs, with_flips(plain, ""))[0][0].tolist() == [one, pytest.approx(0.5, abs=0.05)]
+
+
+def test_flips_that_were_not_measured_are_asked_for():
+    with pytest.raises(ArtifactError, match="it was not measured which members mirrored images help; run: me"):
+        with_flips(ENSEMBLE, "run: me")

@@ -8,7 +8,8 @@ from PIL import Image
 
 from ensemble import images
 from ensemble.contract import ImageContract
-from ensemble.score import Runner, score_images
+from ensemble.errors import ImageError
+from ensemble.score import Runner, image_score, score_images
 
 CROPS = ImageContract(size=8, mean=CONTRACT.mean, std=CONTRACT.std, geometry="native_crops", count=4)
 
@@ -126,3 +127,17 @@ def test_a_member_that_fails_is_not_taken_for_an_unreadable_image(tmp_path):
 
     with pytest.raises(RuntimeError, match="out of memory"):
         score_images(grey_files(tmp_path, [1, 2, 3]), [Runner("one", CONTRACT, fail)], 2)
+
+
+def test_decoded_images_are_scored_as_their_files_are(tmp_path):
+    files = [*grey_files(tmp_path, [10, 20]), tmp_path / "noise.png"]
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 30, 3), dtype=np.uint8)).save(files[-1])
+    runners = [brightness(), brightness("crops", CROPS, scale=-1)]
+    logits, _ = score_images(files, runners)
+    np.testing.assert_array_equal(image_score(runners)([images.decode(file) for file in files]), logits)
+
+
+def test_a_decoded_image_that_no_contract_can_take_is_an_image_error():
+    thin = replace(CONTRACT, geometry="center_crop", size=224)
+    with pytest.raises(ImageError, match="too thin"):
+        image_score([brightness(contract=thin)])([Image.new("RGB", (1, 5000))])

@@ -11,7 +11,9 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from ensemble.errors import ArtifactError
 from ensemble.metrics import auroc, sigmoid
-from ensemble.stack import Stacker, fit_stacker, out_of_fold
+from ensemble.stack import Calibration, Stacker
+from ensemble.stackers import fit_stacker
+from ensemble.stackers import out_of_fold as nested
 
 STACKER = Stacker(("a", "b", "c"), (0.7, -0.2, 0.3), -0.4)
 
@@ -21,6 +23,10 @@ def sample(signals, groups=40, rows=5, seed=0):
     labels = np.arange(groups * rows) % 2
     logits = rng.normal(size=(len(labels), len(signals))) + np.outer(labels - 0.5, signals)
     return logits, labels, np.repeat([f"g{i}" for i in range(groups)], rows)
+
+
+def out_of_fold(logits, labels, groups):
+    return nested(logits, labels, groups).calibrated
 
 
 def member_logits(limit):
@@ -162,13 +168,27 @@ def test_a_constant_member_changes_no_ranking():
     assert np.isfinite(out_of_fold(logits, labels, groups)).all()
 
 
-def test_doubled_members_share_their_weight():
-    logits, labels, groups = sample([2])
-    single = fit_stacker(["a"], logits, labels, groups)
-    double = fit_stacker(["a", "b"], logits.repeat(2, axis=1), labels, groups)
-    assert double.coef[0] == pytest.approx(double.coef[1])
-    assert sum(double.coef) == pytest.approx(single.coef[0], rel=0.2)
-    np.testing.assert_allclose(double.target(logits.repeat(2, axis=1)), single.target(logits), atol=0.05)
+@pytest.mark.parametrize("kind", ["logistic", "nonnegative", "best"])
+def test_a_duplicated_member_leaves_the_stack_as_it_was(kind):
+    logits, labels, groups = sample([2, 1, 0.3], groups=30)
+    doubled = logits[:, [0, 1, 0, 2, 0]]
+    single = fit_stacker("abc", logits, labels, groups, kind)
+    double = fit_stacker("abxcy", doubled, labels, groups, kind)
+    np.testing.assert_allclose(double.logit(doubled), single.logit(logits), rtol=1e-9)
+    held = [nested(values, labels, groups, kind).calibrated for values in (logits, doubled)]
+    np.testing.assert_allclose(held[1], held[0], rtol=1e-9)
+    if kind != "best":
+        assert double.coef[0] == double.coef[2] == double.coef[4] == pytest.approx(single.coef[0] / 3)
+
+
+def test_a_member_that_is_nearly_a_duplicate_changes_the_stack_a_little():
+    logits, labels, groups = sample([2, 1], groups=30)
+    noise = np.random.default_rng(1).normal(scale=1e-3, size=len(labels))
+    near = np.column_stack([logits, logits[:, 0] + noise])
+    changed = fit_stacker("abc", near, labels, groups).logit(near)
+    expected = fit_stacker("ab", logits, labels, groups).logit(logits)
+    assert not np.allclose(changed, expected, rtol=1e-9)  # the check above can fail
+    np.testing.assert_allclose(changed, expected, atol=0.3)
 
 
 def test_targets_of_certain_members_are_calibrated():
@@ -184,10 +204,34 @@ def test_targets_of_certain_members_are_calibrated():
     st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=4),
     st.floats(-9, 9),
     st.floats(0, 1),
+    st.sampled_from(["logistic", "nonnegative", "mean", "best"]),
+    st.sampled_from([Calibration(), Calibration("temperature", 0.3, reason="why"), Calibration("shift", 1.0, -2.0)]),
+    st.booleans(),
 )
-def test_round_trip_through_json_is_exact(coef, intercept, threshold):
-    stacker = Stacker(tuple(f"member-{i}" for i in range(len(coef))), tuple(coef), intercept, threshold)
+def test_round_trip_through_json_is_exact(coef, intercept, threshold, kind, calibration, flips):
+    names = tuple(f"member-{i}" for i in range(len(coef)))
+    flipped = names[:1] if flips else None
+    stacker = Stacker(names, tuple(coef), intercept, threshold, kind, calibration, "fpr=0.05", flipped)
     assert Stacker.from_dict(json.loads(json.dumps(stacker.to_dict()))) == stacker
+
+
+def test_a_stacker_of_an_older_file_is_read():
+    values = {
+        "members": ["a", "b"],
+        "coef": [0.5, 0.25],
+        "intercept": 0.1,
+        "calibration": {"kind": "none", "reason": "logistic regression is fitted on the log-loss itself"},
+        "threshold": 0.5,
+    }
+    stacker = Stacker.from_dict(values)
+    assert (stacker.kind, stacker.threshold_rule, stacker.flips) == ("logistic", "default 0.5", None)
+    assert stacker.logit(np.array([[2.0, 4.0]])) == pytest.approx([2.1])
+
+
+def test_calibration_is_applied_to_the_stacks_logit():
+    stacker = Stacker(("a",), (2.0,), 1.0, calibration=Calibration("temperature", 0.5, 0.25))
+    assert stacker.logit(np.array([[3.0], [-1.0]])).tolist() == [3.75, -0.25]
+    assert stacker.target(np.array([[3.0]])) == pytest.approx(sigmoid(3.75))
 
 
 DAMAGES = {
@@ -197,6 +241,12 @@ DAMAGES = {
     "NaN for a weight": {"coef": [0.7, float("nan"), 0.3]},
     "infinite intercept": {"intercept": float("inf")},
     "no members": {"members": [], "coef": []},
+    "unknown kind": {"kind": "boosted"},
+    "unknown calibration": {"calibration": {"kind": "isotonic"}},
+    "calibration that is no object": {"calibration": "none"},
+    "negative scale": {"calibration": {"kind": "temperature", "scale": -1}},
+    "threshold above 1": {"threshold": 1.5},
+    "flips of a stranger": {"flips": ["z"]},
 }
 
 

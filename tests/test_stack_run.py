@@ -16,10 +16,12 @@ from helpers import (
 )
 
 from ensemble import artifacts, metrics, stack_run
+from ensemble.bootstrap import paired, score_intervals
 from ensemble.errors import ArtifactError
 from ensemble.metrics import Interval
-from ensemble.stack import fit_stacker
-from ensemble.stack_run import Scored, read_stacker, verdict
+from ensemble.stack_run import read_stacker
+from ensemble.stack_table import Scored, as_table, score_frames, score_models, score_table, verdict
+from ensemble.stackers import fit_stacker
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +38,15 @@ def run(tmp_path):
     return tmp_path
 
 
-def scored(**aurocs):
-    return [Scored(name, Interval(value, value, value), Interval(0.5, 0.4, 0.6)) for name, value in aurocs.items()]
+def scored(width=0.01, **aurocs):
+    """Lines with these AUROC, each difference from the stack's known to `width` either side."""
+
+    def line(name, value):
+        apart = value - aurocs["stack"]
+        difference = None if name == "stack" else Interval(apart, apart - width, apart + width)
+        return Scored(name, Interval(value, value, value), Interval(0.5, 0.4, 0.6), difference)
+
+    return [line(name, value) for name, value in aurocs.items()]
 
 
 def test_the_command_prints_every_score_and_where_it_wrote(stacked):
@@ -46,7 +55,11 @@ def test_the_command_prints_every_score_and_where_it_wrote(stacked):
     assert (code, err) == (0, "")
     assert lines[0].startswith("On 48 held-out images in 12 groups; the stack out of fold")
     assert [line.split()[0] for line in lines[2:6]] == ["one", "two", "mean", "stack"]
-    assert lines[-3].startswith("The stack ")
+    assert lines[6].startswith("The stack ")
+    kinds = [line.split()[0] for line in lines[10:14]]
+    assert kinds == ["logistic", "nonnegative", "mean", "best"]
+    assert lines[-4].startswith("Calibration: none")
+    assert lines[-3].startswith("Threshold: ")
     assert lines[-2] == "The data of this run was not audited."
     assert lines[-1] == f"-> {run / 'stacker.json'}"
 
@@ -59,7 +72,12 @@ def test_stacker_json_holds_what_the_design_names(stacked):
     assert values["members"] == ["one", "two"]
     assert values["coef"][0] > values["coef"][1] > 0
     assert values["calibration"]["kind"] == "none"
-    assert values["threshold"] == 0.5
+    assert values["kind"] == "logistic"
+    assert 0 < values["threshold"] < 1
+    assert values["threshold_rule"] == "balanced_accuracy"
+    assert set(values["kinds"]) == {"logistic", "nonnegative", "mean", "best"}
+    assert [weight["value"] for weight in values["weights"]] == values["coef"]
+    assert all(weight["low"] < weight["value"] < weight["high"] for weight in values["weights"])
     assert values["rows"] == {"split": "heldout", "images": 48, "groups": 12, "stack": "out of fold"}
     assert values["fitted_on"]["data_sha256"] == one["data_sha256"] == two["data_sha256"]
     assert set(values["fitted_on"]["members"]) == {"one", "two"}
@@ -77,14 +95,40 @@ def test_the_stacker_read_back_is_the_one_that_was_fitted(stacked):
     run, _, (_, out, _) = stacked
     stacker = read_stacker(run)
     assert stacker.members == ("one", "two")
-    assert all(f"{weight:+.3f}" in out for weight in stacker.coef)
+    assert all(f"{weight:+.4f} [" in out for weight in stacker.coef)
 
 
-def test_the_mean_is_of_probabilities(stacked):
+def test_the_mean_is_of_logits(stacked):
     run, frame, _ = stacked
-    p = np.mean([metrics.sigmoid(noisy_logits(frame, 2, 1)), metrics.sigmoid(noisy_logits(frame, 1, 2))], axis=0)
+    p = metrics.sigmoid((noisy_logits(frame, 2, 1) + noisy_logits(frame, 1, 2)) / 2)
     values = json.loads((run / "stacker.json").read_text())["scores"]["mean"]
     assert values["log_loss"]["value"] == pytest.approx(metrics.log_loss(heldout(frame)["label"], p), abs=1e-6)
+
+
+def test_what_infer_wrote_is_scored_as_the_logits_were(stacked):
+    _, frame, _ = stacked
+    rows = heldout(frame)
+    logits = np.stack([noisy_logits(frame, 2, 1), noisy_logits(frame, 1, 2)], axis=1)
+    target = metrics.sigmoid(logits @ [0.5, 0.2])
+    table = rows[["id"]].assign(target=target, one=metrics.sigmoid(logits[:, 0]), two=metrics.sigmoid(logits[:, 1]))
+    lines = score_frames(table, rows[["id", "label", "group"]])
+    expected = score_table(["one", "two"], logits, logits @ [0.5, 0.2], rows["label"], rows["group"].to_numpy(str))
+    assert [line.name for line in lines] == ["one", "two", "mean", "stack"]
+    for line, other in zip(lines, expected, strict=True):
+        assert line.auroc == other.auroc
+        assert line.log_loss.value == pytest.approx(other.log_loss.value)
+
+
+def test_a_difference_is_the_paired_one(stacked):
+    _, frame, _ = stacked
+    rows = heldout(frame)
+    labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy(str)
+    p = {name: metrics.sigmoid(noisy_logits(frame, *seed)) for name, seed in {"a": (2, 1), "b": (1, 2)}.items()}
+    line, reference = score_models(p, "b", labels, groups)
+    for name in ("auroc", "log_loss"):
+        assert getattr(line, f"{name}_difference") == paired(labels, p["a"], p["b"], groups, name).difference
+        assert getattr(line, name) == score_intervals(labels, p["a"], groups, names=(name,))[name]
+    assert reference.auroc_difference is None
 
 
 def test_the_stack_is_scored_out_of_fold(tmp_path):
@@ -98,7 +142,7 @@ def test_the_stack_is_scored_out_of_fold(tmp_path):
     assert done.basis == "out of fold"
     assert lines[-1].name == "stack"
     assert lines[-1].auroc.value < in_sample
-    assert verdict(lines).startswith(f"The stack ({lines[-1].auroc.value:.4f} AUROC) does not beat noise")
+    assert "beats its best member" not in verdict(lines)
 
 
 def test_with_folds_the_stack_is_fitted_on_other_rows_than_it_is_scored_on(tmp_path):
@@ -133,21 +177,24 @@ def test_complementary_members_make_a_stack_that_wins(tmp_path):
     [
         (
             scored(a=0.8, b=0.9, mean=0.85, stack=0.95),
-            "The stack beats its best member b by 0.0500 AUROC and the mean by 0.1000 on these rows.",
+            "The stack beats its best member b by 0.0500 [0.0400, 0.0600] and "
+            "beats the mean by 0.1000 [0.0900, 0.1100] in AUROC on these rows.",
         ),
         (
             scored(a=0.8, b=0.9, mean=0.85, stack=0.88),
-            "The stack (0.8800 AUROC) does not beat b (0.9000) on these rows.",
+            "The stack loses to its best member b by 0.0200 [0.0100, 0.0300] and "
+            "beats the mean by 0.0300 [0.0200, 0.0400] in AUROC on these rows.",
         ),
         (
-            scored(a=0.8, b=0.7, mean=0.9, stack=0.88),
-            "The stack (0.8800 AUROC) does not beat mean (0.9000) on these rows.",
+            scored(a=0.9, mean=0.8, stack=0.9),
+            "The stack cannot be told from its best member a (+0.0000 [-0.0100, +0.0100]) and "
+            "beats the mean by 0.1000 [0.0900, 0.1100] in AUROC on these rows.",
         ),
         (
-            scored(a=0.95, mean=0.9, stack=0.88),
-            "The stack (0.8800 AUROC) does not beat a (0.9500) nor mean (0.9000) on these rows.",
+            scored(0.2, a=0.8, mean=0.85, stack=0.9),
+            "The stack cannot be told from its best member a (+0.1000 [-0.1000, +0.3000]) and "
+            "cannot be told from the mean (+0.0500 [-0.1500, +0.2500]) in AUROC on these rows.",
         ),
-        (scored(a=0.9, mean=0.8, stack=0.9), "The stack (0.9000 AUROC) does not beat a (0.9000) on these rows."),
     ],
 )
 def test_the_verdict_is_plain(lines, expected):
@@ -155,10 +202,10 @@ def test_the_verdict_is_plain(lines, expected):
 
 
 def test_the_table_shows_weights_of_members_only():
-    table = stack_run.as_table(scored(a=0.8, mean=0.85, stack=0.9), {"a": 0.5})
+    table = as_table(scored(a=0.8, mean=0.85, stack=0.9), {"a": "+0.500"})
     assert list(table["weight"]) == ["+0.500", "", ""]
     assert table.loc[0, "AUROC"] == "0.8000 [0.8000, 0.8000]"
-    assert "weight" not in stack_run.as_table(scored(a=0.8))
+    assert "weight" not in as_table(scored(stack=0.8))
 
 
 def test_a_stacker_of_other_members_is_stale(run):
@@ -215,3 +262,16 @@ def test_a_failed_stack_leaves_the_older_stacker(run):
     assert "heldout.parquet is damaged" in err
     assert artifacts.stacker_path(run).read_bytes() == before
     assert sorted(path.name for path in run.iterdir()) == ["dataset.parquet", "members", "stacker.json"]
+
+
+def test_calibration_made_anew_in_each_fold_does_not_spoil_the_ranking(stacked):
+    _, frame, _ = stacked
+    rows = heldout(frame)
+    labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy(str)
+    raw = noisy_logits(frame, 2, 1)
+    uneven = raw + np.where(np.arange(len(raw)) < 24, 3.0, 0.0)  # as if one fold had been shifted
+    plain, spoilt = (metrics.sigmoid(values) for values in (raw, uneven))
+    line = score_models({"a": spoilt, "b": plain}, "b", labels, groups, {"a": plain})[0]
+    assert line.auroc.value == metrics.auroc(labels, raw) > metrics.auroc(labels, uneven)
+    assert line.auroc_difference == Interval(0.0, 0.0, 0.0)
+    assert line.log_loss.value == metrics.log_loss(labels, spoilt)

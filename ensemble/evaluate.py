@@ -1,0 +1,292 @@
+"""The protocol: labelled images, as they are and damaged cell by cell, through any scorer, into a table and scores.
+
+Killed and run again it goes on: what is scored of unchanged data by unchanged members is kept, cell by cell.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL.Image import Image
+
+from ensemble import artifacts, images
+from ensemble.bootstrap import interval, score_intervals
+from ensemble.breakdown import TITLES, Part, by
+from ensemble.errors import ArtifactError, ImageError, some
+from ensemble.grid import GRID_VERSION, Cell
+from ensemble.metrics import SCORES, Interval, sigmoid
+from ensemble.parallel import ordered_map
+from ensemble.sources import Labelled
+from ensemble.stack import Stacker
+
+Score = Callable[[Sequence[Image]], np.ndarray]  # decoded images -> the members' logits [N, members]
+PREFIX = "logit:"  # of the members' columns
+CLEAN = "clean"
+SAVE_EVERY = 10.0  # seconds
+PIXELS = 50_000_000  # of the images that wait to be scored together
+QUANTILES = (0.05, 0.5, 0.95, 0.99)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is scored. identity: a hash of all that decides the members' logits; the stacker does not enter."""
+
+    score: Score
+    stacker: Stacker
+    identity: str
+    batch: int = 16
+
+
+def score_cells(
+    items: Sequence[Labelled],
+    sha256s: Sequence[str],
+    cells: Sequence[Cell],
+    model: Model,
+    folder: Path,
+    progress: Callable[[int], object] = lambda count: None,
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """One row an image and cell, image by image, and why images could not be scored, by id.
+
+    Each image is decoded once. An image that cannot be read, or not in one of the cells, is in none, so
+    that all cells are of the same images. Finished parts are kept in `folder`; `progress` is called with
+    the number of damaged images done.
+    """
+    key = evaluation_key(items, sha256s, model)
+    found = [stored(folder, key, model.stacker.members)]
+    todo = missing(items, cells, found[0])
+    progress(len(items) * len(cells) - sum(len(left) for _, left in todo))
+    errors: dict[str, str] = {}
+    rows: list[tuple[str, str, np.ndarray]] = []
+
+    def keep() -> None:
+        if rows:
+            found.append(_frame([row[:2] for row in rows], np.stack([row[2] for row in rows]), model.stacker.members))
+            _keep(folder, key, found[-1])
+            rows.clear()
+
+    saved = perf_counter()
+    try:
+        for row in _scored(todo, model, errors, progress):
+            rows.append(row)
+            if perf_counter() - saved > SAVE_EVERY:
+                keep()
+                saved = perf_counter()
+    finally:
+        keep()
+    known = pd.concat(found, ignore_index=True)
+    return assemble(items, [cell.name for cell in cells], known, model.stacker, set(errors)), errors
+
+
+def missing(items: Sequence[Labelled], cells: Sequence[Cell], known: pd.DataFrame) -> list[tuple[Labelled, list[Cell]]]:
+    """The images that are not in all of these cells yet, each with the cells it lacks. known: from `stored`."""
+    done = set(known[["id", "cell"]].itertuples(index=False, name=None))
+    todo = [(item, [cell for cell in cells if (item.id, cell.name) not in done]) for item in items]
+    return [(item, left) for item, left in todo if left]
+
+
+def seconds_per_image(items: Sequence[Labelled], model: Model, count: int = 4) -> float | None:
+    """What scoring one image takes, from the first few scored twice; None where they cannot be."""
+    pictures = []
+    for item in items[:count]:
+        with suppress(ImageError):
+            pictures.append(images.decode(item.file))
+    if not pictures:
+        return None
+    try:
+        model.score(pictures)  # warms up
+        start = perf_counter()
+        model.score(pictures)
+    except ImageError:
+        return None
+    return (perf_counter() - start) / len(pictures)
+
+
+def evaluation_key(items: Sequence[Labelled], sha256s: Sequence[str], model: Model) -> str:
+    """Hash of what decides the members' logits of a row: the files by their ids, the members, the cells' code."""
+    rows = sorted((item.id, digest) for item, digest in zip(items, sha256s, strict=True))
+    return artifacts.json_sha256([rows, model.identity, list(model.stacker.members), GRID_VERSION])
+
+
+def _scored(
+    todo: Sequence[tuple[Labelled, list[Cell]]],
+    model: Model,
+    errors: dict[str, str],
+    progress: Callable[[int], object],
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(id, cell, member logits) of each image and cell; images that fail are named in `errors`."""
+
+    def tasks() -> Iterator[tuple[str, Cell, Image]]:
+        for item, cells in todo:
+            try:
+                image = images.decode(item.file)
+            except ImageError as error:
+                errors[item.id] = str(error)
+                progress(len(cells))
+                continue
+            yield from ((item.id, cell, image) for cell in cells)
+
+    batch: list[tuple[str, str, Image]] = []
+    for key, cell, image in ordered_map(lambda task: (*task[:2], task[1].apply(task[2])), tasks(), ahead=model.batch):
+        batch.append((key, cell.name, image))
+        if len(batch) == model.batch or sum(waiting.width * waiting.height for *_, waiting in batch) > PIXELS:
+            yield from _run(batch, model, errors)
+            progress(len(batch))
+            batch = []
+    if batch:
+        yield from _run(batch, model, errors)
+        progress(len(batch))
+
+
+def _run(
+    batch: Sequence[tuple[str, str, Image]], model: Model, errors: dict[str, str]
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    try:
+        logits = model.score([image for *_, image in batch])
+    except ImageError as error:
+        if len(batch) > 1:  # it does not say which
+            for one in batch:
+                yield from _run([one], model, errors)
+            return
+        errors[batch[0][0]] = f"{batch[0][1]}: {error}"
+        return
+    if not np.isfinite(logits).all():
+        lost = some(sorted({key for (key, *_), row in zip(batch, logits, strict=True) if not np.isfinite(row).all()}))
+        raise ArtifactError(f"a member gave no finite logit for images it could read ({lost}); train it again")
+    for (key, cell, _), row in zip(batch, logits, strict=True):
+        yield key, cell, row
+
+
+def _frame(keys: Sequence[tuple[str, str]], logits: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
+    columns = {PREFIX + name: logits[:, column].astype(np.float32) for column, name in enumerate(names)}
+    ids, cells = zip(*keys, strict=True) if keys else ((), ())
+    return pd.DataFrame({"id": pd.Series(ids, dtype=object), "cell": pd.Series(cells, dtype=object), **columns})
+
+
+def parts_path(folder: Path) -> Path:
+    """Where an evaluation in progress keeps its finished parts."""
+    return folder / "parts"
+
+
+def _keep(folder: Path, key: str, part: pd.DataFrame) -> None:
+    parts = parts_path(folder)
+    number = len(list(parts.glob("*.parquet")))
+    artifacts.write_parquet(parts / f"{number:06d}.parquet", part)
+    artifacts.write_json(parts / "key.json", {"key": key})
+
+
+def stored(folder: Path, key: str, names: Sequence[str]) -> pd.DataFrame:
+    """What is scored already under this key, of a finished evaluation and of one that was cut short."""
+    wanted = ["id", "cell", *(PREFIX + name for name in names)]
+    found = [_frame([], np.empty((0, len(names))), names)]
+    parts = parts_path(folder)
+    if _key(folder / "evaluation.json") == key:
+        found.append(artifacts.read_parquet(folder / "scores.parquet", "remove it and run evaluate again")[wanted])
+    if _key(parts / "key.json") == key:
+        found += [artifacts.read_parquet(path, f"remove {parts}")[wanted] for path in sorted(parts.glob("*.parquet"))]
+    else:
+        shutil.rmtree(parts, ignore_errors=True)
+    return pd.concat(found, ignore_index=True).drop_duplicates(["id", "cell"])
+
+
+def _key(path: Path) -> str | None:
+    try:
+        return str(artifacts.read_json(path, "run evaluate")["key"])
+    except (ArtifactError, KeyError):
+        return None
+
+
+def assemble(
+    items: Sequence[Labelled], cells: Sequence[str], known: pd.DataFrame, stacker: Stacker, left_out: set[str]
+) -> pd.DataFrame:
+    """The rows of scores.parquet: each image that was scored in every cell, with the stack's logit of it.
+
+    Cells that an earlier evaluation has finished stay, after those asked for now. An image without a
+    group is a group of its own.
+    """
+    described = pd.DataFrame(
+        {
+            "id": pd.Series([item.id for item in items], dtype=object),
+            "path": [item.path for item in items],
+            "root": [item.root for item in items],
+            "label": np.array([item.label for item in items], dtype=np.int8),
+            "group": [item.group or item.id for item in items],
+            "source": [item.source for item in items],
+            "generator": [item.generator for item in items],
+        }
+    )
+    described = described[~described["id"].isin(left_out)]
+    known = known[known["id"].isin(set(described["id"]))]
+    counts = known["cell"].value_counts()
+    finished = [name for name in known["cell"].unique() if counts[name] == len(described)]
+    pairs = described.merge(pd.DataFrame({"cell": list(dict.fromkeys([*cells, *finished]))}), "cross")
+    frame = pairs.merge(known, on=["id", "cell"], how="left", validate="one_to_one")
+    columns = [PREFIX + name for name in stacker.members]
+    frame.insert(len(pairs.columns), "logit", stacker.logit(frame[columns].to_numpy()))
+    return frame
+
+
+def summarise(frame: pd.DataFrame, threshold: float, seed: int, stress: bool) -> dict[str, Any]:
+    """The scores of evaluation.json from the rows of scores.parquet.
+
+    cells: every score of the undamaged images, some of the damaged, by name, each with its 95 % interval.
+    worst: the cell told apart worst, by AUROC, or, under `stress`, most often on the wrong side.
+    by_generator, by_source: the parts of the undamaged images.
+    """
+    clean = frame[frame["cell"] == CLEAN]
+    present = sorted(set(clean["label"]))
+    one_sided = ("accuracy_real",) if present == [0] else ("accuracy_ai",)
+    cells: dict[str, dict[str, Interval]] = {}
+    for name, rows in frame.groupby("cell", sort=False):
+        wanted = one_sided if stress else SCORES if name == CLEAN else tuple(TITLES)
+        labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy(dtype=str)
+        cells[str(name)] = score_intervals(
+            labels, sigmoid(rows["logit"].to_numpy()), groups, threshold, seed=seed, names=wanted
+        )
+    deciding = one_sided[0] if stress else "auroc"
+    worst = min(cells, key=lambda name: cells[name][deciding].value)
+    return {
+        "cells": {name: _dicts(scores) for name, scores in cells.items()},
+        "worst": {"cell": worst, "score": deciding, **cells[worst][deciding].to_dict()},
+        "by_generator": [part.to_dict() for part in _parts(clean, "generator", threshold, seed)],
+        "by_source": [part.to_dict() for part in _parts(clean, "source", threshold, seed)],
+        "target_quantiles": _dicts(target_quantiles(clean, seed)) if stress else None,
+    }
+
+
+def _dicts(scores: dict[str, Interval]) -> dict[str, dict[str, float | None]]:
+    return {name: score.to_dict() for name, score in scores.items()}
+
+
+def _parts(clean: pd.DataFrame, column: str, threshold: float, seed: int) -> list[Part]:
+    """Scores part by part, where the images have such parts at all."""
+    told = clean.loc[clean["label"] == 1, column] if column == "generator" else clean[column]
+    return by(clean, column, threshold, seed=seed) if told.notna().any() else []
+
+
+def target_quantiles(clean: pd.DataFrame, seed: int, resamples: int = 1000) -> dict[str, Interval]:
+    """Quantiles of the target, each with its 95 % interval by drawing whole groups."""
+    target = sigmoid(clean["logit"].to_numpy())
+    _, codes = np.unique(clean["group"].to_numpy(dtype=str), return_inverse=True)
+    rows = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+    rng = np.random.default_rng(seed)
+    drawn = [
+        np.quantile(target[np.concatenate([rows[i] for i in rng.integers(len(rows), size=len(rows))])], QUANTILES)
+        for _ in range(resamples if len(rows) > 1 else 0)
+    ]
+    table = np.array(drawn).reshape(-1, len(QUANTILES))
+    values = np.quantile(target, QUANTILES)
+    return {f"{q:g}": interval(float(values[i]), table[:, i]) for i, q in enumerate(QUANTILES)}
+
+
+def write(folder: Path, frame: pd.DataFrame, record: dict[str, Any]) -> None:
+    """Write scores.parquet, then evaluation.json, and let the finished parts go."""
+    (folder / "evaluation.json").unlink(missing_ok=True)
+    artifacts.write_parquet(folder / "scores.parquet", frame)
+    artifacts.write_json(folder / "evaluation.json", record)
+    shutil.rmtree(parts_path(folder), ignore_errors=True)

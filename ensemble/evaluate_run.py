@@ -1,0 +1,130 @@
+"""One evaluation from its rows to its record: what is scored, whether it may be, and what is written of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ensemble import artifacts, published, tracks
+from ensemble.errors import DataError
+from ensemble.evaluate import CLEAN
+from ensemble.evaluate_tables import TITLES
+from ensemble.labels import LABELS
+from ensemble.leave_out import known_generators
+from ensemble.sources import Labelled
+from ensemble.stack import Stacker
+
+
+def choose(items: Sequence[Labelled], limit: int | None, seed: int) -> list[Labelled]:
+    """The images, sorted by id; with a limit, as many of each class as there are, drawn at random."""
+    items = sorted(items, key=lambda item: item.id)
+    if limit is None or limit >= len(items):
+        return items
+    rng = np.random.default_rng(seed)
+    drawn = [rng.permutation([i for i, item in enumerate(items) if item.label == label]) for label in (0, 1)]
+    fewer = min(drawn, key=len)
+    few = min(len(fewer), limit // 2)
+    kept = [part[: few if part is fewer else limit - few] for part in drawn]
+    return [items[int(i)] for i in np.sort(np.concatenate(kept))]
+
+
+def check_classes(items: Sequence[Labelled], stress: bool) -> None:
+    """DataError for no images, for one class unless it is a stress set, and for two where it is one."""
+    if not items:
+        raise DataError("no images to score")
+    present = [name for label, name in enumerate(LABELS) if any(item.label == label for item in items)]
+    if len(present) < 2 and not stress:
+        raise DataError(
+            f"all images are {present[0]}, and most scores need both classes; for how many of them fall on the wrong "
+            "side add --stress, or add the other class with another --data"
+        )
+    if len(present) == 2 and stress:
+        raise DataError("--stress is for images of one class, and these are of both; leave it out")
+
+
+def name_of(data: Sequence[Path], name: str | None, limit: int | None, track: str) -> str:
+    """The evaluation's name, safe as a folder's: as given, or from the data's own names, the limit and the track."""
+    if name is None:
+        places = [path.resolve() for path in data]
+        name = "+".join(path.stem if path.is_file() else path.name for path in places)
+        if len(places) == 1 and places[0].is_file() and name.casefold() in ("labels", "test", "data", "images"):
+            name = f"{places[0].parent.name}-{name}"
+        name += f"-{limit}" if limit is not None else ""  # a quick look replaces no full evaluation
+        name += f"-{track}" if track != tracks.TRACKS[0] else ""
+    return artifacts.safe_name(name)
+
+
+def output_folder(run: Path | None, output: Path | None, name: str) -> Path:
+    """Where the evaluation is written; DataError for a model outside a run without --output."""
+    if output is not None:
+        return output
+    if run is None:
+        raise DataError("a model outside a run has no place for its evaluations; name a folder with --output")
+    return artifacts.evaluation_path(run, name)
+
+
+def check_rows(run: Path | None, items: Sequence[Labelled], track: str, allow_trained: bool) -> tuple[list[str], int]:
+    """SHA-256 of each file, and how many the run was trained on, or DataError where they cannot be a test."""
+    sha256s = tracks.hash_files(items)
+    if run is None:
+        return sha256s, 0
+    trained = tracks.trained_rows(run, sha256s)
+    if not allow_trained:
+        tracks.refuse_trained(items, trained)
+    tracks.check_track(track, tracks.selected_for(run, items))
+    return sha256s, int(trained.sum())
+
+
+def check_leave_out(run: Path | None, items: Sequence[Labelled]) -> None:
+    """DataError where no generator can be left out of a run's stacker."""
+    if run is None:
+        raise DataError("--leave-out generator refits a run's stacker; name the run with --run")
+    known_generators(run, [item.generator for item in items if item.label == 1])
+
+
+def count(frame: pd.DataFrame, errors: Mapping[str, str]) -> dict[str, Any]:
+    """The images that were scored, and those that could not be."""
+    clean = frame[frame["cell"] == CLEAN]
+    ai = int((clean["label"] == 1).sum())
+    return {
+        "images": len(clean),
+        "real": len(clean) - ai,
+        "ai": ai,
+        "groups": int(clean["group"].nunique()),
+        "unreadable": [{"id": key, "error": message} for key, message in errors.items()],
+    }
+
+
+def describe_stacker(stacker: Stacker) -> dict[str, Any]:
+    """The stacker's fingerprint, members and threshold; a shift for target images is no part of what is scored."""
+    return {
+        "sha256": artifacts.json_sha256({key: v for key, v in stacker.to_dict().items() if key != "adapted"}),
+        "members": list(stacker.members),
+        "kind": stacker.kind,
+        "calibration": stacker.calibration.kind,
+        "threshold": stacker.threshold,
+        "threshold_rule": stacker.threshold_rule,
+    }
+
+
+def published_record(record: Mapping[str, Any], benchmarks: Sequence[str]) -> list[dict[str, Any]]:
+    """Published figures that these rows can be held against, by benchmark and score, with ours beside them."""
+    parts = {"source": record["by_source"], "generator": record["by_generator"]}
+    found = []
+    figures = published.figures_of(benchmarks)
+    for of in dict.fromkeys((figure.benchmark, figure.score, figure.by) for figure in figures):
+        alike = [figure for figure in figures if (figure.benchmark, figure.score, figure.by) == of]
+        table = published.compare(alike, parts)
+        if not table.empty:
+            found.append(
+                {
+                    "title": f"published for {of[0]}: {TITLES[of[1]]} in per cent, by {of[2]}",
+                    "rows": table.to_dict("records"),
+                    "sources": [str(figure) for figure in alike],
+                    "figures": [asdict(figure) for figure in alike],
+                }
+            )
+    return found

@@ -1,0 +1,174 @@
+"""Where in an image a member's evidence lies: its attention, not proof. Needs torch and captum.
+
+Activation times gradient at the last layer that still has places, summed over channels: the
+form of Grad-CAM that also suits tokens, and equals it where the head averages over places
+(Draelos and Carin, "Use HiResCAM instead of Grad-CAM", 2020). A network without such a layer
+is shown a picture with one part after another covered.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+import torch
+from captum.attr import LayerGradientXActivation, Occlusion
+from PIL import Image
+from torch import nn
+
+from ensemble import images
+from ensemble.backbone import Member
+
+LONGEST = 512  # longer side of a heat map, in pixels
+SPECIAL_TOKENS = 16  # at most so many stand before the places: a class token, registers
+COVERED = 8  # an image without layers of places is covered in as many columns and rows
+OPACITY = 0.65  # of the heat at its hottest
+# Inside attention and perceptrons, or changing nothing: their layer's output says what they do to it.
+SKIPPED = (nn.Linear, nn.Dropout, nn.Identity, nn.Softmax)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a layer's output [1, ...] holds its square of places: `first` tokens before them, channels first or last."""
+
+    side: int
+    first: int
+    channels_first: bool
+
+    def places(self, values: torch.Tensor) -> torch.Tensor:
+        """A layer's output, summed over channels: [side, side]."""
+        flat = values[0].flatten(1).sum(0) if self.channels_first else values[0].flatten(0, -2).sum(-1)
+        return flat[self.first :].view(self.side, self.side)
+
+
+def heatmaps(member: Member, image: Image.Image) -> np.ndarray:
+    """Evidence for what the member says, ai where its logit is above 0 and else real: float32 [H, W] in 0..1.
+
+    image: decoded, at H x W or larger: the longer side of the map is at most 512. The hottest
+    place is 1 unless nothing speaks for it. Several crops are pasted back, averaged where they
+    overlap; what no crop shows is 0.
+    """
+    member.eval()
+    shown = fitted(image)
+    pixels = torch.from_numpy(images.to_pixels(image, member.contract)).to(member.mean.device)
+    with torch.inference_mode():
+        side = 1.0 if member(pixels).mean() > 0 else -1.0
+    chosen = _last_layer(member, pixels[:1])
+    views = [_view_heat(member, view.float(), side, chosen) for view in pixels.split(1)]
+    boxes = images.view_boxes(image.size, member.contract)
+    heat = _pasted(views, boxes, shown, image.size)
+    return heat / heat.max() if heat.max() > 0 else heat
+
+
+def overlay(image: Image.Image, heat: np.ndarray) -> Image.Image:
+    """The image in grey, so that only heat has colour, at the size of `heat`, [H, W] in 0..1; mode RGB."""
+    height, width = heat.shape
+    grey = images.flatten(image, (255, 255, 255)).resize((width, height)).convert("L")
+    under = np.asarray(grey, dtype=np.float64)[..., None]
+    colours = matplotlib.colormaps["inferno"](heat)[..., :3] * 255
+    strength = OPACITY * heat[..., None]
+    return Image.fromarray((under * (1 - strength) + colours * strength).round().astype(np.uint8))
+
+
+def fitted(image: Image.Image) -> Image.Image:
+    """The image as RGB, made smaller where its longer side is over 512."""
+    rgb = images.flatten(image, (255, 255, 255))
+    scale = min(1.0, LONGEST / max(rgb.size))
+    return rgb.resize((max(round(rgb.width * scale), 1), max(round(rgb.height * scale), 1)))
+
+
+def coarse(heat: np.ndarray, cells: int) -> np.ndarray:
+    """A heat map averaged into at most `cells` cells along its longer side, float64 [rows, columns] in 0..1."""
+    height, width = heat.shape
+    scale = min(1.0, cells / max(heat.shape))
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    return np.asarray(Image.fromarray(heat).resize(size, Image.Resampling.BOX), dtype=np.float64).clip(0, 1)
+
+
+def _view_heat(member: Member, view: torch.Tensor, side: float, chosen: tuple[nn.Module, Layout] | None) -> np.ndarray:
+    """What speaks for `side` in one view, float [1, S, S, 3]: float32 [places, places], not below 0."""
+
+    def score(pixels: torch.Tensor) -> torch.Tensor:
+        return side * member(pixels)
+
+    if chosen is None:
+        part = math.ceil(view.shape[1] / COVERED)
+        covered = Occlusion(score).attribute(
+            view,
+            sliding_window_shapes=(part, part, 3),
+            strides=(part, part, 3),
+            baselines=view.mean(dim=(1, 2), keepdim=True).expand_as(view),
+            perturbations_per_eval=COVERED,
+        )
+        heat = covered[0, ..., 0]
+    else:
+        layer, layout = chosen
+        heat = layout.places(LayerGradientXActivation(score, layer).attribute(view.requires_grad_()))
+    return heat.detach().clamp(min=0).float().cpu().numpy()
+
+
+def _pasted(
+    views: list[np.ndarray], boxes: list[tuple[float, float, float, float]], shown: Image.Image, size: tuple[int, int]
+) -> np.ndarray:
+    """The mean of views at their boxes in an image of `size` (W, H), on a map of the shape of `shown`."""
+    across, down = shown.width / size[0], shown.height / size[1]
+    total, count = (np.zeros((shown.height, shown.width), dtype=np.float32) for _ in range(2))
+    for heat, (left, top, right, bottom) in zip(views, boxes, strict=True):
+        corner = round(left * across), round(top * down)
+        wide, high = max(round(right * across) - corner[0], 1), max(round(bottom * down) - corner[1], 1)
+        large = Image.fromarray(heat).resize((wide, high), Image.Resampling.BILINEAR)
+        for added, piece in ((total, large), (count, Image.new("F", large.size, 1))):
+            canvas = Image.new("F", shown.size)
+            canvas.paste(piece, corner)
+            added += np.asarray(canvas)
+    return total / np.maximum(count, 1)
+
+
+def _last_layer(member: Member, pixels: torch.Tensor) -> tuple[nn.Module, Layout] | None:
+    """The last layer whose output has places that the logit depends on, for one view uint8 [1, S, S, 3]."""
+    with _outputs(member) as seen:
+        logit = member(pixels.float().requires_grad_())
+    if not seen:
+        return None
+    gradients = torch.autograd.grad(logit.sum(), [values for _, values, _ in seen], allow_unused=True)
+    for (layer, _, layout), gradient in zip(reversed(seen), reversed(gradients), strict=True):
+        if gradient is not None and layout.places(gradient.abs()).any():
+            return layer, layout
+    return None
+
+
+@contextmanager
+def _outputs(member: Member) -> Iterator[list[tuple[nn.Module, torch.Tensor, Layout]]]:
+    """What layers that have places put out while the member runs, in order; layers that run twice are left out."""
+    seen: list[tuple[nn.Module, torch.Tensor, Layout]] = []
+
+    def keep(layer: nn.Module, inputs: object, output: object) -> None:
+        patches = next((layout.side for _, values, layout in seen if values.dim() == 4), 0)
+        if isinstance(output, torch.Tensor) and output.requires_grad and (layout := _layout(output, patches)):
+            seen.append((layer, output, layout))
+
+    layers = [layer for layer in member.backbone.modules() if not isinstance(layer, SKIPPED)]
+    hooks = [layer.register_forward_hook(keep) for layer in layers]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+        runs = [layer for layer, _, _ in seen]
+        seen[:] = [entry for entry in seen if runs.count(entry[0]) == 1]
+
+
+def _layout(output: torch.Tensor, patches: int) -> Layout | None:
+    """How an output for one image holds places, None if it holds none; patches: the side of the first map, or 0."""
+    shape = output.shape
+    if shape[0] != 1 or output.dim() not in (3, 4) or shape[-1] == 1:
+        return None
+    if output.dim() == 4:
+        if shape[2] == shape[3]:
+            return Layout(shape[2], 0, channels_first=True)
+        return Layout(shape[1], 0, channels_first=False) if shape[1] == shape[2] > 1 else None
+    side = patches if 0 <= shape[1] - patches**2 <= SPECIAL_TOKENS else math.isqrt(shape[1])
+    first = shape[1] - side**2
+    return Layout(side, first, channels_first=False) if side > 1 and first <= SPECIAL_TOKENS else None

@@ -1,0 +1,184 @@
+"""Benchmarks as they are published, recognised by their folders: GenImage, FakeImageDataset, Chameleon.
+
+Each gives the same rows as any labelled data, with the benchmark's own parts as `source` or `generator`,
+so that scores part by part are the table that its authors print.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ensemble.errors import DataError, some
+from ensemble.files import list_images
+from ensemble.labels import class_labels
+from ensemble.sources import Labelled, Reading, read_data
+
+# GenImage's generators, by what their folders are called (github.com/GenImage-Dataset/GenImage):
+# the name of the download, and that of the archive inside it.
+GENIMAGE = {
+    "midjourney": "Midjourney",
+    "stablediffusionv14": "SD v1.4",
+    "sdv4": "SD v1.4",
+    "stablediffusionv15": "SD v1.5",
+    "sdv5": "SD v1.5",
+    "adm": "ADM",
+    "glide": "GLIDE",
+    "wukong": "Wukong",
+    "vqdm": "VQDM",
+    "biggan": "BigGAN",
+}
+# FakeImageDataset's folders below ImageData/val and ImageData/train (github.com/Inf-imagine/Sentry). It ships no reals.
+FAKE_IMAGE_DATASET = {
+    "Midjourneyv5-5K": "Midjourney v5",
+    "SDv15-CC30K": "SD v1.5",
+    "SDv21-CC15K": "SD v2.1",
+    "IF-CC95K": "IF",
+    "cogview2-22K": "CogView2",
+    "stylegan3-60K": "StyleGAN3",
+    "SDv15R-CC1M": "SD v1.5",
+    "IFv1-CC1M": "IF",
+    "stylegan3-80K": "StyleGAN3",
+}
+CHAMELEON = {"0_real": 0, "1_fake": 1}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images of one class and one part of a benchmark: a folder below `root`.
+
+    reals of a part stand beside its ai images under the same `source`.
+    """
+
+    folder: Path
+    label: int
+    source: str
+    generator: str | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A benchmark as found: its name, the root that ids count from, its parts, and what should be said of it."""
+
+    name: str
+    root: Path
+    parts: tuple[Part, ...]
+    notes: tuple[str, ...]
+
+
+def recognise(path: Path, reading: Reading | None = None) -> Layout | None:
+    """The benchmark whose folders lie at `path`, or None; DataError for one that cannot be told apart by class.
+
+    What counts is the folders' names. Where there are validation images, those alone are taken.
+    """
+    if not path.is_dir():
+        return None
+    return _chameleon(path) or _genimage(path) or _fake_image_dataset(path, reading or Reading())
+
+
+def read_benchmarks(paths: Sequence[Path], reading: Reading) -> tuple[list[Labelled], list[str], tuple[str, ...]]:
+    """Labelled images of any data, benchmarks in their own layout included.
+
+    Returns the images, what should be said aloud, and the names of the benchmarks. A single class is
+    enough. Ids of several are prefixed by the folder's name, as `read_data` does.
+    """
+    found = {path: layout for path in paths if (layout := recognise(path, reading)) is not None}
+    others = [path for path in paths if path not in found]
+    items: list[Labelled] = []
+    notes: list[str] = []
+    if others:
+        options = vars(reading) | {"one_class": True}
+        items, notes = read_data(others, **options)
+        if found and len(others) == 1:
+            items = [replace(item, id=f"{others[0].resolve().name}/{item.id}") for item in items]
+    for path, layout in found.items():
+        prefix = f"{path.resolve().name}/" if len(paths) > 1 else ""
+        items += [replace(item, id=prefix + item.id) for item in _read(layout)]
+        notes += [f"{path}: {note}" for note in (f"recognised as {layout.name} by its folders", *layout.notes)]
+    if repeated := sorted(key for key, count in Counter(item.id for item in items).items() if count > 1):
+        raise DataError(f"ids given more than once: {some(map(repr, repeated))}; give one of the folders another name")
+    return items, notes, tuple(dict.fromkeys(layout.name for layout in found.values()))
+
+
+def _read(layout: Layout) -> list[Labelled]:
+    root = layout.root.resolve()
+    items = []
+    for part in layout.parts:
+        start = part.folder.resolve().relative_to(root).as_posix()
+        paths = list_images(part.folder)
+        if not paths:
+            raise DataError(f"{part.folder} holds no images; unpack {layout.name} there")
+        items += [
+            Labelled(path, str(root), path, part.label, None, part.source, part.generator)
+            for path in (f"{start}/{name}" for name in paths)
+        ]
+    return items
+
+
+def _chameleon(path: Path) -> Layout | None:
+    folder = path / "test" if (path / "test").is_dir() else path
+    if not all((folder / name).is_dir() for name in CHAMELEON):
+        return None
+    parts = tuple(Part(folder / name, label, "Chameleon") for name, label in CHAMELEON.items())
+    return Layout("Chameleon", path, parts, ())
+
+
+def _genimage(path: Path) -> Layout | None:
+    """GENERATOR/{train,val}/{ai,nature}, or with the archive's own folder in between; also one generator alone."""
+    parts: list[Part] = []
+    without = []
+    for folder in (path, *_folders(path)):
+        for place in (folder, *_folders(folder)):
+            if not all((place / "val" / name).is_dir() for name in ("ai", "nature")):
+                if all((place / "train" / name).is_dir() for name in ("ai", "nature")):
+                    without.append(place)
+                continue
+            name = _genimage_name(folder if folder != path else place)
+            if all(part.folder != place / "val" / "ai" for part in parts):
+                parts.append(Part(place / "val" / "nature", 0, name))
+                parts.append(Part(place / "val" / "ai", 1, name, name))
+    if not parts:
+        return None
+    notes = ["of each generator the images of val/ are taken, as is published"]
+    if without:
+        notes.append(f"left out, without val/: {some(sorted({place.name for place in without}))}")
+    return Layout("GenImage", path, tuple(parts), tuple(notes))
+
+
+def _genimage_name(folder: Path) -> str:
+    plain = "".join(letter for letter in folder.resolve().name.casefold() if letter.isalnum())
+    matches = [name for key, name in GENIMAGE.items() if plain.endswith(key)]
+    return matches[0] if matches else folder.resolve().name
+
+
+def _fake_image_dataset(path: Path, reading: Reading) -> Layout | None:
+    """ImageData/val/NAME/, ai each of them; folders of reals beside them are told by name or by --classes."""
+    places = [path / "ImageData" / "val", path / "val", path]
+    folder = next(
+        (place for place in places if any(child.name in FAKE_IMAGE_DATASET for child in _folders(place))), None
+    )
+    if folder is None:
+        return None
+    ours = [child for child in _folders(folder) if child.name in FAKE_IMAGE_DATASET]
+    parts = [Part(child, 1, child.name, FAKE_IMAGE_DATASET[child.name]) for child in ours]
+    for child in _folders(folder):
+        if child in ours:
+            continue
+        try:
+            label = class_labels([child.name], reading.classes, reading.positive, one_will_do=True)[child.name]
+        except ValueError:
+            raise DataError(
+                f"{folder}: FakeImageDataset has no folder {child.name!r}; say what it holds with "
+                f"--classes {child.name}=real (or =ai), or move it"
+            ) from None
+        parts.append(Part(child, label, child.name, child.name if label else None))
+    notes = []
+    if all(part.label for part in parts):
+        notes.append("it ships no real images: add some with another --data, or score it alone with --stress")
+    return Layout("FakeImageDataset", path, tuple(parts), tuple(notes))
+
+
+def _folders(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return []
+    return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))

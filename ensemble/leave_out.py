@@ -1,0 +1,114 @@
+"""Leave one generator out, at the stacker: refitted without a generator's held-out rows, scored on that generator.
+
+The members did see it in training; what they would do without it only training again can tell.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ensemble import artifacts, members
+from ensemble.bootstrap import interval, score_intervals
+from ensemble.errors import ArtifactError, DataError, some
+from ensemble.evaluate import PREFIX
+from ensemble.metrics import Interval, sigmoid
+from ensemble.stack import Stacker
+from ensemble.stackers import fit_stacker
+from ensemble.tracks import UNSEEN
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """One generator's images against all reals: AUROC of the run's stack, and of one refitted without the generator.
+
+    rows: fitting rows that were left out. known: whether the members were trained on the generator.
+    """
+
+    generator: str
+    images: int
+    rows: int
+    known: bool
+    full: Interval
+    without: Interval
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return vars(self) | {"full": self.full.to_dict(), "without": self.without.to_dict()}
+
+
+def known_generators(run: Path, generators: Iterable[str | None]) -> dict[str, bool]:
+    """The generators named, sorted, and whether the run was fitted on each.
+
+    Raises DataError if none is named, or the run was fitted on none of them.
+    """
+    names = sorted({name for name in generators if name})
+    if not names:
+        raise DataError("--leave-out generator: the images name no generators; add a column generator to the CSV")
+    frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first")
+    fitted = set(frame.loc[(frame["label"] == 1) & (frame["split"] != UNSEEN), "generator"].dropna())
+    if not fitted & set(names):
+        raise DataError(
+            f"--leave-out generator: the run knows other generators ({some(sorted(fitted), 12) or 'none named'}) "
+            f"than these images have ({some(names, 12)})"
+        )
+    return {name: name in fitted for name in names}
+
+
+def leave_out_generators(run: Path, clean: pd.DataFrame, stacker: Stacker, seed: int = 0) -> list[LeftOut]:
+    """For each generator of the undamaged rows: the run's stack, and one that none of its fitting rows shaped.
+
+    Both on that generator's images and all reals of `clean`, which neither was fitted on.
+    """
+    known = known_generators(run, clean.loc[clean["label"] == 1, "generator"].dropna())
+    frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first").set_index("id")
+    rows, logits = members.fitting_logits(run, stacker.members)
+    generator = frame.loc[rows["id"], "generator"].to_numpy(dtype=object)
+    labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy(dtype=str)
+    columns = [PREFIX + name for name in stacker.members]
+    found = []
+    for name in known:
+        own = (generator == name) & (labels == 1)
+        scored = clean[(clean["label"] == 0) | (clean["generator"] == name)]
+        refitted = _refit(stacker, logits[~own], labels[~own], groups[~own]) if own.any() else stacker
+        found.append(
+            LeftOut(
+                name,
+                int((scored["label"] == 1).sum()),
+                int(own.sum()),
+                known[name],
+                _auroc(stacker, scored, columns, seed),
+                _auroc(refitted, scored, columns, seed) if refitted is not None else interval(np.nan, np.empty(0)),
+            )
+        )
+    return found
+
+
+def _refit(stacker: Stacker, logits: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Stacker | None:
+    """A stacker of the same kind on fewer rows; None where they do not suffice."""
+    if len(set(labels)) < 2:
+        return None
+    try:
+        return fit_stacker(stacker.members, logits, labels, groups, stacker.kind)
+    except ArtifactError:
+        return None
+
+
+def _auroc(stacker: Stacker, rows: pd.DataFrame, columns: Sequence[str], seed: int) -> Interval:
+    p = sigmoid(stacker.logit(rows[columns].to_numpy()))
+    return score_intervals(rows["label"].to_numpy(), p, rows["group"].to_numpy(dtype=str), seed=seed, names=["auroc"])[
+        "auroc"
+    ]
+
+
+def commands(run: Path, generators: Sequence[str]) -> list[str]:
+    """The training that would leave each generator out of the members too; `...` stands for the run's own options."""
+    return [
+        f"python cli.py train-all ... --hold-out {quote('generator=' + name)} "
+        f"--run {quote(f'{run}-without-{artifacts.safe_name(name)}')}"
+        for name in generators
+    ]

@@ -1,0 +1,190 @@
+"""The report: one page that shows someone whether to trust a run's stack, and where not to."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ensemble import (
+    artifacts,
+    breakdown,
+    gallery,
+    members,
+    metrics,
+    page,
+    report_data,
+    report_facts,
+    report_plots,
+    report_rows,
+)
+from ensemble.commands import audit_headline
+from ensemble.errors import ArtifactError
+from ensemble.evaluate_tables import TITLES
+from ensemble.gallery import Look
+from ensemble.metrics import Interval, sigmoid
+from ensemble.report_data import Heat, Line, Versus
+from ensemble.report_plots import Plot
+from ensemble.report_rows import Rows
+from ensemble.report_spectra import mean_spectra
+from ensemble.stack import Stacker
+from ensemble.stack_run import read_stacker
+
+RESAMPLES = 2000
+POOR, GOOD, PLAIN, DEEP = (250, 185, 160), (190, 222, 245), (255, 255, 255), (120, 170, 230)  # red, green, blue
+
+
+def default_path(run: Path) -> Path:
+    """Where a run's report is written unless told otherwise."""
+    return run / "report.html"
+
+
+def write_report(
+    run: Path, output: Path, evaluation: str | None = None, look: Look | None = None, resamples: int = RESAMPLES
+) -> str:
+    """Write the page; returns its verdict.
+
+    evaluation: by name; else the latest, if there is any. look: lays a heat map on an image.
+    """
+    stacker = read_stacker(run)
+    sets = report_rows.run_rows(run, stacker)
+    cautions = []
+    try:
+        if evaluation is not None or (names := report_rows.evaluations(run)):
+            sets.append(report_rows.evaluated_rows(run, evaluation or names[0], stacker))
+    except ArtifactError as error:
+        if evaluation is not None:
+            raise
+        cautions.append(f"Not shown: {error}.")
+    frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first")
+    audit = report_facts.read_audit(run)
+    infos = [members.read_info(run, name) for name in report_rows.split_names(run, stacker)[0]]
+    sections = [_section(rows, stacker, look, resamples) for rows in sets]
+    said = verdict(sets[0], sections[0]["lines"], sections[0]["versus"])
+    html = page.render(
+        "report.html",
+        run=run.resolve().name,
+        verdict=said,
+        headline=audit_headline(run),
+        cautions=[*report_facts.cautions(run, frame, stacker, sets, audit), *cautions],
+        findings=(audit or {}).get("findings", []),
+        counts=report_data.counts(frame),
+        listed=report_data.LARGEST,
+        members=[report_facts.member_facts(info) for info in infos],
+        recipes=[(info["name"], report_facts.recipe_text(info)) for info in infos],
+        stacker=stacker,
+        weights=report_facts.weight_intervals(run),
+        null=report_facts.null_scores(audit),
+        columns=TITLES,
+        part_columns=breakdown.TITLES,
+        heaviest=heaviest(run, stacker),
+        looked=look is not None,
+        sections=sections,
+    )
+    with artifacts.replacing(output) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return said
+
+
+def heaviest(run: Path, stacker: Stacker) -> str:
+    """Of the members that the run trained, the one of the largest weight, whatever its sign."""
+    own, _ = report_rows.split_names(run, stacker)
+    return own[int(np.argmax(np.abs(stacker.coef[: len(own)])))]
+
+
+def member_look(run: Path, name: str) -> Look:
+    """Lays a member's heat map on an image. Needs torch."""
+    from ensemble import explain
+
+    member = members.load_member(run, name)
+    return lambda image: explain.overlay(image, explain.heatmaps(member, image))
+
+
+def verdict(rows: Rows, lines: Sequence[Line], versus: Sequence[Versus]) -> str:
+    """Whether the stack earns its place on these rows, in one sentence."""
+    stack = next(line for line in lines if line.name == "stack")
+    best, mean = (_outcome(one.paired.difference) for one in versus)
+    apart = [_signed(one.paired.difference) for one in versus]
+    return (
+        f"On {len(rows.frame)} held-out images in {len(set(rows.groups))} groups the stack reaches an AUROC of "
+        f"{_range(stack.scores['auroc'])} and, at its threshold of {stack.threshold:.3f}, a balanced accuracy of "
+        f"{_range(stack.scores['balanced_accuracy'])}; it {best} its best member {versus[0].other} ({apart[0]}), "
+        f"and {mean} the members' mean ({apart[1]})."
+    )
+
+
+def _outcome(difference: Interval) -> str:
+    if difference.low > 0:
+        return "beats"
+    return "loses to" if difference.high < 0 else "cannot be told from"
+
+
+def _signed(interval: Interval) -> str:
+    return f"{interval.value:+.3f} AUROC, {interval.low:+.3f} to {interval.high:+.3f}"
+
+
+def _range(interval: Interval) -> str:
+    return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
+
+
+def _section(rows: Rows, stacker: Stacker, look: Look | None, resamples: int) -> dict[str, Any]:
+    """All that the page shows of one set of rows."""
+    lines = report_data.scores(rows, stacker, resamples)
+    spectra = mean_spectra(rows)
+    heat = report_data.robustness(rows, stacker)
+    threshold = stacker.threshold
+    return {
+        "title": rows.title,
+        "where": rows.where(),
+        "lines": lines,
+        "versus": report_data.comparisons(rows, lines, resamples),
+        "plots": _plots(rows, stacker),
+        "legend": report_plots.colours([*rows.scores]),
+        "confusion": report_data.confusion(rows, threshold),
+        "parts": {column: report_data.parts(rows, column, threshold, resamples) for column in ("generator", "source")},
+        "robustness": None if heat is None else _shaded(heat, 0.5, 1.0, POOR, GOOD),
+        "worst": "" if heat is None else _worst(heat),
+        "correlations": _shaded(report_data.correlations(rows), 0.0, 1.0, PLAIN, DEEP),
+        "disagreements": _shaded(report_data.disagreements(rows, threshold), 0.0, 0.5, PLAIN, POOR),
+        "published": rows.record.get("published", []),
+        "divided": report_data.divided(rows, threshold),
+        "images": len(rows.frame),
+        "galleries": [(gallery.TITLES[label], gallery.cards(rows, threshold, label, look)) for label in (0, 1)],
+        "spectra": spectra,
+        "spectrum_plots": []
+        if spectra is None
+        else [*report_plots.planes(spectra.planes), report_plots.radial(spectra.radial)],
+    }
+
+
+def _worst(heat: Heat) -> str:
+    """The cell in which the stack, the last column, fares worst."""
+    row = int(np.argmin(heat.values[:, -1]))
+    return f"The stack fares worst under {heat.rows[row]}, with an AUROC of {heat.values[row, -1]:.3f}."
+
+
+def _plots(rows: Rows, stacker: Stacker) -> list[Plot]:
+    labels, p = rows.labels, rows.p
+    said = {"stack": p["stack"]}
+    if stacker.calibration.kind != "none":
+        said = {"before calibration": sigmoid(rows.raw), "after calibration": p["stack"]}
+    eces = {name: metrics.ece(labels, values) for name, values in said.items()}
+    ranked = [report_plots.roc, report_plots.precision_recall] if rows.both_classes else []
+    return [
+        *(plot(labels, rows.scores) for plot in ranked),
+        report_plots.reliability(labels, said, eces),
+        report_plots.histograms(labels, p["stack"], stacker.threshold),
+    ]
+
+
+def _shaded(
+    heat: Heat, low: float, high: float, first: tuple[int, int, int], last: tuple[int, int, int]
+) -> dict[str, Any]:
+    """A table of numbers with a colour for each, from `first` at `low` to `last` at `high`."""
+    shares = np.clip((np.nan_to_num(heat.values, nan=low) - low) / (high - low), 0, 1)
+    mixed = np.round(np.array(first) + shares[..., None] * (np.array(last) - np.array(first))).astype(int)
+    lines = []
+    for name, values, colours in zip(heat.rows, heat.values.tolist(), mixed.tolist(), strict=True):
+        cells = [(value, "rgb({}, {}, {})".format(*colour)) for value, colour in zip(values, colours, strict=True)]
+        lines.append((name, cells))
+    return {"columns": heat.columns, "lines": lines}

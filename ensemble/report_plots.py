@@ -1,0 +1,165 @@
+"""The figures of a report. They hold no word of the user's: names stand in the page's own legend."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from ensemble import metrics, page
+from ensemble.metrics import BINS
+
+INK, QUIET, GRID = "#333333", "#8a8a8a", "#bbbbbb"
+AI, REAL = "#b3261e", "#1f5fae"
+STACK, MEAN = "#111111", "#8a8a8a"
+COLOURS = ("#4269d0", "#d0632a", "#2f8f5b", "#7a4fb0", "#c2a018", "#c2417c", "#3aa6b9", "#8c5a3c", "#9bb04a", "#5c6b7a")
+SIZE = (4.4, 3.6)  # inches: it still reads on a phone
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A picture with its heading and what it shows in words, for those who do not see it."""
+
+    title: str
+    uri: str
+    alt: str
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each of the members, their mean and the stack."""
+    members = [name for name in names if name not in ("mean", "stack")]
+    chosen = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(members)}
+    return {**chosen, "mean": MEAN, "stack": STACK}
+
+
+def roc(labels: np.ndarray, scores: Mapping[str, np.ndarray]) -> Plot:
+    """ROC curves of all scores [N] by name."""
+    figure, axes = _figure("false positive rate (reals called ai)", "true positive rate (ai called ai)")
+    axes.plot([0, 1], [0, 1], color=GRID, linestyle=":")
+    for name, values in scores.items():
+        hits, alarms = operating_points(labels, values)
+        axes.plot(alarms / alarms[-1], hits / hits[-1], **_style(name, scores))
+    return Plot("ROC", _uri(figure), "ROC curves of the stack, the mean and each member; the dotted line is chance.")
+
+
+def precision_recall(labels: np.ndarray, scores: Mapping[str, np.ndarray]) -> Plot:
+    """Precision over recall of all scores [N] by name; the dotted line is the share of ai."""
+    figure, axes = _figure("recall (ai called ai)", "precision (of those called ai)")
+    axes.axhline(float(np.mean(labels)), color=GRID, linestyle=":")
+    for name, values in scores.items():
+        hits, alarms = operating_points(labels, values)
+        found = hits > 0  # before, precision is 0 or undefined
+        axes.step(hits[found] / hits[-1], (hits / (hits + alarms).clip(1))[found], where="pre", **_style(name, scores))
+    alt = "Precision over recall of the stack, the mean and each member; the dotted line is the share of ai."
+    return Plot("Precision and recall", _uri(figure), alt)
+
+
+def operating_points(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(ai, reals) called ai at each threshold from above all scores down to the lowest."""
+    hits, alarms = metrics.roc(labels, scores)
+    return np.append(0, hits[0]), np.append(0, alarms[0])
+
+
+def reliability(labels: np.ndarray, p: Mapping[str, np.ndarray], eces: Mapping[str, float]) -> Plot:
+    """How often images were ai, over what was said of them; `p` and `eces` by "stack" and "before calibration"."""
+    figure, axes = _figure("P(ai) as said", "share that was ai")
+    axes.plot([0, 1], [0, 1], color=GRID, linestyle=":")
+    for number, (name, values) in enumerate(p.items()):
+        said, was, count = reliability_bins(labels, values)
+        colour = (STACK, COLOURS[1])[number]
+        axes.plot(said, was, color=colour, linewidth=1.2, label=f"{name}: ECE {eces[name]:.3f}")
+        axes.scatter(said, was, 8 + 120 * count / len(labels), color=colour)
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper left")
+    told = ", ".join(f"ECE {eces[name]:.3f} {name}" for name in p)
+    alt = f"Share of ai images over the stack's P(ai), in {BINS} bins; larger dots hold more images; {told}."
+    return Plot("Reliability", _uri(figure), alt)
+
+
+def reliability_bins(labels: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(mean p, share of ai, images) of each bin of equal width that holds any."""
+    bins = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], p)  # as `metrics.ece` has them
+    count = np.bincount(bins, minlength=BINS)
+    held = count > 0
+    said, was = (np.bincount(bins, weights, BINS)[held] / count[held] for weights in (p, labels))
+    return said, was, count[held]
+
+
+def histograms(labels: np.ndarray, target: np.ndarray, threshold: float) -> Plot:
+    """The stack's target by class, with the threshold."""
+    figure, axes = _figure("target: the stack's P(ai)", "images")
+    edges = np.linspace(0, 1, 31).tolist()
+    for label, name, colour in ((0, "real", REAL), (1, "ai", AI)):
+        axes.hist(target[labels == label], edges, color=colour, alpha=0.5, label=name)
+    axes.axvline(threshold, color=INK, linestyle="--", linewidth=1, label=f"threshold {threshold:.3f}")
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    alt = f"Histograms of the stack's P(ai) for real and for ai images; the threshold is at {threshold:.3f}."
+    return Plot("Scores by class", _uri(figure), alt)
+
+
+def radial(spectra: Mapping[int, np.ndarray]) -> Plot:
+    """Mean log power by radius for both classes, [images, bins] by label, with one standard deviation."""
+    figure, axes = _figure("cycles a pixel", "log10 power")
+    for label, name, colour in ((0, "real", REAL), (1, "ai", AI)):
+        mean, spread = spectra[label].mean(axis=0), spectra[label].std(axis=0)
+        at = (np.arange(len(mean)) + 0.5) / len(mean) / 2
+        axes.fill_between(at, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(at, mean, color=colour, label=name)
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    alt = "Mean log power of real and of ai images by spatial frequency, with one standard deviation."
+    return Plot("Spectra by radius", _uri(figure), alt)
+
+
+def planes(spectra: Mapping[int, np.ndarray]) -> list[Plot]:
+    """Mean log-spectra [H, W] of real (0) and of ai (1), zero frequency in the middle, and ai minus real."""
+    low, high = (float(f(np.concatenate(list(spectra.values())))) for f in (np.min, np.max))
+    most = max(float(np.abs(spectra[1] - spectra[0]).max()), 1e-6)
+    said = "zero frequency in the middle, half a cycle a pixel at the edges"
+    return [
+        _plane("Mean spectrum of reals", spectra[0], "magma", low, high, f"Mean log power of real images, {said}."),
+        _plane("Mean spectrum of ai", spectra[1], "magma", low, high, f"Mean log power of ai images, {said}."),
+        _plane("ai minus real", spectra[1] - spectra[0], "RdBu_r", -most, most, f"Difference of the two, {said}."),
+    ]
+
+
+def _plane(title: str, values: np.ndarray, colour: str, low: float, high: float, alt: str) -> Plot:
+    figure, axes = _figure("cycles a pixel", "")
+    image = axes.imshow(
+        values, cmap=colour, vmin=low, vmax=high, extent=(-0.5, 0.5, 0.5, -0.5), interpolation="nearest"
+    )
+    axes.grid(visible=False)
+    figure.colorbar(image, ax=axes, label="log10 power", fraction=0.07, pad=0.03)
+    return Plot(title, _uri(figure), alt)
+
+
+def _figure(along: str, up: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=SIZE)
+    figure.subplots_adjust(left=0.14, right=0.97, bottom=0.13, top=0.97)
+    axes = figure.add_subplot()
+    axes.set_xlabel(along, color=INK, fontsize=9)
+    axes.set_ylabel(up, color=INK, fontsize=9)
+    axes.grid(color=GRID, alpha=0.35, linewidth=0.6)
+    axes.tick_params(colors=INK, labelsize=8)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(GRID)
+    return figure, axes
+
+
+def _style(name: str, names: Mapping[str, object]) -> dict[str, Any]:
+    strong = name == "stack"
+    return {
+        "color": colours(list(names))[name],
+        "linewidth": 2.2 if strong else 1.0,
+        "linestyle": "--" if name == "mean" else "-",
+        "zorder": 3 if strong else 2,
+    }
+
+
+def _uri(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+    return page.data_uri("image/svg+xml", buffer.getvalue())

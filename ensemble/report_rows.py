@@ -1,0 +1,187 @@
+"""The rows that a report speaks of, with every member's logit and the stack's."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL.Image import Image
+
+from ensemble import artifacts, canonical, dataset, external, images, members
+from ensemble.errors import ArtifactError, some
+from ensemble.evaluate import CLEAN, PREFIX
+from ensemble.metrics import sigmoid
+from ensemble.stack import Calibration, Stacker
+from ensemble.stack_rows import read_material, stack_scores
+
+DESCRIBED = ["id", "root", "path", "label", "group", "source", "generator"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Scored images.
+
+    title, basis: which rows, and how they stand to the stack, in words. frame: the columns
+    DESCRIBED, one row an image. logits: float64 [N, members]. stack: the stack's logit,
+    float64 [N]; raw: the same before calibration. read: the image of a row as it was scored,
+    or ImageError. cells: member logits under each degradation, if there are any. record: an
+    evaluation's own account of itself.
+    """
+
+    title: str
+    basis: str
+    frame: pd.DataFrame
+    names: tuple[str, ...]
+    logits: np.ndarray
+    stack: np.ndarray
+    raw: np.ndarray
+    read: Callable[[int], Image]
+    cells: pd.DataFrame | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int [N]: ai = 1, real = 0."""
+        return self.frame["label"].to_numpy()
+
+    @property
+    def groups(self) -> np.ndarray:
+        """str [N]: images of one group are not independent."""
+        return self.frame["group"].to_numpy(dtype=str)
+
+    @property
+    def both_classes(self) -> bool:
+        """Whether there are ai and real images, as most scores need."""
+        return len(set(self.labels)) == 2
+
+    @property
+    def scores(self) -> dict[str, np.ndarray]:
+        """Logits by name: the members, their mean, the stack."""
+        columns = dict(zip(self.names, self.logits.T, strict=True))
+        return {**columns, "mean": self.logits.mean(axis=1), "stack": self.stack}
+
+    @property
+    def p(self) -> dict[str, np.ndarray]:
+        """P(ai) by name, of `scores`."""
+        return {name: sigmoid(values) for name, values in self.scores.items()}
+
+    def thresholds(self, threshold: float) -> dict[str, float]:
+        """Where each of `scores` begins to mean ai: 0.5, and for the stack its own."""
+        return {name: threshold if name == "stack" else 0.5 for name in self.scores}
+
+    def where(self) -> str:
+        """The rows in one line, for the foot of a table."""
+        ai = int(self.labels.sum())
+        return (
+            f"{self.title}: {len(self.frame)} images ({ai} ai, {len(self.frame) - ai} real) "
+            f"in {len(set(self.groups))} groups; the stack {self.basis}."
+        )
+
+
+def run_rows(run: Path, stacker: Stacker) -> list[Rows]:
+    """The run's held-out rows and, if it kept whole generators or sources out, its unseen rows.
+
+    Members trained elsewhere have no scores of unseen rows.
+    """
+    frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first")
+    found = [_held_out(run, stacker, frame)]
+    if (frame["split"] == "unseen").any() and not split_names(run, stacker)[1]:
+        rows, logits = members.heldout_logits(run, stacker.members, ("unseen",))
+        title = "Generators and sources never trained on"
+        stack = stacker.logit(logits), uncalibrated(stacker, logits)
+        found.append(_of_run(run, frame, rows, title, "was fitted on other rows", logits, stack, stacker))
+    return found
+
+
+def _held_out(run: Path, stacker: Stacker, frame: pd.DataFrame) -> Rows:
+    own, elsewhere = split_names(run, stacker)
+    material = read_material(run, own, [external.read_external(run, name) for name in elsewhere])
+    told = artifacts.read_json(artifacts.stacker_path(run), "run stack again")
+    found = stack_scores(material, stacker.kind, told.get("calibration_asked", stacker.calibration.kind))
+    rows, logits = material.scored.rows, material.scored.logits
+    basis = f"is scored {material.basis}" if material.basis == "out of fold" else f"was {material.basis}"
+    return _of_run(run, frame, rows, "The run's held-out rows", basis, logits, (found.calibrated, found.raw), stacker)
+
+
+def split_names(run: Path, stacker: Stacker) -> tuple[list[str], list[str]]:
+    """The stack's members that the run trained, and those that were trained elsewhere; in the stack these come last."""
+    elsewhere = [name for name in stacker.members if external.is_external(run, name)]
+    return [name for name in stacker.members if name not in elsewhere], elsewhere
+
+
+def _of_run(
+    run: Path,
+    frame: pd.DataFrame,
+    rows: pd.DataFrame,
+    title: str,
+    basis: str,
+    logits: np.ndarray,
+    stack: tuple[np.ndarray, np.ndarray],
+    stacker: Stacker,
+) -> Rows:
+    scored = frame[~frame["split"].isin(members.FITTED_SPLITS)].reset_index(drop=True)
+    places = pd.Series(scored.index, index=scored["id"])[rows["id"]].to_numpy()  # canonical forms are drawn by them
+    described = scored.loc[places, DESCRIBED].reset_index(drop=True)
+    files = dataset.files(described)
+    plan = canonical.read_plan(artifacts.canonical_path(run))
+    seed = members.read_info(run, split_names(run, stacker)[0][0]).get("seed", 0)
+
+    def read(row: int) -> Image:
+        if plan is None:
+            return images.decode(files[row])
+        return canonical.read_canonical(files[row], plan, [seed, 0, int(places[row])])
+
+    return Rows(title, basis, described, stacker.members, logits, *stack, read)
+
+
+def evaluations(run: Path) -> list[str]:
+    """Names of the run's finished evaluations, the latest first."""
+    marks = artifacts.evaluation_path(run, "x").parent.glob("*/evaluation.json")
+    return [mark.parent.name for mark in sorted(marks, key=lambda mark: mark.stat().st_mtime, reverse=True)]
+
+
+def evaluated_rows(run: Path, name: str, stacker: Stacker) -> Rows:
+    """The images of an evaluation, undamaged, with their degraded logits beside them.
+
+    The stack is the run's present one, whichever was evaluated.
+    """
+    if name not in (present := evaluations(run)):
+        raise ArtifactError(
+            f"no evaluation {name!r} in {run}; it has: {', '.join(present) or 'none'}; make one with evaluate"
+        )
+    folder = artifacts.evaluation_path(run, name)
+    remedy = "run evaluate again"
+    record = artifacts.read_json(folder / "evaluation.json", remedy)
+    scores = artifacts.read_parquet(folder / "scores.parquet", remedy)
+    wanted = [*DESCRIBED, "cell", *(PREFIX + member for member in stacker.members)]
+    if missing := [column for column in wanted if column not in scores]:
+        raise ArtifactError(f"evaluation {name!r} lacks {some(missing)}: the stack has other members now; {remedy}")
+    clean = scores[scores["cell"] == CLEAN].reset_index(drop=True)
+    if clean.empty:
+        raise ArtifactError(f"evaluation {name!r} has no undamaged images; {remedy}")
+    files = dataset.files(clean)
+    logits = member_logits(clean, stacker.members)
+    return Rows(
+        f"Evaluation {name} of {record.get('data', 'unnamed data')}",
+        "was fitted on other rows",
+        clean[DESCRIBED],
+        stacker.members,
+        logits,
+        stacker.logit(logits),
+        uncalibrated(stacker, logits),
+        lambda row: images.decode(files[row]),
+        scores if (scores["cell"] != CLEAN).any() else None,
+        record,
+    )
+
+
+def member_logits(scores: pd.DataFrame, names: Sequence[str]) -> np.ndarray:
+    """float64 [N, members] from the columns of an evaluation."""
+    return scores[[PREFIX + name for name in names]].to_numpy(dtype=np.float64)
+
+
+def uncalibrated(stacker: Stacker, logits: np.ndarray) -> np.ndarray:
+    """The stack's logit before its calibration, float64 [N], from member logits [N, members]."""
+    return replace(stacker, calibration=Calibration()).logit(logits)

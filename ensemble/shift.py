@@ -1,0 +1,128 @@
+"""One shift of the stack's logit for target images whose share of ai is another than the stacker was fitted on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+
+from ensemble.errors import ArtifactError, DataError
+from ensemble.metrics import Interval, sigmoid
+
+FEWEST = 10  # images
+HALVINGS = 35  # of the interval that holds the estimate
+
+
+@dataclass(frozen=True)
+class Shift:
+    """What is added to the stack's calibrated logit, and what it was estimated on.
+
+    prior: share of ai among those images, estimated or, where estimator is "share", given.
+    data: the folder or CSV, as the user wrote it. names: SHA-256 of its images' file names.
+    """
+
+    shift: float
+    prior: float
+    images: int
+    data: str
+    estimator: str = "em"
+    names: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Shift":
+        """The shift from `to_dict`'s values, or ArtifactError."""
+        try:
+            shift = cls(
+                float(values["shift"]),
+                float(values["prior"]),
+                int(values["images"]),
+                str(values["data"]),
+                str(values["estimator"]),
+                str(values["names"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"stacker.json is damaged (adapted: {error!r}); run adapt again") from None
+        if not np.isfinite([shift.shift, shift.prior]).all():
+            raise ArtifactError("stacker.json is damaged (adapted); run adapt again")
+        return shift
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A shift and the share of ai, each with its 95 % interval over images; at_edge: the share is as good as 0 or 1."""
+
+    shift: Interval
+    prior: Interval
+    at_edge: bool
+
+
+def by_likelihood(logits: np.ndarray, fitted_prior: float) -> float:
+    """The share of ai under which calibrated logits, float [N], are likeliest.
+
+    fitted_prior: the share of ai in what the logits were calibrated on. The maximum that the
+    EM of Saerens, Latinne and Decaestecker climbs to ("Adjusting the Outputs of a Classifier
+    to New a Priori Probabilities", 2002); the likelihood is concave, so halving its slope's
+    interval finds it sooner, and exactly at the edges. It assumes that only the share
+    changed: images of each class score as they did in the fitted rows.
+    """
+    p = sigmoid(logits)
+    ai, real = p / fitted_prior, (1 - p) / (1 - fitted_prior)
+    low, high = 0.0, 1.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        rising = np.sum((ai - real) / (middle * ai + (1 - middle) * real)) > 0
+        low, high = (middle, high) if rising else (low, middle)
+    # Laplace's rule: of N images none can show a share beyond these
+    return float(np.clip((low + high) / 2, 1 / (len(p) + 2), (len(p) + 1) / (len(p) + 2)))
+
+
+def to_share(logits: np.ndarray, share: float) -> float:
+    """The shift after which the mean P(ai) of logits, float [N], is `share`."""
+    edge = float(np.abs(logits).max()) + abs(log_odds(share)) + 1
+    low, high = -edge, edge
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sigmoid(logits + middle).mean() < share else (low, middle)
+    return (low + high) / 2
+
+
+def estimate(
+    logits: np.ndarray, fitted_prior: float, share: float | None = None, resamples: int = 500, seed: int = 0
+) -> Estimate:
+    """The shift for calibrated stack logits, float [N], of unlabelled images, with bootstrap intervals.
+
+    share: of ai among them, where it is known; else it is estimated. DataError for fewer than FEWEST, and for NaN.
+    """
+    logits = np.asarray(logits, dtype=np.float64)
+    if len(logits) < FEWEST:
+        raise DataError(f"{len(logits)} readable images are too few to estimate a shift; give {FEWEST} or more")
+    if not np.isfinite(logits).all():
+        raise DataError("a member gave no finite logit for images it could read; train it again")
+    rng = np.random.default_rng(seed)
+    drawn = [logits[rng.integers(len(logits), size=len(logits))] for _ in range(resamples)]
+    if share is not None:
+        shift = _interval(to_share(logits, share), [to_share(draw, share) for draw in drawn])
+        return Estimate(shift, Interval(share, share, share), at_edge=False)
+    prior = _interval(by_likelihood(logits, fitted_prior), [by_likelihood(draw, fitted_prior) for draw in drawn])
+    shift = Interval(*(log_odds(value) - log_odds(fitted_prior) for value in (prior.value, prior.low, prior.high)))
+    return Estimate(shift, prior, at_edge=not 1 < prior.value * (len(logits) + 2) < len(logits) + 1)
+
+
+def log_odds(share: float) -> float:
+    """The logit of a share in (0, 1)."""
+    return float(np.log(share) - np.log1p(-share))
+
+
+def names_sha256(names: Sequence[str]) -> str:
+    """SHA-256 of file names in any order, in hex."""
+    return sha256("\0".join(sorted(names)).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _interval(value: float, drawn: Sequence[float]) -> Interval:
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Interval(value, float(low), float(high))

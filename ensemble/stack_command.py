@@ -1,0 +1,143 @@
+"""stack: parse, call one function, print."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ensemble import options
+from ensemble.commands import audit_headline, require_training_packages
+
+if TYPE_CHECKING:
+    from ensemble.stack_run import Choices, Stacked
+
+
+def _threshold(ctx: click.Context, param: click.Parameter, value: str) -> str | float:
+    from ensemble.threshold import parse_rule
+
+    try:
+        return parse_rule(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither balanced, fpr=SHARE nor a number in 0..1") from None
+
+
+def _externals(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, Path, Path]]:
+    from ensemble.external import parse_external
+
+    try:
+        return [parse_external(value) for value in values]
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@click.command("stack")
+@options.run
+@options.members
+@click.option(
+    "--kind",
+    type=click.Choice(["logistic", "nonnegative", "mean", "best"]),
+    default="logistic",
+    show_default=True,
+    help="Logistic regression; the same without negative weights; the mean of the logits; the best member alone.",
+)
+@click.option(
+    "--calibration",
+    type=click.Choice(["auto", "none", "temperature", "shift"]),
+    default="auto",
+    show_default=True,
+    help="Scale or shift the stack's logit; auto does only where the log-loss falls beyond noise.",
+)
+@click.option(
+    "--threshold",
+    default="balanced",
+    show_default=True,
+    metavar="balanced|fpr=SHARE|NUMBER",
+    callback=_threshold,
+    help="Target at or above it means ai: by balanced accuracy, by the share of reals called ai, or as given.",
+)
+@click.option("--drop-one", is_flag=True, help="Also say what each member adds and costs, and the best for the time.")
+@click.option("--tta", is_flag=True, help="Also measure for which members mirrored images help; see infer --tta.")
+@click.option(
+    "--external",
+    "externals",
+    multiple=True,
+    metavar="NAME=heldout.csv,test.csv",
+    callback=_externals,
+    help="A model trained elsewhere, by its scores of the held-out rows and of the images to infer: "
+    "id, and logit, or p, target or score in 0..1. May be repeated.",
+)
+def stack(
+    run: Path,
+    members: tuple[str, ...],
+    kind: str,
+    calibration: str,
+    threshold: str | float,
+    drop_one: bool,
+    tta: bool,
+    externals: list[tuple[str, Path, Path]],
+) -> None:
+    """Fit the stacker on the members' held-out logits: weights, calibration and threshold.
+
+    Prints every member, the mean of their logits and the stack on the same held-out rows, each
+    with its 95 % interval: the stack by cross-validation over groups, or, after `train-all
+    --folds`, fitted on out-of-fold logits of the training rows alone. Then the other kinds of
+    stack, made in the same way; logistic regression stays unless --kind asks for another. What
+    adapt stored belonged to the former stacker and is dropped.
+
+    An --external model must not have seen the held-out rows either: their ids are those with
+    split heldout in RUN/dataset.parquet. `infer` looks its scores up by id.
+
+    \b
+    Examples:
+      python cli.py stack
+      python cli.py stack --drop-one --threshold fpr=0.05
+      python cli.py stack --kind nonnegative --members swin_small,vit_small
+      python cli.py stack --external clip=clip_heldout.csv,clip_test.csv
+    """
+    require_training_packages()
+    from ensemble import artifacts, external, stack_run
+
+    loaded = tuple(external.load_external(*value) for value in externals)
+    choices = stack_run.Choices(kind, calibration, threshold, loaded, tta)
+    adapted = stack_run.has_shift(run)
+    done = stack_run.stack_run(run, members, choices)
+    _print(done)
+    if drop_one:
+        _print_drop_one(run, done, choices)
+    click.echo(audit_headline(run))
+    if adapted:
+        click.echo("The adaptation of the former stacker was dropped; run adapt again where you use infer --adapted.")
+    click.echo(f"-> {artifacts.stacker_path(run)}")
+
+
+def _print(done: "Stacked") -> None:
+    from ensemble import stack_notes, stack_table
+
+    stacker = done.stacker
+    click.echo(
+        f"On {len(done.rows)} held-out images in {done.rows['group'].nunique()} groups; "
+        f"the stack {done.basis}, 95 % intervals over groups."
+    )
+    options.table(stack_table.as_table(done.scored, stack_notes.weights(done)))
+    click.echo(stack_table.verdict(done.scored))
+    click.echo("\nKinds of stack, each chosen, calibrated and scored alike:")
+    options.table(stack_table.differences_table(done.kinds, stacker.kind, "kind"))
+    for line in stack_notes.notes(done):
+        click.echo(line)
+
+
+def _print_drop_one(run: Path, done: "Stacked", choices: "Choices") -> None:
+    from ensemble import drop_one
+
+    stacker, material = done.stacker, done.material
+    elsewhere = [member.name for member in choices.externals]
+    trained = [name for name in material.names if name not in elsewhere]
+    costs, device = drop_one.measure_costs(run, trained, done.rows)
+    costs |= dict.fromkeys(elsewhere, 0.0)
+    lines = drop_one.without_each(material, stacker.kind, choices.calibration, done.held)
+    click.echo(f"\nThe stack without one member (ms: its network on {device}, decoding left out):")
+    options.table(drop_one.drop_table(lines, costs))
+    if elsewhere:
+        click.echo(f"Looked up, so without a time: {', '.join(elsewhere)}.")
+    click.echo("\nThe best stacks for their time; chosen on these rows, so expect a little less of them elsewhere:")
+    options.table(drop_one.frontier_table(drop_one.frontier(material, stacker.kind, done.strength, costs)))

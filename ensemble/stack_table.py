@@ -1,0 +1,143 @@
+"""Models scored side by side on the same rows: members, their mean and the stack, or kinds of stack."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ensemble import bootstrap, metrics
+from ensemble.metrics import Interval
+
+CLIP = 1e-12  # probabilities that a CSV holds as 0 or 1 still have a logit
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One line of a table: its scores, and its AUROC and log-loss minus the reference's, on the same draws of groups.
+
+    The differences are None for the reference itself.
+    """
+
+    name: str
+    auroc: Interval
+    log_loss: Interval
+    auroc_difference: Interval | None = None
+    log_loss_difference: Interval | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values, without the name."""
+        found = {key: value for key, value in vars(self).items() if isinstance(value, Interval)}
+        return {key: value.to_dict() for key, value in found.items()}
+
+
+def score_models(
+    p: Mapping[str, np.ndarray],
+    reference: str,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    ranking: Mapping[str, np.ndarray] | None = None,
+) -> list[Scored]:
+    """A line for each model's p, float64 [N], in this order, with 95 % intervals over groups.
+
+    ranking: p before calibration, for the AUROC. One calibration cannot change the order of a
+    stack's scores, but several folds, each calibrated in its own way, mix badly.
+    """
+    found = {"auroc": {**p, **(ranking or {})}, "log_loss": p}
+    drawn = {name: bootstrap.draws(labels, list(of.values()), groups, (name,))[name] for name, of in found.items()}
+    values = {name: [metrics.score(name, labels, column) for column in of.values()] for name, of in found.items()}
+    place = list(p).index(reference)
+
+    def line(row: int, name: str) -> Scored:
+        plain = [bootstrap.interval(values[score][row], drawn[score][row]) for score in found]
+        if row == place:
+            return Scored(name, *plain)
+        apart = [
+            bootstrap.interval(values[score][row] - values[score][place], drawn[score][row] - drawn[score][place])
+            for score in found
+        ]
+        return Scored(name, *plain, *apart)
+
+    return [line(row, name) for row, name in enumerate(p)]
+
+
+def score_table(
+    names: Sequence[str],
+    logits: np.ndarray,
+    stack_logits: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    raw_logits: np.ndarray | None = None,
+) -> list[Scored]:
+    """Members, the mean of their logits [N, members], and the stack, which the others are compared with.
+
+    raw_logits: the stack's before calibration, where folds were calibrated each in its own way.
+    """
+    columns = {**dict(zip(names, logits.T, strict=True)), "mean": logits.mean(axis=1), "stack": stack_logits}
+    ranking = {} if raw_logits is None else {"stack": metrics.sigmoid(raw_logits)}
+    p = {name: metrics.sigmoid(column) for name, column in columns.items()}
+    return score_models(p, "stack", labels, groups, ranking)
+
+
+def score_frames(scores: pd.DataFrame, truth: pd.DataFrame) -> list[Scored]:
+    """As `score_table`, from what `infer --members` wrote and a table of `id`, `label` and perhaps `group`."""
+    rows = truth.set_index("id", drop=False).loc[scores["id"]]
+    names = [name for name in scores.columns if name not in ("id", "target")]
+    p = np.clip(scores[[*names, "target"]].to_numpy(dtype=np.float64), CLIP, 1 - CLIP)
+    logits = np.log(p) - np.log1p(-p)
+    groups = rows["group" if "group" in rows else "id"].to_numpy(dtype=str)
+    return score_table(names, logits[:, :-1], logits[:, -1], rows["label"].to_numpy(), groups)
+
+
+def as_table(scored: Sequence[Scored], weights: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """The scores, and the stack's weights if given, as text for people."""
+    frame = pd.DataFrame(
+        {
+            "": [line.name for line in scored],
+            "AUROC": [str(line.auroc) for line in scored],
+            "log-loss": [str(line.log_loss) for line in scored],
+        }
+    )
+    if weights is not None:
+        frame["weight"] = [weights.get(line.name, "") for line in scored]
+    return frame
+
+
+def differences_table(scored: Sequence[Scored], reference: str, first: str) -> pd.DataFrame:
+    """The scores and how far they lie from the reference's, as text; `first` heads the names."""
+    return pd.DataFrame(
+        {
+            first: [line.name for line in scored],
+            "AUROC": [str(line.auroc) for line in scored],
+            "log-loss": [str(line.log_loss) for line in scored],
+            f"AUROC minus {reference}": [signed(line.auroc_difference) for line in scored],
+            f"log-loss minus {reference}": [signed(line.log_loss_difference) for line in scored],
+        }
+    )
+
+
+def signed(interval: Interval | None) -> str:
+    """A difference or a weight with its interval, every number with its sign; empty for None."""
+    return "" if interval is None else f"{interval.value:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
+
+
+def verdict(scored: Sequence[Scored]) -> str:
+    """Whether the stack beats its best member and the mean on these rows, by paired intervals, in one sentence."""
+    by_name = {line.name: line for line in scored}
+    best = max((line for line in scored if line.name not in ("mean", "stack")), key=lambda line: line.auroc.value)
+    told = [
+        _against(label, line.auroc_difference)
+        for label, line in ((f"its best member {best.name}", best), ("the mean", by_name["mean"]))
+        if line.auroc_difference is not None
+    ]
+    return f"The stack {' and '.join(told)} in AUROC on these rows."
+
+
+def _against(rival: str, difference: Interval) -> str:
+    ahead = Interval(0.0 - difference.value, 0.0 - difference.high, 0.0 - difference.low)
+    if ahead.low > 0:
+        return f"beats {rival} by {ahead}"
+    if ahead.high < 0:
+        return f"loses to {rival} by {difference}"
+    return f"cannot be told from {rival} ({signed(ahead)})"

@@ -1,0 +1,149 @@
+"""Fit stackers of every kind, and score them on rows that they were not fitted on. Needs scikit-learn and SciPy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ensemble.calibrate import fit_calibration
+from ensemble.grouped import Fold, Nest, grouped_folds, nested_folds, one_thread
+from ensemble.metrics import auroc, log_loss, sigmoid
+from ensemble.stack import KINDS, Stacker
+
+STRENGTHS = tuple(10.0**k for k in range(-4, 5))  # inverse L2 penalties tried
+PENALISED = ("logistic", "nonnegative")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Weights float64 [members], intercept, inverse penalty, and `held`: logits of the fitting rows, float64 [N],
+    each by weights that were fitted on other groups at that penalty.
+    """
+
+    coef: np.ndarray
+    intercept: float
+    strength: float
+    held: np.ndarray
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Stack logits float64 [N] of rows that the stacker was not fitted on, before and after calibration."""
+
+    raw: np.ndarray
+    calibrated: np.ndarray
+
+
+def fit_stacker(
+    names: Sequence[str],
+    logits: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    kind: str = KINDS[0],
+    calibration: str = "none",
+) -> Stacker:
+    """Fit on held-out logits [N, members]; the penalty is chosen by grouped cross-validation."""
+    with one_thread():
+        folds = grouped_folds(labels, groups)
+        fitted = fit(kind, logits, labels, folds)
+        found = fit_calibration(calibration, fitted.held, labels, groups, folds)
+    return Stacker(tuple(names), tuple(fitted.coef.tolist()), fitted.intercept, kind=kind, calibration=found)
+
+
+def out_of_fold(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    kind: str = KINDS[0],
+    calibration: str = "none",
+    nests: Sequence[Nest] = (),
+) -> Scores:
+    """Stack logits, each by a stacker that saw no row of its group.
+
+    All that is chosen (penalty, best member, calibration) is chosen anew inside each fold,
+    so the scores owe it nothing. `nests`: from `nested_folds`, where they are known.
+    """
+    raw, calibrated = np.empty(len(labels)), np.empty(len(labels))
+    with one_thread():
+        for nest in nests or nested_folds(labels, groups):
+            rows, held = nest.rows, nest.held
+            fitted = fit(kind, logits[rows], labels[rows], nest.inner)
+            raw[held] = logits[held].astype(np.float64) @ fitted.coef + fitted.intercept
+            found = fit_calibration(calibration, fitted.held, labels[rows], groups[rows], nest.inner)
+            calibrated[held] = found.apply(raw[held])
+    return Scores(raw, calibrated)
+
+
+def fit(kind: str, logits: np.ndarray, labels: np.ndarray, folds: Sequence[Fold]) -> Fitted:
+    """Weights on these rows, at the penalty whose out-of-fold log-loss is lowest."""
+    strengths = STRENGTHS if kind in PENALISED else (1.0,)
+    held = {strength: held_logits(kind, logits, labels, folds, strength) for strength in strengths}
+    strength = min(strengths, key=lambda c: log_loss(labels, sigmoid(held[c])))
+    coef, intercept = solve(kind, logits, labels, strength)
+    return Fitted(coef, intercept, strength, held[strength])
+
+
+def held_logits(
+    kind: str,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    folds: Sequence[Fold],
+    strength: float,
+) -> np.ndarray:
+    """Stack logits float64 [N] of each fold's held rows by weights of its fitting rows, at one penalty."""
+    result = np.empty(len(labels))
+    for rows, held in folds:
+        coef, intercept = solve(kind, logits[rows], labels[rows], strength)
+        result[held] = logits[held].astype(np.float64) @ coef + intercept
+    return result
+
+
+def solve(
+    kind: str, logits: np.ndarray, labels: np.ndarray, strength: float, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, float]:
+    """Weights float64 [members] and intercept of one kind, at one penalty; `weights`: how often each row counts."""
+    count = logits.shape[1]
+    if kind == "mean":
+        return np.full(count, 1 / count), 0.0
+    if kind == "best":
+        return np.eye(count)[np.argmax([auroc(labels, column) for column in logits.T])], 0.0
+    # Equal columns are fitted as one and share its weight: split, a penalty on squares would weigh them more.
+    first = np.array([next(k for k in range(count) if np.array_equal(logits[:, k], column)) for column in logits.T])
+    kept, place, copies = np.unique(first, return_inverse=True, return_counts=True)
+    least = _logistic if kind == "logistic" else _nonnegative
+    coef, intercept = least(logits[:, kept].astype(np.float64), labels, strength, weights)
+    return (coef / copies)[place], intercept
+
+
+def _logistic(
+    logits: np.ndarray, labels: np.ndarray, strength: float, weights: np.ndarray | None
+) -> tuple[np.ndarray, float]:
+    from sklearn.linear_model import LogisticRegression
+
+    # Columns are not scaled: logits share a unit, and a member whose logits hardly move should hardly count.
+    model = LogisticRegression(C=strength, max_iter=1000).fit(logits, labels, sample_weight=weights)
+    return model.coef_[0], float(model.intercept_[0])
+
+
+def _nonnegative(
+    logits: np.ndarray, labels: np.ndarray, strength: float, weights: np.ndarray | None
+) -> tuple[np.ndarray, float]:
+    """As `_logistic`, the same penalised log-loss, with no weight below 0 (the intercept is free)."""
+    from scipy.optimize import minimize
+
+    counts = np.ones(len(labels)) if weights is None else weights
+    share, penalty = counts / counts.sum(), 1 / (strength * counts.sum())
+    sign = np.where(labels == 1, 1.0, -1.0)
+
+    def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
+        coef, intercept = values[:-1], values[-1]
+        margin = sign * (logits @ coef + intercept)
+        slope = -share * sign * sigmoid(-margin)
+        value = share @ np.logaddexp(0.0, -margin) + penalty / 2 * (coef @ coef)
+        return float(value), np.append(logits.T @ slope + penalty * coef, slope.sum())
+
+    start = np.zeros(logits.shape[1] + 1)
+    bounds = [(0.0, None)] * logits.shape[1] + [(None, None)]
+    options = {"maxiter": 1000, "gtol": 1e-6}
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    return found.x[:-1], float(found.x[-1])

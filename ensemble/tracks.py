@@ -1,0 +1,81 @@
+"""What a run already knows of the images it is scored on: its own rows, and tests that training images resemble."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from ensemble import artifacts
+from ensemble.errors import ArtifactError, DataError, some
+from ensemble.parallel import ordered_map
+from ensemble.sources import Labelled, read_table
+
+TRACKS = ("inductive", "transductive")
+UNSEEN = "unseen"  # the split that nothing was fitted on
+
+
+def hash_files(items: Sequence[Labelled]) -> list[str]:
+    """SHA-256 of each image's file; empty for one that cannot be read."""
+
+    def digest(item: Labelled) -> str:
+        try:
+            return artifacts.file_sha256(item.file)
+        except OSError:
+            return ""
+
+    return list(tqdm(ordered_map(digest, items), "hash", len(items), unit="image", leave=False, disable=None))
+
+
+def trained_rows(run: Path, sha256s: Sequence[str]) -> np.ndarray:
+    """Which files the run was fitted on, bool [N]: its members, their choice of epoch, or its stacker."""
+    frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first")
+    fitted = set(frame.loc[frame["split"] != UNSEEN, "sha256"])
+    return np.array([digest in fitted for digest in sha256s], dtype=bool)
+
+
+def refuse_trained(items: Sequence[Labelled], trained: np.ndarray) -> None:
+    """DataError if images to be scored are the run's own training images."""
+    if not trained.any():
+        return
+    names = some(item.id for item, seen in zip(items, trained, strict=True) if seen)
+    raise DataError(
+        f"{trained.sum()} of {len(items)} images were in this run's training, so scores on them are no test ({names}); "
+        "remove them, or score them all the same with --allow-trained"
+    )
+
+
+def selected_for(run: Path, items: Sequence[Labelled]) -> list[str]:
+    """Records of `select` by which training images of the run were chosen to resemble these images.
+
+    A record speaks of these images where its test is the folder or the CSV's folder that one of
+    them lies in, or where the ids that drew something are all among theirs.
+    """
+    frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first")
+    files = [item.file.resolve() for item in items]
+    ids = {item.id for item in items} | {Path(item.path).stem for item in items} | {item.path for item in items}
+    found = []
+    for root in sorted(set(frame["root"])):
+        record = Path(root) / "selection.json"
+        if not record.is_file():
+            continue
+        try:
+            test = Path(str(artifacts.read_json(record, "run select again").get("test", "")))
+            drew = set(read_table(record.with_name("selection.csv")).get("test_id", pd.Series(dtype=str)))
+        except (ArtifactError, DataError):
+            continue
+        place = (test if test.is_dir() else test.parent).resolve()
+        named = test.exists() and any(file.is_relative_to(place) for file in files)
+        if named or (drew and drew <= ids):
+            found.append(str(record))
+    return found
+
+
+def check_track(track: str, selections: Sequence[str]) -> None:
+    """DataError if the track is called inductive though training images were chosen by these test images."""
+    if track == TRACKS[0] and selections:
+        raise DataError(
+            f"training images of this run were selected to resemble these very images ({some(selections)}), so this is "
+            "not the inductive track; add --track transductive"
+        )

@@ -1,0 +1,114 @@
+"""adapt: score unlabelled target images, estimate one shift, store it beside the stacker."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ensemble import options
+
+if TYPE_CHECKING:
+    from ensemble.shift import Estimate
+
+
+@click.command("adapt")
+@click.option(
+    "--images",
+    "source",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR_OR_CSV",
+    help="Target images, 10 or more: a folder, or a CSV as for infer. Labels are not looked at.",
+)
+@click.option(
+    "--share",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="The share of ai among them, where you know it.  [default: estimated]",
+)
+@options.seed
+@options.run
+@options.device
+def adapt(source: Path, share: float | None, seed: int, run: Path, device: str) -> None:
+    """Estimate one shift of the stack's logit from unlabelled target images.
+
+    The share of ai among them is the one under which their scores are likeliest, and the shift
+    corrects target for it. That holds if only the share differs from the images that the stack
+    was fitted on. Where the pictures differ too (another generator, camera or compression),
+    lower scores are taken for fewer ai images and target gets worse; without labels nothing
+    can tell the two apart. If you know the share, give --share: the shift then makes the mean
+    target equal it, which also corrects scores that moved as a whole.
+
+    The shift is kept in stacker.json, and goes with the next bundle. Only `infer --adapted`
+    applies it; a new stack drops it.
+
+    \b
+    Examples:
+      python cli.py adapt --images data/test.csv
+      python cli.py adapt --images photos/ --share 0.5
+      python cli.py infer --onnx --adapted
+    """
+    import numpy as np
+    from tqdm import tqdm
+
+    from ensemble import artifacts, shift, stack_run
+    from ensemble.metrics import sigmoid
+    from export import bundle, predictor
+    from export.export_run import export_run
+    from export.infer import member_logits
+    from export.inputs import read_inputs
+
+    inputs = read_inputs(source)
+    exported = bundle.is_current(run)
+    ensemble = predictor.load_run(run, exported, device)
+    stacker, fitted_prior = ensemble.stacker, stack_run.fitted_prior(run, ensemble.stacker)
+    click.echo(f"{len(inputs.ids)} images, {len(ensemble.runners)} members on {ensemble.device}")
+    with tqdm(total=len(inputs.ids), desc="adapt", unit="image", leave=False, disable=None) as bar:
+        scores, failed = member_logits(inputs, ensemble, progress=bar.update)
+    logits = stacker.logit(np.delete(scores, list(failed), axis=0))
+    found = shift.estimate(logits, fitted_prior, share, seed=seed)
+    stored = shift.Shift(
+        shift=found.shift.value,
+        prior=found.prior.value,
+        images=len(logits),
+        data=os.fsencode(source).decode("utf-8", "replace"),
+        estimator="em" if share is None else "share",
+        names=shift.names_sha256([file.name for file in inputs.files]),
+    )
+    stack_run.store_shift(run, stored)
+    if exported:
+        export_run(run, lambda line: None)  # the members stay, the stacker is new
+    if failed:
+        click.echo(f"{len(failed)} images could not be read and were left out.")
+    before, after = ((sigmoid(logits + by) >= stacker.threshold).sum() for by in (0.0, stored.shift))
+    for line in _told(found, fitted_prior, share):
+        click.echo(line)
+    click.echo(
+        f"At the threshold {stacker.threshold:.3g}, {after} of {len(logits)} are ai; {before} without the shift."
+    )
+    click.echo(f"-> {artifacts.stacker_path(run)}; infer --adapted applies it, infer alone does not.")
+
+
+def _told(found: "Estimate", fitted_prior: float, share: float | None) -> list[str]:
+    """The estimate and what it rests on, in lines."""
+    given = "as given" if share is not None else "estimated, 95 % interval over images"
+    prior = f"{share:.3g}" if share is not None else str(found.prior)
+    lines = [
+        f"Share of ai: {prior} ({given}); {fitted_prior:.4f} where the stack was fitted.",
+        f"Shift of the stack's logit: {found.shift}",
+    ]
+    if found.at_edge:
+        lines.append(
+            "Warning: by these scores nearly all images are of one class. That is right only if they are; "
+            "otherwise target is now useless: give --share, or do without."
+        )
+    if share is None:
+        lines.append(
+            "This assumes that only the share of ai changed. It cannot know whether the pictures did too: other "
+            "generators or compression may look like another share. Check some labels, or give --share."
+        )
+    else:
+        lines.append(
+            "This assumes that the share is right, and that the scores of both classes moved by the same amount."
+        )
+    return lines

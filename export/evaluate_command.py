@@ -1,0 +1,272 @@
+"""evaluate: parse, score, print."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ensemble import options
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ensemble.evaluate import Model
+    from ensemble.grid import Cell
+    from ensemble.sources import Labelled
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the command was asked for; each field is the option of that name."""
+
+    data: tuple[Path, ...]
+    run: Path
+    model: str | None
+    onnx: bool
+    output: Path | None
+    name: str | None
+    grid: str
+    cells: tuple[str, ...]
+    limit: int | None
+    track: str
+    leave_out: str | None
+    stress: bool
+    allow_trained: bool
+    batch_size: int
+    seed: int
+    device: str
+
+
+@click.command("evaluate")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    required=True,
+    help="Folder with one folder a class, a CSV with label and id or path, or a benchmark in its own layout. "
+    "Repeat it to combine several.",
+)
+@options.reading
+@options.run
+@click.option("--model", metavar="SOURCE", help="Score this instead: another run, a bundle, a classifier's folder.")
+@click.option("--onnx", is_flag=True, help="Use the run's bundle instead of its torch members.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder to write.  [default: RUN/evaluations/NAME]",
+)
+@click.option("--name", metavar="NAME", help="Of this evaluation.  [default: from the data's name]")
+@click.option(
+    "--grid",
+    type=click.Choice(["small", "full", "none"]),
+    default="small",
+    show_default=True,
+    help="Damage to score under: 6 kinds, all 30, or none.",
+)
+@click.option(
+    "--cells",
+    default="",
+    metavar="NAME,...",
+    callback=lambda ctx, param, value: tuple(name.strip() for name in value.split(",") if name.strip()),
+    help="Only these cells of the full grid, such as 'jpeg 50,blur 2'.",
+)
+@click.option("--limit", type=click.IntRange(min=2), metavar="N", help="Score N images at most, half of each class.")
+@click.option(
+    "--track",
+    type=click.Choice(["inductive", "transductive"]),
+    default="inductive",
+    show_default=True,
+    help="transductive: training images were chosen by looking at this test.",
+)
+@click.option(
+    "--leave-out",
+    type=click.Choice(["generator"]),
+    help="Also refit the stacker without each generator and score it there.",
+)
+@click.option("--stress", is_flag=True, help="Images of one class only: how many fall on the wrong side.")
+@click.option("--allow-trained", is_flag=True, help="Score images of the run's own training too; no test, and said so.")
+@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Images that run together.")
+@options.seed
+@options.device
+def evaluate(
+    images: Path | None, classes: dict[str, str], positive: str | None, group_column: str, **settings: Any
+) -> int:
+    """Score labelled images: as they are, and damaged as pictures are on the web.
+
+    Prints every score with its 95 % interval over groups, the robustness grid with its worst
+    cell, and the scores by generator and by source. Accuracies are at the stacker's own
+    threshold, which no image scored here has shaped. Writes scores.parquet and
+    evaluation.json.
+
+    GenImage, FakeImageDataset (MPBench) and Chameleon are recognised by their folders, and
+    published figures stand beside ours. The same command goes on where it was stopped, and
+    cells that are done stay done.
+
+    \b
+    Examples:
+      python cli.py evaluate --data test/labels.csv --images test/images
+      python cli.py evaluate --data test/labels.csv --grid full --leave-out generator
+      python cli.py evaluate --data GenImage/ --grid none
+      python cli.py evaluate --data phone_photos.csv --stress
+    """
+    from ensemble.layouts import read_benchmarks
+    from ensemble.sources import Reading
+
+    job = Job(**settings)
+    items, notes, benchmarks = read_benchmarks(job.data, Reading(images, classes, positive, group_column))
+    for note in notes:
+        click.echo(note)
+    return _evaluate(job, items, benchmarks)
+
+
+def _evaluate(job: Job, items: "Sequence[Labelled]", benchmarks: Sequence[str]) -> int:
+    from ensemble import artifacts, evaluate_run
+    from ensemble import evaluate as protocol
+    from ensemble.grid import choose_cells
+    from export.evaluate_model import load_model
+
+    cells = choose_cells(job.grid, job.cells)
+    items = evaluate_run.choose(items, job.limit, job.seed)
+    evaluate_run.check_classes(items, job.stress)
+    name = evaluate_run.name_of(job.data, job.name, job.limit, job.track)
+    model, run, title = load_model(job.run, job.model, job.onnx, job.device, job.batch_size)
+    folder = evaluate_run.output_folder(run, job.output, name)
+    artifacts.ensure_writable(folder)
+    if job.leave_out is not None:
+        evaluate_run.check_leave_out(run, items)
+    sha256s, trained = evaluate_run.check_rows(run, items, job.track, job.allow_trained)
+    if run is None:
+        click.echo(f"Which images {title} was trained on is not known here, so that they are new to it is not checked.")
+    key = protocol.evaluation_key(items, sha256s, model)
+    _say_time(items, cells, protocol.stored(folder, key, model.stacker.members), model)
+    frame, errors = _with_bar(items, sha256s, cells, model, folder)
+    if frame.empty:
+        click.echo(f"Error: none of {len(items)} images can be read: {next(iter(errors.values()))}", err=True)
+        return 2
+    evaluate_run.check_classes([item for item in items if item.id not in errors], job.stress)
+    facts = {"name": name, "track": job.track, "stress": job.stress, "trained": trained, "benchmarks": list(benchmarks)}
+    record = {
+        **facts,
+        "data": " + ".join(map(str, job.data)),
+        "model": {"source": str(job.model or job.run), "onnx": job.onnx, "identity": model.identity},
+        "key": key,
+        "rows": evaluate_run.count(frame, errors),
+        "stacker": evaluate_run.describe_stacker(model.stacker),
+        **protocol.summarise(frame, model.stacker.threshold, job.seed, job.stress),
+    }
+    record |= {
+        "leave_out": _left_out(job, run, frame, model),
+        "published": evaluate_run.published_record(record, benchmarks),
+    }
+    protocol.write(folder, frame, record)
+    _print(record, title, run)
+    return _end(folder, errors)
+
+
+def _say_time(items: "Sequence[Labelled]", cells: "Sequence[Cell]", known: "pd.DataFrame", model: "Model") -> None:
+    from ensemble.eta import duration
+    from ensemble.evaluate import missing, seconds_per_image
+    from ensemble.grid import full_grid
+
+    every, left = len(items) * len(cells), sum(len(lacking) for _, lacking in missing(items, cells, known))
+    kept = f" ({every - left} are scored already)" if left < every else ""
+    click.echo(f"{len(items)} images in {len(cells)} cells make {every}{kept}")
+    pace = seconds_per_image(items, model) if left else None
+    if pace is not None:
+        full = full_grid()
+        whole = sum(len(lacking) for _, lacking in missing(items, full, known))
+        more = f"; the full grid of {len(full)} cells, {duration(pace * whole)}" if len(cells) < len(full) else ""
+        click.echo(f"It takes about {duration(pace * left)}{more}")
+
+
+def _with_bar(
+    items: "Sequence[Labelled]", sha256s: Sequence[str], cells: "Sequence[Cell]", model: "Model", folder: Path
+) -> "tuple[pd.DataFrame, dict[str, str]]":
+    from tqdm import tqdm
+
+    from ensemble.evaluate import score_cells
+
+    with tqdm(total=len(items) * len(cells), desc="evaluate", unit="image", leave=False, disable=None) as bar:
+        return score_cells(items, sha256s, cells, model, folder, bar.update)
+
+
+def _left_out(job: Job, run: Path | None, frame: "pd.DataFrame", model: "Model") -> list[dict[str, Any]] | None:
+    if job.leave_out is None or run is None:
+        return None
+    from ensemble.evaluate import CLEAN
+    from ensemble.leave_out import leave_out_generators
+
+    clean = frame[frame["cell"] == CLEAN]
+    return [line.to_dict() for line in leave_out_generators(run, clean, model.stacker, job.seed)]
+
+
+def _print(record: Mapping[str, Any], title: str, run: Path | None) -> None:
+    import pandas as pd
+
+    from ensemble import evaluate_tables as tables
+
+    head = f"{record['name']}, {record['track']} track"
+    if record["stress"]:
+        head += ", stress set"
+    rows, stacker = record["rows"], record["stacker"]
+    click.echo()
+    alone = rows["groups"] == rows["images"]
+    grouped = "each a group of its own" if alone else f"in {rows['groups']} groups"
+    images = f"{rows['images']} images ({rows['real']} real, {rows['ai']} ai), {grouped}"
+    threshold = f"threshold {stacker['threshold']:.4g} ({stacker['threshold_rule']}), frozen before"
+    click.echo(f"{head}: {images}, by {title}; {threshold}; 95 % intervals over groups.")
+    if record["trained"]:
+        click.echo(f"{record['trained']} of these images were in the run's own training: THIS IS NO TEST.")
+    if record["stress"]:
+        for line in tables.stress_lines(record):
+            click.echo(line)
+    else:
+        options.table(tables.clean_table(record))
+    if len(record["cells"]) > 1:
+        click.echo(f"\n{head}: the robustness grid, worst first; the worst cell is {record['worst']['cell']!r}")
+        options.table(tables.cell_table(record))
+    for column, parts in (("generator", record["by_generator"]), ("source", record["by_source"])):
+        if len(parts) > 1:
+            beside = ", each against all reals" if column == "generator" and rows["real"] else ""
+            click.echo(f"\n{head}: by {column}{beside}, worst first")
+            options.table(tables.part_table(parts, column))
+    for figures in record["published"]:
+        click.echo(f"\n{head}: {figures['title']}")
+        options.table(pd.DataFrame(figures["rows"]))
+        for line in figures["sources"]:
+            click.echo(f"  {line}")
+        click.echo(
+            "  Ours is of the files as they lie there; where a note tells of other files, the two are not alike."
+        )
+    if record["leave_out"] is not None and run is not None:
+        _print_left_out(head, record["leave_out"], run)
+
+
+def _print_left_out(head: str, lines: Sequence[Mapping[str, Any]], run: Path) -> None:
+    from ensemble import evaluate_tables as tables
+    from ensemble import leave_out
+
+    click.echo(
+        f"\n{head}: leave one generator out, AT THE STACKER ONLY; the members were trained with the generators "
+        "marked so, and their logits owe it to that"
+    )
+    options.table(tables.left_out_table(lines))
+    commands = leave_out.commands(run, [line["generator"] for line in lines if line["known"]])
+    if commands:
+        click.echo("Members that never saw a generator take training anew (... stands for the run's own options):")
+        for line in commands:
+            click.echo(f"  {line}")
+
+
+def _end(folder: Path, errors: Mapping[str, str]) -> int:
+    click.echo(f"-> {folder}")
+    if not errors:
+        return 0
+    click.echo(f"Error: {len(errors)} images could not be read and are in no score:", err=True)
+    for message in list(errors.values())[:20]:
+        click.echo(f"  {message}", err=True)
+    if len(errors) > 20:
+        click.echo(f"  and {len(errors) - 20} more, all in {folder / 'evaluation.json'}", err=True)
+    return 1

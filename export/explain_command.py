@@ -1,0 +1,173 @@
+"""explain: one image's target, each member's part in it, and where its evidence lies."""
+
+import json
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ensemble import options
+from ensemble.errors import ArtifactError, ImageError, UnavailableError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ensemble.stack import Stacker
+
+CELLS = 16  # of a heat map in JSON, along its longer side
+NOTE = (
+    "Bright: where a member found what speaks for its own answer. Its attention, not proof; outside its crops, nothing."
+)
+
+
+@click.command("explain")
+@click.argument("image", type=click.Path(path_type=Path))
+@options.run
+@click.option(
+    "--members",
+    default="",
+    metavar="A,B,...",
+    callback=lambda ctx, param, value: tuple(name.strip() for name in value.split(",") if name.strip()),
+    help="Heat maps of these members only.  [default: every member of the stack]",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("explain.png"),
+    show_default=True,
+    help="Picture to write.",
+)
+@click.option(
+    "--json",
+    "values_file",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    help="Also write the numbers, and the heat maps on a coarse grid, as JSON; - writes them to standard output.",
+)
+@options.device
+def explain(
+    image: Path, run: Path, members: tuple[str, ...], output: Path, values_file: Path | None, device: str
+) -> None:
+    """Show where in one IMAGE each member's evidence lies.
+
+    Prints P(ai), the threshold, and each member's logit, p and share in the stack's logit
+    (coef * logit), and draws the image beside a heat map of every member: where it found what
+    speaks for its own answer, ai where its logit is above 0 and else real. Heat maps show a
+    member's attention, not proof.
+
+    \b
+    Examples:
+      python cli.py explain photo.jpg
+      python cli.py explain photo.jpg --members swin_tiny --output swin.png --json -
+    """
+    from ensemble import artifacts, external
+    from ensemble.members import load_member
+    from ensemble.stack_run import read_stacker
+    from export import runtime
+    from export.infer import Ensemble, member_logits
+    from export.inputs import Inputs
+
+    stacker = read_stacker(run)
+    elsewhere = external.externals_of(run, stacker.members)
+    trained = [name for name in stacker.members if name not in {member.name for member in elsewhere}]
+    if unknown := [name for name in members if name not in trained]:
+        raise ArtifactError(f"no network {unknown[0]!r} in the stack of {run}; it has: {', '.join(trained)}")
+    runtime.require_torch()
+    if find_spec("captum") is None:
+        raise UnavailableError("explain needs captum; run: pip install 'manyeyes[train]'")
+    artifacts.ensure_writable(output.absolute().parent)
+    from ensemble.images import decode
+
+    shown = decode(image)
+    chosen = runtime.choose_device(device, onnx=False)
+    loaded = {name: load_member(run, name) for name in trained}
+    runners = tuple(runtime.torch_runner(name, member, chosen) for name, member in loaded.items())
+    known = (key for key in (image.name, image.stem) if all(key in member.test.index for member in elsewhere))
+    inputs = Inputs((next(known, image.name),), (image,))
+    logits, failed = member_logits(inputs, Ensemble(runners, stacker, chosen, elsewhere))
+    if failed:
+        raise ImageError(failed[0])
+    values = _numbers(stacker, logits)
+    heats = _heats(loaded, members or tuple(trained), shown)
+    _draw(image, shown, values, heats, output)
+    told = values_file == Path("-")
+    _print(values, err=told)
+    click.echo(f"{NOTE}\n-> {output}", err=told)
+    if values_file is not None:
+        _write(values_file, image, values, heats)
+
+
+def _numbers(stacker: "Stacker", logits: "np.ndarray") -> dict[str, Any]:
+    """What the stack and its members say of one image, from member logits [1, members]."""
+    from ensemble.metrics import sigmoid
+
+    target = float(stacker.target(logits)[0])
+    return {
+        "target": target,
+        "threshold": stacker.threshold,
+        "verdict": "ai" if target >= stacker.threshold else "real",
+        "logit": float(stacker.logit(logits)[0]),
+        "members": {
+            name: {"logit": float(logit), "p": float(sigmoid(logit)), "share": float(weight * logit)}
+            for name, weight, logit in zip(stacker.members, stacker.coef, logits[0], strict=True)
+        },
+    }
+
+
+def _heats(loaded: dict[str, Any], names: tuple[str, ...], shown: Any) -> "dict[str, np.ndarray]":
+    from tqdm import tqdm
+
+    from ensemble.explain import heatmaps
+
+    bar = tqdm(names, desc="explain", unit="member", leave=False, disable=None)
+    return {name: heatmaps(loaded[name], shown) for name in bar}
+
+
+def _draw(image: Path, shown: Any, values: dict[str, Any], heats: "dict[str, np.ndarray]", output: Path) -> None:
+    from ensemble.explain import fitted, overlay
+    from ensemble.explain_picture import Panel, write_picture
+
+    verdict = f"P(ai) {values['target']:.3f}, threshold {values['threshold']:.3g}: {values['verdict']}"
+    panels = [Panel(fitted(shown), "the image", f"{shown.width} x {shown.height} pixels")]
+    for name, heat in heats.items():
+        own = values["members"][name]
+        line = f"{_answer(own)}   logit {own['logit']:+.2f}   p {own['p']:.2f}   in the stack {own['share']:+.2f}"
+        panels.append(Panel(overlay(shown, heat), name, line))
+    write_picture(panels, f"{image.name}   {verdict}", NOTE, output)
+
+
+def _answer(member: dict[str, float]) -> str:
+    return "ai" if member["logit"] > 0 else "real"
+
+
+def _print(values: dict[str, Any], err: bool) -> None:
+    import pandas as pd
+
+    rows = [
+        {
+            "member": name,
+            "says": _answer(own),
+            "logit": f"{own['logit']:+.3f}",
+            "p": f"{own['p']:.3f}",
+            "in the stack": f"{own['share']:+.3f}",
+        }
+        for name, own in values["members"].items()
+    ]
+    click.echo(f"P(ai) {values['target']:.4f}, threshold {values['threshold']:.4g}: {values['verdict']}", err=err)
+    click.echo(pd.DataFrame(rows).to_string(index=False), err=err)
+
+
+def _write(file: Path, image: Path, values: dict[str, Any], heats: "dict[str, np.ndarray]") -> None:
+    """The numbers and coarse heat maps, rows from the top, as JSON."""
+    from ensemble import artifacts
+    from ensemble.explain import coarse
+
+    cells = {name: coarse(heat, CELLS).round(3).tolist() for name, heat in heats.items()}
+    members = {name: own | ({"heat": cells[name]} if name in cells else {}) for name, own in values["members"].items()}
+    image_name = os.fsencode(image).decode("utf-8", "replace")
+    result = {"image": image_name, **values, "members": members, "note": NOTE}
+    if file == Path("-"):
+        click.echo(json.dumps({"format_version": artifacts.FORMAT_VERSION, **result}, indent=1, ensure_ascii=False))
+    else:
+        artifacts.write_json(file, result)
