@@ -85,12 +85,15 @@ def infer(
     from tqdm import tqdm
 
     from ensemble import artifacts
+    from ensemble.stack_run import read_stacker
     from export import bundle, predictor
     from export import infer as inference
     from export.inputs import read_inputs
 
     artifacts.ensure_writable(output.absolute().parent)
     inputs = read_inputs(source, images)
+    if adapted:
+        read_stacker(run).adaptation()  # told before anything is exported
     if onnx and not bundle.is_current(run):
         click.echo("The bundle is missing or older than the members or the stack: exporting first.")
         _export(run)
