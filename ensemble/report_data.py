@@ -146,8 +146,8 @@ def divided(rows: Rows, threshold: float) -> dict[str, int]:
 
 
 def _calls(rows: Rows, threshold: float) -> np.ndarray:
-    thresholds = rows.thresholds(threshold)
-    return np.column_stack([rows.p[name] >= thresholds[name] for name in (*rows.names, "stack")])
+    thresholds, p = rows.thresholds(threshold), rows.p
+    return np.column_stack([p[name] >= thresholds[name] for name in (*rows.names, "stack")])
 
 
 def robustness(rows: Rows, stacker: Stacker) -> Heat | None:

@@ -1,7 +1,7 @@
 """The rows that a report speaks of, with every member's logit and the stack's."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from ensemble import artifacts, canonical, dataset, external, images, members
 from ensemble.errors import ArtifactError, some
 from ensemble.evaluate import CLEAN, PREFIX
 from ensemble.metrics import sigmoid
-from ensemble.stack import Calibration, Stacker
+from ensemble.stack import Stacker
 from ensemble.stack_rows import read_material, stack_scores
 
 DESCRIBED = ["id", "root", "path", "label", "group", "source", "generator"]
@@ -90,7 +90,7 @@ def run_rows(run: Path, stacker: Stacker) -> list[Rows]:
     if (frame["split"] == "unseen").any() and not split_names(run, stacker)[1]:
         rows, logits = members.heldout_logits(run, stacker.members, ("unseen",))
         title = "Generators and sources never trained on"
-        stack = stacker.logit(logits), uncalibrated(stacker, logits)
+        stack = stacker.logit(logits), stacker.raw_logit(logits)
         found.append(_of_run(run, frame, rows, title, "was fitted on other rows", logits, stack, stacker))
     return found
 
@@ -170,7 +170,7 @@ def evaluated_rows(run: Path, name: str, stacker: Stacker) -> Rows:
         stacker.members,
         logits,
         stacker.logit(logits),
-        uncalibrated(stacker, logits),
+        stacker.raw_logit(logits),
         lambda row: images.decode(files[row]),
         scores if (scores["cell"] != CLEAN).any() else None,
         record,
@@ -180,8 +180,3 @@ def evaluated_rows(run: Path, name: str, stacker: Stacker) -> Rows:
 def member_logits(scores: pd.DataFrame, names: Sequence[str]) -> np.ndarray:
     """float64 [N, members] from the columns of an evaluation."""
     return scores[[PREFIX + name for name in names]].to_numpy(dtype=np.float64)
-
-
-def uncalibrated(stacker: Stacker, logits: np.ndarray) -> np.ndarray:
-    """The stack's logit before its calibration, float64 [N], from member logits [N, members]."""
-    return replace(stacker, calibration=Calibration()).logit(logits)

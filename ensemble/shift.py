@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ensemble.bootstrap import interval
 from ensemble.errors import ArtifactError, DataError
 from ensemble.metrics import Interval, sigmoid
 
@@ -106,9 +107,10 @@ def estimate(
     rng = np.random.default_rng(seed)
     drawn = [logits[rng.integers(len(logits), size=len(logits))] for _ in range(resamples)]
     if share is not None:
-        shift = _interval(to_share(logits, share), [to_share(draw, share) for draw in drawn])
+        shift = interval(to_share(logits, share), np.array([to_share(draw, share) for draw in drawn]))
         return Estimate(shift, Interval(share, share, share), at_edge=False)
-    prior = _interval(by_likelihood(logits, fitted_prior), [by_likelihood(draw, fitted_prior) for draw in drawn])
+    shares = np.array([by_likelihood(draw, fitted_prior) for draw in drawn])
+    prior = interval(by_likelihood(logits, fitted_prior), shares)
     shift = Interval(*(log_odds(value) - log_odds(fitted_prior) for value in (prior.value, prior.low, prior.high)))
     return Estimate(shift, prior, at_edge=not 1 < prior.value * (len(logits) + 2) < len(logits) + 1)
 
@@ -121,8 +123,3 @@ def log_odds(share: float) -> float:
 def names_sha256(names: Sequence[str]) -> str:
     """SHA-256 of file names in any order, in hex."""
     return sha256("\0".join(sorted(names)).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _interval(value: float, drawn: Sequence[float]) -> Interval:
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Interval(value, float(low), float(high))

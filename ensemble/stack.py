@@ -51,11 +51,15 @@ class Stacker:
 
     def logit(self, logits: np.ndarray) -> np.ndarray:
         """Calibrated, float64 [N], from member logits [N, members]."""
+        return self.calibration.apply(self.raw_logit(logits))
+
+    def raw_logit(self, logits: np.ndarray) -> np.ndarray:
+        """Before calibration, float64 [N], from member logits [N, members]."""
         # summed member by member: the same sum for one row as for a thousand
         total = np.full(len(logits), self.intercept, dtype=np.float64)
         for column, weight in enumerate(self.coef):
             total += weight * np.asarray(logits[:, column], dtype=np.float64)
-        return self.calibration.apply(total)
+        return total
 
     def target(self, logits: np.ndarray, adapted: bool = False) -> np.ndarray:
         """Calibrated P(ai), float64 [N], from member logits [N, members]; `adapted` adds the stored shift."""

@@ -105,9 +105,8 @@ def stack_scores(material: Material, kind: str, calibration: str) -> Scores:
     if scored is fitting:
         return out_of_fold(fitting.logits, fitting.labels, fitting.groups, kind, calibration, material.nests)
     stacker = fit_stacker(material.names, fitting.logits, fitting.labels, fitting.groups, kind, calibration)
-    calibrated = stacker.logit(scored.logits)
-    found = stacker.calibration
-    return Scores((calibrated - found.shift) / found.scale, calibrated)
+    raw = stacker.raw_logit(scored.logits)
+    return Scores(raw, stacker.calibration.apply(raw))
 
 
 def scores_at(material: Material, kind: str, strength: float) -> np.ndarray:
