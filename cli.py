@@ -25,8 +25,8 @@ COMMANDS = {
     "stack": ("ensemble.stack_command", "Fit the stacker on the members' held-out logits."),
     "evaluate": ("export.evaluate_command", "Score labelled images, as they are and damaged."),
     "report": ("ensemble.report_command", "One page that shows whether to trust the stack."),
-    "export": ("export.commands", "Convert members to ONNX, each checked against its original."),
-    "infer": ("export.commands", "Score images and write their `target` column."),
+    "export": ("export.export_command", "Convert members to ONNX, each checked against its original."),
+    "infer": ("export.infer_command", "Score images and write their `target` column."),
     "adapt": ("export.adapt_command", "Estimate one shift of the stack from unlabelled target images."),
     "explain": ("export.explain_command", "Show where in one image each member's evidence lies."),
 }

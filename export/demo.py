@@ -32,7 +32,8 @@ def demo(run: Path) -> int:
     """
     from ensemble.commands import require_training_packages, train_all
     from ensemble.stack_command import stack
-    from export.commands import export, infer
+    from export.export_command import export
+    from export.infer_command import infer
 
     started = time.monotonic()
     require_training_packages()

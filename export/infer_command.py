@@ -1,31 +1,10 @@
-"""export, infer: parse, call one function, print."""
+"""infer: parse, call one function, print."""
 
 from pathlib import Path
 
 import click
 
 from ensemble import options
-
-
-@click.command("export")
-@options.run
-@click.option("--force", is_flag=True, help="Convert every member anew, whatever the bundle holds.")
-def export(run: Path, force: bool) -> None:
-    """Convert the stack's members to ONNX and put them into the run's bundle.
-
-    Each file takes uint8 pixels [N, size, size, 3] and gives float32 logits [N]. It is kept
-    only if its logits agree with its torch member within 0.001 on real held-out images.
-    """
-    from ensemble.artifacts import bundle_path
-
-    _export(run, force)
-    click.echo(f"-> {bundle_path(run)}")
-
-
-def _export(run: Path, force: bool = False) -> None:
-    from export.export_run import export_run
-
-    export_run(run, click.echo, force)
 
 
 @click.command("infer")
@@ -88,6 +67,7 @@ def infer(
     from ensemble.stack_run import read_stacker
     from export import bundle, predictor
     from export import infer as inference
+    from export.export_run import export_run
     from export.inputs import read_inputs
 
     artifacts.ensure_writable(output.absolute().parent)
@@ -96,7 +76,7 @@ def infer(
         read_stacker(run).adaptation()  # told before anything is exported
     if onnx and not bundle.is_current(run):
         click.echo("The bundle is missing or older than the members or the stack: exporting first.")
-        _export(run)
+        export_run(run, click.echo)
     ensemble = predictor.load_run(run, onnx, device)
     if tta:
         ensemble = inference.with_flips(ensemble, f"run: python cli.py stack --tta --run {run}")
