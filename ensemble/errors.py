@@ -10,7 +10,8 @@ ManyeyesError            anything below; cli.py prints it as one line and exits 
 └── UnavailableError     a device, provider or package that was asked for is not here
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 
 class ManyeyesError(Exception):
@@ -45,9 +46,28 @@ class UnavailableError(ManyeyesError):
     """What was asked to run the models is not on this machine."""
 
 
+@dataclass
+class Sample:
+    """The first few of many things, for a message, and how many there are: 'a, b and 3 more'."""
+
+    limit: int = 5
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, item: object) -> None:
+        """Count one more; its text is kept if it is among the first."""
+        self.count += 1
+        if len(self.first) < self.limit:
+            self.first.append(str(item))
+
+    def __str__(self) -> str:
+        listed = ", ".join(self.first)
+        return f"{listed} and {self.count - self.limit} more" if self.count > self.limit else listed
+
+
 def some(items: Iterable[object], limit: int = 5) -> str:
     """Join the first `limit` items with commas and count the rest: 'a, b and 3 more'."""
-    listed: Sequence[str] = [str(item) for item in items]
-    if len(listed) <= limit:
-        return ", ".join(listed)
-    return f"{', '.join(listed[:limit])} and {len(listed) - limit} more"
+    sample = Sample(limit)
+    for item in items:
+        sample.add(item)
+    return str(sample)

@@ -1,11 +1,16 @@
 """Image files on disk: listing folders, and finding the file that an id means."""
 
 import os
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
-from ensemble.errors import DataError, some
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ensemble.errors import DataError, Sample, some
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg .jpeg .jpe .jfif .mpo .png .webp .gif .bmp .tif .tiff .avif .ppm .pgm .pbm .pnm").split()
@@ -16,22 +21,32 @@ OTHER_IMAGE_SUFFIXES = frozenset(
 )
 # JPEG, PNG, GIF, TIFF; WebP is a RIFF
 IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
+PART = 4096  # texts at a time as Python objects
 
 
 def list_images(folder: Path, skipped: Counter[str] | None = None) -> list[str]:
+    """`walk_images` as a list."""
+    return list(walk_images(folder, skipped))
+
+
+def walk_images(folder: Path, skipped: Counter[str] | None = None) -> Iterator[str]:
     """POSIX paths of all images below `folder`, relative to it, sorted; hidden files are left out.
 
-    Raises DataError if it holds images of a kind that cannot be read: leaving them out
-    silently would change the data. With `skipped` they are counted there by suffix instead.
-    Other files (a CSV, a text) are passed over.
+    Holds the names of one folder and of those above it. Raises DataError, at the end, if there
+    are images of a kind that cannot be read: leaving them out silently would change the data.
+    With `skipped` they are counted there by suffix instead. Other files (a CSV, a text) are
+    passed over.
     """
     if not folder.is_dir():
         raise DataError(f"no such folder: {folder}")
-    found, unknown = [], Counter[str]()
+    unknown, unreadable = Counter[str](), Sample()
     for path in _walk(folder):
         suffix = os.path.splitext(path)[1].lower()
         if suffix in IMAGE_SUFFIXES:
-            found.append(path)
+            if path == path.encode(errors="replace").decode():
+                yield path
+            else:
+                unreadable.add(ascii(path))
         elif suffix in OTHER_IMAGE_SUFFIXES or _starts_like_an_image(folder / path):
             unknown[suffix or "without suffix"] += 1
     if skipped is not None:
@@ -39,9 +54,8 @@ def list_images(folder: Path, skipped: Counter[str] | None = None) -> list[str]:
     elif unknown:
         kinds = some(f"{count} {suffix}" for suffix, count in sorted(unknown.items()))
         raise DataError(f"{folder}: images that cannot be read would be skipped ({kinds}); convert or move them")
-    if unreadable := [path for path in found if path != path.encode(errors="replace").decode()]:
-        raise DataError(f"{folder}: file names that are not UTF-8: {some(map(ascii, unreadable))}; rename them")
-    return sorted(found)
+    if unreadable.count:
+        raise DataError(f"{folder}: file names that are not UTF-8: {unreadable}; rename them")
 
 
 def _starts_like_an_image(file: Path) -> bool:
@@ -55,14 +69,46 @@ def _starts_like_an_image(file: Path) -> bool:
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and not _loops(Path(parent), name))
-        base = Path(parent).relative_to(folder)
-        yield from ((base / name).as_posix() for name in names if not name.startswith("."))
+    """All files below, in the order of their sorted paths."""
+    open_folders = [("", iter(_names(folder)))]
+    while open_folders:
+        parent, names = open_folders[-1]
+        name = next(names, None)
+        if name is None:
+            open_folders.pop()
+        elif name.endswith("/"):
+            open_folders.append((parent + name, iter(_names(folder / parent / name))))
+        else:
+            yield parent + name
 
 
-def _refuse(error: OSError) -> None:
-    raise DataError(f"cannot read the folder {error.filename}: {error.strerror}")
+def _names(folder: Path) -> list[str]:
+    """What lies in a folder, sorted; names of folders end in /, since so they stand in paths."""
+    try:
+        with os.scandir(folder) as entries:
+            kinds = ((entry, _is_folder(entry)) for entry in entries if not entry.name.startswith("."))
+            return sorted(
+                entry.name + "/" * is_folder
+                for entry, is_folder in kinds
+                if (not _loops(folder, entry.name) if is_folder else not _is_special(entry))
+            )
+    except OSError as error:
+        raise DataError(f"cannot read the folder {folder}: {error.strerror}") from None
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_special(entry: "os.DirEntry[str]") -> bool:
+    """Whether it is a pipe, a socket or a device, which may never end; a link to nothing is none."""
+    try:
+        return not entry.is_file() and os.path.exists(entry.path)
+    except OSError:
+        return False
 
 
 def _loops(parent: Path, name: str) -> bool:
@@ -72,34 +118,71 @@ def _loops(parent: Path, name: str) -> bool:
 
 
 def resolve_ids(ids: Sequence[str], folder: Path) -> list[str]:
+    """`find_files` as a list."""
+    return list(find_files(compact(ids), folder))
+
+
+def compact(texts: Iterable[str]) -> pa.LargeBinaryArray:
+    """Many texts in little memory: 8 bytes each, and their UTF-8."""
+    texts = iter(texts)
+    parts = []
+    while part := [text.encode(errors="surrogatepass") for text in islice(texts, PART)]:
+        parts.append(pa.array(part, pa.large_binary()))
+    return pa.chunked_array(parts, pa.large_binary()).combine_chunks()
+
+
+def texts(array: pa.LargeBinaryArray) -> Iterator[str]:
+    """What `compact` was given, in order."""
+    return map(_text, array)
+
+
+def find_files(ids: pa.LargeBinaryArray, folder: Path) -> Iterator[str]:
     """For each id the one image below `folder` that it names, as a relative POSIX path.
 
     An id is a relative path or a file name, each with or without its suffix; the fuller
     reading wins. Raises DataError listing ids that name no file, or more than one.
     """
-    readings: list[dict[str, list[str]]] = [defaultdict(list) for _ in range(4)]
-    for path in list_images(folder):
-        stem = os.path.splitext(path)[0]
-        keys = (path, stem, path.rpartition("/")[2], stem.rpartition("/")[2])
-        for reading, key in zip(readings, keys, strict=True):
-            reading[key].append(path)
-    found, missing, ambiguous = [], [], []
-    for key in ids:
-        matches = next((reading[key] for reading in readings if key in reading), [])
-        if not matches:
-            missing.append(key)
-        elif len(matches) > 1:
-            ambiguous.append(f"{key!r} ({' and '.join(matches[:2])})")
-        else:
-            found.append(matches[0])
-    if missing:
+    paths = compact(walk_images(folder))
+    found, other = np.full((2, len(ids)), -1, dtype=np.int32)
+    for keys in _readings(paths):
+        matches = pc.index_in(ids, value_set=keys).fill_null(-1).to_numpy()
+        new = (found < 0) & (matches >= 0)
+        found[new] = matches[new]
+        other[new] = _second(keys)[matches[new]]
+        if (found >= 0).all():
+            break
+    missing, ambiguous = np.flatnonzero(found < 0), np.flatnonzero(other >= 0)
+    if len(missing):
         raise DataError(
-            f"{len(missing)} of {len(ids)} ids have no image in {folder}: {some(map(repr, missing))}; "
-            "name their folder with --images"
+            f"{len(missing)} of {len(ids)} ids have no image in {folder}: "
+            f"{some(repr(_text(ids[row])) for row in missing)}; name their folder with --images"
         )
-    if ambiguous:
+    if len(ambiguous):
+        told = (f"{_text(ids[row])!r} ({_text(paths[found[row]])} and {_text(paths[other[row]])})" for row in ambiguous)
         raise DataError(
-            f"ids that match more than one file in {folder}: {some(ambiguous)}; write their suffix, or "
+            f"ids that match more than one file in {folder}: {some(told)}; write their suffix, or "
             "name a narrower folder with --images"
         )
-    return found
+    for start in range(0, len(ids), PART):
+        yield from texts(paths.take(pa.array(found[start : start + PART])))
+
+
+def _readings(paths: pa.LargeBinaryArray) -> Iterator[pa.LargeBinaryArray]:
+    """What may name each path, the fullest first: itself, without suffix, its file name, that without suffix."""
+    folders, suffix = r"(?s)^.*/", r"\.[^./]*$"
+    yield paths
+    for left_out in (suffix, folders, f"{folders}|{suffix}"):
+        yield pc.replace_substring_regex(paths, left_out, "")
+
+
+def _second(keys: pa.LargeBinaryArray) -> np.ndarray:
+    """int32 [N]: for the first of several equal keys where the next is, -1 for all others."""
+    first = pc.index_in(keys, value_set=keys).to_numpy()
+    later = np.flatnonzero(first != np.arange(len(first)))[::-1]
+    second = np.full(len(first), -1, dtype=np.int32)
+    second[first[later]] = later
+    return second
+
+
+def _text(value: pa.LargeBinaryScalar) -> str:
+    return value.as_py().decode(errors="surrogatepass")

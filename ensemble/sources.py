@@ -1,15 +1,17 @@
 """Folders and CSV files of labelled images -> (id, file, label, group, source, generator)."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
-from ensemble.errors import DataError, some
+from ensemble.errors import DataError, Sample, some
 from ensemble.files import IMAGE_SUFFIXES, list_images, resolve_ids
 from ensemble.labels import LABELS, class_labels
+
+PART = 4096  # rows of a table in memory
 
 
 @dataclass(frozen=True)
@@ -106,17 +108,23 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def read_table(path: Path) -> pd.DataFrame:
     """A CSV with every cell as the text it is: leading zeros, "NA" and spaces stay."""
+    return pd.concat(read_parts(path))
+
+
+def read_parts(path: Path) -> Iterator[pd.DataFrame]:
+    """`read_table`, PART rows at a time."""
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        with pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", chunksize=PART) as parts:
+            for part in parts:
+                if part.empty:
+                    raise DataError(f"{path} has no rows")
+                if not isinstance(part.index, pd.RangeIndex):  # pandas took the first column for row names
+                    raise DataError(f"{path}: its rows have more cells than its header has names")
+                yield part
     except FileNotFoundError:
         raise DataError(f"no such file: {path}") from None
     except (ValueError, OSError) as error:
         raise DataError(f"{path} is not a readable CSV: {' '.join(str(error).split())}") from None
-    if frame.empty:
-        raise DataError(f"{path} has no rows")
-    if not isinstance(frame.index, pd.RangeIndex):  # pandas took the first column for row names
-        raise DataError(f"{path}: its rows have more cells than its header has names")
-    return frame
 
 
 def locate(frame: pd.DataFrame, table: Path, images: Path | None) -> tuple[Path, list[str]]:
@@ -126,23 +134,37 @@ def locate(frame: pd.DataFrame, table: Path, images: Path | None) -> tuple[Path,
     `id` is looked up in `images`, by default the folder `images` beside the CSV, or else
     the CSV's own folder. Raises DataError listing what is missing or ambiguous.
     """
+    root = images_root(frame, table, images)
+    if "path" not in frame:
+        return root, resolve_ids(list(frame["id"]), root)
+    missing = Sample()
+    for path in frame["path"]:
+        if not path or not (root / path).is_file():
+            missing.add(repr(path))
+    refuse_missing(missing, len(frame), table, root)
+    return root, list(frame["path"])
+
+
+def images_root(frame: pd.DataFrame, table: Path, images: Path | None) -> Path:
+    """Where `locate` looks for the images of a CSV, by its columns and its first row."""
     if images is not None and not images.is_dir():
         raise DataError(f"no such folder: {images} (--images)")
     if "path" in frame:
         root = images or table.parent
-        if images is not None and not (root / frame["path"].iloc[0]).is_file():
-            root = table.parent  # --images named for the ids of a CSV whose paths count from itself
-        missing = [path for path in frame["path"] if not path or not (root / path).is_file()]
-        if missing:
-            raise DataError(
-                f"{len(missing)} of {len(frame)} paths in {table} do not exist below {root}: "
-                f"{some(map(repr, missing))}; name their folder with --images"
-            )
-        return root, list(frame["path"])
+        # --images may be named for the ids of a CSV whose paths count from itself
+        return root if images is None or (root / frame["path"].iloc[0]).is_file() else table.parent
     if "id" not in frame:
         raise DataError(f"{table} needs a column id or path; it has: {', '.join(frame.columns)}")
-    folder = images or (table.parent / "images" if (table.parent / "images").is_dir() else table.parent)
-    return folder, resolve_ids(list(frame["id"]), folder)
+    return images or (table.parent / "images" if (table.parent / "images").is_dir() else table.parent)
+
+
+def refuse_missing(missing: Sample, rows: int, table: Path, root: Path) -> None:
+    """DataError for paths of a CSV that do not exist, if there are any."""
+    if missing.count:
+        raise DataError(
+            f"{missing.count} of {rows} paths in {table} do not exist below {root}: {missing}; "
+            "name their folder with --images"
+        )
 
 
 def _from_folder(data: Path, reading: Reading, prefix: str | None) -> tuple[list[Labelled], list[str]]:

@@ -1,42 +1,147 @@
-"""What to score: a CSV or a folder -> ids as given and the file each one means."""
+"""What to score: a folder, a CSV or a Parquet file -> rows of an id as given and the image that it means."""
 
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from stat import S_ISREG
 
 import pandas as pd
 
-from ensemble.errors import DataError, some
-from ensemble.files import list_images
-from ensemble.sources import locate, read_table
+from ensemble import artifacts
+from ensemble.errors import DataError, Sample, some
+from ensemble.files import compact, find_files, texts, walk_images
+from ensemble.sources import images_root, read_parts, refuse_missing
+from export import parquet_input
+from export.rows import Row, Rows, keep, read, repeated_ids
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image to score. path: what a list of errors calls it. source: its file, or its encoded bytes."""
+
+    id: str
+    path: str
+    source: Path | bytes
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Images to score, in the order of the input: ids as their text, and files."""
+    """Images to score, in the order of the input.
 
-    ids: tuple[str, ...]
-    files: tuple[Path, ...]
+    sha256: of ids, paths, sizes and times of change, in order; where a Parquet file holds the
+    images, of ids and that file's size, time of change and rows, not of the images' bytes.
+    items: (start, stop) -> those rows, streamed. returns: whether an id holds a carriage
+    return, for which a CSV quotes all text.
+    """
+
+    count: int
+    sha256: str
+    items: Callable[[int, int], Iterator[Item]]
+    returns: bool = False
 
 
-def read_inputs(source: Path, images: Path | None = None) -> Inputs:
-    """Read a folder (ids are relative POSIX paths) or a CSV with `id` or `path`.
+def ids(inputs: Inputs) -> list[str]:
+    """All ids in order; for callers with few images."""
+    return [item.id for item in inputs.items(0, inputs.count)]
 
+
+def files(inputs: Inputs) -> list[Path]:
+    """What each image is called, in order: its file, where it is one; for callers with few images."""
+    return [Path(item.path) for item in inputs.items(0, inputs.count)]
+
+
+def read_inputs(source: Path, images: Path | None = None, spill: Path | None = None) -> Inputs:
+    """Read a folder (ids are relative POSIX paths), or a CSV or Parquet file with `id` or `path`.
+
+    A Parquet file may hold the images themselves in `image`, as bytes or as {bytes, path}.
+    With `spill`, a folder, the list of rows is kept in a file there instead of in memory.
     Raises DataError for a missing input, no images, or ids missing, doubled or ambiguous.
     """
+    place = spill / "rows.arrow" if spill else None
     if source.is_dir():
-        paths = list_images(source)
-        if not paths:
+        rows = keep((_row(path, source, path) for path in walk_images(source)), place)
+        if not rows.count:
             raise DataError(f"{source} holds no images")
-        return Inputs(tuple(paths), tuple(source / path for path in paths))
+        return _of_files(rows, source)
     if not source.is_file():
         raise DataError(f"no input at {source}; give a CSV with a column id, or a folder of images")
-    return resolve_table(read_table(source), source, images)
+    if source.suffix.lower() != ".parquet":
+        return _of_table(read_parts(source), source, images, place)
+    if not parquet_input.holds_images(source):
+        return _of_table(parquet_input.read_parts(source), source, images, place)
+    facts = parquet_input.facts(source)
+    rows = _distinct(keep(parquet_input.image_rows(source), place), source)
+
+    def items(start: int, stop: int) -> Iterator[Item]:
+        if parquet_input.facts(source) != facts:
+            raise DataError(f"{source} was changed meanwhile; run the same command again")
+        found = parquet_input.image_bytes(source, start, stop)
+        for row, data in zip(read(rows, start, stop), found, strict=True):
+            yield Item(row.id, row.path, data)
+
+    return Inputs(rows.count, artifacts.json_sha256([rows.sha256, facts]), items, rows.returns)
 
 
 def resolve_table(frame: pd.DataFrame, table: Path, images: Path | None) -> Inputs:
-    """Ids and files of a table's rows; `table` is where relative paths count from."""
-    root, paths = locate(frame, table, images)
-    ids = frame["id"] if "id" in frame else pd.Series(paths)
-    if repeated := sorted(set(ids[ids.duplicated()])):
+    """Ids and files of a table's rows, in memory; `table` is where relative paths count from."""
+    return _of_table(iter([frame]), table, images, None)
+
+
+def of_files(names: Sequence[str], paths: Sequence[Path]) -> Inputs:
+    """Ids and the file of each, in memory."""
+    here = Path()
+    return _of_files(keep((_row(key, here, str(path)) for key, path in zip(names, paths, strict=True)), None), here)
+
+
+def _of_files(rows: Rows, root: Path) -> Inputs:
+    def items(start: int, stop: int) -> Iterator[Item]:
+        for row in read(rows, start, stop):
+            file = root / row.path
+            yield Item(row.id, str(file), file)
+
+    return Inputs(rows.count, artifacts.json_sha256([ascii(root), rows.sha256]), items, rows.returns)
+
+
+def _of_table(parts: Iterator[pd.DataFrame], table: Path, images: Path | None, place: Path | None) -> Inputs:
+    first = next(parts)
+    root = images_root(first, table, images)
+    choose = _by_path if "path" in first else _by_id
+    rows = keep(choose(chain([first], parts), table, root), place)
+    return _of_files(_distinct(rows, table), root)
+
+
+def _by_path(parts: Iterator[pd.DataFrame], table: Path, root: Path) -> Iterator[Row]:
+    missing, count = Sample(), 0
+    for part in parts:
+        paths = part["path"].tolist()
+        for key, path in zip(part["id"].tolist() if "id" in part else paths, paths, strict=True):
+            count += 1
+            row = _row(key, root, path)
+            if row.size < 0:
+                missing.add(repr(path))
+            else:
+                yield row
+    refuse_missing(missing, count, table, root)
+
+
+def _by_id(parts: Iterator[pd.DataFrame], table: Path, root: Path) -> Iterator[Row]:
+    names = compact(key for part in parts for key in part["id"].tolist())
+    for key, path in zip(texts(names), find_files(names, root), strict=True):
+        yield _row(key, root, path)
+
+
+def _row(key: str, root: Path, path: str) -> Row:
+    """A row with what is known of its file: no size where it is none, or is gone."""
+    try:
+        found = os.stat(os.path.join(root, path))
+    except (OSError, ValueError):  # a name with a null byte is a ValueError
+        return Row(key, path)
+    return Row(key, path, found.st_size, found.st_mtime_ns) if S_ISREG(found.st_mode) else Row(key, path)
+
+
+def _distinct(rows: Rows, table: Path) -> Rows:
+    if repeated := repeated_ids(rows):
         raise DataError(f"{table}: ids given more than once: {some(map(repr, repeated))}; each image is scored once")
-    return Inputs(tuple(ids), tuple(root / path for path in paths))
+    return rows

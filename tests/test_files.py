@@ -1,11 +1,18 @@
 import os
-from collections import Counter
+import tempfile
+from collections import Counter, defaultdict
+from pathlib import Path
 
 import pytest
 from conftest import HOSTILE_NAMES, encoded, noise, write_files
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ensemble.errors import DataError
 from ensemble.files import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, list_images, resolve_ids
+
+NAMES = st.one_of(st.text("aA.- é\n/", min_size=1, max_size=3), st.sampled_from(HOSTILE_NAMES))
+PATHS = st.lists(st.tuples(NAMES, st.sampled_from([".jpg", ".png", ".jpg.png"])).map("".join), min_size=1, max_size=12)
 
 
 def refusal(function, *arguments) -> str:
@@ -110,7 +117,8 @@ def test_missing_ids_are_listed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("names", "key"), [(("1.jpg", "1.png"), "1"), (("a/1.jpg", "b/1.jpg"), "1.jpg"), (("a/1.jpg", "b/1.png"), "1")]
+    ("names", "key"),
+    [(("1.jpg", "1.png"), "1"), (("a/1.jpg", "b/1.jpg"), "1.jpg"), (("a/1.jpg", "b/1.png", "c/1.gif"), "1")],
 )
 def test_an_id_of_two_files_is_refused(tmp_path, names, key):
     write_files(tmp_path, *names)
@@ -128,6 +136,12 @@ def test_hostile_names_are_found(tmp_path):
     assert resolve_ids(names, tmp_path) == resolve_ids(HOSTILE_NAMES, tmp_path) == [f"in/{name}" for name in names]
 
 
+def test_hostile_folders_are_left_out_of_a_file_name(tmp_path):
+    paths = [f"{name}/{number}.jpg" for number, name in enumerate(HOSTILE_NAMES)]
+    write_files(tmp_path, *paths)
+    assert resolve_ids([str(number) for number in range(len(paths))], tmp_path) == paths
+
+
 @pytest.mark.parametrize("name", ["0001", "0001.txt", "0001.bin"])
 def test_an_image_by_its_bytes_is_not_passed_over_silently(tmp_path, name):
     write_files(tmp_path, "a.png", "notes.txt", "Thumbs.db")
@@ -137,3 +151,76 @@ def test_an_image_by_its_bytes_is_not_passed_over_silently(tmp_path, name):
     skipped = Counter()
     assert list_images(tmp_path, skipped) == ["a.png"]
     assert skipped == {os.path.splitext(name)[1] or "without suffix": 1}
+
+
+def test_pipes_and_sockets_are_passed_over(tmp_path):
+    write_files(tmp_path, "a.jpg")
+    os.mkfifo(tmp_path / "b.jpg")
+    os.mkfifo(tmp_path / "c")
+    assert list_images(tmp_path) == ["a.jpg"]
+
+
+def make_tree(folder, paths):
+    """What of `paths` can be made as files: not hidden, and no folder in a file's place."""
+    made = set()
+    for path in paths:
+        parts = path.split("/")
+        if all(part and not part.startswith(".") for part in parts) and not (folder / path).is_dir():
+            try:
+                write_files(folder, path)
+            except (FileExistsError, NotADirectoryError):
+                continue
+            made.add(path)
+    return sorted(made)
+
+
+@settings(max_examples=60, deadline=None)
+@given(paths=PATHS)
+def test_folders_are_walked_in_the_order_of_sorted_paths(paths):
+    with tempfile.TemporaryDirectory() as name:
+        made = make_tree(Path(name), paths)
+        assert list_images(Path(name)) == made
+
+
+def test_that_order_is_not_the_order_of_names(tmp_path):
+    paths = ["a-b/c.png", "a.png", "a/z.png"]
+    write_files(tmp_path, *paths)
+    assert list_images(tmp_path) == paths
+    assert sorted(os.listdir(tmp_path)) == ["a", "a-b", "a.png"]
+
+
+def resolved(ids, paths):
+    """`resolve_ids` in plain words: the files of each id, by the first reading that knows it."""
+    readings = [defaultdict(list) for _ in range(4)]
+    for path in paths:
+        stem = os.path.splitext(path)[0]
+        for reading, key in zip(readings, (path, stem, os.path.basename(path), os.path.basename(stem)), strict=True):
+            reading[key].append(path)
+    return [next((reading[key] for reading in readings if key in reading), []) for key in ids]
+
+
+@settings(max_examples=60, deadline=None)
+@given(paths=PATHS, data=st.data())
+def test_ids_are_found_as_by_four_dictionaries(paths, data):
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        paths = make_tree(folder, paths)
+        known = {
+            part
+            for path in paths
+            for stem in (path, os.path.splitext(path)[0])
+            for part in (stem, stem.rpartition("/")[2])
+        }
+        ids = data.draw(st.lists(st.one_of(st.sampled_from(sorted(known) or ["a"]), NAMES), max_size=8))
+        expected = resolved(ids, paths)
+        if missing := [key for key, found in zip(ids, expected, strict=True) if not found]:
+            message = refusal(resolve_ids, ids, folder)
+            assert message.startswith(f"{len(missing)} of {len(ids)} ids have no image in {folder}: {missing[0]!r}")
+        elif doubled := [
+            f"{key!r} ({' and '.join(found[:2])})" for key, found in zip(ids, expected, strict=True) if len(found) > 1
+        ]:
+            assert refusal(resolve_ids, ids, folder).startswith(
+                f"ids that match more than one file in {folder}: {doubled[0]}"
+            )
+        else:
+            assert resolve_ids(ids, folder) == [found[0] for found in expected]

@@ -1,0 +1,120 @@
+"""Parquet files to score: rows that name images, or that hold them as bytes."""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import accumulate, count
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ensemble.errors import DataError
+from export.rows import BATCH, Row
+
+IMAGE = "image"
+AT_ONCE = 16  # images in memory
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[pq.ParquetFile]:
+    try:
+        with pq.ParquetFile(file) as opened:
+            yield opened
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{file} is not a readable Parquet file: {' '.join(str(error).split())}") from None
+
+
+def _batches(parquet: pq.ParquetFile, rows: int, columns: list[str], first: int = 0) -> Iterator[pa.RecordBatch]:
+    for group in range(first, parquet.num_row_groups):  # one reader for all keeps what it read before
+        yield from parquet.iter_batches(rows, [group], columns)
+
+
+def holds_images(file: Path) -> bool:
+    """Whether there is a column `image`; DataError if it does not hold bytes, or if there are no rows."""
+    with _opened(file) as parquet:
+        if not parquet.metadata.num_rows:
+            raise DataError(f"{file} has no rows")
+        schema = parquet.schema_arrow
+        if IMAGE not in schema.names:
+            return False
+        kind = schema.field(IMAGE).type
+        if not _is_bytes(_fields(kind).get("bytes", kind)):
+            raise DataError(
+                f"{file}: column {IMAGE} is {kind}; it must hold encoded images, or structs of bytes and path"
+            )
+        return True
+
+
+def read_parts(file: Path) -> Iterator[pd.DataFrame]:
+    """The columns `id` and `path` as text, some thousand rows at a time."""
+    with _opened(file) as parquet:
+        columns = [name for name in ("id", "path") if name in parquet.schema_arrow.names]
+        if not columns:
+            yield pd.DataFrame(columns=parquet.schema_arrow.names)
+        for batch in _batches(parquet, BATCH, columns):
+            yield pd.DataFrame({name: _texts(batch[name], name, file) for name in columns})
+
+
+def image_rows(file: Path) -> Iterator[Row]:
+    """Rows of a file that holds images; without `id` the struct's path is the id, or else the file's name and row."""
+    with _opened(file) as parquet:
+        schema = parquet.schema_arrow
+        own = "id" in schema.names
+        named = "path" in _fields(schema.field(IMAGE).type)
+        rows = count()
+        for batch in _batches(parquet, BATCH, ["id"] if own else [f"{IMAGE}.path"] if named else []):
+            keys = [""] * len(batch)
+            if own:
+                keys = _texts(batch["id"], "id", file)
+            elif named:
+                keys = _texts(pc.struct_field(batch[IMAGE], "path"), f"{IMAGE}.path", file)
+            for key, row in zip(keys, rows, strict=False):
+                yield Row(key if key or own else f"{file.name}:{row}", f"{file}:{row}")
+
+
+def image_bytes(file: Path, start: int, stop: int) -> Iterator[bytes]:
+    """Encoded images of the rows [start, stop), empty for a null; what lies in the row group before is read over."""
+    with _opened(file) as parquet:
+        structs = bool(_fields(parquet.schema_arrow.field(IMAGE).type))
+        ends = list(accumulate(_group_rows(parquet)))
+        group = bisect_right(ends, start)
+        at = ends[group - 1] if group else 0
+        for batch in _batches(parquet, AT_ONCE, [f"{IMAGE}.bytes" if structs else IMAGE], group):
+            images = pc.struct_field(batch[IMAGE], "bytes") if structs else batch[IMAGE]
+            for image in images[max(start - at, 0) : stop - at]:
+                yield image.as_py() or b""
+            at += len(batch)
+            if at >= stop:
+                return
+
+
+def facts(file: Path) -> list[Any]:
+    """What tells one version of a file from another: its bytes, time of change in ns, and the rows of its groups."""
+    with _opened(file) as parquet:
+        found = file.stat()
+        return [found.st_size, found.st_mtime_ns, _group_rows(parquet)]
+
+
+def _group_rows(parquet: pq.ParquetFile) -> list[int]:
+    return [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+
+
+def _fields(kind: pa.DataType) -> dict[str, pa.DataType]:
+    return {field.name: field.type for field in kind} if pa.types.is_struct(kind) else {}
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return any(is_kind(kind) for is_kind in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view))
+
+
+def _texts(column: pa.Array, name: str, file: Path) -> list[str]:
+    """Text or whole numbers as text, empty for a null; DataError for another kind."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    known = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_integer)
+    if not any(is_kind(kind) for is_kind in known):
+        raise DataError(f"{file}: column {name} is {kind}; it must hold text")
+    return column.cast(pa.string()).fill_null("").to_pylist()

@@ -1,0 +1,125 @@
+"""Scores and failures -> CSV or Parquet, written part by part."""
+
+import csv
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ensemble import artifacts
+from ensemble.errors import ArtifactError
+
+FORMATS = {".csv": "csv", ".parquet": "parquet"}
+GROUP = 1 << 16  # rows of a Parquet file's row groups
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Some rows of the result: ids, target float64 [N] and, if asked for, members' p float64 [N, members].
+
+    NaN where an image could not be read.
+    """
+
+    ids: Sequence[str]
+    target: np.ndarray
+    members: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that could not be read, and why."""
+
+    id: str
+    path: str
+    error: str
+
+
+def output_format(output: Path) -> str:
+    """ "csv" or "parquet", by the suffix; ArtifactError for another."""
+    if output.suffix.lower() not in FORMATS:
+        raise ArtifactError(f"cannot write {output}; end its name in {' or '.join(FORMATS)}")
+    return FORMATS[output.suffix.lower()]
+
+
+def write_scores(
+    output: Path,
+    parts: Iterable[Scores],
+    members: Sequence[str] = (),
+    returns: bool = False,
+    fill: float | None = None,
+) -> None:
+    """Write `id`, `target` and the members' columns atomically, in the format of the suffix.
+
+    NaN becomes `fill`, or an empty cell. returns: whether an id holds a carriage return
+    (Inputs.returns). A CSV has nine digits, a Parquet file all.
+    """
+    parquet = output_format(output) == "parquet"
+    columns = ["id", "target", *members]
+    frames = (_frame(part, columns, fill) for part in parts)
+    with artifacts.replacing(output) as temporary:
+        if parquet:
+            _write_parquet(temporary, columns, frames)
+        else:
+            _write_csv(temporary, columns, frames, returns)
+
+
+def _frame(part: Scores, columns: list[str], fill: float | None) -> pd.DataFrame:
+    values = part.target[:, None] if part.members is None else np.column_stack([part.target, part.members])
+    if fill is not None:
+        values = np.where(np.isnan(values), fill, values)
+    frame = pd.DataFrame(values, columns=columns[1:])
+    frame.insert(0, "id", pd.Series(part.ids, dtype=object))
+    return frame
+
+
+def _write_csv(file: Path, columns: list[str], frames: Iterable[pd.DataFrame], returns: bool) -> None:
+    # csv leaves a carriage return unquoted, which readers take for the end of a row
+    quoting: Literal[0, 2] = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
+    with file.open("w", encoding="utf-8", newline="") as opened:
+        pd.DataFrame(columns=columns).to_csv(opened, index=False, quoting=quoting)
+        for frame in frames:
+            frame.to_csv(opened, index=False, header=False, float_format="%.9g", quoting=quoting)
+
+
+def _write_parquet(file: Path, columns: list[str], frames: Iterable[pd.DataFrame]) -> None:
+    schema = pa.schema([(name, pa.float64() if at else pa.string()) for at, name in enumerate(columns)])
+    with pq.ParquetWriter(file, schema) as writer:
+        for group in _groups(frames):
+            writer.write_table(pa.Table.from_pandas(group, schema, preserve_index=False))
+
+
+def _groups(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    """The same rows in frames of GROUP rows or a little more."""
+    waiting: list[pd.DataFrame] = []
+    for frame in frames:
+        waiting.append(frame)
+        if sum(map(len, waiting)) >= GROUP:
+            yield pd.concat(waiting)
+            waiting = []
+    if waiting:
+        yield pd.concat(waiting)
+
+
+def write_failures(output: Path, failures: Iterable[Failure]) -> Path | None:
+    """Write NAME.errors.csv beside `output`, atomically; None, and no such file, if there are no failures."""
+    listing = output.with_name(f"{output.stem}.errors.csv")
+    rest = iter(failures)
+    first = next(rest, None)
+    if first is None:
+        listing.unlink(missing_ok=True)
+        return None
+    with artifacts.replacing(listing) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        plain = csv.writer(file, lineterminator=os.linesep)
+        quoted = csv.writer(file, lineterminator=os.linesep, quoting=csv.QUOTE_ALL)
+        plain.writerow(["id", "path", "error"])
+        for failure in chain([first], rest):
+            cells = (failure.id, failure.path, failure.error)
+            (quoted if any("\r" in cell for cell in cells) else plain).writerow(cells)
+    return listing
