@@ -5,11 +5,14 @@ sees an image the way it was trained on it. NumPy and Pillow only.
 """
 
 import io
-from collections.abc import Sequence
+import stat
+from collections.abc import Callable, Collection, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from ensemble.contract import ImageContract
 from ensemble.errors import ImageError
@@ -17,6 +20,9 @@ from ensemble.errors import ImageError
 # Decoders that read pixels and nothing else (Pillow's EPS runs Ghostscript, for one).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
 MAX_PIXELS = 178_956_970  # Pillow's own hard limit: 512 MiB of RGB
+MAX_BYTES = 8 * MAX_PIXELS  # of a file: 16-bit RGBA as it is
+LARGE = 40_000_000  # pixels, or bytes of a file: beyond it, threads wait for each other's memory
+MAX_SCANNED = 100 * MAX_PIXELS  # pixels times scans of a progressive JPEG, whose empty scans cost time and few bytes
 
 # How to turn an image whose EXIF orientation is not 1.
 _TURNS = {
@@ -30,21 +36,31 @@ _TURNS = {
 }
 
 
-def decode(source: Path | bytes, name: str | None = None) -> Image.Image:
+def decode(source: Path | bytes, name: str | None = None, large: Callable[[], object] = lambda: None) -> Image.Image:
     """Decode an image to mode RGB, or RGBA if it has transparency, upright by its EXIF.
 
     The first frame of an animation is taken. 16-bit grey is scaled to 8 bits. Raises
     ImageError, naming `name` or the path, for a file that is missing, empty, truncated, not
     an image, larger than MAX_PIXELS, or of floating-point pixels.
+
+    `large` is called once, before memory is taken, where the image or its file is LARGE;
+    threads can wait in it for each other:
+
+        with ExitStack() as held:
+            image = decode(file, large=lambda: held.enter_context(lock))
+            ...  # the lock is held until nobody needs the image
     """
     name = name or (str(source) if isinstance(source, Path) else "image")
     try:
-        data = source.read_bytes() if isinstance(source, Path) else source
+        size = len(source) if isinstance(source, bytes) else _file_size(source, name)
+        if size > LARGE:
+            large()
+        data = source if isinstance(source, bytes) else source.read_bytes()
         if not data:
             raise ImageError(f"{name}: the file is empty")
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(f"{name}: {image.width}x{image.height} is over {MAX_PIXELS} pixels")
+            if _checked_pixels(image, data, name) > LARGE >= size:
+                large()
             image.load()
             return _to_rgb(_upright(image), name)
     except (ImageError, MemoryError):
@@ -57,6 +73,30 @@ def decode(source: Path | bytes, name: str | None = None) -> Image.Image:
         raise ImageError(f"{name}: no such file") from None
     except Exception as error:  # decoders raise anything from SyntaxError to struct.error
         raise ImageError(f"{name}: cannot be decoded ({type(error).__name__}: {error})") from None
+
+
+def _file_size(path: Path, name: str) -> int:
+    """Bytes of a file that can be read as a whole."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, a device read without end
+        raise ImageError(f"{name}: not a file")
+    if found.st_size > MAX_BYTES:
+        raise ImageError(f"{name}: {found.st_size} bytes, more than {MAX_PIXELS} pixels need")
+    return found.st_size
+
+
+def _checked_pixels(image: Image.Image, data: bytes, name: str) -> int:
+    """Pixels that decoding will take memory for, known from the header; ImageError for too many of them."""
+    claim, pixels = f"{image.width}x{image.height}", image.width * image.height
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and TiffImagePlugin.TILEWIDTH in image.tag_v2:
+        # tiles are decoded whole, and may be larger than their image
+        width, height = (image.tag_v2[tag] for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH))
+        claim, pixels = f"{claim} in tiles of {width}x{height}", max(pixels, width * height)
+    if pixels > MAX_PIXELS:
+        raise ImageError(f"{name}: {claim} is over {MAX_PIXELS} pixels")
+    if image.info.get("progressive") and pixels * data.count(b"\xff\xda") > MAX_SCANNED:
+        raise ImageError(f"{name}: a progressive JPEG of too many scans, refused as a decompression bomb")
+    return pixels
 
 
 def format_name(data: bytes) -> str:
@@ -82,13 +122,15 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "F":
         raise ImageError(f"{name}: floating-point pixels have no fixed range; convert it to 8 or 16 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.int64)
+        values = np.array(image, dtype=np.int32)
         if values.min() < 0 or values.max() > 65535:
             raise ImageError(f"{name}: 32-bit pixels beyond 16 bits; convert it to 8 or 16 bits")
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        return image.convert("RGBA")
-    return image.convert("RGB")
+        values += 128
+        values //= 257
+        image = Image.fromarray(values.astype(np.uint8))
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    # what is in the mode already is detached from its file, where convert would hold the pixels twice
+    return image._new(image.im) if image.mode == mode else image.convert(mode)
 
 
 def to_pixels(
@@ -103,14 +145,35 @@ def to_pixels(
     their number. The crop of the centre is (0.5, 0.5). `squash` has no free space and
     ignores the values.
     """
-    rgb = flatten(image, contract.background)
-    if contract.geometry == "squash":
-        view = _resized(rgb, contract.size, contract.size, contract.filter)
-        return np.stack([np.asarray(view)] * (len(offsets) if offsets else 1))
-    if contract.geometry == "center_crop":
-        rgb = _shorter_side(rgb, contract.short_side, contract.filter)
-    places = crop_offsets(contract.count) if offsets is None else offsets
-    return np.stack([_crop(rgb, contract.size, y, x) for y, x in places])
+    rgb = _resized(flatten(image, contract.background), _scaled_size(image.size, contract), contract.filter)
+    return _views(rgb, contract.size, crop_offsets(contract.count) if offsets is None else offsets)
+
+
+def prepare(image: Image.Image, contracts: Collection[ImageContract]) -> dict[tuple[Any, ...], np.ndarray]:
+    """Every contract's pixels by its `view`, each as `to_pixels` gives them, with no step done twice.
+
+    Contracts that come to the same steps for this image share one array.
+    """
+    opaque = image.mode != "RGBA"
+
+    @cache
+    def laid_on(background: tuple[int, int, int] | None) -> Image.Image:
+        return image if background is None else flatten(image, background)
+
+    @cache
+    def scaled(background: tuple[int, int, int] | None, size: tuple[int, int], filter_name: str | None) -> Image.Image:
+        return laid_on(background) if filter_name is None else _resized(laid_on(background), size, filter_name)
+
+    @cache
+    def views(step: tuple[Any, ...], size: int, count: int) -> np.ndarray:
+        return _views(scaled(*step), size, crop_offsets(count))
+
+    prepared = {}
+    for contract in contracts:
+        size = _scaled_size(image.size, contract)
+        step = (None if opaque else contract.background, size, None if size == image.size else contract.filter)
+        prepared[contract.view] = views(step, contract.size, contract.count)
+    return prepared
 
 
 def view_boxes(size: tuple[int, int], contract: ImageContract) -> list[tuple[float, float, float, float]]:
@@ -152,21 +215,36 @@ def flatten(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
     """A decoded image as RGB, what is transparent laid on `background`."""
     if image.mode != "RGBA":
         return image
-    canvas = Image.new("RGBA", image.size, (*background, 255))
-    return Image.alpha_composite(canvas, image).convert("RGB")
+    canvas = Image.new("RGB", image.size)
+    rows = max(1, LARGE // image.width)  # at a time, as the steps hold the pixels three times more
+    for top in range(0, image.height, rows):
+        part = image.crop((0, top, image.width, min(top + rows, image.height)))
+        laid = Image.alpha_composite(Image.new("RGBA", part.size, (*background, 255)), part)
+        canvas.paste(laid.convert("RGB"), (0, top))
+    return canvas
 
 
-def _resized(image: Image.Image, width: int, height: int, filter_name: str) -> Image.Image:
-    return image.resize((width, height), Image.Resampling[filter_name.upper()])
-
-
-def _shorter_side(image: Image.Image, short: int, filter_name: str) -> Image.Image:
+def _scaled_size(size: tuple[int, int], contract: ImageContract) -> tuple[int, int]:
+    """Width and height after the contract's resize, before its crop."""
+    if contract.geometry == "squash":
+        return contract.size, contract.size
+    if contract.geometry == "native_crops":
+        return size
     # torchvision's rounding (int of the longer side), which timm's evaluation transform uses
-    width, height = image.size
+    (width, height), short = size, contract.short_side
     scaled = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
     if scaled[0] * scaled[1] > MAX_PIXELS:
         raise ImageError(f"an image of {width}x{height} is too thin to be resized to {scaled[0]}x{scaled[1]}")
-    return _resized(image, *scaled, filter_name)
+    return scaled
+
+
+def _resized(image: Image.Image, size: tuple[int, int], filter_name: str) -> Image.Image:
+    return image if size == image.size else image.resize(size, Image.Resampling[filter_name.upper()])
+
+
+def _views(image: Image.Image, size: int, places: Sequence[tuple[float, float]]) -> np.ndarray:
+    """uint8 [K, size, size, 3], a crop at each place."""
+    return np.stack([_crop(image, size, y, x) for y, x in places])
 
 
 def _crop(image: Image.Image, size: int, y: float, x: float) -> np.ndarray:

@@ -1,6 +1,8 @@
 import io
+import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,14 +10,7 @@ from conftest import encoded, noise
 from PIL import Image
 
 from ensemble import images
-from ensemble.contract import CROP_COUNTS, ImageContract
 from ensemble.errors import ImageError
-
-GREEN = (0, 200, 0)
-
-
-def contract(size, **values) -> ImageContract:
-    return ImageContract(size=size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), **values)
 
 
 def pixels_of(data: bytes) -> np.ndarray:
@@ -232,7 +227,26 @@ def test_a_bad_file_is_refused_by_name(tmp_path, data, message):
 
 
 def test_a_folder_is_refused_by_name(tmp_path):
-    assert refusal(tmp_path).startswith(f"{tmp_path}: cannot be decoded (IsADirectoryError")
+    assert refusal(tmp_path) == f"{tmp_path}: not a file"
+
+
+def test_a_pipe_or_device_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    for path in tmp_path.iterdir():
+        assert refusal(path) == f"{path}: not a file"
+
+
+def test_a_link_to_nothing_is_a_missing_file(tmp_path):
+    (tmp_path / "x.jpg").symlink_to(tmp_path / "gone.jpg")
+    assert refusal(tmp_path / "x.jpg") == f"{tmp_path / 'x.jpg'}: no such file"
+
+
+def test_a_file_larger_than_any_image_is_not_read(tmp_path, monkeypatch):
+    with (tmp_path / "x.jpg").open("wb") as file:
+        file.truncate(images.MAX_BYTES + 1)  # takes no room on the disk
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("the file was read"))
+    assert "1431655761 bytes, more than 178956970 pixels need" in refusal(tmp_path / "x.jpg")
 
 
 def test_bytes_are_refused_by_the_given_name():
@@ -243,151 +257,3 @@ def test_bytes_are_refused_by_the_given_name():
 def test_format_name_refuses_what_is_no_image():
     with pytest.raises(ImageError, match="not an image"):
         images.format_name(b"this is text")
-
-
-# ---- to_pixels: transparency
-
-
-def two_pixels(mode, hidden, shown) -> Image.Image:
-    image = Image.new(mode, (2, 1), shown)
-    image.putpixel((0, 0), hidden)
-    return image
-
-
-def palette_image() -> Image.Image:
-    image = two_pixels("P", 0, 1)
-    image.putpalette([9, 9, 9, 40, 50, 60])
-    return image
-
-
-@pytest.mark.parametrize(
-    ("image", "file_format", "options", "colour"),
-    [
-        (two_pixels("RGBA", (9, 9, 9, 0), (40, 50, 60, 255)), "PNG", {}, (40, 50, 60)),
-        (two_pixels("RGBA", (9, 9, 9, 0), (40, 50, 60, 255)), "WEBP", {"lossless": True}, (40, 50, 60)),
-        (two_pixels("LA", (9, 0), (40, 255)), "PNG", {}, (40, 40, 40)),
-        (palette_image(), "PNG", {"transparency": 0}, (40, 50, 60)),
-        (palette_image(), "PNG", {"transparency": b"\0\xff"}, (40, 50, 60)),
-        (palette_image(), "GIF", {"transparency": 0}, (40, 50, 60)),
-        (two_pixels("RGB", (9, 8, 7), (40, 50, 60)), "PNG", {"transparency": (9, 8, 7)}, (40, 50, 60)),
-        (two_pixels("L", 9, 40), "PNG", {"transparency": 9}, (40, 40, 40)),
-    ],
-)
-@pytest.mark.parametrize("background", [(255, 255, 255), GREEN])
-def test_transparency_shows_the_background(image, file_format, options, colour, background):
-    decoded = images.decode(encoded(image, file_format, **options))
-    assert decoded.mode == "RGBA"
-    view = contract(2, geometry="native_crops", background=background)
-    assert images.to_pixels(decoded, view)[0, 0].tolist() == [list(background), list(colour)]
-
-
-def test_half_transparency_mixes_with_the_background():
-    decoded = images.decode(encoded(Image.new("RGBA", (2, 2), (200, 100, 0, 51))))  # 51 / 255 = a fifth
-    assert images.to_pixels(decoded, contract(2, background=(100, 200, 250)))[0, 0, 0].tolist() == [120, 180, 200]
-
-
-# ---- to_pixels: geometry
-
-CROPS = {  # (top, left) of 4-pixel crops in an image 14 wide and 10 high
-    1: [(3, 5)],
-    4: [(0, 0), (0, 10), (6, 0), (6, 10)],
-    5: [(0, 0), (0, 10), (6, 0), (6, 10), (3, 5)],
-    9: [(y, x) for y in (0, 3, 6) for x in (0, 5, 10)],
-    16: [(y, x) for y in (0, 2, 4, 6) for x in (0, 3, 7, 10)],
-}
-
-
-def test_the_table_of_crops_is_complete():
-    assert tuple(CROPS) == CROP_COUNTS
-
-
-@pytest.mark.parametrize("count", CROPS)
-def test_native_crops_are_exact_slices(count):
-    image = noise(1, 14, 10)
-    views = images.to_pixels(image, contract(4, geometry="native_crops", count=count))
-    source = np.asarray(image)
-    assert views.dtype == np.uint8
-    assert views.tolist() == [source[y : y + 4, x : x + 4].tolist() for y, x in CROPS[count]]
-
-
-def test_explicit_offsets_take_the_place_of_the_grid():
-    image = noise(2, 14, 10)
-    views = images.to_pixels(image, contract(4, geometry="native_crops", count=9), [(0.5, 1.0), (1.0, 0.0)])
-    source = np.asarray(image)
-    assert views.tolist() == [source[3:7, 10:14].tolist(), source[6:10, 0:4].tolist()]
-
-
-@pytest.mark.parametrize("count", [1, 5])
-def test_smaller_images_are_reflected(count):
-    source = np.asarray(noise(3, 3, 2))
-    views = images.to_pixels(Image.fromarray(source), contract(5, geometry="native_crops", count=count))
-    expected = source[[1, 0, 1, 0, 1]][:, [1, 0, 1, 2, 1]]
-    assert views.tolist() == [expected.tolist()] * count
-
-
-def test_an_image_small_in_one_direction_is_cropped_in_the_other():
-    source = np.asarray(noise(4, 9, 2))
-    [view] = images.to_pixels(Image.fromarray(source), contract(4, geometry="native_crops"))
-    assert view.tolist() == source[[1, 0, 1, 0]][:, 2:6].tolist()
-
-
-@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 6), (6, 1)])
-def test_one_pixel_is_repeated(width, height):
-    source = np.asarray(noise(5, width, height))
-    [view] = images.to_pixels(Image.fromarray(source), contract(6, geometry="native_crops"))
-    assert (view == source).all()  # the single row or column, broadcast
-    assert view.shape == (6, 6, 3)
-
-
-@pytest.mark.parametrize("geometry", ["squash", "center_crop", "native_crops"])
-@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 9), (40, 3), (300, 7), (16, 16)])
-def test_every_geometry_gives_square_views(geometry, width, height):
-    count = 4 if geometry == "native_crops" else 1
-    view = contract(16, geometry=geometry, count=count, crop_pct=0.875)
-    assert images.to_pixels(noise(0, width, height), view).shape == (count, 16, 16, 3)
-
-
-def test_squash_keeps_the_whole_picture():
-    image = Image.new("RGB", (40, 10), "red")
-    image.paste((0, 0, 255), (20, 0, 40, 10))
-    [view] = images.to_pixels(image, contract(4, filter="box"))
-    assert view.tolist() == [[[255, 0, 0]] * 2 + [[0, 0, 255]] * 2] * 4
-
-
-def test_squash_has_no_offsets_but_as_many_views():
-    image = noise(6)
-    views = images.to_pixels(image, contract(8), [(0, 0), (1, 1)])
-    assert views.tolist() == images.to_pixels(image, contract(8)).tolist() * 2
-
-
-@pytest.mark.parametrize(("width", "height"), [(32, 32), (64, 32), (32, 80)])
-def test_center_crop_at_its_own_size_is_a_slice(width, height):
-    image = noise(7, width, height)
-    [view] = images.to_pixels(image, contract(28, geometry="center_crop", crop_pct=0.875))
-    top, left = (height - 28) // 2, (width - 28) // 2
-    assert view.tolist() == np.asarray(image)[top : top + 28, left : left + 28].tolist()
-
-
-def test_center_crop_resizes_the_shorter_side():
-    image = Image.new("RGB", (80, 20), "red")
-    image.paste((0, 0, 255), (40, 0, 80, 20))
-    [view] = images.to_pixels(image, contract(10, geometry="center_crop", filter="box"))
-    assert view.tolist() == [[[255, 0, 0]] * 5 + [[0, 0, 255]] * 5] * 10
-
-
-def test_filters_differ(photo):
-    image = images.decode(photo)
-    views = {name: images.to_pixels(image, contract(32, filter=name)).tobytes() for name in ("bicubic", "bilinear")}
-    assert views["bicubic"] != views["bilinear"]
-
-
-def test_image_too_thin_to_resize_is_refused_and_not_tried():
-    thin = Image.new("RGB", (1, 20_000))
-    with pytest.raises(ImageError, match="1x20000 is too thin to be resized to 256x5120000"):
-        images.to_pixels(thin, contract(224, geometry="center_crop", crop_pct=0.875))
-    assert images.to_pixels(thin, contract(224)).shape == (1, 224, 224, 3)
-
-
-@pytest.mark.parametrize(("crop", "short"), [(192, 225), (224, 256), (384, 438), (518, 545)])
-def test_crop_pct_of_two_sides_gives_them_back(crop, short):
-    assert contract(crop, geometry="center_crop", crop_pct=crop / short).short_side == short
