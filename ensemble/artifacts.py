@@ -3,6 +3,7 @@
 This is the only code that knows the layout. JSON, Parquet, safetensors and ONNX; no pickle.
 """
 
+import glob
 import json
 import os
 import re
@@ -157,6 +158,12 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # it was moved, or could never be made
             temporary.unlink()
+
+
+def clear_unfinished(path: Path) -> None:
+    """Remove what killed writers of `path` left beside it; for a caller who knows that nobody else writes it."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        left.unlink(missing_ok=True)
 
 
 def replace_folder(new: Path, target: Path) -> None:

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ def available_cores() -> int:
 
 def ordered_map(
     function: Callable[[T], R], items: Iterable[T], workers: int | None = None, ahead: int | None = None
-) -> Iterator[R]:
+) -> Generator[R, None, None]:
     """`map` on threads: results in the order of `items`, at most `ahead` of them waiting.
 
     Image decoding and hashing release Python's lock, so threads do run side by side.

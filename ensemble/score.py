@@ -1,8 +1,15 @@
 """Images -> logits of one or several members, each image read and decoded once."""
 
-from collections.abc import Callable, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL.Image import Image
@@ -12,16 +19,89 @@ from ensemble.contract import ImageContract
 from ensemble.errors import ImageError
 from ensemble.parallel import ordered_map
 
-Views = dict[tuple[object, ...], np.ndarray]  # pixels by ImageContract.view
+T = TypeVar("T")
+Views = dict[tuple[Any, ...], np.ndarray]  # pixels by ImageContract.view
+Large = Callable[[], object]  # what `images.decode` calls before it takes memory for a large image
+
+AHEAD = 2  # chunks decoded before the one that runs is done
+MOST_ROWS = 128  # to a chunk
+CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}  # 64 rows and more of five full-size members; 128 on a GPU
 
 
 @dataclass(frozen=True)
 class Runner:
-    """A member ready to run, whatever runs it: uint8 [N, S, S, 3] -> float32 logit [N]."""
+    """A member ready to run, whatever runs it: uint8 [N, S, S, 3] -> float32 logit [N].
+
+    `run` takes any N and splits it into batches of its own.
+    """
 
     name: str
     contract: ImageContract
     run: Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A chunk of rows: logits float32 [rows, runners], NaN where `errors` says, by row in the chunk, why."""
+
+    logits: np.ndarray
+    errors: dict[int, str]
+
+
+def score_stream(
+    items: Iterable[T],
+    read: Callable[[T, Large], Image],
+    runners: Sequence[Runner],
+    chunk: int,
+    together: bool = False,
+    workers: int | None = None,
+) -> Generator[Scored, None, None]:
+    """Score items of any number in their order, `chunk` rows at a time; memory holds a few chunks.
+
+    Threads read, decode and prepare the rows of up to AHEAD chunks while the members run: in
+    turn, since on a CPU each takes all cores, or `together` on threads, so that on a GPU copies
+    overlap with work. Unreadable rows are left out of their chunk and others do not move up, so
+    that what runs beside an image depends on the list alone. Large images are decoded one at a
+    time. Any error but ImageError ends the stream.
+    """
+    contracts = list({runner.contract.view: runner.contract for runner in runners}.values())
+    alone = threading.Lock()
+
+    def load(place: tuple[Views, int, T]) -> tuple[Views, str | None]:
+        pixels, row, item = place
+        try:
+            with ExitStack() as held:
+                image = read(item, lambda: held.enter_context(alone))
+                for view, values in images.prepare(image, contracts).items():
+                    pixels[view][row] = values
+                del image  # before another large one may be decoded
+        except ImageError as error:
+            return pixels, str(error)
+        return pixels, None
+
+    with ExitStack() as stack:
+        threads = [stack.enter_context(ThreadPoolExecutor(1)) for _ in runners] if together else []
+        places = _places(items, contracts, chunk)
+        loads = stack.enter_context(closing(ordered_map(load, places, workers, ahead=AHEAD * chunk)))
+        running: deque[tuple[list[str | None], list[Callable[[], np.ndarray]]]] = deque()
+        while loaded := list(islice(loads, chunk)):
+            failed = [error for _, error in loaded]
+            pixels = _readable(loaded[0][0], failed)
+            calls: list[Callable[[], np.ndarray]] = [partial(_run, runner, pixels) for runner in runners]
+            if threads:
+                calls = [thread.submit(call).result for thread, call in zip(threads, calls, strict=True)]
+            running.append((failed, calls))
+            if len(running) > bool(threads):  # with threads the next chunk waits at the members as this one runs
+                yield _scored(*running.popleft())
+        while running:
+            yield _scored(*running.popleft())
+
+
+def chunk_rows(contracts: Iterable[ImageContract], device: str) -> int:
+    """Rows to a chunk: a power of two up to MOST_ROWS whose pixels, in every view, stay within CHUNK_BYTES."""
+    views = {contract.view: 3 * contract.count * contract.size**2 for contract in contracts}
+    rows = CHUNK_BYTES[device] // max(1, sum(views.values()))
+    return 1 << (max(1, min(rows, MOST_ROWS)).bit_length() - 1)
 
 
 def score_images(
@@ -30,42 +110,25 @@ def score_images(
     batch_size: int = 16,
     workers: int | None = None,
     progress: Callable[[int], object] = lambda count: None,
-    read: Callable[[int, Path], Image] = lambda row, file: images.decode(file),
+    read: Callable[[int, Path], Image] | None = None,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Logits float32 [images, runners] in the order given, and why images could not be read.
 
-    Rows of unreadable images are NaN and stand in the second value by position. Files are
-    decoded ahead on threads while the members run; the logits of several views are averaged.
-    `progress` is called with the number of images done; `read` turns (row, file) into a
-    decoded image.
+    Rows of unreadable images are NaN and stand in the second value by position. `progress` is
+    called with the number of images done; `read` turns (row, file) into a decoded image.
     """
-    contracts = {runner.contract.view: runner.contract for runner in runners}
 
-    def load(item: tuple[int, Path]) -> Views | str:
-        try:
-            image = read(*item)
-            return {view: images.to_pixels(image, contract) for view, contract in contracts.items()}
-        except ImageError as error:
-            return str(error)
+    def decode(item: tuple[int, Path], large: Large) -> Image:
+        return read(*item) if read else images.decode(item[1], large=large)
 
     logits = np.full((len(files), len(runners)), np.nan, dtype=np.float32)
     errors: dict[int, str] = {}
-    rows: list[int] = []
-    batch: list[Views] = []
-    done = 0
-    for row, loaded in enumerate(ordered_map(load, enumerate(files), workers, ahead=2 * batch_size)):
-        if isinstance(loaded, str):
-            errors[row] = loaded
-        else:
-            rows.append(row)
-            batch.append(loaded)
-        if batch and (len(batch) == batch_size or row == len(files) - 1):
-            for column, runner in enumerate(runners):
-                logits[rows, column] = _run(runner, batch)
-            rows, batch = [], []
-        if not batch:
-            progress(row + 1 - done)
-            done = row + 1
+    stream = score_stream(enumerate(files), decode, runners, batch_size, workers=workers)
+    with closing(stream):
+        for start, scored in zip(range(0, len(files), batch_size), stream, strict=True):
+            logits[start : start + batch_size] = scored.logits
+            errors |= {start + row: text for row, text in scored.errors.items()}
+            progress(len(scored.logits))
     return logits, errors
 
 
@@ -74,17 +137,11 @@ def image_score(runners: Sequence[Runner]) -> Callable[[Sequence[Image]], np.nda
     contracts = {runner.contract.view: runner.contract for runner in runners}
 
     def score(pictures: Sequence[Image]) -> np.ndarray:
-        batch = [
-            {view: images.to_pixels(picture, contract) for view, contract in contracts.items()} for picture in pictures
-        ]
-        return np.stack([_run(runner, batch) for runner in runners], axis=1).astype(np.float32)
+        prepared = [images.prepare(picture, contracts.values()) for picture in pictures]
+        pixels = {view: np.stack([views[view] for views in prepared]) for view in contracts}
+        return np.stack([_run(runner, pixels) for runner in runners], axis=1)
 
     return score
-
-
-def _run(runner: Runner, batch: Sequence[Views]) -> np.ndarray:
-    pixels = np.concatenate([views[runner.contract.view] for views in batch])
-    return runner.run(pixels).reshape(len(batch), -1).mean(axis=1)
 
 
 def with_flip(runner: Runner) -> Runner:
@@ -95,3 +152,37 @@ def with_flip(runner: Runner) -> Runner:
         return (runner.run(pixels) + runner.run(mirrored)) / 2
 
     return Runner(runner.name, runner.contract, run)
+
+
+def _places(items: Iterable[T], contracts: Sequence[ImageContract], chunk: int) -> Iterator[tuple[Views, int, T]]:
+    """Each item with its chunk's pixels, uint8 [chunk, K, S, S, 3] by view, and its row there."""
+    pixels: Views = {}
+    for number, item in enumerate(items):
+        if number % chunk == 0:
+            pixels = {c.view: np.empty((chunk, c.count, c.size, c.size, 3), dtype=np.uint8) for c in contracts}
+        yield pixels, number % chunk, item
+
+
+def _readable(pixels: Views, failed: Sequence[str | None]) -> Views:
+    """A chunk's pixels without the rows that failed, copied only where one did."""
+    rows = [row for row, error in enumerate(failed) if error is None]
+    if len(rows) < len(failed):
+        return {view: values[rows] for view, values in pixels.items()}
+    return {view: values[: len(failed)] for view, values in pixels.items()}
+
+
+def _run(runner: Runner, pixels: Views) -> np.ndarray:
+    """Logits float32 [N] of [N, K, S, S, 3] pixels: the mean over an image's K views."""
+    views = pixels[runner.contract.view]
+    if not len(views):
+        return np.empty(0, dtype=np.float32)
+    logits = runner.run(views.reshape(-1, *views.shape[2:]))
+    return logits.reshape(len(views), -1).mean(axis=1)
+
+
+def _scored(failed: Sequence[str | None], calls: Sequence[Callable[[], np.ndarray]]) -> Scored:
+    logits = np.full((len(failed), len(calls)), np.nan, dtype=np.float32)
+    readable = np.array([error is None for error in failed])
+    for column, call in enumerate(calls):
+        logits[readable, column] = call()
+    return Scored(logits, {row: error for row, error in enumerate(failed) if error is not None})

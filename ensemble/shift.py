@@ -1,6 +1,6 @@
 """One shift of the stack's logit for target images whose share of ai is another than the stacker was fitted on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any
@@ -120,6 +120,7 @@ def log_odds(share: float) -> float:
     return float(np.log(share) - np.log1p(-share))
 
 
-def names_sha256(names: Sequence[str]) -> str:
-    """SHA-256 of file names in any order, in hex."""
-    return sha256("\0".join(sorted(names)).encode("utf-8", "surrogateescape")).hexdigest()
+def names_sha256(names: Iterable[str]) -> str:
+    """SHA-256 of file names in any order, in hex: the sum of each name's, so that none need be held."""
+    hashes = (sha256(name.encode("utf-8", "surrogateescape")).digest() for name in names)
+    return f"{sum(int.from_bytes(digest) for digest in hashes) % 2**256:064x}"

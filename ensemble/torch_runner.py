@@ -25,12 +25,15 @@ def autocast(device: str, precision: str) -> AbstractContextManager[object]:
     return torch.autocast(device.partition(":")[0], DTYPES[precision], enabled=precision != "fp32")
 
 
-def torch_runner(name: str, member: Member, device: torch.device, precision: str = "fp32") -> Runner:
-    """The member as a Runner on `device`."""
+def torch_runner(
+    name: str, member: Member, device: torch.device, precision: str = "fp32", batch: int | None = None
+) -> Runner:
+    """The member as a Runner on `device`, `batch` images at a time; without it, all that it is given."""
     member.eval().to(device)
 
     def run(pixels: np.ndarray) -> np.ndarray:
         with torch.inference_mode(), autocast(str(device), precision):
-            return member(torch.from_numpy(pixels).to(device)).float().cpu().numpy()
+            parts = torch.from_numpy(pixels).split(batch or len(pixels))
+            return torch.cat([member(part.to(device)).float().cpu() for part in parts]).numpy()
 
     return Runner(name, member.contract, run)

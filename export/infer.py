@@ -1,20 +1,27 @@
 """Score images with a loaded ensemble and write the result. Runs without torch."""
 
-import csv
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import PIL
+from tqdm import tqdm
 
-from ensemble import artifacts, metrics
+from ensemble import artifacts, images, metrics
 from ensemble.errors import ArtifactError, some
 from ensemble.external import External, test_column
-from ensemble.score import Runner, score_images, with_flip
+from ensemble.score import Runner, chunk_rows, score_stream, with_flip
 from ensemble.shift import names_sha256
 from ensemble.stack import Stacker
-from export.inputs import Inputs
+from export import journal as journals
+from export.inputs import Inputs, Item, ids
+from export.journal import Journal, Rows
+from export.results import Failure, Scores, write_failures, write_scores
 
 
 @dataclass(frozen=True)
@@ -22,12 +29,35 @@ class Ensemble:
     """Members ready to run, in the stacker's order, the stacker, and where they run (cpu or cuda).
 
     externals: members of the stacker that were trained elsewhere, whose scores are looked up by id.
+    identity: a hash of all that decides the logits: weights, contracts, settings, and the
+    versions of the libraries that run them.
     """
 
     runners: tuple[Runner, ...]
     stacker: Stacker
     device: str
     externals: tuple[External, ...] = ()
+    identity: str = ""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the output beside members and images, by the names of the command's options."""
+
+    members: bool = False
+    tta: bool = False
+    adapted: bool = False
+    fill: float | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """What infer_to_file did: images scored and failed, the list of the failed, and how fast it was, by itself."""
+
+    scored: int
+    failed: int
+    listing: Path | None
+    images_per_second: float
 
 
 def with_flips(ensemble: Ensemble, remedy: str) -> Ensemble:
@@ -43,96 +73,203 @@ def infer(
     inputs: Inputs,
     ensemble: Ensemble,
     with_members: bool = False,
-    batch_size: int = 16,
-    progress: Callable[[int], object] = lambda count: None,
     adapted: bool = False,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Score every image once: (`id`, `target` and each member's p if asked; errors).
+    """Score every image once, in memory: (`id`, `target` and each member's p if asked; errors).
 
     The first frame has the rows and order of the input; `target` is P(ai), float64, NaN
     for an image that could not be read. The second lists those: `id`, `path`, `error`.
     `adapted` adds the stacker's stored shift.
     """
-    logits, failed = member_logits(inputs, ensemble, batch_size, progress)
-    result = pd.DataFrame(
-        {"id": pd.Series(inputs.ids, dtype=object), "target": ensemble.stacker.target(logits, adapted)}
-    )
+    rows = _all_rows(inputs, ensemble)
+    logits = _stack_logits(rows, ensemble)
+    result = pd.DataFrame({"id": pd.Series(rows.ids, dtype=object)})
+    result["target"] = ensemble.stacker.target(logits, adapted)
     if with_members:
-        for column, name in enumerate(ensemble.stacker.members):
-            result[name] = metrics.sigmoid(logits[:, column])
-    errors = pd.DataFrame(
-        [{"id": inputs.ids[row], "path": str(inputs.files[row]), "error": text} for row, text in failed.items()],
-        columns=["id", "path", "error"],
-    )
-    _check(inputs, result, errors)
-    return result, errors
+        result[list(ensemble.stacker.members)] = metrics.sigmoid(logits)
+    return result, pd.DataFrame(map(asdict, rows.failures.values()), columns=["id", "path", "error"])
 
 
 def member_logits(
-    inputs: Inputs,
-    ensemble: Ensemble,
-    batch_size: int = 16,
-    progress: Callable[[int], object] = lambda count: None,
+    inputs: Inputs, ensemble: Ensemble, progress: Callable[[int], object] = lambda count: None
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Logits [images, members], members in the stacker's order, and why images could not be read, by row.
+    """Logits [images, members], members in the stacker's order, and why images could not be read, by row."""
+    rows = _all_rows(inputs, ensemble, progress)
+    return _stack_logits(rows, ensemble), {row: failure.error for row, failure in rows.failures.items()}
 
-    Members that were trained elsewhere are looked up first, so that an id without a score is said at once.
+
+def infer_to_file(
+    inputs: Inputs, ensemble: Ensemble, output: Path, folder: Path, options: Options, say: Callable[[str], object]
+) -> Done:
+    """Score every image once into `output`, CSV or Parquet by its suffix, through the journal in the held `folder`.
+
+    What was scored before is not scored again, and the same file results. Memory does not grow
+    with the number of images.
     """
-    looked_up = {member.name: test_column(member, inputs.ids) for member in ensemble.externals}
-    logits, failed = score_images(inputs.files, ensemble.runners, batch_size, progress=progress)
-    columns = {runner.name: logits[:, column] for column, runner in enumerate(ensemble.runners)} | looked_up
-    table = np.column_stack([columns[name] for name in ensemble.stacker.members])
-    table[list(failed)] = np.nan
-    return table, failed
+    for member in ensemble.externals:
+        test_column(member, ids(inputs))  # an id without a score is said before anything is scored
+    journal, changed = journals.open_journal(folder, _key(inputs, ensemble, options), _names(ensemble), inputs.count)
+    if changed:
+        say(f"Starting anew: changed since {folder.name} was begun: {', '.join(changed)}.")
+    todo = journals.missing(journal)
+    spans = [journal.span(shard) for shard in todo]
+    left = sum(stop - start for start, stop in spans)
+    if left < inputs.count:
+        say(f"Going on: {inputs.count - left:,} of {inputs.count:,} rows were scored before.")
+    began = time.perf_counter()
+    with (
+        tqdm(
+            total=inputs.count, initial=inputs.count - left, desc="infer", unit="image", leave=False, disable=None
+        ) as bar,
+        closing(_score_rows(inputs, ensemble, _merged(spans))) as stream,
+    ):
+        for shard, (start, stop) in zip(todo, spans, strict=True):
+            parts: list[Rows] = []
+            while sum(len(part.ids) for part in parts) < stop - start:
+                parts.append(next(stream))
+                bar.update(len(parts[-1].ids))
+            journals.write_shard(journal, shard, _joined(parts))
+    speed = left / (time.perf_counter() - began)
+    failed, listing = _write(output, journal, inputs, ensemble, options)
+    journals.close(journal)
+    return Done(inputs.count - failed, failed, listing, speed)
 
 
 def adaptation(inputs: Inputs, ensemble: Ensemble) -> str:
     """What `adapted` adds to these images' target, in one line; ArtifactError where nothing was estimated."""
     shift = ensemble.stacker.adaptation()
     known = f"share of ai {shift.prior:.2f}{', as given' if shift.estimator == 'share' else ''}"
-    same = shift.names == names_sha256([file.name for file in inputs.files])
+    same = shift.names == names_sha256(Path(item.path).name for item in inputs.items(0, inputs.count))
     return (
         f"Adapted: {shift.shift:+.2f} on the stack's logit, from {shift.images} images of {shift.data} ({known})"
         f"{'' if same else '; the images scored now are others'}."
     )
 
 
-def _check(inputs: Inputs, result: pd.DataFrame, errors: pd.DataFrame) -> None:
-    """Rows and order are the input's, and only unreadable images lack a target."""
-    if tuple(result["id"]) != inputs.ids:
-        raise AssertionError("rows or order changed while scoring")
-    if lost := sorted(set(result.loc[result["target"].isna(), "id"]) - set(errors["id"])):
-        raise ArtifactError(f"a member gave no finite logit for images it could read ({some(lost)}); train it again")
-
-
-def write_result(path: Path, result: pd.DataFrame, errors: pd.DataFrame, fill: float | None = None) -> Path | None:
-    """Write the CSV, and beside it NAME.errors.csv if images failed (its path is returned).
-
-    Their `target`, and members' p, is empty, or `fill`.
-    """
-    if fill is not None:
-        result = result.fillna({column: fill for column in result.columns if column != "id"})
-    _write_csv(path, result)
-    listing = path.with_name(f"{path.stem}.errors.csv")
-    if errors.empty:
-        listing.unlink(missing_ok=True)
-        return None
-    _write_csv(listing, errors)
-    return listing
-
-
-def _write_csv(path: Path, frame: pd.DataFrame) -> None:
-    # csv leaves a carriage return unquoted, which readers take for the end of a row
-    returns = frame["id"].str.contains("\r").any()
-    with artifacts.replacing(path) as temporary:
-        frame.to_csv(
-            temporary,
-            index=False,
-            float_format="%.9g",
-            quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL,
-        )
-
-
 def average(name: str) -> Stacker:
     """The stacker of a single member: its own probability."""
     return Stacker(members=(name,), coef=(1.0,), intercept=0.0)
+
+
+def _names(ensemble: Ensemble) -> list[str]:
+    return [runner.name for runner in ensemble.runners]
+
+
+def _chunk(ensemble: Ensemble) -> int:
+    return chunk_rows([runner.contract for runner in ensemble.runners], ensemble.device)
+
+
+def _key(inputs: Inputs, ensemble: Ensemble, options: Options) -> dict[str, object]:
+    """All that decides the output, by what a user calls it."""
+    return {
+        "the members, or what runs them": ensemble.identity,
+        "the stack": artifacts.json_sha256(ensemble.stacker.to_dict()),
+        "the images": inputs.sha256,
+        **{f"--{name}": value for name, value in asdict(options).items()},
+        "the version of Pillow": PIL.__version__,
+        "the size of chunks": [_chunk(ensemble), journals.ROWS],
+    }
+
+
+def _score_rows(inputs: Inputs, ensemble: Ensemble, spans: Iterable[tuple[int, int]]) -> Generator[Rows, None, None]:
+    """The rows of each [start, stop), chunk by chunk.
+
+    ArtifactError where a member has no finite logit for an image that could be read.
+    """
+    named: deque[tuple[str, str]] = deque()
+
+    def items() -> Iterator[Item]:
+        for start, stop in spans:
+            for _, item in zip(range(start, stop), inputs.items(start, stop), strict=True):  # rows never move
+                named.append((item.id, item.path))
+                yield item
+
+    stream = score_stream(
+        items(),
+        lambda item, large: images.decode(item.source, item.path, large),
+        ensemble.runners,
+        _chunk(ensemble),
+        together=ensemble.device == "cuda",
+    )
+    with closing(stream):
+        for scored in stream:
+            places = [named.popleft() for _ in scored.logits]
+            failures = {row: Failure(*places[row], error) for row, error in scored.errors.items()}
+            silent = np.flatnonzero(~np.isfinite(scored.logits).all(axis=1))
+            if lost := [places[row][0] for row in silent if row not in failures]:
+                raise ArtifactError(
+                    f"a member gave no finite logit for images it could read ({some(lost)}); train it again"
+                )
+            yield Rows([key for key, _ in places], scored.logits, failures)
+
+
+def _merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Spans that follow on each other as one, so that each stretch of the input is opened once."""
+    merged: list[tuple[int, int]] = []
+    for start, stop in spans:
+        if merged and merged[-1][1] == start:
+            start = merged.pop()[0]
+        merged.append((start, stop))
+    return merged
+
+
+def _all_rows(inputs: Inputs, ensemble: Ensemble, progress: Callable[[int], object] = lambda count: None) -> Rows:
+    """Every row, in memory; what is looked up is known to be there."""
+    for member in ensemble.externals:
+        test_column(member, ids(inputs))
+    parts = []
+    with closing(_score_rows(inputs, ensemble, [(0, inputs.count)])) as stream:
+        for part in stream:
+            parts.append(part)
+            progress(len(part.ids))
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[Rows]) -> Rows:
+    keys: list[str] = []
+    failures: dict[int, Failure] = {}
+    for part in parts:
+        failures |= {len(keys) + row: failure for row, failure in part.failures.items()}
+        keys += part.ids
+    return Rows(keys, np.concatenate([part.logits for part in parts]), failures)
+
+
+def _stack_logits(rows: Rows, ensemble: Ensemble) -> np.ndarray:
+    """Logits [N, members] in the stacker's order, with those that are looked up by id; NaN where an image failed."""
+    columns = {name: rows.logits[:, column] for column, name in enumerate(_names(ensemble))}
+    columns |= {member.name: test_column(member, rows.ids) for member in ensemble.externals}
+    table = np.column_stack([columns[name] for name in ensemble.stacker.members])
+    table[list(rows.failures)] = np.nan
+    return table
+
+
+def _write(
+    output: Path, journal: Journal, inputs: Inputs, ensemble: Ensemble, options: Options
+) -> tuple[int, Path | None]:
+    """Write the output and the list of failures from the shards: how many failed, and where they are listed."""
+    stacker, failed = ensemble.stacker, 0
+
+    def shards() -> Iterator[Rows]:
+        for shard in range(journal.shards):
+            rows = journals.read_shard(journal, shard)
+            if rows is None:
+                raise ArtifactError(f"{journal.path(shard)} was changed meanwhile; run the same command again")
+            yield rows
+
+    def scores() -> Iterator[Scores]:
+        for rows in shards():
+            logits = _stack_logits(rows, ensemble)
+            members = metrics.sigmoid(logits) if options.members else None
+            yield Scores(rows.ids, stacker.target(logits, options.adapted), members)
+
+    def failures() -> Iterator[Failure]:
+        nonlocal failed
+        for rows in shards():
+            failed += len(rows.failures)
+            yield from rows.failures.values()
+
+    write_scores(output, scores(), stacker.members if options.members else (), inputs.returns, options.fill)
+    listing = write_failures(output, failures())
+    for written in filter(None, (output, listing)):
+        artifacts.clear_unfinished(written)
+    return failed, listing

@@ -1,10 +1,15 @@
 """infer: parse, call one function, print."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ensemble import options
+from export.setting import Wanted, runtime_options
+
+if TYPE_CHECKING:
+    from export.infer import Ensemble
 
 
 @click.command("infer")
@@ -14,88 +19,114 @@ from ensemble import options
     type=click.Path(path_type=Path),
     default=Path("data/test.csv"),
     show_default=True,
-    help="CSV with a column id (or path), or a folder of images.",
+    help="A folder of images; a CSV or Parquet file with a column id or path; a Parquet file with images in it, "
+    "in a column image.",
 )
 @click.option(
     "--images",
     type=click.Path(path_type=Path),
-    help="Where the CSV's images lie.  [default: images/ beside it, or its folder]",
+    help="Where the images of a CSV or Parquet file lie.  [default: images/ beside it, or its folder]",
 )
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     default=Path("submission.csv"),
     show_default=True,
-    help="CSV to write.",
+    help="What to write: CSV, or Parquet if it ends in .parquet.",
 )
-@click.option("--onnx", is_flag=True, help="Use the bundle, exported first if missing or out of date.")
-@click.option("--members", "with_members", is_flag=True, help="Also write each member's own probability.")
+@click.option("--onnx", is_flag=True, help="Use the run's bundle, exported first if missing or out of date.")
+@click.option(
+    "--bundle",
+    "folder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="Use this bundle alone, as copied from elsewhere, in place of a run.",
+)
+@click.option("--members", is_flag=True, help="Also write each member's own probability.")
 @click.option("--tta", is_flag=True, help="Average over mirrored images where stack --tta found that it helps.")
 @click.option("--adapted", is_flag=True, help="Add the shift that adapt estimated to target, and say so.")
 @click.option("--fill", type=click.FloatRange(0, 1), help="Target of images that cannot be read.  [default: empty]")
-@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Images that run together.")
 @options.run
-@options.device
+@runtime_options
+@click.pass_context
 def infer(
+    context: click.Context,
     source: Path,
     images: Path | None,
     output: Path,
     onnx: bool,
-    with_members: bool,
+    folder: Path | None,
+    members: bool,
     tta: bool,
     adapted: bool,
     fill: float | None,
-    batch_size: int,
     run: Path,
-    device: str,
+    wanted: Wanted,
 ) -> int:
-    """Score images and write a CSV with `id,target`; target is the probability of AI-made.
+    """Score images and write `id,target`; target is the probability of AI-made.
 
     Rows and order are the input's. Images that cannot be read are listed in
     NAME.errors.csv beside the output, all others are scored, and the exit code is 1.
     Members that joined by `stack --external` are not run: their scores are looked up by id.
 
+    Stopped or killed at any moment, the same command goes on from what was scored, kept in
+    NAME.csv.partial beside the output until the end, and the same file results. Changed members,
+    images or options start anew.
+
     \b
     Examples:
       python cli.py infer --onnx
       python cli.py infer --onnx --tta
-      python cli.py infer --onnx --input photos/ --members --output scores.csv
+      python cli.py infer --onnx --input photos/ --members --output scores.parquet
+      python cli.py infer --bundle copied/bundle --input photos/
     """
-    from tqdm import tqdm
-
     from ensemble import artifacts
+    from ensemble.quiet import quiet_decoders
+    from export import infer as inference
+    from export import journal
+    from export.inputs import read_inputs
+    from export.results import output_format
+
+    if folder and context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE:
+        raise click.UsageError("--bundle stands for itself: leave out --run")
+    click.get_current_context().with_resource(quiet_decoders())
+    output_format(output)
+    artifacts.ensure_writable(output.absolute().parent)
+    with journal.held(output) as partial:
+        inputs = read_inputs(source, images, partial)
+        ensemble = _open(run, onnx, folder, adapted, wanted)
+        if tta:
+            ensemble = inference.with_flips(ensemble, f"run: python cli.py stack --tta --run {run}")
+            gained = ", ".join(ensemble.stacker.flips or ()) or "no member, none gained"
+            click.echo(f"Averaged over mirrored images: {gained}")
+        click.echo(f"{inputs.count} images, {len(ensemble.runners)} members on {ensemble.device}")
+        if ensemble.externals:
+            click.echo(f"Looked up by id: {', '.join(member.name for member in ensemble.externals)}")
+        if not folder and (unused := sorted(set(artifacts.list_members(run)) - set(ensemble.stacker.members))):
+            click.echo(f"Not in the stack: {', '.join(unused)}; run stack to weigh them too.")
+        if adapted:
+            click.echo(inference.adaptation(inputs, ensemble))
+        chosen = inference.Options(members, tta, adapted, fill)
+        done = inference.infer_to_file(inputs, ensemble, output, partial, chosen, click.echo)
+    speed = f", {done.images_per_second:,.1f} images per second" if done.images_per_second else ""
+    click.echo(f"{done.scored} images scored -> {output}{speed}")
+    if done.listing is None:
+        return 0
+    click.echo(f"Error: {done.failed} images could not be read, listed in {done.listing}", err=True)
+    return 1 if done.scored else 2
+
+
+def _open(run: Path, onnx: bool, folder: Path | None, adapted: bool, wanted: Wanted) -> "Ensemble":
+    """The bundle at `folder`, or the run's members or bundle, exported first where it is out of date."""
     from ensemble.stack_run import read_stacker
     from export import bundle, predictor
-    from export import infer as inference
     from export.export_run import export_run
-    from export.inputs import read_inputs
 
-    artifacts.ensure_writable(output.absolute().parent)
-    inputs = read_inputs(source, images)
-    if adapted:
-        read_stacker(run).adaptation()  # told before anything is exported
+    if folder:
+        return predictor.load_bundle(folder, wanted, click.echo)
     if onnx and not bundle.is_current(run):
+        if adapted:
+            read_stacker(run).adaptation()  # told before anything is exported
         click.echo("The bundle is missing or older than the members or the stack: exporting first.")
         export_run(run, click.echo)
-    ensemble = predictor.load_run(run, onnx, device)
-    if tta:
-        ensemble = inference.with_flips(ensemble, f"run: python cli.py stack --tta --run {run}")
-        click.echo(
-            f"Averaged over mirrored images: {', '.join(ensemble.stacker.flips or ()) or 'no member, none gained'}"
-        )
-    click.echo(f"{len(inputs.ids)} images, {len(ensemble.runners)} members on {ensemble.device}")
-    if ensemble.externals:
-        click.echo(f"Looked up by id: {', '.join(member.name for member in ensemble.externals)}")
-    if unused := sorted(set(artifacts.list_members(run)) - set(ensemble.stacker.members)):
-        click.echo(f"Not in the stack: {', '.join(unused)}; run stack to weigh them too.")
-    if adapted:
-        click.echo(inference.adaptation(inputs, ensemble))
-    with tqdm(total=len(inputs.ids), desc="infer", unit="image", leave=False, disable=None) as bar:
-        result, errors = inference.infer(inputs, ensemble, with_members, batch_size, bar.update, adapted)
-    listing = inference.write_result(output, result, errors, fill)
-    scored = len(result) - len(errors)
-    click.echo(f"{scored} images scored -> {output}")
-    if listing is None:
-        return 0
-    click.echo(f"Error: {len(errors)} images could not be read, listed in {listing}", err=True)
-    return 1 if scored else 2
+    return predictor.load_run(run, onnx, wanted, click.echo)

@@ -7,10 +7,11 @@ from conftest import HOSTILE_NAMES
 from helpers import CONTRACT, SCALES, STACKER, expected_logits, read_csv, write_csv, write_image
 from PIL import Image
 
-from ensemble.errors import ArtifactError, DataError
+from ensemble.errors import ArtifactError
 from ensemble.metrics import sigmoid
 from ensemble.score import Runner
-from export.infer import Ensemble, average, infer, member_logits, with_flips, write_result
+from export import journal
+from export.infer import Ensemble, Options, average, infer, infer_to_file, member_logits, with_flips
 from export.inputs import read_inputs
 
 HOSTILE = [*HOSTILE_NAMES, " spaces ", "😀", "nan", "1.50", "-0", "=1+1", "'", "TRUE", "#", "\ufeff", "a\rb", "a\r\nb"]
@@ -32,6 +33,11 @@ def write_images(folder, names):
 
 def score(source, images=None, **options):
     return infer(read_inputs(source, images), ENSEMBLE, **options)
+
+
+def to_file(output, source, ensemble=ENSEMBLE, say=print, **options):
+    with journal.held(output) as folder:
+        return infer_to_file(read_inputs(source, spill=folder), ensemble, output, folder, Options(**options), say)
 
 
 def expected(files):
@@ -74,6 +80,18 @@ def test_a_folder_is_scored_in_the_order_of_its_names(tmp_path):
     np.testing.assert_allclose(result["target"], expected([files[1], files[0], files[2]]), rtol=1e-6)
 
 
+def test_images_in_a_parquet_file_are_scored_as_files_are(tmp_path):
+    files = write_images(tmp_path, ["a.png", "b.png", "c.png"])
+    files[1].write_bytes(b"")
+    by_file, _ = score(tmp_path)
+    frame = pd.DataFrame({"image": [{"bytes": file.read_bytes(), "path": file.name} for file in files]})
+    frame.to_parquet(tmp_path / "set.parquet", row_group_size=2)
+    result, errors = score(tmp_path / "set.parquet")
+    pd.testing.assert_frame_equal(result, by_file)
+    place = f"{tmp_path / 'set.parquet'}:1"
+    assert errors.to_dict("records") == [{"id": "b.png", "path": place, "error": f"{place}: the file is empty"}]
+
+
 @pytest.mark.parametrize("how", ["by id", "by path", "folder"])
 def test_hostile_ids_survive_the_round_trip(tmp_path, how):
     files = write_images(tmp_path / "images", [f"{name}.png" for name in HOSTILE])
@@ -87,59 +105,17 @@ def test_hostile_ids_survive_the_round_trip(tmp_path, how):
         source = write_csv(table, id=ids, path=paths)
     else:
         source, ids = tmp_path / "images", sorted(f"{name}.png" for name in HOSTILE)
-    result, errors = score(source)
-    output = tmp_path / "out.csv"
-    assert write_result(output, result, errors) is None
-    read = read_csv(output)
+    done = to_file(tmp_path / "out.csv", source)
+    assert (done.scored, done.failed, done.listing) == (len(HOSTILE), 0, None)
+    read = read_csv(tmp_path / "out.csv")
     assert list(read["id"]) == ids
     stems = [key.removeprefix("</script>/").removesuffix(".png") for key in ids]
     np.testing.assert_allclose(read["target"].astype(float), [named[stem] for stem in stems], rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        ({"id": ["a", "b", "a"]}, "ids given more than once: 'a'; each image is scored once"),
-        ({"id": ["a", "zz", ""]}, "2 of 3 ids have no image in .*: 'zz', ''; name their folder with --images"),
-        ({"id": ["a", "same"]}, r"ids that match more than one file in .*: 'same' \(x/same\.png and y/same\.png\)"),
-        ({"path": ["a.png", "zz.png"]}, "1 of 2 paths in .* do not exist below .*: 'zz.png'"),
-        ({"path": ["a.png", "a.png"]}, "ids given more than once: 'a.png'"),
-        ({"name": ["a"]}, "needs a column id or path; it has: name"),
-        ({"id": []}, "has no rows"),
-    ],
-)
-def test_tables_that_leave_a_doubt_are_refused(tmp_path, columns, message):
-    write_images(tmp_path, ["a.png", "b.png", "x/same.png", "y/same.png"])
-    with pytest.raises(DataError, match=message):
-        read_inputs(write_csv(tmp_path / "test.csv", **columns))
-
-
-def test_the_suffix_settles_an_ambiguous_id(tmp_path):
-    files = write_images(tmp_path, ["a.jpg", "a.png"])
-    assert read_inputs(write_csv(tmp_path / "test.csv", id=["a.png", "a.jpg"])).files == (files[1], files[0])
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda path: path / "gone.csv", "no input at .*gone.csv; give a CSV with a column id, or a folder"),
-        (lambda path: path, "holds no images"),
-        (lambda path: write_csv(path / "test.csv", id=["a"]), "1 of 1 ids have no image"),
-    ],
-)
-def test_a_missing_input_is_refused(tmp_path, make, message):
-    with pytest.raises(DataError, match=message):
-        read_inputs(make(tmp_path))
-
-
-def test_a_missing_image_folder_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"no such folder: .*photos \(--images\)"):
-        read_inputs(write_csv(tmp_path / "test.csv", id=["a"]), tmp_path / "photos")
-
-
 def test_members_have_columns_of_their_own_probability(tmp_path):
     files = write_images(tmp_path, ["0.png", "1.png", "2.png"])
-    result, _ = score(tmp_path, with_members=True, batch_size=2)
+    result, _ = score(tmp_path, with_members=True)
     assert list(result.columns) == ["id", "target", "one", "two"]
     np.testing.assert_allclose(result[["one", "two"]], sigmoid(expected_logits(files)), rtol=1e-6)
 
@@ -159,22 +135,21 @@ def broken(tmp_path):
 
 
 def test_unreadable_images_are_listed_and_have_no_target(tmp_path, broken):
-    result, errors = score(broken, with_members=True)
-    listing = write_result(tmp_path / "out.csv", result, errors)
+    done = to_file(tmp_path / "out.csv", broken, members=True)
+    assert (done.scored, done.failed) == (2, 1)
     read = read_csv(tmp_path / "out.csv")
     assert list(read["id"]) == ["a.png", "b,1.png", "c.png"]
     assert read.loc[1, ["target", "one", "two"]].tolist() == ["", "", ""]
     assert (read.loc[[0, 2], ["target", "one", "two"]] != "").all(axis=None)
-    assert listing == tmp_path / "out.errors.csv"
-    assert read_csv(listing).to_dict("records") == [
+    assert done.listing == tmp_path / "out.errors.csv"
+    assert read_csv(done.listing).to_dict("records") == [
         {"id": "b,1.png", "path": str(broken / "b,1.png"), "error": f"{broken / 'b,1.png'}: the file is empty"}
     ]
 
 
 def test_fill_stands_in_for_unreadable_images_alone(tmp_path, broken):
-    result, errors = score(broken, with_members=True)
-    write_result(tmp_path / "plain.csv", result, errors)
-    write_result(tmp_path / "filled.csv", result, errors, fill=0.5)
+    to_file(tmp_path / "plain.csv", broken, members=True)
+    to_file(tmp_path / "filled.csv", broken, members=True, fill=0.5)
     plain, filled = read_csv(tmp_path / "plain.csv"), read_csv(tmp_path / "filled.csv")
     assert filled.loc[1].tolist() == ["b,1.png", "0.5", "0.5", "0.5"]
     pd.testing.assert_frame_equal(filled.drop(index=1), plain.drop(index=1))
@@ -182,9 +157,9 @@ def test_fill_stands_in_for_unreadable_images_alone(tmp_path, broken):
 
 
 def test_an_older_error_list_goes_when_all_images_are_read(tmp_path, broken):
-    write_result(tmp_path / "out.csv", *score(broken))
+    to_file(tmp_path / "out.csv", broken)
     write_image(broken / "b,1.png")
-    assert write_result(tmp_path / "out.csv", *score(broken)) is None
+    assert to_file(tmp_path / "out.csv", broken).listing is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out.csv"]
 
 
@@ -201,20 +176,14 @@ def test_a_member_without_an_answer_is_not_written_as_an_unreadable_image(tmp_pa
         infer(read_inputs(tmp_path), Ensemble((silent,), average("one"), "cpu"))
 
 
-@pytest.mark.parametrize("place", ["file.txt/out.csv", "folder"])
-def test_an_output_that_cannot_be_written_is_one_clear_error(tmp_path, place):
+@pytest.mark.parametrize(("place", "kept"), [("file.txt/out.csv", []), ("folder.csv", ["folder.csv.partial"])])
+def test_an_output_that_cannot_be_written_is_one_clear_error(tmp_path, place, kept):
     (tmp_path / "file.txt").write_text("in the way")
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.csv").mkdir()
     write_images(tmp_path / "images", ["a.png"])
     with pytest.raises(ArtifactError, match=r"cannot (make|write) .*; choose another place"):
-        write_result(tmp_path / place, *score(tmp_path / "images"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.txt", "folder", "images"]
-
-
-def test_targets_keep_nine_digits(tmp_path):
-    target = 0.123456789012
-    write_result(tmp_path / "out.csv", pd.DataFrame({"id": ["a"], "target": [target]}), pd.DataFrame())
-    assert (tmp_path / "out.csv").read_text() == "id,target\na,0.123456789\n"
+        to_file(tmp_path / place, tmp_path / "images")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.txt", "folder.csv", *kept, "images"]
 
 
 def test_flips_are_averaged_where_they_helped_and_only_there(tmp_path):

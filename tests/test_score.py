@@ -1,15 +1,18 @@
 import threading
 from dataclasses import replace
+from itertools import count, islice
 
 import numpy as np
 import pytest
 from helpers import CONTRACT, write_image
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from ensemble import images
-from ensemble.contract import ImageContract
+from ensemble.contract import CROP_COUNTS, ImageContract
 from ensemble.errors import ImageError
-from ensemble.score import Runner, image_score, score_images
+from ensemble.score import AHEAD, CHUNK_BYTES, MOST_ROWS, Runner, chunk_rows, image_score, score_images, score_stream
 
 CROPS = ImageContract(size=8, mean=CONTRACT.mean, std=CONTRACT.std, geometry="native_crops", count=4)
 
@@ -49,20 +52,20 @@ def test_batch_boundaries_change_nothing(tmp_path, count):
 
 def test_an_image_is_decoded_once_for_all_members(tmp_path, monkeypatch):
     decoded, lock = [], threading.Lock()
-    decode, to_pixels = images.decode, images.to_pixels
+    decode, prepare = images.decode, images.prepare
 
-    def counted(file):
+    def counted(file, large):
         with lock:
             decoded.append(file)
-        return decode(file)
+        return decode(file, large=large)
 
-    def resized(image, contract):
+    def resized(image, contracts):
         with lock:
-            decoded.append(contract.size)
-        return to_pixels(image, contract)
+            decoded.extend(contract.size for contract in contracts)
+        return prepare(image, contracts)
 
     monkeypatch.setattr(images, "decode", counted)
-    monkeypatch.setattr(images, "to_pixels", resized)
+    monkeypatch.setattr(images, "prepare", resized)
     files = grey_files(tmp_path, [1, 2, 3])
     normalised = replace(CONTRACT, mean=(0.1, 0.2, 0.3))  # another member's numbers, the same pixels
     small = replace(CONTRACT, size=4)
@@ -88,6 +91,14 @@ def test_views_of_an_image_are_averaged(tmp_path):
     assert logits[:, 0].tolist() == [(40**2 + 80**2 + 200**2) / 4, 100, 400]
     assert logits[1:, 1].tolist() == [10, 20]
     assert batches == [8, 4]
+
+
+def test_what_runs_beside_an_image_does_not_depend_on_others_being_readable(tmp_path):
+    files, batches = grey_files(tmp_path, [10, 20, 30, 40, 50, 60]), []
+    files[1].write_bytes(b"")
+    logits, _ = score_images(files, [brightness(batches=batches)], 2)
+    assert batches == [1, 2, 2]
+    assert logits[[0, 2, 3, 4, 5], 0].tolist() == [10, 30, 40, 50, 60]
 
 
 BROKEN = {
@@ -141,3 +152,141 @@ def test_a_decoded_image_that_no_contract_can_take_is_an_image_error():
     thin = replace(CONTRACT, geometry="center_crop", size=224)
     with pytest.raises(ImageError, match="too thin"):
         image_score([brightness(contract=thin)])([Image.new("RGB", (1, 5000))])
+
+
+def grey(value, large=None):
+    return Image.new("RGB", (20, 12), (value % 256,) * 3)
+
+
+def counted(taken):
+    for row in count():
+        taken.append(row)
+        yield row
+
+
+def scored(stream):
+    return [chunk.logits[:, 0].tolist() for chunk in stream]
+
+
+def test_rows_without_end_are_scored_as_they_come():
+    stream = score_stream(count(), grey, [brightness()], 3)
+    assert scored(islice(stream, 2)) == [[0, 1, 2], [3, 4, 5]]
+    stream.close()
+
+
+def test_images_are_decoded_while_a_member_runs():
+    decoded = [threading.Event() for _ in range(12)]
+
+    def read(row, large):
+        decoded[row].set()
+        return grey(row)
+
+    def run(pixels):
+        first = int(pixels[0, 0, 0, 0])
+        # as this chunk runs, threads read the next ones to their last row
+        assert all(event.wait(10) for event in decoded[: first + (1 + AHEAD) * 2 - 1])
+        return pixels[:, 0, 0, 0].astype(np.float32)
+
+    assert scored(score_stream(range(12), read, [Runner("one", CONTRACT, run)], 2)) == [
+        [k, k + 1] for k in range(0, 12, 2)
+    ]
+
+
+def test_large_images_are_decoded_one_at_a_time():
+    busy = threading.Lock()
+
+    def read(row, large):
+        large()
+        assert busy.acquire(blocking=False)
+        image = grey(row)
+        busy.release()
+        return image
+
+    assert scored(score_stream(range(40), read, [brightness()], 20, workers=8)) == [
+        list(range(20)),
+        list(range(20, 40)),
+    ]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_no_more_is_read_ahead_than_a_few_chunks(together):
+    taken = []
+    stream = score_stream(counted(taken), grey, [brightness()], 4, together)
+    for done in range(1, 6):
+        next(stream)
+        assert len(taken) <= 4 * (done + AHEAD + together)
+    stream.close()
+
+
+def test_members_run_together_where_asked_and_in_turn_where_not():
+    meeting = threading.Barrier(2, timeout=10)  # passed only by two at once
+    busy = threading.Lock()
+
+    def meets(pixels):
+        meeting.wait()
+        return pixels[:, 0, 0, 0].astype(np.float32)
+
+    def alone(pixels):
+        assert busy.acquire(blocking=False)
+        logits = pixels[:, 0, 0, 0].astype(np.float32)
+        busy.release()
+        return logits
+
+    for run, together in ((meets, True), (alone, False)):
+        runners = [Runner("one", CONTRACT, run), Runner("two", CONTRACT, run)]
+        assert scored(score_stream(range(5), grey, runners, 2, together)) == [[0, 1], [2, 3], [4]]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_failing_member_ends_the_stream_at_once(together):
+    taken = []
+
+    def fail(pixels):
+        raise RuntimeError("out of memory")
+
+    endless = counted(taken)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(score_stream(endless, grey, [brightness(), Runner("two", CONTRACT, fail)], 4, together))
+    assert len(taken) <= 4 * (2 + AHEAD)
+
+
+def test_a_failing_thread_ends_the_stream_at_once():
+    def read(row, large):
+        if row == 5:
+            raise MemoryError("no room for it")
+        return grey(row)
+
+    stream = score_stream(count(), read, [brightness()], 2)
+    assert scored(islice(stream, 2)) == [[0, 1], [2, 3]]
+    with pytest.raises(MemoryError, match="no room for it"):
+        next(stream)
+
+
+def test_a_list_scored_from_a_chunk_on_has_the_same_companions():
+    def companions(pixels):  # of each row: what it runs beside
+        return np.full(len(pixels), pixels[:, 0, 0, 0].sum(), dtype=np.float32)
+
+    whole, rest = (scored(score_stream(range(a, 11), grey, [Runner("one", CONTRACT, companions)], 4)) for a in (0, 4))
+    assert rest == whole[1:]
+
+
+FULL = [
+    replace(CONTRACT, size=size, filter=filter_name)
+    for size, filter_name in ((224, "bicubic"), (256, "bicubic"), (384, "bicubic"), (384, "bilinear"), (224, "bicubic"))
+]
+CONTRACTS = st.builds(replace, st.just(CROPS), size=st.integers(1, 1024), count=st.sampled_from(CROP_COUNTS))
+
+
+def test_a_chunk_of_full_size_members_is_smaller_than_one_of_small_members():
+    assert chunk_rows([CONTRACT], "cpu") == MOST_ROWS
+    assert (chunk_rows(FULL, "cpu"), chunk_rows(FULL, "cuda")) == (32, 128)
+    assert chunk_rows([*FULL, replace(CROPS, size=384, count=16)], "cpu") == 8
+    assert chunk_rows([], "cpu") == MOST_ROWS
+
+
+@given(st.lists(CONTRACTS, max_size=5), st.sampled_from(["cpu", "cuda"]))
+def test_a_chunk_divides_a_shard_and_is_bounded_in_bytes(contracts, device):
+    rows = chunk_rows(contracts, device)
+    assert MOST_ROWS % rows == 0
+    pixels = sum({contract.view: 3 * contract.count * contract.size**2 for contract in contracts}.values())
+    assert rows == 1 or rows * pixels <= CHUNK_BYTES[device]
