@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble import options
+from export.setting import Wanted, runtime_options
 
 if TYPE_CHECKING:
     from ensemble.shift import Estimate
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 )
 @options.seed
 @options.run
-@options.device
-def adapt(source: Path, share: float | None, seed: int, run: Path, device: str) -> None:
+@runtime_options
+def adapt(source: Path, share: float | None, seed: int, run: Path, wanted: Wanted) -> None:
     """Estimate one shift of the stack's logit from unlabelled target images.
 
     The share of ai among them is the one under which their scores are likeliest, and the shift
@@ -56,14 +57,14 @@ def adapt(source: Path, share: float | None, seed: int, run: Path, device: str) 
     from export import bundle, predictor
     from export.export_run import export_run
     from export.infer import member_logits
-    from export.inputs import read_inputs
+    from export.inputs import files, read_inputs
 
     inputs = read_inputs(source)
     exported = bundle.is_current(run)
-    ensemble = predictor.load_run(run, exported, device)
+    ensemble = predictor.load_run(run, exported, wanted, click.echo)
     stacker, fitted_prior = ensemble.stacker, stack_run.fitted_prior(run, ensemble.stacker)
-    click.echo(f"{len(inputs.ids)} images, {len(ensemble.runners)} members on {ensemble.device}")
-    with tqdm(total=len(inputs.ids), desc="adapt", unit="image", leave=False, disable=None) as bar:
+    click.echo(f"{inputs.count} images, {len(ensemble.runners)} members on {ensemble.device}")
+    with tqdm(total=inputs.count, desc="adapt", unit="image", leave=False, disable=None) as bar:
         scores, failed = member_logits(inputs, ensemble, progress=bar.update)
     logits = stacker.logit(np.delete(scores, list(failed), axis=0))
     found = shift.estimate(logits, fitted_prior, share, seed=seed)
@@ -73,7 +74,7 @@ def adapt(source: Path, share: float | None, seed: int, run: Path, device: str) 
         images=len(logits),
         data=os.fsencode(source).decode("utf-8", "replace"),
         estimator="em" if share is None else "share",
-        names=shift.names_sha256([file.name for file in inputs.files]),
+        names=shift.names_sha256([file.name for file in files(inputs)]),
     )
     stack_run.store_shift(run, stored)
     if exported:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensemble import options
+from export.setting import Wanted, runtime_options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,9 +35,8 @@ class Job:
     leave_out: str | None
     stress: bool
     allow_trained: bool
-    batch_size: int
     seed: int
-    device: str
+    wanted: Wanted
 
 
 @click.command("evaluate")
@@ -87,9 +87,8 @@ class Job:
 )
 @click.option("--stress", is_flag=True, help="Images of one class only: how many fall on the wrong side.")
 @click.option("--allow-trained", is_flag=True, help="Score images of the run's own training too; no test, and said so.")
-@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Images that run together.")
 @options.seed
-@options.device
+@runtime_options
 def evaluate(
     images: Path | None, classes: dict[str, str], positive: str | None, group_column: str, **settings: Any
 ) -> int:
@@ -131,7 +130,7 @@ def _evaluate(job: Job, items: "Sequence[Labelled]", benchmarks: Sequence[str]) 
     items = evaluate_run.choose(items, job.limit, job.seed)
     evaluate_run.check_classes(items, job.stress)
     name = evaluate_run.name_of(job.data, job.name, job.limit, job.track)
-    model, run, title = load_model(job.run, job.model, job.onnx, job.device, job.batch_size)
+    model, run, title = load_model(job.run, job.model, job.onnx, job.wanted, click.echo)
     folder = evaluate_run.output_folder(run, job.output, name)
     artifacts.ensure_writable(folder)
     if job.leave_out is not None:

@@ -1,19 +1,21 @@
 """What `evaluate` scores: a run, a bundle or a classifier, with a hash of all that decides its logits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ensemble import artifacts, external
 from ensemble.errors import ArtifactError, some
 from ensemble.evaluate import Model
 from ensemble.score import image_score
-from ensemble.stack_run import fingerprint, read_stacker
+from ensemble.stack_run import read_stacker
 from export import bundle, predictor
-from export.infer import Ensemble
+from export.setting import Wanted
+
+BATCH = 16  # images that are prepared together
 
 
 def load_model(
-    run: Path, source: str | None, onnx: bool, device: str, batch_size: int
+    run: Path, source: str | None, onnx: bool, wanted: Wanted, say: Callable[[str], object]
 ) -> tuple[Model, Path | None, str]:
     """The model, the run that it is of (None for a bundle or a classifier alone), and what to call it.
 
@@ -28,11 +30,10 @@ def load_model(
                 f"the bundle of {folder} is missing or older than its members; export it first: "
                 f"python cli.py export --run {folder}"
             )
-        ensemble = predictor.load_run(folder, onnx, device)
+        ensemble = predictor.load_run(folder, onnx, wanted, say)
     else:
-        ensemble = predictor.load(folder, device)
-    found = artifacts.json_sha256(_identity(folder, of_run, onnx, ensemble))
-    model = Model(image_score(ensemble.runners), ensemble.stacker, found, batch_size)
+        ensemble = predictor.load(folder, wanted, say=say)
+    model = Model(image_score(ensemble.runners), ensemble.stacker, ensemble.identity, wanted.batch or BATCH)
     names = ensemble.stacker.members
     title = f"the stack of {len(names)} members" if of_run or len(names) > 1 else names[0]
     return model, folder if of_run else None, title
@@ -51,14 +52,3 @@ def _is_run(folder: Path) -> bool:
     return not (folder / "bundle.json").is_file() and (
         artifacts.stacker_path(folder).is_file() or artifacts.members_path(folder).is_dir()
     )
-
-
-def _identity(folder: Path, of_run: bool, onnx: bool, ensemble: Ensemble) -> list[object]:
-    """Hashes of the weights and contracts; the stacker does not enter."""
-    if of_run and not onnx:
-        return ["torch", fingerprint(folder, ensemble.stacker.members)["members"]]
-    if of_run or (folder / "bundle.json").is_file():
-        values = bundle.open_bundle(artifacts.bundle_path(folder) if of_run else folder)
-        return ["onnx", values["members"], {name: file for name, file in values["files"].items() if "/" in name}]
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
-    return ["classifier", {path.name: artifacts.file_sha256(path) for path in files}]

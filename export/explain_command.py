@@ -66,7 +66,7 @@ def explain(
     from ensemble.stack_run import read_stacker
     from export import runtime
     from export.infer import Ensemble, member_logits
-    from export.inputs import Inputs
+    from export.inputs import of_files
 
     stacker = read_stacker(run)
     elsewhere = external.externals_of(run, stacker.members)
@@ -80,11 +80,11 @@ def explain(
     from ensemble.images import decode
 
     shown = decode(image)
-    chosen = runtime.choose_device(device, onnx=False)
+    chosen = runtime.choose_device(device)
     loaded = {name: load_member(run, name) for name in trained}
     runners = tuple(runtime.torch_runner(name, member, chosen) for name, member in loaded.items())
     known = (key for key in (image.name, image.stem) if all(key in member.test.index for member in elsewhere))
-    inputs = Inputs((next(known, image.name),), (image,))
+    inputs = of_files([next(known, image.name)], [image])
     logits, failed = member_logits(inputs, Ensemble(runners, stacker, chosen, elsewhere))
     if failed:
         raise ImageError(failed[0])

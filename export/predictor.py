@@ -1,5 +1,7 @@
 """Predictor: a run, a bundle or a single classifier, as one object for notebooks."""
 
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Self
 
@@ -7,70 +9,75 @@ import numpy as np
 import pandas as pd
 
 from ensemble import artifacts, external
-from ensemble.errors import BackboneError, DataError
-from ensemble.labels import resolve_polarity
-from ensemble.stack_run import read_stacker
+from ensemble.errors import BackboneError, DataError, UnavailableError
+from ensemble.quiet import quiet_decoders
+from ensemble.stack_run import fingerprint, read_stacker
 from export import bundle, runtime
+from export.hardware import version
 from export.infer import Ensemble, average, infer
 from export.inputs import resolve_table
+from export.plan import open_member, plan_bundle
+from export.setting import ON_GPU, Wanted
 
 HUB_PREFIX = "hf://"
+ANY = Wanted()
+Say = Callable[[str], object]
 
 
-def load_run(run: Path, onnx: bool, device: str) -> Ensemble:
-    """A run's ensemble from its bundle, or from its torch members."""
+def silent(line: str) -> None:
+    """Say nothing."""
+
+
+def load_run(run: Path, onnx: bool, wanted: Wanted = ANY, say: Say = silent) -> Ensemble:
+    """A run's ensemble from its bundle, or from its torch members; `say` is told what was chosen and why."""
     if onnx:
-        return load_bundle(artifacts.bundle_path(run), device)
-    runtime.require_torch()
-    chosen = runtime.choose_device(device, onnx=False)
+        return load_bundle(artifacts.bundle_path(run), wanted, say)
+    device = _torch_device(wanted)
     from ensemble.members import load_member
 
     stacker = read_stacker(run)
     externals = external.externals_of(run, stacker.members)
     trained = [name for name in stacker.members if name not in {member.name for member in externals}]
-    members = [runtime.torch_runner(name, load_member(run, name), chosen) for name in trained]
-    return Ensemble(tuple(members), stacker, chosen, externals)
+    members = [runtime.torch_runner(name, load_member(run, name), device, wanted.batch) for name in trained]
+    identity = artifacts.json_sha256([version("torch"), device, wanted.batch, fingerprint(run, trained)["members"]])
+    return Ensemble(tuple(members), stacker, device, externals, identity)
 
 
-def load_bundle(folder: Path, device: str) -> Ensemble:
-    """A bundle's ensemble, every file checked, in ONNX Runtime."""
-    chosen = runtime.choose_device(device, onnx=True)
-    runners, stacker = bundle.load_bundle(folder, chosen)
-    return Ensemble(tuple(runners), stacker, chosen, external.externals_of(folder, stacker.members))
+def load_bundle(folder: Path, wanted: Wanted = ANY, say: Say = silent) -> Ensemble:
+    """A bundle's ensemble, every file checked; `say` is told what was chosen and why."""
+    stacker, plan = plan_bundle(folder, wanted, say)
+    runners = [open_member(member, say) for member in plan]
+    device = "cuda" if any(member.setting.runtime in ON_GPU for member in plan) else "cpu"
+    used = [[m.contract.to_dict(), m.sha256, asdict(m.setting), version(m.setting.runtime)] for m in plan]
+    return Ensemble(
+        tuple(runners), stacker, device, external.externals_of(folder, stacker.members), artifacts.json_sha256(used)
+    )
 
 
-def load_classifier(folder: Path, device: str, positive: str | None = None) -> Ensemble:
+def load_classifier(folder: Path, wanted: Wanted = ANY, positive: str | None = None) -> Ensemble:
     """Any two-class image classifier in transformers' layout; `target` is P(its AI-made class)."""
-    runtime.require_torch()
-    from ensemble import backbone, contracts
-    from ensemble.members import stored_contract
+    device = _torch_device(wanted)
+    from export.classifier import read_classifiers
 
-    network, config = backbone.load_classifier(folder)
-    names = {int(index): str(name) for index, name in config.id2label.items()}
-    try:
-        _, chosen = resolve_polarity([names[index] for index in sorted(names)], positive)
-    except ValueError as error:
-        raise BackboneError(f"{folder}: {error}") from None
-    index = next(index for index, name in names.items() if name == chosen)
-    contract = stored_contract(folder) or contracts.from_checkpoint(folder, config)
-    member = backbone.Member(network, contract, positive=index)
-    name = folder.name or "classifier"
-    chosen_device = runtime.choose_device(device, onnx=False)
-    return Ensemble((runtime.torch_runner(name, member, chosen_device),), average(name), chosen_device)
+    (one,) = read_classifiers({folder.name or "classifier": folder}, positive)
+    identity = artifacts.json_sha256([version("torch"), device, wanted.batch, one.sha256])
+    runner = runtime.torch_runner(one.name, one.load(), device, wanted.batch)
+    return Ensemble((runner,), average(one.name), device, identity=identity)
 
 
-def load(source: str | Path, device: str = "auto", positive: str | None = None) -> Ensemble:
+def load(source: str | Path, wanted: Wanted = ANY, positive: str | None = None, say: Say = silent) -> Ensemble:
     """The ensemble at `source`: a run, a bundle, a classifier's folder, or hf://USER/REPO of the last two.
 
     Only hf:// reaches the network. A run's current bundle is preferred to its torch members.
     """
     folder = locate(source)
     if (folder / "bundle.json").is_file():
-        return load_bundle(folder, device)
+        return load_bundle(folder, wanted, say)
     if artifacts.stacker_path(folder).is_file() or artifacts.members_path(folder).is_dir():
-        return load_run(folder, bundle.is_current(folder), device)
+        onnx = wanted.runtime != "torch" and bundle.is_current(folder)
+        return load_run(folder, onnx, wanted, say)
     if (folder / "config.json").is_file():
-        return load_classifier(folder, device, positive)
+        return load_classifier(folder, wanted, positive)
     raise BackboneError(
         f"{source} is neither a run, a bundle nor a classifier (no bundle.json, members or config.json)"
     )
@@ -94,26 +101,36 @@ class Predictor:
     device: cpu or cuda.
     """
 
-    def __init__(self, source: str | Path, ensemble: Ensemble, device: str, positive: str | None) -> None:
-        self.device = device
+    def __init__(self, source: str | Path, ensemble: Ensemble, wanted: Wanted, positive: str | None) -> None:
+        self.device = ensemble.device
         self.errors = pd.DataFrame(columns=["id", "path", "error"])
-        self._source, self._ensemble, self._positive = source, ensemble, positive
+        self._source, self._ensemble, self._wanted, self._positive = source, ensemble, wanted, positive
 
     @classmethod
-    def load(cls, source: str | Path, device: str = "auto", positive: str | None = None) -> Self:
+    def load(
+        cls,
+        source: str | Path,
+        device: str = "auto",
+        positive: str | None = None,
+        runtime: str = "auto",
+        precision: str = "auto",
+    ) -> Self:
         """Load a run, a bundle, a two-class classifier's folder, or hf://USER/REPO.
 
-        positive: the class that means AI-made, where label names do not say.
+        positive: the class that means AI-made, where label names do not say. runtime and
+        precision: as the options of `infer`.
         """
-        ensemble = load(source, device, positive)
-        return cls(source, ensemble, ensemble.device, positive)
+        wanted = Wanted(runtime, precision, device)
+        return cls(source, load(source, wanted, positive), wanted, positive)
 
     def to(self, device: str) -> Self:
         """Move to cpu or cuda; UnavailableError if it is not here."""
-        self._ensemble = load(self._source, device, self._positive)
+        self._wanted = replace(self._wanted, device=device)
+        self._ensemble = load(self._source, self._wanted, self._positive)
         self.device = self._ensemble.device
         return self
 
+    @quiet_decoders()
     def predict(self, frame: pd.DataFrame, images: str | Path | None = None) -> pd.DataFrame:
         """The same rows, order and index with `target`, P(ai) in [0, 1]; NaN where `errors` says why.
 
@@ -127,6 +144,18 @@ class Predictor:
         inputs = resolve_table(frame[keys].astype(str), Path("frame"), Path(images) if images is not None else None)
         result, self.errors = infer(inputs, self._ensemble)
         return frame.assign(target=result["target"].to_numpy())
+
+
+def _torch_device(wanted: Wanted) -> str:
+    """Where torch members run: fp32, without a bundle."""
+    if wanted.runtime not in ("auto", "torch"):
+        raise UnavailableError(f"{wanted.runtime} runs a run's bundle, not its torch members; add --onnx")
+    if wanted.precision not in ("auto", "fp32"):
+        raise UnavailableError(f"torch members are run at fp32; for {wanted.precision} run the bundle: add --onnx")
+    if wanted.tune:
+        raise UnavailableError("--tune measures what runs a bundle, not torch members; add --onnx")
+    runtime.require_torch()
+    return runtime.choose_device(wanted.device)
 
 
 def _from_hub(name: str) -> Path:

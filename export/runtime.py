@@ -1,42 +1,40 @@
-"""What runs a member: ONNX Runtime or torch, each as a `Runner`. A device that was asked for is never replaced."""
+"""What runs a member: torch, ONNX Runtime or OpenVINO, each as a `Runner`. What was asked for is never replaced."""
 
-import ctypes
 import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ensemble.contract import ImageContract
-from ensemble.errors import ArtifactError, UnavailableError
+from ensemble.errors import UnavailableError
 from ensemble.score import Runner
+from export.setting import Setting
 
 if TYPE_CHECKING:
-    import onnxruntime
-
     from ensemble.backbone import Member
 
-CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+TORCH_BATCH = 16  # images, where nobody asked for another number
 
 
-def onnx_runner(name: str, path: Path, contract: ImageContract, device: str) -> Runner:
-    """An exported member in ONNX Runtime on `device`, cpu or cuda."""
-    session = _session(path, device)
+def open_runner(name: str, path: Path, contract: ImageContract, setting: Setting) -> Runner:
+    """An exported member, ready to run as `setting` says.
 
-    def run(pixels: np.ndarray) -> np.ndarray:
-        logits: np.ndarray = session.run(["logit"], {"pixels": np.ascontiguousarray(pixels)})[0]
-        return logits
+    Its `run` takes any number of images, uint8 [N, S, S, 3], and gives float32 logits [N].
+    Raises UnavailableError for what this machine cannot do, ArtifactError for a damaged file.
+    """
+    if setting.runtime == "openvino":
+        from export.openvino_runtime import open_model as opened
+    else:
+        from export.onnx_sessions import open_session as opened
+    return Runner(name, contract, opened(path, contract.size, setting))
 
-    return Runner(name, contract, run)
 
-
-def torch_runner(name: str, member: "Member", device: str) -> Runner:
-    """A torch member on `device`, cpu or cuda."""
+def torch_runner(name: str, member: "Member", device: str, batch: int | None = None) -> Runner:
+    """A torch member on `device`, cpu or cuda, `batch` images at a time."""
     import torch
 
     from ensemble.torch_runner import torch_runner as runner
 
-    return runner(name, member, torch.device(device))
+    return runner(name, member, torch.device(device), batch=batch or TORCH_BATCH)
 
 
 def require_torch() -> None:
@@ -47,50 +45,8 @@ def require_torch() -> None:
         )
 
 
-def choose_device(device: str, onnx: bool) -> str:
-    """`auto` as cuda where a GPU and its provider are here, else cpu."""
-    if device == "cpu":
-        return "cpu"
-    if not onnx:
-        from ensemble.torch_runner import choose_device as choose
+def choose_device(device: str) -> str:
+    """`auto` as cuda where torch finds a GPU, else cpu."""
+    from ensemble.torch_runner import choose_device as choose
 
-        return choose(device)
-    found = _gpu_count() > 0
-    if device == "cuda" and not found:
-        raise UnavailableError("no NVIDIA GPU was found; use --device cpu, or check the driver with nvidia-smi")
-    return "cuda" if found else "cpu"
-
-
-def _session(path: Path, device: str) -> "onnxruntime.InferenceSession":
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only; what matters of the rest is checked below
-    if device == "cuda":
-        if CUDA not in onnxruntime.get_available_providers():
-            raise UnavailableError("this ONNX Runtime has no CUDA; run: pip install 'manyeyes[cuda]', or --device cpu")
-        onnxruntime.preload_dlls()
-    providers = [CUDA, CPU] if device == "cuda" else [CPU]
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=providers)
-    except Exception as error:  # its own exceptions share no public base
-        line = str(error).strip().splitlines()[0]
-        raise ArtifactError(f"{path} cannot be run: {line}; run export again") from None
-    if session.get_providers()[0] != providers[0]:
-        raise UnavailableError(
-            "ONNX Runtime could not start CUDA; run: pip install 'manyeyes[cuda]', or use --device cpu"
-        )
-    return session
-
-
-def _gpu_count() -> int:
-    """NVIDIA GPUs by the driver's own count, without torch."""
-    for library in ("libcuda.so.1", "nvcuda.dll"):
-        try:
-            driver = ctypes.CDLL(library)
-        except OSError:
-            continue
-        count = ctypes.c_int(0)
-        if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0:
-            return count.value
-    return 0
+    return choose(device)

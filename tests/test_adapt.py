@@ -18,6 +18,7 @@ from helpers import (
 from ensemble import artifacts, stack_run
 from ensemble.metrics import sigmoid
 from export import bundle
+from export.predictor import load_bundle
 
 # logits in ten steps from -0.65 to 0.85, as written in helpers.py
 BRIGHT = [0, 20, 50, 80, 110, 140, 170, 200, 230, 255]
@@ -52,7 +53,8 @@ def targets(folder):
 def test_the_command_says_what_it_found_and_what_it_cannot_know(made):
     folder, (code, out, err) = made
     assert (code, err) == (0, "")
-    lines = out.splitlines()
+    chosen, *lines = out.splitlines()
+    assert " fp32 on " in chosen
     assert lines[0] == "12 images, 2 members on cpu"
     assert lines[1] == "1 images could not be read and were left out."
     assert re.fullmatch(
@@ -76,7 +78,7 @@ def test_the_shift_is_stored_and_the_bundle_has_it_without_a_conversion(made):
     assert f"{stacker.adapted.prior:.4f} [" in out
     assert f"{stacker.adapted.shift:.4f} [" in out
     assert bundle.is_current(run)  # though its graphs could never be converted: these members have no weights
-    assert bundle.load_bundle(artifacts.bundle_path(run), "cpu")[1] == stacker
+    assert load_bundle(artifacts.bundle_path(run)).stacker == stacker
 
 
 def test_only_infer_adapted_applies_it_and_says_so(folder):

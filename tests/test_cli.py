@@ -1,3 +1,4 @@
+import re
 import statistics
 import time
 
@@ -182,10 +183,26 @@ def run(here):
 def test_infer_scores_and_exits_with_0(here, run):
     code, out, err = run_cli(*SCORE, "--members")
     assert (code, err) == (0, "")
-    assert out == "3 images, 2 members on cpu\n3 images scored -> submission.csv\n"
+    chosen, *lines = out.splitlines()
+    assert " fp32 on " in chosen
+    assert lines[0] == "3 images, 2 members on cpu"
+    assert re.fullmatch(r"3 images scored -> submission\.csv, [\d,.]+ images per second", lines[1])
     scores = read_csv(here / "submission.csv")
     assert list(scores.columns) == ["id", "target", "one", "two"]
     assert list(scores["id"]) == ["2", "0", "1"]
+
+
+def test_a_bundle_alone_scores_as_the_run_it_came_from(here, run):
+    run_cli(*SCORE)
+    (run / "bundle").rename(here / "copied")
+    output = here / "other.csv"
+    code, out, err = run_cli("infer", "--device", "cpu", "--bundle", here / "copied", "--output", output)
+    assert (code, err) == (0, "")
+    assert "Not in the stack" not in out
+    assert output.read_bytes() == (here / "submission.csv").read_bytes()
+    code, _, err = run_cli("infer", "--bundle", here / "copied", "--run", run)
+    assert code == 2
+    assert "Error: --bundle stands for itself: leave out --run" in err
 
 
 def test_failures_listed_exit_with_1(here, run):

@@ -1,13 +1,46 @@
+import os
 import re
 
 import numpy as np
 import pytest
-from helpers import CONTRACT, write_onnx
+from helpers import CONTRACT, run_python, write_onnx
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ensemble.errors import ArtifactError, UnavailableError
-from export import runtime
+from export import openvino_runtime, runtime
+from export.hardware import find_gpu
+from export.libraries import load_openvino
+from export.setting import Setting
 
-without_gpu = pytest.mark.skipif(runtime._gpu_count() > 0, reason="a GPU is here")
+without_gpu = pytest.mark.skipif(bool(find_gpu()[0]), reason="a GPU is here")
+SETTINGS = [
+    Setting("onnxruntime"),
+    Setting("onnxruntime", batch=3),
+    Setting("openvino"),
+    Setting("openvino", batch=1, streams=2, threads=2),
+    Setting("openvino", batch=3, streams=2, threads=2),
+]
+every_setting = pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: f"{s.runtime}-{s.batch}-{s.streams}")
+every_runtime = pytest.mark.parametrize("setting", [SETTINGS[0], SETTINGS[2]], ids=str)
+QUIET = """
+import os, pathlib, socket, sys
+
+def refuse(*arguments, **options):
+    raise AssertionError("a socket was opened")
+
+socket.socket = refuse
+from ensemble.contract import ImageContract
+from export.runtime import open_runner
+from export.libraries import load_openvino
+from export.setting import Setting
+import numpy as np
+
+contract = ImageContract(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+for name in ("openvino", "onnxruntime"):
+    runner = open_runner("tiny", pathlib.Path(sys.argv[1]), contract, Setting(name))
+    print(runner.run(np.full((3, 8, 8, 3), 255, dtype=np.uint8)).tolist())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -15,48 +48,164 @@ def model(tmp_path_factory):
     return write_onnx(tmp_path_factory.mktemp("runtime") / "tiny.onnx", 4)
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_a_model_runs_at_any_batch_size(model, count):
-    pixels = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
-    runner = runtime.onnx_runner("tiny", model, CONTRACT, "cpu")
-    logits = runner.run(pixels)
+def opened(model, setting):
+    return runtime.open_runner("tiny", model, CONTRACT, setting)
+
+
+@pytest.fixture(scope="module")
+def runners(model):
+    return {setting: opened(model, setting) for setting in SETTINGS}
+
+
+def images(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+
+
+def brightness_logits(pixels):
+    return 4 * (pixels.mean(axis=(1, 2, 3), dtype=np.float64) / 255 - 0.5)
+
+
+@every_setting
+@given(count=st.integers(0, 11), seed=st.integers(0, 99))
+def test_any_number_of_images_is_scored_in_order(runners, setting, count, seed):
+    pixels = images(count, seed)
+    logits = runners[setting].run(pixels)
     assert (logits.dtype, logits.shape) == (np.float32, (count,))
-    np.testing.assert_allclose(logits, 4 * (pixels.mean(axis=(1, 2, 3)) / 255 - 0.5), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(logits, brightness_logits(pixels), rtol=1e-4, atol=1e-6)
 
 
-def test_pixels_need_not_lie_in_order(model):
+@every_setting
+def test_a_row_does_not_depend_on_its_companions(runners, setting):
+    pixels = images(11)
+    whole = runners[setting].run(pixels)
+    alone = np.concatenate([runners[setting].run(pixels[row : row + 1]) for row in range(11)])
+    np.testing.assert_array_equal(whole, alone)
+    np.testing.assert_array_equal(runners[setting].run(pixels), whole)
+
+
+def test_the_runtimes_agree_and_another_file_does_not(runners, tmp_path):
+    pixels = images(7)
+    first, *others = (runner.run(pixels) for runner in runners.values())
+    for other in others:
+        np.testing.assert_allclose(other, first, atol=1e-5)
+    changed = opened(write_onnx(tmp_path / "other.onnx", 4.01), SETTINGS[2]).run(pixels)
+    assert np.abs(changed - first).max() > 1e-4
+
+
+@every_setting
+def test_pixels_need_not_lie_in_order_nor_be_writable(runners, setting):
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 4, 3), dtype=np.uint8).transpose(2, 0, 1, 3)
-    runner = runtime.onnx_runner("tiny", model, CONTRACT, "cpu")
-    np.testing.assert_array_equal(runner.run(pixels), runner.run(pixels.copy()))
-
-
-@pytest.mark.parametrize("onnx", [True, False])
-@without_gpu
-def test_cuda_without_a_gpu_is_refused_and_auto_is_the_cpu(onnx):
-    with pytest.raises(UnavailableError, match=r"; use --device cpu, or check the driver"):
-        runtime.choose_device("cuda", onnx)
-    assert runtime.choose_device("auto", onnx) == "cpu"
-
-
-@pytest.mark.parametrize("onnx", [True, False])
-def test_the_cpu_is_there_for_the_asking(onnx):
-    assert runtime.choose_device("cpu", onnx) == "cpu"
+    frozen = pixels.copy()
+    frozen.flags.writeable = False
+    np.testing.assert_array_equal(runners[setting].run(pixels), runners[setting].run(frozen))
 
 
 @without_gpu
-def test_a_session_never_falls_back_to_the_cpu(model):
-    with pytest.raises(UnavailableError, match="CUDA"):
-        runtime.onnx_runner("tiny", model, CONTRACT, "cuda")
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("cuda", "run: pip install 'manyeyes[cuda]', or use --device cpu"),
+        ("tensorrt", "run: pip install tensorrt, or use --runtime cuda"),
+    ],
+)
+def test_a_session_never_falls_back_to_the_cpu(model, capfd, name, remedy):
+    with pytest.raises(UnavailableError) as caught:
+        opened(model, Setting(name))
+    assert str(caught.value) == f"ONNX Runtime could not start {name}; {remedy}"
+    assert capfd.readouterr().out == ""
 
 
+@pytest.mark.skipif("BF16" in openvino_runtime.capabilities(), reason="this CPU may compute in bf16")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_precision_that_is_not_granted_is_refused(model, precision):
+    with pytest.raises(UnavailableError) as caught:
+        opened(model, Setting("openvino", precision))
+    assert str(caught.value) == (
+        f"OpenVINO would run tiny.onnx at f32 instead of {precision}: this CPU has no {precision}; use --precision fp32"
+    )
+
+
+@every_runtime
 @pytest.mark.parametrize("cut", [0, 1, 40, -1])
-def test_a_damaged_file_is_refused_by_name(model, tmp_path, cut):
+def test_a_damaged_file_is_refused_by_name(model, tmp_path, setting, cut):
     damaged = tmp_path / "damaged.onnx"
     damaged.write_bytes(model.read_bytes()[:cut])
-    with pytest.raises(ArtifactError, match=rf"^{re.escape(str(damaged))} cannot be run: .*; run export again$"):
-        runtime.onnx_runner("tiny", damaged, CONTRACT, "cpu")
+    with pytest.raises(ArtifactError, match=rf"^{re.escape(str(damaged))} cannot be run: .+; run export again$"):
+        opened(damaged, setting)
 
 
-def test_a_missing_file_is_refused_by_name(tmp_path):
-    with pytest.raises(ArtifactError, match=r"gone\.onnx cannot be run: .*; run export again"):
-        runtime.onnx_runner("tiny", tmp_path / "gone.onnx", CONTRACT, "cpu")
+@every_runtime
+def test_a_missing_file_is_refused_by_name(tmp_path, setting):
+    with pytest.raises(ArtifactError, match=r"gone\.onnx cannot be run: .+; run export again$"):
+        opened(tmp_path / "gone.onnx", setting)
+
+
+@every_runtime
+def test_a_hostile_file_name_is_only_a_name(model, tmp_path, setting):
+    odd = tmp_path / "é 写真 'a,b'.onnx"
+    odd.write_bytes(model.read_bytes())
+    assert opened(odd, setting).run(images(1)).shape == (1,)
+
+
+@pytest.fixture
+def at_home(tmp_path, monkeypatch):
+    """Run a script in a process whose home is tmp_path, and which reaches no other machine."""
+
+    def start(script, *arguments):
+        for variable in set(os.environ) - {"PATH", "LD_LIBRARY_PATH", "SYSTEMROOT"}:
+            monkeypatch.delenv(variable)  # some quiet a library, such as those of CI services
+        for variable in ("HOME", "USERPROFILE", "XDG_CACHE_HOME", "TMPDIR"):
+            monkeypatch.setenv(variable, str(tmp_path))
+        for variable in ("http_proxy", "https_proxy"):
+            monkeypatch.setenv(variable, "http://127.0.0.1:9")
+        return run_python("-c", script, *arguments)
+
+    return start
+
+
+def test_nothing_is_sent_and_nothing_written_at_home(at_home, model, tmp_path):
+    result = at_home(QUIET, model)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == "[2.0, 2.0, 2.0]\n[2.0, 2.0, 2.0]\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_plain_import_does_write_at_home(at_home, tmp_path, name):
+    at_home(f"import {name}")
+    assert list(tmp_path.iterdir()) != [], f"{name} has no telemetry any more: export/libraries.py can go"
+
+
+def test_threads_are_the_cores_that_this_process_may_use(model, monkeypatch):
+    asked = []
+    openvino = load_openvino()
+
+    class Core(openvino.Core):
+        def compile_model(self, model, device, options):
+            asked.append(options["INFERENCE_NUM_THREADS"])
+            return super().compile_model(model, device, options)
+
+    monkeypatch.setattr(openvino, "Core", Core)
+    monkeypatch.setattr(openvino_runtime, "available_cores", lambda: 1)
+    opened(model, Setting("openvino"))
+    opened(model, Setting("openvino", threads=2))
+    assert asked == ["1", "2"]
+
+
+@pytest.mark.parametrize(("batch", "sizes"), [(None, [16, 16, 8]), (30, [30, 10])])
+def test_a_torch_member_runs_some_images_at_a_time(batch, sizes):
+    import torch
+
+    seen = []
+
+    class Mean(torch.nn.Module):
+        contract = CONTRACT
+
+        def forward(self, pixels):
+            seen.append(len(pixels))
+            return pixels.float().mean(dim=(1, 2, 3))
+
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    logits = runtime.torch_runner("mean", Mean(), "cpu", batch).run(pixels)
+    assert seen == sizes
+    np.testing.assert_allclose(logits, pixels.mean(axis=(1, 2, 3)), rtol=1e-5)

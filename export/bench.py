@@ -1,0 +1,165 @@
+"""How fast a bundle is on this machine: each member, preparing pixels, end to end, beside ONNX Runtime in turn."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ensemble import images
+from ensemble.score import Runner, chunk_rows, score_stream
+from export.libraries import load_openvino
+from export.openvino_runtime import TYPES
+from export.plan import Planned, Say, open_member, plan_bundle
+from export.setting import ON_GPU, Setting, Wanted
+from export.tuning import timer
+
+ROUNDS = 5
+SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product is the roof
+FEWEST, MOST, SECONDS = 8, 256, 6.0  # images end to end: as many as ONNX Runtime scores in that time
+PEER_BATCH = 8
+
+Progress = Callable[[int], object]
+
+
+def measure_members(plan: Sequence[Planned], say: Say, progress: Progress) -> tuple[list[Runner], list[dict[str, Any]]]:
+    """The members ready to run, and a row for each; members take turns, times are medians of ROUNDS."""
+    runners = [open_member(member, say) for member in plan]
+    timers = [timer(runner, member.setting) for runner, member in zip(runners, plan, strict=True)]
+    times = [_step(lambda: [each() for each in timers], progress) for _ in range(ROUNDS)]
+    roofs = {member.setting: roof(member.setting) for member in plan}
+    rows = []
+    for member, seconds in zip(plan, np.median(times, axis=0).tolist(), strict=True):
+        setting, peak = member.setting, roofs[member.setting]
+        rows.append(
+            {
+                "member": member.name,
+                "runtime": setting.runtime,
+                "precision": setting.precision,
+                "batch": setting.batch,
+                "streams": setting.streams,
+                "ms": seconds * member.contract.count * 1e3,
+                "images_per_second": 1 / (seconds * member.contract.count),
+                "gflop": member.gflop * member.contract.count or None,
+                "share_of_roof": member.gflop / seconds / peak if member.gflop and peak else None,
+                "roof_gflops": peak,
+            }
+        )
+    return runners, rows
+
+
+def roof(setting: Setting) -> float | None:
+    """GFLOP a second of a large square matrix product where and in what the setting computes; None if unknown."""
+    product = _gpu_product(setting) if setting.runtime in ON_GPU else _cpu_product(setting)
+    if product is None:
+        return None
+    product()
+    side = SIDE["cuda" if setting.runtime in ON_GPU else "cpu"]
+    return 2 * side**3 / 1e9 / statistics.median(_seconds(product) for _ in range(ROUNDS))
+
+
+def end_to_end(
+    folder: Path, device: str, runners: Sequence[Runner], sources: Sequence[Path | bytes], progress: Progress
+) -> dict[str, Any]:
+    """Images a second of a bundle, of preparing their pixels alone, and of ONNX Runtime in turn, alternating."""
+    peer = Wanted("cuda" if device == "cuda" else "onnxruntime", "fp32", batch=PEER_BATCH)
+    peers = [open_member(member, lambda line: None) for member in plan_bundle(folder, peer, lambda line: None)[1]]
+    idle = [Runner(r.name, r.contract, lambda pixels: np.zeros(len(pixels), np.float32)) for r in runners]
+    in_turn(sources[:1], peers)
+    pace = _seconds(lambda: in_turn(sources[:1], peers))
+    count = int(min(MOST, max(FEWEST, SECONDS / pace)))
+    chosen = [sources[number % len(sources)] for number in range(count)]
+    ways: Mapping[str, Callable[[], object]] = {
+        "bundle": lambda: _score(chosen, runners, device),
+        "preparing": lambda: _score(chosen, idle, device),
+        "onnxruntime_in_turn": lambda: in_turn(chosen, peers),
+    }
+    rounds = [
+        {name: _step(lambda way=way: _seconds(way), progress) for name, way in ways.items()}  # type: ignore[misc]
+        for _ in range(ROUNDS)
+    ]
+    speeds = {name: count / statistics.median(each[name] for each in rounds) for name in ways}
+    ratio = statistics.median(each["onnxruntime_in_turn"] / each["bundle"] for each in rounds)
+    return {"images": count, "different_images": min(count, len(sources)), **speeds, "ratio": ratio}
+
+
+def in_turn(sources: Sequence[Path | bytes], runners: Sequence[Runner]) -> None:
+    """What one writes with ONNX Runtime alone: for each member, batch by batch, read, decode, resize, run."""
+    for runner in runners:
+        for start in range(0, len(sources), PEER_BATCH):
+            batch = sources[start : start + PEER_BATCH]
+            runner.run(np.concatenate([images.to_pixels(images.decode(each), runner.contract) for each in batch]))
+
+
+def write_photographs(folder: Path, count: int = 32) -> list[Path]:
+    """JPEGs of 512 x 384 that cost what photographs do: noise of every scale, from large shapes to grain."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    files = [folder / f"{number:02}.jpg" for number in range(count)]
+    for file in files:
+        layers = [
+            np.asarray(
+                Image.fromarray(rng.integers(0, 256, (3 * scale, 4 * scale, 3), dtype=np.uint8)).resize((512, 384)),
+                dtype=np.float32,
+            )
+            / scale**0.5
+            for scale in (1, 4, 16, 64)
+        ]
+        picture = np.sum(layers, axis=0) / sum(scale**-0.5 for scale in (1, 4, 16, 64))
+        Image.fromarray(picture.astype(np.uint8)).save(file, quality=90)
+    return files
+
+
+def _score(sources: Sequence[Path | bytes], runners: Sequence[Runner], device: str) -> None:
+    """As `infer` does."""
+    chunk = chunk_rows([runner.contract for runner in runners], device)
+    stream = score_stream(
+        sources, lambda source, large: images.decode(source, None, large), runners, chunk, together=device == "cuda"
+    )
+    for _ in stream:
+        pass
+
+
+def _cpu_product(setting: Setting) -> Callable[[], object] | None:
+    matrix = np.random.default_rng(0).random((SIDE["cpu"], SIDE["cpu"]), dtype=np.float32)
+    try:
+        openvino = load_openvino()
+    except ImportError:
+        return lambda: matrix @ matrix
+    given = openvino.opset13.parameter(matrix.shape, np.float32)
+    model = openvino.Model([openvino.opset13.matmul(given, openvino.opset13.constant(matrix), False, False)], [given])
+    options = {"INFERENCE_PRECISION_HINT": TYPES[setting.precision], "INFERENCE_NUM_THREADS": str(setting.threads)}
+    request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+    return lambda: request.infer([matrix], share_inputs=True, share_outputs=True)
+
+
+def _gpu_product(setting: Setting) -> Callable[[], object] | None:
+    """By torch, where it is installed; ONNX Runtime alone has no product to offer."""
+    if find_spec("torch") is None:
+        return None
+    import torch
+
+    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    matrix = torch.rand((SIDE["cuda"], SIDE["cuda"]), dtype=kinds[setting.precision], device="cuda")
+
+    def product() -> None:
+        matrix @ matrix
+        torch.cuda.synchronize()
+
+    return product
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def _step(call: Callable[[], Any], progress: Progress) -> Any:
+    found = call()
+    progress(1)
+    return found

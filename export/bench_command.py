@@ -1,0 +1,128 @@
+"""bench: how fast a bundle is on this machine, and what auto would choose and why."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+
+from ensemble import options
+from ensemble.errors import ArtifactError
+from export.setting import ON_GPU, Wanted, runtime_options
+
+
+@click.command("bench")
+@options.run
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Measure this bundle instead of the run's.",
+)
+@click.option(
+    "--images",
+    "source",
+    type=click.Path(path_type=Path),
+    help="Images to score, a folder or a CSV.  [default: the run's held-out images, else generated ones]",
+)
+@click.option("--json", "output", type=click.Path(path_type=Path, dir_okay=False), help="Also write the figures there.")
+@runtime_options
+def bench(run: Path, bundle: Path | None, source: Path | None, output: Path | None, wanted: Wanted) -> None:
+    """Measure how fast a bundle is on this machine.
+
+    Says what auto chooses here and why, then measures each member alone on random pixels,
+    preparing pixels alone, and everything end to end on real images, beside ONNX Runtime
+    sessions run one after another, which is what one would write without this tool. Times are
+    medians of 5 rounds in which all take turns. The roof is a large matrix product in the same
+    precision on the same cores.
+
+    \b
+    Examples:
+      python cli.py bench
+      python cli.py bench --tune
+      python cli.py bench --bundle copied/bundle --images photos/ --json speed.json
+      python cli.py bench --runtime onnxruntime
+    """
+    from tqdm import tqdm
+
+    from ensemble import artifacts
+    from export import bench as measure
+    from export.plan import plan_bundle
+
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        click.echo(line)
+
+    folder = bundle or _current_bundle(run)
+    _, plan = plan_bundle(folder, wanted, say)
+    device = "cuda" if any(member.setting.runtime in ON_GPU for member in plan) else "cpu"
+    with TemporaryDirectory() as place, tqdm(total=4 * measure.ROUNDS, desc="bench", leave=False, disable=None) as bar:
+        sources, what = _images(source, run if bundle is None else None, Path(place))
+        runners, rows = measure.measure_members(plan, say, bar.update)
+        found = measure.end_to_end(folder, device, runners, sources, bar.update)
+    _print(rows, found, what)
+    if output:
+        artifacts.write_json(output, {"chosen": lines, "members": rows, "images": what, "end_to_end": found})
+        click.echo(f"-> {output}")
+
+
+def _current_bundle(run: Path) -> Path:
+    from ensemble import artifacts
+    from export.bundle import is_current
+
+    if not is_current(run):
+        raise ArtifactError(
+            f"the bundle of {run} is missing or older than its members; export it first: "
+            f"python cli.py export --run {run}"
+        )
+    return artifacts.bundle_path(run)
+
+
+def _images(source: Path | None, run: Path | None, place: Path) -> "tuple[Sequence[Path | bytes], str]":
+    """Images to score and what they are: those given, the run's held-out images, or generated ones."""
+    from ensemble import artifacts, dataset
+    from export.bench import MOST, write_photographs
+    from export.inputs import read_inputs
+
+    if source is not None:
+        inputs = read_inputs(source)
+        return [item.source for item in inputs.items(0, min(MOST, inputs.count))], str(source)
+    if run is not None and artifacts.dataset_path(run).is_file():
+        frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first")
+        held = dataset.files(frame[frame["split"] == "heldout"].head(MOST))
+        if held and all(file.is_file() for file in held):
+            return held, "the run's held-out images"
+    return write_photographs(place), "generated JPEGs of 512 x 384"
+
+
+def _print(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any], what: str) -> None:
+    import pandas as pd
+
+    def shown(row: Mapping[str, Any]) -> dict[str, object]:
+        share, gflop = row["share_of_roof"], row["gflop"]
+        return {
+            **{key: row[key] for key in ("member", "runtime", "precision", "batch", "streams")},
+            "ms an image": f"{row['ms']:.2f}",
+            "images/s": f"{row['images_per_second']:.1f}",
+            "GFLOP": "-" if gflop is None else f"{gflop:.3g}",
+            "of roof": "-" if share is None else f"{share:.0%}",
+        }
+
+    click.echo()
+    options.table(pd.DataFrame([shown(row) for row in rows]))
+    roofs = {f"{row['roof_gflops']:,.0f} GFLOP/s at {row['precision']}" for row in rows if row["roof_gflops"]}
+    if roofs:
+        click.echo(f"Roof: a large matrix product makes {' and '.join(sorted(roofs))} here.")
+    click.echo(f"\n{found['images']} of {what}, all members, images a second:")
+    options.table(
+        pd.DataFrame(
+            [
+                {"what": "preparing pixels alone", "images/s": f"{found['preparing']:.1f}"},
+                {"what": "end to end", "images/s": f"{found['bundle']:.1f}"},
+                {"what": "ONNX Runtime fp32 in turn", "images/s": f"{found['onnxruntime_in_turn']:.1f}"},
+            ]
+        )
+    )
+    click.echo(f"End to end is {found['ratio']:.2f} times as fast as ONNX Runtime's sessions run in turn.")

@@ -1,0 +1,34 @@
+"""ONNX Runtime and OpenVINO, imported without their telemetry: nothing is sent, and no id is written at home.
+
+Both begin as they are imported (onnxruntime from 1.29 on), so every import of them is one of these.
+"""
+
+import os
+import sys
+from typing import Any
+
+TELEMETRY = "openvino_telemetry"
+
+
+def load_onnxruntime() -> Any:
+    """The package onnxruntime."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
+
+
+def load_openvino() -> Any:
+    """The package openvino; ImportError where it is not installed."""
+    if "openvino" not in sys.modules:
+        kept = sys.modules.get(TELEMETRY)
+        sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # OpenVINO then takes its own stand-in
+        try:
+            import openvino
+        finally:
+            del sys.modules[TELEMETRY]
+            if kept is not None:
+                sys.modules[TELEMETRY] = kept
+    import openvino
+
+    return openvino

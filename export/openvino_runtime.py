@@ -1,0 +1,86 @@
+"""Exported members in OpenVINO, on the CPU."""
+
+from collections.abc import Sequence
+from functools import cache
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ensemble.errors import ArtifactError, UnavailableError
+from ensemble.parallel import available_cores
+from export.batches import Run, padded
+from export.libraries import load_openvino
+from export.setting import Setting
+
+TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
+def open_model(path: Path, size: int, setting: Setting) -> Run:
+    """Pixels uint8 [N, size, size, 3] -> float32 logits [N], batches on `setting.streams` streams side by side.
+
+    Every batch has one shape: a row's logit is the same whatever else is scored with it.
+    """
+    openvino = load_openvino()
+    threads = setting.threads or available_cores()
+    options = {
+        "INFERENCE_PRECISION_HINT": TYPES[setting.precision],
+        # a model compiled once for several streams gives other bits in some processes (seen with SwinV2)
+        "NUM_STREAMS": "1",
+        "INFERENCE_NUM_THREADS": str(max(1, threads // setting.streams)),
+        # pinned threads would share their cores with those that decode
+        "ENABLE_CPU_PINNING": "NO",
+    }
+    try:
+        core = openvino.Core()
+        model = core.read_model(path)
+        model.reshape([setting.batch, size, size, 3])
+        streams = [core.compile_model(model, "CPU", options) for _ in range(setting.streams)]
+    except RuntimeError as error:
+        raise ArtifactError(f"{path} cannot be run: {_reason(error)}; run export again") from None
+    granted = streams[0].get_property("INFERENCE_PRECISION_HINT")
+    if granted.to_string() != TYPES[setting.precision]:
+        raise UnavailableError(
+            f"OpenVINO would run {path.name} at {granted.to_string()} instead of {setting.precision}: "
+            f"this CPU has no {setting.precision}; use --precision fp32"
+        )
+    return _run([openvino.AsyncInferQueue(stream, 1) for stream in streams], setting.batch)
+
+
+@cache
+def capabilities() -> frozenset[str]:
+    """What OpenVINO's CPU plugin names: FP32, INT8, and BF16 or FP16; empty where OpenVINO is not installed."""
+    try:
+        return frozenset(load_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    except (ImportError, RuntimeError):
+        return frozenset()
+
+
+def _run(queues: Sequence[Any], batch: int) -> Run:
+    def run(pixels: np.ndarray) -> np.ndarray:
+        logits = np.empty(len(pixels), dtype=np.float32)
+
+        def keep(request: Any, start: int) -> None:
+            part = logits[start : start + batch]
+            part[:] = request.get_output_tensor().data[: len(part)]
+
+        starts = range(0, len(pixels), batch)
+        parts = [padded(pixels[start : start + batch], batch) for start in starts]  # read until the queues are done
+        for queue in queues:
+            queue.set_callback(keep)
+        try:
+            for start, part, queue in zip(starts, parts, cycle(queues), strict=False):
+                queue.start_async([part], start, share_inputs=True)
+        finally:
+            for queue in queues:
+                queue.wait_all()
+        return logits
+
+    return run
+
+
+def _reason(error: Exception) -> str:
+    """The last line of OpenVINO's message that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].rstrip(".:") if lines else type(error).__name__

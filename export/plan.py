@@ -1,0 +1,71 @@
+"""What a bundle's members will be run by: chosen, or as measured, before any of them is opened."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ensemble import artifacts, external
+from ensemble.contract import ImageContract
+from ensemble.score import Runner
+from ensemble.stack import Stacker
+from export import bundle, choice, runtime, tuning
+from export.hardware import available
+from export.onnx_sessions import engine_is_built
+from export.setting import Setting, Wanted
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A member, the file that is run, its hash, and how; gflop of one view, 0 if it was not counted."""
+
+    name: str
+    path: Path
+    sha256: str
+    contract: ImageContract
+    gflop: float
+    setting: Setting
+
+
+def plan_bundle(folder: Path, wanted: Wanted, say: Say) -> tuple[Stacker, list[Planned]]:
+    """A bundle's stacker, and its members in the stacker's order; every file is checked.
+
+    `say` is told what was chosen and why. With `wanted.tune` settings are measured first; what
+    was measured before is used without.
+    """
+    values = bundle.open_bundle(folder)
+    stacker = Stacker.from_dict(artifacts.read_json(folder / "stacker.json", bundle.REMEDY))
+    # what has no entry was trained elsewhere: its scores are looked up
+    entries = {name: values["members"][name] for name in stacker.members if not external.is_external(folder, name)}
+    allowed, machine = bundle.may_run(values), available()
+    settings, lines = choice.choose(entries, allowed, wanted, machine)
+    for line in lines:
+        say(line)
+    plan = partial(_planned, folder, values)
+    jobs = [
+        tuning.Job(name, values["files"][entry["file"]], tuple(choice.candidates(name, allowed, wanted, machine)))
+        for name, entry in entries.items()
+    ]
+    known = tuning.recall(jobs, machine)
+    if wanted.tune:
+        known |= tuning.tune(jobs, machine, lambda job, setting: open_member(plan(job.name, setting), say))
+    if known:
+        say(f"as tuned: {tuning.told(known)}")
+    return stacker, [plan(name, setting) for name, setting in (settings | known).items()]
+
+
+def open_member(member: Planned, say: Say) -> Runner:
+    """Ready to run; `say` is told before minutes pass."""
+    if member.setting.runtime == "tensorrt" and not engine_is_built(member.path, member.setting):
+        say(f"{member.name}: building its TensorRT engine, once for this GPU; that takes minutes")
+    return runtime.open_runner(member.name, member.path, member.contract, member.setting)
+
+
+def _planned(folder: Path, values: Mapping[str, Any], name: str, setting: Setting) -> Planned:
+    entry = values["members"][name]
+    file = bundle.member_file(entry, setting)
+    contract = ImageContract.from_dict(entry["contract"])
+    return Planned(name, folder / file, values["files"][file], contract, float(entry.get("gflop", 0)), setting)

@@ -1,0 +1,91 @@
+"""How a member is run, and what a user asked for about it. Light: no NumPy, no runtime."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from ensemble import options
+from ensemble.errors import UnavailableError
+
+# torch runs a run's own members, the others its bundle; cuda and tensorrt are ONNX Runtime's providers
+ON_CPU, ON_GPU = ("onnxruntime", "openvino"), ("cuda", "tensorrt")
+RUNTIMES = ("torch", *ON_CPU, *ON_GPU)
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How one member is run.
+
+    batch: images that run together. streams: batches that run side by side, each on its share
+    of the threads. threads: 0 means every core that this process may use.
+    """
+
+    runtime: str
+    precision: str = "fp32"
+    batch: int = 8
+    streams: int = 1
+    threads: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.runtime} {self.precision}"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a user asked for; auto and None leave it to the machine.
+
+    device: auto, cpu or cuda. tune: measure which setting is fastest, and remember it.
+    """
+
+    runtime: str = "auto"
+    precision: str = "auto"
+    device: str = "auto"
+    batch: int | None = None
+    tune: bool = False
+
+    def __post_init__(self) -> None:
+        if self.device == "cuda" and self.runtime in ON_CPU:
+            raise UnavailableError(f"{self.runtime} runs on the CPU; for the GPU use --runtime cuda or tensorrt")
+        if self.device == "cpu" and self.runtime in ON_GPU:
+            raise UnavailableError(f"{self.runtime} needs a GPU; leave out --device cpu, or use --runtime openvino")
+
+
+def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--runtime, --precision, --batch-size, --tune and --device, handed to the command as one `wanted`."""
+
+    @functools.wraps(command)
+    def call(*, runtime: str, precision: str, batch_size: int | None, tune: bool, device: str, **others: Any) -> object:
+        return command(wanted=Wanted(runtime, precision, device, batch_size, tune), **others)
+
+    decorators = [
+        click.option(
+            "--runtime",
+            type=click.Choice(["auto", *RUNTIMES]),
+            default="auto",
+            show_default=True,
+            help="What runs the members. auto takes what is fastest on this machine, and says what and why.",
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(["auto", *PRECISIONS]),
+            default="auto",
+            show_default=True,
+            help="auto goes below fp32 only where the bundle's certificate allows it.",
+        ),
+        click.option(
+            "--batch-size",
+            type=click.IntRange(1),
+            metavar="N",
+            help="Images that run together.  [default: what suits the runtime]",
+        ),
+        click.option("--tune", is_flag=True, help="First measure which setting is fastest here, and remember it."),
+        options.device,
+    ]
+    decorated: Callable[..., Any] = call
+    for decorator in reversed(decorators):
+        decorated = decorator(decorated)
+    return decorated

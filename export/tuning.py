@@ -1,0 +1,134 @@
+"""Measure which setting is fastest for each member on this machine, and remember it outside the bundle."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from ensemble import artifacts
+from ensemble.errors import ArtifactError, UnavailableError, some
+from ensemble.score import Runner
+from export.hardware import Machine, version
+from export.setting import RUNTIMES, Setting
+
+FINALISTS, ROUNDS = 3, 5
+SECONDS = 0.3  # that one timing takes at least
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A member, the hash of its file, and the settings to choose from."""
+
+    name: str
+    sha256: str
+    candidates: tuple[Setting, ...]
+
+
+def tune(
+    jobs: Sequence[Job],
+    machine: Machine,
+    opened: Callable[[Job, Setting], Runner],
+    clock: Clock = time.perf_counter,
+) -> dict[str, Setting]:
+    """Each member's fastest setting, measured now and remembered at once."""
+    best = {}
+    with tqdm(total=sum(len(job.candidates) for job in jobs), desc="tune", unit="setting", disable=None) as bar:
+        for job in jobs:
+            bar.set_postfix_str(job.name)
+            seconds = measure(job, opened, clock, bar.update)
+            best[job.name] = min(seconds, key=lambda setting: seconds[setting])
+            _remember(_key(job, machine), best[job.name])
+    return best
+
+
+def measure(
+    job: Job,
+    opened: Callable[[Job, Setting], Runner],
+    clock: Clock = time.perf_counter,
+    progress: Callable[[int], object] = lambda count: None,
+) -> dict[Setting, float]:
+    """Seconds an image of the fastest candidates, the median of rounds in which they take turns.
+
+    Each candidate is timed once, and only the fastest FINALISTS stay loaded for the rounds.
+    Raises UnavailableError if none can be opened.
+    """
+    first: dict[Setting, float] = {}
+    timers: dict[Setting, Callable[[], float]] = {}
+    problem = UnavailableError(f"{job.name}: there is no setting to measure")
+    for setting in job.candidates:
+        try:
+            once = timer(opened(job, setting), setting, clock)
+            first[setting], timers[setting] = once(), once
+        except UnavailableError as error:
+            problem = error
+        for loser in sorted(timers, key=lambda each: first[each])[FINALISTS:]:
+            del timers[loser]
+        progress(1)
+    if not timers:
+        raise problem
+    rounds = [{setting: once() for setting, once in timers.items()} for _ in range(ROUNDS)]
+    return {setting: statistics.median(each[setting] for each in rounds) for setting in timers}
+
+
+def timer(runner: Runner, setting: Setting, clock: Clock = time.perf_counter) -> Callable[[], float]:
+    """Seconds a view of one timing; the runner has run before, so that nothing is set up in it."""
+    size, count = runner.contract.size, setting.batch * setting.streams
+    pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    runner.run(pixels)
+
+    def once() -> float:
+        started, done = clock(), 0
+        while True:
+            runner.run(pixels)
+            done += count
+            if (passed := clock() - started) >= SECONDS:
+                return passed / done
+
+    return once
+
+
+def recall(jobs: Sequence[Job], machine: Machine) -> dict[str, Setting]:
+    """Settings that were measured before on this machine for these files, by member."""
+    kept = _read()
+    found = {}
+    for job in jobs:
+        values = kept.get(_key(job, machine))
+        setting = next((each for each in job.candidates if asdict(each) == values), None)
+        if setting is not None:
+            found[job.name] = setting
+    return found
+
+
+def told(settings: Mapping[str, Setting]) -> str:
+    """Settings and the members that have them, in words."""
+    members: dict[Setting, list[str]] = {}
+    for name, setting in settings.items():
+        members.setdefault(setting, []).append(name)
+    return "; ".join(
+        f"{setting}, batch {setting.batch}, {setting.streams} stream{'s' * (setting.streams > 1)} ({some(names)})"
+        for setting, names in members.items()
+    )
+
+
+def _key(job: Job, machine: Machine) -> str:
+    """What an answer holds for: the machine, its libraries, the file, and what there was to choose from."""
+    libraries = [version(runtime) for runtime in RUNTIMES if runtime != "torch"]
+    choices = [asdict(setting) for setting in job.candidates]
+    return artifacts.json_sha256([machine.cpu, machine.cores, machine.gpu, libraries, job.sha256, choices])
+
+
+def _read() -> dict[str, object]:
+    with suppress(ArtifactError):  # a lost or damaged cache costs a new measurement
+        return artifacts.read_json(artifacts.cache_path() / "runtimes.json", "")
+    return {}
+
+
+def _remember(key: str, setting: Setting) -> None:
+    with suppress(ArtifactError):
+        artifacts.write_json(artifacts.cache_path() / "runtimes.json", {**_read(), key: asdict(setting)})

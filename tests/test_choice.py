@@ -1,0 +1,210 @@
+import pytest
+
+from ensemble.errors import UnavailableError
+from export.choice import choose
+from export.hardware import Machine
+from export.setting import PRECISIONS, RUNTIMES, Setting, Wanted
+
+NO_GPU = "no NVIDIA GPU was found; use --device cpu, or check the driver with nvidia-smi"
+CPU_FP32 = {("onnxruntime", precision): "its CPU provider computes in fp32" for precision in ("bf16", "fp16")}
+NO_BF16 = {("openvino", "bf16"): "this CPU has no bf16; use --precision fp32"}
+NO_FP16 = {("openvino", "fp16"): "this CPU has no fp16; use --precision fp32"}
+WITHOUT_GPU = {(runtime, precision): NO_GPU for runtime in ("cuda", "tensorrt") for precision in PRECISIONS}
+NO_OPENVINO = {("openvino", precision): "OpenVINO is not installed; use it not" for precision in PRECISIONS}
+NO_TENSORRT = {("tensorrt", precision): "TensorRT is not installed; run: pip" for precision in PRECISIONS}
+CUDA_BF16 = {("cuda", "bf16"): "ONNX Runtime's CUDA provider runs fp32 and fp16; use --precision fp16"}
+
+OLD = Machine("AMD EPYC", 2, "", WITHOUT_GPU | CPU_FP32 | NO_BF16 | NO_FP16)
+AMX = Machine("Xeon", 16, "", WITHOUT_GPU | CPU_FP32 | NO_FP16)
+BARE = Machine("POWER", 4, "", WITHOUT_GPU | CPU_FP32 | NO_OPENVINO)
+H100 = Machine("Xeon", 16, "NVIDIA H100", CPU_FP32 | NO_FP16 | CUDA_BF16)
+NO_TRT = Machine("Xeon", 16, "NVIDIA H100", CPU_FP32 | NO_FP16 | CUDA_BF16 | NO_TENSORRT)
+
+ENTRIES = {"big": {"gflop": 111.0}, "small": {"gflop": 9.0}}
+BOTH, SMALL = frozenset(ENTRIES), frozenset({"small"})
+BF16, FP16 = ("openvino", "bf16"), ("cuda", "fp16")
+GET_ONE = "the bundle has no certificate for it; get one: python cli.py export --certify-on DATA"
+
+
+@pytest.mark.parametrize(
+    ("machine", "wanted", "allowed", "runtime", "precisions", "lines"),
+    [
+        (OLD, {}, {}, "openvino", "fp32 fp32", ["openvino fp32 on 2 cores of AMD EPYC: this CPU has no bf16"]),
+        (
+            OLD,
+            {},
+            {BF16: BOTH},
+            "openvino",
+            "fp32 fp32",
+            ["openvino fp32 on 2 cores of AMD EPYC: this CPU has no bf16"],
+        ),
+        (AMX, {}, {BF16: BOTH}, "openvino", "bf16 bf16", ["openvino bf16 on 16 cores of Xeon: certified"]),
+        (AMX, {"precision": "fp32"}, {BF16: BOTH}, "openvino", "fp32 fp32", ["openvino fp32 on 16 cores of Xeon"]),
+        (
+            AMX,
+            {},
+            {("tensorrt", "bf16"): BOTH},
+            "openvino",
+            "fp32 fp32",
+            [f"openvino fp32 on 16 cores of Xeon: this CPU also computes in bf16, which is faster, but {GET_ONE}"],
+        ),
+        (
+            AMX,
+            {},
+            {BF16: SMALL},
+            "openvino",
+            "fp32 bf16",
+            ["openvino fp32 and bf16 on 16 cores of Xeon: certified", "fp32, for want of a certificate: big"],
+        ),
+        (
+            BARE,
+            {},
+            {BF16: BOTH},
+            "onnxruntime",
+            "fp32 fp32",
+            ["onnxruntime fp32 on 4 cores of POWER: OpenVINO is not installed"],
+        ),
+        (
+            AMX,
+            {"runtime": "onnxruntime"},
+            {BF16: BOTH},
+            "onnxruntime",
+            "fp32 fp32",
+            ["onnxruntime fp32 on 16 cores of Xeon: as asked"],
+        ),
+        (H100, {}, {("tensorrt", "fp16"): BOTH}, "tensorrt", "fp16 fp16", ["tensorrt fp16 on NVIDIA H100: certified"]),
+        (H100, {}, {("tensorrt", "bf16"): BOTH}, "tensorrt", "bf16 bf16", ["tensorrt bf16 on NVIDIA H100: certified"]),
+        (
+            NO_TRT,
+            {},
+            {FP16: BOTH},
+            "cuda",
+            "fp16 fp16",
+            ["cuda fp16 on NVIDIA H100: TensorRT is not installed; certified"],
+        ),
+        (
+            NO_TRT,
+            {"device": "cuda"},
+            {FP16: BOTH},
+            "cuda",
+            "fp16 fp16",
+            ["cuda fp16 on NVIDIA H100: TensorRT is not installed; certified"],
+        ),
+        (
+            NO_TRT,
+            {"runtime": "cuda"},
+            {},
+            "cuda",
+            "fp32 fp32",
+            [f"cuda fp32 on NVIDIA H100: as asked; this GPU also computes in fp16, which is faster, but {GET_ONE}"],
+        ),
+        (
+            H100,
+            {"device": "cpu"},
+            {BF16: BOTH},
+            "openvino",
+            "bf16 bf16",
+            ["openvino bf16 on 16 cores of Xeon: certified"],
+        ),
+        (
+            H100,
+            {"runtime": "openvino"},
+            {BF16: BOTH},
+            "openvino",
+            "bf16 bf16",
+            ["openvino bf16 on 16 cores of Xeon: as asked; certified"],
+        ),
+    ],
+)
+def test_auto_takes_what_the_machine_can_do_and_the_certificate_allows(
+    machine, wanted, allowed, runtime, precisions, lines
+):
+    settings, told = choose(ENTRIES, allowed, Wanted(**wanted), machine)
+    assert told == lines
+    assert {name: (each.runtime, each.precision) for name, each in settings.items()} == {
+        name: (runtime, precision) for name, precision in zip(ENTRIES, precisions.split(), strict=True)
+    }
+
+
+def test_large_members_take_all_cores_at_once_and_small_ones_run_side_by_side():
+    settings, _ = choose(ENTRIES, {BF16: BOTH}, Wanted(), AMX)
+    assert settings == {
+        "big": Setting("openvino", "bf16", batch=8, streams=1, threads=16),
+        "small": Setting("openvino", "bf16", batch=4, streams=4, threads=16),
+    }
+    asked, _ = choose(ENTRIES, {}, Wanted(batch=3), AMX)
+    assert [setting.batch for setting in asked.values()] == [3, 3]
+    on_gpu, _ = choose(ENTRIES, {}, Wanted(), H100)
+    assert set(on_gpu.values()) == {Setting("tensorrt", batch=64)}
+
+
+@pytest.mark.parametrize(
+    ("machine", "wanted", "allowed", "message"),
+    [
+        (OLD, {"device": "cuda"}, {}, f"cuda cannot run here: {NO_GPU}"),
+        (OLD, {"runtime": "tensorrt"}, {}, f"tensorrt cannot run here: {NO_GPU}"),
+        (NO_TRT, {"runtime": "tensorrt"}, {}, "tensorrt cannot run here: TensorRT is not installed; run: pip"),
+        (BARE, {"runtime": "openvino"}, {}, "openvino cannot run here: OpenVINO is not installed; use it not"),
+        (
+            OLD,
+            {"precision": "bf16"},
+            {BF16: BOTH},
+            "openvino cannot run bf16 here: this CPU has no bf16; use --precision fp32",
+        ),
+        (
+            AMX,
+            {"runtime": "onnxruntime", "precision": "bf16"},
+            {BF16: BOTH},
+            "onnxruntime cannot run bf16 here: its CPU provider computes in fp32",
+        ),
+        (
+            AMX,
+            {"precision": "bf16"},
+            {BF16: SMALL},
+            f"big may not run at openvino bf16: {GET_ONE}, or take the risk: python cli.py export --uncertified",
+        ),
+        (
+            H100,
+            {"precision": "fp16"},
+            {FP16: BOTH},
+            f"big, small may not run at tensorrt fp16: {GET_ONE}, or take the risk: python cli.py export --uncertified",
+        ),
+        (
+            AMX,
+            {"runtime": "torch"},
+            {},
+            "--runtime torch runs a run's own members, not its bundle; leave out --onnx",
+        ),
+    ],
+)
+def test_what_cannot_or_may_not_run_is_refused_in_one_line(machine, wanted, allowed, message):
+    with pytest.raises(UnavailableError) as caught:
+        choose(ENTRIES, allowed, Wanted(**wanted), machine)
+    assert str(caught.value) == message
+
+
+def test_a_precision_that_was_asked_for_and_is_certified_runs():
+    settings, lines = choose(ENTRIES, {BF16: BOTH}, Wanted(precision="bf16"), AMX)
+    assert {setting.precision for setting in settings.values()} == {"bf16"}
+    assert lines == ["openvino bf16 on 16 cores of Xeon"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (
+            {"device": "cuda", "runtime": "openvino"},
+            "openvino runs on the CPU; for the GPU use --runtime cuda or tensorrt",
+        ),
+        (
+            {"device": "cuda", "runtime": "onnxruntime"},
+            "onnxruntime runs on the CPU; for the GPU use --runtime cuda or",
+        ),
+        ({"device": "cpu", "runtime": "cuda"}, "cuda needs a GPU; leave out --device cpu, or use --runtime openvino"),
+        ({"device": "cpu", "runtime": "tensorrt"}, "tensorrt needs a GPU; leave out --device cpu, or use --runtime"),
+    ],
+)
+def test_a_device_and_a_runtime_that_exclude_each_other_are_wrong_use(wanted, message):
+    with pytest.raises(UnavailableError, match=message):
+        Wanted(**wanted)
+    assert Wanted(**{key: value for key, value in wanted.items() if key == "runtime"}).runtime in RUNTIMES

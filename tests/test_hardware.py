@@ -1,0 +1,128 @@
+import ctypes
+import sys
+from importlib import metadata
+
+import pytest
+
+from export import hardware, openvino_runtime
+
+CPUINFO = "processor\t: 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx2 {}\n\nprocessor\t: 1\nmodel name\t: another\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (CPUINFO.format("amx_bf16"), ("AMD EPYC", {"fpu", "avx2", "amx_bf16"})),
+        ("processor : 0\n", ("", None)),
+        (None, ("", None)),
+    ],
+)
+def test_the_processor_names_itself(tmp_path, text, expected):
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text)
+    name, flags = hardware.processor(tmp_path / "cpuinfo")
+    assert name.startswith(expected[0])
+    assert name != ""
+    assert flags == expected[1]
+
+
+class Driver:
+    """As libcuda, with one GPU or none."""
+
+    def __init__(self, count, starts=0):
+        self.count, self.starts = count, starts
+
+    def cuInit(self, flags):  # noqa: N802
+        return self.starts
+
+    def cuDeviceGetCount(self, count):  # noqa: N802
+        count._obj.value = self.count
+        return 0
+
+    def cuDeviceGetName(self, name, length, device):  # noqa: N802
+        name.value = b"NVIDIA H100"
+
+    def cuDeviceGetAttribute(self, value, attribute, device):  # noqa: N802
+        value._obj.value = {75: 9, 76: 0}[attribute]
+
+
+@pytest.mark.parametrize(
+    ("driver", "expected"),
+    [
+        (Driver(1), ("NVIDIA H100", (9, 0))),
+        (Driver(0), ("", (0, 0))),
+        (Driver(1, starts=100), ("", (0, 0))),
+        (None, ("", (0, 0))),
+    ],
+)
+def test_the_driver_says_which_gpu_is_here(monkeypatch, driver, expected):
+    def load(name):
+        if driver is None:
+            raise OSError(name)
+        return driver
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert hardware.find_gpu() == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "names", "lacking"),
+    [
+        ("avx2", {"FP32", "INT8"}, {"bf16", "fp16"}),
+        ("avx512f", {"FP32", "BF16"}, {"bf16", "fp16"}),  # imitated there
+        ("avx512f avx512_bf16", {"FP32", "BF16"}, {"fp16"}),
+        ("avx512f amx_bf16", {"FP32", "BF16", "FP16"}, set()),
+        (None, {"FP32", "FP16"}, {"bf16"}),
+        (None, set(), {"fp32", "bf16", "fp16"}),
+    ],
+)
+def test_openvino_counts_for_what_the_cpu_really_multiplies_in(monkeypatch, flags, names, lacking):
+    flags = None if flags is None else frozenset(flags.split())
+    monkeypatch.setattr(openvino_runtime, "capabilities", lambda: frozenset(names))
+    monkeypatch.setattr(hardware, "processor", lambda: ("a CPU", flags))
+    found = hardware.available().lacks
+    assert {precision for runtime, precision in found if runtime == "openvino"} == lacking
+
+
+def test_where_openvino_is_not_installed_it_has_no_capabilities(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "openvino"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    openvino_runtime.capabilities.cache_clear()
+    assert openvino_runtime.capabilities() == frozenset()
+    openvino_runtime.capabilities.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("gpu", "providers", "loads", "capability", "cuda", "tensorrt"),
+    [
+        ("", [], False, 0, "no NVIDIA GPU was found", "no NVIDIA GPU was found"),
+        ("H100", [], False, 9, "has no CUDAExecutionProvider; run: pip", "has no TensorrtExecutionProvider"),
+        ("H100", ["CUDA", "Tensorrt"], False, 9, None, "TensorRT is not installed; run: pip install tensorrt"),
+        ("H100", ["CUDA", "Tensorrt"], True, 9, None, None),
+    ],
+)
+def test_a_gpu_runtime_is_here_when_its_library_loads(monkeypatch, gpu, providers, loads, capability, cuda, tensorrt):
+    monkeypatch.setattr(hardware, "find_gpu", lambda: (gpu, (capability, 0)))
+    names = [f"{name}ExecutionProvider" for name in providers]
+    monkeypatch.setattr(hardware.load_onnxruntime(), "get_available_providers", lambda: names)
+    monkeypatch.setattr("export.onnx_sessions.tensorrt_loads", lambda: loads)
+    lacks = hardware.available().lacks
+    for runtime, expected in (("cuda", cuda), ("tensorrt", tensorrt)):
+        found = lacks.get((runtime, "fp32"))
+        assert found is expected is None or expected in found
+
+
+def test_versions_are_those_of_the_packages(monkeypatch):
+    installed = {"openvino": "2026.4", "onnxruntime": "1.31", "tensorrt": "10.9"}
+
+    def found(name):
+        if name not in installed:
+            raise metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(metadata, "version", found)
+    assert hardware.version("openvino") == "openvino 2026.4"
+    assert hardware.version("onnxruntime") == hardware.version("cuda") == "onnxruntime 1.31"
+    assert hardware.version("tensorrt") == "onnxruntime 1.31, tensorrt 10.9"
+    assert hardware.version("torch") == ""

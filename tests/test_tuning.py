@@ -1,0 +1,220 @@
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers import CONTRACT, change_json, exported_run
+
+from ensemble import artifacts
+from ensemble.errors import UnavailableError
+from ensemble.score import Runner
+from export import bundle, plan, predictor, tuning
+from export.choice import candidates
+from export.hardware import Machine
+from export.setting import Setting, Wanted
+from export.tuning import Job
+
+MACHINE = Machine("a CPU", 2)
+SETTINGS = tuple(Setting("openvino", batch=batch, streams=streams) for batch in (1, 4, 8) for streams in (1, 2))
+
+
+class Clock:
+    """Seconds that pass only while a member runs."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class Lab:
+    """Members whose seconds an image are given by setting."""
+
+    def __init__(self, seconds, lacking=()):
+        self.seconds, self.lacking, self.clock = seconds, lacking, Clock()
+        self.opened, self.ran = [], []
+
+    def open(self, job, setting):
+        if setting in self.lacking:
+            raise UnavailableError(f"no {setting}")
+        self.opened.append(setting)
+
+        def run(pixels):
+            self.ran.append(setting)
+            assert pixels.shape == (setting.batch * setting.streams, 8, 8, 3)
+            seconds = self.seconds[setting]
+            self.clock.now += len(pixels) * (seconds() if callable(seconds) else seconds)
+            return np.zeros(len(pixels), np.float32)
+
+        return Runner(job.name, CONTRACT, run)
+
+
+@pytest.fixture(autouse=True)
+def fresh_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("MANYEYES_CACHE", str(tmp_path / "cache"))
+
+
+def job(name="one", sha256="a", settings=SETTINGS):
+    return Job(name, sha256, settings)
+
+
+def lab(fastest, **options):
+    return Lab({setting: 0.1 if setting == fastest else 0.2 for setting in SETTINGS}, **options)
+
+
+@pytest.mark.parametrize("fastest", SETTINGS, ids=lambda s: f"{s.batch}-{s.streams}")
+def test_the_fastest_setting_is_found_and_remembered(fastest):
+    made = lab(fastest)
+    assert tuning.tune([job()], MACHINE, made.open, made.clock) == {"one": fastest}
+    assert tuning.recall([job()], MACHINE) == {"one": fastest}
+
+
+def test_losers_are_timed_once_and_finalists_take_turns():
+    made = Lab({setting: 1.0 + number for number, setting in enumerate(SETTINGS)})
+    found = tuning.measure(job(), made.open, made.clock)
+    assert found == {setting: pytest.approx(1.0 + number) for number, setting in enumerate(SETTINGS[:3])}
+    assert made.opened == list(SETTINGS)
+    # once to set up and once timed each, then five rounds of the three fastest
+    assert made.ran == [setting for setting in SETTINGS for _ in range(2)] + list(SETTINGS[:3]) * 5
+
+
+def test_one_slow_moment_does_not_decide():
+    moments = iter([1.0, 1.0, 1.0, 9.0, 9.0, 1.0, 1.0])
+    seconds = dict.fromkeys(SETTINGS[:2], 2.0) | {SETTINGS[0]: lambda: next(moments)}
+    made = Lab(seconds)
+    assert tuning.tune([job(settings=SETTINGS[:2])], MACHINE, made.open, made.clock) == {"one": SETTINGS[0]}
+
+
+def test_short_runs_are_repeated_until_they_can_be_timed():
+    made = Lab(dict.fromkeys(SETTINGS[:1], 0.01))
+    assert tuning.measure(job(settings=SETTINGS[:1]), made.open, made.clock) == {SETTINGS[0]: pytest.approx(0.01)}
+    assert len(made.ran) == 1 + 30 * 6
+
+
+def test_what_cannot_be_opened_is_left_out_and_nothing_at_all_is_an_error():
+    made = lab(SETTINGS[0], lacking=SETTINGS[:1])
+    assert tuning.tune([job()], MACHINE, made.open, made.clock)["one"] != SETTINGS[0]
+    with pytest.raises(UnavailableError, match="no openvino fp32"):
+        tuning.measure(job(), lab(SETTINGS[0], lacking=SETTINGS).open)
+
+
+@pytest.mark.parametrize(
+    ("asked", "machine"),
+    [
+        (job(sha256="b"), MACHINE),
+        (job(), replace(MACHINE, cpu="another")),
+        (job(), replace(MACHINE, cores=4)),
+        (job(), replace(MACHINE, gpu="NVIDIA L4")),
+        (job(settings=SETTINGS[1:]), MACHINE),
+    ],
+    ids=["file", "cpu", "cores", "gpu", "choices"],
+)
+def test_an_answer_holds_for_one_file_on_one_machine(asked, machine):
+    made = lab(SETTINGS[1])
+    tuning.tune([job()], MACHINE, made.open, made.clock)
+    assert tuning.recall([asked], machine) == {}
+    assert tuning.recall([replace(job(), name="renamed")], MACHINE) == {"renamed": SETTINGS[1]}
+
+
+def test_another_version_of_a_library_measures_anew(monkeypatch):
+    made = lab(SETTINGS[1])
+    tuning.tune([job()], MACHINE, made.open, made.clock)
+    monkeypatch.setattr(tuning, "version", lambda runtime: f"{runtime} 99")
+    assert tuning.recall([job()], MACHINE) == {}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"format_version": 99}'])
+def test_a_damaged_memory_costs_a_measurement_and_no_error(text):
+    made = lab(SETTINGS[1])
+    tuning.tune([job()], MACHINE, made.open, made.clock)
+    (artifacts.cache_path() / "runtimes.json").write_text(text)
+    assert tuning.recall([job()], MACHINE) == {}
+    tuning.tune([job()], MACHINE, made.open, made.clock)
+    assert tuning.recall([job()], MACHINE) == {"one": SETTINGS[1]}
+
+
+def test_a_setting_that_was_no_candidate_is_not_believed():
+    made = lab(SETTINGS[1])
+    tuning.tune([job()], MACHINE, made.open, made.clock)
+    file = artifacts.cache_path() / "runtimes.json"
+    key = next(key for key in artifacts.read_json(file, "") if key != "format_version")
+    change_json(file, **{key: vars(Setting("openvino", "bf16"))})
+    assert tuning.recall([job()], MACHINE) == {}
+
+
+def test_only_what_may_run_is_measured():
+    amx = Machine("Xeon", 16, "", {("onnxruntime", precision): "no" for precision in ("bf16", "fp16")})
+    allowed = {("openvino", "bf16"): frozenset({"certified"})}
+
+    def kinds(name, **wanted):
+        return {(each.runtime, each.precision) for each in candidates(name, allowed, Wanted(**wanted), amx)}
+
+    assert kinds("certified") == {("openvino", "fp32"), ("openvino", "bf16"), ("onnxruntime", "fp32")}
+    assert kinds("other") == {("openvino", "fp32"), ("onnxruntime", "fp32")}
+    assert kinds("certified", precision="bf16") == {("openvino", "bf16")}
+    assert kinds("certified", runtime="onnxruntime") == {("onnxruntime", "fp32")}
+    openvino = [each for each in candidates("other", {}, Wanted(batch=5), amx) if each.runtime == "openvino"]
+    assert {(each.batch, each.streams, each.threads) for each in openvino} == {(5, 1, 16), (5, 16, 16)}
+
+
+def test_on_a_gpu_the_cpu_is_not_measured_unless_asked_for():
+    both = Machine("Xeon", 16, "NVIDIA H100", {})
+    assert {each.runtime for each in candidates("one", {}, Wanted(), both)} == {"cuda", "tensorrt"}
+    on_cpu = candidates("one", {}, Wanted(device="cpu"), both)
+    assert {each.runtime for each in on_cpu} == {"openvino", "onnxruntime"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return artifacts.bundle_path(exported_run(tmp_path / "run"))
+
+
+def test_a_tuned_bundle_is_run_as_tuned_from_then_on(folder, monkeypatch):
+    monkeypatch.setattr(tuning, "SECONDS", 0.0)
+    before, chosen = [], predictor.load_bundle(folder, say=lambda line: None)
+    tuned = predictor.load_bundle(folder, Wanted(tune=True), before.append)
+    after = []
+    again = predictor.load_bundle(folder, Wanted(), after.append)
+    assert before == after
+    assert before[-1].startswith("as tuned: ")
+    assert tuned.identity == again.identity
+    pixels = np.full((3, 8, 8, 3), 255, np.uint8)
+    for one, other in zip(again.runners, chosen.runners, strict=True):
+        np.testing.assert_allclose(one.run(pixels), other.run(pixels), atol=1e-6)
+    assert not list(folder.rglob("runtimes.json"))
+
+
+def test_settings_decide_the_identity_and_so_does_the_file(folder, tmp_path):
+    def identity(where, **wanted):
+        return predictor.load_bundle(where, Wanted(**wanted)).identity
+
+    assert identity(folder) == identity(folder)
+    other = shutil.copytree(folder, tmp_path / "copy")
+    assert identity(other) == identity(folder)
+    assert len({identity(folder), identity(folder, batch=3), identity(folder, runtime="onnxruntime")}) == 3
+    values = bundle.open_bundle(other)
+    values["members"]["one"]["contract"]["filter"] = "box"
+    bundle.write_bundle(other, values["members"])
+    assert identity(other) != identity(folder)
+
+
+def test_the_files_of_a_bundle_are_hashed_once(folder, monkeypatch):
+    hashed = []
+    real = artifacts.file_sha256
+    monkeypatch.setattr(artifacts, "file_sha256", lambda path: hashed.append(path.name) or real(path))
+    predictor.load(folder)
+    assert sorted(hashed) == ["certificate.json", "one.fp32.onnx", "stacker.json", "two.fp32.onnx"]
+
+
+@pytest.mark.parametrize(("certified", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_a_certificate_decides_whether_bf16_is_planned(folder, monkeypatch, certified, precision):
+    values = bundle.open_bundle(folder)
+    names = list(values["members"]) if certified else []
+    bundle.write_bundle(folder, values["members"], (), {"openvino bf16": {"members": names, "certified": True}})
+    monkeypatch.setattr(plan, "available", lambda: Machine("Xeon", 2))
+    lines = []
+    _, planned = plan.plan_bundle(folder, Wanted(), lines.append)
+    assert {member.setting.precision for member in planned} == {precision}
+    hint = "get one: python cli.py export --certify-on DATA"
+    assert (hint in lines[0]) is not certified
