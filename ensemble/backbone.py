@@ -67,7 +67,7 @@ def build_member(recipe: Recipe, checkpoint: Path | None) -> Member:
     does not take the contract's pixels.
     """
     if checkpoint is not None:
-        config = _load_config(checkpoint)
+        config = load_config(checkpoint)
         contract = _overridden(contracts.from_checkpoint(checkpoint, config), recipe)
         network = _from_checkpoint(checkpoint, config, recipe.backbone, contract)
     else:
@@ -81,7 +81,7 @@ def build_member(recipe: Recipe, checkpoint: Path | None) -> Member:
 
 def load_classifier(folder: Path) -> tuple[nn.Module, Any]:
     """A finished two-class classifier and its config, exactly as saved; nothing may mismatch."""
-    config = _load_config(folder)
+    config = load_config(folder)
     with _quiet(folder):
         network, info = transformers.AutoModelForImageClassification.from_pretrained(
             folder,
@@ -110,7 +110,8 @@ def save_classifier(member: Member, folder: Path) -> None:
         (folder / "preprocessor_config.json").write_text(processor + "\n", encoding="utf-8")
 
 
-def _load_config(folder: Path) -> Any:
+def load_config(folder: Path) -> Any:
+    """A checkpoint's config.json."""
     try:
         return transformers.AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -101,7 +101,8 @@ def stack(
     choices = stack_run.Choices(kind, calibration, threshold, loaded, tta)
     adapted = stack_run.has_shift(run)
     done = stack_run.stack_run(run, members, choices)
-    _print(done)
+    print_scores(done)
+    _print_kinds(done)
     if drop_one:
         _print_drop_one(run, done, choices)
     click.echo(audit_headline(run))
@@ -110,18 +111,23 @@ def stack(
     click.echo(f"-> {artifacts.stacker_path(run)}")
 
 
-def _print(done: "Stacked") -> None:
+def print_scores(done: "Stacked") -> None:
+    """Every member, their mean and the stack on the same rows."""
     from ensemble import stack_notes, stack_table
 
-    stacker = done.stacker
     click.echo(
         f"On {len(done.rows)} held-out images in {done.rows['group'].nunique()} groups; "
         f"the stack {done.basis}, 95 % intervals over groups."
     )
     options.table(stack_table.as_table(done.scored, stack_notes.weights(done)))
     click.echo(stack_table.verdict(done.scored))
+
+
+def _print_kinds(done: "Stacked") -> None:
+    from ensemble import stack_notes, stack_table
+
     click.echo("\nKinds of stack, each chosen, calibrated and scored alike:")
-    options.table(stack_table.differences_table(done.kinds, stacker.kind, "kind"))
+    options.table(stack_table.differences_table(done.kinds, done.stacker.kind, "kind"))
     for line in stack_notes.notes(done):
         click.echo(line)
 

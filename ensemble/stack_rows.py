@@ -59,11 +59,19 @@ def read_material(run: Path, names: Sequence[str], externals: Sequence[External]
         )
     else:
         scored = Part(*members.heldout_logits(run, names))
-    material = Material((*names, *(member.name for member in externals)), fitting, scored, ())
+    names = (*names, *(member.name for member in externals))
+    if scored is fitting:
+        return same_rows(names, fitting)
+    material = Material(names, fitting, scored, ())
     _check(material)
-    if scored is not fitting:
-        return material
-    return replace(material, nests=nested_folds(fitting.labels, fitting.groups))
+    return material
+
+
+def same_rows(names: Sequence[str], part: Part) -> Material:
+    """Rows that a stacker is both fitted on and, out of fold, scored on; ArtifactError for what cannot be stacked."""
+    material = Material(tuple(names), part, part, ())
+    _check(material)
+    return replace(material, nests=nested_folds(part.labels, part.groups))
 
 
 def _with(part: Part, externals: Sequence[External]) -> Part:

@@ -1,6 +1,6 @@
 """Fit a run's stacker on its members' held-out logits, score it, and write stacker.json."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def stack_run(run: Path, names: tuple[str, ...] = (), choices: Choices | None = 
         done = replace(done, flipped=flipped, stacker=replace(done.stacker, flips=flips.helped(flipped)))
     for member in choices.externals:
         external.write_external(run, member)
-    artifacts.write_json(artifacts.stacker_path(run), _record(run, done, choices))
+    artifacts.write_json(artifacts.stacker_path(run), record(done, choices, fingerprint(run, done.stacker.members)))
     return done
 
 
@@ -127,8 +127,8 @@ def _check_externals(run: Path, externals: Sequence[External]) -> None:
             raise ArtifactError(f"--external {name}: a member of that name is there already; give it another name")
 
 
-def _record(run: Path, done: Stacked, choices: Choices) -> dict[str, Any]:
-    """What stacker.json holds."""
+def record(done: Stacked, choices: Choices, fitted_on: Mapping[str, Any]) -> dict[str, Any]:
+    """What stacker.json holds. fitted_on: hashes of the members and of what they scored."""
     stacker, fitting, scored = done.stacker, done.material.fitting.rows, done.rows
     return {
         **stacker.to_dict(),
@@ -141,7 +141,7 @@ def _record(run: Path, done: Stacked, choices: Choices) -> dict[str, Any]:
         "flip_scores": None if done.flipped is None else {line.name: line.to_dict() for line in done.flipped},
         "rows": {"split": "heldout", "images": len(scored), "groups": scored["group"].nunique(), "stack": done.basis},
         "fitted_rows": {"images": len(fitting), "groups": fitting["group"].nunique()},
-        "fitted_on": fingerprint(run, stacker.members),
+        "fitted_on": dict(fitted_on),
     }
 
 

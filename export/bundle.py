@@ -5,53 +5,84 @@ from pathlib import Path
 from typing import Any
 
 from ensemble import artifacts, external, members
-from ensemble.contract import ImageContract
 from ensemble.errors import ArtifactError
 from ensemble.labels import LABELS
-from ensemble.score import Runner
 from ensemble.stack import Stacker
 from ensemble.stack_run import read_stacker
-from export.runtime import onnx_runner
+from export.setting import Setting
 
-CONVERTER_VERSION = 1  # raised by hand when converting the same member would give another file
+CONVERTER_VERSION = 3  # raised by hand when converting the same member would give another file or entry
 PRECISION = "fp32"
 REMEDY = "run: python cli.py export --force"
 
 
 def open_bundle(folder: Path) -> dict[str, Any]:
     """bundle.json of a bundle whose every file is as it was written; else ArtifactError."""
-    values = artifacts.read_json(folder / "bundle.json", REMEDY)
-    digest = values.pop("digest", None)
-    if digest != artifacts.json_sha256(values):
-        raise ArtifactError(f"{folder / 'bundle.json'} is damaged: its digest differs; {REMEDY}")
+    values = contents(folder)
     members.check_files(folder, values["files"], REMEDY)
     return values
 
 
-def write_bundle(folder: Path, entries: Mapping[str, Mapping[str, Any]], externals: Sequence[str] = ()) -> None:
+def contents(folder: Path) -> dict[str, Any]:
+    """bundle.json, if it is as it was written; the files it lists are not read."""
+    values = artifacts.read_json(folder / "bundle.json", REMEDY)
+    digest = values.pop("digest", None)
+    if digest != artifacts.json_sha256(values):
+        raise ArtifactError(f"{folder / 'bundle.json'} is damaged: its digest differs; {REMEDY}")
+    return values
+
+
+def write_bundle(
+    folder: Path,
+    entries: Mapping[str, Mapping[str, Any]],
+    externals: Sequence[str] = (),
+    precisions: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
     """Write bundle.json last: the members' entries, every file's hash, and a digest of itself.
 
     The folder already holds stacker.json, certificate.json, the entries' files, and the scores
-    of `externals`, members that were trained elsewhere.
+    of `externals`, members that were trained elsewhere. An entry: `file`, `precision` (fp32),
+    `contract`, `source`, `gflop` of one view, and `fp16`, a second file, where there is one.
+    precisions: {"openvino bf16": {"members": [...], "certified": true}}, as `may_run` reads it.
     """
     scores = [external_file(name) for name in externals]
-    names = ["stacker.json", "certificate.json", *(entry["file"] for entry in entries.values()), *scores]
+    exported = [file for entry in entries.values() for file in files_of(entry)]
+    names = ["stacker.json", "certificate.json", *exported, *scores]
     values = {
         "format_version": artifacts.FORMAT_VERSION,
         "labels": list(LABELS),
         "members": dict(entries),
+        "precisions": dict(precisions or {}),
         "files": {name: artifacts.file_sha256(folder / name) for name in names},
     }
     artifacts.write_json(folder / "bundle.json", {**values, "digest": artifacts.json_sha256(values)})
 
 
-def load_bundle(folder: Path, device: str) -> tuple[list[Runner], Stacker]:
-    """A checked bundle's members in ONNX Runtime, in the stacker's order, and the stacker."""
-    values = open_bundle(folder)
-    stacker = Stacker.from_dict(artifacts.read_json(folder / "stacker.json", REMEDY))
-    # what has no entry was trained elsewhere: its scores are looked up
-    entries = {name: values["members"][name] for name in stacker.members if external_file(name) not in values["files"]}
-    return [_runner(folder, name, entry, device) for name, entry in entries.items()], stacker
+def may_run(values: Mapping[str, Any]) -> dict[tuple[str, str], frozenset[str]]:
+    """Members that may run below fp32, by (runtime, precision): certified, or by the user's word.
+
+    `values`: of `open_bundle`. A bundle that was written before there were certificates has none.
+    """
+    return {
+        (runtime, precision): frozenset(found["members"])
+        for key, found in values.get("precisions", {}).items()
+        for runtime, precision in [key.split()]
+    }
+
+
+def files_of(entry: Mapping[str, Any]) -> list[str]:
+    """An entry's ONNX files, relative to the bundle."""
+    return [str(entry[key]) for key in ("file", "fp16") if key in entry]
+
+
+def member_file(entry: Mapping[str, Any], setting: Setting) -> str:
+    """Which of an entry's files is run at this setting, relative to the bundle."""
+    return str(entry["fp16"] if (setting.runtime, setting.precision) == ("cuda", "fp16") else entry["file"])
+
+
+def stacker_of(folder: Path) -> Stacker:
+    """A bundle's own stacker."""
+    return Stacker.from_dict(artifacts.read_json(folder / "stacker.json", REMEDY))
 
 
 def external_file(name: str) -> str:
@@ -62,12 +93,13 @@ def external_file(name: str) -> str:
 def is_current(run: Path) -> bool:
     """Whether the run's bundle was made from its members and stacker as they are now.
 
-    Raises ArtifactError if there is no valid stacker, or if the bundle is damaged.
+    Raises ArtifactError if there is no valid stacker, or if bundle.json is damaged; whether
+    the other files are sound is for `open_bundle` to say.
     """
     stacker, folder = read_stacker(run), artifacts.bundle_path(run)
     if not (folder / "bundle.json").is_file():
         return False
-    values = open_bundle(folder)
+    values = contents(folder)
     entries = values["members"]
     elsewhere = [name for name in stacker.members if external.is_external(run, name)]
     return (
@@ -85,7 +117,3 @@ def source_sha256(run: Path, name: str) -> str:
     """Hash of all that decides a member's ONNX file; the stacker does not enter."""
     info = members.read_info(run, name)
     return artifacts.json_sha256([info["files"], info["contract"], PRECISION, CONVERTER_VERSION])
-
-
-def _runner(folder: Path, name: str, entry: dict[str, Any], device: str) -> Runner:
-    return onnx_runner(name, folder / entry["file"], ImageContract.from_dict(entry["contract"]), device)

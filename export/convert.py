@@ -7,6 +7,9 @@ from typing import Any
 
 import onnx
 import torch
+from onnxscript import ir
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from ensemble.backbone import Member
 from ensemble.errors import ArtifactError
@@ -22,21 +25,48 @@ def convert(member: Member, path: Path) -> None:
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     try:
         with _plain_attention(member.backbone):
-            torch.onnx.export(
+            program: Any = torch.onnx.export(
                 member.eval().cpu(),
                 (example,),
-                path,
                 input_names=["pixels"],
                 output_names=["logit"],
                 dynamic_shapes={"pixels": {0: torch.export.Dim("batch", min=1, max=65536)}},
-                external_data=False,
                 dynamo=True,
                 verbose=False,
             )
+        _flatten_positions(program.model)
+        program.save(path, external_data=False)
         onnx.checker.check_model(str(path), full_check=True)
     except (RuntimeError, ValueError, TypeError, onnx.checker.ValidationError) as error:
         line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ArtifactError(f"the member cannot be converted to ONNX: {line}") from error
+
+
+def _flatten_positions(model: ir.Model) -> None:
+    """Where [N, C, H, W] is turned to [N, H, W, C] for a norm, do it by way of [N, C, H * W]: the same values.
+
+    OpenVINO keeps such activations channels last, and sees only then that nothing has to be moved.
+    """
+    for node in list(model.graph):
+        target, shape = node.outputs[0], node.outputs[0].shape
+        for_norms = {user.op_type for user in target.consumers()} == {"LayerNormalization"}
+        turned = node.op_type == "Transpose" and node.attributes["perm"].as_ints() == (0, 2, 3, 1)
+        if not (for_norms and turned and shape):
+            continue
+        tape = ir.tape.Tape()
+        flat = tape.op("Reshape", [node.inputs[0], tape.op("Constant", [], {"value_ints": [0, shape[3], -1]})])
+        rows = tape.op("Transpose", [flat], {"perm": [0, 2, 1]})
+        result = tape.op("Reshape", [rows, tape.op("Constant", [], {"value_ints": [0, *shape[1:]]})])
+        ir.convenience.replace_nodes_and_values(model.graph, node, [node], tape.nodes, [target], [result])
+
+
+def gflop(member: Member) -> float:
+    """Billions of floating-point operations of one view's forward pass, a multiply-add counted as two."""
+    size = member.contract.size
+    # the CPU's fused attention is not counted, its plain form is
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        member.eval().cpu()(torch.zeros(1, size, size, 3, dtype=torch.uint8))
+    return float(counter.get_total_flops()) / 1e9
 
 
 @contextmanager

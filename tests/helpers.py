@@ -183,6 +183,7 @@ def write_bundle(run: Path, externals: Sequence[str] = ()) -> Path:
             "precision": bundle.PRECISION,
             "contract": CONTRACT.to_dict(),
             "source": bundle.source_sha256(run, name),
+            "gflop": 0.5,
         }
         for name in SCALES
     }

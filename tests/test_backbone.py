@@ -18,7 +18,8 @@ from ensemble.step import build_engine, optimizer_step
 from ensemble.torch_runner import torch_runner
 from export import certificate
 from export.convert import convert
-from export.runtime import onnx_runner
+from export.runtime import open_runner
+from export.setting import Setting
 
 SMALL, LARGE = ("swin_tiny",), ("swinv2_tiny", "swin_base", "vit_base_clip_384", "convnext_large_384")
 ALL = [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)]
@@ -73,7 +74,7 @@ def test_listed_checkpoint_from_hub_layout_to_certified_onnx(name, tmp_path, pho
     np.testing.assert_allclose((z[:, 1] - z[:, 0]).numpy(), trained, atol=1e-4)
 
     convert(reloaded, tmp_path / "member.onnx")
-    exported = onnx_runner(name, tmp_path / "member.onnx", member.contract, "cpu")
+    exported = open_runner(name, tmp_path / "member.onnx", member.contract, Setting("onnxruntime"))
     certified = certificate.certify(torch_runner(name, reloaded, torch.device("cpu")), exported, pixels)
     assert certified["max_abs_difference"] <= 1e-3
     assert certified["batch_sizes"] == [1, 2, 7]
@@ -83,7 +84,7 @@ def test_certificate_refuses_an_export_of_other_weights(tmp_path, photo):
     member = backbone.build_member(QUICK["swin_small"], None)
     convert(member, tmp_path / "member.onnx")
     pixels = pixels_of(photo, member.contract)
-    exported = onnx_runner("swin_small", tmp_path / "member.onnx", member.contract, "cpu")
+    exported = open_runner("swin_small", tmp_path / "member.onnx", member.contract, Setting("onnxruntime"))
     original = torch_runner("swin_small", member, torch.device("cpu"))
     certificate.certify(original, exported, pixels)
     with torch.no_grad():

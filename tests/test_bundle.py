@@ -21,7 +21,8 @@ from ensemble import artifacts
 from ensemble.errors import ArtifactError
 from ensemble.score import score_images
 from ensemble.stack import Stacker
-from export import bundle
+from export import bundle, records
+from export.predictor import load_bundle
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +37,14 @@ def run(exported, tmp_path):
 
 def test_a_bundle_scores_as_its_members(exported, tmp_path):
     files = [write_image(tmp_path / f"{value}.png", value) for value in (0, 30, 128, 200, 255)]
-    runners, stacker = bundle.load_bundle(artifacts.bundle_path(exported), "cpu")
+    ensemble = load_bundle(artifacts.bundle_path(exported))
+    runners, stacker = ensemble.runners, ensemble.stacker
     logits, errors = score_images(files, runners, batch_size=2)
     assert [runner.name for runner in runners] == list(SCALES)
     assert stacker == STACKER
     assert errors == {}
     assert logits.dtype == np.float32
-    np.testing.assert_allclose(logits, expected_logits(files), rtol=1e-5)
+    np.testing.assert_allclose(logits, expected_logits(files), rtol=1e-5, atol=1e-6)
     # sigmoid(0.1 + (0.5 * 4 - 0.25 * 2) * (brightness - 0.5))
     assert stacker.target(logits) == pytest.approx([0.3430, 0.3838, 0.5257, 0.6287, 0.7006], abs=1e-4)
 
@@ -50,8 +52,8 @@ def test_a_bundle_scores_as_its_members(exported, tmp_path):
 def test_members_come_in_the_stackers_order(run):
     write_stacker(run, Stacker(("two", "one"), (1.0, 2.0), 0.0))
     write_bundle(run)
-    runners, stacker = bundle.load_bundle(artifacts.bundle_path(run), "cpu")
-    assert [runner.name for runner in runners] == list(stacker.members) == ["two", "one"]
+    ensemble = load_bundle(artifacts.bundle_path(run))
+    assert [runner.name for runner in ensemble.runners] == list(ensemble.stacker.members) == ["two", "one"]
 
 
 FILES = ["members/one.fp32.onnx", "members/two.fp32.onnx", "stacker.json", "certificate.json", "bundle.json"]
@@ -64,7 +66,7 @@ def test_one_changed_byte_is_refused_by_name(run, name):
     digit = next(place for place in range(len(content) // 2, len(content)) if content[place : place + 1].isalnum())
     path.write_bytes(content[:digit] + bytes([content[digit] ^ 1]) + content[digit + 1 :])
     with pytest.raises(ArtifactError, match=f"{re.escape(str(path))} is damaged.*; run: python cli.py export --force"):
-        bundle.load_bundle(artifacts.bundle_path(run), "cpu")
+        load_bundle(artifacts.bundle_path(run))
 
 
 def test_any_changed_byte_of_the_contents_list_is_refused_or_means_the_same(run):
@@ -87,7 +89,7 @@ def test_a_missing_file_is_named(run, name):
     path = artifacts.bundle_path(run) / name
     path.unlink()
     with pytest.raises(ArtifactError, match=f"{re.escape(str(path))}( is missing)?; run: python cli.py export --force"):
-        bundle.load_bundle(artifacts.bundle_path(run), "cpu")
+        load_bundle(artifacts.bundle_path(run))
 
 
 def test_files_that_trade_places_are_refused(run):
@@ -96,7 +98,7 @@ def test_files_that_trade_places_are_refused(run):
     (members / "two.fp32.onnx").rename(members / "one.fp32.onnx")
     (members / "kept").rename(members / "two.fp32.onnx")
     with pytest.raises(ArtifactError, match=r"one\.fp32\.onnx is damaged: it is not the file that was written"):
-        bundle.load_bundle(artifacts.bundle_path(run), "cpu")
+        load_bundle(artifacts.bundle_path(run))
 
 
 def test_a_bundle_of_its_members_and_stacker_is_current(exported):
@@ -144,7 +146,25 @@ def test_another_converter_makes_the_bundle_old(run, monkeypatch):
     assert not bundle.is_current(run)
 
 
+def test_a_bundle_from_before_there_were_certificates_runs_at_fp32_and_is_exported_anew(run, monkeypatch):
+    monkeypatch.setattr(bundle, "CONVERTER_VERSION", 1)
+    folder = write_bundle(run)
+    values = bundle.open_bundle(folder)
+    del values["precisions"]
+    for entry in values["members"].values():
+        del entry["gflop"]
+    artifacts.write_json(folder / "bundle.json", {**values, "digest": artifacts.json_sha256(values)})
+    monkeypatch.undo()
+    assert bundle.may_run(bundle.open_bundle(folder)) == {}
+    assert len(load_bundle(folder).runners) == 2
+    assert not bundle.is_current(run)
+    work = records.begin(run / "work" / "export", folder, force=False)
+    assert work.older == {}
+    assert records.read_record(work.path, "one")["entry"]["source"] != bundle.source_sha256(run, "one")
+
+
 def test_a_damaged_bundle_is_said_not_exported_over(run):
     (artifacts.bundle_path(run) / "members" / "one.fp32.onnx").write_bytes(b"")
+    assert bundle.is_current(run)
     with pytest.raises(ArtifactError, match=r"one\.fp32\.onnx is damaged"):
-        bundle.is_current(run)
+        load_bundle(artifacts.bundle_path(run))

@@ -109,3 +109,10 @@ def test_predictor_scores_with_a_model_from_the_hub(name, hub, tmp_path, photo):
 def test_classifier_of_three_classes_is_refused(hub, tmp_path, photo):
     done = locate(hub, f"hf://org/new|{photo}", tmp_path, code=1, script=PREDICT)
     assert "two classes are needed, found 3" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["org/detector", "hf://org/detector", "org/detector@main"])
+def test_export_finds_a_member_on_the_hub(name, hub, tmp_path):
+    script = "import sys; from export.foreign import locate; print(locate(sys.argv[1]))"
+    folder = Path(locate(hub, name, tmp_path, script=script).stdout.strip())
+    assert {path.name for path in folder.iterdir()} == {"config.json", "preprocessor_config.json", "model.safetensors"}

@@ -24,7 +24,7 @@ from ensemble.metrics import sigmoid
 from ensemble.stack_run import Choices, read_stacker, stack_run
 from export import bundle
 from export.infer import infer
-from export.inputs import read_inputs
+from export.inputs import files, read_inputs
 from export.predictor import load_bundle, load_run
 
 
@@ -70,14 +70,14 @@ def test_it_is_one_member_more_of_the_stack(stacked):
 def test_infer_looks_its_scores_up(run, onnx, monkeypatch):
     write_bundle(run, ["clip"])
     if not onnx:  # the torch members of these tests have no weights
-        runners = {runner.name: runner for runner in load_bundle(artifacts.bundle_path(run), "cpu").runners}
+        runners = {runner.name: runner for runner in load_bundle(artifacts.bundle_path(run)).runners}
         monkeypatch.setattr("ensemble.members.load_member", lambda run, name: name)
-        monkeypatch.setattr("export.runtime.torch_runner", lambda name, member, device: runners[name])
-    ensemble = load_run(run, onnx, "cpu")
+        monkeypatch.setattr("export.runtime.torch_runner", lambda name, member, device, batch: runners[name])
+    ensemble = load_run(run, onnx)
     assert [member.name for member in ensemble.externals] == ["clip"]
     inputs = read_inputs(run / "test.csv")
     result, errors = infer(inputs, ensemble, with_members=True)
-    logits = np.column_stack([expected_logits(inputs.files), [-1.0, 2.0, 0.5]])
+    logits = np.column_stack([expected_logits(files(inputs)), [-1.0, 2.0, 0.5]])
     np.testing.assert_allclose(result["target"], ensemble.stacker.target(logits), rtol=1e-5)
     np.testing.assert_allclose(result["clip"], sigmoid([-1.0, 2.0, 0.5]))
     assert list(result.columns) == ["id", "target", "one", "two", "clip"]
@@ -101,7 +101,7 @@ def test_the_command_says_what_it_looks_up_and_which_ids_have_no_score(run):
 def test_an_image_that_cannot_be_read_has_no_target(run):
     write_bundle(run, ["clip"])
     (run / "images" / "b.png").write_bytes(b"no image")
-    result, errors = infer(read_inputs(run / "test.csv"), load_run(run, True, "cpu"), with_members=True)
+    result, errors = infer(read_inputs(run / "test.csv"), load_run(run, True), with_members=True)
     assert list(errors["id"]) == ["b"]
     assert result[["target", "one", "clip"]].isna().to_numpy().tolist() == [[False] * 3, [True] * 3, [False] * 3]
 
@@ -112,7 +112,7 @@ def test_changed_scores_are_stale_or_damaged(run):
     other = pd.read_parquet(scores_file).assign(logit=1.0)
     artifacts.write_parquet(artifacts.external_path(artifacts.bundle_path(run), "clip"), other)
     with pytest.raises(ArtifactError, match=r"clip\.parquet is damaged"):
-        load_run(run, True, "cpu")
+        load_run(run, True)
     artifacts.write_parquet(scores_file, other)
     with pytest.raises(ArtifactError, match="changed since the stack was fitted"):
         read_stacker(run)
@@ -130,10 +130,10 @@ def test_export_carries_the_scores(run, monkeypatch):
     record = {
         name: {"entry": entry, "certificate": {}} for name, entry in bundle.open_bundle(folder)["members"].items()
     }
-    monkeypatch.setattr(export_run, "_export_member", lambda run, name, work, say: record[name])
+    monkeypatch.setattr(export_run, "export_member", lambda job, work, say: record[job.name])
     export_run.export_run(run, print)
     assert bundle.is_current(run)
-    assert load_run(run, True, "cpu").externals[0].test.to_dict() == pytest.approx({"c": 0.5, "a": -1, "b": 2, "z": 9})
+    assert load_run(run, True).externals[0].test.to_dict() == pytest.approx({"c": 0.5, "a": -1, "b": 2, "z": 9})
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import ast
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -53,16 +54,19 @@ LIGHT = {
     "numpy,torch,pandas": "ensemble.errors ensemble.recipe ensemble.contract ensemble.commands ensemble.catalogue "
     "ensemble.data_commands ensemble.fetch_command ensemble.select_command ensemble.stack_command ensemble.names "
     "ensemble.report_command export.export_command export.infer_command export.adapt_command "
-    "export.evaluate_command export.explain_command "
+    "export.evaluate_command export.explain_command export.bench_command export.setting "
     "export cli",
     "torch,sklearn,transformers": "ensemble.images ensemble.artifacts ensemble.metrics ensemble.stack ensemble.score "
     "ensemble.members ensemble.stack_run ensemble.stack_table ensemble.stack_rows ensemble.threshold ensemble.external "
     "ensemble.stackers ensemble.calibrate ensemble.weights ensemble.drop_one ensemble.flips "
     "ensemble.dataset ensemble.index ensemble.probes ensemble.canonical "
     "ensemble.degrade ensemble.grid ensemble.bootstrap ensemble.breakdown ensemble.report ensemble.gallery "
-    "ensemble.shift",
-    "torch,sklearn,transformers,onnx": "export.infer export.runtime export.predictor export.submission export.bundle "
-    "export.inputs export.certificate export.export_run export.evaluate_model",
+    "ensemble.shift ensemble.files ensemble.sources ensemble.quiet",
+    "torch,sklearn,transformers,onnx,openvino,onnxruntime": "export.infer export.runtime export.hardware export.choice "
+    "export.precisions export.evidence export.records export.member_logits export.classifier export.foreign "
+    "export.half export.plan export.tuning export.bench export.libraries export.onnx_sessions export.openvino_runtime "
+    "export.batches export.predictor export.submission export.bundle export.inputs export.rows export.parquet_input "
+    "export.results export.journal export.certificate export.export_run export.evaluate_model",
 }
 
 
@@ -144,6 +148,17 @@ def test_images_are_scored_where_torch_is_not_installed(run, tmp_path):
     scores = read_csv(output)
     assert list(scores["id"]) == ["a.png", "b.png", "c.png"]
     assert scores["target"].astype(float).tolist() == pytest.approx([TARGETS[key] for key in "abc"], rel=1e-5)
+
+
+def test_a_bundle_is_certified_where_torch_is_not_installed(run, tmp_path):
+    bundle, table = tmp_path / "bundle", tmp_path / "labels.csv"
+    shutil.copytree(run / "bundle", bundle)
+    table.write_text("id,label\na,real\nb,ai\n")
+    places = ["--bundle", bundle, "--certify-on", table, "--images", run / "images"]
+    result = run_python("-c", COMMAND, "export", *places)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith(("Nothing below fp32 was certified", "Not certified"))
+    assert result.stdout.endswith(f"-> {bundle}\n")
 
 
 def test_notebooks_work_where_torch_is_not_installed(run):

@@ -11,7 +11,8 @@ from ensemble.spectrum import FAINT, FAINTEST, LUMA, Spectrum, dct_basis
 from ensemble.torch_runner import torch_runner
 from export.certificate import certify
 from export.convert import convert
-from export.runtime import onnx_runner
+from export.runtime import open_runner
+from export.setting import Setting
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 3, 44, 44)).astype(np.float32) / 255
 
@@ -62,7 +63,9 @@ def test_it_is_saved_opened_exported_and_certified(tmp_path):
     assert config.id2label == {0: "real", 1: "ai"}
     np.testing.assert_array_equal(runner(network).run(pixels), expected)
     convert(member, tmp_path / "m.onnx")
-    found = certify(runner(network), onnx_runner("m", tmp_path / "m.onnx", member.contract, "cpu"), pixels)
+    found = certify(
+        runner(network), open_runner("m", tmp_path / "m.onnx", member.contract, Setting("onnxruntime")), pixels
+    )
     assert found["max_abs_difference"] < 1e-4
 
 

@@ -1,0 +1,71 @@
+"""Two-class image classifiers from anywhere, in transformers' or timm's layout. Reading one needs torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ensemble import artifacts
+from ensemble.contract import ImageContract
+from ensemble.errors import BackboneError, some
+from ensemble.labels import resolve_polarity
+
+if TYPE_CHECKING:
+    from ensemble.backbone import Member
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A folder, its image contract, its two class names, and which of its outputs means AI-made."""
+
+    name: str
+    folder: Path
+    contract: ImageContract
+    classes: tuple[str, str]
+    positive: int
+
+    @property
+    def sha256(self) -> str:
+        """A hash of all that decides its logits."""
+        files = sorted(path for path in self.folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
+        hashes = {path.name: artifacts.file_sha256(path) for path in files}
+        return artifacts.json_sha256([hashes, self.contract.to_dict(), self.positive])
+
+    def load(self) -> "Member":
+        """Its torch module."""
+        from ensemble.backbone import Member, load_classifier
+
+        return Member(load_classifier(self.folder)[0], self.contract, self.positive).eval()
+
+
+def read_classifiers(folders: Mapping[str, Path], positive: str | None = None) -> list[Classifier]:
+    """What must be known of each before its weights are loaded; BackboneError for one that cannot be a member.
+
+    positive: the class that means AI-made, of those that have a class of that name; the
+    names of the others must say it.
+    """
+    found = [_read(name, folder, positive) for name, folder in folders.items()]
+    if positive and not any(_has(one.classes, positive) for one in found):
+        known = some(sorted({label for one in found for label in one.classes}))
+        raise BackboneError(f"no class is called {positive!r}; the classes are {known}")
+    return found
+
+
+def _read(name: str, folder: Path, positive: str | None) -> Classifier:
+    from ensemble import backbone, contracts
+    from ensemble.members import stored_contract
+
+    if not (folder / "config.json").is_file():
+        raise BackboneError(f"{folder} is no image classifier: it has no config.json")
+    config = backbone.load_config(folder)
+    classes = [str(config.id2label[index]) for index in sorted(config.id2label)]
+    try:
+        negative, chosen = resolve_polarity(classes, positive if positive and _has(classes, positive) else None)
+    except ValueError as error:
+        raise BackboneError(f"{folder}: {error}") from None
+    contract = stored_contract(folder) or contracts.from_checkpoint(folder, config)
+    return Classifier(name, folder, contract, (negative, chosen), classes.index(chosen))
+
+
+def _has(classes: Sequence[str], name: str) -> bool:
+    return name.casefold() in {label.casefold() for label in classes}

@@ -1,0 +1,102 @@
+"""The images that an export is checked on: a few for fp32, hundreds that no member was fitted on below it. No torch."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from ensemble import artifacts, dataset, images
+from ensemble.contract import ImageContract
+from ensemble.errors import ArtifactError, ImageError, some
+from ensemble.external import External, test_column
+from ensemble.sources import Labelled
+
+FEW = 14  # for fp32: two batches of seven
+SIDE = 256  # of generated pictures, in pixels
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Labelled images that no member was fitted on; `what` calls them so. labels: int [N], ai = 1.
+
+    heldout: whether they are rows of the run.
+    """
+
+    what: str
+    heldout: bool
+    ids: tuple[str, ...]
+    files: tuple[Path, ...]
+    labels: np.ndarray
+
+    def rows(self, chosen: Sequence[int] | np.ndarray) -> "Evidence":
+        """Those at these positions."""
+        ids, files = tuple(self.ids[row] for row in chosen), tuple(self.files[row] for row in chosen)
+        return Evidence(self.what, self.heldout, ids, files, self.labels[chosen])
+
+    def scores(self, member: External) -> np.ndarray:
+        """Logits float64 [N] of a member that was trained elsewhere; ArtifactError where it has none."""
+        return member.heldout.loc[list(self.ids)].to_numpy() if self.heldout else test_column(member, self.ids)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A few pictures to check fp32 on, read when they are needed; `what` says what they are."""
+
+    what: str
+    pictures: Callable[[], Sequence[Image.Image]]
+
+    def pixels(self, contract: ImageContract) -> np.ndarray:
+        """The first view of each, uint8 [N, S, S, 3]."""
+        return np.concatenate([images.to_pixels(picture, contract)[:1] for picture in self.pictures()])
+
+
+def heldout(run: Path) -> Evidence:
+    """A run's held-out rows."""
+    frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first")
+    held = frame[frame["split"] == "heldout"]
+    return Evidence("held-out images", True, tuple(held["id"]), tuple(dataset.files(held)), held["label"].to_numpy())
+
+
+def labelled(items: Sequence[Labelled], paths: Sequence[Path]) -> Evidence:
+    """Images that the user labelled, as read from `paths`."""
+    what = f"images of {some(os.fsencode(path.name).decode('utf-8', 'replace') for path in paths)}"
+    ids, files = tuple(item.id for item in items), tuple(item.file for item in items)
+    return Evidence(what, False, ids, files, np.array([item.label for item in items]))
+
+
+def draw(evidence: Evidence, most: int, seed: int = 0) -> Evidence:
+    """At most `most` of them, as many of each class as there are, in the order given."""
+    shuffled = np.random.default_rng(seed).permutation(len(evidence.labels))
+    classes = evidence.labels[shuffled]
+    turn = pd.Series(classes).groupby(classes).cumcount()
+    return evidence.rows(np.sort(shuffled[np.argsort(turn, kind="stable")[:most]]))
+
+
+def samples(evidence: Evidence) -> Samples:
+    """A few of them, of both classes."""
+    few = draw(evidence, FEW)
+
+    def pictures() -> list[Image.Image]:
+        try:
+            return [images.decode(file) for file in few.files]
+        except ImageError as error:
+            raise ArtifactError(f"export is checked on {few.what}, and one cannot be read: {error}") from None
+
+    return Samples(f"{len(few.files)} {few.what}", pictures)
+
+
+def generated() -> Samples:
+    """Pictures with the spectrum of photographs (amplitude 1 / frequency) and random phase."""
+
+    def picture(seed: int) -> Image.Image:
+        noise = np.random.default_rng(seed).normal(size=(SIDE, SIDE, 3))
+        across, down = np.meshgrid(np.fft.fftfreq(SIDE), np.fft.fftfreq(SIDE))
+        falling = 1 / np.maximum(np.hypot(across, down), 1 / SIDE)
+        values = np.fft.ifft2(np.fft.fft2(noise, axes=(0, 1)) * falling[..., None], axes=(0, 1)).real
+        return Image.fromarray(np.clip(128 + 50 * values / values.std(), 0, 255).astype(np.uint8))
+
+    return Samples(f"{FEW} generated pictures", lambda: [picture(seed) for seed in range(FEW)])

@@ -1,0 +1,96 @@
+"""Classifiers that were fine-tuned elsewhere -> a bundle of them, without a run. Needs torch."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ensemble import artifacts, dataset, stack_rows, stack_run
+from ensemble.errors import ArtifactError, BackboneError
+from ensemble.sources import Labelled
+from ensemble.splits import Fractions
+from ensemble.stack import Stacker
+from ensemble.stack_run import Choices, Stacked
+from export import bundle, evidence, member_logits
+from export.classifier import read_classifiers
+from export.precisions import FP32, NOTHING, Say, Wish, columns
+from export.predictor import HUB_PREFIX
+from export.records import Job, assemble, begin, export_member
+from export.runtime import require_torch
+
+
+def export_foreign(
+    sources: Mapping[str, str],
+    folder: Path,
+    say: Say,
+    positive: str | None = None,
+    force: bool = False,
+    stack_on: Sequence[Labelled] = (),
+    wish: Wish = NOTHING,
+) -> tuple[dict[str, Any], Stacked | None]:
+    """Make or update a bundle of classifiers by name; returns what certificate.json holds, and the stack.
+
+    sources: folders, or what they are called on the Hub. They weigh alike, or as a stacker
+    fitted on `stack_on` says. A kill loses no finished member.
+    """
+    require_torch()
+    folder = folder.resolve()
+    if folder.exists() and not (folder / "bundle.json").is_file() and not _is_empty(folder):
+        raise ArtifactError(f"{folder} is there and is no bundle; name a new folder with --bundle")
+    artifacts.ensure_writable(folder.parent)
+    found = read_classifiers({name: locate(source) for name, source in sources.items()}, positive)
+    samples = evidence.samples(wish.evidence) if wish.evidence else evidence.generated()
+    work = begin(folder.with_name(f".{folder.name}.export"), folder, force)
+    jobs = [
+        Job(one.name, artifacts.json_sha256([one.sha256, bundle.CONVERTER_VERSION]), one.load, samples) for one in found
+    ]
+    records = {job.name: export_member(job, work.path, say) for job in jobs}
+    stacked = None
+    if stack_on:
+        stacked = _stack(work.path, records, stack_on, say)
+    else:
+        names = tuple(records)
+        mean = Stacker(names, (1 / len(names),) * len(names), 0.0, kind="mean")
+        artifacts.write_json(artifacts.stacker_path(work.path), mean.to_dict())
+    return assemble(work, records, (), wish, say), stacked
+
+
+def locate(source: str) -> Path:
+    """The folder that `source` names; what is no folder is looked for on the Hub."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    repo, _, revision = source.removeprefix(HUB_PREFIX).partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII):
+        raise BackboneError(f"{source} is neither a folder nor a model on the Hub, which is written USER/REPO")
+    from ensemble.download import download_classifier
+
+    return download_classifier(repo, revision or None)
+
+
+def _stack(work: Path, records: Mapping[str, Any], items: Sequence[Labelled], say: Say) -> Stacked:
+    """Fit a stacker on labelled images by the exported files' logits, and write stacker.json."""
+    readable, indexed = dataset.index_items(items, skip_unreadable=True)
+    if lost := len(items) - len(readable):
+        say(f"{lost} of {len(items)} images could not be read and were left out of the stack")
+    near = dataset.near_pairs(indexed)
+    rows = dataset.assemble(readable, indexed, near, Fractions(), seed=0, check=False).assign(split="heldout")
+    say(f"Scoring {len(rows)} images by {len(records)} members at fp32, for the stack")
+    entries = {name: record["entry"] for name, record in records.items()}
+    logits, errors = member_logits.compute(dataset.files(rows), columns(work, entries, FP32), "stack")
+    kept = [row for row in range(len(rows)) if row not in errors]
+    part = stack_rows.Part(rows.iloc[kept].reset_index(drop=True), logits[kept].astype(np.float64))
+    choices = Choices()
+    done = stack_run.fit_and_score(stack_rows.same_rows(tuple(records), part), choices)
+    fitted_on = {
+        "data_sha256": dataset.dataset_sha256(rows),
+        "members": {name: artifacts.json_sha256(record["files"]) for name, record in records.items()},
+    }
+    artifacts.write_json(artifacts.stacker_path(work), stack_run.record(done, choices, fitted_on))
+    return done
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())

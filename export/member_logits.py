@@ -1,0 +1,59 @@
+"""Logits of many members, runtimes and precisions on the same files: decoded once, computed once, kept in the cache."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from ensemble import artifacts, feature_cache
+from ensemble.score import Runner, score_images
+
+CHUNK = 64  # files between two writes to the cache: a kill loses no more
+
+
+@dataclass(frozen=True)
+class Column:
+    """One member at one setting. key: a hash of all that decides its logits."""
+
+    key: str
+    open: Callable[[], Runner]
+
+
+def compute(files: Sequence[Path], columns: Sequence[Column], title: str) -> tuple[np.ndarray, dict[int, str]]:
+    """Logits float32 [files, columns], and why files could not be read, by row (theirs are NaN).
+
+    A network is only loaded if the cache lacks a logit of its own.
+    """
+    digests, errors = _digests(files)
+    with feature_cache.opened(artifacts.cache_path() / "logits.sqlite") as cache:
+        kept = {column.key: feature_cache.known(cache, column.key) for column in columns}
+        lacking = {column.key: set(digests.values()) - kept[column.key] for column in columns}
+        runners = {column.key: column.open() for column in columns if lacking[column.key]}
+        rows = [row for row, digest in digests.items() if any(digest in lacking[key] for key in runners)]
+        with tqdm(total=len(rows), desc=title, unit="image", leave=False, disable=None) as bar:
+            for start in range(0, len(rows), CHUNK):
+                part = rows[start : start + CHUNK]
+                scores, failed = score_images([files[row] for row in part], list(runners.values()), progress=bar.update)
+                errors |= {part[place]: text for place, text in failed.items()}
+                sound = [place for place in range(len(part)) if place not in failed]
+                for key, logits in zip(runners, scores.T, strict=True):
+                    feature_cache.write(cache, key, {digests[part[place]]: logits[place].tobytes() for place in sound})
+        table = np.full((len(files), len(columns)), np.nan, dtype=np.float32)
+        read = [row for row in digests if row not in errors]
+        for place, column in enumerate(columns):
+            values = feature_cache.read(cache, column.key, [digests[row] for row in read])
+            table[read, place] = np.frombuffer(b"".join(values), dtype=np.float32)
+    return table, errors
+
+
+def _digests(files: Sequence[Path]) -> tuple[dict[int, bytes], dict[int, str]]:
+    """SHA-256 of each file that can be opened, and why the others cannot, by row."""
+    found, errors = {}, {}
+    for row, file in enumerate(files):
+        try:
+            found[row] = bytes.fromhex(artifacts.file_sha256(file))
+        except OSError as error:
+            errors[row] = f"{file}: {error.strerror}"
+    return found, errors

@@ -1,0 +1,183 @@
+"""Which precisions below fp32 a bundle's members may run at: certified on labelled images, or by the user's word."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ensemble import artifacts, external
+from ensemble.contract import ImageContract
+from ensemble.errors import some
+from ensemble.stack import Stacker
+from export import bundle, evidence, hardware, member_logits, runtime
+from export.certificate import LEAST_IMAGES, MOST_IMAGES, judge
+from export.evidence import Evidence
+from export.hardware import version
+from export.member_logits import Column
+from export.setting import ON_CPU, ON_GPU, PRECISIONS, Setting
+
+Say = Callable[[str], object]
+Entries = Mapping[str, Mapping[str, Any]]
+LOWER = tuple(precision for precision in PRECISIONS if precision != "fp32")
+FP32 = Setting("onnxruntime")  # what the others are compared with
+HALF = "cuda fp16"  # runs a file of its own
+GPU_BATCH = 64  # as infer runs them: TensorRT builds an engine for each batch size
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a bundle's precisions are to rest on.
+
+    evidence: None where nobody gave labelled images. again: certify also what is certified.
+    uncertified: allow what has no passing certificate.
+    """
+
+    evidence: Evidence | None = None
+    again: bool = False
+    uncertified: bool = False
+
+
+NOTHING = Wish()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The members' entries, certificates by "runtime precision", and what bundle.json says of precisions."""
+
+    entries: dict[str, dict[str, Any]]
+    certificates: dict[str, Any]
+    precisions: dict[str, Any]
+
+
+def computed(precisions: Collection[str]) -> list[Setting]:
+    """What runs exported members at these precisions, as far as this machine computes them."""
+    lacks = hardware.available().lacks
+    every = [Setting(runtime, precision) for runtime in (*ON_CPU, *ON_GPU) for precision in precisions]
+    here = [setting for setting in every if (setting.runtime, setting.precision) not in lacks]
+    return [replace(setting, batch=GPU_BATCH) if setting.runtime in ON_GPU else setting for setting in here]
+
+
+def decide(folder: Path, entries: Entries, older: Mapping[str, Any], wish: Wish, say: Say) -> Decision:
+    """Certify what this machine can compute; certificates of `older` that still hold are kept.
+
+    The folder holds stacker.json and the files of `entries`, to which fp16 files are added for a
+    GPU, and from which those that may not run are taken away.
+    """
+    lower = computed(LOWER)
+    made_from = _identity(folder, entries)
+    found = {key: record for key, record in older.items() if record["made_from"] == made_from}
+    wanted = [setting for setting in lower if wish.again or str(setting) not in found]
+    extended = dict(entries)
+    enough = wish.evidence is not None and len(wish.evidence.labels) >= LEAST_IMAGES
+    if wish.uncertified or (wanted and enough):
+        extended = {name: _with_half(folder, name, entry, lower) for name, entry in entries.items()}
+    if not lower:
+        why = hardware.available().lacks[("openvino", "bf16")].partition(";")[0]
+        say(
+            f"Nothing below fp32 was certified or allowed: {why}. On the machine that will score, run: "
+            "python cli.py export --bundle DIR --certify-on DATA"
+        )
+    elif wanted and wish.evidence is None:
+        say(f"Not certified: {some(wanted)}. Give labelled images that no member was fitted on: --certify-on DATA")
+    elif wanted and wish.evidence is not None:
+        made = _certify(folder, extended, wish.evidence, wanted, say)
+        found |= {key: {"made_from": made_from, **record} for key, record in made.items()}
+    precisions = _allowed(found, entries, lower if wish.uncertified else (), say)
+    halves = precisions.get(HALF, {"members": []})["members"]
+    return Decision({name: _without_half(folder, name, extended[name], halves) for name in entries}, found, precisions)
+
+
+def _allowed(
+    found: Mapping[str, Any], entries: Entries, unproven: Sequence[Setting], say: Say
+) -> dict[str, dict[str, Any]]:
+    """Every precision that some members passed at, and every one of `unproven` for them all."""
+    allowed = {key: {"members": made["usable"], "certified": True} for key, made in found.items() if made["usable"]}
+    for setting in unproven:
+        if len(allowed.get(str(setting), {"members": ()})["members"]) < len(entries):
+            allowed[str(setting)] = {"members": list(entries), "certified": False}
+            say(f"{setting}: every member may use it without a passing certificate, as --uncertified asks")
+    return allowed
+
+
+def _certify(
+    folder: Path, entries: Entries, given: Evidence, settings: Sequence[Setting], say: Say
+) -> dict[str, dict[str, Any]]:
+    """What certificate.json says of each setting; nothing where the images that can be read are too few."""
+    drawn = evidence.draw(given, MOST_IMAGES)
+    if len(drawn.labels) >= LEAST_IMAGES:
+        say(
+            f"Certifying {some(settings)} on {len(drawn.labels)} {drawn.what}: as long as scoring them "
+            f"{1 + len(settings)} times, less what is kept from before"
+        )
+        lists = {setting: columns(folder, entries, setting) for setting in (FP32, *settings)}
+        every = [column for part in lists.values() for column in part]
+        logits, errors = member_logits.compute(drawn.files, every, "certify")
+        if errors:
+            say(f"{len(errors)} images could not be read and were left out: {some(errors.values(), 2)}")
+        read = [row for row in range(len(drawn.labels)) if row not in errors]
+        drawn, logits = drawn.rows(read), logits[read].astype(np.float64)
+    if len(drawn.labels) < LEAST_IMAGES:
+        say(
+            f"Not certified: {some(settings)}. {len(drawn.labels)} {drawn.what} are fewer than {LEAST_IMAGES}, so "
+            "members run at fp32; give more with --certify-on DATA"
+        )
+        return {}
+    stacker = bundle.stacker_of(folder)
+    looked_up = {member.name: drawn.scores(member) for member in external.externals_of(folder, stacker.members)}
+    fp32, *lower = (
+        np.column_stack([{**dict(zip(entries, part.T, strict=True)), **looked_up}[name] for name in stacker.members])
+        for part in np.split(logits, 1 + len(settings), axis=1)
+    )
+    return {
+        str(setting): {"images": len(drawn.labels), "rows": drawn.what, **_record(stacker, fp32, table, drawn, entries)}
+        for setting, table in zip(settings, lower, strict=True)
+    }
+
+
+def _record(stacker: Stacker, fp32: np.ndarray, lower: np.ndarray, drawn: Evidence, entries: Entries) -> dict[str, Any]:
+    verdict = judge(stacker, fp32, lower, drawn.labels)
+    return {
+        "members": {name: change.to_dict() for name, change in verdict.members.items() if name in entries},
+        "stack": verdict.stack.to_dict(),
+        "usable": [name for name in verdict.usable if name in entries],
+    }
+
+
+def columns(folder: Path, entries: Entries, setting: Setting) -> list[Column]:
+    """The members in the entries' order, opened when they are needed."""
+
+    def column(name: str, entry: Mapping[str, Any]) -> Column:
+        file = folder / bundle.member_file(entry, setting)
+        contract = ImageContract.from_dict(entry["contract"])
+        decides = [artifacts.file_sha256(file), entry["contract"], str(setting), version(setting.runtime)]
+        return Column(artifacts.json_sha256(decides), partial(runtime.open_runner, name, file, contract, setting))
+
+    return [column(name, entry) for name, entry in entries.items()]
+
+
+def _identity(folder: Path, entries: Entries) -> str:
+    """A hash of the fp32 files, their contracts and the stacker: what a certificate holds for."""
+    files = [
+        [name, artifacts.file_sha256(folder / entry["file"]), entry["contract"]] for name, entry in entries.items()
+    ]
+    return artifacts.json_sha256([files, artifacts.file_sha256(folder / "stacker.json")])
+
+
+def _with_half(folder: Path, name: str, entry: Mapping[str, Any], lower: Sequence[Setting]) -> dict[str, Any]:
+    if HALF not in map(str, lower) or "fp16" in entry:
+        return dict(entry)
+    from export.half import write_half
+
+    file = f"members/{name}.fp16.onnx"
+    write_half(folder / entry["file"], folder / file)
+    return {**entry, "fp16": file}
+
+
+def _without_half(folder: Path, name: str, entry: Mapping[str, Any], keep: Sequence[str]) -> dict[str, Any]:
+    if name not in keep and "fp16" in entry:
+        (folder / entry["fp16"]).unlink(missing_ok=True)
+        return {key: value for key, value in entry.items() if key != "fp16"}
+    return dict(entry)

@@ -1,0 +1,155 @@
+"""Members -> ONNX files in a work folder, each with a record that vouches for it, and from there the bundle.
+
+A kill leaves the older bundle whole, and the next export goes on from the records that are there.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ensemble import artifacts
+from ensemble.errors import ArtifactError
+from export import bundle, precisions
+from export.certificate import AUROC_LIMIT, FLIPS_LIMIT, LEAST_IMAGES, certify
+from export.evidence import Samples
+from export.precisions import Say, Wish
+from export.runtime import open_runner, require_torch, torch_runner
+
+if TYPE_CHECKING:
+    from ensemble.backbone import Member
+
+
+@dataclass(frozen=True)
+class Job:
+    """A member to export. source: a hash of all that decides its file; load: its torch module."""
+
+    name: str
+    source: str
+    load: Callable[[], "Member"]
+    samples: Samples
+
+
+@dataclass(frozen=True)
+class Work:
+    """A bundle in the making: files lie in `path` and end in `folder`. older: what was certified below fp32 there."""
+
+    path: Path
+    folder: Path
+    older: Mapping[str, Any]
+
+
+def begin(path: Path, folder: Path, force: bool) -> Work:
+    """Prepare the work folder; an older bundle's checked ONNX files are linked into it, unless `force`."""
+    if force:
+        shutil.rmtree(path, ignore_errors=True)
+    artifacts.ensure_folder(path / "members")
+    if force or not folder.is_dir() or not any(folder.iterdir()):
+        return Work(path, folder, {})
+    entries = bundle.open_bundle(folder)["members"]
+    certificates = artifacts.read_json(folder / "certificate.json", bundle.REMEDY)
+    for name, entry in entries.items():
+        if not _record_path(path, name).is_file():
+            for file in bundle.files_of(entry):
+                (path / file).unlink(missing_ok=True)
+                _link(folder / file, path / file)
+            _write_record(path, name, entry, certificates["members"][name])
+    return Work(path, folder, certificates.get("precisions", {}))
+
+
+def export_member(job: Job, work: Path, say: Say) -> dict[str, Any]:
+    """The member's record: `entry`, `files` with their hashes, `certificate`. Converting needs torch."""
+    path = _record_path(work, job.name)
+    if path.is_file():
+        record = read_record(work, job.name)
+        if record["entry"]["source"] == job.source and record["files"] == _hashes(work, record["entry"]):
+            say(f"{job.name}: unchanged, taken over")
+            return record
+        path.unlink()
+    require_torch()
+    from export.convert import convert, gflop
+
+    say(f"{job.name}: converting")
+    member = job.load()
+    entry = {
+        "file": f"members/{job.name}.{bundle.PRECISION}.onnx",
+        "precision": bundle.PRECISION,
+        "contract": member.contract.to_dict(),
+        "source": job.source,
+        "gflop": gflop(member),
+    }
+    file = work / str(entry["file"])
+    file.unlink(missing_ok=True)  # it may be a link to the older bundle's
+    convert(member, file)
+    try:
+        certified = _certify(job, member, file)
+    except ArtifactError:
+        file.unlink()
+        raise
+    largest = ", ".join(f"{found['max_abs_difference']:.1e} in {name}" for name, found in certified["fp32"].items())
+    say(f"{job.name}: largest difference of a logit {largest}, on {job.samples.what}")
+    return _write_record(work, job.name, entry, certified)
+
+
+def read_record(work: Path, name: str) -> dict[str, Any]:
+    """A record that `begin` or `export_member` left."""
+    return artifacts.read_json(_record_path(work, name), bundle.REMEDY)
+
+
+def assemble(work: Work, records: Mapping[str, Any], elsewhere: Sequence[str], wish: Wish, say: Say) -> dict[str, Any]:
+    """Certify, write bundle.json and put the work folder in place; returns what certificate.json holds.
+
+    The work folder holds the records' files, stacker.json, and the scores of `elsewhere`,
+    members that were trained elsewhere.
+    """
+    entries = {name: record["entry"] for name, record in records.items()}
+    decision = precisions.decide(work.path, entries, work.older, wish, say)
+    values = {
+        "members": {name: record["certificate"] for name, record in records.items()},
+        "precisions": decision.certificates,
+        "limits": {"images": LEAST_IMAGES, "auroc": AUROC_LIMIT, "flips": FLIPS_LIMIT},
+    }
+    artifacts.write_json(work.path / "certificate.json", values)
+    kept = {work.path / file for entry in decision.entries.values() for file in bundle.files_of(entry)}
+    for path in set((work.path / "members").iterdir()) - kept:
+        path.unlink()
+    bundle.write_bundle(work.path, decision.entries, elsewhere, decision.precisions)
+    artifacts.replace_folder(work.path, work.folder)
+    return values
+
+
+def _certify(job: Job, member: "Member", file: Path) -> dict[str, Any]:
+    """The file in every runtime that this machine runs at fp32, against the member."""
+    pixels = job.samples.pixels(member.contract)
+    original = torch_runner(job.name, member, "cpu")
+    expected = original.run(pixels)
+    original = replace(original, run=lambda same: expected)
+    found = {}
+    for setting in precisions.computed(("fp32",)):
+        exported = open_runner(f"{job.name} in {setting.runtime}", file, member.contract, setting)
+        found[setting.runtime] = certify(original, exported, pixels)
+    return {"checked_on": job.samples.what, "fp32": found}
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def _record_path(work: Path, name: str) -> Path:
+    return work / "members" / f"{name}.json"
+
+
+def _hashes(work: Path, entry: Mapping[str, Any]) -> dict[str, str]:
+    files = [file for file in bundle.files_of(entry) if (work / file).is_file()]
+    return {file: artifacts.file_sha256(work / file) for file in files}
+
+
+def _write_record(work: Path, name: str, entry: Mapping[str, Any], certified: Mapping[str, Any]) -> dict[str, Any]:
+    record = {"entry": dict(entry), "files": _hashes(work, entry), "certificate": dict(certified)}
+    artifacts.write_json(_record_path(work, name), record)
+    return record
