@@ -15,9 +15,10 @@ from export import journal
 
 SHARDS = 6
 ROWS = SHARDS * journal.ROWS - 5
-# a slower disk, so that kills fall among the shards
+# a slower disk, so that kills fall among the shards; what runs in the background of a shell is deaf to interrupts
 COMMAND = """
-import os, time
+import os, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 fsync = os.fsync
 os.fsync = lambda file: (time.sleep(0.1), fsync(file))
 import cli
