@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from ensemble import options
-from ensemble.errors import ArtifactError
 from export.setting import ON_GPU, Wanted, runtime_options
 
 
@@ -47,6 +46,7 @@ def bench(run: Path, bundle: Path | None, source: Path | None, output: Path | No
 
     from ensemble import artifacts
     from export import bench as measure
+    from export.bundle import current_bundle
     from export.plan import plan_bundle
 
     lines: list[str] = []
@@ -55,7 +55,7 @@ def bench(run: Path, bundle: Path | None, source: Path | None, output: Path | No
         lines.append(line)
         click.echo(line)
 
-    folder = bundle or _current_bundle(run)
+    folder = bundle or current_bundle(run)
     _, plan = plan_bundle(folder, wanted, say)
     device = "cuda" if any(member.setting.runtime in ON_GPU for member in plan) else "cpu"
     with TemporaryDirectory() as place, tqdm(total=4 * measure.ROUNDS, desc="bench", leave=False, disable=None) as bar:
@@ -66,18 +66,6 @@ def bench(run: Path, bundle: Path | None, source: Path | None, output: Path | No
     if output:
         artifacts.write_json(output, {"chosen": lines, "members": rows, "images": what, "end_to_end": found})
         click.echo(f"-> {output}")
-
-
-def _current_bundle(run: Path) -> Path:
-    from ensemble import artifacts
-    from export.bundle import is_current
-
-    if not is_current(run):
-        raise ArtifactError(
-            f"the bundle of {run} is missing or older than its members; export it first: "
-            f"python cli.py export --run {run}"
-        )
-    return artifacts.bundle_path(run)
 
 
 def _images(source: Path | None, run: Path | None, place: Path) -> "tuple[Sequence[Path | bytes], str]":

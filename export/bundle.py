@@ -113,6 +113,16 @@ def is_current(run: Path) -> bool:
     )
 
 
+def current_bundle(run: Path) -> Path:
+    """The run's bundle; ArtifactError if it has to be exported first."""
+    if not is_current(run):
+        raise ArtifactError(
+            f"the bundle of {run} is missing or older than its members; export it first: "
+            f"python cli.py export --run {run}"
+        )
+    return artifacts.bundle_path(run)
+
+
 def source_sha256(run: Path, name: str) -> str:
     """Hash of all that decides a member's ONNX file; the stacker does not enter."""
     info = members.read_info(run, name)

@@ -25,11 +25,8 @@ def load_model(
     of_run = source is None or _is_run(folder)
     if of_run:
         _refuse_external(folder, read_stacker(folder).members)
-        if onnx and not bundle.is_current(folder):
-            raise ArtifactError(
-                f"the bundle of {folder} is missing or older than its members; export it first: "
-                f"python cli.py export --run {folder}"
-            )
+        if onnx:
+            bundle.current_bundle(folder)
         ensemble = predictor.load_run(folder, onnx, wanted, say)
     else:
         ensemble = predictor.load(folder, wanted, say=say)
