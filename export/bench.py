@@ -11,7 +11,7 @@ import numpy as np
 
 from ensemble import images
 from ensemble.score import Runner, chunk_rows, score_stream
-from export.libraries import load_openvino
+from export.libraries import load_openvino, openvino_core
 from export.openvino_runtime import TYPES
 from export.plan import Planned, Say, open_member, plan_bundle
 from export.setting import ON_GPU, Setting, Wanted
@@ -133,7 +133,7 @@ def _cpu_product(setting: Setting) -> Callable[[], object] | None:
     given = openvino.opset13.parameter(matrix.shape, np.float32)
     model = openvino.Model([openvino.opset13.matmul(given, openvino.opset13.constant(matrix), False, False)], [given])
     options = {"INFERENCE_PRECISION_HINT": TYPES[setting.precision], "INFERENCE_NUM_THREADS": str(setting.threads)}
-    request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+    request = openvino_core().compile_model(model, "CPU", options).create_infer_request()
     return lambda: request.infer([matrix], share_inputs=True, share_outputs=True)
 
 

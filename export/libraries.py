@@ -5,6 +5,7 @@ Both begin as they are imported (onnxruntime from 1.29 on), so every import of t
 
 import os
 import sys
+from functools import cache
 from typing import Any
 
 TELEMETRY = "openvino_telemetry"
@@ -32,3 +33,13 @@ def load_openvino() -> Any:
     import openvino
 
     return openvino
+
+
+@cache
+def openvino_core() -> Any:
+    """OpenVINO's Core, one for as long as the process lives; ImportError where it is not installed.
+
+    Its CPU plugin gives the thread that loads it another stack for signals, and takes that away in
+    whichever thread drops the Core last: the next signal, a Ctrl-C, would be a segmentation fault.
+    """
+    return load_openvino().Core()

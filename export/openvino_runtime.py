@@ -11,7 +11,7 @@ import numpy as np
 from ensemble.errors import ArtifactError, UnavailableError
 from ensemble.parallel import available_cores
 from export.batches import Run, padded
-from export.libraries import load_openvino
+from export.libraries import load_openvino, openvino_core
 from export.setting import Setting
 
 TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -33,7 +33,7 @@ def open_model(path: Path, size: int, setting: Setting) -> Run:
         "ENABLE_CPU_PINNING": "NO",
     }
     try:
-        core = openvino.Core()
+        core = openvino_core()
         model = core.read_model(path)
         model.reshape([setting.batch, size, size, 3])
         streams = [core.compile_model(model, "CPU", options) for _ in range(setting.streams)]
@@ -52,7 +52,7 @@ def open_model(path: Path, size: int, setting: Setting) -> Run:
 def capabilities() -> frozenset[str]:
     """What OpenVINO's CPU plugin names: FP32, INT8, and BF16 or FP16; empty where OpenVINO is not installed."""
     try:
-        return frozenset(load_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+        return frozenset(openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     except (ImportError, RuntimeError):
         return frozenset()
 

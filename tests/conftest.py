@@ -42,6 +42,13 @@ def write_files(folder: Path, *names: str, data: bytes = b"") -> Path:
     return folder
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Say how a worker that crashed ended: -11 is a segmentation fault, -9 was killed."""
+    if error:
+        print(f"\n{node.gateway.id} ended with exit code {node.gateway._io.popen.wait(timeout=30)}")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The user's cache during the tests: a folder of their own."""

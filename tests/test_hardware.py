@@ -88,6 +88,7 @@ def test_where_openvino_is_not_installed_it_has_no_capabilities(monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "openvino"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setattr(openvino_runtime, "openvino_core", openvino_runtime.openvino_core.__wrapped__)
     openvino_runtime.capabilities.cache_clear()
     assert openvino_runtime.capabilities() == frozenset()
     openvino_runtime.capabilities.cache_clear()

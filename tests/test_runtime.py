@@ -1,5 +1,6 @@
 import os
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from ensemble.errors import ArtifactError, UnavailableError
 from export import openvino_runtime, runtime
 from export.hardware import find_gpu
-from export.libraries import load_openvino
+from export.libraries import openvino_core
 from export.setting import Setting
 
 without_gpu = pytest.mark.skipif(bool(find_gpu()[0]), reason="a GPU is here")
@@ -32,7 +33,6 @@ def refuse(*arguments, **options):
 socket.socket = refuse
 from ensemble.contract import ImageContract
 from export.runtime import open_runner
-from export.libraries import load_openvino
 from export.setting import Setting
 import numpy as np
 
@@ -40,6 +40,24 @@ contract = ImageContract(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
 for name in ("openvino", "onnxruntime"):
     runner = open_runner("tiny", pathlib.Path(sys.argv[1]), contract, Setting(name))
     print(runner.run(np.full((3, 8, 8, 3), 255, dtype=np.uint8)).tolist())
+"""
+INTERRUPTED = """
+import os, pathlib, signal, sys, threading
+from ensemble.contract import ImageContract
+from export.runtime import open_runner
+from export.setting import Setting
+
+contract = ImageContract(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+runners = [open_runner("tiny", pathlib.Path(sys.argv[1]), contract, Setting("openvino"))]
+thread = threading.Thread(target=runners.clear)
+thread.start()
+thread.join()
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.pause()
+except KeyboardInterrupt:
+    print("interrupted")
 """
 
 
@@ -177,15 +195,14 @@ def test_a_plain_import_does_write_at_home(at_home, tmp_path, name):
 
 
 def test_threads_are_the_cores_that_this_process_may_use(model, monkeypatch):
-    asked = []
-    openvino = load_openvino()
+    asked, core = [], openvino_core()
 
-    class Core(openvino.Core):
-        def compile_model(self, model, device, options):
-            asked.append(options["INFERENCE_NUM_THREADS"])
-            return super().compile_model(model, device, options)
+    def compile_model(model, device, options):
+        asked.append(options["INFERENCE_NUM_THREADS"])
+        return core.compile_model(model, device, options)
 
-    monkeypatch.setattr(openvino, "Core", Core)
+    told = SimpleNamespace(read_model=core.read_model, compile_model=compile_model)
+    monkeypatch.setattr(openvino_runtime, "openvino_core", lambda: told)
     monkeypatch.setattr(openvino_runtime, "available_cores", lambda: 1)
     opened(model, Setting("openvino"))
     opened(model, Setting("openvino", threads=2))
@@ -209,3 +226,8 @@ def test_a_torch_member_runs_some_images_at_a_time(batch, sizes):
     logits = runtime.torch_runner("mean", Mean(), "cpu", batch).run(pixels)
     assert seen == sizes
     np.testing.assert_allclose(logits, pixels.mean(axis=(1, 2, 3)), rtol=1e-5)
+
+
+def test_a_ctrl_c_after_a_model_was_dropped_in_another_thread_is_an_interrupt(model):
+    """OpenVINO takes the main thread's signal stack away with its plugin, wherever that ends."""
+    assert run_python("-c", INTERRUPTED, model).stdout == "interrupted\n"
