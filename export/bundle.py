@@ -1,12 +1,13 @@
 """The bundle: members as ONNX, stacker and contracts, each file listed by its hash. No torch."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from ensemble import artifacts, external, members
 from ensemble.errors import ArtifactError
 from ensemble.labels import LABELS
+from ensemble.names import is_member_name
 from ensemble.stack import Stacker
 from ensemble.stack_run import read_stacker
 from export.setting import Setting
@@ -24,12 +25,32 @@ def open_bundle(folder: Path) -> dict[str, Any]:
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """bundle.json, if it is as it was written; the files it lists are not read."""
+    """bundle.json, if it is as it was written and names no file outside the bundle; what it lists is not read."""
     values = artifacts.read_json(folder / "bundle.json", REMEDY)
     digest = values.pop("digest", None)
     if digest != artifacts.json_sha256(values):
         raise ArtifactError(f"{folder / 'bundle.json'} is damaged: its digest differs; {REMEDY}")
+    if not _stays_inside(values):
+        raise ArtifactError(
+            f"{folder / 'bundle.json'} names files that no bundle has, which may lie outside its folder; "
+            f"do not use it, or {REMEDY}"
+        )
     return values
+
+
+def _stays_inside(values: Mapping[str, Any]) -> bool:
+    """Whether all it names lies below its folder: a digest proves nothing of who wrote it, and files are replaced."""
+    files = values["files"]
+    return not any(_leads_out(name) for name in files) and all(
+        is_member_name(name)
+        and set(files_of(entry)) <= {f"members/{name}.{kind}.onnx" for kind in (PRECISION, "fp16")} & set(files)
+        for name, entry in values["members"].items()
+    )
+
+
+def _leads_out(name: str) -> bool:
+    """Whether a relative path leaves its folder on any system."""
+    return any(path.anchor or ".." in path.parts for path in (PurePosixPath(name), PureWindowsPath(name)))
 
 
 def write_bundle(

@@ -11,6 +11,7 @@ from helpers import (
     exported_run,
     make_frame,
     noisy_logits,
+    run_cli,
     write_bundle,
     write_image,
     write_member,
@@ -161,6 +162,27 @@ def test_a_bundle_from_before_there_were_certificates_runs_at_fp32_and_is_export
     work = records.begin(run / "work" / "export", folder, force=False)
     assert work.older == {}
     assert records.read_record(work.path, "one")["entry"]["source"] != bundle.source_sha256(run, "one")
+
+
+@pytest.mark.parametrize("where", ["absolute", "above", "windows", "listed", "name"])
+def test_a_bundle_that_names_files_outside_its_folder_is_refused_and_they_stay(run, tmp_path, where):
+    folder, victim = artifacts.bundle_path(run), tmp_path / "victim.onnx"
+    victim.write_bytes(b"mine")
+    sound = bundle.open_bundle(folder)
+    file = {"windows": r"..\..\victim.onnx", "absolute": str(victim)}.get(where, "../../victim.onnx")
+    values = {**sound, "files": {**sound["files"], file: artifacts.file_sha256(victim)}}
+    if where == "name":
+        values = {**sound, "members": {**sound["members"], "../../victim": sound["members"]["one"]}}
+    elif where != "listed":
+        values["members"]["one"]["fp16"] = file
+    artifacts.write_json(folder / "bundle.json", {**values, "digest": artifacts.json_sha256(values)})
+    refusal = re.escape(f"{folder / 'bundle.json'} names files that no bundle has")
+    with pytest.raises(ArtifactError, match=f"{refusal}.*; do not use it, or "):
+        records.begin(run / "work" / "export", folder, force=False)
+    code, _, err = run_cli("export", "--bundle", folder, "--uncertified")
+    assert code == 2
+    assert "names files that no bundle has" in err
+    assert victim.read_bytes() == b"mine"
 
 
 def test_a_damaged_bundle_is_said_not_exported_over(run):
