@@ -14,6 +14,7 @@ from ensemble.errors import UnavailableError
 ON_CPU, ON_GPU = ("onnxruntime", "openvino"), ("cuda", "tensorrt")
 RUNTIMES = ("torch", *ON_CPU, *ON_GPU)
 PRECISIONS = ("fp32", "bf16", "fp16")
+DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,10 @@ class Wanted:
     tune: bool = False
 
     def __post_init__(self) -> None:
+        known = {"runtime": ("auto", *RUNTIMES), "precision": ("auto", *PRECISIONS), "device": DEVICES}
+        for kind, values in known.items():
+            if (given := getattr(self, kind)) not in values:
+                raise UnavailableError(f"there is no {kind} {given!r}; choose one of: {', '.join(values)}")
         if self.device == "cuda" and self.runtime in ON_CPU:
             raise UnavailableError(f"{self.runtime} runs on the CPU; for the GPU use --runtime cuda or tensorrt")
         if self.device == "cpu" and self.runtime in ON_GPU:

@@ -208,3 +208,16 @@ def test_a_device_and_a_runtime_that_exclude_each_other_are_wrong_use(wanted, me
     with pytest.raises(UnavailableError, match=message):
         Wanted(**wanted)
     assert Wanted(**{key: value for key, value in wanted.items() if key == "runtime"}).runtime in RUNTIMES
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"device": "cuda:0"}, "there is no device 'cuda:0'; choose one of: auto, cpu, cuda"),
+        ({"runtime": "onnx"}, "there is no runtime 'onnx'; choose one of: auto, torch, onnxruntime, openvino, cuda, te"),
+        ({"precision": "FP32"}, "there is no precision 'FP32'; choose one of: auto, fp32, bf16, fp16"),
+    ],
+)
+def test_what_does_not_exist_is_refused_with_what_does(wanted, message):
+    with pytest.raises(UnavailableError, match=message):
+        Wanted(**wanted)
