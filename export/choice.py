@@ -104,17 +104,21 @@ def _start(setting: Setting, gflop: float, machine: Machine) -> Setting:
     return replace(setting, batch=8, threads=machine.cores)
 
 
-def candidates(name: str, allowed: Allowed, wanted: Wanted, machine: Machine) -> list[Setting]:
-    """Settings worth measuring for a member: those that were asked for and that it may run at, few of each kind."""
-    on_gpu = _runtime(wanted, machine)[0] in ON_GPU
+def candidates(chosen: Setting, wanted: Wanted, machine: Machine) -> list[Setting]:
+    """Settings worth measuring for a member: fp32 in every runtime that was asked for, and the pair of `chosen`.
+
+    Below fp32 only what `choose` settled for the bundle: a certificate holds for a stack whose members all run at
+    one runtime and precision. With some of them at fp32 instead the stack deviates less, so fp32 is always allowed.
+    """
+    on_gpu = chosen.runtime in ON_GPU
     runtimes = [wanted.runtime] if wanted.runtime != "auto" else (ON_GPU if on_gpu else ON_CPU)[::-1]
-    precisions = PRECISIONS if wanted.precision == "auto" else (wanted.precision,)
     pairs = [
         (runtime, precision)
         for runtime in runtimes
-        for precision in precisions
+        for precision in PRECISIONS
         if (runtime, precision) not in machine.lacks
-        and (precision == "fp32" or name in allowed.get((runtime, precision), frozenset()))
+        and wanted.precision in ("auto", precision)
+        and (precision == "fp32" or (runtime, precision) == (chosen.runtime, chosen.precision))
     ]
     threads = 0 if on_gpu else machine.cores
     streams = {"openvino": sorted({1, machine.cores})}

@@ -46,7 +46,7 @@ def plan_bundle(folder: Path, wanted: Wanted, say: Say) -> tuple[Stacker, list[P
         say(line)
     plan = partial(_planned, folder, values)
     jobs = [
-        tuning.Job(name, values["files"][entry["file"]], tuple(choice.candidates(name, allowed, wanted, machine)))
+        tuning.Job(name, values["files"][entry["file"]], tuple(choice.candidates(settings[name], wanted, machine)))
         for name, entry in entries.items()
     ]
     known = tuning.recall(jobs, machine)

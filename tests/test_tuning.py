@@ -8,8 +8,8 @@ from helpers import CONTRACT, change_json, exported_run
 from ensemble import artifacts
 from ensemble.errors import UnavailableError
 from ensemble.score import Runner
-from export import bundle, plan, predictor, tuning
-from export.choice import candidates
+from export import bundle, choice, plan, predictor, tuning
+from export.choice import choose
 from export.hardware import Machine
 from export.setting import Setting, Wanted
 from export.tuning import Job
@@ -143,26 +143,53 @@ def test_a_setting_that_was_no_candidate_is_not_believed():
     assert tuning.recall([job()], MACHINE) == {}
 
 
+CPU_FP32 = {("onnxruntime", precision): "no" for precision in ("bf16", "fp16")}
+AMX = Machine("Xeon", 16, "", CPU_FP32)
+BOTH = Machine("Xeon", 16, "NVIDIA H100", CPU_FP32)
+
+
+def candidates(name, machine, *certified, **wanted):
+    allowed = dict.fromkeys(certified, frozenset({"one", "two"}))
+    settings, _ = choose({"one": {}, "two": {}, "other": {}}, allowed, Wanted(**wanted), machine)
+    return choice.candidates(settings[name], Wanted(**wanted), machine)
+
+
+def kinds(name, machine, *certified, **wanted):
+    return {(each.runtime, each.precision) for each in candidates(name, machine, *certified, **wanted)}
+
+
 def test_only_what_may_run_is_measured():
-    amx = Machine("Xeon", 16, "", {("onnxruntime", precision): "no" for precision in ("bf16", "fp16")})
-    allowed = {("openvino", "bf16"): frozenset({"certified"})}
-
-    def kinds(name, **wanted):
-        return {(each.runtime, each.precision) for each in candidates(name, allowed, Wanted(**wanted), amx)}
-
-    assert kinds("certified") == {("openvino", "fp32"), ("openvino", "bf16"), ("onnxruntime", "fp32")}
-    assert kinds("other") == {("openvino", "fp32"), ("onnxruntime", "fp32")}
-    assert kinds("certified", precision="bf16") == {("openvino", "bf16")}
-    assert kinds("certified", runtime="onnxruntime") == {("onnxruntime", "fp32")}
-    openvino = [each for each in candidates("other", {}, Wanted(batch=5), amx) if each.runtime == "openvino"]
+    bf16 = ("openvino", "bf16")
+    assert kinds("one", AMX, bf16) == {("openvino", "fp32"), bf16, ("onnxruntime", "fp32")}
+    assert kinds("other", AMX, bf16) == {("openvino", "fp32"), ("onnxruntime", "fp32")}
+    chosen = Setting(*bf16)
+    assert {str(each) for each in choice.candidates(chosen, Wanted(precision="bf16"), AMX)} == {"openvino bf16"}
+    assert kinds("one", AMX, bf16, runtime="onnxruntime") == {("onnxruntime", "fp32")}
+    assert kinds("one", AMX, bf16, precision="fp32") == {("openvino", "fp32"), ("onnxruntime", "fp32")}
+    openvino = [each for each in candidates("other", AMX, batch=5) if each.runtime == "openvino"]
     assert {(each.batch, each.streams, each.threads) for each in openvino} == {(5, 1, 16), (5, 16, 16)}
 
 
 def test_on_a_gpu_the_cpu_is_not_measured_unless_asked_for():
-    both = Machine("Xeon", 16, "NVIDIA H100", {})
-    assert {each.runtime for each in candidates("one", {}, Wanted(), both)} == {"cuda", "tensorrt"}
-    on_cpu = candidates("one", {}, Wanted(device="cpu"), both)
-    assert {each.runtime for each in on_cpu} == {"openvino", "onnxruntime"}
+    assert {each.runtime for each in candidates("one", BOTH)} == {"cuda", "tensorrt"}
+    assert {each.runtime for each in candidates("one", BOTH, device="cpu")} == {"openvino", "onnxruntime"}
+
+
+def test_of_several_certificates_all_members_are_measured_at_the_same_one():
+    """One holds for a stack that runs at its own runtime and precision; none was made for a mixture of two."""
+    certified = [("tensorrt", "fp16"), ("tensorrt", "bf16"), ("cuda", "fp16")]
+    below = {pair for name in ("one", "two") for pair in kinds(name, BOTH, *certified) if pair[1] != "fp32"}
+    assert below == {("tensorrt", "fp16")}
+    assert kinds("one", BOTH, *certified, runtime="cuda") == {("cuda", "fp32"), ("cuda", "fp16")}
+
+
+def test_an_answer_that_no_single_certificate_covers_is_not_believed():
+    """As a `--tune` of before may have left it: chosen among every pair that its member may run at."""
+    older = (Setting("tensorrt", "fp16", 64), Setting("cuda", "fp16", 64))
+    made = Lab({older[0]: 2.0, older[1]: 1.0})
+    assert tuning.tune([job(settings=older)], BOTH, made.open, made.clock) == {"one": older[1]}
+    settled = tuple(candidates("one", BOTH, ("tensorrt", "fp16"), ("cuda", "fp16")))
+    assert tuning.recall([job(settings=settled)], BOTH) == {}
 
 
 @pytest.fixture
