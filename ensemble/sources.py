@@ -1,5 +1,6 @@
 """Folders and CSV files of labelled images -> (id, file, label, group, source, generator)."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -139,7 +140,7 @@ def locate(frame: pd.DataFrame, table: Path, images: Path | None) -> tuple[Path,
         return root, resolve_ids(list(frame["id"]), root)
     missing = Sample()
     for path in frame["path"]:
-        if not path or not (root / path).is_file():
+        if not path or not os.path.isfile(root / path):  # unlike Path's own, False where a name is too long
             missing.add(repr(path))
     refuse_missing(missing, len(frame), table, root)
     return root, list(frame["path"])
@@ -152,7 +153,7 @@ def images_root(frame: pd.DataFrame, table: Path, images: Path | None) -> Path:
     if "path" in frame:
         root = images or table.parent
         # --images may be named for the ids of a CSV whose paths count from itself
-        return root if images is None or (root / frame["path"].iloc[0]).is_file() else table.parent
+        return root if images is None or os.path.isfile(root / frame["path"].iloc[0]) else table.parent
     if "id" not in frame:
         raise DataError(f"{table} needs a column id or path; it has: {', '.join(frame.columns)}")
     return images or (table.parent / "images" if (table.parent / "images").is_dir() else table.parent)

@@ -2,6 +2,7 @@ import csv
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import HOSTILE_NAMES, write_files
 
@@ -196,6 +197,14 @@ def test_paths_count_from_the_csv_or_from_images(table, tmp_path):
     assert "do not exist" in refusal(path)
     items, _ = read(path, images=tmp_path / "other")
     assert [item.file for item in items] == [tmp_path / "other/a.jpg", tmp_path / "other/b.jpg"]
+
+
+@pytest.mark.parametrize("cell", ["x" * 5000, "a/" * 3000, "nul\0"], ids=["name", "path", "null"])
+def test_a_cell_that_can_be_no_file_name_is_missing_like_any_other(tmp_path, cell):
+    frame = pd.DataFrame({"path": [cell]})
+    for images in (None, tmp_path):
+        with pytest.raises(DataError, match=r"1 of 1 paths in .*t\.csv do not exist below"):
+            locate(frame, tmp_path / "t.csv", images)
 
 
 def test_ids_count_from_images_beside_the_csv_or_from_its_folder(tmp_path):
