@@ -68,8 +68,15 @@ def decide(folder: Path, entries: Entries, older: Mapping[str, Any], wish: Wish,
     """
     lower = computed(LOWER)
     made_from = _identity(folder, entries)
-    found = {key: record for key, record in older.items() if record["made_from"] == made_from}
-    wanted = [setting for setting in lower if wish.again or str(setting) not in found]
+    found = {
+        key: record
+        for key, record in older.items()
+        if record["made_from"] == made_from
+        # a member that was converted anew to the same bytes has lost its second file
+        and (key != HALF or all("fp16" in entries[name] for name in record["usable"]))
+    }
+    old = [setting for setting in lower if str(setting) in found and _by_other_libraries(found, setting)]
+    wanted = [setting for setting in lower if wish.again or str(setting) not in found or setting in old]
     extended = dict(entries)
     enough = wish.evidence is not None and len(wish.evidence.labels) >= LEAST_IMAGES
     if wish.uncertified or (wanted and enough):
@@ -77,7 +84,7 @@ def decide(folder: Path, entries: Entries, older: Mapping[str, Any], wish: Wish,
     if not lower:
         why = hardware.available().lacks[("openvino", "bf16")].partition(";")[0]
         say(
-            f"Nothing below fp32 was certified or allowed: {why}. On the machine that will score, run: "
+            f"Nothing more below fp32 was certified or allowed: {why}. On the machine that will score, run: "
             "python cli.py export --bundle DIR --certify-on DATA"
         )
     elif wanted and wish.evidence is None:
@@ -85,9 +92,15 @@ def decide(folder: Path, entries: Entries, older: Mapping[str, Any], wish: Wish,
     elif wanted and wish.evidence is not None:
         made = _certify(folder, extended, wish.evidence, wanted, say)
         found |= {key: {"made_from": made_from, **record} for key, record in made.items()}
+    if kept := [setting for setting in old if _by_other_libraries(found, setting)]:
+        say(f"Still allowed, though certified with other versions of libraries than those here: {some(kept)}")
     precisions = _allowed(found, entries, lower if wish.uncertified else (), say)
     halves = precisions.get(HALF, {"members": []})["members"]
     return Decision({name: _without_half(folder, name, extended[name], halves) for name in entries}, found, precisions)
+
+
+def _by_other_libraries(found: Mapping[str, Any], setting: Setting) -> bool:
+    return bool(found[str(setting)].get("by") != version(setting.runtime))
 
 
 def _allowed(
@@ -122,7 +135,7 @@ def _certify(
     if len(drawn.labels) < LEAST_IMAGES:
         say(
             f"Not certified: {some(settings)}. {len(drawn.labels)} {drawn.what} are fewer than {LEAST_IMAGES}, so "
-            "members run at fp32; give more with --certify-on DATA"
+            "nothing more may run below fp32; give more with --certify-on DATA"
         )
         return {}
     stacker = bundle.stacker_of(folder)
@@ -132,7 +145,12 @@ def _certify(
         for part in np.split(logits, 1 + len(settings), axis=1)
     )
     return {
-        str(setting): {"images": len(drawn.labels), "rows": drawn.what, **_record(stacker, fp32, table, drawn, entries)}
+        str(setting): {
+            "by": version(setting.runtime),
+            "images": len(drawn.labels),
+            "rows": drawn.what,
+            **_record(stacker, fp32, table, drawn, entries),
+        }
         for setting, table in zip(settings, lower, strict=True)
     }
 
@@ -147,12 +165,14 @@ def _record(stacker: Stacker, fp32: np.ndarray, lower: np.ndarray, drawn: Eviden
 
 
 def columns(folder: Path, entries: Entries, setting: Setting) -> list[Column]:
-    """The members in the entries' order, opened when they are needed."""
+    """The members in the entries' order, opened when they are needed. Logits hold for one processor and library."""
+    machine = hardware.available()
+    by = [machine.gpu if setting.runtime in ON_GPU else machine.cpu, version(setting.runtime)]
 
     def column(name: str, entry: Mapping[str, Any]) -> Column:
         file = folder / bundle.member_file(entry, setting)
         contract = ImageContract.from_dict(entry["contract"])
-        decides = [artifacts.file_sha256(file), entry["contract"], str(setting), version(setting.runtime)]
+        decides = [artifacts.file_sha256(file), entry["contract"], str(setting), *by]
         return Column(artifacts.json_sha256(decides), partial(runtime.open_runner, name, file, contract, setting))
 
     return [column(name, entry) for name, entry in entries.items()]

@@ -214,7 +214,10 @@ def test_a_device_and_a_runtime_that_exclude_each_other_are_wrong_use(wanted, me
     ("wanted", "message"),
     [
         ({"device": "cuda:0"}, "there is no device 'cuda:0'; choose one of: auto, cpu, cuda"),
-        ({"runtime": "onnx"}, "there is no runtime 'onnx'; choose one of: auto, torch, onnxruntime, openvino, cuda, te"),
+        (
+            {"runtime": "onnx"},
+            "there is no runtime 'onnx'; choose one of: auto, torch, onnxruntime, openvino, cuda, te",
+        ),
         ({"precision": "FP32"}, "there is no precision 'FP32'; choose one of: auto, fp32, bf16, fp16"),
     ],
 )

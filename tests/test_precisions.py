@@ -5,12 +5,14 @@ done to its logits that each test names.
 """
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from helpers import (
+    CONTRACT,
     STACKER,
     change_json,
     exported_run,
@@ -20,8 +22,10 @@ from helpers import (
     write_image,
     write_stacker,
 )
+from PIL import Image
 
 from ensemble import artifacts
+from ensemble.errors import ArtifactError
 from ensemble.external import External, write_external
 from ensemble.score import Runner
 from ensemble.stack import Stacker
@@ -150,7 +154,10 @@ def test_255_images_are_too_few(folder, pictures, stand_in, tmp_path):
     rows = pd.read_csv(pictures, dtype=str)
     few = write_csv(tmp_path / "few.csv", **rows.iloc[1:].to_dict("list"))
     out, values, found = certify(folder, "--certify-on", few, "--images", pictures.parent / "images")
-    assert "Not certified: openvino bf16. 255 images of few.csv are fewer than 256, so members run at fp32" in out
+    assert (
+        "Not certified: openvino bf16. 255 images of few.csv are fewer than 256, so nothing more may run below fp32"
+        in out
+    )
     assert (values["precisions"], found) == ({}, {})
 
 
@@ -206,7 +213,7 @@ def test_a_machine_without_lower_precisions_says_where_to_go(folder, pictures, s
         patch.setattr(hardware, "available", lambda: Machine("a CPU", 2, lacks=lacks))
         out, values, _ = certify(folder, "--certify-on", pictures)
     assert out.splitlines()[1] == (
-        "Nothing below fp32 was certified or allowed: this CPU has no bf16. On the machine that will score, "
+        "Nothing more below fp32 was certified or allowed: this CPU has no bf16. On the machine that will score, "
         "run: python cli.py export --bundle DIR --certify-on DATA"
     )
     assert bundle.may_run(values) == {("openvino", "bf16"): {"one", "two"}}  # certified elsewhere, and holds still
@@ -224,6 +231,55 @@ def test_logits_are_computed_once(folder, pictures, stand_in, opened):
     _, values, _ = certify(folder, "--certify-on", pictures)
     assert opened == []
     assert bundle.may_run(values) == {("openvino", "bf16"): {"one", "two"}}
+
+
+def test_another_processor_computes_its_own_logits(folder, pictures, stand_in, opened, monkeypatch):
+    stand_in(rounded)
+    certify(folder, "--certify-on", pictures)
+    first, machine = sorted(opened), hardware.available()
+    opened.clear()
+    monkeypatch.setattr(hardware, "available", lambda: replace(machine, cpu="another CPU"))
+    certify(folder, "--certify-on", pictures)
+    assert sorted(opened) == first
+
+
+def test_another_version_of_a_library_is_certified_again(exported, tmp_path, pictures, stand_in, monkeypatch):
+    run = shutil.copytree(exported, tmp_path / "run")
+    folder, heldout = artifacts.bundle_path(run), evidence.heldout
+    stand_in(rounded)
+    _, _, found = certify(folder, "--certify-on", pictures)
+    assert found["openvino bf16"]["by"] == hardware.version("openvino") != ""
+    labels = pd.read_csv(pictures, dtype=str)
+    files = tuple(pictures.parent / "images" / f"{name}.png" for name in labels["id"])
+    given = evidence.Evidence(
+        "held-out images", True, tuple(labels["id"]), files, labels["label"].astype(int).to_numpy()
+    )
+
+    monkeypatch.setattr(precisions, "version", lambda runtime: f"{runtime} 99")
+    code, out, _ = run_cli("export", "--run", run)  # too few held-out images
+    assert code == 0
+    assert "Still allowed, though certified with other versions of libraries than those here: openvino bf16" in out
+    assert bundle.may_run(bundle.open_bundle(folder)) == {("openvino", "bf16"): {"one", "two"}}
+
+    monkeypatch.setattr(evidence, "heldout", lambda run: given)
+    stand_in(turned("two"))
+    code, out, _ = run_cli("export", "--run", run)
+    assert code == 0
+    assert "Certifying openvino bf16 on 256 held-out images" in out
+    assert "Still allowed" not in out
+    assert bundle.may_run(bundle.open_bundle(folder)) == {("openvino", "bf16"): {"one"}}
+    record = artifacts.read_json(folder / "certificate.json", "")
+    assert record["precisions"]["openvino bf16"]["by"] == "openvino 99"
+
+    monkeypatch.setattr(evidence, "heldout", heldout)
+    stand_in(rounded, ("openvino", "fp16"))  # a machine that cannot compute it has no say
+    assert "Still allowed" not in run_cli("export", "--run", run)[1]
+    assert bundle.may_run(bundle.open_bundle(folder)) == {("openvino", "bf16"): {"one"}}
+    del record["precisions"]["openvino bf16"]["by"]  # as older bundles have it
+    artifacts.write_json(folder / "certificate.json", record)
+    refreshed(folder)
+    stand_in(rounded)
+    assert "Still allowed, though certified with other versions" in run_cli("export", "--run", run)[1]
 
 
 def test_a_killed_certification_goes_on(folder, pictures, stand_in, opened, monkeypatch):
@@ -312,6 +368,29 @@ def test_a_gpu_gets_a_file_in_half_precision_if_its_member_passes(folder, pictur
     assert bundle.may_run(values) == {}
     assert [name for name in values["files"] if "fp16" in name] == []
     assert {path.name for path in (folder / "members").iterdir()} == {"one.fp32.onnx", "two.fp32.onnx"}
+
+
+def test_a_member_converted_anew_to_the_same_file_loses_its_certificate_in_half_precision(folder, pictures, stand_in):
+    stand_in(rounded, ("cuda", "fp16"))
+    certify(folder, "--certify-on", pictures)
+    values = bundle.open_bundle(folder)
+    older = artifacts.read_json(folder / "certificate.json", "")["precisions"]
+    entries = {name: {key: entry[key] for key in entry if key != "fp16"} for name, entry in values["members"].items()}
+    decision = precisions.decide(folder, entries, older, precisions.NOTHING, print)
+    assert (decision.certificates, decision.precisions) == ({}, {})
+    kept = precisions.decide(folder, values["members"], older, precisions.NOTHING, print)
+    assert kept.precisions == values["precisions"]
+
+
+def test_a_held_out_image_that_export_cannot_use_is_named(tmp_path):
+    """Two that decode, one of which is too thin for the contract."""
+    files = (write_image(tmp_path / "a.png"), tmp_path / "line.png")
+    Image.new("RGB", (1, 20_000)).save(files[1])
+    samples = evidence.samples(evidence.Evidence("held-out images", True, ("a", "line"), files, np.array([0, 1])))
+    thin = replace(CONTRACT, geometry="center_crop", size=224)
+    with pytest.raises(ArtifactError, match=rf"2 held-out images, and one cannot be read: {files[1]}: .* too thin"):
+        samples.pixels(thin)
+    assert samples.pixels(CONTRACT).shape == (2, 8, 8, 3)
 
 
 def test_rows_are_drawn_by_class_and_seed():
