@@ -6,7 +6,8 @@ sees an image the way it was trained on it. NumPy and Pillow only.
 
 import io
 import stat
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,15 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     mode = "RGBA" if image.has_transparency_data else "RGB"
     # what is in the mode already is detached from its file, where convert would hold the pixels twice
     return image._new(image.im) if image.mode == mode else image.convert(mode)
+
+
+@contextmanager
+def named(name: object) -> Iterator[None]:
+    """An ImageError of the block begins with the image's name, as those of `decode` do."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from None
 
 
 def to_pixels(

@@ -55,6 +55,7 @@ def score_stream(
     chunk: int,
     together: bool = False,
     workers: int | None = None,
+    name: Callable[[T], object] = lambda item: item,
 ) -> Generator[Scored, None, None]:
     """Score items of any number in their order, `chunk` rows at a time; memory holds a few chunks.
 
@@ -62,7 +63,7 @@ def score_stream(
     turn, since on a CPU each takes all cores, or `together` on threads, so that on a GPU copies
     overlap with work. Unreadable rows are left out of their chunk and others do not move up, so
     that what runs beside an image depends on the list alone. Large images are decoded one at a
-    time. Any error but ImageError ends the stream.
+    time. Any error but ImageError ends the stream. `name` is what errors call an item.
     """
     contracts = list({runner.contract.view: runner.contract for runner in runners}.values())
     alone = threading.Lock()
@@ -72,9 +73,11 @@ def score_stream(
         try:
             with ExitStack() as held:
                 image = read(item, lambda: held.enter_context(alone))
-                for view, values in images.prepare(image, contracts).items():
+                with images.named(name(item)):
+                    prepared = images.prepare(image, contracts)
+                for view, values in prepared.items():
                     pixels[view][row] = values
-                del image  # before another large one may be decoded
+                del image, prepared  # before another large one may be decoded
         except ImageError as error:
             return pixels, str(error)
         return pixels, None
@@ -123,7 +126,7 @@ def score_images(
 
     logits = np.full((len(files), len(runners)), np.nan, dtype=np.float32)
     errors: dict[int, str] = {}
-    stream = score_stream(enumerate(files), decode, runners, batch_size, workers=workers)
+    stream = score_stream(enumerate(files), decode, runners, batch_size, workers=workers, name=lambda item: item[1])
     with closing(stream):
         for start, scored in zip(range(0, len(files), batch_size), stream, strict=True):
             logits[start : start + batch_size] = scored.logits

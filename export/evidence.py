@@ -1,7 +1,7 @@
 """The images that an export is checked on: a few for fp32, hundreds that no member was fitted on below it. No torch."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,14 +44,21 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Samples:
-    """A few pictures to check fp32 on, read when they are needed; `what` says what they are."""
+    """A few pictures and their names to check fp32 on, read when they are needed; `what` says what they are."""
 
     what: str
-    pictures: Callable[[], Sequence[Image.Image]]
+    pictures: Callable[[], Iterator[tuple[object, Image.Image]]]
 
     def pixels(self, contract: ImageContract) -> np.ndarray:
-        """The first view of each, uint8 [N, S, S, 3]."""
-        return np.concatenate([images.to_pixels(picture, contract)[:1] for picture in self.pictures()])
+        """The first view of each, uint8 [N, S, S, 3]; ArtifactError where there is none."""
+        views = []
+        try:
+            for name, picture in self.pictures():
+                with images.named(name):
+                    views.append(images.to_pixels(picture, contract)[:1])
+        except ImageError as error:
+            raise ArtifactError(f"export is checked on {self.what}, and one cannot be read: {error}") from None
+        return np.concatenate(views)
 
 
 def heldout(run: Path) -> Evidence:
@@ -79,14 +86,7 @@ def draw(evidence: Evidence, most: int, seed: int = 0) -> Evidence:
 def samples(evidence: Evidence) -> Samples:
     """A few of them, of both classes."""
     few = draw(evidence, FEW)
-
-    def pictures() -> list[Image.Image]:
-        try:
-            return [images.decode(file) for file in few.files]
-        except ImageError as error:
-            raise ArtifactError(f"export is checked on {few.what}, and one cannot be read: {error}") from None
-
-    return Samples(f"{len(few.files)} {few.what}", pictures)
+    return Samples(f"{len(few.files)} {few.what}", lambda: ((file, images.decode(file)) for file in few.files))
 
 
 def generated() -> Samples:
@@ -99,4 +99,4 @@ def generated() -> Samples:
         values = np.fft.ifft2(np.fft.fft2(noise, axes=(0, 1)) * falling[..., None], axes=(0, 1)).real
         return Image.fromarray(np.clip(128 + 50 * values / values.std(), 0, 255).astype(np.uint8))
 
-    return Samples(f"{FEW} generated pictures", lambda: [picture(seed) for seed in range(FEW)])
+    return Samples(f"{FEW} generated pictures", lambda: ((seed, picture(seed)) for seed in range(FEW)))

@@ -190,6 +190,7 @@ def _score_rows(inputs: Inputs, ensemble: Ensemble, spans: Iterable[tuple[int, i
         ensemble.runners,
         _chunk(ensemble),
         together=ensemble.device == "cuda",
+        name=lambda item: item.path,
     )
     with closing(stream):
         for scored in stream:

@@ -154,6 +154,14 @@ def test_a_decoded_image_that_no_contract_can_take_is_an_image_error():
         image_score([brightness(contract=thin)])([Image.new("RGB", (1, 5000))])
 
 
+def test_a_file_that_no_contract_can_take_is_named(tmp_path):
+    thin = replace(CONTRACT, geometry="center_crop", size=224)
+    file = tmp_path / "line.png"
+    Image.new("RGB", (1, 20_000)).save(file)
+    _, errors = score_images([file], [brightness(contract=thin)])
+    assert errors == {0: f"{file}: an image of 1x20000 is too thin to be resized to 224x4480000"}
+
+
 def grey(value, large=None):
     return Image.new("RGB", (20, 12), (value % 256,) * 3)
 
