@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ensemble import artifacts, feature_cache
-from ensemble.score import Runner, score_images
+from ensemble.score import Runner, chunk_rows, score_images
 
 CHUNK = 64  # files between two writes to the cache: a kill loses no more
 
@@ -31,11 +31,15 @@ def compute(files: Sequence[Path], columns: Sequence[Column], title: str) -> tup
         kept = {column.key: feature_cache.known(cache, column.key) for column in columns}
         lacking = {column.key: set(digests.values()) - kept[column.key] for column in columns}
         runners = {column.key: column.open() for column in columns if lacking[column.key]}
+        # together as far as memory allows: a GPU fills up each batch to its own size
+        together = min(CHUNK, chunk_rows([runner.contract for runner in runners.values()], "cpu"))
         rows = [row for row, digest in digests.items() if any(digest in lacking[key] for key in runners)]
         with tqdm(total=len(rows), desc=title, unit="image", leave=False, disable=None) as bar:
             for start in range(0, len(rows), CHUNK):
                 part = rows[start : start + CHUNK]
-                scores, failed = score_images([files[row] for row in part], list(runners.values()), progress=bar.update)
+                scores, failed = score_images(
+                    [files[row] for row in part], list(runners.values()), together, progress=bar.update
+                )
                 errors |= {part[place]: text for place, text in failed.items()}
                 sound = [place for place in range(len(part)) if place not in failed]
                 for key, logits in zip(runners, scores.T, strict=True):
