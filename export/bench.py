@@ -138,11 +138,13 @@ def _cpu_product(setting: Setting) -> Callable[[], object] | None:
 
 
 def _gpu_product(setting: Setting) -> Callable[[], object] | None:
-    """By torch, where it is installed; ONNX Runtime alone has no product to offer."""
+    """By torch, where it is installed for this GPU; ONNX Runtime alone has no product to offer."""
     if find_spec("torch") is None:
         return None
     import torch
 
+    if not torch.cuda.is_available():
+        return None
     kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     matrix = torch.rand((SIDE["cuda"], SIDE["cuda"]), dtype=kinds[setting.precision], device="cuda")
 

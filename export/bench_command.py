@@ -45,10 +45,12 @@ def bench(run: Path, bundle: Path | None, source: Path | None, output: Path | No
     from tqdm import tqdm
 
     from ensemble import artifacts
+    from ensemble.quiet import quiet_decoders
     from export import bench as measure
     from export.bundle import current_bundle
     from export.plan import plan_bundle
 
+    click.get_current_context().with_resource(quiet_decoders())
     lines: list[str] = []
 
     def say(line: str) -> None:

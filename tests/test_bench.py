@@ -1,9 +1,12 @@
 import json
+import warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import encoded, noise, write_files
 from helpers import exported_run, run_cli, write_image
+from mutations import tag_bomb
 from PIL import Image
 
 from ensemble import artifacts
@@ -48,6 +51,14 @@ def test_bench_says_what_auto_chose_and_how_fast_it_is(run, tmp_path):
     whole = found["end_to_end"]
     assert (whole["images"], whole["different_images"]) == (8, 2)
     assert min(whole["ratio"], whole["preparing"], whole["bundle"], whole["onnxruntime_in_turn"]) > 0
+
+
+def test_what_decoders_say_of_an_image_is_not_shown(run, tmp_path):
+    write_files(tmp_path, "images/tags.png", data=encoded(noise(0), exif=tag_bomb(5, 1_000_000)))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert run_cli("bench", "--run", run, "--images", tmp_path / "images")[0] == 0
+    assert [each for each in said if "PIL" in each.filename] == []
 
 
 def test_the_ratio_is_of_rounds_in_which_both_took_turns(run, monkeypatch, tmp_path):
@@ -102,6 +113,12 @@ def test_without_openvino_numpy_makes_the_product(monkeypatch):
     monkeypatch.setattr(bench, "load_openvino", missing)
     product = bench._cpu_product(Setting("onnxruntime"))
     assert product().shape == (64, 64)
+
+
+def test_a_torch_that_cannot_use_the_gpu_makes_no_product(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert bench.roof(Setting("cuda")) is None
 
 
 def test_a_member_of_several_views_takes_as_many_times_as_long(run, monkeypatch):
