@@ -25,7 +25,9 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
             )
             yield connection
     except sqlite3.Error as error:
-        raise ArtifactError(f"the cache {path} cannot be used ({error}); remove it, or add --no-cache") from None
+        raise ArtifactError(
+            f"the cache {path} cannot be used ({error}); remove it, or name another folder with MANYEYES_CACHE"
+        ) from None
 
 
 def known(cache: sqlite3.Connection, embedder: str) -> set[bytes]:

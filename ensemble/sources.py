@@ -69,7 +69,7 @@ def read_data(
     several = len(paths) > 1
     places = Counter(path.resolve() for path in paths)
     if repeated := sorted({str(path) for path in paths if places[path.resolve()] > 1}):
-        raise DataError(f"--data {some(repeated)} is given more than once")
+        raise DataError(f"{some(repeated)} is given more than once")
     reading = Reading(images, classes, positive, group_column, skipped, several or one_class)
     items: list[Labelled] = []
     notes: list[str] = []
@@ -92,7 +92,7 @@ def _read_one(data: Path, reading: Reading, prefix: str | None) -> tuple[list[La
         return _from_folder(data, reading, prefix)
     if data.is_file():
         return _from_csv(data, reading, prefix)
-    raise DataError(f"no data at {data}; put images in {data}/ai and {data}/real, or give --data a folder or a CSV")
+    raise DataError(f"no data at {data}; put images in {data}/ai and {data}/real, or name another folder or a CSV")
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -185,7 +185,9 @@ def test_another_embedder_does_not_take_kept_features(checkpoint, files, tmp_pat
 
 def test_a_damaged_cache_is_named(checkpoint, files, tmp_path):
     cache = write_files(tmp_path, "features.sqlite", data=b"no database" * 100) / "features.sqlite"
-    with pytest.raises(ArtifactError, match=r"features\.sqlite cannot be used .*remove it, or add --no-cache"):
+    with pytest.raises(
+        ArtifactError, match=r"features\.sqlite cannot be used .*remove it, or name another folder with MANYEYES_CACHE"
+    ):
         embed_images(files[:1], load_embedder(str(checkpoint), "cpu"), cache)
     cache.unlink()
     embed_images(files[:1], load_embedder(str(checkpoint), "cpu"), cache)

@@ -88,7 +88,6 @@ def test_the_same_data_twice_is_refused(tmp_path, monkeypatch, spelling):
     (tmp_path / "link").symlink_to(tmp_path / "train")
     monkeypatch.chdir(tmp_path)
     message = refused(Path("train"), Path(spelling))
-    assert message.startswith("--data ")
     assert message.endswith(" is given more than once")
     assert "train" in message
 
