@@ -169,10 +169,10 @@ def clear_unfinished(path: Path) -> None:
 def replace_folder(new: Path, target: Path) -> None:
     """Move the folder `new` to `target`; what was there is deleted after the move.
 
-    A kill in between leaves one of the two whole, never a mixture.
+    A kill in between leaves one of the two whole, never a mixture; `restore_folder` finds it.
     """
     ensure_folder(target.parent)
-    old = target.with_name(f".{target.name}.old")
+    old = _set_aside(target)
     shutil.rmtree(old, ignore_errors=True)
     try:
         if target.exists():
@@ -183,6 +183,16 @@ def replace_folder(new: Path, target: Path) -> None:
             os.replace(old, target)
         raise ArtifactError(f"cannot move {new} to {target}: {error.strerror}; make room or rights there") from None
     shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_folder(target: Path) -> None:
+    """Put back what a killed `replace_folder` had set aside; for a caller who is about to replace `target`."""
+    if not target.exists() and _set_aside(target).is_dir():
+        os.replace(_set_aside(target), target)
+
+
+def _set_aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
 
 
 def ensure_folder(folder: Path) -> None:

@@ -37,6 +37,7 @@ def export_run(run: Path, say: Callable[[str], object], force: bool = False, wis
 def certify_bundle(folder: Path, say: Callable[[str], object], wish: Wish) -> dict[str, Any]:
     """Decide anew which precisions a bundle's members may run at; nothing is converted. Returns as `export_run`."""
     folder = folder.resolve()
+    artifacts.restore_folder(folder)
     values = bundle.open_bundle(folder)
     stacker = bundle.stacker_of(folder)
     place = folder.with_name(f".{folder.name}.certify")

@@ -46,6 +46,7 @@ def begin(path: Path, folder: Path, force: bool) -> Work:
     if force:
         shutil.rmtree(path, ignore_errors=True)
     artifacts.ensure_folder(path / "members")
+    artifacts.restore_folder(folder)
     if force or not folder.is_dir() or not any(folder.iterdir()):
         return Work(path, folder, {})
     entries = bundle.open_bundle(folder)["members"]

@@ -117,6 +117,15 @@ def test_a_failed_replace_folder_keeps_a_whole_one(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["member"]
 
 
+def test_what_a_killed_replace_folder_set_aside_is_put_back_once(tmp_path):
+    folder_with(tmp_path / ".member.old", "old")
+    artifacts.restore_folder(tmp_path / "member")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["member", "member/old"]
+    folder_with(tmp_path / ".member.old", "older")
+    artifacts.restore_folder(tmp_path / "member")
+    assert os.listdir(tmp_path / "member") == ["old"]
+
+
 # ---- reading
 
 
