@@ -103,7 +103,7 @@ class Predictor:
 
     def __init__(self, source: str | Path, ensemble: Ensemble, wanted: Wanted, positive: str | None) -> None:
         self.device = ensemble.device
-        self.errors = pd.DataFrame(columns=["id", "path", "error"])
+        self.errors = _no_errors()
         self._source, self._ensemble, self._wanted, self._positive = source, ensemble, wanted, positive
 
     @classmethod
@@ -125,8 +125,9 @@ class Predictor:
 
     def to(self, device: str) -> Self:
         """Move to cpu or cuda; UnavailableError if it is not here."""
-        self._wanted = replace(self._wanted, device=device)
-        self._ensemble = load(self._source, self._wanted, self._positive)
+        wanted = replace(self._wanted, device=device)
+        self._ensemble = load(self._source, wanted, self._positive)
+        self._wanted = wanted
         self.device = self._ensemble.device
         return self
 
@@ -137,6 +138,7 @@ class Predictor:
         frame: `path`, or `id` naming files in the folder `images` with or without suffix.
         """
         if frame.empty:
+            self.errors = _no_errors()
             return frame.assign(target=np.empty(0))
         keys = [column for column in ("id", "path") if column in frame]
         if not keys:
@@ -144,6 +146,10 @@ class Predictor:
         inputs = resolve_table(frame[keys].astype(str), Path("frame"), Path(images) if images is not None else None)
         result, self.errors = infer(inputs, self._ensemble)
         return frame.assign(target=result["target"].to_numpy())
+
+
+def _no_errors() -> pd.DataFrame:
+    return pd.DataFrame(columns=["id", "path", "error"])
 
 
 def _torch_device(wanted: Wanted) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import encoded, noise
+from conftest import encoded, noise, write_files
 from helpers import CONTRACT, ROOT, SCALES, STACKER, exported_run, read_csv, run_python, write_image
 from mutations import KINDS, mutated, png_of_zeros, tag_bomb, tiled_tiff
 from PIL import Image
@@ -131,6 +131,16 @@ def test_a_file_by_itself_has_the_same_target(scored, exported):
     for name in sorted(targets)[::25]:
         [target] = predictor.predict(pd.DataFrame({"path": [str(folder / name)]}))["target"]
         assert target == pytest.approx(float(in_company[name]), abs=1e-6)
+
+
+def test_errors_are_of_the_last_table_though_it_is_empty(exported, tmp_path):
+    predictor = Predictor.load(exported, device="cpu")
+    gone = pd.DataFrame({"path": [str(write_files(tmp_path, "a.png", data=b"no image") / "a.png")]})
+    predictor.predict(gone)
+    assert list(predictor.errors["path"]) == list(gone["path"])
+    assert predictor.predict(gone[:0])["target"].empty
+    assert list(predictor.errors) == ["id", "path", "error"]
+    assert predictor.errors.empty
 
 
 def test_every_kind_of_mutation_is_among_them(scored):
