@@ -14,7 +14,7 @@ from export.setting import Setting
 
 CONVERTER_VERSION = 3  # raised by hand when converting the same member would give another file or entry
 PRECISION = "fp32"
-REMEDY = "run: python cli.py export --force"
+REMEDY = "make it anew with: python cli.py export --force (and its --member options, if it has no run)"
 
 
 def open_bundle(folder: Path) -> dict[str, Any]:

@@ -58,7 +58,9 @@ def _labelled(option: str, help: str) -> Callable[[Callable[..., Any]], Callable
 )
 @_labelled("--stack-on", "With --member: labelled images to fit the members' weights on, and to certify on.")
 @options.reading
+@click.pass_context
 def export(
+    context: click.Context,
     run: Path,
     force: bool,
     certify_on: tuple[Path, ...],
@@ -101,11 +103,18 @@ def export(
         raise click.UsageError("--stack-on is for --member; a run's members are weighed by: python cli.py stack")
     if bundle is not None and not (sources or certify_on or uncertified):
         raise click.UsageError("--bundle needs --member to make one, or --certify-on or --uncertified to change one")
+    if bundle is not None and context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE:
+        raise click.UsageError("--bundle stands for itself: leave out --run")
+    if bundle is not None and force and not sources:
+        raise click.UsageError("--force converts members anew: name them with --member, or leave it out")
     from ensemble.artifacts import bundle_path
+    from ensemble.quiet import quiet_decoders
     from ensemble.sources import read_data
     from export import certificate, evidence
     from export.export_run import certify_bundle, export_run
     from export.precisions import Wish
+
+    context.with_resource(quiet_decoders())
 
     def read(paths: tuple[Path, ...]) -> "list[Labelled]":
         items, notes = read_data(paths, images, classes or None, None if sources else positive, group_column)

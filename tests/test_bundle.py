@@ -66,7 +66,9 @@ def test_one_changed_byte_is_refused_by_name(run, name):
     content = path.read_bytes()
     digit = next(place for place in range(len(content) // 2, len(content)) if content[place : place + 1].isalnum())
     path.write_bytes(content[:digit] + bytes([content[digit] ^ 1]) + content[digit + 1 :])
-    with pytest.raises(ArtifactError, match=f"{re.escape(str(path))} is damaged.*; run: python cli.py export --force"):
+    with pytest.raises(
+        ArtifactError, match=f"{re.escape(str(path))} is damaged.*; make it anew with: python cli.py export --force"
+    ):
         load_bundle(artifacts.bundle_path(run))
 
 
@@ -89,7 +91,9 @@ def test_any_changed_byte_of_the_contents_list_is_refused_or_means_the_same(run)
 def test_a_missing_file_is_named(run, name):
     path = artifacts.bundle_path(run) / name
     path.unlink()
-    with pytest.raises(ArtifactError, match=f"{re.escape(str(path))}( is missing)?; run: python cli.py export --force"):
+    with pytest.raises(
+        ArtifactError, match=f"{re.escape(str(path))}( is missing)?; make it anew with: python cli.py export --force"
+    ):
         load_bundle(artifacts.bundle_path(run))
 
 

@@ -5,12 +5,14 @@ done to its logits that each test names.
 """
 
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import encoded, noise
 from helpers import (
     CONTRACT,
     STACKER,
@@ -22,6 +24,7 @@ from helpers import (
     write_image,
     write_stacker,
 )
+from mutations import tag_bomb
 from PIL import Image
 
 from ensemble import artifacts
@@ -181,6 +184,17 @@ def test_images_that_cannot_be_read_do_not_count(folder, pictures, stand_in, tmp
     assert bundle.may_run(values) == {("openvino", "bf16"): {"one", "two"}}
 
 
+def test_what_decoders_say_of_an_image_is_not_shown(folder, pictures, stand_in, tmp_path):
+    stand_in(rounded)
+    copy = shutil.copytree(pictures.parent, tmp_path / "copy")
+    (copy / "images" / "003.png").write_bytes(encoded(noise(0), exif=tag_bomb(5, 1_000_000)))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        _, _, found = certify(folder, "--certify-on", copy / "all.csv")
+    assert [each for each in said if "PIL" in each.filename] == []
+    assert found["openvino bf16"]["images"] == 256
+
+
 def test_uncertified_is_used_recorded_and_said(folder, pictures, stand_in):
     stand_in(turned("two"))
     out, values, found = certify(folder, "--uncertified")
@@ -282,6 +296,13 @@ def test_another_version_of_a_library_is_certified_again(exported, tmp_path, pic
     assert "Still allowed, though certified with other versions" in run_cli("export", "--run", run)[1]
 
 
+def test_a_bundle_that_a_kill_left_set_aside_is_certified(folder, pictures, stand_in):
+    stand_in(rounded)
+    folder.rename(folder.with_name(f".{folder.name}.old"))
+    _, values, _ = certify(folder, "--certify-on", pictures)
+    assert bundle.may_run(values) == {("openvino", "bf16"): {"one", "two"}}
+
+
 def test_a_killed_certification_goes_on(folder, pictures, stand_in, opened, monkeypatch):
     stand_in(rounded)
     ran = []
@@ -306,7 +327,7 @@ def test_a_killed_certification_goes_on(folder, pictures, stand_in, opened, monk
     dies.after = None
     ran.clear()
     _, values, _ = certify(folder, "--certify-on", pictures)
-    assert sum(ran) == 2 * 4 * 64  # two chunks of 64 images by four columns were done
+    assert ran == [64] * (2 * 4)  # two chunks of 64 images by four columns were done, each run as one
     assert bundle.may_run(values) == {("openvino", "bf16"): {"one", "two"}}
 
 
@@ -410,7 +431,10 @@ def test_rows_are_drawn_by_class_and_seed():
     [
         (["--bundle", "DIR"], "--bundle needs --member to make one, or --certify-on or --uncertified to change one"),
         (["--stack-on", "DIR"], "--stack-on is for --member"),
-        (["--bundle", "none", "--uncertified"], "/none/bundle.json; run: python cli.py export --force"),
+        (["--bundle", "DIR", "--uncertified", "--force"], "name them with --member, or leave it out"),
+        (["--bundle", "DIR", "--uncertified", "--run", "R"], "--bundle stands for itself: leave out --run"),
+        (["--bundle", "DIR", "--member", "a=x", "--run", "R"], "--bundle stands for itself: leave out --run"),
+        (["--bundle", "none", "--uncertified"], "/none/bundle.json; make it anew with: python cli.py export --force"),
         (["--bundle", "none", "--certify-on", "nowhere.csv"], "no data at nowhere.csv"),
     ],
 )
