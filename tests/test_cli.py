@@ -226,7 +226,7 @@ def test_nothing_scored_exits_with_2(here, run):
 
 def test_a_damaged_bundle_is_not_used(here, run):
     (run / "bundle" / "members" / "one.fp32.onnx").write_bytes(b"")
-    refused("infer --onnx", "one.fp32.onnx is damaged: it is not the file that was written; run: python cli.py export")
+    refused("infer --onnx", "one.fp32.onnx is damaged: it is not the file that was written; make it anew with: python cli.py export")
     assert not (here / "submission.csv").exists()
 
 

@@ -20,7 +20,7 @@ from ensemble.recipe import Recipe
 from ensemble.tracking import open_trackers
 from ensemble.tune import Reading, best_epoch, logits_of
 
-TRAIN = {"lr": 1e-2, "epochs": 4, "batch_size": 4, "accumulate": 2}
+TRAIN = {"lr": 1e-2, "epochs": 4, "batch_size": 4, "accumulate": 2, "precision": "fp32"}
 
 
 @pytest.fixture(scope="module")
