@@ -57,7 +57,7 @@ def adapt(source: Path, share: float | None, seed: int, run: Path, wanted: Wante
     from export import bundle, predictor
     from export.export_run import export_run
     from export.infer import member_logits
-    from export.inputs import files, read_inputs
+    from export.inputs import names, read_inputs
 
     inputs = read_inputs(source)
     exported = bundle.is_current(run)
@@ -74,7 +74,7 @@ def adapt(source: Path, share: float | None, seed: int, run: Path, wanted: Wante
         images=len(logits),
         data=os.fsencode(source).decode("utf-8", "replace"),
         estimator="em" if share is None else "share",
-        names=shift.names_sha256([file.name for file in files(inputs)]),
+        names=shift.names_sha256(names(inputs)),
     )
     stack_run.store_shift(run, stored)
     if exported:

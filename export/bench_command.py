@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ensemble import options
-from export.setting import ON_GPU, Wanted, runtime_options
+from export.setting import Wanted, runtime_options
 
 
 @click.command("bench")
@@ -48,7 +48,7 @@ def bench(run: Path, bundle: Path | None, source: Path | None, output: Path | No
     from ensemble.quiet import quiet_decoders
     from export import bench as measure
     from export.bundle import current_bundle
-    from export.plan import plan_bundle
+    from export.plan import device_of, plan_bundle
 
     click.get_current_context().with_resource(quiet_decoders())
     lines: list[str] = []
@@ -59,11 +59,10 @@ def bench(run: Path, bundle: Path | None, source: Path | None, output: Path | No
 
     folder = bundle or current_bundle(run)
     _, plan = plan_bundle(folder, wanted, say)
-    device = "cuda" if any(member.setting.runtime in ON_GPU for member in plan) else "cpu"
     with TemporaryDirectory() as place, tqdm(total=4 * measure.ROUNDS, desc="bench", leave=False, disable=None) as bar:
         sources, what = _images(source, run if bundle is None else None, Path(place))
         runners, rows = measure.measure_members(plan, say, bar.update)
-        found = measure.end_to_end(folder, device, runners, sources, bar.update)
+        found = measure.end_to_end(folder, device_of(plan), runners, sources, bar.update)
     _print(rows, found, what)
     if output:
         artifacts.write_json(output, {"chosen": lines, "members": rows, "images": what, "end_to_end": found})

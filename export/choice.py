@@ -46,7 +46,10 @@ def choose(
 def _runtime(wanted: Wanted, machine: Machine) -> tuple[str, str]:
     """The runtime, and why it and not a faster one."""
     if wanted.runtime == "torch":
-        raise UnavailableError("--runtime torch runs a run's own members, not its bundle; leave out --onnx")
+        raise UnavailableError(
+            "--runtime torch runs a run's own members, not a bundle; leave out --onnx or --bundle, "
+            "or choose another --runtime"
+        )
     if wanted.runtime != "auto":
         if reason := machine.lacks.get((wanted.runtime, "fp32")):
             raise UnavailableError(f"{wanted.runtime} cannot run here: {reason}")
@@ -108,7 +111,7 @@ def candidates(chosen: Setting, wanted: Wanted, machine: Machine) -> list[Settin
     """Settings worth measuring for a member: fp32 in every runtime that was asked for, and the pair of `chosen`.
 
     Below fp32 only what `choose` settled for the bundle: a certificate holds for a stack whose members all run at
-    one runtime and precision. With some of them at fp32 instead the stack deviates less, so fp32 is always allowed.
+    one runtime and precision. fp32, what it is compared with, is always allowed.
     """
     on_gpu = chosen.runtime in ON_GPU
     runtimes = [wanted.runtime] if wanted.runtime != "auto" else (ON_GPU if on_gpu else ON_CPU)[::-1]
@@ -121,7 +124,7 @@ def candidates(chosen: Setting, wanted: Wanted, machine: Machine) -> list[Settin
         and (precision == "fp32" or (runtime, precision) == (chosen.runtime, chosen.precision))
     ]
     threads = 0 if on_gpu else machine.cores
-    streams = {"openvino": sorted({1, machine.cores})}
+    streams = {"openvino": sorted({1, min(machine.cores, MOST_STREAMS)})}
     return [
         Setting(runtime, precision, batch, count, threads)
         for runtime, precision in pairs

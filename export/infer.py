@@ -19,7 +19,7 @@ from ensemble.score import Runner, chunk_rows, score_stream, with_flip
 from ensemble.shift import names_sha256
 from ensemble.stack import Stacker
 from export import journal as journals
-from export.inputs import Inputs, Item, ids
+from export.inputs import Inputs, Item, ids, names
 from export.journal import Journal, Rows
 from export.results import Failure, Scores, write_failures, write_scores
 
@@ -106,8 +106,7 @@ def infer_to_file(
     What was scored before is not scored again, and the same file results. Memory does not grow
     with the number of images.
     """
-    for member in ensemble.externals:
-        test_column(member, ids(inputs))  # an id without a score is said before anything is scored
+    _check_externals(inputs, ensemble)
     journal, changed = journals.open_journal(folder, _key(inputs, ensemble, options), _names(ensemble), inputs.count)
     if changed:
         say(f"Starting anew: changed since {folder.name} was begun: {', '.join(changed)}.")
@@ -139,7 +138,7 @@ def adaptation(inputs: Inputs, ensemble: Ensemble) -> str:
     """What `adapted` adds to these images' target, in one line; ArtifactError where nothing was estimated."""
     shift = ensemble.stacker.adaptation()
     known = f"share of ai {shift.prior:.2f}{', as given' if shift.estimator == 'share' else ''}"
-    same = shift.names == names_sha256(Path(item.path).name for item in inputs.items(0, inputs.count))
+    same = shift.names == names_sha256(names(inputs))
     return (
         f"Adapted: {shift.shift:+.2f} on the stack's logit, from {shift.images} images of {shift.data} ({known})"
         f"{'' if same else '; the images scored now are others'}."
@@ -149,6 +148,13 @@ def adaptation(inputs: Inputs, ensemble: Ensemble) -> str:
 def average(name: str) -> Stacker:
     """The stacker of a single member: its own probability."""
     return Stacker(members=(name,), coef=(1.0,), intercept=0.0)
+
+
+def _check_externals(inputs: Inputs, ensemble: Ensemble) -> None:
+    """ArtifactError for an id without a score of a member that is looked up, before anything is scored."""
+    keys = ids(inputs) if ensemble.externals else []
+    for member in ensemble.externals:
+        test_column(member, keys)
 
 
 def _names(ensemble: Ensemble) -> list[str]:
@@ -216,8 +222,7 @@ def _merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 def _all_rows(inputs: Inputs, ensemble: Ensemble, progress: Callable[[int], object] = lambda count: None) -> Rows:
     """Every row, in memory; what is looked up is known to be there."""
-    for member in ensemble.externals:
-        test_column(member, ids(inputs))
+    _check_externals(inputs, ensemble)
     parts = []
     with closing(_score_rows(inputs, ensemble, [(0, inputs.count)])) as stream:
         for part in stream:
@@ -269,7 +274,7 @@ def _write(
             failed += len(rows.failures)
             yield from rows.failures.values()
 
-    write_scores(output, scores(), stacker.members if options.members else (), inputs.returns, options.fill)
+    write_scores(output, scores(), stacker.members if options.members else (), inputs.rows.returns, options.fill)
     listing = write_failures(output, failures())
     for written in filter(None, (output, listing)):
         artifacts.clear_unfinished(written)

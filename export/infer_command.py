@@ -85,18 +85,20 @@ def infer(
     from export import infer as inference
     from export import journal
     from export.inputs import read_inputs
-    from export.results import output_format
 
     if folder and context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE:
         raise click.UsageError("--bundle stands for itself: leave out --run")
     click.get_current_context().with_resource(quiet_decoders())
-    output_format(output)
+    _check_output(output, source)
     artifacts.ensure_writable(output.absolute().parent)
     with journal.held(output) as partial:
         inputs = read_inputs(source, images, partial)
         ensemble = _open(run, onnx, folder, adapted, wanted)
         if tta:
-            ensemble = inference.with_flips(ensemble, f"run: python cli.py stack --tta --run {run}")
+            remedy = f"run: python cli.py stack --tta --run {run}"
+            if folder:
+                remedy = "leave out --tta, or use a bundle whose run had: python cli.py stack --tta"
+            ensemble = inference.with_flips(ensemble, remedy)
             gained = ", ".join(ensemble.stacker.flips or ()) or "no member, none gained"
             click.echo(f"Averaged over mirrored images: {gained}")
         click.echo(f"{inputs.count} images, {len(ensemble.runners)} members on {ensemble.device}")
@@ -114,6 +116,17 @@ def infer(
         return 0
     click.echo(f"Error: {done.failed} images could not be read, listed in {done.listing}", err=True)
     return 1 if done.scored else 2
+
+
+def _check_output(output: Path, source: Path) -> None:
+    """ArtifactError for an output that cannot be written, or that would take the place of the input."""
+    from ensemble.errors import ArtifactError
+    from export.results import failures_path, output_format
+
+    output_format(output)
+    for written in (output, failures_path(output)):
+        if written.exists() and source.exists() and written.samefile(source):
+            raise ArtifactError(f"{written} is the input and would be overwritten; choose another --output")
 
 
 def _open(run: Path, onnx: bool, folder: Path | None, adapted: bool, wanted: Wanted) -> "Ensemble":

@@ -28,28 +28,31 @@ class Item:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Images to score, in the order of the input.
+    """Images to score, in the order of the input: their rows, and the images themselves.
 
     sha256: of ids, paths, sizes and times of change, in order; where a Parquet file holds the
     images, of ids and that file's size, time of change and rows, not of the images' bytes.
-    items: (start, stop) -> those rows, streamed. returns: whether an id holds a carriage
-    return, for which a CSV quotes all text.
+    items: (start, stop) -> those images, streamed.
     """
 
-    count: int
+    rows: Rows
     sha256: str
     items: Callable[[int, int], Iterator[Item]]
-    returns: bool = False
+
+    @property
+    def count(self) -> int:
+        """How many images there are."""
+        return self.rows.count
 
 
 def ids(inputs: Inputs) -> list[str]:
-    """All ids in order; for callers with few images."""
-    return [item.id for item in inputs.items(0, inputs.count)]
+    """All ids in order; for callers with few images. No image is read."""
+    return [row.id for row in read(inputs.rows, 0, inputs.count)]
 
 
-def files(inputs: Inputs) -> list[Path]:
-    """What each image is called, in order: its file, where it is one; for callers with few images."""
-    return [Path(item.path) for item in inputs.items(0, inputs.count)]
+def names(inputs: Inputs) -> Iterator[str]:
+    """What each image is called, in order, without its folder; no image is read."""
+    return (Path(row.path).name for row in read(inputs.rows, 0, inputs.count))
 
 
 def read_inputs(source: Path, images: Path | None = None, spill: Path | None = None) -> Inputs:
@@ -61,6 +64,7 @@ def read_inputs(source: Path, images: Path | None = None, spill: Path | None = N
     """
     place = spill / "rows.arrow" if spill else None
     if source.is_dir():
+        _refuse_images(images, source)
         rows = keep((_row(path, source, path) for path in walk_images(source)), place)
         if not rows.count:
             raise DataError(f"{source} holds no images")
@@ -71,8 +75,9 @@ def read_inputs(source: Path, images: Path | None = None, spill: Path | None = N
         return _of_table(read_parts(source), source, images, place)
     if not parquet_input.holds_images(source):
         return _of_table(parquet_input.read_parts(source), source, images, place)
+    _refuse_images(images, source)
     facts = parquet_input.facts(source)
-    rows = _distinct(keep(parquet_input.image_rows(source), place), source)
+    rows = _distinct(keep(_named(parquet_input.image_rows(source), source), place), source)
 
     def items(start: int, stop: int) -> Iterator[Item]:
         if parquet_input.facts(source) != facts:
@@ -81,7 +86,7 @@ def read_inputs(source: Path, images: Path | None = None, spill: Path | None = N
         for row, data in zip(read(rows, start, stop), found, strict=True):
             yield Item(row.id, row.path, data)
 
-    return Inputs(rows.count, artifacts.json_sha256([rows.sha256, facts]), items, rows.returns)
+    return Inputs(rows, artifacts.json_sha256([rows.sha256, facts]), items)
 
 
 def resolve_table(frame: pd.DataFrame, table: Path, images: Path | None) -> Inputs:
@@ -101,15 +106,16 @@ def _of_files(rows: Rows, root: Path) -> Inputs:
             file = root / row.path
             yield Item(row.id, str(file), file)
 
-    return Inputs(rows.count, artifacts.json_sha256([ascii(root), rows.sha256]), items, rows.returns)
+    return Inputs(rows, artifacts.json_sha256([ascii(root), rows.sha256]), items)
 
 
 def _of_table(parts: Iterator[pd.DataFrame], table: Path, images: Path | None, place: Path | None) -> Inputs:
     first = next(parts)
     root = images_root(first, table, images)
     choose = _by_path if "path" in first else _by_id
-    rows = keep(choose(chain([first], parts), table, root), place)
-    return _of_files(_distinct(rows, table), root)
+    rows = choose(chain([first], parts), table, root)
+    kept = keep(_named(rows, table) if "id" in first else rows, place)
+    return _of_files(_distinct(kept, table), root)
 
 
 def _by_path(parts: Iterator[pd.DataFrame], table: Path, root: Path) -> Iterator[Row]:
@@ -121,8 +127,7 @@ def _by_path(parts: Iterator[pd.DataFrame], table: Path, root: Path) -> Iterator
             row = _row(key, root, path)
             if row.size < 0:
                 missing.add(repr(path))
-            else:
-                yield row
+            yield row  # also of what is missing, so that rows keep their numbers
     refuse_missing(missing, count, table, root)
 
 
@@ -139,6 +144,18 @@ def _row(key: str, root: Path, path: str) -> Row:
     except (OSError, ValueError):  # a name with a null byte is a ValueError
         return Row(key, path)
     return Row(key, path, found.st_size, found.st_mtime_ns) if S_ISREG(found.st_mode) else Row(key, path)
+
+
+def _refuse_images(images: Path | None, source: Path) -> None:
+    if images is not None:
+        raise DataError(f"{source} has the images itself, none are looked for in {images}; leave out --images")
+
+
+def _named(rows: Iterator[Row], table: Path) -> Iterator[Row]:
+    for number, row in enumerate(rows, 1):
+        if not row.id:
+            raise DataError(f"{table}: row {number} has no id; give every image one")
+        yield row
 
 
 def _distinct(rows: Rows, table: Path) -> Rows:

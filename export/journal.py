@@ -78,6 +78,8 @@ def held(output: Path) -> Iterator[Path]:
     except OSError as error:
         raise ArtifactError(f"cannot lock {folder / LOCK}: {error.strerror}; choose another --output") from None
     try:
+        for left in folder.glob("*.tmp"):  # of killed writers: nobody else writes here now
+            left.unlink(missing_ok=True)
         yield folder
     finally:
         if not (folder / JOURNAL).exists():
@@ -95,7 +97,8 @@ def open_journal(folder: Path, key: Mapping[str, Any], members: Sequence[str], c
     path = folder / JOURNAL
     before: dict[str, Any] = {}
     with suppress(ArtifactError):  # none yet, or damaged: shards carry the key too
-        before = artifacts.read_json(path, "")["key"]
+        found = artifacts.read_json(path, "").get("key")
+        before = found if isinstance(found, dict) else {}
     changed = [name for name in dict(before) | dict(key) if before.get(name) != key.get(name)] if before else []
     if changed:
         for shard in _shards(folder):

@@ -4,6 +4,7 @@ Both begin as they are imported (onnxruntime from 1.29 on), so every import of t
 """
 
 import os
+import re
 import sys
 from functools import cache
 from typing import Any
@@ -33,6 +34,17 @@ def load_openvino() -> Any:
     import openvino
 
     return openvino
+
+
+def reason(error: Exception) -> str:
+    """What an error of theirs says, in one line: its first, or OpenVINO's last, after places in its sources."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1 if lines[0].startswith("Exception from ") else 0].rstrip(".:")
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error of theirs is for want of memory; they have no class for it."""
+    return isinstance(error, MemoryError) or bool(re.search("out of memory|bad_alloc|allocate", str(error), re.I))
 
 
 @cache

@@ -16,7 +16,7 @@ from ensemble.errors import ArtifactError, UnavailableError
 from ensemble.parallel import available_cores
 from export.batches import Run, padded
 from export.hardware import CUDA_REMEDY, find_gpu, version
-from export.libraries import load_onnxruntime
+from export.libraries import load_onnxruntime, out_of_memory, reason
 from export.setting import ON_GPU, Setting
 
 PROVIDERS = {
@@ -110,13 +110,14 @@ def _session(path: Path, size: int, setting: Setting) -> Any:
     if setting.runtime in ON_GPU:
         _preload(onnxruntime)
     if setting.runtime == "tensorrt":
-        artifacts.ensure_folder(engine_folder(path, setting))
+        artifacts.ensure_folder(Path(wanted[0][1]["trt_engine_cache_path"]))
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints that it goes on without a provider
             session = onnxruntime.InferenceSession(path, options, providers=wanted)
     except Exception as error:  # its own exceptions share no public base
-        line = str(error).strip().splitlines()[0]
-        raise ArtifactError(f"{path} cannot be run: {line}; run export again") from None
+        if out_of_memory(error):
+            raise
+        raise ArtifactError(f"{path} cannot be run: {reason(error)}; run export again") from None
     if session.get_providers()[0] != wanted[0][0]:
         raise UnavailableError(f"ONNX Runtime could not start {setting.runtime}; {REMEDIES[setting.runtime]}")
     session.disable_fallback()

@@ -11,7 +11,7 @@ import numpy as np
 from ensemble.errors import ArtifactError, UnavailableError
 from ensemble.parallel import available_cores
 from export.batches import Run, padded
-from export.libraries import load_openvino, openvino_core
+from export.libraries import load_openvino, openvino_core, out_of_memory, reason
 from export.setting import Setting
 
 TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -38,7 +38,9 @@ def open_model(path: Path, size: int, setting: Setting) -> Run:
         model.reshape([setting.batch, size, size, 3])
         streams = [core.compile_model(model, "CPU", options) for _ in range(setting.streams)]
     except RuntimeError as error:
-        raise ArtifactError(f"{path} cannot be run: {_reason(error)}; run export again") from None
+        if out_of_memory(error):
+            raise
+        raise ArtifactError(f"{path} cannot be run: {reason(error)}; run export again") from None
     granted = streams[0].get_property("INFERENCE_PRECISION_HINT")
     if granted.to_string() != TYPES[setting.precision]:
         raise UnavailableError(
@@ -78,9 +80,3 @@ def _run(queues: Sequence[Any], batch: int) -> Run:
         return logits
 
     return run
-
-
-def _reason(error: Exception) -> str:
-    """The last line of OpenVINO's message that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].rstrip(".:") if lines else type(error).__name__

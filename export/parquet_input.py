@@ -17,14 +17,15 @@ from export.rows import BATCH, Row
 
 IMAGE = "image"
 AT_ONCE = 16  # images in memory
+BUFFER = 1 << 20  # bytes read at a time; without a buffer a column is read for a whole row group
 
 
 @contextmanager
 def _opened(file: Path) -> Iterator[pq.ParquetFile]:
     try:
-        with pq.ParquetFile(file) as opened:
+        with pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False) as opened:
             yield opened
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{file} is not a readable Parquet file: {' '.join(str(error).split())}") from None
 
 

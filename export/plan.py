@@ -1,19 +1,19 @@
 """What a bundle's members will be run by: chosen, or as measured, before any of them is opened."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ensemble import artifacts, external
+from ensemble import external
 from ensemble.contract import ImageContract
 from ensemble.score import Runner
 from ensemble.stack import Stacker
 from export import bundle, choice, runtime, tuning
 from export.hardware import available
 from export.onnx_sessions import engine_is_built
-from export.setting import Setting, Wanted
+from export.setting import ON_GPU, Setting, Wanted
 
 Say = Callable[[str], object]
 
@@ -33,11 +33,11 @@ class Planned:
 def plan_bundle(folder: Path, wanted: Wanted, say: Say) -> tuple[Stacker, list[Planned]]:
     """A bundle's stacker, and its members in the stacker's order; every file is checked.
 
-    `say` is told what was chosen and why. With `wanted.tune` settings are measured first; what
-    was measured before is used without.
+    `say` is told what was chosen and why. What was measured before is used; with `wanted.tune` the
+    rest is measured first.
     """
     values = bundle.open_bundle(folder)
-    stacker = Stacker.from_dict(artifacts.read_json(folder / "stacker.json", bundle.REMEDY))
+    stacker = bundle.stacker_of(folder)
     # what has no entry was trained elsewhere: its scores are looked up
     entries = {name: values["members"][name] for name in stacker.members if not external.is_external(folder, name)}
     allowed, machine = bundle.may_run(values), available()
@@ -50,8 +50,9 @@ def plan_bundle(folder: Path, wanted: Wanted, say: Say) -> tuple[Stacker, list[P
         for name, entry in entries.items()
     ]
     known = tuning.recall(jobs, machine)
-    if wanted.tune:
-        known |= tuning.tune(jobs, machine, lambda job, setting: open_member(plan(job.name, setting), say))
+    unknown = [job for job in jobs if job.name not in known]
+    if wanted.tune and unknown:  # measured anew, another setting might win, and what it scored would not count
+        known |= tuning.tune(unknown, machine, lambda job, setting: open_member(plan(job.name, setting), say))
     if known:
         say(f"as tuned: {tuning.told(known)}")
     return stacker, [plan(name, setting) for name, setting in (settings | known).items()]
@@ -62,6 +63,11 @@ def open_member(member: Planned, say: Say) -> Runner:
     if member.setting.runtime == "tensorrt" and not engine_is_built(member.path, member.setting):
         say(f"{member.name}: building its TensorRT engine, once for this GPU; that takes minutes")
     return runtime.open_runner(member.name, member.path, member.contract, member.setting)
+
+
+def device_of(plan: Iterable[Planned]) -> str:
+    """Where a plan's members run: cuda or cpu."""
+    return "cuda" if any(member.setting.runtime in ON_GPU for member in plan) else "cpu"
 
 
 def _planned(folder: Path, values: Mapping[str, Any], name: str, setting: Setting) -> Planned:

@@ -16,8 +16,8 @@ from export import bundle, runtime
 from export.hardware import version
 from export.infer import Ensemble, average, infer
 from export.inputs import resolve_table
-from export.plan import open_member, plan_bundle
-from export.setting import ON_GPU, Wanted
+from export.plan import device_of, open_member, plan_bundle
+from export.setting import Wanted
 
 HUB_PREFIX = "hf://"
 ANY = Wanted()
@@ -47,10 +47,13 @@ def load_bundle(folder: Path, wanted: Wanted = ANY, say: Say = silent) -> Ensemb
     """A bundle's ensemble, every file checked; `say` is told what was chosen and why."""
     stacker, plan = plan_bundle(folder, wanted, say)
     runners = [open_member(member, say) for member in plan]
-    device = "cuda" if any(member.setting.runtime in ON_GPU for member in plan) else "cpu"
     used = [[m.contract.to_dict(), m.sha256, asdict(m.setting), version(m.setting.runtime)] for m in plan]
     return Ensemble(
-        tuple(runners), stacker, device, external.externals_of(folder, stacker.members), artifacts.json_sha256(used)
+        tuple(runners),
+        stacker,
+        device_of(plan),
+        external.externals_of(folder, stacker.members),
+        artifacts.json_sha256(used),
     )
 
 

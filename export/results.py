@@ -58,7 +58,7 @@ def write_scores(
     """Write `id`, `target` and the members' columns atomically, in the format of the suffix.
 
     NaN becomes `fill`, or an empty cell. returns: whether an id holds a carriage return
-    (Inputs.returns). A CSV has nine digits, a Parquet file all.
+    (Rows.returns). A CSV has nine digits, a Parquet file all.
     """
     parquet = output_format(output) == "parquet"
     columns = ["id", "target", *members]
@@ -107,9 +107,14 @@ def _groups(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         yield pd.concat(waiting)
 
 
+def failures_path(output: Path) -> Path:
+    """NAME.errors.csv beside `output`."""
+    return output.with_name(f"{output.stem}.errors.csv")
+
+
 def write_failures(output: Path, failures: Iterable[Failure]) -> Path | None:
-    """Write NAME.errors.csv beside `output`, atomically; None, and no such file, if there are no failures."""
-    listing = output.with_name(f"{output.stem}.errors.csv")
+    """Write `failures_path`, atomically; None, and no such file, if there are no failures."""
+    listing = failures_path(output)
     rest = iter(failures)
     first = next(rest, None)
     if first is None:

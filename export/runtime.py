@@ -1,12 +1,17 @@
 """What runs a member: torch, ONNX Runtime or OpenVINO, each as a `Runner`. What was asked for is never replaced."""
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ensemble.contract import ImageContract
-from ensemble.errors import UnavailableError
+from ensemble.errors import ManyeyesError, UnavailableError
 from ensemble.score import Runner
+from export.libraries import reason
 from export.setting import Setting
 
 if TYPE_CHECKING:
@@ -19,13 +24,34 @@ def open_runner(name: str, path: Path, contract: ImageContract, setting: Setting
     """An exported member, ready to run as `setting` says.
 
     Its `run` takes any number of images, uint8 [N, S, S, 3], and gives float32 logits [N].
-    Raises UnavailableError for what this machine cannot do, ArtifactError for a damaged file.
+    Raises UnavailableError for what this machine cannot do, also as it runs, ArtifactError for a damaged file.
     """
     if setting.runtime == "openvino":
         from export.openvino_runtime import open_model as opened
     else:
         from export.onnx_sessions import open_session as opened
-    return Runner(name, contract, opened(path, contract.size, setting))
+    with _told(name, setting):
+        model = opened(path, contract.size, setting)
+
+    def run(pixels: np.ndarray) -> np.ndarray:
+        with _told(name, setting):
+            return model(pixels)
+
+    return Runner(name, contract, run)
+
+
+@contextmanager
+def _told(name: str, setting: Setting) -> Iterator[None]:
+    """Any error of the library that runs a member, such as for want of memory, as an UnavailableError."""
+    try:
+        yield
+    except ManyeyesError:
+        raise
+    except Exception as error:  # their own share no public base
+        remedy = "give a smaller --batch-size" if setting.batch > 1 else "free some memory, or choose another --runtime"
+        raise UnavailableError(
+            f"{name}: {setting} failed at batch {setting.batch}: {reason(error)}; {remedy}"
+        ) from None
 
 
 def torch_runner(name: str, member: "Member", device: str, batch: int | None = None) -> Runner:

@@ -87,7 +87,12 @@ def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="N",
             help="Images that run together.  [default: what suits the runtime]",
         ),
-        click.option("--tune", is_flag=True, help="First measure which setting is fastest here, and remember it."),
+        click.option(
+            "--tune",
+            is_flag=True,
+            help="First measure which setting is fastest here, and remember it. What was measured is kept: "
+            "it is not measured again.",
+        ),
         options.device,
     ]
     decorated: Callable[..., Any] = call

@@ -56,7 +56,7 @@ def measure(
     """Seconds an image of the fastest candidates, the median of rounds in which they take turns.
 
     Each candidate is timed once, and only the fastest FINALISTS stay loaded for the rounds.
-    Raises UnavailableError if none can be opened.
+    One that fails is left out. Raises UnavailableError if all do.
     """
     first: dict[Setting, float] = {}
     timers: dict[Setting, Callable[[], float]] = {}
@@ -70,10 +70,17 @@ def measure(
         for loser in sorted(timers, key=lambda each: first[each])[FINALISTS:]:
             del timers[loser]
         progress(1)
+    rounds: dict[Setting, list[float]] = {setting: [] for setting in timers}
+    for _ in range(ROUNDS):
+        for setting in list(timers):
+            try:
+                rounds[setting].append(timers[setting]())
+            except UnavailableError as error:
+                problem = error
+                del timers[setting]
     if not timers:
         raise problem
-    rounds = [{setting: once() for setting, once in timers.items()} for _ in range(ROUNDS)]
-    return {setting: statistics.median(each[setting] for each in rounds) for setting in timers}
+    return {setting: statistics.median(rounds[setting]) for setting in timers}
 
 
 def timer(runner: Runner, setting: Setting, clock: Clock = time.perf_counter) -> Callable[[], float]:

@@ -173,7 +173,8 @@ def test_large_members_take_all_cores_at_once_and_small_ones_run_side_by_side():
             AMX,
             {"runtime": "torch"},
             {},
-            "--runtime torch runs a run's own members, not its bundle; leave out --onnx",
+            "--runtime torch runs a run's own members, not a bundle; leave out --onnx or --bundle, "
+            "or choose another --runtime",
         ),
     ],
 )

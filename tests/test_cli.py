@@ -200,9 +200,22 @@ def test_a_bundle_alone_scores_as_the_run_it_came_from(here, run):
     assert (code, err) == (0, "")
     assert "Not in the stack" not in out
     assert output.read_bytes() == (here / "submission.csv").read_bytes()
+    code, _, err = run_cli("infer", "--device", "cpu", "--bundle", here / "copied", "--output", output, "--tta")
+    assert code == 2
+    assert err.endswith("leave out --tta, or use a bundle whose run had: python cli.py stack --tta\n")
     code, _, err = run_cli("infer", "--bundle", here / "copied", "--run", run)
     assert code == 2
     assert "Error: --bundle stands for itself: leave out --run" in err
+
+
+@pytest.mark.parametrize(("name", "output"), [("mine.csv", "mine.csv"), ("mine.errors.csv", "mine.csv")])
+def test_the_input_is_never_overwritten(here, run, name, output):
+    table = write_csv(here / "data" / name, id=["2", "0", "1"])
+    before = table.read_bytes()
+    code, out, err = run_cli(*SCORE, "--input", table, "--output", f"data/{output}")
+    assert (code, out) == (2, "")
+    assert err == f"Error: data/{name} is the input and would be overwritten; choose another --output\n"
+    assert table.read_bytes() == before
 
 
 def test_failures_listed_exit_with_1(here, run):
@@ -226,7 +239,10 @@ def test_nothing_scored_exits_with_2(here, run):
 
 def test_a_damaged_bundle_is_not_used(here, run):
     (run / "bundle" / "members" / "one.fp32.onnx").write_bytes(b"")
-    refused("infer --onnx", "one.fp32.onnx is damaged: it is not the file that was written; make it anew with: python cli.py export")
+    refused(
+        "infer --onnx",
+        "one.fp32.onnx is damaged: it is not the file that was written; make it anew with: python cli.py export",
+    )
     assert not (here / "submission.csv").exists()
 
 

@@ -24,7 +24,7 @@ from ensemble.metrics import sigmoid
 from ensemble.stack_run import Choices, read_stacker, stack_run
 from export import bundle
 from export.infer import infer
-from export.inputs import files, read_inputs
+from export.inputs import read_inputs
 from export.predictor import load_bundle, load_run
 
 
@@ -77,7 +77,9 @@ def test_infer_looks_its_scores_up(run, onnx, monkeypatch):
     assert [member.name for member in ensemble.externals] == ["clip"]
     inputs = read_inputs(run / "test.csv")
     result, errors = infer(inputs, ensemble, with_members=True)
-    logits = np.column_stack([expected_logits(files(inputs)), [-1.0, 2.0, 0.5]])
+    logits = np.column_stack(
+        [expected_logits([item.source for item in inputs.items(0, inputs.count)]), [-1.0, 2.0, 0.5]]
+    )
     np.testing.assert_allclose(result["target"], ensemble.stacker.target(logits), rtol=1e-5)
     np.testing.assert_allclose(result["clip"], sigmoid([-1.0, 2.0, 0.5]))
     assert list(result.columns) == ["id", "target", "one", "two", "clip"]

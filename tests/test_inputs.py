@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ensemble.errors import DataError, ImageError
 from ensemble.images import decode
-from export.inputs import Item, files, ids, of_files, read_inputs
+from export.inputs import Item, ids, names, of_files, read_inputs
 
 LISTING = """
 import re, sys
@@ -46,6 +46,10 @@ def rows(inputs):
     return list(inputs.items(0, inputs.count))
 
 
+def files(inputs):
+    return [item.source for item in rows(inputs)]
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
@@ -70,6 +74,21 @@ def test_the_suffix_settles_an_ambiguous_id(tmp_path):
         tmp_path / "a.png",
         tmp_path / "a.jpg",
     ]
+
+
+def test_an_image_without_an_id_is_named_by_its_row(tmp_path, listed):
+    write_files(tmp_path, "a.png", "b.png")
+    columns = {"path": ["a.png", "gone.png", "b.png"], "id": ["1", "2", ""]}
+    with pytest.raises(DataError, match=r"test\.csv: row 3 has no id; give every image one"):
+        listed(write_csv(tmp_path / "test.csv", **columns))
+
+
+def test_a_folder_of_images_is_refused_where_the_input_has_them_itself(tmp_path):
+    write_files(tmp_path / "photos", "a.png")
+    pd.DataFrame({"image": [b"a"]}).to_parquet(tmp_path / "set.parquet")
+    for source in (tmp_path / "photos", tmp_path / "set.parquet"):
+        with pytest.raises(DataError, match=r"has the images itself, none .* leave out --images"):
+            read_inputs(source, tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize(
@@ -173,7 +192,9 @@ def test_a_file_that_goes_is_an_unreadable_row(tmp_path, listed):
 
 def test_names_that_are_not_utf8_are_kept(tmp_path):
     file = tmp_path / os.fsdecode(b"caf\xe9.jpg")
-    assert rows(of_files([file.name], [file])) == [Item(file.name, str(file), file)]
+    inputs = of_files([file.name], [file])
+    assert rows(inputs) == [Item(file.name, str(file), file)]
+    assert list(names(inputs)) == [file.name]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")

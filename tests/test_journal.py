@@ -75,7 +75,9 @@ def test_a_shard_of_another_number_list_or_key_is_not_taken(tmp_path):
     assert journal.missing(opened(tmp_path, KEY | {"the members": "b"}, 2 * journal.ROWS)) == [0, 1]
 
 
-@pytest.mark.parametrize("damage", ["", "{", '{"format_version": 1, "key": {}}'])
+@pytest.mark.parametrize(
+    "damage", ["", "{", '{"format_version": 1, "key": {}}', '{"format_version": 1}', '{"format_version": 1, "key": 3}']
+)
 def test_finished_shards_outlive_a_damaged_journal(tmp_path, damage):
     book = opened(tmp_path)
     journal.write_shard(book, 0, ROWS)
@@ -117,6 +119,15 @@ with journal.held(Path({str(output)!r})) as folder:
         other.kill()
     with journal.held(output) as folder:
         assert (folder / "journal.json").read_text() == "kept"
+
+
+def test_what_killed_writers_left_goes(tmp_path):
+    folder = tmp_path / "out.csv.partial"
+    folder.mkdir()
+    for name in ("lock", "journal.json", "00000.parquet", ".rows.arrow.17.tmp", "00001.tmp"):
+        (folder / name).write_text("left")
+    with journal.held(tmp_path / "out.csv"):
+        assert sorted(path.name for path in folder.iterdir()) == ["00000.parquet", "journal.json", "lock"]
 
 
 def test_without_a_journal_the_folder_goes(tmp_path):

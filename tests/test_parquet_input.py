@@ -7,7 +7,8 @@ from conftest import HOSTILE_NAMES, encoded, noise, write_files
 
 from ensemble.errors import DataError, ImageError
 from ensemble.images import decode
-from export.inputs import Item, ids, read_inputs
+from export import parquet_input
+from export.inputs import Item, ids, names, read_inputs
 
 IMAGES = [encoded(noise(seed), "BMP") for seed in range(7)]
 ROWS = [f"set.parquet:{row}" for row in range(7)]
@@ -56,6 +57,35 @@ def test_a_null_is_an_unreadable_row(tmp_path, nulls):
     for row, item in enumerate(gone):
         with pytest.raises(ImageError, match=rf"set.parquet:{row}: the file is empty"):
             decode(item.source, item.path)
+
+
+def test_a_large_row_group_is_not_held(tmp_path):
+    images = [os.urandom(1 << 14) for _ in range(1024)]
+    file = tmp_path / "set.parquet"
+    pq.write_table(pa.table({"image": images}), file, compression="none", write_batch_size=16)
+    before = pa.total_allocated_bytes()
+    held = [pa.total_allocated_bytes() - before for _ in parquet_input.image_bytes(file, 0, len(images))]
+    assert max(held) < sum(map(len, images)) / 2
+
+
+def test_text_that_is_not_utf8_is_said_so(tmp_path):
+    bad = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"]).buffers())
+    for columns in ({"id": bad}, {"image": [b"a"], "id": bad}):
+        with pytest.raises(DataError, match=r"set\.parquet is not a readable Parquet file: 'utf-8' codec"):
+            read_inputs(write_parquet(tmp_path / "set.parquet", **columns))
+
+
+def test_an_image_without_an_id_is_named_by_its_row(tmp_path):
+    file = write_parquet(tmp_path / "set.parquet", image=[b"a"] * 3, id=["a", "b", None])
+    with pytest.raises(DataError, match=r"set\.parquet: row 3 has no id; give every image one"):
+        read_inputs(file)
+
+
+def test_ids_and_names_are_known_without_reading_an_image(tmp_path, monkeypatch):
+    inputs = read_inputs(write_parquet(tmp_path / "set.parquet", image=structs("abcdefg")))
+    monkeypatch.setattr(parquet_input, "image_bytes", lambda *arguments: pytest.fail("images were read"))
+    assert ids(inputs) == list("abcdefg")
+    assert list(names(inputs)) == [f"set.parquet:{row}" for row in range(7)]
 
 
 def test_only_the_row_groups_asked_for_are_read(tmp_path):

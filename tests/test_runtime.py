@@ -158,6 +158,43 @@ def test_a_missing_file_is_refused_by_name(tmp_path, setting):
         opened(tmp_path / "gone.onnx", setting)
 
 
+NO_MEMORY = "Exception from src/core.cpp:97:\nCheck 'found' failed at src/x.cpp:9:\nFailed to allocate memory.\n\n"
+
+
+@pytest.mark.parametrize("error", [RuntimeError(NO_MEMORY), MemoryError("Failed to allocate memory")])
+@pytest.mark.parametrize(("batch", "remedy"), [(8, "give a smaller --batch-size"), (1, "free some memory, or")])
+@pytest.mark.parametrize("when", ["opening", "running"])
+def test_a_failure_of_the_runtime_is_one_line_that_says_what_to_do(model, monkeypatch, error, batch, remedy, when):
+    def fail(*arguments):
+        raise error
+
+    how = fail if when == "opening" else lambda *arguments: fail
+    monkeypatch.setattr(openvino_runtime, "open_model", how)
+    with pytest.raises(UnavailableError) as caught:
+        opened(model, Setting("openvino", batch=batch)).run(images(1))
+    told = f"tiny: openvino fp32 failed at batch {batch}: Failed to allocate memory; {remedy}"
+    assert str(caught.value).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("message", "kind", "told"),
+    [
+        ("", ArtifactError, "cannot be run: RuntimeError; run export again"),
+        ("CUDA failure 2: out of memory", UnavailableError, "failed at batch 8: CUDA failure 2: out of memory; give a"),
+    ],
+)
+def test_want_of_memory_is_not_a_damaged_file(model, monkeypatch, message, kind, told):
+    def fail(*arguments, **options):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", fail)
+    monkeypatch.setattr(openvino_runtime, "openvino_core", lambda: SimpleNamespace(read_model=fail))
+    for name in ("onnxruntime", "openvino"):
+        with pytest.raises(kind) as caught:
+            opened(model, Setting(name))
+        assert told in str(caught.value)
+
+
 @every_runtime
 def test_a_hostile_file_name_is_only_a_name(model, tmp_path, setting):
     odd = tmp_path / "é 写真 'a,b'.onnx"

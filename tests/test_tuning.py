@@ -99,6 +99,23 @@ def test_what_cannot_be_opened_is_left_out_and_nothing_at_all_is_an_error():
         tuning.measure(job(), lab(SETTINGS[0], lacking=SETTINGS).open)
 
 
+@pytest.mark.parametrize("calls", [0, 1, 2, 5])
+def test_what_fails_as_it_runs_is_left_out(calls):
+    left = iter(range(calls))
+
+    def fails():
+        if next(left, None) is None:
+            raise UnavailableError("out of memory")
+        return 0.1
+
+    seconds = {SETTINGS[0]: fails, SETTINGS[1]: 0.5, SETTINGS[2]: 0.7}
+    made = Lab(seconds)
+    found = tuning.measure(job(settings=SETTINGS[:3]), made.open, made.clock)
+    assert found == {SETTINGS[1]: pytest.approx(0.5), SETTINGS[2]: pytest.approx(0.7)}
+    with pytest.raises(UnavailableError, match="out of memory"):
+        tuning.measure(job(settings=SETTINGS[:1]), made.open, made.clock)
+
+
 @pytest.mark.parametrize(
     ("asked", "machine"),
     [
@@ -167,7 +184,7 @@ def test_only_what_may_run_is_measured():
     assert kinds("one", AMX, bf16, runtime="onnxruntime") == {("onnxruntime", "fp32")}
     assert kinds("one", AMX, bf16, precision="fp32") == {("openvino", "fp32"), ("onnxruntime", "fp32")}
     openvino = [each for each in candidates("other", AMX, batch=5) if each.runtime == "openvino"]
-    assert {(each.batch, each.streams, each.threads) for each in openvino} == {(5, 1, 16), (5, 16, 16)}
+    assert {(each.batch, each.streams, each.threads) for each in openvino} == {(5, 1, 16), (5, 4, 16)}
 
 
 def test_on_a_gpu_the_cpu_is_not_measured_unless_asked_for():
@@ -210,6 +227,23 @@ def test_a_tuned_bundle_is_run_as_tuned_from_then_on(folder, monkeypatch):
     for one, other in zip(again.runners, chosen.runners, strict=True):
         np.testing.assert_allclose(one.run(pixels), other.run(pixels), atol=1e-6)
     assert not list(folder.rglob("runtimes.json"))
+
+
+def test_tuning_that_was_killed_goes_on_and_keeps_what_it_measured(folder, monkeypatch):
+    monkeypatch.setattr(tuning, "SECONDS", 0.0)
+    tune, measured = tuning.tune, []
+
+    def killed(jobs, *rest):
+        tune(jobs[:1], *rest)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuning, "tune", killed)
+    with pytest.raises(KeyboardInterrupt):
+        predictor.load_bundle(folder, Wanted(tune=True))
+    monkeypatch.setattr(tuning, "tune", lambda jobs, *rest: measured.extend(jobs) or tune(jobs, *rest))
+    identities = {predictor.load_bundle(folder, Wanted(tune=True)).identity for _ in range(2)}
+    assert [job.name for job in measured] == ["two"]
+    assert len(identities) == 1
 
 
 def test_settings_decide_the_identity_and_so_does_the_file(folder, tmp_path):
