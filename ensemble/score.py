@@ -22,6 +22,8 @@ from ensemble.parallel import ordered_map
 T = TypeVar("T")
 Views = dict[tuple[Any, ...], np.ndarray]  # pixels by ImageContract.view
 Large = Callable[[], object]  # what `images.decode` calls before it takes memory for a large image
+# logits float32 [rows, runners] of a chunk so far, NaN where none ran -> bool [rows]: who needs the next runner
+Onward = Callable[[np.ndarray], np.ndarray]
 
 AHEAD = 2  # chunks decoded before the one that runs is done
 MOST_ROWS = 128  # to a chunk
@@ -42,7 +44,10 @@ class Runner:
 
 @dataclass(frozen=True)
 class Scored:
-    """A chunk of rows: logits float32 [rows, runners], NaN where `errors` says, by row in the chunk, why."""
+    """A chunk of rows: logits float32 [rows, runners], NaN where `errors` says, by row in the chunk, why.
+
+    NaN too where `onward` left a runner out.
+    """
 
     logits: np.ndarray
     errors: dict[int, str]
@@ -56,6 +61,7 @@ def score_stream(
     together: bool = False,
     workers: int | None = None,
     name: Callable[[T], object] = lambda item: item,
+    onward: Onward | None = None,
 ) -> Generator[Scored, None, None]:
     """Score items of any number in their order, `chunk` rows at a time; memory holds a few chunks.
 
@@ -64,6 +70,9 @@ def score_stream(
     overlap with work. Unreadable rows are left out of their chunk and others do not move up, so
     that what runs beside an image depends on the list alone. Large images are decoded one at a
     time. Any error but ImageError ends the stream. `name` is what errors call an item.
+
+    With `onward` (and not `together`) it is asked before each runner which rows of the chunk
+    need it, and the others are left out.
     """
     contracts = list({runner.contract.view: runner.contract for runner in runners}.values())
     alone = threading.Lock()
@@ -89,6 +98,9 @@ def score_stream(
         running: deque[tuple[list[str | None], list[Callable[[], np.ndarray]]]] = deque()
         while loaded := list(islice(loads, chunk)):
             failed = [error for _, error in loaded]
+            if onward:
+                yield _in_turn(failed, runners, loaded[0][0], onward)
+                continue
             pixels = _readable(loaded[0][0], failed)
             calls: list[Callable[[], np.ndarray]] = [partial(_run, runner, pixels) for runner in runners]
             if threads:
@@ -183,9 +195,24 @@ def _run(runner: Runner, pixels: Views) -> np.ndarray:
     return logits.reshape(len(views), -1).mean(axis=1)
 
 
+def _in_turn(failed: Sequence[str | None], runners: Sequence[Runner], pixels: Views, onward: Onward) -> Scored:
+    """A chunk's rows, each by the runners that it needs."""
+    logits = np.full((len(failed), len(runners)), np.nan, dtype=np.float32)
+    readable = np.array([error is None for error in failed])
+    for column, runner in enumerate(runners):
+        if len(rows := np.flatnonzero(onward(logits) & readable)):
+            view = runner.contract.view
+            logits[rows, column] = _run(runner, {view: pixels[view][rows]})
+    return Scored(logits, _errors(failed))
+
+
+def _errors(failed: Sequence[str | None]) -> dict[int, str]:
+    return {row: error for row, error in enumerate(failed) if error is not None}
+
+
 def _scored(failed: Sequence[str | None], calls: Sequence[Callable[[], np.ndarray]]) -> Scored:
     logits = np.full((len(failed), len(calls)), np.nan, dtype=np.float32)
     readable = np.array([error is None for error in failed])
     for column, call in enumerate(calls):
         logits[readable, column] = call()
-    return Scored(logits, {row: error for row, error in enumerate(failed) if error is not None})
+    return Scored(logits, _errors(failed))

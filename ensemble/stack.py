@@ -55,15 +55,15 @@ class Stacker:
 
     def raw_logit(self, logits: np.ndarray) -> np.ndarray:
         """Before calibration, float64 [N], from member logits [N, members]."""
-        # summed member by member: the same sum for one row as for a thousand
-        total = np.full(len(logits), self.intercept, dtype=np.float64)
-        for column, weight in enumerate(self.coef):
-            total += weight * np.asarray(logits[:, column], dtype=np.float64)
-        return total
+        return weighted_sum(logits, self.coef, self.intercept)
 
     def target(self, logits: np.ndarray, adapted: bool = False) -> np.ndarray:
         """Calibrated P(ai), float64 [N], from member logits [N, members]; `adapted` adds the stored shift."""
-        return sigmoid(self.logit(logits) + (self.adaptation().shift if adapted else 0.0))
+        return self.target_of(self.logit(logits), adapted)
+
+    def target_of(self, logit: np.ndarray, adapted: bool = False) -> np.ndarray:
+        """P(ai), float64 [N], from calibrated stack logits [N]; `adapted` adds the stored shift."""
+        return sigmoid(logit + (self.adaptation().shift if adapted else 0.0))
 
     def adaptation(self) -> Shift:
         """The stored shift; ArtifactError if there is none."""
@@ -113,6 +113,15 @@ class Stacker:
         if problem := _problem(stacker):
             raise ArtifactError(f"stacker.json is damaged ({problem}); run stack again")
         return stacker
+
+
+def weighted_sum(logits: np.ndarray, coef: Sequence[float], intercept: float) -> np.ndarray:
+    """intercept + sum of coef * logit, float64 [N], over the first columns of logits [N, members]."""
+    # summed member by member: the same sum for one row as for a thousand
+    total = np.full(len(logits), intercept, dtype=np.float64)
+    for column, weight in enumerate(coef):
+        total += weight * np.asarray(logits[:, column], dtype=np.float64)
+    return total
 
 
 def _problem(stacker: Stacker) -> str:

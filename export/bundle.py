@@ -10,6 +10,7 @@ from ensemble.labels import LABELS
 from ensemble.names import is_member_name
 from ensemble.stack import Stacker
 from ensemble.stack_run import read_stacker
+from export import heldout_rows
 from export.setting import Setting
 
 CONVERTER_VERSION = 3  # raised by hand when converting the same member would give another file or entry
@@ -61,14 +62,15 @@ def write_bundle(
 ) -> None:
     """Write bundle.json last: the members' entries, every file's hash, and a digest of itself.
 
-    The folder already holds stacker.json, certificate.json, the entries' files, and the scores
-    of `externals`, members that were trained elsewhere. An entry: `file`, `precision` (fp32),
+    The folder already holds stacker.json, certificate.json, the entries' files, the scores of
+    `externals`, members that were trained elsewhere, and perhaps heldout.parquet. An entry: `file`, `precision` (fp32),
     `contract`, `source`, `gflop` of one view, and `fp16`, a second file, where there is one.
     precisions: {"openvino bf16": {"members": [...], "certified": true}}, as `may_run` reads it.
     """
     scores = [external_file(name) for name in externals]
     exported = [file for entry in entries.values() for file in files_of(entry)]
-    names = ["stacker.json", "certificate.json", *exported, *scores]
+    fitting = [heldout_rows.FILE] if (folder / heldout_rows.FILE).is_file() else []
+    names = ["stacker.json", "certificate.json", *exported, *scores, *fitting]
     values = {
         "format_version": artifacts.FORMAT_VERSION,
         "labels": list(LABELS),

@@ -65,7 +65,8 @@ def explain(
     from ensemble.members import load_member
     from ensemble.stack_run import read_stacker
     from export import runtime
-    from export.infer import Ensemble, member_logits
+    from export.ensembles import Ensemble
+    from export.infer import member_logits
     from export.inputs import of_files
 
     stacker = read_stacker(run)

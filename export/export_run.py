@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ensemble import artifacts, external, members
+from ensemble.cascade_fit import Rows
 from ensemble.stack_run import read_stacker
-from export import bundle, evidence
+from export import bundle, evidence, heldout_rows
 from export.precisions import NOTHING, Wish
 from export.records import Job, assemble, begin, export_member, read_record
 
@@ -31,6 +32,9 @@ def export_run(run: Path, say: Callable[[str], object], force: bool = False, wis
     ]
     records = {job.name: export_member(job, work.path, say) for job in jobs}
     _copy_others(run, work.path, elsewhere)
+    rows, logits = members.heldout_logits(run, stacker.members)
+    labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy(dtype=str)
+    heldout_rows.write_rows(work.path, stacker.members, Rows(logits, labels, groups))
     return assemble(work, records, elsewhere, replace(wish, evidence=wish.evidence or held), say)
 
 
@@ -46,6 +50,9 @@ def certify_bundle(folder: Path, say: Callable[[str], object], wish: Wish) -> di
     records = {name: read_record(work.path, name) for name in values["members"]}
     elsewhere = [name for name in stacker.members if name not in records]
     _copy_others(folder, work.path, elsewhere)
+    (work.path / heldout_rows.FILE).unlink(missing_ok=True)
+    if (folder / heldout_rows.FILE).is_file():
+        shutil.copyfile(folder / heldout_rows.FILE, work.path / heldout_rows.FILE)
     return assemble(work, records, elsewhere, wish, say)
 
 

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from ensemble import artifacts, dataset, stack_rows, stack_run
+from ensemble.cascade_fit import Rows
 from ensemble.errors import ArtifactError, BackboneError
 from ensemble.sources import Labelled
 from ensemble.splits import Fractions
 from ensemble.stack import Stacker
 from ensemble.stack_run import Choices, Stacked
-from export import bundle, evidence, member_logits
+from export import bundle, evidence, heldout_rows, member_logits
 from export.classifier import read_classifiers
 from export.precisions import FP32, NOTHING, Say, Wish, columns
 from export.predictor import HUB_PREFIX
@@ -48,6 +49,7 @@ def export_foreign(
     ]
     records = {job.name: export_member(job, work.path, say) for job in jobs}
     stacked = None
+    (work.path / heldout_rows.FILE).unlink(missing_ok=True)
     if stack_on:
         stacked = _stack(work.path, records, stack_on, say)
     else:
@@ -89,6 +91,7 @@ def _stack(work: Path, records: Mapping[str, Any], items: Sequence[Labelled], sa
         "members": {name: artifacts.json_sha256(record["files"]) for name, record in records.items()},
     }
     artifacts.write_json(artifacts.stacker_path(work), stack_run.record(done, choices, fitted_on))
+    heldout_rows.write_rows(work, tuple(records), Rows(part.logits, part.labels, part.groups))
     return done
 
 

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,30 +15,16 @@ from tqdm import tqdm
 
 from ensemble import artifacts, images, metrics
 from ensemble.errors import ArtifactError, some
-from ensemble.external import External, test_column
-from ensemble.score import Runner, chunk_rows, score_stream, with_flip
+from ensemble.external import test_column
+from ensemble.score import chunk_rows, score_stream, with_flip
 from ensemble.shift import names_sha256
 from ensemble.stack import Stacker
+from export import ensembles
 from export import journal as journals
+from export.ensembles import Ensemble
 from export.inputs import Inputs, Item, ids, names
 from export.journal import Journal, Rows
 from export.results import Failure, Scores, write_failures, write_scores
-
-
-@dataclass(frozen=True)
-class Ensemble:
-    """Members ready to run, in the stacker's order, the stacker, and where they run (cpu or cuda).
-
-    externals: members of the stacker that were trained elsewhere, whose scores are looked up by id.
-    identity: a hash of all that decides the logits: weights, contracts, settings, and the
-    versions of the libraries that run them.
-    """
-
-    runners: tuple[Runner, ...]
-    stacker: Stacker
-    device: str
-    externals: tuple[External, ...] = ()
-    identity: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,12 +39,16 @@ class Options:
 
 @dataclass(frozen=True)
 class Done:
-    """What infer_to_file did: images scored and failed, the list of the failed, and how fast it was, by itself."""
+    """What infer_to_file did: images scored and failed, the list of the failed, and how fast it was, by itself.
+
+    left: how many of the scored left the cascade after each member, in its order; empty without one.
+    """
 
     scored: int
     failed: int
     listing: Path | None
     images_per_second: float
+    left: tuple[int, ...] = ()
 
 
 def with_flips(ensemble: Ensemble, remedy: str) -> Ensemble:
@@ -78,13 +69,14 @@ def infer(
     """Score every image once, in memory: (`id`, `target` and each member's p if asked; errors).
 
     The first frame has the rows and order of the input; `target` is P(ai), float64, NaN
-    for an image that could not be read. The second lists those: `id`, `path`, `error`.
+    for an image that could not be read. The second lists those: `id`, `path`, `error`. With a
+    cascade, a member's p is NaN where it did not run.
     `adapted` adds the stacker's stored shift.
     """
     rows = _all_rows(inputs, ensemble)
     logits = _stack_logits(rows, ensemble)
     result = pd.DataFrame({"id": pd.Series(rows.ids, dtype=object)})
-    result["target"] = ensemble.stacker.target(logits, adapted)
+    result["target"] = ensemble.stacker.target_of(ensembles.apply(ensemble, logits)[0], adapted)
     if with_members:
         result[list(ensemble.stacker.members)] = metrics.sigmoid(logits)
     return result, pd.DataFrame(map(asdict, rows.failures.values()), columns=["id", "path", "error"])
@@ -107,7 +99,9 @@ def infer_to_file(
     with the number of images.
     """
     _check_externals(inputs, ensemble)
-    journal, changed = journals.open_journal(folder, _key(inputs, ensemble, options), _names(ensemble), inputs.count)
+    journal, changed = journals.open_journal(
+        folder, _key(inputs, ensemble, options), ensembles.runner_names(ensemble), inputs.count
+    )
     if changed:
         say(f"Starting anew: changed since {folder.name} was begun: {', '.join(changed)}.")
     todo = journals.missing(journal)
@@ -129,9 +123,9 @@ def infer_to_file(
                 bar.update(len(parts[-1].ids))
             journals.write_shard(journal, shard, _joined(parts))
     speed = left / (time.perf_counter() - began)
-    failed, listing = _write(output, journal, inputs, ensemble, options)
+    failed, listing, counts = _write(output, journal, inputs, ensemble, options)
     journals.close(journal)
-    return Done(inputs.count - failed, failed, listing, speed)
+    return Done(inputs.count - failed, failed, listing, speed, counts)
 
 
 def adaptation(inputs: Inputs, ensemble: Ensemble) -> str:
@@ -157,10 +151,6 @@ def _check_externals(inputs: Inputs, ensemble: Ensemble) -> None:
         test_column(member, keys)
 
 
-def _names(ensemble: Ensemble) -> list[str]:
-    return [runner.name for runner in ensemble.runners]
-
-
 def _chunk(ensemble: Ensemble) -> int:
     return chunk_rows([runner.contract for runner in ensemble.runners], ensemble.device)
 
@@ -172,6 +162,7 @@ def _key(inputs: Inputs, ensemble: Ensemble, options: Options) -> dict[str, obje
         "the stack": artifacts.json_sha256(ensemble.stacker.to_dict()),
         "the images": inputs.sha256,
         **{f"--{name}": value for name, value in asdict(options).items()},
+        **({"--cascade": ensemble.cascade.to_dict()} if ensemble.cascade else {}),
         "the version of Pillow": PIL.__version__,
         "the size of chunks": [_chunk(ensemble), journals.ROWS],
     }
@@ -190,19 +181,24 @@ def _score_rows(inputs: Inputs, ensemble: Ensemble, spans: Iterable[tuple[int, i
                 named.append((item.id, item.path))
                 yield item
 
+    def onward(logits: np.ndarray) -> np.ndarray:
+        # the rows of the chunk that runs are the first that wait to be handed on
+        return ensembles.undecided(ensemble, logits, [key for key, _ in islice(named, len(logits))])
+
     stream = score_stream(
         items(),
         lambda item, large: images.decode(item.source, item.path, large),
         ensemble.runners,
         _chunk(ensemble),
-        together=ensemble.device == "cuda",
+        together=ensemble.device == "cuda" and not ensemble.cascade,
         name=lambda item: item.path,
+        onward=onward if ensemble.cascade else None,
     )
     with closing(stream):
         for scored in stream:
             places = [named.popleft() for _ in scored.logits]
             failures = {row: Failure(*places[row], error) for row, error in scored.errors.items()}
-            silent = np.flatnonzero(~np.isfinite(scored.logits).all(axis=1))
+            silent = np.flatnonzero(ensembles.silent(ensemble, scored.logits, [key for key, _ in places]))
             if lost := [places[row][0] for row in silent if row not in failures]:
                 raise ArtifactError(
                     f"a member gave no finite logit for images it could read ({some(lost)}); train it again"
@@ -242,18 +238,20 @@ def _joined(parts: Sequence[Rows]) -> Rows:
 
 def _stack_logits(rows: Rows, ensemble: Ensemble) -> np.ndarray:
     """Logits [N, members] in the stacker's order, with those that are looked up by id; NaN where an image failed."""
-    columns = {name: rows.logits[:, column] for column, name in enumerate(_names(ensemble))}
-    columns |= {member.name: test_column(member, rows.ids) for member in ensemble.externals}
-    table = np.column_stack([columns[name] for name in ensemble.stacker.members])
+    table = ensembles.table(ensemble, rows.logits, rows.ids)
     table[list(rows.failures)] = np.nan
     return table
 
 
 def _write(
     output: Path, journal: Journal, inputs: Inputs, ensemble: Ensemble, options: Options
-) -> tuple[int, Path | None]:
-    """Write the output and the list of failures from the shards: how many failed, and where they are listed."""
+) -> tuple[int, Path | None, tuple[int, ...]]:
+    """Write the output and the list of failures from the shards.
+
+    How many failed, where they are listed, and how many left the cascade after each member.
+    """
     stacker, failed = ensemble.stacker, 0
+    left = np.zeros(len(stacker.members) if ensemble.cascade else 0, dtype=int)
 
     def shards() -> Iterator[Rows]:
         for shard in range(journal.shards):
@@ -265,8 +263,11 @@ def _write(
     def scores() -> Iterator[Scores]:
         for rows in shards():
             logits = _stack_logits(rows, ensemble)
+            stack, places = ensembles.apply(ensemble, logits)
+            if ensemble.cascade:
+                left[:] += np.bincount(places[~np.isnan(stack)], minlength=len(left))
             members = metrics.sigmoid(logits) if options.members else None
-            yield Scores(rows.ids, stacker.target(logits, options.adapted), members)
+            yield Scores(rows.ids, stacker.target_of(stack, options.adapted), members)
 
     def failures() -> Iterator[Failure]:
         nonlocal failed
@@ -278,4 +279,4 @@ def _write(
     listing = write_failures(output, failures())
     for written in filter(None, (output, listing)):
         artifacts.clear_unfinished(written)
-    return failed, listing
+    return failed, listing, tuple(left.tolist())

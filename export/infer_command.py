@@ -1,5 +1,6 @@
 """infer: parse, call one function, print."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from ensemble import options
 from export.setting import Wanted, runtime_options
 
 if TYPE_CHECKING:
-    from export.infer import Ensemble
+    from export.ensembles import Ensemble
 
 
 @click.command("infer")
@@ -42,8 +43,22 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Use this bundle alone, as copied from elsewhere, in place of a run.",
 )
-@click.option("--members", is_flag=True, help="Also write each member's own probability.")
+@click.option(
+    "--members",
+    is_flag=True,
+    help="Also write each member's own probability; under --cascade empty where a member did not run.",
+)
 @click.option("--tta", is_flag=True, help="Average over mirrored images where stack --tta found that it helps.")
+@click.option(
+    "--cascade",
+    type=click.FloatRange(0, 0.5, min_open=True, max_open=True),
+    is_flag=False,
+    flag_value=0.001,
+    metavar="[TOLERANCE]",
+    help="Run members from cheap to dear, and let an image go once the rest could hardly change its score: faster, for "
+    "a loss in AUROC of at most TOLERANCE (0.001 where none is given), measured on held-out images and printed. Needs "
+    "--onnx or --bundle.",
+)
 @click.option("--adapted", is_flag=True, help="Add the shift that adapt estimated to target, and say so.")
 @click.option("--fill", type=click.FloatRange(0, 1), help="Target of images that cannot be read.  [default: empty]")
 @options.run
@@ -58,6 +73,7 @@ def infer(
     folder: Path | None,
     members: bool,
     tta: bool,
+    cascade: float | None,
     adapted: bool,
     fill: float | None,
     run: Path,
@@ -78,12 +94,16 @@ def infer(
       python cli.py infer --onnx
       python cli.py infer --onnx --tta
       python cli.py infer --onnx --input photos/ --members --output scores.parquet
-      python cli.py infer --bundle copied/bundle --input photos/
+      python cli.py infer --bundle copied/bundle --input photos/ --cascade
     """
+    if cascade is not None and not (onnx or folder):
+        raise click.UsageError("--cascade runs a bundle: add --onnx, or name one with --bundle")
+    if cascade is not None and tta:
+        raise click.UsageError("--cascade and --tta exclude each other: the cascade is fitted on images as they are")
     from ensemble import artifacts
     from ensemble.quiet import quiet_decoders
+    from export import cascades, journal
     from export import infer as inference
-    from export import journal
     from export.inputs import read_inputs
 
     if folder and context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE:
@@ -93,7 +113,7 @@ def infer(
     artifacts.ensure_writable(output.absolute().parent)
     with journal.held(output) as partial:
         inputs = read_inputs(source, images, partial)
-        ensemble = _open(run, onnx, folder, adapted, wanted)
+        ensemble = _open(run, onnx, folder, adapted, replace(wanted, cascade=cascade))
         if tta:
             remedy = f"run: python cli.py stack --tta --run {run}"
             if folder:
@@ -108,10 +128,14 @@ def infer(
             click.echo(f"Not in the stack: {', '.join(unused)}; run stack to weigh them too.")
         if adapted:
             click.echo(inference.adaptation(inputs, ensemble))
+        if ensemble.cascade:
+            click.echo("\n".join(cascades.told(ensemble.cascade)))
         chosen = inference.Options(members, tta, adapted, fill)
         done = inference.infer_to_file(inputs, ensemble, output, partial, chosen, click.echo)
     speed = f", {done.images_per_second:,.1f} images per second" if done.images_per_second else ""
     click.echo(f"{done.scored} images scored -> {output}{speed}")
+    if ensemble.cascade:
+        click.echo(cascades.seen(ensemble.cascade, done.left))
     if done.listing is None:
         return 0
     click.echo(f"Error: {done.failed} images could not be read, listed in {done.listing}", err=True)

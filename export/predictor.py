@@ -12,9 +12,10 @@ from ensemble import artifacts, external
 from ensemble.errors import BackboneError, DataError, UnavailableError
 from ensemble.quiet import quiet_decoders
 from ensemble.stack_run import fingerprint, read_stacker
-from export import bundle, runtime
-from export.hardware import version
-from export.infer import Ensemble, average, infer
+from export import bundle, cascades, runtime, tuning
+from export.ensembles import Ensemble
+from export.hardware import available, version
+from export.infer import average, infer
 from export.inputs import resolve_table
 from export.plan import device_of, open_member, plan_bundle
 from export.setting import Wanted
@@ -47,14 +48,17 @@ def load_bundle(folder: Path, wanted: Wanted = ANY, say: Say = silent) -> Ensemb
     """A bundle's ensemble, every file checked; `say` is told what was chosen and why."""
     stacker, plan = plan_bundle(folder, wanted, say)
     runners = [open_member(member, say) for member in plan]
+    cascade = None
+    if wanted.cascade is not None:
+        machine = available()
+        costs = {
+            m.name: tuning.image_seconds(r, m.setting, m.sha256, machine) for m, r in zip(plan, runners, strict=True)
+        }
+        cascade = cascades.fit_bundle(folder, stacker, costs, wanted.cascade)
+        runners.sort(key=lambda runner: cascade.order.index(runner.name))
     used = [[m.contract.to_dict(), m.sha256, asdict(m.setting), version(m.setting.runtime)] for m in plan]
-    return Ensemble(
-        tuple(runners),
-        stacker,
-        device_of(plan),
-        external.externals_of(folder, stacker.members),
-        artifacts.json_sha256(used),
-    )
+    externals = external.externals_of(folder, stacker.members)
+    return Ensemble(tuple(runners), stacker, device_of(plan), externals, artifacts.json_sha256(used), cascade)
 
 
 def load_classifier(folder: Path, wanted: Wanted = ANY, positive: str | None = None) -> Ensemble:
@@ -117,13 +121,14 @@ class Predictor:
         positive: str | None = None,
         runtime: str = "auto",
         precision: str = "auto",
+        cascade: float | None = None,
     ) -> Self:
         """Load a run, a bundle, a two-class classifier's folder, or hf://USER/REPO.
 
         positive: the class that means AI-made, where label names do not say. runtime and
-        precision: as the options of `infer`.
+        precision: as the options of `infer`; so is cascade, the loss in AUROC to allow.
         """
-        wanted = Wanted(runtime, precision, device)
+        wanted = Wanted(runtime, precision, device, cascade=cascade)
         return cls(source, load(source, wanted, positive), wanted, positive)
 
     def to(self, device: str) -> Self:
@@ -161,6 +166,8 @@ def _torch_device(wanted: Wanted) -> str:
         raise UnavailableError(f"{wanted.runtime} runs a run's bundle, not its torch members; add --onnx")
     if wanted.precision not in ("auto", "fp32"):
         raise UnavailableError(f"torch members are run at fp32; for {wanted.precision} run the bundle: add --onnx")
+    if wanted.cascade is not None:
+        raise UnavailableError("a cascade is fitted on what a bundle holds, not on torch members; add --onnx")
     if wanted.tune:
         raise UnavailableError("--tune measures what runs a bundle, not torch members; add --onnx")
     runtime.require_torch()
@@ -173,6 +180,13 @@ def _from_hub(name: str) -> Path:
     repo, _, revision = name.partition("@")
     folder = download(repo, ("bundle.json", "config.json"), revision or None)
     if (folder / "bundle.json").is_file():
-        files = ("bundle.json", "stacker.json", "certificate.json", "members/*.onnx", "externals/*.parquet")
+        files = (
+            "bundle.json",
+            "stacker.json",
+            "certificate.json",
+            "heldout.parquet",
+            "members/*.onnx",
+            "externals/*.parquet",
+        )
         return download(repo, files, revision or None)
     return download_classifier(repo, revision or None)

@@ -24,7 +24,7 @@ GROUP = 1 << 16  # rows of a Parquet file's row groups
 class Scores:
     """Some rows of the result: ids, target float64 [N] and, if asked for, members' p float64 [N, members].
 
-    NaN where an image could not be read.
+    NaN where an image could not be read; members' p also where a member did not run.
     """
 
     ids: Sequence[str]
@@ -57,7 +57,7 @@ def write_scores(
 ) -> None:
     """Write `id`, `target` and the members' columns atomically, in the format of the suffix.
 
-    NaN becomes `fill`, or an empty cell. returns: whether an id holds a carriage return
+    NaN becomes an empty cell, or `fill` in rows without a target. returns: whether an id holds a carriage return
     (Rows.returns). A CSV has nine digits, a Parquet file all.
     """
     parquet = output_format(output) == "parquet"
@@ -73,7 +73,7 @@ def write_scores(
 def _frame(part: Scores, columns: list[str], fill: float | None) -> pd.DataFrame:
     values = part.target[:, None] if part.members is None else np.column_stack([part.target, part.members])
     if fill is not None:
-        values = np.where(np.isnan(values), fill, values)
+        values = np.where(np.isnan(part.target)[:, None] & np.isnan(values), fill, values)
     frame = pd.DataFrame(values, columns=columns[1:])
     frame.insert(0, "id", pd.Series(part.ids, dtype=object))
     return frame

@@ -40,6 +40,8 @@ class Wanted:
     """What a user asked for; auto and None leave it to the machine.
 
     device: auto, cpu or cuda. tune: measure which setting is fastest, and remember it.
+    cascade: the loss in AUROC for which members may be left out of an image, above 0 and below
+    0.5; None runs all.
     """
 
     runtime: str = "auto"
@@ -47,12 +49,15 @@ class Wanted:
     device: str = "auto"
     batch: int | None = None
     tune: bool = False
+    cascade: float | None = None
 
     def __post_init__(self) -> None:
         known = {"runtime": ("auto", *RUNTIMES), "precision": ("auto", *PRECISIONS), "device": DEVICES}
         for kind, values in known.items():
             if (given := getattr(self, kind)) not in values:
                 raise UnavailableError(f"there is no {kind} {given!r}; choose one of: {', '.join(values)}")
+        if self.cascade is not None and not 0 < self.cascade < 0.5:
+            raise UnavailableError(f"a cascade loses more than 0 and less than 0.5 of AUROC, not {self.cascade:g}")
         if self.device == "cuda" and self.runtime in ON_CPU:
             raise UnavailableError(f"{self.runtime} runs on the CPU; for the GPU use --runtime cuda or tensorrt")
         if self.device == "cpu" and self.runtime in ON_GPU:

@@ -43,7 +43,7 @@ def tune(
             bar.set_postfix_str(job.name)
             seconds = measure(job, opened, clock, bar.update)
             best[job.name] = min(seconds, key=lambda setting: seconds[setting])
-            _remember(_key(job, machine), best[job.name])
+            _remember(_key(job, machine), asdict(best[job.name]))
     return best
 
 
@@ -112,6 +112,22 @@ def recall(jobs: Sequence[Job], machine: Machine) -> dict[str, Setting]:
     return found
 
 
+def image_seconds(
+    runner: Runner, setting: Setting, sha256: str, machine: Machine, clock: Clock = time.perf_counter
+) -> float:
+    """Seconds an image of an open member, whose file has this hash: measured once on this machine, then recalled.
+
+    The same number later means the same cascade, and so the same scores.
+    """
+    key = artifacts.json_sha256(["seconds", _key(Job(runner.name, sha256, (setting,)), machine)])
+    value = _read().get(key)
+    if not isinstance(value, float):
+        once = timer(runner, setting, clock)
+        value = statistics.median(once() for _ in range(ROUNDS))
+        _remember(key, value)
+    return value * runner.contract.count
+
+
 def told(settings: Mapping[str, Setting]) -> str:
     """Settings and the members that have them, in words."""
     members: dict[Setting, list[str]] = {}
@@ -136,6 +152,6 @@ def _read() -> dict[str, object]:
     return {}
 
 
-def _remember(key: str, setting: Setting) -> None:
+def _remember(key: str, value: object) -> None:
     with suppress(ArtifactError):
-        artifacts.write_json(artifacts.cache_path() / "runtimes.json", {**_read(), key: asdict(setting)})
+        artifacts.write_json(artifacts.cache_path() / "runtimes.json", {**_read(), key: value})

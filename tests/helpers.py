@@ -17,11 +17,14 @@ from PIL import Image
 
 import cli
 from ensemble import artifacts, dataset, images
+from ensemble.cascade_fit import Rows
 from ensemble.contract import ImageContract
 from ensemble.labels import LABELS
+from ensemble.metrics import sigmoid
 from ensemble.stack import Stacker
 from ensemble.stack_run import fingerprint
 from export import bundle
+from export.heldout_rows import write_rows
 
 ROOT = Path(cli.__file__).resolve().parent
 CONTRACT = ImageContract(size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -199,9 +202,17 @@ def write_bundle(run: Path, externals: Sequence[str] = ()) -> Path:
     return folder
 
 
-def exported_run(run: Path) -> Path:
+def exported_run(run: Path, cascade: bool = False) -> Path:
+    """With `cascade` the bundle has rows on which `two` matters only where `one` is near 0."""
     write_run(run)
     write_stacker(run)
+    if cascade:
+        rng = np.random.default_rng(0)
+        one = rng.uniform(-2, 2, 2000)
+        two = -one / 2 + 4 * (np.abs(one) < 0.4) * rng.normal(size=2000)
+        logits = np.column_stack([one, two])
+        labels = (rng.random(2000) < sigmoid(8 * STACKER.logit(logits))).astype(int)
+        write_rows(artifacts.bundle_path(run), STACKER.members, Rows(logits, labels, rng.integers(0, 400, 2000)))
     write_bundle(run)
     return run
 

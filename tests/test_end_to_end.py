@@ -47,6 +47,7 @@ def test_run_folder_holds_what_the_design_says(run):
         "bundle.json",
         "stacker.json",
         "certificate.json",
+        "heldout.parquet",
         "members/tiny_convnext.fp32.onnx",
         "members/tiny_vit.fp32.onnx",
     }

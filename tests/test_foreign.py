@@ -180,6 +180,15 @@ def test_a_stack_is_fitted_on_labelled_images_and_scored_out_of_fold(copy, check
     assert stored["threshold_rule"] == "balanced_accuracy"
     assert stored["scores"]["a"]["auroc"]["value"] == pytest.approx(auroc(labels, logits[:, 0]), abs=1e-3)
     np.testing.assert_allclose(scores(copy, files), bundle.stacker_of(copy).target(logits), atol=1e-3)
+    # what a cascade is fitted on goes into the bundle, stays when it is certified anew, and goes with the stack
+    rows = pd.read_parquet(copy / "heldout.parquet")
+    assert sorted(rows["label"]) == sorted(labels.astype(int))
+    assert rows["group"].nunique() == 60
+    np.testing.assert_allclose(np.sort(rows["logit a"]), np.sort(logits[:, 0]), atol=1e-3)
+    assert run_cli("export", "--bundle", copy, "--certify-on", labelled)[0] == 0
+    pd.testing.assert_frame_equal(pd.read_parquet(copy / "heldout.parquet"), rows)
+    assert run_cli("export", *members(checkpoints), "--bundle", copy)[0] == 0
+    assert not (copy / "heldout.parquet").exists()
 
 
 @pytest.mark.parametrize(

@@ -61,12 +61,14 @@ LIGHT = {
     "ensemble.stackers ensemble.calibrate ensemble.weights ensemble.drop_one ensemble.flips "
     "ensemble.dataset ensemble.index ensemble.probes ensemble.canonical "
     "ensemble.degrade ensemble.grid ensemble.bootstrap ensemble.breakdown ensemble.report ensemble.gallery "
-    "ensemble.shift ensemble.files ensemble.sources ensemble.quiet",
+    "ensemble.shift ensemble.files ensemble.sources ensemble.quiet ensemble.cascade ensemble.cascade_fit "
+    "ensemble.cascade_limits",
     "torch,sklearn,transformers,onnx,openvino,onnxruntime": "export.infer export.runtime export.hardware export.choice "
     "export.precisions export.evidence export.records export.member_logits export.classifier export.foreign "
     "export.half export.plan export.tuning export.bench export.libraries export.onnx_sessions export.openvino_runtime "
     "export.batches export.predictor export.submission export.bundle export.inputs export.rows export.parquet_input "
-    "export.results export.journal export.certificate export.export_run export.evaluate_model",
+    "export.results export.journal export.certificate export.export_run export.evaluate_model export.ensembles "
+    "export.cascades export.heldout_rows",
 }
 
 

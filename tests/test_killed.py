@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 from conftest import encoded, noise
-from helpers import ROOT, exported_run, run_python
+from helpers import ROOT, exported_run, read_csv, run_python
 
 from export import journal
 
@@ -30,22 +30,23 @@ cli.main()
 def work(tmp_path_factory):
     """A tiny bundle, and a list of images, some of which cannot be read."""
     work = tmp_path_factory.mktemp("work")
-    exported_run(work)
+    exported_run(work, cascade=True)
     (work / "images").mkdir()
     for number in range(20):
-        (work / "images" / f"{number}.png").write_bytes(encoded(noise(number, 12, 8)) if number % 7 else b"broken")
+        dark = noise(number, 12, 8).point(lambda value, by=1 + number % 3: value // by)
+        (work / "images" / f"{number}.png").write_bytes(encoded(dark) if number % 7 else b"broken")
     lines = [f"{row},images/{row * 7 % 20}.png\n" for row in range(ROWS)]
     (work / "test.csv").write_text("id,path\n" + "".join(lines))
     return work
 
 
-def arguments(work, output):
+def arguments(work, output, *more):
     places = ["--bundle", work / "bundle", "--input", work / "test.csv", "--output", output]
-    return ["infer", *places, "--members", "--device", "cpu"]
+    return ["infer", *places, "--members", "--device", "cpu", *more]
 
 
-def finish(work, output):
-    done = run_python("-c", "import cli; cli.main()", *arguments(work, output))
+def finish(work, output, *more):
+    done = run_python("-c", "import cli; cli.main()", *arguments(work, output, *more))
     assert (done.returncode, f"images scored -> {output}" in done.stdout) == (1, True), done.stderr  # some are broken
     assert not output.with_name(f"{output.name}.partial").exists()
     return output.read_bytes(), output.with_name(f"{output.stem}.errors.csv").read_bytes()
@@ -56,10 +57,10 @@ def undisturbed(work):
     return finish(work, work / "undisturbed.csv")
 
 
-def stop_at(work, output, shards, seconds=0.0, how=signal.SIGKILL):
+def stop_at(work, output, shards, seconds=0.0, how=signal.SIGKILL, more=()):
     """Start the command, and stop it some time after so many shards are there: its exit code and standard error."""
     folder = output.with_name(f"{output.name}.partial")
-    command = [sys.executable, "-c", COMMAND, *map(str, arguments(work, output))]
+    command = [sys.executable, "-c", COMMAND, *map(str, arguments(work, output, *more))]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         while process.poll() is None and len(list(folder.glob("*.parquet"))) < shards:
@@ -75,6 +76,19 @@ def test_killed_three_times_and_finished(work, undisturbed, tmp_path):
     codes = [stop_at(work, output, shards, rng.uniform(0, 0.1))[0] for shards in (1, 3, SHARDS)]
     assert codes[:2] == [-signal.SIGKILL] * 2
     assert finish(work, output) == undisturbed
+
+
+def test_a_killed_cascade_goes_on_with_the_same_order_and_limits(work, undisturbed, tmp_path):
+    more = ("--cascade", "0.01")
+    whole = finish(work, work / "cascade.csv", *more)
+    cells = read_csv(work / "cascade.csv")
+    read = cells["target"] != ""
+    left = (cells.loc[read, ["one", "two"]] == "").any(axis=1)
+    assert 0 < left.sum() < read.sum()
+    assert whole[0] != undisturbed[0]
+    codes = [stop_at(work, tmp_path / "out.csv", shards, more=more)[0] for shards in (1, 4)]
+    assert codes == [-signal.SIGKILL] * 2
+    assert finish(work, tmp_path / "out.csv", *more) == whole
 
 
 @pytest.mark.slow

@@ -1,0 +1,143 @@
+"""The cascade: members run from cheap to dear, and an image leaves once the rest could hardly change its score.
+
+NumPy only; cascade_fit.py fits it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ensemble.metrics import Interval
+from ensemble.stack import Stacker, weighted_sum
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is known after `member`: a guess at the stack's logit, and the limits beyond which an image leaves with it.
+
+    The guess is intercept + sum of coef * logit over the members so far, in the cascade's
+    order. An image leaves where it is <= low or >= high; infinite limits let nobody leave.
+    """
+
+    member: str
+    coef: tuple[float, ...]
+    intercept: float
+    low: float = -np.inf
+    high: float = np.inf
+
+    def guess(self, logits: np.ndarray) -> np.ndarray:
+        """float64 [N] from member logits [N, members] in the cascade's order; NaN without one that it needs."""
+        return weighted_sum(logits, self.coef, self.intercept)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values: null for a limit that lets nobody leave."""
+        limits = {
+            name: limit if np.isfinite(limit) else None for name, limit in (("low", self.low), ("high", self.high))
+        }
+        return {**asdict(self), "coef": list(self.coef), **limits}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Step":
+        """The step from `to_dict`'s values."""
+        low, high = values["low"], values["high"]
+        return cls(
+            values["member"],
+            tuple(values["coef"]),
+            values["intercept"],
+            -np.inf if low is None else low,
+            np.inf if high is None else high,
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a cascade did on rows that its limits were not fitted on.
+
+    auroc: of the full stack, and of the cascade. loss: the first minus the second, with its
+    95 % interval over groups. shares: of the images that leave after each member, in the
+    cascade's order, summing to 1. milliseconds: of the members an image, by the full stack and
+    by the cascade. flips: the share of images whose call at the stacker's threshold changes.
+    """
+
+    rows: int
+    groups: int
+    auroc: tuple[float, float]
+    loss: Interval
+    shares: tuple[float, ...]
+    milliseconds: tuple[float, float]
+    flips: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        lists = {name: list(getattr(self, name)) for name in ("auroc", "shares", "milliseconds")}
+        return {**asdict(self), **lists, "loss": self.loss.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Report":
+        """The report from `to_dict`'s values."""
+        loss = Interval(**{name: np.nan if end is None else end for name, end in values["loss"].items()})
+        lists = {name: tuple(values[name]) for name in ("auroc", "shares", "milliseconds")}
+        return cls(**{**values, **lists, "loss": loss})
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """Steps after all members but the last, then `last`, after which the stacker itself speaks.
+
+    milliseconds: of each member an image, in this order. tolerance: the loss in AUROC that it
+    was fitted to stay within.
+    """
+
+    steps: tuple[Step, ...]
+    last: str
+    milliseconds: tuple[float, ...]
+    tolerance: float
+    report: Report
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """Member names from cheap to dear."""
+        return (*(step.member for step in self.steps), self.last)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return {
+            "steps": [step.to_dict() for step in self.steps],
+            "last": self.last,
+            "milliseconds": list(self.milliseconds),
+            "tolerance": self.tolerance,
+            "report": self.report.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Cascade":
+        """The cascade from `to_dict`'s values."""
+        return cls(
+            tuple(Step.from_dict(step) for step in values["steps"]),
+            values["last"],
+            tuple(values["milliseconds"]),
+            values["tolerance"],
+            Report.from_dict(values["report"]),
+        )
+
+    def apply(self, logits: np.ndarray, stacker: Stacker) -> tuple[np.ndarray, np.ndarray]:
+        """The stack's calibrated logit float64 [N], and the step int [N] after which each image leaves.
+
+        logits: [N, members] in the stacker's order, NaN for members that did not run. An image
+        that no limit lets leave has the last step, and the stacker's own logit: NaN while a
+        member is missing.
+        """
+        ordered = logits[:, [stacker.members.index(name) for name in self.order]]
+        return leave(self.steps, ordered, stacker.logit(logits))
+
+
+def leave(steps: Sequence[Step], ordered: np.ndarray, full: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As `Cascade.apply`, from logits [N, members] in the cascade's order and the full stack's [N]."""
+    found, left = full, np.full(len(full), len(steps))
+    for number, step in reversed(list(enumerate(steps))):  # the first that lets an image leave has it
+        guess = step.guess(ordered)
+        leaves = (guess <= step.low) | (guess >= step.high)
+        found, left = np.where(leaves, guess, found), np.where(leaves, number, left)
+    return found, left

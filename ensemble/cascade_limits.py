@@ -1,0 +1,166 @@
+"""The limits of a cascade: by optimal stopping at a price of AUROC in milliseconds, the price by cross-validation."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ensemble import bootstrap
+from ensemble.cascade import Step, leave
+from ensemble.metrics import sigmoid
+
+PRICES = np.geomspace(1e5, 1, 51)  # of all AUROC, in milliseconds of the full stack; at the first hardly any leave
+WINDOW, LEAST_WINDOW = 0.1, 20  # rows that are averaged over: this share of all, and no fewer than that
+RIDGE = 1e-3  # of the members' mean variance
+RESAMPLES, BOUND = 300, 0.9  # the loss stays within the tolerance in this share of the draws
+
+
+@dataclass(frozen=True)
+class Material:
+    """Rows to fit on, members in the cascade's order.
+
+    logits [N, members], the full stack's calibrated logits float64 [N], labels and groups [N],
+    and each member's milliseconds an image [members].
+    """
+
+    names: tuple[str, ...]
+    logits: np.ndarray
+    full: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray
+    milliseconds: np.ndarray
+
+    def part(self, chosen: np.ndarray) -> "Material":
+        """The rows that a bool [N] names."""
+        rows = {name: getattr(self, name)[chosen] for name in ("logits", "full", "labels", "groups")}
+        return replace(self, **rows)
+
+    def ordered(self, order: Sequence[int]) -> "Material":
+        """Those of the members, in this order."""
+        names, columns = tuple(self.names[k] for k in order), list(order)
+        return replace(self, names=names, logits=self.logits[:, columns], milliseconds=self.milliseconds[columns])
+
+    def cost(self, steps: tuple[Step, ...]) -> float:
+        """Milliseconds an image."""
+        return float(np.cumsum(self.milliseconds)[leave(steps, self.logits, self.full)[1]].mean())
+
+
+def fit_steps(material: Material, fold: np.ndarray, tolerance: float, seed: int) -> tuple[Step, ...]:
+    """The steps at the lowest price of AUROC at which the loss stays within the tolerance.
+
+    That loss is of steps fitted on all but a fold, int [N], and applied to it, by its upper
+    bound over draws of groups. Prices fall and limits only close in until it is beyond the
+    tolerance, so a larger one never costs more milliseconds, on any rows.
+    """
+    folds = [fold == number for number in np.unique(fold)]
+    ways = zip(path(material), *(path(material.part(~held)) for held in folds), strict=True)
+    sound, *_ = next(ways)
+    for steps, *others in ways:
+        found = np.empty(len(material.full))
+        for held, other in zip(folds, others, strict=True):
+            found[held] = leave(other, material.logits[held], material.full[held])[0]
+        if _loss_bound(material, found, seed) > tolerance:
+            break
+        sound = steps
+    return sound
+
+
+def by_cost(milliseconds: np.ndarray) -> tuple[int, ...]:
+    """The members from cheap to dear."""
+    return tuple(np.argsort(milliseconds, kind="stable").tolist())
+
+
+def by_worth(material: Material) -> tuple[int, ...]:
+    """The members in an order in which the next one always explains most of the full stack's logit a millisecond.
+
+    Explained is variance that a guess from the members before it leaves. Those that cost nothing come first.
+    """
+    order = np.flatnonzero(material.milliseconds == 0).tolist()
+    while rest := [k for k in range(len(material.names)) if k not in order]:
+        left = [_unexplained(material, [*order, k]) for k in rest]
+        before = _unexplained(material, order)
+        worth = [(before - after) / material.milliseconds[k] for after, k in zip(left, rest, strict=True)]
+        order.append(rest[int(np.argmax(worth))])
+    return tuple(order)
+
+
+def path(material: Material) -> Iterator[tuple[Step, ...]]:
+    """The steps at no price, under which nobody leaves, then at each of PRICES; limits only close in."""
+    steps = tuple(guess_step(material, count) for count in range(1, len(material.names)))
+    yield steps
+    guesses = [step.guess(material.logits) for step in steps]
+    orders = [np.argsort(guess, kind="stable") for guess in guesses]
+    losses = [_losses(material.full, guess) for guess in guesses]
+    low, high = np.full(len(steps), -np.inf), np.full(len(steps), np.inf)
+    for price in PRICES * material.milliseconds.sum():
+        onward = np.full(len(material.full), material.milliseconds[-1])  # what each row costs from the next member on
+        for k in reversed(range(len(steps))):
+            better = np.flatnonzero(_smooth((price * losses[k] - onward)[orders[k]]) > 0)  # to go on, by rank of guess
+            first, last = (better[0], better[-1]) if len(better) else (len(onward), -1)
+            ranked = guesses[k][orders[k]]
+            if first > 0:
+                low[k] = max(low[k], ranked[first - 1])
+            if last < len(onward) - 1:
+                high[k] = min(high[k], ranked[last + 1])
+            leaves = (guesses[k] <= low[k]) | (guesses[k] >= high[k])
+            onward = material.milliseconds[k] + np.where(leaves, price * losses[k], onward)
+        yield tuple(replace(step, low=float(a), high=float(b)) for step, a, b in zip(steps, low, high, strict=True))
+
+
+def guess_step(material: Material, count: int) -> Step:
+    """Least squares with a small ridge from the first `count` members' logits onto the full stack's."""
+    x, y = material.logits[:, :count].astype(np.float64), material.full
+    middle, centre = x.mean(axis=0), y.mean()
+    x, y = x - middle, y - centre
+    # einsum, which adds in one order whatever the number of threads
+    gram, cross = np.einsum("ni,nj->ij", x, x), np.einsum("ni,n->i", x, y)
+    ridge = RIDGE * np.trace(gram) / count + np.finfo(float).tiny
+    coef = np.linalg.solve(gram + ridge * np.eye(count), cross)
+    return Step(material.names[count - 1], tuple(coef.tolist()), float(centre - np.sum(coef * middle)))
+
+
+def _unexplained(material: Material, chosen: list[int]) -> float:
+    """The variance of the full stack's logit that a guess from these members leaves."""
+    if not chosen:
+        return float(np.var(material.full))
+    some = material.ordered(chosen)
+    return float(np.var(some.full - guess_step(some, len(chosen)).guess(some.logits)))
+
+
+def _losses(full: np.ndarray, guess: np.ndarray) -> np.ndarray:
+    """What AUROC is expected to lose, times N, if this row alone had its guess for a logit: float64 [N].
+
+    Each row counts as ai with the full stack's p, as real with the rest: where the guess moves
+    it past others, pairs change sides. To first order these sum to the loss of many rows.
+    """
+    p = sigmoid(full)
+    order = np.argsort(full, kind="stable")
+
+    def share_below(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
+        total = np.r_[0.0, np.cumsum(weights[order])]
+        sides = [total[np.searchsorted(full[order], values, side)] for side in ("left", "right")]
+        return (sides[0] + sides[1]) / (2 * total[-1])
+
+    as_ai = share_below(1 - p, full) - share_below(1 - p, guess)
+    as_real = share_below(p, guess) - share_below(p, full)
+    return len(full) * (p * as_ai / p.sum() + (1 - p) * as_real / (1 - p).sum())
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Means over windows of neighbours [N], narrower at the ends."""
+    half = max(round(WINDOW * len(values)), LEAST_WINDOW) // 2
+    total = np.r_[0.0, np.cumsum(values)]
+    places = np.arange(len(values))
+    first, last = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
+    return (total[last] - total[first]) / (last - first)
+
+
+def _loss_bound(material: Material, found: np.ndarray, seed: int) -> float:
+    """The BOUND point of the AUROC that logits [N] lose against the full stack's, over draws of groups.
+
+    But at least the loss that the full stack's own p expects: where few rows are told apart
+    without an error, all draws agree that nothing is lost.
+    """
+    models, names = [material.full, found], ("auroc",)
+    drawn = bootstrap.draws(material.labels, models, material.groups, names, resamples=RESAMPLES, seed=seed)["auroc"]
+    return max(float(np.nanquantile(drawn[0] - drawn[1], BOUND)), float(_losses(material.full, found).mean()))

@@ -1,0 +1,47 @@
+"""A bundle's cascade: fitted on the rows that the bundle holds, for what its members cost on this machine."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ensemble.cascade import Cascade
+from ensemble.cascade_fit import fit_cascade
+from ensemble.stack import Stacker
+from export.heldout_rows import read_rows
+
+
+def fit_bundle(folder: Path, stacker: Stacker, seconds: Mapping[str, float], tolerance: float) -> Cascade:
+    """The cascade for members that take these seconds an image; those that are not named are looked up, for nothing."""
+    milliseconds = {name: 1000 * seconds.get(name, 0.0) for name in stacker.members}
+    return fit_cascade(stacker, read_rows(folder, stacker.members), milliseconds, tolerance)
+
+
+def told(cascade: Cascade) -> list[str]:
+    """What to expect of it, in lines."""
+    report = cascade.report
+    full, less = report.milliseconds
+    steps = [
+        f"  {name}: {cost:.2f} ms an image, {share:.1%} leave"
+        for name, cost, share in zip(cascade.order, cascade.milliseconds, report.shares, strict=True)
+    ]
+    lines = [
+        f"Cascade, from cheap to dear, to lose at most {cascade.tolerance:g} of AUROC:",
+        *steps,
+        f"  Expected: members take {less:.2f} ms an image in place of {full:.2f}, {full / less:.1f} times as fast"
+        if less
+        else "  Expected: no member has to run",
+        f"  On {report.rows:,} held-out images of {report.groups:,} groups that it was not fitted on: AUROC "
+        f"{report.auroc[1]:.4f} in place of {report.auroc[0]:.4f}, lost {report.loss}; "
+        f"{report.flips:.1%} change sides at the threshold",
+    ]
+    if report.loss.high > cascade.tolerance:
+        lines.append(f"  These images are too few to show that no more than {cascade.tolerance:g} is lost.")
+    return lines
+
+
+def seen(cascade: Cascade, counts: Sequence[int] | np.ndarray) -> str:
+    """How many of the images that were scored left after each member, in one line."""
+    total = max(int(np.sum(counts)), 1)
+    shares = ", ".join(f"{count / total:.1%} after {name}" for name, count in zip(cascade.order, counts, strict=True))
+    return f"Left the cascade: {shares}"

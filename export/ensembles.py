@@ -1,0 +1,65 @@
+"""Members that run together, and their logits -> the stack's, whatever of them ran."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ensemble.cascade import Cascade
+from ensemble.external import External, test_column
+from ensemble.score import Runner
+from ensemble.stack import Stacker
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Members ready to run, in the order they run in, the stacker, and where they run (cpu or cuda).
+
+    externals: members of the stacker that were trained elsewhere, whose scores are looked up by id.
+    identity: a hash of all that decides the logits: weights, contracts, settings, and the
+    versions of the libraries that run them.
+    cascade: which images need which members; without it all need all.
+    """
+
+    runners: tuple[Runner, ...]
+    stacker: Stacker
+    device: str
+    externals: tuple[External, ...] = ()
+    identity: str = ""
+    cascade: Cascade | None = None
+
+
+def runner_names(ensemble: Ensemble) -> list[str]:
+    """Names of the members that run, in the order they run in."""
+    return [runner.name for runner in ensemble.runners]
+
+
+def table(ensemble: Ensemble, logits: np.ndarray, keys: Sequence[str]) -> np.ndarray:
+    """The runners' logits [N, runners] with those that are looked up by id: [N, members] in the stacker's order."""
+    columns = {name: logits[:, column] for column, name in enumerate(runner_names(ensemble))}
+    columns |= {member.name: test_column(member, keys) for member in ensemble.externals}
+    return np.column_stack([columns[name] for name in ensemble.stacker.members])
+
+
+def apply(ensemble: Ensemble, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The stack's logit float64 [N] of logits from `table`, and the place of the last member that counts, int [N].
+
+    That place is in the cascade's order; without a cascade all count.
+    """
+    if ensemble.cascade:
+        return ensemble.cascade.apply(logits, ensemble.stacker)
+    return ensemble.stacker.logit(logits), np.full(len(logits), len(ensemble.stacker.members) - 1)
+
+
+def undecided(ensemble: Ensemble, logits: np.ndarray, keys: Sequence[str]) -> np.ndarray:
+    """Which images the runners' logits so far [N, runners], NaN where none ran, do not let leave: bool [N]."""
+    return apply(ensemble, table(ensemble, logits, keys))[1] == len(ensemble.stacker.members) - 1
+
+
+def silent(ensemble: Ensemble, logits: np.ndarray, keys: Sequence[str]) -> np.ndarray:
+    """Where a member that had to run gave no finite logit, bool [N]; images that could not be read are among them."""
+    endless = np.isinf(logits).any(axis=1)
+    if not ensemble.cascade:
+        return endless | np.isnan(logits).any(axis=1)
+    known = np.where(endless[:, None], np.nan, logits)
+    return endless | np.isnan(apply(ensemble, table(ensemble, known, keys))[0])

@@ -1,0 +1,258 @@
+"""infer --cascade: which members run for which image, what is said of it, and what is refused."""
+
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import (
+    CONTRACT,
+    STACKER,
+    exported_run,
+    read_csv,
+    run_cli,
+    write_bundle,
+    write_folded_run,
+    write_image,
+    write_stacker,
+)
+
+from ensemble import artifacts
+from ensemble.cascade import Cascade, Report, Step
+from ensemble.errors import ArtifactError, UnavailableError
+from ensemble.external import External
+from ensemble.metrics import Interval, sigmoid
+from ensemble.score import Runner
+from export import Predictor, bundle, heldout_rows, journal, tuning
+from export.ensembles import Ensemble
+from export.export_run import export_run
+from export.hardware import Machine
+from export.infer import Options, infer, infer_to_file
+from export.inputs import read_inputs
+from export.setting import Setting
+
+REPORT = Report(100, 50, (0.9, 0.9), Interval(0.0, 0.0, 0.0), (0.5, 0.5), (3.0, 2.0), 0.0)
+# after `one` an image leaves beyond half a logit
+CASCADE = Cascade((Step("one", (0.3,), 0.1, -0.5, 0.5),), "two", (1.0, 2.0), 0.01, REPORT)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    return exported_run(tmp_path_factory.mktemp("exported"), cascade=True)
+
+
+@pytest.fixture
+def run(exported, tmp_path):
+    return shutil.copytree(exported, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Every brightness in steps of 15, and one that cannot be read."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for value in range(0, 256, 15):
+        write_image(folder / f"{value:03}.png", value)
+    (folder / "broken.png").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture
+def costs(monkeypatch):
+    """Two costs ten times one."""
+    seconds = {"one": 0.001, "two": 0.01}
+    monkeypatch.setattr(tuning, "image_seconds", lambda runner, *others: seconds[runner.name])
+
+
+def answers(ran, **logits):
+    """Runners of CONTRACT by a function of brightness 0 to 1; the rows that each was given go to `ran`."""
+
+    def runner(name, logit):
+        def run(pixels):
+            ran.append((name, len(pixels)))
+            return np.array([logit(image.mean() / 255) for image in pixels], dtype=np.float32)
+
+        return Runner(name, CONTRACT, run)
+
+    return tuple(runner(name, logit) for name, logit in logits.items())
+
+
+def ensemble(ran, cascade=CASCADE, externals=(), **logits):
+    logits = logits or {"one": lambda b: 4 * (b - 0.5), "two": lambda b: -2 * (b - 0.5)}
+    return Ensemble(answers(ran, **logits), STACKER, "cpu", externals, "tiny", cascade)
+
+
+def to_file(output, source, loaded, **options):
+    said = []
+    with journal.held(output) as folder:
+        done = infer_to_file(read_inputs(source, spill=folder), loaded, output, folder, Options(**options), said.append)
+    return done, said
+
+
+def test_images_that_are_clear_leave_after_the_cheap_member(exported, pictures, tmp_path, costs):
+    given = ("--bundle", exported / "bundle", "--input", pictures, "--runtime", "onnxruntime", "--members")
+    assert run_cli("infer", *given, "--output", tmp_path / "full.csv")[0] == 1
+    code, out, _ = run_cli("infer", *given, "--cascade", "0.01", "--output", tmp_path / "out.csv")
+    assert code == 1  # one picture cannot be read
+    full, found = (read_csv(tmp_path / name).replace("", "nan") for name in ("full.csv", "out.csv"))
+    assert list(found["id"]) == list(full["id"])
+    ran = found["two"] != "nan"
+    read = full["target"] != "nan"
+    grey = full.index[full["id"].isin(["120.png", "135.png"])]
+    assert ran[grey].all()
+    assert not ran[full.index[full["id"].isin(["000.png", "255.png", "broken.png"])]].any()
+    pd.testing.assert_frame_equal(found[ran], full[ran])
+    assert (found.loc[read, "one"] == full.loc[read, "one"]).all()
+    left = read & ~ran
+    assert (found.loc[left, "target"] != full.loc[left, "target"]).all()
+    assert np.abs(found.loc[left, "target"].astype(float) - full.loc[left, "target"].astype(float)).max() < 0.02
+    assert re.search(
+        r"to lose at most 0\.01 of AUROC:\n  one: 1\.00 ms an image, \d+\.\d% leave\n  two: 10\.00 ms", out
+    )
+    assert re.search(r"Expected: members take \d\.\d\d ms an image in place of 11\.00, \d\.\d times as fast\n", out)
+    assert re.search(r"On [\d,]+ held-out images of \d+ groups .*, lost -?0\.\d+ \[-?0\.\d+, 0\.\d+\]; ", out)
+    share = left.sum() / read.sum()
+    assert f"Left the cascade: {share:.1%} after one, {1 - share:.1%} after two\n" in out
+
+
+def test_the_tolerance_may_be_left_out_and_the_option_too(exported, pictures, tmp_path, costs):
+    given = ("infer", "--bundle", exported / "bundle", "--input", pictures)
+    _, out, _ = run_cli(*given, "--cascade", "--output", tmp_path / "out.csv")
+    assert "to lose at most 0.001 of AUROC" in out
+    _, out, _ = run_cli(*given, "--output", tmp_path / "plain.csv")
+    assert "ascade" not in out
+
+
+def test_from_python(exported, pictures, costs):
+    frame = pd.DataFrame({"path": [str(path) for path in sorted(pictures.glob("?[0-9]*.png"))]})
+    targets = [
+        Predictor.load(exported / "bundle", "cpu", cascade=tolerance).predict(frame)["target"]
+        for tolerance in (None, 0.01)
+    ]
+    assert 0 < np.abs(targets[0] - targets[1]).max() < 0.02
+    with pytest.raises(UnavailableError, match=r"more than 0 and less than 0\.5 of AUROC"):
+        Predictor.load(exported / "bundle", "cpu", cascade=0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--cascade"], "--cascade runs a bundle: add --onnx, or name one with --bundle"),
+        (["--onnx", "--tta", "--cascade"], "--cascade and --tta exclude each other"),
+        (["--onnx", "--cascade", "0.5"], "0.5 is not in the range 0<x<0.5"),
+        (["--onnx", "--cascade", "0"], "0.0 is not in the range 0<x<0.5"),
+    ],
+)
+def test_wrong_use_is_said_before_anything_is_read(run, tmp_path, options, message):
+    code, _, err = run_cli("infer", "--run", run, *options, "--input", tmp_path, "--output", tmp_path / "out.csv")
+    assert (code, message in err) == (2, True)
+
+
+def test_a_bundle_without_held_out_logits_says_how_to_get_them(tmp_path, pictures):
+    run = exported_run(tmp_path / "run")
+    given = ("infer", "--bundle", run / "bundle", "--input", pictures, "--output", tmp_path / "out.csv")
+    code, _, err = run_cli(*given, "--cascade")
+    assert code == 2
+    assert "has no held-out logits to fit a cascade on; export again (python cli.py export; a bundle of" in err
+    export_run(run, print)
+    frame = pd.read_parquet(run / "bundle" / "heldout.parquet")
+    assert list(frame.columns) == ["label", "group", "logit one", "logit two"]
+    assert (len(frame), frame["group"].nunique(), str(frame["group"].dtype)) == (48, 12, "int32")
+    assert "heldout.parquet" in bundle.open_bundle(run / "bundle")["files"]
+    code, _, err = run_cli(*given, "--cascade")
+    assert (code, "100 held-out images or more, and here are 48" in err) == (2, True)
+
+
+def test_with_folds_too_the_rows_are_those_that_no_member_was_fitted_on(tmp_path):
+    frame, scores = write_folded_run(tmp_path, {"one": 2.0, "two": 1.0})
+    write_stacker(tmp_path)
+    write_bundle(tmp_path)
+    export_run(tmp_path, print)
+    rows = pd.read_parquet(tmp_path / "bundle" / "heldout.parquet")
+    held = (frame["split"] == "heldout").to_numpy()
+    assert 0 < held.sum() < len(frame)
+    for name in ("one", "two"):
+        np.testing.assert_array_equal(rows[f"logit {name}"], scores[name]["logit"][held])
+
+
+def test_changed_held_out_logits_are_refused(run):
+    path = run / "bundle" / heldout_rows.FILE
+    artifacts.write_parquet(path, pd.read_parquet(path).assign(label=0))
+    with pytest.raises(ArtifactError, match=r"heldout\.parquet is damaged"):
+        Predictor.load(run / "bundle", "cpu")
+
+
+def test_a_member_runs_only_for_those_that_need_it(pictures):
+    ran = []
+    frame, errors = infer(read_inputs(pictures), ensemble(ran), with_members=True)
+    guess = 0.3 * 4 * (np.arange(0, 256, 15) / 255 - 0.5) + 0.1
+    stays = np.abs(guess) < 0.5
+    assert ran == [("one", 18), ("two", stays.sum())]
+    assert len(errors) == 1
+    np.testing.assert_array_equal(frame["two"].notna(), [*stays, False])
+    np.testing.assert_allclose(frame["target"][:18][~stays], sigmoid(guess[~stays]), rtol=1e-6)
+
+
+def test_an_image_scores_alone_as_in_a_batch(pictures, tmp_path):
+    together, _ = infer(read_inputs(pictures), ensemble([]))
+    for path in sorted(pictures.glob("?[0-9]*.png")):
+        shutil.copy(path, tmp_path)
+        (only,) = infer(read_inputs(tmp_path), ensemble([]))[0]["target"]
+        assert only == together.loc[together["id"] == path.name, "target"].item()
+        (tmp_path / path.name).unlink()
+
+
+def test_looked_up_scores_are_known_from_the_start(pictures, tmp_path):
+    names = [path.name for path in sorted(pictures.iterdir())]
+    one = pd.Series(np.linspace(-2, 2, len(names)), index=names)
+    loaded = ensemble(ran := [], externals=(External("one", one, one),), two=lambda b: -2 * (b - 0.5))
+    done, _ = to_file(tmp_path / "out.csv", pictures, loaded, members=True)
+    stays = np.abs(0.3 * one[:18] + 0.1) < 0.5
+    assert ran == [("two", stays.sum())]
+    assert done.left == (18 - stays.sum(), stays.sum())
+    assert ((read_csv(tmp_path / "out.csv")["two"] != "")[:18] == stays.to_numpy()).all()
+
+
+def test_fill_is_for_unreadable_images_not_for_members_that_did_not_run(pictures, tmp_path):
+    to_file(tmp_path / "out.csv", pictures, ensemble([]), members=True, fill=0.5)
+    found = read_csv(tmp_path / "out.csv").set_index("id")
+    assert found.loc["broken.png"].tolist() == ["0.5"] * 3
+    assert found.loc["000.png", "two"] == ""
+
+
+@pytest.mark.parametrize(("name", "value"), [("one", np.nan), ("one", np.inf), ("two", np.nan), ("two", np.inf)])
+def test_a_member_that_had_to_run_and_gave_no_number_is_an_error(pictures, name, value):
+    logits = {"one": lambda b: 4 * (b - 0.5), "two": lambda b: 0.0}
+    sound = logits[name]
+    with pytest.raises(ArtifactError, match=r"gave no finite logit .*\(135\.png\)"):
+        infer(read_inputs(pictures), ensemble([], **logits | {name: lambda b: value if b == 135 / 255 else sound(b)}))
+    if name == "two":  # it did not run for those that left
+        infer(read_inputs(pictures), ensemble([], **logits | {name: lambda b: value if b == 0 else sound(b)}))
+
+
+def test_another_cascade_starts_anew(pictures, tmp_path):
+    output = tmp_path / "out.csv"
+
+    def stops(b):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        to_file(output, pictures, ensemble([], one=stops, two=stops))
+    with pytest.raises(KeyboardInterrupt):
+        to_file(output, pictures, ensemble([], one=stops, two=stops))
+    _, said = to_file(output, pictures, ensemble([], cascade=None))
+    assert said == ["Starting anew: changed since out.csv.partial was begun: --cascade."]
+
+
+def test_a_member_is_measured_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("MANYEYES_CACHE", str(tmp_path))
+    (runner,) = answers(ran := [], one=lambda b: 0.0)
+    ticks = iter(range(1000))
+    given = (runner, Setting("openvino", batch=4), "a hash", Machine("a CPU", 2))
+    first = tuning.image_seconds(*given, clock=lambda: 0.4 * next(ticks))
+    assert first == pytest.approx(0.1)  # 0.4 seconds for a batch of four
+    count = len(ran)
+    assert tuning.image_seconds(*given) == first
+    assert len(ran) == count
+    tuning.image_seconds(runner, Setting("openvino", batch=8), *given[2:], clock=lambda: 0.4 * next(ticks))
+    assert len(ran) > count
