@@ -11,10 +11,11 @@ from ensemble.names import is_member_name
 from ensemble.stack import Stacker
 from ensemble.stack_run import read_stacker
 from export import heldout_rows
-from export.setting import Setting
+from export.setting import Setting, named
 
 CONVERTER_VERSION = 3  # raised by hand when converting the same member would give another file or entry
 PRECISION = "fp32"
+SECOND_FILES = ("fp16", "int8")  # that an entry may have, by precision
 REMEDY = "make it anew with: python cli.py export --force (and its --member options, if it has no run)"
 
 
@@ -44,7 +45,7 @@ def _stays_inside(values: Mapping[str, Any]) -> bool:
     files = values["files"]
     return not any(_leads_out(name) for name in files) and all(
         is_member_name(name)
-        and set(files_of(entry)) <= {f"members/{name}.{kind}.onnx" for kind in (PRECISION, "fp16")} & set(files)
+        and set(files_of(entry)) <= {f"members/{name}.{kind}.onnx" for kind in (PRECISION, *SECOND_FILES)} & set(files)
         for name, entry in values["members"].items()
     )
 
@@ -63,8 +64,9 @@ def write_bundle(
     """Write bundle.json last: the members' entries, every file's hash, and a digest of itself.
 
     The folder already holds stacker.json, certificate.json, the entries' files, the scores of
-    `externals`, members that were trained elsewhere, and perhaps heldout.parquet. An entry: `file`, `precision` (fp32),
-    `contract`, `source`, `gflop` of one view, and `fp16`, a second file, where there is one.
+    `externals`, members that were trained elsewhere, and perhaps heldout.parquet. An entry:
+    `file`, `precision` (fp32), `contract`, `source`, `gflop` of one view; where there is a second
+    file, `fp16` or `int8`, its name, and in `made` how that one was made.
     precisions: {"openvino bf16": {"members": [...], "certified": true}}, as `may_run` reads it.
     """
     scores = [external_file(name) for name in externals]
@@ -87,20 +89,31 @@ def may_run(values: Mapping[str, Any]) -> dict[tuple[str, str], frozenset[str]]:
     `values`: of `open_bundle`. A bundle that was written before there were certificates has none.
     """
     return {
-        (runtime, precision): frozenset(found["members"])
+        (setting.runtime, setting.precision): frozenset(found["members"])
         for key, found in values.get("precisions", {}).items()
-        for runtime, precision in [key.split()]
+        for setting in [named(key)]
     }
 
 
 def files_of(entry: Mapping[str, Any]) -> list[str]:
     """An entry's ONNX files, relative to the bundle."""
-    return [str(entry[key]) for key in ("file", "fp16") if key in entry]
+    return [str(entry[key]) for key in ("file", *SECOND_FILES) if key in entry]
 
 
 def member_file(entry: Mapping[str, Any], setting: Setting) -> str:
     """Which of an entry's files is run at this setting, relative to the bundle."""
-    return str(entry["fp16"] if (setting.runtime, setting.precision) == ("cuda", "fp16") else entry["file"])
+    return str(entry[second_file(setting) or "file"])
+
+
+def second_file(setting: Setting) -> str | None:
+    """The precision whose own file is run at this setting; None where the fp32 file is."""
+    own = setting.precision == "int8" or (setting.runtime, setting.precision) == ("cuda", "fp16")
+    return setting.precision if own else None
+
+
+def has_file(entry: Mapping[str, Any], setting: Setting) -> bool:
+    """Whether the entry has the file that is run at this setting."""
+    return (second_file(setting) or "file") in entry
 
 
 def stacker_of(folder: Path) -> Stacker:

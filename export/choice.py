@@ -8,8 +8,14 @@ from ensemble.errors import UnavailableError, some
 from export.hardware import Machine
 from export.setting import ON_CPU, ON_GPU, PRECISIONS, Setting, Wanted
 
-LOWER = {"openvino": ("bf16", "fp16"), "cuda": ("fp16",), "tensorrt": ("fp16", "bf16")}  # the first that may run
+# The first that may run. ONNX Runtime's int8 is slower than its fp32 for convolutions, so only tuning takes it.
+LOWER = {
+    "openvino": ("bf16", "fp16", "int8"),
+    "cuda": ("fp16",),
+    "tensorrt": ("fp16", "bf16"),
+}
 CERTIFY = "python cli.py export --certify-on DATA"
+QUANTIZE = "python cli.py export --int8"
 # TensorRT builds an engine for each, in minutes
 BATCHES = {"openvino": (1, 4, 8, 16), "onnxruntime": (1, 8, 16), "cuda": (16, 64, 128), "tensorrt": (64,)}
 # A large member fills all cores; small ones do better side by side, each on its share of them.
@@ -83,7 +89,7 @@ def _precisions(
         where = "GPU" if runtime in ON_GPU else "CPU"
         return dict.fromkeys(names, "fp32"), (
             f"this {where} also computes in {able[0]}, which is faster, but the bundle has no certificate "
-            f"for it; get one: {CERTIFY}"
+            f"for it; get one: {_remedy(able[0])}"
         )
     return {name: lower if name in may else "fp32" for name in names}, "certified"
 
@@ -94,8 +100,13 @@ def _check_precision(runtime: str, names: list[str], allowed: Allowed, precision
     if missing := sorted(set(names) - allowed.get((runtime, precision), frozenset())):
         raise UnavailableError(
             f"{some(missing)} may not run at {runtime} {precision}: the bundle has no certificate for it; "
-            f"get one: {CERTIFY}, or take the risk: python cli.py export --uncertified"
+            f"get one: {_remedy(precision)}, or take the risk: "
+            f"python cli.py export {'--int8 ' if precision == 'int8' else ''}--uncertified"
         )
+
+
+def _remedy(precision: str) -> str:
+    return QUANTIZE if precision == "int8" else CERTIFY
 
 
 def _start(setting: Setting, gflop: float, machine: Machine) -> Setting:
@@ -105,6 +116,34 @@ def _start(setting: Setting, gflop: float, machine: Machine) -> Setting:
     if setting.runtime == "openvino" and gflop < LARGE_GFLOP:
         return replace(setting, batch=4, streams=min(machine.cores, MOST_STREAMS), threads=machine.cores)
     return replace(setting, batch=8, threads=machine.cores)
+
+
+def choices(
+    entries: Mapping[str, Mapping[str, Any]], allowed: Allowed, wanted: Wanted, machine: Machine
+) -> list[dict[str, Setting]]:
+    """What the bundle's members may run at together: what `choose` says, then each other certified precision.
+
+    On a GPU there are no others, since TensorRT would build engines for minutes to have them measured.
+    """
+    first, _ = choose(entries, allowed, wanted, machine)
+    used = {setting.precision for setting in first.values()}
+    runtime = next((setting.runtime for setting in first.values()), "")
+    others = [
+        precision
+        for precision in (PRECISIONS[1:] if wanted.precision == "auto" and runtime in ON_CPU else ())
+        if precision not in used and (runtime, precision) not in machine.lacks
+        if allowed.get((runtime, precision), frozenset()) & set(entries)
+    ]
+    lower = [
+        {
+            name: replace(setting, precision=other)
+            if name in allowed[runtime, other]
+            else replace(setting, precision="fp32")
+            for name, setting in first.items()
+        }
+        for other in others
+    ]
+    return [first, *lower]
 
 
 def candidates(chosen: Setting, wanted: Wanted, machine: Machine) -> list[Setting]:

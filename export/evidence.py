@@ -17,6 +17,8 @@ from ensemble.sources import Labelled
 
 FEW = 14  # for fp32: two batches of seven
 SIDE = 256  # of generated pictures, in pixels
+CALIBRATION, COMPARISON = 256, 512  # training images for int8, at most
+LEAST_CALIBRATION = 128
 
 
 @dataclass(frozen=True)
@@ -50,22 +52,46 @@ class Samples:
     pictures: Callable[[], Iterator[tuple[object, Image.Image]]]
 
     def pixels(self, contract: ImageContract) -> np.ndarray:
-        """The first view of each, uint8 [N, S, S, 3]; ArtifactError where there is none."""
+        """The first view of each, uint8 [N, S, S, 3]; ArtifactError where one cannot be read."""
         views = []
         try:
             for name, picture in self.pictures():
                 with images.named(name):
                     views.append(images.to_pixels(picture, contract)[:1])
         except ImageError as error:
-            raise ArtifactError(f"export is checked on {self.what}, and one cannot be read: {error}") from None
+            raise ArtifactError(f"export needs {self.what}, and one cannot be read: {error}") from None
         return np.concatenate(views)
+
+
+@dataclass(frozen=True)
+class Training:
+    """Images of a run that members may know: some to calibrate int8 by, others to compare precisions on."""
+
+    calibration: Evidence
+    comparison: Evidence
 
 
 def heldout(run: Path) -> Evidence:
     """A run's held-out rows."""
-    frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first")
-    held = frame[frame["split"] == "heldout"]
+    held = _rows(run, "heldout")
     return Evidence("held-out images", True, tuple(held["id"]), tuple(dataset.files(held)), held["label"].to_numpy())
+
+
+def training(run: Path) -> Training | None:
+    """Rows of its train split, half of them at most to calibrate by; None where they are too few."""
+    rows = _rows(run, "train")
+    every = Evidence("training images", False, tuple(rows["id"]), tuple(dataset.files(rows)), rows["label"].to_numpy())
+    if len(rows) < 2 * LEAST_CALIBRATION:
+        return None
+    calibration = draw(every, min(CALIBRATION, len(rows) // 2))
+    chosen = set(calibration.ids)
+    others = every.rows([row for row, key in enumerate(every.ids) if key not in chosen])
+    return Training(calibration, draw(others, COMPARISON))
+
+
+def _rows(run: Path, split: str) -> pd.DataFrame:
+    frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first")
+    return frame[frame["split"] == split]
 
 
 def labelled(items: Sequence[Labelled], paths: Sequence[Path]) -> Evidence:
@@ -85,8 +111,13 @@ def draw(evidence: Evidence, most: int, seed: int = 0) -> Evidence:
 
 def samples(evidence: Evidence) -> Samples:
     """A few of them, of both classes."""
-    few = draw(evidence, FEW)
-    return Samples(f"{len(few.files)} {few.what}", lambda: ((file, images.decode(file)) for file in few.files))
+    return samples_of(draw(evidence, FEW))
+
+
+def samples_of(evidence: Evidence) -> Samples:
+    """All of them."""
+    what = f"{len(evidence.files)} {evidence.what}"
+    return Samples(what, lambda: ((file, images.decode(file)) for file in evidence.files))
 
 
 def generated() -> Samples:

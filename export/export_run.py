@@ -10,7 +10,7 @@ from typing import Any
 from ensemble import artifacts, external, members
 from ensemble.cascade_fit import Rows
 from ensemble.stack_run import read_stacker
-from export import bundle, evidence, heldout_rows
+from export import bundle, evidence, heldout_rows, precisions
 from export.precisions import NOTHING, Wish
 from export.records import Job, assemble, begin, export_member, read_record
 
@@ -21,7 +21,9 @@ def export_run(run: Path, say: Callable[[str], object], force: bool = False, wis
     A member converted before from the same weights is taken over, unless `force`. Precisions
     are certified on the held-out rows, unless `wish` names other images.
     """
-    stacker, held = read_stacker(run), evidence.heldout(run)
+    stacker, held, training = read_stacker(run), evidence.heldout(run), evidence.training(run)
+    if wish.int8:
+        precisions.require_int8(training)
     work = begin(artifacts.work_path(run, "export"), artifacts.bundle_path(run), force)
     elsewhere = [name for name in stacker.members if external.is_external(run, name)]
     samples = evidence.samples(held)
@@ -35,7 +37,7 @@ def export_run(run: Path, say: Callable[[str], object], force: bool = False, wis
     rows, logits = members.heldout_logits(run, stacker.members)
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy(dtype=str)
     heldout_rows.write_rows(work.path, stacker.members, Rows(logits, labels, groups))
-    return assemble(work, records, elsewhere, replace(wish, evidence=wish.evidence or held), say)
+    return assemble(work, records, elsewhere, replace(wish, evidence=wish.evidence or held, training=training), say)
 
 
 def certify_bundle(folder: Path, say: Callable[[str], object], wish: Wish) -> dict[str, Any]:

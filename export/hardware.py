@@ -20,7 +20,10 @@ LIBRARIES: Mapping[str, Sequence[Sequence[str]]] = {
     "openvino": [("openvino",)],
     "tensorrt": [ONNX_RUNTIME, ("tensorrt",)],
 }
-NATIVE_BF16 = {"amx_bf16", "avx512_bf16"}  # flags in /proc/cpuinfo
+# flags in /proc/cpuinfo
+NATIVE_BF16 = {"amx_bf16", "avx512_bf16"}
+NATIVE_INT8 = {"amx_int8", "avx512_vnni", "avx_vnni"}
+NO_INT8 = "this CPU has no instructions for int8 (VNNI or AMX); use fp32, or a machine that has them"
 CUDA_REMEDY = "run: pip install 'manyeyes[cuda]', or use --device cpu"
 NAME_LENGTH, MAJOR, MINOR = 256, 75, 76  # cuda.h: CUdevice_attribute
 
@@ -48,7 +51,7 @@ def available() -> Machine:
     gpu, capability = find_gpu()
     reasons = {
         "torch": _torch_lacks(),
-        "onnxruntime": {"bf16": "its CPU provider computes in fp32", "fp16": "its CPU provider computes in fp32"},
+        "onnxruntime": _onnxruntime_lacks(flags),
         "openvino": _openvino_lacks(flags),
         "cuda": _cuda_lacks(gpu),
         "tensorrt": _tensorrt_lacks(gpu, capability),
@@ -108,7 +111,17 @@ def _first_gpu(driver: ctypes.CDLL) -> tuple[str, tuple[int, int]]:
 def _torch_lacks() -> dict[str, str]:
     if importlib.util.find_spec("torch") is None:
         return {"all": "torch is not installed; run: pip install 'manyeyes[train]'"}
-    return dict.fromkeys(("bf16", "fp16"), "torch members are run at fp32; for less export a bundle")
+    return dict.fromkeys(PRECISIONS[1:], "torch members are run at fp32; for less export a bundle")
+
+
+def _onnxruntime_lacks(flags: frozenset[str] | None) -> dict[str, str]:
+    lacks = dict.fromkeys(("bf16", "fp16"), "its CPU provider computes in fp32 and int8")
+    return lacks | _int8_lacks(flags)
+
+
+def _int8_lacks(flags: frozenset[str] | None) -> dict[str, str]:
+    # without them 8-bit products are sums of 16 bits, which may overflow
+    return {"int8": NO_INT8} if flags is not None and not flags & NATIVE_INT8 else {}
 
 
 def _openvino_lacks(flags: frozenset[str] | None) -> dict[str, str]:
@@ -125,7 +138,9 @@ def _openvino_lacks(flags: frozenset[str] | None) -> dict[str, str]:
     # OpenVINO also names bf16 where AVX-512 can only imitate it, which is slower than fp32
     if flags is not None and not flags & NATIVE_BF16:
         lacks["bf16"] = "this CPU has no bf16; use --precision fp32"
-    return lacks
+    if "INT8" not in found:
+        lacks["int8"] = NO_INT8
+    return lacks | _int8_lacks(flags)
 
 
 def _cuda_lacks(gpu: str, provider: str = "CUDAExecutionProvider") -> dict[str, str]:
@@ -133,14 +148,17 @@ def _cuda_lacks(gpu: str, provider: str = "CUDAExecutionProvider") -> dict[str, 
         return {"all": "no NVIDIA GPU was found; use --device cpu, or check the driver with nvidia-smi"}
     if provider not in load_onnxruntime().get_available_providers():
         return {"all": f"this ONNX Runtime has no {provider}; {CUDA_REMEDY}"}
-    return {"bf16": "ONNX Runtime's CUDA provider runs fp32 and fp16; use --precision fp16, or --runtime tensorrt"}
+    why = "ONNX Runtime's CUDA provider runs fp32 and fp16; use --precision fp16, or --runtime tensorrt"
+    return dict.fromkeys(("bf16", "int8"), why)
 
 
 def _tensorrt_lacks(gpu: str, capability: tuple[int, int]) -> dict[str, str]:
-    if lacks := _cuda_lacks(gpu, "TensorrtExecutionProvider").get("all"):
-        return {"all": lacks}
+    if reason := _cuda_lacks(gpu, "TensorrtExecutionProvider").get("all"):
+        return {"all": reason}
     from export.onnx_sessions import tensorrt_loads
 
     if not tensorrt_loads():
         return {"all": "TensorRT is not installed; run: pip install tensorrt, or use --runtime cuda"}
-    return {} if capability >= (8, 0) else {"bf16": "this GPU has no bf16; use --precision fp16"}
+    # TensorRT refuses zero points, which the bundle's int8 files have
+    lacks = {"int8": "int8 files are made for CPUs; use --precision fp16"}
+    return lacks if capability >= (8, 0) else lacks | {"bf16": "this GPU has no bf16; use --precision fp16"}

@@ -1,13 +1,18 @@
-"""ONNX Runtime and OpenVINO, imported without their telemetry: nothing is sent, and no id is written at home.
+"""ONNX Runtime, OpenVINO and NNCF without their telemetry: nothing is sent, and no id is written at home.
 
-Both begin as they are imported (onnxruntime from 1.29 on), so every import of them is one of these.
+All begin as they are imported (onnxruntime from 1.29 on), so every import of them is one of these.
 """
 
+import logging
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
+
+from ensemble.errors import UnavailableError
 
 TELEMETRY = "openvino_telemetry"
 
@@ -23,14 +28,8 @@ def load_onnxruntime() -> Any:
 def load_openvino() -> Any:
     """The package openvino; ImportError where it is not installed."""
     if "openvino" not in sys.modules:
-        kept = sys.modules.get(TELEMETRY)
-        sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # OpenVINO then takes its own stand-in
-        try:
+        with _without_telemetry():
             import openvino
-        finally:
-            del sys.modules[TELEMETRY]
-            if kept is not None:
-                sys.modules[TELEMETRY] = kept
     import openvino
 
     return openvino
@@ -45,6 +44,34 @@ def reason(error: Exception) -> str:
 def out_of_memory(error: Exception) -> bool:
     """Whether an error of theirs is for want of memory; they have no class for it."""
     return isinstance(error, MemoryError) or bool(re.search("out of memory|bad_alloc|allocate", str(error), re.I))
+
+
+def load_nncf() -> Any:
+    """The package nncf, which says only what went wrong; UnavailableError where it is not installed."""
+    load_onnxruntime()
+    with suppress(ImportError):
+        load_openvino()  # nncf imports both by itself
+    # it imports torch's compiler of extensions, which complains where there is a CUDA_HOME and no GPU
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    with _without_telemetry():
+        try:
+            import nncf
+        except ImportError:
+            raise UnavailableError("int8 needs nncf; run: pip install 'manyeyes[int8]'") from None
+    nncf.set_log_level(logging.ERROR)
+    return nncf
+
+
+@contextmanager
+def _without_telemetry() -> Iterator[None]:
+    kept = sys.modules.get(TELEMETRY)
+    sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # what imports it then takes its own stand-in
+    try:
+        yield
+    finally:
+        del sys.modules[TELEMETRY]
+        if kept is not None:
+            sys.modules[TELEMETRY] = kept
 
 
 @cache

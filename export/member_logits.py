@@ -2,13 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from ensemble import artifacts, feature_cache
+from ensemble.contract import ImageContract
 from ensemble.score import Runner, chunk_rows, score_images
+from export import hardware, runtime
+from export.setting import ON_GPU, Setting
 
 CHUNK = 64  # files between two writes to the cache: a kill loses no more
 
@@ -19,6 +23,14 @@ class Column:
 
     key: str
     open: Callable[[], Runner]
+
+
+def column(name: str, file: Path, contract: ImageContract, setting: Setting) -> Column:
+    """A file's, opened when it is needed. Its logits hold for one processor and library."""
+    machine = hardware.available()
+    by = [machine.gpu if setting.runtime in ON_GPU else machine.cpu, hardware.version(setting.runtime)]
+    key = artifacts.json_sha256([artifacts.file_sha256(file), contract.to_dict(), str(setting), *by])
+    return Column(key, partial(runtime.open_runner, name, file, contract, setting))
 
 
 def compute(files: Sequence[Path], columns: Sequence[Column], title: str) -> tuple[np.ndarray, dict[int, str]]:

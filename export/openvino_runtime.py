@@ -10,6 +10,7 @@ import numpy as np
 
 from ensemble.errors import ArtifactError, UnavailableError
 from ensemble.parallel import available_cores
+from export import hardware
 from export.batches import Run, padded
 from export.libraries import load_openvino, openvino_core, out_of_memory, reason
 from export.setting import Setting
@@ -24,8 +25,9 @@ def open_model(path: Path, size: int, setting: Setting) -> Run:
     """
     openvino = load_openvino()
     threads = setting.threads or available_cores()
+    kind = _arithmetic(setting.precision)
     options = {
-        "INFERENCE_PRECISION_HINT": TYPES[setting.precision],
+        "INFERENCE_PRECISION_HINT": kind,
         # a model compiled once for several streams gives other bits in some processes (seen with SwinV2)
         "NUM_STREAMS": "1",
         "INFERENCE_NUM_THREADS": str(max(1, threads // setting.streams)),
@@ -42,7 +44,7 @@ def open_model(path: Path, size: int, setting: Setting) -> Run:
             raise
         raise ArtifactError(f"{path} cannot be run: {reason(error)}; run export again") from None
     granted = streams[0].get_property("INFERENCE_PRECISION_HINT")
-    if granted.to_string() != TYPES[setting.precision]:
+    if granted.to_string() != kind:
         raise UnavailableError(
             f"OpenVINO would run {path.name} at {granted.to_string()} instead of {setting.precision}: "
             f"this CPU has no {setting.precision}; use --precision fp32"
@@ -57,6 +59,13 @@ def capabilities() -> frozenset[str]:
         return frozenset(openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     except (ImportError, RuntimeError):
         return frozenset()
+
+
+def _arithmetic(precision: str) -> str:
+    """OpenVINO's name of it; in an int8 file, of what is not quantized."""
+    if precision != "int8":
+        return TYPES[precision]
+    return TYPES["fp32" if ("openvino", "bf16") in hardware.available().lacks else "bf16"]
 
 
 def _run(queues: Sequence[Any], batch: int) -> Run:

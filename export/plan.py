@@ -1,6 +1,6 @@
 """What a bundle's members will be run by: chosen, or as measured, before any of them is opened."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,11 +11,12 @@ from ensemble.contract import ImageContract
 from ensemble.score import Runner
 from ensemble.stack import Stacker
 from export import bundle, choice, runtime, tuning
-from export.hardware import available
+from export.hardware import Machine, available
 from export.onnx_sessions import engine_is_built
 from export.setting import ON_GPU, Setting, Wanted
 
 Say = Callable[[str], object]
+Entries = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,52 @@ def plan_bundle(folder: Path, wanted: Wanted, say: Say) -> tuple[Stacker, list[P
     for line in lines:
         say(line)
     plan = partial(_planned, folder, values)
+    every = choice.choices(entries, allowed, wanted, machine)
+    measured = [_tuned(values["files"], entries, one, wanted, machine, partial(_open, plan, say)) for one in every]
+    known = _fastest(measured, entries)
+    if known:
+        say(f"as tuned: {tuning.told(known)}")
+    return stacker, [plan(name, setting) for name, setting in (settings | known).items()]
+
+
+def _tuned(
+    files: Mapping[str, str],
+    entries: Entries,
+    settings: Mapping[str, Setting],
+    wanted: Wanted,
+    machine: Machine,
+    opened: Callable[[tuning.Job, Setting], Runner],
+) -> dict[str, tuning.Timed]:
+    """The members' fastest settings where `settings` were chosen, measured now or before."""
     jobs = [
-        tuning.Job(name, values["files"][entry["file"]], tuple(choice.candidates(settings[name], wanted, machine)))
+        tuning.Job(
+            name,
+            files[bundle.member_file(entry, settings[name])],
+            tuple(choice.candidates(settings[name], wanted, machine)),
+        )
         for name, entry in entries.items()
     ]
     known = tuning.recall(jobs, machine)
     unknown = [job for job in jobs if job.name not in known]
     if wanted.tune and unknown:  # measured anew, another setting might win, and what it scored would not count
-        known |= tuning.tune(unknown, machine, lambda job, setting: open_member(plan(job.name, setting), say))
-    if known:
-        say(f"as tuned: {tuning.told(known)}")
-    return stacker, [plan(name, setting) for name, setting in (settings | known).items()]
+        known |= tuning.tune(unknown, machine, opened)
+    return known
+
+
+def _fastest(measured: Sequence[Mapping[str, tuning.Timed]], entries: Entries) -> dict[str, Setting]:
+    """Of those that were measured for every member, the one by which an image takes least; else the first."""
+    views = {name: ImageContract.from_dict(entry["contract"]).count for name, entry in entries.items()}
+    whole = [known for known in measured if len(known) == len(entries)]
+    best = min(
+        whole,
+        key=lambda known: sum(views[name] * timed.seconds for name, timed in known.items()),
+        default=measured[0],
+    )
+    return {name: timed.setting for name, timed in best.items()}
+
+
+def _open(plan: Callable[[str, Setting], Planned], say: Say, job: tuning.Job, setting: Setting) -> Runner:
+    return open_member(plan(job.name, setting), say)
 
 
 def open_member(member: Planned, say: Say) -> Runner:

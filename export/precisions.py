@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +9,19 @@ import numpy as np
 
 from ensemble import artifacts, external
 from ensemble.contract import ImageContract
-from ensemble.errors import some
+from ensemble.errors import DataError, UnavailableError, some
 from ensemble.stack import Stacker
-from export import bundle, evidence, hardware, member_logits, runtime
+from export import bundle, evidence, hardware, member_logits, second_files
 from export.certificate import LEAST_IMAGES, MOST_IMAGES, judge
-from export.evidence import Evidence
-from export.hardware import version
+from export.evidence import LEAST_CALIBRATION, Evidence, Training
+from export.libraries import load_nncf
 from export.member_logits import Column
-from export.setting import ON_CPU, ON_GPU, PRECISIONS, Setting
+from export.setting import ON_CPU, ON_GPU, PRECISIONS, Setting, named
 
 Say = Callable[[str], object]
 Entries = Mapping[str, Mapping[str, Any]]
 LOWER = tuple(precision for precision in PRECISIONS if precision != "fp32")
 FP32 = Setting("onnxruntime")  # what the others are compared with
-HALF = "cuda fp16"  # runs a file of its own
 GPU_BATCH = 64  # as infer runs them: TensorRT builds an engine for each batch size
 
 
@@ -32,12 +30,15 @@ class Wish:
     """What a bundle's precisions are to rest on.
 
     evidence: None where nobody gave labelled images. again: certify also what is certified.
-    uncertified: allow what has no passing certificate.
+    uncertified: allow what has no passing certificate. int8: make int8 files. training: None
+    where there is no run, or one of few images.
     """
 
     evidence: Evidence | None = None
     again: bool = False
     uncertified: bool = False
+    int8: bool = False
+    training: Training | None = None
 
 
 NOTHING = Wish()
@@ -60,27 +61,44 @@ def computed(precisions: Collection[str]) -> list[Setting]:
     return [replace(setting, batch=GPU_BATCH) if setting.runtime in ON_GPU else setting for setting in here]
 
 
+def require_int8(training: Training | None) -> None:
+    """Refuse int8 before anything is converted where it cannot be made; the error says what to do."""
+    if training is None:
+        raise DataError(
+            f"int8 needs at least {2 * LEAST_CALIBRATION} images of the train split, half of them to calibrate by; "
+            "leave out --int8, or train on more"
+        )
+    if not computed(("int8",)):
+        raise UnavailableError(hardware.available().lacks["onnxruntime", "int8"])
+    load_nncf()
+
+
 def decide(folder: Path, entries: Entries, older: Mapping[str, Any], wish: Wish, say: Say) -> Decision:
     """Certify what this machine can compute; certificates of `older` that still hold are kept.
 
-    The folder holds stacker.json and the files of `entries`, to which fp16 files are added for a
-    GPU, and from which those that may not run are taken away.
+    The folder holds stacker.json and the files of `entries`, to which second files are added,
+    fp16 for a GPU and int8 as the wish says, and from which those that may not run are taken away.
     """
-    lower = computed(LOWER)
+    int8 = wish.int8 or any("int8" in entry for entry in entries.values())
+    lower = [setting for setting in computed(LOWER) if setting.precision != "int8" or int8]
     made_from = _identity(folder, entries)
     found = {
         key: record
         for key, record in older.items()
         if record["made_from"] == made_from
-        # a member that was converted anew to the same bytes has lost its second file
-        and (key != HALF or all("fp16" in entries[name] for name in record["usable"]))
+        # a member that was converted anew to the same bytes has lost its second files
+        and all(bundle.has_file(entries[name], named(key)) for name in record["usable"])
     }
     old = [setting for setting in lower if str(setting) in found and _by_other_libraries(found, setting)]
     wanted = [setting for setting in lower if wish.again or str(setting) not in found or setting in old]
     extended = dict(entries)
     enough = wish.evidence is not None and len(wish.evidence.labels) >= LEAST_IMAGES
     if wish.uncertified or (wanted and enough):
-        extended = {name: _with_half(folder, name, entry, lower) for name, entry in entries.items()}
+        asked = lower if wish.uncertified else wanted
+        making = [setting for setting in asked if setting.precision != "int8" or wish.int8]
+        extended = {
+            name: second_files.add(folder, name, entry, making, wish.training, say) for name, entry in entries.items()
+        }
     if not lower:
         why = hardware.available().lacks[("openvino", "bf16")].partition(";")[0]
         say(
@@ -94,13 +112,14 @@ def decide(folder: Path, entries: Entries, older: Mapping[str, Any], wish: Wish,
         found |= {key: {"made_from": made_from, **record} for key, record in made.items()}
     if kept := [setting for setting in old if _by_other_libraries(found, setting)]:
         say(f"Still allowed, though certified with other versions of libraries than those here: {some(kept)}")
-    precisions = _allowed(found, entries, lower if wish.uncertified else (), say)
-    halves = precisions.get(HALF, {"members": []})["members"]
-    return Decision({name: _without_half(folder, name, extended[name], halves) for name in entries}, found, precisions)
+    precisions = _allowed(found, extended, lower if wish.uncertified else (), say)
+    used = {(name, bundle.second_file(named(key))) for key, may in precisions.items() for name in may["members"]}
+    left = {name: second_files.drop(folder, name, entry, used) for name, entry in extended.items()}
+    return Decision(left, found, precisions)
 
 
 def _by_other_libraries(found: Mapping[str, Any], setting: Setting) -> bool:
-    return bool(found[str(setting)].get("by") != version(setting.runtime))
+    return bool(found[str(setting)].get("by") != hardware.version(setting.runtime))
 
 
 def _allowed(
@@ -109,9 +128,11 @@ def _allowed(
     """Every precision that some members passed at, and every one of `unproven` for them all."""
     allowed = {key: {"members": made["usable"], "certified": True} for key, made in found.items() if made["usable"]}
     for setting in unproven:
-        if len(allowed.get(str(setting), {"members": ()})["members"]) < len(entries):
-            allowed[str(setting)] = {"members": list(entries), "certified": False}
-            say(f"{setting}: every member may use it without a passing certificate, as --uncertified asks")
+        able = [name for name, entry in entries.items() if bundle.has_file(entry, setting)]
+        if len(allowed.get(str(setting), {"members": ()})["members"]) < len(able):
+            allowed[str(setting)] = {"members": able, "certified": False}
+            who = "every member" if len(able) == len(entries) else some(able)
+            say(f"{setting}: {who} may use it without a passing certificate, as --uncertified asks")
     return allowed
 
 
@@ -144,12 +165,17 @@ def _certify(
         np.column_stack([{**dict(zip(entries, part.T, strict=True)), **looked_up}[name] for name in stacker.members])
         for part in np.split(logits, 1 + len(settings), axis=1)
     )
+    having = {
+        setting: {name: entry for name, entry in entries.items() if bundle.has_file(entry, setting)}
+        for setting in settings
+    }
     return {
         str(setting): {
-            "by": version(setting.runtime),
+            "by": hardware.version(setting.runtime),
             "images": len(drawn.labels),
             "rows": drawn.what,
-            **_record(stacker, fp32, table, drawn, entries),
+            **_record(stacker, fp32, table, drawn, having[setting]),
+            **_made(having[setting], setting),
         }
         for setting, table in zip(settings, lower, strict=True)
     }
@@ -164,16 +190,19 @@ def _record(stacker: Stacker, fp32: np.ndarray, lower: np.ndarray, drawn: Eviden
     }
 
 
+def _made(entries: Entries, setting: Setting) -> dict[str, Any]:
+    """How the files were made that are run at this setting, where the fp32 files are not."""
+    kind = bundle.second_file(setting)
+    return {"files": {name: entry["made"][kind] for name, entry in entries.items()}} if kind else {}
+
+
 def columns(folder: Path, entries: Entries, setting: Setting) -> list[Column]:
-    """The members in the entries' order, opened when they are needed. Logits hold for one processor and library."""
-    machine = hardware.available()
-    by = [machine.gpu if setting.runtime in ON_GPU else machine.cpu, version(setting.runtime)]
+    """The members in the entries' order; those that lack the file for this setting at fp32."""
 
     def column(name: str, entry: Mapping[str, Any]) -> Column:
-        file = folder / bundle.member_file(entry, setting)
+        used = setting if bundle.has_file(entry, setting) else FP32
         contract = ImageContract.from_dict(entry["contract"])
-        decides = [artifacts.file_sha256(file), entry["contract"], str(setting), *by]
-        return Column(artifacts.json_sha256(decides), partial(runtime.open_runner, name, file, contract, setting))
+        return member_logits.column(name, folder / bundle.member_file(entry, used), contract, used)
 
     return [column(name, entry) for name, entry in entries.items()]
 
@@ -184,20 +213,3 @@ def _identity(folder: Path, entries: Entries) -> str:
         [name, artifacts.file_sha256(folder / entry["file"]), entry["contract"]] for name, entry in entries.items()
     ]
     return artifacts.json_sha256([files, artifacts.file_sha256(folder / "stacker.json")])
-
-
-def _with_half(folder: Path, name: str, entry: Mapping[str, Any], lower: Sequence[Setting]) -> dict[str, Any]:
-    if HALF not in map(str, lower) or "fp16" in entry:
-        return dict(entry)
-    from export.half import write_half
-
-    file = f"members/{name}.fp16.onnx"
-    write_half(folder / entry["file"], folder / file)
-    return {**entry, "fp16": file}
-
-
-def _without_half(folder: Path, name: str, entry: Mapping[str, Any], keep: Sequence[str]) -> dict[str, Any]:
-    if name not in keep and "fp16" in entry:
-        (folder / entry["fp16"]).unlink(missing_ok=True)
-        return {key: value for key, value in entry.items() if key != "fp16"}
-    return dict(entry)

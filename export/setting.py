@@ -13,7 +13,7 @@ from ensemble.errors import UnavailableError
 # torch runs a run's own members, the others its bundle; cuda and tensorrt are ONNX Runtime's providers
 ON_CPU, ON_GPU = ("onnxruntime", "openvino"), ("cuda", "tensorrt")
 RUNTIMES = ("torch", *ON_CPU, *ON_GPU)
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -33,6 +33,12 @@ class Setting:
 
     def __str__(self) -> str:
         return f"{self.runtime} {self.precision}"
+
+
+def named(text: str) -> Setting:
+    """The setting of a runtime and precision as files name them, such as "openvino bf16"."""
+    runtime, precision = text.split()
+    return Setting(runtime, precision)
 
 
 @dataclass(frozen=True)

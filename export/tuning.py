@@ -30,19 +30,28 @@ class Job:
     candidates: tuple[Setting, ...]
 
 
+@dataclass(frozen=True)
+class Timed:
+    """A setting, and the seconds a view that it was measured to take."""
+
+    setting: Setting
+    seconds: float
+
+
 def tune(
     jobs: Sequence[Job],
     machine: Machine,
     opened: Callable[[Job, Setting], Runner],
     clock: Clock = time.perf_counter,
-) -> dict[str, Setting]:
+) -> dict[str, Timed]:
     """Each member's fastest setting, measured now and remembered at once."""
     best = {}
     with tqdm(total=sum(len(job.candidates) for job in jobs), desc="tune", unit="setting", disable=None) as bar:
         for job in jobs:
             bar.set_postfix_str(job.name)
             seconds = measure(job, opened, clock, bar.update)
-            best[job.name] = min(seconds, key=lambda setting: seconds[setting])
+            fastest = min(seconds, key=lambda setting: seconds[setting])
+            best[job.name] = Timed(fastest, seconds[fastest])
             _remember(_key(job, machine), asdict(best[job.name]))
     return best
 
@@ -100,15 +109,15 @@ def timer(runner: Runner, setting: Setting, clock: Clock = time.perf_counter) ->
     return once
 
 
-def recall(jobs: Sequence[Job], machine: Machine) -> dict[str, Setting]:
-    """Settings that were measured before on this machine for these files, by member."""
+def recall(jobs: Sequence[Job], machine: Machine) -> dict[str, Timed]:
+    """What was measured before on this machine for these files to be the fastest, by member."""
     kept = _read()
     found = {}
     for job in jobs:
         values = kept.get(_key(job, machine))
-        setting = next((each for each in job.candidates if asdict(each) == values), None)
-        if setting is not None:
-            found[job.name] = setting
+        for setting in job.candidates:
+            if isinstance(values, dict) and values.get("setting") == asdict(setting):
+                found[job.name] = Timed(setting, float(values["seconds"]))
     return found
 
 

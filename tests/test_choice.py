@@ -1,12 +1,13 @@
 import pytest
 
 from ensemble.errors import UnavailableError
-from export.choice import choose
+from export.choice import choices, choose
 from export.hardware import Machine
 from export.setting import PRECISIONS, RUNTIMES, Setting, Wanted
 
 NO_GPU = "no NVIDIA GPU was found; use --device cpu, or check the driver with nvidia-smi"
 CPU_FP32 = {("onnxruntime", precision): "its CPU provider computes in fp32" for precision in ("bf16", "fp16")}
+NO_INT8 = {(runtime, "int8"): "this CPU has no int8" for runtime in ("onnxruntime", "openvino")}
 NO_BF16 = {("openvino", "bf16"): "this CPU has no bf16; use --precision fp32"}
 NO_FP16 = {("openvino", "fp16"): "this CPU has no fp16; use --precision fp32"}
 WITHOUT_GPU = {(runtime, precision): NO_GPU for runtime in ("cuda", "tensorrt") for precision in PRECISIONS}
@@ -14,16 +15,18 @@ NO_OPENVINO = {("openvino", precision): "OpenVINO is not installed; use it not" 
 NO_TENSORRT = {("tensorrt", precision): "TensorRT is not installed; run: pip" for precision in PRECISIONS}
 CUDA_BF16 = {("cuda", "bf16"): "ONNX Runtime's CUDA provider runs fp32 and fp16; use --precision fp16"}
 
-OLD = Machine("AMD EPYC", 2, "", WITHOUT_GPU | CPU_FP32 | NO_BF16 | NO_FP16)
+OLD = Machine("AMD EPYC", 2, "", WITHOUT_GPU | CPU_FP32 | NO_INT8 | NO_BF16 | NO_FP16)
+VNNI = Machine("Xeon", 2, "", WITHOUT_GPU | CPU_FP32 | NO_BF16 | NO_FP16)
 AMX = Machine("Xeon", 16, "", WITHOUT_GPU | CPU_FP32 | NO_FP16)
-BARE = Machine("POWER", 4, "", WITHOUT_GPU | CPU_FP32 | NO_OPENVINO)
+BARE = Machine("POWER", 4, "", WITHOUT_GPU | CPU_FP32 | NO_INT8 | NO_OPENVINO)
 H100 = Machine("Xeon", 16, "NVIDIA H100", CPU_FP32 | NO_FP16 | CUDA_BF16)
 NO_TRT = Machine("Xeon", 16, "NVIDIA H100", CPU_FP32 | NO_FP16 | CUDA_BF16 | NO_TENSORRT)
 
 ENTRIES = {"big": {"gflop": 111.0}, "small": {"gflop": 9.0}}
 BOTH, SMALL = frozenset(ENTRIES), frozenset({"small"})
-BF16, FP16 = ("openvino", "bf16"), ("cuda", "fp16")
+BF16, FP16, INT8 = ("openvino", "bf16"), ("cuda", "fp16"), ("openvino", "int8")
 GET_ONE = "the bundle has no certificate for it; get one: python cli.py export --certify-on DATA"
+FASTER_INT8 = "which is faster, but the bundle has no certificate for it; get one: python cli.py export --int8"
 
 
 @pytest.mark.parametrize(
@@ -72,6 +75,25 @@ GET_ONE = "the bundle has no certificate for it; get one: python cli.py export -
             "fp32 fp32",
             ["onnxruntime fp32 on 16 cores of Xeon: as asked"],
         ),
+        (VNNI, {}, {INT8: BOTH}, "openvino", "int8 int8", ["openvino int8 on 2 cores of Xeon: certified"]),
+        (
+            VNNI,
+            {"runtime": "onnxruntime"},
+            {("onnxruntime", "int8"): BOTH},
+            "onnxruntime",
+            "fp32 fp32",
+            ["onnxruntime fp32 on 2 cores of Xeon: as asked"],  # often slower there: only tuning takes it
+        ),
+        (
+            VNNI,
+            {},
+            {},
+            "openvino",
+            "fp32 fp32",
+            [f"openvino fp32 on 2 cores of Xeon: this CPU also computes in int8, {FASTER_INT8}"],
+        ),
+        (AMX, {}, {BF16: BOTH, INT8: BOTH}, "openvino", "bf16 bf16", ["openvino bf16 on 16 cores of Xeon: certified"]),
+        (AMX, {}, {BF16: SMALL, INT8: BOTH}, "openvino", "int8 int8", ["openvino int8 on 16 cores of Xeon: certified"]),
         (H100, {}, {("tensorrt", "fp16"): BOTH}, "tensorrt", "fp16 fp16", ["tensorrt fp16 on NVIDIA H100: certified"]),
         (H100, {}, {("tensorrt", "bf16"): BOTH}, "tensorrt", "bf16 bf16", ["tensorrt bf16 on NVIDIA H100: certified"]),
         (
@@ -170,6 +192,13 @@ def test_large_members_take_all_cores_at_once_and_small_ones_run_side_by_side():
             f"big, small may not run at tensorrt fp16: {GET_ONE}, or take the risk: python cli.py export --uncertified",
         ),
         (
+            VNNI,
+            {"precision": "int8"},
+            {INT8: SMALL},
+            "big may not run at openvino int8: the bundle has no certificate for it; get one: "
+            "python cli.py export --int8, or take the risk: python cli.py export --int8 --uncertified",
+        ),
+        (
             AMX,
             {"runtime": "torch"},
             {},
@@ -219,9 +248,22 @@ def test_a_device_and_a_runtime_that_exclude_each_other_are_wrong_use(wanted, me
             {"runtime": "onnx"},
             "there is no runtime 'onnx'; choose one of: auto, torch, onnxruntime, openvino, cuda, te",
         ),
-        ({"precision": "FP32"}, "there is no precision 'FP32'; choose one of: auto, fp32, bf16, fp16"),
+        ({"precision": "FP32"}, "there is no precision 'FP32'; choose one of: auto, fp32, bf16, fp16, int8"),
     ],
 )
 def test_what_does_not_exist_is_refused_with_what_does(wanted, message):
     with pytest.raises(UnavailableError, match=message):
         Wanted(**wanted)
+
+
+def kinds_of(allowed, machine=VNNI, **wanted):
+    return [[each.precision for each in one.values()] for one in choices(ENTRIES, allowed, Wanted(**wanted), machine)]
+
+
+def test_tuning_has_every_precision_that_one_certificate_covers_to_choose_from():
+    int8 = ("onnxruntime", "int8")
+    assert kinds_of({BF16: BOTH, INT8: SMALL}, AMX) == [["bf16", "bf16"], ["fp32", "int8"]]
+    assert kinds_of({int8: BOTH}, runtime="onnxruntime") == [["fp32", "fp32"], ["int8", "int8"]]
+    assert kinds_of({INT8: BOTH}) == [["int8", "int8"]]
+    assert kinds_of({BF16: BOTH, INT8: BOTH}, AMX, precision="bf16") == [["bf16", "bf16"]]
+    assert kinds_of({("tensorrt", "fp16"): BOTH, ("tensorrt", "bf16"): BOTH}, H100) == [["fp16", "fp16"]]

@@ -68,12 +68,15 @@ def test_the_driver_says_which_gpu_is_here(monkeypatch, driver, expected):
 @pytest.mark.parametrize(
     ("flags", "names", "lacking"),
     [
-        ("avx2", {"FP32", "INT8"}, {"bf16", "fp16"}),
-        ("avx512f", {"FP32", "BF16"}, {"bf16", "fp16"}),  # imitated there
-        ("avx512f avx512_bf16", {"FP32", "BF16"}, {"fp16"}),
-        ("avx512f amx_bf16", {"FP32", "BF16", "FP16"}, set()),
-        (None, {"FP32", "FP16"}, {"bf16"}),
-        (None, set(), {"fp32", "bf16", "fp16"}),
+        ("avx2", {"FP32", "INT8"}, {"bf16", "fp16", "int8"}),
+        ("avx2 avx_vnni", {"FP32", "INT8"}, {"bf16", "fp16"}),
+        ("avx512f avx512_vnni", {"FP32", "INT8"}, {"bf16", "fp16"}),
+        ("avx512f avx512_vnni", {"FP32"}, {"bf16", "fp16", "int8"}),
+        ("avx512f", {"FP32", "BF16"}, {"bf16", "fp16", "int8"}),  # imitated there
+        ("avx512f avx512_bf16", {"FP32", "BF16"}, {"fp16", "int8"}),
+        ("avx512f amx_bf16 amx_int8", {"FP32", "BF16", "FP16", "INT8"}, set()),
+        (None, {"FP32", "FP16", "INT8"}, {"bf16"}),
+        (None, set(), {"fp32", "bf16", "fp16", "int8"}),
     ],
 )
 def test_openvino_counts_for_what_the_cpu_really_multiplies_in(monkeypatch, flags, names, lacking):

@@ -36,7 +36,7 @@ import sys
 
 for name in ("torch", "torchvision", "transformers", "timm", "sklearn", "onnx", "accelerate", "safetensors",
              "pydantic", "yaml", "jinja2", "datasets", "kagglehub", "faiss",
-             "peft", "rich", "tensorboard", "matplotlib", "psutil", "captum"):
+             "peft", "rich", "tensorboard", "matplotlib", "psutil", "captum", "nncf"):
     sys.modules[name] = None
 """
 COMMAND = f"{WITHOUT_TORCH}import cli; cli.main()"
@@ -63,9 +63,11 @@ LIGHT = {
     "ensemble.degrade ensemble.grid ensemble.bootstrap ensemble.breakdown ensemble.report ensemble.gallery "
     "ensemble.shift ensemble.files ensemble.sources ensemble.quiet ensemble.cascade ensemble.cascade_fit "
     "ensemble.cascade_limits",
-    "torch,sklearn,transformers,onnx,openvino,onnxruntime": "export.infer export.runtime export.hardware export.choice "
+    "torch,sklearn,transformers,onnx,openvino,onnxruntime,nncf": "export.infer export.runtime export.hardware "
+    "export.choice "
     "export.precisions export.evidence export.records export.member_logits export.classifier export.foreign "
-    "export.half export.plan export.tuning export.bench export.libraries export.onnx_sessions export.openvino_runtime "
+    "export.half export.int8 export.layers export.second_files "
+    "export.plan export.tuning export.bench export.libraries export.onnx_sessions export.openvino_runtime "
     "export.batches export.predictor export.submission export.bundle export.inputs export.rows export.parquet_input "
     "export.results export.journal export.certificate export.export_run export.evaluate_model export.ensembles "
     "export.cascades export.heldout_rows",

@@ -269,7 +269,7 @@ def test_another_version_of_a_library_is_certified_again(exported, tmp_path, pic
         "held-out images", True, tuple(labels["id"]), files, labels["label"].astype(int).to_numpy()
     )
 
-    monkeypatch.setattr(precisions, "version", lambda runtime: f"{runtime} 99")
+    monkeypatch.setattr(hardware, "version", lambda runtime: f"{runtime} 99")
     code, out, _ = run_cli("export", "--run", run)  # too few held-out images
     assert code == 0
     assert "Still allowed, though certified with other versions of libraries than those here: openvino bf16" in out

@@ -27,10 +27,11 @@ every_runtime = pytest.mark.parametrize("setting", [SETTINGS[0], SETTINGS[2]], i
 QUIET = """
 import os, pathlib, socket, sys
 
-def refuse(*arguments, **options):
-    raise AssertionError("a socket was opened")
+class Refused(socket.socket):
+    def __init__(self, *arguments, **options):
+        raise AssertionError("a socket was opened")
 
-socket.socket = refuse
+socket.socket = Refused
 from ensemble.contract import ImageContract
 from export.runtime import open_runner
 from export.setting import Setting
@@ -40,6 +41,13 @@ contract = ImageContract(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
 for name in ("openvino", "onnxruntime"):
     runner = open_runner("tiny", pathlib.Path(sys.argv[1]), contract, Setting(name))
     print(runner.run(np.full((3, 8, 8, 3), 255, dtype=np.uint8)).tolist())
+"""
+QUANTIZED = """
+from export.int8 import write_int8
+
+target = pathlib.Path(sys.argv[2])
+write_int8(pathlib.Path(sys.argv[1]), target, np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8))
+print(len(target.read_bytes()) > 0)
 """
 INTERRUPTED = """
 import os, pathlib, signal, sys, threading
@@ -225,7 +233,15 @@ def test_nothing_is_sent_and_nothing_written_at_home(at_home, model, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_quantizing_sends_nothing_and_writes_nothing_at_home(at_home, model, tmp_path, tmp_path_factory):
+    target = tmp_path_factory.mktemp("quantized") / "int8.onnx"
+    result = at_home(QUIET + QUANTIZED, model, target)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == "[2.0, 2.0, 2.0]\n[2.0, 2.0, 2.0]\nTrue\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "nncf"])
 def test_a_plain_import_does_write_at_home(at_home, tmp_path, name):
     at_home(f"import {name}")
     assert list(tmp_path.iterdir()) != [], f"{name} has no telemetry any more: export/libraries.py can go"

@@ -12,7 +12,7 @@ from export import bundle, choice, plan, predictor, tuning
 from export.choice import choose
 from export.hardware import Machine
 from export.setting import Setting, Wanted
-from export.tuning import Job
+from export.tuning import Job, Timed
 
 MACHINE = Machine("a CPU", 2)
 SETTINGS = tuple(Setting("openvino", batch=batch, streams=streams) for batch in (1, 4, 8) for streams in (1, 2))
@@ -59,6 +59,10 @@ def job(name="one", sha256="a", settings=SETTINGS):
     return Job(name, sha256, settings)
 
 
+def recalled(asked):
+    return {name: timed.setting for name, timed in tuning.recall([asked], MACHINE).items()}
+
+
 def lab(fastest, **options):
     return Lab({setting: 0.1 if setting == fastest else 0.2 for setting in SETTINGS}, **options)
 
@@ -66,8 +70,8 @@ def lab(fastest, **options):
 @pytest.mark.parametrize("fastest", SETTINGS, ids=lambda s: f"{s.batch}-{s.streams}")
 def test_the_fastest_setting_is_found_and_remembered(fastest):
     made = lab(fastest)
-    assert tuning.tune([job()], MACHINE, made.open, made.clock) == {"one": fastest}
-    assert tuning.recall([job()], MACHINE) == {"one": fastest}
+    assert tuning.tune([job()], MACHINE, made.open, made.clock) == {"one": Timed(fastest, pytest.approx(0.1))}
+    assert recalled(job()) == {"one": fastest}
 
 
 def test_losers_are_timed_once_and_finalists_take_turns():
@@ -83,7 +87,7 @@ def test_one_slow_moment_does_not_decide():
     moments = iter([1.0, 1.0, 1.0, 9.0, 9.0, 1.0, 1.0])
     seconds = dict.fromkeys(SETTINGS[:2], 2.0) | {SETTINGS[0]: lambda: next(moments)}
     made = Lab(seconds)
-    assert tuning.tune([job(settings=SETTINGS[:2])], MACHINE, made.open, made.clock) == {"one": SETTINGS[0]}
+    assert tuning.tune([job(settings=SETTINGS[:2])], MACHINE, made.open, made.clock)["one"].setting == SETTINGS[0]
 
 
 def test_short_runs_are_repeated_until_they_can_be_timed():
@@ -94,7 +98,7 @@ def test_short_runs_are_repeated_until_they_can_be_timed():
 
 def test_what_cannot_be_opened_is_left_out_and_nothing_at_all_is_an_error():
     made = lab(SETTINGS[0], lacking=SETTINGS[:1])
-    assert tuning.tune([job()], MACHINE, made.open, made.clock)["one"] != SETTINGS[0]
+    assert tuning.tune([job()], MACHINE, made.open, made.clock)["one"].setting != SETTINGS[0]
     with pytest.raises(UnavailableError, match="no openvino fp32"):
         tuning.measure(job(), lab(SETTINGS[0], lacking=SETTINGS).open)
 
@@ -131,7 +135,7 @@ def test_an_answer_holds_for_one_file_on_one_machine(asked, machine):
     made = lab(SETTINGS[1])
     tuning.tune([job()], MACHINE, made.open, made.clock)
     assert tuning.recall([asked], machine) == {}
-    assert tuning.recall([replace(job(), name="renamed")], MACHINE) == {"renamed": SETTINGS[1]}
+    assert recalled(replace(job(), name="renamed")) == {"renamed": SETTINGS[1]}
 
 
 def test_another_version_of_a_library_measures_anew(monkeypatch):
@@ -148,7 +152,7 @@ def test_a_damaged_memory_costs_a_measurement_and_no_error(text):
     (artifacts.cache_path() / "runtimes.json").write_text(text)
     assert tuning.recall([job()], MACHINE) == {}
     tuning.tune([job()], MACHINE, made.open, made.clock)
-    assert tuning.recall([job()], MACHINE) == {"one": SETTINGS[1]}
+    assert recalled(job()) == {"one": SETTINGS[1]}
 
 
 def test_a_setting_that_was_no_candidate_is_not_believed():
@@ -156,11 +160,11 @@ def test_a_setting_that_was_no_candidate_is_not_believed():
     tuning.tune([job()], MACHINE, made.open, made.clock)
     file = artifacts.cache_path() / "runtimes.json"
     key = next(key for key in artifacts.read_json(file, "") if key != "format_version")
-    change_json(file, **{key: vars(Setting("openvino", "bf16"))})
+    change_json(file, **{key: {"setting": vars(Setting("openvino", "bf16")), "seconds": 0.1}})
     assert tuning.recall([job()], MACHINE) == {}
 
 
-CPU_FP32 = {("onnxruntime", precision): "no" for precision in ("bf16", "fp16")}
+CPU_FP32 = {("onnxruntime", precision): "no" for precision in ("bf16", "fp16", "int8")}
 AMX = Machine("Xeon", 16, "", CPU_FP32)
 BOTH = Machine("Xeon", 16, "NVIDIA H100", CPU_FP32)
 
@@ -204,9 +208,32 @@ def test_an_answer_that_no_single_certificate_covers_is_not_believed():
     """As a `--tune` of before may have left it: chosen among every pair that its member may run at."""
     older = (Setting("tensorrt", "fp16", 64), Setting("cuda", "fp16", 64))
     made = Lab({older[0]: 2.0, older[1]: 1.0})
-    assert tuning.tune([job(settings=older)], BOTH, made.open, made.clock) == {"one": older[1]}
+    assert tuning.tune([job(settings=older)], BOTH, made.open, made.clock)["one"].setting == older[1]
     settled = tuple(candidates("one", BOTH, ("tensorrt", "fp16"), ("cuda", "fp16")))
     assert tuning.recall([job(settings=settled)], BOTH) == {}
+
+
+@pytest.mark.parametrize(("bf16", "int8", "expected"), [(1.0, 0.5, "int8"), (0.5, 1.0, "bf16")])
+def test_of_two_certified_precisions_tuning_takes_the_faster_for_all_members(folder, monkeypatch, bf16, int8, expected):
+    """With int8, member two is slower than with bf16, and both together are what counts."""
+    values = bundle.open_bundle(folder)
+    for name, entry in values["members"].items():
+        entry["int8"] = f"members/{name}.int8.onnx"
+        shutil.copyfile(folder / entry["file"], folder / entry["int8"])
+    may = {"members": ["one", "two"], "certified": True}
+    bundle.write_bundle(folder, values["members"], (), {"openvino bf16": may, "openvino int8": may})
+    monkeypatch.setattr(plan, "available", lambda: Machine("Xeon", 2))
+    seconds = {"bf16": {"one": bf16, "two": 0.1}, "int8": {"one": int8, "two": 0.2}, "fp32": {"one": 9.0, "two": 9.0}}
+
+    def measure(job, *rest):
+        return {setting: seconds[setting.precision][job.name] for setting in job.candidates}
+
+    monkeypatch.setattr(tuning, "measure", measure)
+    lines = []
+    _, planned = plan.plan_bundle(folder, Wanted(tune=True), lines.append)
+    assert [member.setting.precision for member in planned] == [expected] * 2
+    assert plan.plan_bundle(folder, Wanted(), lines.append)[1] == planned
+    assert {member.path.name.split(".")[1] for member in planned} == {"int8" if expected == "int8" else "fp32"}
 
 
 @pytest.fixture

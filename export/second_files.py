@@ -1,0 +1,202 @@
+"""Files beside a member's fp32 one: fp16 for the CUDA provider, int8. Layers that break them are found and kept."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ensemble.contract import ImageContract
+from ensemble.errors import ArtifactError, some
+from ensemble.metrics import sigmoid
+from ensemble.score import Runner
+from export import bundle, evidence, member_logits, runtime, tuning
+from export.certificate import AUROC_LIMIT, FLIPS_LIMIT, Change, compare
+from export.evidence import Training
+from export.layers import Layer, fewest, read_layers
+from export.setting import ON_CPU, Setting
+
+Say = Callable[[str], object]
+# writes the second file with these nodes in fp32; roughly: calibrated by few images
+Write = Callable[[Collection[str], bool], None]
+FP32 = Setting("onnxruntime")
+MARGIN = 0.5  # of a certificate's limits may be used up on training images, since others decide
+ROUGH = 16  # images
+BATCHES, BATCHES_AGREE = (1, 4, 16), 0.02  # largest difference of p between batches, in any of which it may be run
+ROUNDS = 3  # of timing
+
+
+@dataclass(frozen=True)
+class Second:
+    """A member's fp32 file, the second file in the making, and what runs that."""
+
+    name: str
+    source: Path
+    target: Path
+    contract: ImageContract
+    setting: Setting
+
+    def runner(self, batch: int | None = None) -> Runner:
+        """The second file as it is now."""
+        setting = replace(self.setting, batch=batch or self.setting.batch)
+        return runtime.open_runner(self.name, self.target, self.contract, setting)
+
+
+def add(
+    folder: Path, name: str, entry: Mapping[str, Any], settings: Sequence[Setting], training: Training | None, say: Say
+) -> dict[str, Any]:
+    """The entry with those second files that `settings` run and it lacks; int8 needs training images."""
+    extended = dict(entry)
+    # of several runtimes the last, OpenVINO where it is installed
+    wanted = {kind: setting for setting in settings if (kind := bundle.second_file(setting))}
+    for kind, setting in wanted.items():
+        if kind in entry or (kind == "int8" and training is None):
+            continue
+        file = f"members/{name}.{kind}.onnx"
+        contract = ImageContract.from_dict(entry["contract"])
+        second = Second(name, folder / entry["file"], folder / file, contract, setting)
+        if kind == "int8" and not _open_layers(second):
+            say(f"{name}: has no layers to quantize, and stays fp32")
+            continue
+        try:
+            made = _make(second, training, say)
+        except ArtifactError as error:
+            say(f"{name}: stays fp32: {error}")
+            second.target.unlink(missing_ok=True)
+            continue
+        extended |= {kind: file, "made": {**extended.get("made", {}), kind: made}}
+    return extended
+
+
+def drop(folder: Path, name: str, entry: Mapping[str, Any], used: Collection[tuple[str, str | None]]) -> dict[str, Any]:
+    """The entry without the second files that nothing runs, which are removed; `used`: (member, precision)."""
+    lost = [kind for kind in bundle.SECOND_FILES if kind in entry and (name, kind) not in used]
+    for kind in lost:
+        (folder / entry[kind]).unlink(missing_ok=True)
+    made = {kind: value for kind, value in entry.get("made", {}).items() if kind not in lost}
+    kept = {key: value for key, value in entry.items() if key not in (*lost, "made")}
+    return {**kept, "made": made} if made else kept
+
+
+def _make(second: Second, training: Training | None, say: Say) -> dict[str, Any]:
+    """Write the file; returns how it was made. Without training images nothing is compared, and no layer kept."""
+    write = _writer(second, training, say)
+    write((), False)
+    layers = _open_layers(second)
+    made: dict[str, Any] = {"layers": len(layers), "kept": []}
+    if training is None:
+        return made
+    whole = _times_fp32(second)
+    found = [] if _passes(second, training) else _search(second, layers, training, write, say)
+    speed = _times_fp32(second) if found else whole
+    made["kept"] = [layer.name for layer in found]
+    what = f"kept in fp32 {len(found)} of {len(layers)} layers: {some(made['kept'])}; " if found else ""
+    cost = f" ({whole:.2f} with no layer kept)" if found else ""
+    say(f"{second.name}: {what}{second.setting} runs {speed:.2f} times as fast as fp32{cost}")
+    images = {"compared_on": len(training.comparison.labels)}
+    if second.setting.precision == "int8":
+        images["calibrated_on"] = len(training.calibration.labels)
+    return {**made, **images, "times_fp32": {"whole": whole, "made": speed}}
+
+
+def _writer(second: Second, training: Training | None, say: Say) -> Write:
+    if second.setting.precision == "fp16":
+        from export.half import write_half
+
+        return lambda kept, roughly: write_half(second.source, second.target, kept)
+    from export.int8 import write_int8
+
+    if training is None:
+        raise ValueError("int8 is calibrated by training images")
+    samples = evidence.samples_of(training.calibration)
+    pixels = samples.pixels(second.contract)
+    say(f"{second.name}: quantizing, by the ranges of its values on {samples.what}")
+    few = pixels[:: max(1, len(pixels) // ROUGH)]
+    head = _nodes(read_layers(second.source)[-1:])
+    return lambda kept, roughly: write_int8(second.source, second.target, few if roughly else pixels, [*kept, *head])
+
+
+def _open_layers(second: Second) -> list[Layer]:
+    """Those that may change. In int8 the last stays fp32, which costs nothing: else logits would have 256 values."""
+    layers = read_layers(second.source)
+    return layers[:-1] if second.setting.precision == "int8" else layers
+
+
+def _search(second: Second, layers: Sequence[Layer], training: Training, write: Write, say: Say) -> list[Layer]:
+    """Rewrite the file with the fewest layers in fp32 that bring it within MARGIN; with none where most would not."""
+    say(
+        f"{second.name}: with all {len(layers)} layers in {second.setting.precision} {_told(second, training)}; "
+        "searching for layers to keep in fp32"
+    )
+    pixels = evidence.samples(training.comparison).pixels(second.contract)
+    exact = runtime.open_runner(second.name, second.source, second.contract, FP32).run(pixels)
+
+    def harm(part: Sequence[Layer]) -> float:
+        write(_nodes(layer for layer in layers if layer not in part), True)
+        moved = float(np.abs(second.runner().run(pixels) - exact).mean())
+        return moved if np.isfinite(moved) else np.inf
+
+    def passes(kept: Sequence[Layer]) -> bool:
+        write(_nodes(kept), False)
+        return _passes(second, training)
+
+    kept = (fewest(layers, harm, passes) if layers else None) or []
+    write(_nodes(kept), False)
+    if not kept:
+        say(f"{second.name}: no part of its layers would rescue it; the certificate decides about it as it is")
+    return kept
+
+
+def _nodes(layers: Iterable[Layer]) -> list[str]:
+    return [node for layer in layers for node in layer.nodes]
+
+
+def _compare(second: Second, training: Training) -> Change:
+    """fp32 against the second file on training images; those that cannot be read are left out."""
+    columns = [
+        member_logits.column(second.name, second.source, second.contract, FP32),
+        member_logits.column(second.name, second.target, second.contract, second.setting),
+    ]
+    logits, errors = member_logits.compute(training.comparison.files, columns, second.setting.precision)
+    read = [row for row in range(len(logits)) if row not in errors]
+    fp32, lower = logits[read].astype(np.float64).T
+    return compare(fp32, lower, training.comparison.labels[read])
+
+
+def _passes(second: Second, training: Training) -> bool:
+    """Written so that NaN does not."""
+    change = _compare(second, training)
+    close = abs(change.auroc) <= MARGIN * AUROC_LIMIT and change.flips <= MARGIN * FLIPS_LIMIT
+    return close and _between_batches(second, training) <= BATCHES_AGREE
+
+
+def _between_batches(second: Second, training: Training) -> float:
+    """Largest |p - p'| of the same images in other batches: OpenVINO's int8 products can be wrong in some.
+
+    Seen with 2026.4 in products of 4 to 8 rows, which gave the same logit for every image.
+    """
+    pixels = evidence.samples(training.comparison).pixels(second.contract)
+    batches = BATCHES if second.setting.runtime in ON_CPU else ()
+    found = [second.runner(batch).run(pixels).astype(np.float64) for batch in (second.setting.batch, *batches)]
+    return float(np.ptp(sigmoid(np.stack(found)), axis=0).max())
+
+
+def _told(second: Second, training: Training) -> str:
+    change = _compare(second, training)
+    if not np.isfinite(change.flips):
+        return "logits are not finite"
+    where = f"on {len(training.comparison.labels)} training images"
+    return f"AUROC moves by {change.auroc:+.4f} and {change.flips:.2%} change sides {where}"
+
+
+def _times_fp32(second: Second) -> float:
+    """How many times as fast as the fp32 file it runs, in the same runtime and batch; the best of a few rounds."""
+    plain = Setting(second.setting.runtime, batch=second.setting.batch)
+    timers = [
+        tuning.timer(runtime.open_runner(second.name, second.source, second.contract, plain), plain),
+        tuning.timer(second.runner(), second.setting),
+    ]
+    rounds = [[once() for once in timers] for _ in range(ROUNDS)]
+    before, after = (min(each[place] for each in rounds) for place in range(2))
+    return before / after
