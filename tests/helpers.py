@@ -157,17 +157,25 @@ def write_stacker(run: Path, stacker: Stacker = STACKER) -> None:
 
 
 def write_onnx(path: Path, scale: float) -> Path:
-    from onnx import TensorProto, helper, numpy_helper, save
+    from onnx import TensorProto, helper
 
     constants = {"axes": np.array([1, 2, 3]), "half": np.float32(127.5), "scale": np.float32(scale / 255)}
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["floats", "axes"], ["brightness"], keepdims=0),
+        helper.make_node("Sub", ["brightness", "half"], ["centred"]),
+        helper.make_node("Mul", ["centred", "scale"], ["logit"]),
+    ]
+    return save_graph(path, nodes, constants)
+
+
+def save_graph(path: Path, nodes: Sequence[Any], constants: Mapping[str, Any]) -> Path:
+    """An ONNX file as members are exported: `pixels` uint8 [N, S, S, 3] -> `logit` float32 [N]."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
     graph = helper.make_graph(
-        [
-            helper.make_node("Cast", ["pixels"], ["floats"], to=TensorProto.FLOAT),
-            helper.make_node("ReduceMean", ["floats", "axes"], ["brightness"], keepdims=0),
-            helper.make_node("Sub", ["brightness", "half"], ["centred"]),
-            helper.make_node("Mul", ["centred", "scale"], ["logit"]),
-        ],
-        "tiny",
+        nodes,
+        "network",
         [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["batch", CONTRACT.size, CONTRACT.size, 3])],
         [helper.make_tensor_value_info("logit", TensorProto.FLOAT, ["batch"])],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from helpers import CONTRACT, make_frame, noisy_logits, write_bundle, write_member, write_stacker
+from helpers import CONTRACT, make_frame, noisy_logits, save_graph, write_bundle, write_member, write_stacker
 from PIL import Image
 
 from ensemble import artifacts
@@ -21,7 +21,7 @@ def write_network(path: Path, huge: float, scale: float = 4) -> Path:
     Layer `makes` puts that channel beside the brightness, `reads` gives it a weight of 0: in int8 both share
     one scale, in fp16 a number beyond 65,504 is infinite.
     """
-    from onnx import TensorProto, helper, numpy_helper, save
+    from onnx import TensorProto, helper
 
     first = np.full((3, WIDTH), 1 / 3 / 255)
     makes = np.eye(WIDTH)
@@ -32,24 +32,16 @@ def write_network(path: Path, huge: float, scale: float = 4) -> Path:
     constants = {"axes": np.array([1, 2, 3]), "half": np.float32(scale / 2)}
     constants |= {f"w_{name}": weight.astype(np.float32) for name, weight in weights.items()}
     values = ["floats", *LAYERS]
-    graph = helper.make_graph(
-        [
-            helper.make_node("Cast", ["pixels"], ["floats"], "cast", to=TensorProto.FLOAT),
-            *(
-                helper.make_node("MatMul", [before, f"w_{name}"], [name], name)
-                for before, name in zip(values, LAYERS, strict=False)
-            ),
-            helper.make_node("ReduceMean", ["last", "axes"], ["mean"], "mean", keepdims=0),
-            helper.make_node("Sub", ["mean", "half"], ["logit"], "sub"),
-        ],
-        "network",
-        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["batch", CONTRACT.size, CONTRACT.size, 3])],
-        [helper.make_tensor_value_info("logit", TensorProto.FLOAT, ["batch"])],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    artifacts.ensure_folder(path.parent)
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
-    return path
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["floats"], "cast", to=TensorProto.FLOAT),
+        *(
+            helper.make_node("MatMul", [before, f"w_{name}"], [name], name)
+            for before, name in zip(values, LAYERS, strict=False)
+        ),
+        helper.make_node("ReduceMean", ["last", "axes"], ["mean"], "mean", keepdims=0),
+        helper.make_node("Sub", ["mean", "half"], ["logit"], "sub"),
+    ]
+    return save_graph(path, nodes, constants)
 
 
 def write_picture(path: Path, brightness: int) -> None:
