@@ -15,7 +15,7 @@ from export.setting import Setting, named
 
 CONVERTER_VERSION = 3  # raised by hand when converting the same member would give another file or entry
 PRECISION = "fp32"
-SECOND_FILES = ("fp16", "int8")  # that an entry may have, by precision
+SECOND_FILES = ("fp16", "int8", "int8-symmetric")  # that an entry may have, the last for TensorRT
 REMEDY = "make it anew with: python cli.py export --force (and its --member options, if it has no run)"
 
 
@@ -66,7 +66,7 @@ def write_bundle(
     The folder already holds stacker.json, certificate.json, the entries' files, the scores of
     `externals`, members that were trained elsewhere, and perhaps heldout.parquet. An entry:
     `file`, `precision` (fp32), `contract`, `source`, `gflop` of one view; where there is a second
-    file, `fp16` or `int8`, its name, and in `made` how that one was made.
+    file, one of SECOND_FILES with its name, and in `made` how that one was made.
     precisions: {"openvino bf16": {"members": [...], "certified": true}}, as `may_run` reads it.
     """
     scores = [external_file(name) for name in externals]
@@ -106,9 +106,10 @@ def member_file(entry: Mapping[str, Any], setting: Setting) -> str:
 
 
 def second_file(setting: Setting) -> str | None:
-    """The precision whose own file is run at this setting; None where the fp32 file is."""
-    own = setting.precision == "int8" or (setting.runtime, setting.precision) == ("cuda", "fp16")
-    return setting.precision if own else None
+    """Which of SECOND_FILES is run at this setting; None where the fp32 file is."""
+    if setting.precision == "int8":
+        return "int8-symmetric" if setting.runtime == "tensorrt" else "int8"
+    return "fp16" if (setting.runtime, setting.precision) == ("cuda", "fp16") else None
 
 
 def has_file(entry: Mapping[str, Any], setting: Setting) -> bool:
