@@ -53,7 +53,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Report:
-    """What a cascade did on rows that its limits were not fitted on.
+    """What a cascade did on rows, each by limits that were fitted on others.
 
     auroc: of the full stack, and of the cascade. loss: the first minus the second, with its
     95 % interval over groups. shares: of the images that leave after each member, in the

@@ -45,14 +45,13 @@ class Material:
         return float(np.cumsum(self.milliseconds)[leave(steps, self.logits, self.full)[1]].mean())
 
 
-def fit_steps(material: Material, fold: np.ndarray, tolerance: float, seed: int) -> tuple[Step, ...]:
+def fit_steps(material: Material, folds: Sequence[np.ndarray], tolerance: float, seed: int) -> tuple[Step, ...]:
     """The steps at the lowest price of AUROC at which the loss stays within the tolerance.
 
-    That loss is of steps fitted on all but a fold, int [N], and applied to it, by its upper
+    That loss is of steps fitted on all but a fold, bool [N], and applied to it, by its upper
     bound over draws of groups. Prices fall and limits only close in until it is beyond the
     tolerance, so a larger one never costs more milliseconds, on any rows.
     """
-    folds = [fold == number for number in np.unique(fold)]
     ways = zip(path(material), *(path(material.part(~held)) for held in folds), strict=True)
     sound, *_ = next(ways)
     for steps, *others in ways:

@@ -31,7 +31,7 @@ def told(cascade: Cascade) -> list[str]:
         f"  Expected: members take {less:.2f} ms an image in place of {full:.2f}, {full / less:.1f} times as fast"
         if less
         else "  Expected: no member has to run",
-        f"  On {report.rows:,} held-out images of {report.groups:,} groups that it was not fitted on: AUROC "
+        f"  On {report.rows:,} images of {report.groups:,} groups, by limits fitted on other groups: AUROC "
         f"{report.auroc[1]:.4f} in place of {report.auroc[0]:.4f}, lost {report.loss}; "
         f"{report.flips:.1%} change sides at the threshold",
     ]

@@ -1,4 +1,4 @@
-"""The rows that a bundle's cascade is fitted on: label, group and member logits of images that no member was fitted on.
+"""The rows that a bundle's cascade is fitted on: label, group and member logits by weights that never saw the group.
 
 They travel in the bundle as heldout.parquet: no ids, no paths.
 """

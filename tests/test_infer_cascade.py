@@ -110,7 +110,10 @@ def test_images_that_are_clear_leave_after_the_cheap_member(exported, pictures, 
         r"to lose at most 0\.01 of AUROC:\n  one: 1\.00 ms an image, \d+\.\d% leave\n  two: 10\.00 ms", out
     )
     assert re.search(r"Expected: members take \d\.\d\d ms an image in place of 11\.00, \d\.\d times as fast\n", out)
-    assert re.search(r"On [\d,]+ held-out images of \d+ groups .*, lost -?0\.\d+ \[-?0\.\d+, 0\.\d+\]; ", out)
+    assert re.search(
+        r"On [\d,]+ images of \d+ groups, by limits fitted on other groups: .*, lost -?0\.\d+ \[-?0\.\d+, 0\.\d+\]; ",
+        out,
+    )
     share = left.sum() / read.sum()
     assert f"Left the cascade: {share:.1%} after one, {1 - share:.1%} after two\n" in out
 
@@ -163,16 +166,19 @@ def test_a_bundle_without_held_out_logits_says_how_to_get_them(tmp_path, picture
     assert (code, "100 held-out images or more, and here are 48" in err) == (2, True)
 
 
-def test_with_folds_too_the_rows_are_those_that_no_member_was_fitted_on(tmp_path):
+def test_with_folds_the_training_rows_serve_too_each_scored_by_weights_that_never_saw_its_group(tmp_path):
     frame, scores = write_folded_run(tmp_path, {"one": 2.0, "two": 1.0})
     write_stacker(tmp_path)
     write_bundle(tmp_path)
     export_run(tmp_path, print)
     rows = pd.read_parquet(tmp_path / "bundle" / "heldout.parquet")
     held = (frame["split"] == "heldout").to_numpy()
-    assert 0 < held.sum() < len(frame)
+    assert 0 < held.sum() < len(frame) == len(rows)
     for name in ("one", "two"):
-        np.testing.assert_array_equal(rows[f"logit {name}"], scores[name]["logit"][held])
+        logits = scores[name]["logit"].to_numpy()
+        np.testing.assert_array_equal(rows[f"logit {name}"], [*logits[held], *logits[~held]])
+    np.testing.assert_array_equal(rows["label"], [*frame["label"][held], *frame["label"][~held]])
+    assert rows["group"].nunique() == frame["group"].nunique()
 
 
 def test_changed_held_out_logits_are_refused(run):
