@@ -41,7 +41,7 @@ def fit_cascade(
     if len(stacker.members) < 2:
         raise ArtifactError("a cascade needs two members or more; score without --cascade")
     first = halves(rows.labels, rows.groups, seed)
-    _check(rows, first)
+    check(rows, first, "a cascade is fitted on", REMEDY)
     spent = np.array([milliseconds[name] for name in stacker.members])
     both = Material(stacker.members, rows.logits, stacker.logit(rows.logits), rows.labels, rows.groups, spent)
     fitting = both.part(first)
@@ -103,15 +103,14 @@ def _quarters(labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
     return quarters
 
 
-def _check(rows: Rows, first: np.ndarray) -> None:
+def check(rows: Rows, first: np.ndarray, needs: str, remedy: str) -> None:
+    """ArtifactError, by what `needs` them, where rows or one of their halves are too few to fit on and to report on."""
     if len(rows.labels) < LEAST_ROWS:
-        raise ArtifactError(
-            f"a cascade is fitted on {LEAST_ROWS} held-out images or more, and here are {len(rows.labels)}: {REMEDY}"
-        )
+        raise ArtifactError(f"{needs} {LEAST_ROWS} held-out images or more, and here are {len(rows.labels)}: {remedy}")
     for label, name in enumerate(("real", "ai")):
         for half in (first, ~first):
             if (found := len(np.unique(rows.groups[half & (rows.labels == label)]))) < LEAST_GROUPS:
                 raise ArtifactError(
-                    f"half of the held-out images fit a cascade and half report on it; one half has {found} groups "
-                    f"with {name} images, and {LEAST_GROUPS} are needed: {REMEDY}"
+                    f"{needs} half of the held-out images and reports on the other half; one half has {found} groups "
+                    f"with {name} images, and {LEAST_GROUPS} are needed: {remedy}"
                 )
