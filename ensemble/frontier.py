@@ -25,6 +25,7 @@ from ensemble.subsets import explore, undominated
 from ensemble.threshold import asked_rule, choose_threshold
 
 TOLERANCES = (0.0005, 0.001, 0.002, 0.005, 0.01)  # of the cascades tried
+SAME_SPEED = 1.02
 REMEDY = "export with more held-out images (train-all --heldout, or export --stack-on)"
 
 T = TypeVar("T")
@@ -195,6 +196,15 @@ def settle(points: Sequence[Point], ship: Callable[[Point], T]) -> tuple[dict[Po
                 made[point] = ship(point)
             except ManyeyesError as error:
                 refused[point] = str(error)
+
+
+def apart(points: Sequence[Point]) -> list[Point]:
+    """Of points from the fastest, ever more accurate: the most accurate of those that no timing tells apart."""
+    kept: list[Point] = []
+    for point in reversed(points):
+        if not kept or point.milliseconds * SAME_SPEED < kept[-1].milliseconds:
+            kept.append(point)
+    return kept[::-1]
 
 
 def half_stacker(study: Study, names: Sequence[str]) -> Stacker:

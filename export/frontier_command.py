@@ -121,6 +121,8 @@ def frontier(
 def _print(found: "Frontier", what: str) -> None:
     import pandas as pd
 
+    from ensemble.errors import some
+
     full, measured = found.full
     click.echo(
         f"\nAll {len(full.members)} members at {full.precision}: {full.images_per_second:.1f} images/s, "
@@ -141,5 +143,5 @@ def _print(found: "Frontier", what: str) -> None:
         for number, (point, (how, _)) in enumerate(found.best.items(), start=1)
     ]
     options.table(pd.DataFrame(lines))
-    for reason in found.left_out:
-        click.echo(f"Left out: {reason}")
+    if found.left_out:
+        click.echo(f"Left out: {some(found.left_out, 3)}")

@@ -67,7 +67,7 @@ def test_the_ratio_is_of_rounds_in_which_both_took_turns(run, monkeypatch, tmp_p
     runners, _ = bench.measure_members(plan, lambda line: None, lambda count: None)
     # the pace; then in each round the bundle, preparing, and ONNX Runtime in turn
     seconds = iter([1.0, *(2.0, 1.0, 4.0), *(2.0, 1.0, 6.0), *(20.0, 1.0, 60.0), *(2.0, 1.0, 6.0), *(2.0, 1.0, 8.0)])
-    monkeypatch.setattr(bench, "_seconds", lambda call: next(seconds))
+    monkeypatch.setattr(bench, "seconds", lambda call: next(seconds))
     steps = []
     found = bench.end_to_end(folder, "cpu", False, runners, sources, steps.append)
     assert found == {
@@ -102,7 +102,7 @@ def test_a_bundle_that_is_out_of_date_is_not_measured(run, tmp_path):
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 def test_the_roof_is_a_matrix_product_over_its_time(monkeypatch, name):
-    monkeypatch.setattr(bench, "_seconds", lambda call: 0.5)
+    monkeypatch.setattr(bench, "seconds", lambda call: 0.5)
     assert bench.roof(Setting(name, threads=1)) == pytest.approx(2 * 64**3 / 1e9 / 0.5)
 
 
