@@ -1,7 +1,7 @@
 """What a bundle's members will be run by: chosen, or as measured, before any of them is opened."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ def plan_bundle(folder: Path, wanted: Wanted, say: Say) -> Plan:
     if point:
         say(points.told(point, len(stacker.members)))
         stacker, allowed, cascade = point.stacker, points.allowed(point, values), point.cascade
+        if not allowed and wanted.precision == "auto":
+            wanted = replace(wanted, precision="fp32")  # a certificate for the bundle would not be one for this stack
     # what has no entry was trained elsewhere: its scores are looked up
     entries = {name: values["members"][name] for name in stacker.members if not external.is_external(folder, name)}
     machine = available()

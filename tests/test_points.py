@@ -13,8 +13,10 @@ from ensemble.metrics import Interval
 from ensemble.shift import Shift
 from ensemble.stack import Stacker
 from ensemble.stack_run import store_shift
-from export import Predictor, bench, bundle, points, tuning
+from export import Predictor, bench, bundle, plan, points, tuning
 from export.export_run import export_run
+from export.hardware import Machine
+from export.plan import plan_bundle
 from export.points import Chosen
 from export.predictor import load_bundle
 from export.setting import Wanted
@@ -68,6 +70,13 @@ def test_bench_measures_what_runs(run, monkeypatch):
     assert "\n   two " not in out
     _, out, _ = run_cli("bench", "--bundle", run / "bundle", "--runtime", "onnxruntime", "--full")
     assert "\n   two " in out
+
+
+def test_no_certificate_is_advised_that_would_not_be_one_for_these_members(original, run, monkeypatch):
+    monkeypatch.setattr(plan, "available", lambda: Machine("Xeon", 2))
+    for folder, flag, advised in ((original, False, True), (run, False, False), (run, True, True)):
+        plan_bundle(folder / "bundle", Wanted(device="cpu", full=flag), (said := []).append)
+        assert any("has no certificate" in line for line in said) == advised
 
 
 def test_another_point_starts_scoring_anew(run, pictures, tmp_path, monkeypatch):
