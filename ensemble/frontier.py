@@ -4,7 +4,7 @@ Needs scikit-learn. What an image costs is handed in.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -26,6 +26,8 @@ from ensemble.threshold import asked_rule, choose_threshold
 
 TOLERANCES = (0.0005, 0.001, 0.002, 0.005, 0.01)  # of the cascades tried
 SAME_SPEED = 1.02
+# a slower point is better in this share of draws of groups: by a single pair of images, members of noise would be too
+SURE, RESAMPLES = 0.9, 500
 REMEDY = "export with more held-out images (train-all --heldout, or export --stack-on)"
 
 T = TypeVar("T")
@@ -89,13 +91,15 @@ class Study:
 class Point:
     """A stack of some members at a precision, perhaps with a cascade.
 
-    auroc: on the half that is chosen on, out of fold, less what the cascade loses there. other:
-    on the other half. milliseconds: predicted for an image.
+    auroc: on the half that is chosen on, out of fold, less what the cascade loses there; drawn:
+    the same of RESAMPLES draws of its groups, alike for all points. other: on the other half.
+    milliseconds: predicted for an image.
     """
 
     members: tuple[str, ...]
     precision: str
     auroc: float
+    drawn: np.ndarray = field(repr=False, compare=False)
     other: float
     milliseconds: float
     cascade: Cascade | None = None
@@ -139,7 +143,8 @@ def stacks(study: Study, costs: Costs) -> list[Point]:
         logits = study.logits(names)
         held = held_logits(study.own.kind, logits[first], labels[first], study.folds, study.strength)
         other = auroc(labels[~first], half_stacker(study, names).logit(logits[~first]))
-        return Point(names, plain, auroc(labels[first], held), other, costs.milliseconds(plain, names))
+        (drawn,) = _draws(study, held)
+        return Point(names, plain, auroc(labels[first], held), drawn, other, costs.milliseconds(plain, names))
 
     with one_thread():
         every = [
@@ -170,24 +175,37 @@ def _with_cascade(study: Study, point: Point, costs: Costs, tolerance: float) ->
     stacker, logits = half_stacker(study, point.members), study.logits(point.members)
     spent = costs.running(point.precision, point.members)
     cascade = fit_cascade(stacker, Rows(logits, part.labels, part.groups), spent, tolerance)
-    labels, logits = part.labels[first], logits[first]
-    lost = auroc(labels, stacker.logit(logits)) - auroc(labels, cascade.apply(logits, stacker)[0])
-    taken = costs.milliseconds(point.precision, cascade.order, cascade.report.shares)
-    # less may be lost than nothing, but by chance
+    full, found = stacker.logit(logits[first]), cascade.apply(logits[first], stacker)[0]
+    # neither is out of fold, but their difference is small, and less than nothing is lost but by chance
+    lost = max(auroc(part.labels[first], full) - auroc(part.labels[first], found), 0.0)
+    whole, less = _draws(study, full, found)
     return replace(
-        point, auroc=point.auroc - max(lost, 0.0), other=cascade.report.auroc[1], milliseconds=taken, cascade=cascade
+        point,
+        auroc=point.auroc - lost,
+        drawn=point.drawn - np.maximum(whole - less, 0.0),
+        other=cascade.report.auroc[1],
+        milliseconds=costs.milliseconds(point.precision, cascade.order, cascade.report.shares),
+        cascade=cascade,
     )
+
+
+def _draws(study: Study, *models: np.ndarray) -> np.ndarray:
+    """AUROC [models, RESAMPLES] of logits on the half that is chosen on, over draws of its groups."""
+    part, first = study.material.fitting, study.first
+    labels, groups = part.labels[first], part.groups[first]
+    return bootstrap.draws(labels, models, groups, ("auroc",), resamples=RESAMPLES)["auroc"]
 
 
 def settle(points: Sequence[Point], ship: Callable[[Point], T]) -> tuple[dict[Point, T], list[str]]:
     """The points that nothing beats, from the fastest, with what `ship` makes of each, and why others were left out.
 
-    A point for which `ship` raises is left out, and what it had beaten may take its place.
+    A slower point has to be `better` than the faster ones. One for which `ship` raises is left
+    out, and what it had beaten may take its place.
     """
     made: dict[Point, T] = {}
     refused: dict[Point, str] = {}
     while True:
-        best = undominated([point for point in points if point not in refused])
+        best = undominated([point for point in points if point not in refused], better)
         wanted = [point for point in best if point not in made]
         if not wanted:
             return {point: made[point] for point in best}, list(refused.values())
@@ -196,6 +214,13 @@ def settle(points: Sequence[Point], ship: Callable[[Point], T]) -> tuple[dict[Po
                 made[point] = ship(point)
             except ManyeyesError as error:
                 refused[point] = str(error)
+
+
+def better(slow: Point, fast: Point | None) -> bool:
+    """Whether a point is better than another, or than chance, beyond what the choice of images explains."""
+    apart = slow.drawn - (fast.drawn if fast else 0.5)
+    apart = apart[~np.isnan(apart)]  # a draw may lack a class
+    return bool(np.mean((apart > 0) + (apart == 0) / 2) >= SURE)
 
 
 def apart(points: Sequence[Point]) -> list[Point]:

@@ -71,7 +71,7 @@ def explore(folder: Path, run: Path | None, wanted: Wanted, sources: Sequence[Pa
     ship = _shipper(study, taken, proof, str(asked))
     plain, _ = frontier.settle(stacks, ship)
     if not plain:
-        raise ArtifactError("no stack of these members tells ai from real on half of the held-out images; train longer")
+        raise ArtifactError("no stack of these members tells ai from real beyond chance on half of the held-out images")
     tried = [*stacks, *frontier.cascades(study, list(plain), taken)]
     best, left_out = frontier.settle(tried, ship)
     full = min((point for point in stacks if point.members == own.members), key=lambda point: point.milliseconds)

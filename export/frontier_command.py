@@ -64,7 +64,8 @@ def frontier(
     The best of hundreds looks better than it is where it was chosen. So points are chosen on one
     half of the held-out groups, and the table says how they do on the other half: AUROC, and what
     is lost against the stack of all members, with 95 % intervals. It lists the points that no
-    other beats in both accuracy and speed, and the picture shows all.
+    other beats in both accuracy and speed, where a slower one has to be better in 90 % of the
+    draws of groups, not by a few lucky pairs of images. The picture shows all.
 
     --budget writes one into the bundle, refitted on all held-out images, and infer, bench
     and Predictor run it from then on, unless they are asked for all members with --full.

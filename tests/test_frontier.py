@@ -14,6 +14,7 @@ from ensemble.frontier import Costs, Point, apart, begin, measure, refit, settle
 from ensemble.metrics import sigmoid
 from ensemble.stack import Stacker
 from ensemble.stackers import fit_stacker
+from ensemble.subsets import undominated
 from ensemble.threshold import asked_rule, choose_threshold
 
 ROWS, GROUPS = 1200, 60
@@ -64,15 +65,34 @@ def test_the_frontier_holds_just_the_members_that_pay(cheap, dear, best):
 
 
 def test_what_is_chosen_by_chance_is_not_believed():
-    rows = planted(0.0, 0.0, rows=200)
-    study, found = best_of(rows)
-    lucky = list(found)[-1]
+    study, found = best_of(planted(0.0, 0.0, rows=200))
+    lucky = max(stacks(study, COSTS), key=lambda point: point.auroc)
     told = measure(study, lucky)
     assert lucky.auroc > 0.53
     assert told.auroc.low < 0.5 < told.auroc.high
     study, found = best_of(planted())
     good = list(found)[-1]
     assert abs(good.auroc - measure(study, good).auroc.value) < 0.02
+
+
+def test_a_slower_point_is_better_by_more_than_chance():
+    def point(auroc, spread):
+        return Point(("a",), "fp32", auroc, auroc + spread * np.linspace(-1, 1, 100), 0.5, 1.0)
+
+    assert frontier.better(point(0.8, 0.01), point(0.7, 0.0))
+    assert frontier.better(point(0.8, 0.1), point(0.75, 0.1))  # both fall and rise together
+    assert not frontier.better(point(0.8, 0.1), point(0.75, 0.0))
+    assert not frontier.better(point(0.8, 0.1), point(0.8, 0.1))
+    assert frontier.better(point(0.6, 0.1), None)
+    assert not frontier.better(point(0.55, 0.1), None)
+
+
+def test_members_of_noise_do_not_join_by_luck():
+    own = Stacker(NAMES, (1.0,) * 4, 0.0)  # logistic regression hardly suffers from them
+    lucky = [point for point in stacks(begin(planted(), own), COSTS) if point.auroc > 0.55]
+    assert any({"noise", "hiss"} & {*point.members} for point in undominated(lucky))
+    _, found = best_of(planted(), own=own)
+    assert [point.members for point in found] == [("cheap",), ("dear",), ("cheap", "dear")]
 
 
 @pytest.mark.parametrize("own", [mean_of(), Stacker(NAMES, (1.0,) * 4, 0.0)])
@@ -195,7 +215,7 @@ def test_too_little_to_choose_on_is_said():
 
 @given(st.lists(st.floats(1, 1000), min_size=1, max_size=30, unique=True))
 def test_of_points_that_no_timing_tells_apart_the_most_accurate_stays(times):
-    points = [Point((str(n),), "fp32", 0.5 + n / 100, 0.5, ms) for n, ms in enumerate(sorted(times))]
+    points = [Point((str(n),), "fp32", 0.5 + n / 100, np.empty(0), 0.5, ms) for n, ms in enumerate(sorted(times))]
     kept = apart(points)
     assert kept == sorted(kept, key=lambda point: point.milliseconds)
     for point in points:
