@@ -164,20 +164,21 @@ def _proof(folder: Path, run: Path | None, plans: Plans, say: Say) -> Proof | No
     if not lower:
         return None
     given = evidence.draw(evidence.heldout(run), MOST_IMAGES) if run else None
+    (*_, plan) = plans.values()
+    if given:
+        entries = bundle.contents(folder)["members"]
+        columns = [member_logits.column(m.name, folder / entries[m.name]["file"], m.contract, FP32) for m in plan]
+        columns += [member_logits.column(m.name, m.path, m.contract, m.setting) for m in lower.values()]
+        logits, errors = member_logits.compute(given.files, columns, "certify")
+        read = [row for row in range(len(given.labels)) if row not in errors]
+        given, logits = given.rows(read), logits[read].astype(np.float64)
     if given is None or len(given.labels) < LEAST_IMAGES:
-        here = f"here are {len(given.labels)}" if given else "a bundle has none: name its run with --run"
+        here = f"{len(given.labels)} can be read" if given else "a bundle has none: name its run with --run"
         say(
             "Below fp32 only all members together are tried: a stack of some of them is certified on "
             f"{LEAST_IMAGES} held-out images of the run or more, and {here}."
         )
         return None
-    (*_, plan) = plans.values()
-    entries = bundle.contents(folder)["members"]
-    columns = [member_logits.column(m.name, folder / entries[m.name]["file"], m.contract, FP32) for m in plan]
-    columns += [member_logits.column(m.name, m.path, m.contract, m.setting) for m in lower.values()]
-    logits, errors = member_logits.compute(given.files, columns, "certify")
-    read = [row for row in range(len(given.labels)) if row not in errors]
-    given, logits = given.rows(read), logits[read].astype(np.float64)
     looked_up = {e.name: given.scores(e) for e in external.externals_of(folder, bundle.stacker_of(folder).members)}
     fp32 = dict(zip([m.name for m in plan], logits.T, strict=False))
     return Proof({**fp32, **looked_up}, dict(zip(lower, logits.T[len(plan) :], strict=True)), given.labels)

@@ -226,6 +226,18 @@ def test_a_bundle_alone_has_no_images_to_certify_some_members_on(original, tmp_p
     assert re.search(r"\n1 +one +fp32 .*\n2 +one \+ two +bf16 ", out)
 
 
+def test_images_that_are_gone_certify_nothing(original, tmp_path, monkeypatch, timed):
+    run = shutil.copytree(original, tmp_path / "run")
+    with_bf16(run, monkeypatch, 0)
+    compute = member_logits.compute
+    lost = dict.fromkeys(range(255, 800), "gone")
+    monkeypatch.setattr(member_logits, "compute", lambda *given: (compute(*given)[0], lost))
+    code, out, _ = run_cli("frontier", "--run", run, "--output", tmp_path / "f.png")
+    assert code == 0
+    assert "on 256 held-out images of the run or more, and 255 can be read." in out
+    assert re.search(r"\n1 +one +fp32 .*\n2 +one \+ two +bf16 ", out)
+
+
 def test_a_point_may_be_a_cascade(tmp_path, pictures, monkeypatch, timed):
     monkeypatch.setattr(frontier.frontier, "TOLERANCES", (0.01,))
     run = exported_run(tmp_path / "run")
