@@ -5,11 +5,12 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import STACKER, exported_run, run_cli, write_image, write_stacker
+from helpers import STACKER, exported_run, run_cli, write_bundle, write_image, write_stacker
 
 from ensemble import artifacts
 from ensemble.errors import ArtifactError
-from ensemble.metrics import Interval
+from ensemble.external import External, write_external
+from ensemble.metrics import Interval, sigmoid
 from ensemble.shift import Shift
 from ensemble.stack import Stacker
 from ensemble.stack_run import store_shift
@@ -29,14 +30,18 @@ def original(tmp_path_factory):
     return exported_run(tmp_path_factory.mktemp("original"))
 
 
+def choose(folder, stacker):
+    values = bundle.open_bundle(folder)
+    made_from = points.identity(folder, values["members"], values["files"])
+    interval = Interval(0.9, 0.8, float("nan"))
+    points.write(folder, Chosen(stacker, {}, None, 200.0, 400.0, interval, interval, "a CPU", made_from))
+
+
 @pytest.fixture
 def run(original, tmp_path):
     """A copy for which one of two members was chosen."""
     run = shutil.copytree(original, tmp_path / "run")
-    values = bundle.open_bundle(run / "bundle")
-    made_from = points.identity(run / "bundle", values["members"], values["files"])
-    interval = Interval(0.9, 0.8, float("nan"))
-    points.write(run / "bundle", Chosen(ONE, {}, None, 200.0, 400.0, interval, interval, "a CPU", made_from))
+    choose(run / "bundle", ONE)
     return run
 
 
@@ -59,6 +64,22 @@ def test_from_python(original, run, pictures):
     targets = [predictor.predict(frame)["target"] for predictor in (plain, some, full)]
     assert (targets[0] == targets[2]).all()
     assert np.abs(targets[0] - targets[1]).max() > 0.01
+
+
+def test_a_member_that_is_looked_up_may_be_in_a_point(tmp_path, pictures):
+    run = exported_run(tmp_path / "run")
+    names = [path.name for path in sorted(pictures.iterdir())]
+    scores = pd.Series(np.linspace(-1, 1, len(names)), index=names)
+    write_external(run, External("three", scores, scores))
+    write_stacker(run, Stacker(("one", "two", "three"), (1.0, 1.0, 1.0), 0.0))
+    folder = write_bundle(run, externals=("three",))
+    choose(folder, Stacker(("one", "three"), (0.5, 2.0), 0.0))
+    code, out, err = run_cli("infer", "--bundle", folder, "--input", pictures, "--output", tmp_path / "out.csv")
+    assert (code, err) == (0, "")
+    assert out.startswith("2 of 3 members, as frontier chose")
+    logit = 0.5 * 4 * (np.arange(0, 256, 15) / 255 - 0.5) + 2 * scores
+    found = pd.read_csv(tmp_path / "out.csv")["target"]
+    np.testing.assert_allclose(found, sigmoid(logit.to_numpy()), rtol=1e-5)
 
 
 def test_bench_measures_what_runs(run, monkeypatch):
