@@ -37,14 +37,13 @@ def fit_cascade(
     milliseconds: each member's, an image; 0 for those whose scores are looked up. Members run
     from cheap to dear, or by what they tell a millisecond where that costs less. Guesses and
     limits are fitted on all rows; the report is cross-fitted: each quarter of the groups leaves
-    by steps that were fitted in the same way on the other three. ArtifactError where there are
-    too few rows, and where the report says that the loss is larger.
+    by steps that were fitted in the same way on the other three. ArtifactError where the report
+    says that the loss is larger; whether rows are enough is for `check_rows` to say.
 
     That the stacker may have been fitted on the same rows flatters the full stack, not the cascade.
     """
     if len(stacker.members) < 2:
         raise ArtifactError("a cascade needs two members or more; score without --cascade")
-    _check(rows)
     spent = np.array([milliseconds[name] for name in stacker.members])
     material = Material(stacker.members, rows.logits, stacker.logit(rows.logits), rows.labels, rows.groups, spent)
     found = []
@@ -110,7 +109,8 @@ def _fitted(material: Material, tolerance: float, seed: int) -> tuple[Step, ...]
     return fit_steps(material, quarters(material.labels, material.groups, seed), tolerance, seed)
 
 
-def _check(rows: Rows) -> None:
+def check_rows(rows: Rows) -> None:
+    """ArtifactError, saying what to do, where rows or groups are too few for a cascade."""
     if len(rows.labels) < LEAST_ROWS:
         raise ArtifactError(
             f"a cascade is fitted on {LEAST_ROWS} held-out images or more, and here are {len(rows.labels)}: {REMEDY}"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.cascade import Cascade
-from ensemble.cascade_fit import fit_cascade
+from ensemble.cascade_fit import check_rows, fit_cascade
 from ensemble.stack import Stacker
 from export.heldout_rows import read_rows
 
@@ -14,7 +14,9 @@ from export.heldout_rows import read_rows
 def fit_bundle(folder: Path, stacker: Stacker, seconds: Mapping[str, float], tolerance: float) -> Cascade:
     """The cascade for members that take these seconds an image; those that are not named are looked up, for nothing."""
     milliseconds = {name: 1000 * seconds.get(name, 0.0) for name in stacker.members}
-    return fit_cascade(stacker, read_rows(folder, stacker.members), milliseconds, tolerance)
+    rows = read_rows(folder, stacker.members)
+    check_rows(rows)
+    return fit_cascade(stacker, rows, milliseconds, tolerance)
 
 
 def told(cascade: Cascade) -> list[str]:

@@ -51,7 +51,7 @@ class Job:
 @options.reading
 @options.run
 @click.option("--model", metavar="SOURCE", help="Score this instead: another run, a bundle, a classifier's folder.")
-@click.option("--onnx", is_flag=True, help="Use the run's bundle instead of its torch members.")
+@click.option("--onnx", is_flag=True, help="Use the run's bundle, all of it, in place of its torch members.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble import options
-from export.setting import Wanted, runtime_options
+from export.setting import Wanted, full, runtime_options
 
 if TYPE_CHECKING:
     from export.ensembles import Ensemble
@@ -59,7 +59,10 @@ if TYPE_CHECKING:
     "a loss in AUROC of at most TOLERANCE (0.001 where none is given), measured on held-out images and printed. Needs "
     "--onnx or --bundle.",
 )
-@click.option("--adapted", is_flag=True, help="Add the shift that adapt estimated to target, and say so.")
+@full
+@click.option(
+    "--adapted", is_flag=True, help="Add the shift that adapt estimated to target, and say so. All members run."
+)
 @click.option("--fill", type=click.FloatRange(0, 1), help="Target of images that cannot be read.  [default: empty]")
 @options.run
 @runtime_options
@@ -74,6 +77,7 @@ def infer(
     members: bool,
     tta: bool,
     cascade: float | None,
+    full: bool,
     adapted: bool,
     fill: float | None,
     run: Path,
@@ -89,6 +93,9 @@ def infer(
     NAME.csv.partial beside the output until the end, and the same file results. Changed members,
     images or options start anew.
 
+    A bundle for which `frontier --budget` chose some of its members runs those, and says so; --full
+    runs all. --cascade then fits a cascade of those members anew, in place of the chosen one.
+
     \b
     Examples:
       python cli.py infer --onnx
@@ -102,6 +109,7 @@ def infer(
         raise click.UsageError("--cascade and --tta exclude each other: the cascade is fitted on images as they are")
     from ensemble import artifacts
     from ensemble.quiet import quiet_decoders
+    from ensemble.stack_run import read_stacker
     from export import cascades, journal
     from export import infer as inference
     from export.inputs import read_inputs
@@ -113,7 +121,9 @@ def infer(
     artifacts.ensure_writable(output.absolute().parent)
     with journal.held(output) as partial:
         inputs = read_inputs(source, images, partial)
-        ensemble = _open(run, onnx, folder, adapted, replace(wanted, cascade=cascade))
+        ensemble = _open(run, onnx, folder, adapted, replace(wanted, cascade=cascade, full=full or adapted))
+        if tta and ensemble.cascade:
+            raise click.UsageError("--tta excludes the cascade that frontier chose for this bundle: add --full")
         if tta:
             remedy = f"run: python cli.py stack --tta --run {run}"
             if folder:
@@ -124,7 +134,7 @@ def infer(
         click.echo(f"{inputs.count} images, {len(ensemble.runners)} members on {ensemble.device}")
         if ensemble.externals:
             click.echo(f"Looked up by id: {', '.join(member.name for member in ensemble.externals)}")
-        if not folder and (unused := sorted(set(artifacts.list_members(run)) - set(ensemble.stacker.members))):
+        if not folder and (unused := sorted(set(artifacts.list_members(run)) - set(read_stacker(run).members))):
             click.echo(f"Not in the stack: {', '.join(unused)}; run stack to weigh them too.")
         if adapted:
             click.echo(inference.adaptation(inputs, ensemble))

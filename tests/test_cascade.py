@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ensemble import cascade_fit
 from ensemble.cascade import Cascade, Report, leave
-from ensemble.cascade_fit import Rows, fit_cascade, halves
+from ensemble.cascade_fit import Rows, check_rows, fit_cascade, halves
 from ensemble.cascade_limits import fit_steps
 from ensemble.errors import ArtifactError
 from ensemble.metrics import Interval, auroc
@@ -89,7 +89,7 @@ def test_a_loss_beyond_the_tolerance_on_rows_that_were_not_fitted_on_is_refused(
 )
 def test_too_few_rows_or_groups_are_refused(rows, groups, message):
     with pytest.raises(ArtifactError, match=f"{message}.*: export with more held-out images"):
-        fit_cascade(STACKER, planted(rows=rows, groups=groups)[0], COSTS, 0.001)
+        check_rows(planted(rows=rows, groups=groups)[0])
 
 
 def test_one_member_is_no_cascade():

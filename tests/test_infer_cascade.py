@@ -156,7 +156,7 @@ def test_a_bundle_without_held_out_logits_says_how_to_get_them(tmp_path, picture
     given = ("infer", "--bundle", run / "bundle", "--input", pictures, "--output", tmp_path / "out.csv")
     code, _, err = run_cli(*given, "--cascade")
     assert code == 2
-    assert "has no held-out logits to fit a cascade on; export again (python cli.py export; a bundle of" in err
+    assert "has no held-out logits to fit and report on; export again (python cli.py export; a bundle of" in err
     export_run(run, print)
     frame = pd.read_parquet(run / "bundle" / "heldout.parquet")
     assert list(frame.columns) == ["label", "group", "logit one", "logit two"]
