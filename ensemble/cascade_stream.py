@@ -142,11 +142,10 @@ def cascade_stream(
                 if not row.done:
                     waiting[0].append(row)
             hurry = not loaded or len(rows) > MOST_WAITING
-            # backwards, so that the pixels of rows that go on are prepared while others run
-            for number in range(len(runners)) if hurry else reversed(range(len(runners))):
-                full = 1 if hurry else full_rows(runners[number])
-                if taken := [waiting[number].popleft() for _ in range(len(waiting[number]) // full * full)]:
-                    run(number, taken)
+            ready = [len(queue) for queue in waiting]  # the pixels of rows that join now are prepared while these run
+            for number, queue in enumerate(waiting):
+                full = full_rows(runners[number])
+                run(number, [queue.popleft() for _ in range(len(queue) if hurry else ready[number] // full * full)])
             while rows and (hurry or len(rows) >= chunk) and all(row.done for row in islice(rows, chunk)):
                 yield _scored([rows.popleft() for _ in range(min(chunk, len(rows)))])
             loaded = list(islice(loads, chunk))

@@ -211,6 +211,24 @@ def test_images_are_read_while_a_member_runs():
     assert logits[:, 0].tolist() == list(range(12))
 
 
+def test_pixels_of_rows_that_stay_are_prepared_while_members_run(monkeypatch):
+    calls, second, prepare = [], threading.Event(), images.prepare
+
+    def run(pixels):
+        calls.append(len(pixels))
+        if len(calls) == 2:
+            second.set()
+        return pixels[:, 0, 0, 0].astype(np.float32)
+
+    def slow(image, contracts):
+        assert contracts[0].size == 8 or second.wait(10)  # done only as the first runner has its next rows
+        return prepare(image, contracts)
+
+    monkeypatch.setattr(images, "prepare", slow)
+    logits, *_ = scored(range(4), [Runner("one", CONTRACT, run), runner(SMALL)], 2, above(-1, -1))
+    assert logits[:, 1].tolist() == [0, 1, 2, 3]
+
+
 def test_large_images_are_read_one_at_a_time_again_too(monkeypatch):
     monkeypatch.setattr(module, "KEPT_BYTES", 0)
     busy, read = threading.Lock(), []
