@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,12 +14,13 @@ from helpers import (
     read_csv,
     run_cli,
     write_bundle,
+    write_csv,
     write_folded_run,
     write_image,
     write_stacker,
 )
 
-from ensemble import artifacts
+from ensemble import artifacts, cascade_stream
 from ensemble.cascade import Cascade, Report, Step
 from ensemble.errors import ArtifactError, UnavailableError
 from ensemble.external import External
@@ -248,6 +250,47 @@ def test_another_cascade_starts_anew(pictures, tmp_path):
         to_file(output, pictures, ensemble([], one=stops, two=stops))
     _, said = to_file(output, pictures, ensemble([], cascade=None))
     assert said == ["Starting anew: changed since out.csv.partial was begun: --cascade."]
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes_and_rows_score_alone_as_in_the_list(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(cascade_stream, "MOST_WAITING", 128)  # the first shards are written early
+    names = [path.name for path in sorted(pictures.iterdir())] * 40
+    table = write_csv(tmp_path / "list.csv", id=[str(row) for row in range(len(names))], path=names)
+
+    def loaded(kill=np.inf, whole=True):
+        """A member of which a row's logit depends on how full its batch is, and, if `whole`, has only full ones."""
+        done = 0
+
+        def dear(pixels):
+            nonlocal done
+            done += len(pixels)
+            if done > kill:
+                raise KeyboardInterrupt
+            brightness = pixels.mean(axis=(1, 2, 3)) / 255
+            return (brightness + (len(pixels) % 8) - 0.5).astype(np.float32)
+
+        one, _ = answers([], one=lambda b: 4 * (b - 0.5), two=lambda b: 0)
+        return replace(ensemble([]), runners=(one, Runner("two", CONTRACT, dear, batch=8 if whole else 1)))
+
+    def scores(output, given, source=table):
+        with journal.held(output) as folder:
+            inputs = read_inputs(source, images=pictures, spill=folder)
+            infer_to_file(inputs, given, output, folder, Options(members=True), said.append)
+        return output.read_bytes()
+
+    said = []
+    whole = scores(tmp_path / "whole.csv", loaded())
+    with pytest.raises(KeyboardInterrupt):
+        scores(tmp_path / "out.csv", loaded(kill=300))
+    assert scores(tmp_path / "out.csv", loaded()) == whole
+    assert re.fullmatch(r"Going on: (128|256|384|512) of 760 rows were scored before\.", *said)
+    rows = whole.decode().splitlines()
+    alone = [
+        scores(tmp_path / "one.csv", loaded(), write_csv(tmp_path / "one-row.csv", id=[str(row)], path=[names[row]]))
+        for row in range(19)
+    ]
+    assert [one.decode().splitlines()[1] for one in alone] == rows[1:20]
+    assert scores(tmp_path / "parts.csv", loaded(whole=False)) != whole  # it can fail
 
 
 def test_a_member_is_measured_once(tmp_path, monkeypatch):
