@@ -13,7 +13,7 @@ from ensemble.metrics import auroc, sigmoid
 from ensemble.stack import Stacker
 
 LEAST_ROWS = 100
-LEAST_GROUPS = 8  # with rows of a class
+LEAST_GROUPS = 2  # with rows of a class, in each quarter
 REMEDY = (
     "export with more held-out images (train-all --heldout or --folds, or export --stack-on), "
     "or score without --cascade"
@@ -109,15 +109,16 @@ def _fitted(material: Material, tolerance: float, seed: int) -> tuple[Step, ...]
     return fit_steps(material, quarters(material.labels, material.groups, seed), tolerance, seed)
 
 
-def check_rows(rows: Rows) -> None:
-    """ArtifactError, saying what to do, where rows or groups are too few for a cascade."""
+def check_rows(rows: Rows, seed: int = 0) -> None:
+    """ArtifactError, saying what to do, where rows, or the groups of a quarter, are too few for a cascade."""
     if len(rows.labels) < LEAST_ROWS:
         raise ArtifactError(
             f"a cascade is fitted on {LEAST_ROWS} held-out images or more, and here are {len(rows.labels)}: {REMEDY}"
         )
-    for label, name in enumerate(("real", "ai")):
-        if (found := len(np.unique(rows.groups[rows.labels == label]))) < LEAST_GROUPS:
-            raise ArtifactError(
-                f"the held-out images have {found} groups with {name} images, and a cascade, which is fitted on some "
-                f"groups and tried on others, needs {LEAST_GROUPS}: {REMEDY}"
-            )
+    for held in quarters(rows.labels, rows.groups, seed):
+        for label, name in enumerate(("real", "ai")):
+            if (found := len(np.unique(rows.groups[held & (rows.labels == label)]))) < LEAST_GROUPS:
+                raise ArtifactError(
+                    "a cascade is fitted on three quarters of the held-out groups and tried on the fourth; one quarter "
+                    f"has {found} group{'s' * (found != 1)} with {name} images, and {LEAST_GROUPS} are needed: {REMEDY}"
+                )

@@ -85,11 +85,28 @@ def test_a_loss_beyond_the_tolerance_on_rows_that_were_not_fitted_on_is_refused(
 
 @pytest.mark.parametrize(
     ("rows", "groups", "message"),
-    [(99, 80, "100 held-out images or more, and here are 99"), (400, 7, "7 groups with real images.* needs 8")],
+    [
+        (99, 80, "100 held-out images or more, and here are 99"),
+        (400, 7, "one quarter has 1 group with real images, and 2 are needed"),
+    ],
 )
 def test_too_few_rows_or_groups_are_refused(rows, groups, message):
     with pytest.raises(ArtifactError, match=f"{message}.*: export with more held-out images"):
         check_rows(planted(rows=rows, groups=groups)[0])
+
+
+@pytest.mark.parametrize(("sizes", "enough"), [([150, *[1] * 7], False), ([20] * 8, True)])
+def test_groups_that_no_quarter_can_share_are_refused(sizes, enough):
+    groups = np.repeat(np.arange(2 * len(sizes)), sizes * 2)
+    labels = (groups >= len(sizes)).astype(int)
+    rows = Rows(np.zeros((len(labels), 2)), labels, groups)
+    if enough:
+        check_rows(rows)
+        return
+    with pytest.raises(
+        ArtifactError, match=r"tried on the fourth; one quarter has \d groups? with (real|ai) images, and"
+    ):
+        check_rows(rows)
 
 
 def test_one_member_is_no_cascade():
