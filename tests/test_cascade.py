@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble import cascade_fit
+from ensemble import bootstrap, cascade_fit, cascade_limits
 from ensemble.cascade import Cascade, Report, leave
 from ensemble.cascade_fit import Rows, check_rows, fit_cascade, halves
 from ensemble.cascade_limits import fit_steps
@@ -107,6 +107,29 @@ def test_groups_that_no_quarter_can_share_are_refused(sizes, enough):
         ArtifactError, match=r"tried on the fourth; one quarter has \d groups? with (real|ai) images, and"
     ):
         check_rows(rows)
+
+
+def test_the_full_stack_is_drawn_once_a_fit_and_nothing_where_the_expected_loss_is_beyond(monkeypatch):
+    stacker, rows, costs = noisy(0)
+    full, asked, draws = stacker.logit(rows.logits), [], bootstrap.draws
+
+    def spy(labels, models, *given, **options):
+        asked.append(sum(np.array_equal(full, logits) for logits in models))
+        return draws(labels, models, *given, **options)
+
+    monkeypatch.setattr(bootstrap, "draws", spy)
+    material = cascade_limits.Material(
+        stacker.members, rows.logits, full, rows.labels, rows.groups, np.array(list(costs.values()))
+    )
+    folds = cascade_fit.quarters(rows.labels, rows.groups, 0)
+    steps = fit_steps(material, folds, 0.01, 0)
+    assert np.isfinite([step.high for step in steps]).any()
+    first = asked.index(0)  # until then nobody leaves
+    assert sum(asked[first:]) == 0
+    asked.clear()
+    monkeypatch.setattr(cascade_limits, "FEW", 1e9)  # too few rows for any loss
+    fit_steps(material, folds, 0.01, 0)
+    assert 1 <= len(asked) <= first
 
 
 def test_one_member_is_no_cascade():
