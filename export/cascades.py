@@ -1,21 +1,24 @@
 """A bundle's cascade: fitted on the rows that the bundle holds, for what its members cost on this machine."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ensemble.cascade import Cascade
-from ensemble.cascade_fit import check_rows, fit_cascade
+from ensemble.cascade_fit import check_rows, drawn, fit_cascade
 from ensemble.stack import Stacker
 from export.heldout_rows import read_rows
 
 
-def fit_bundle(folder: Path, stacker: Stacker, seconds: Mapping[str, float], tolerance: float) -> Cascade:
+def fit_bundle(
+    folder: Path, stacker: Stacker, seconds: Mapping[str, float], tolerance: float, say: Callable[[str], object]
+) -> Cascade:
     """The cascade for members that take these seconds an image; those that are not named are looked up, for nothing."""
     milliseconds = {name: 1000 * seconds.get(name, 0.0) for name in stacker.members}
     rows = read_rows(folder, stacker.members)
     check_rows(rows)
+    say(f"Fitting the cascade on {len(drawn(rows).labels):,} held-out images")
     return fit_cascade(stacker, rows, milliseconds, tolerance)
 
 

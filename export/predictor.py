@@ -54,7 +54,7 @@ def load_bundle(folder: Path, wanted: Wanted = ANY, say: Say = silent) -> Ensemb
             m.name: tuning.image_seconds(r, m.setting, m.sha256, machine)
             for m, r in zip(plan.members, runners, strict=True)
         }
-        cascade = cascades.fit_bundle(folder, plan.stacker, costs, wanted.cascade)
+        cascade = cascades.fit_bundle(folder, plan.stacker, costs, wanted.cascade, say)
     if cascade:
         order = cascade.order
         runners.sort(key=lambda runner: order.index(runner.name))

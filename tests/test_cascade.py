@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ensemble import bootstrap, cascade_fit, cascade_limits
 from ensemble.cascade import Cascade, Report, leave
-from ensemble.cascade_fit import Rows, check_rows, fit_cascade, halves
+from ensemble.cascade_fit import Rows, check_rows, drawn, fit_cascade, halves
 from ensemble.cascade_limits import fit_steps
 from ensemble.errors import ArtifactError
 from ensemble.metrics import Interval, auroc
@@ -130,6 +130,34 @@ def test_the_full_stack_is_drawn_once_a_fit_and_nothing_where_the_expected_loss_
     monkeypatch.setattr(cascade_limits, "FEW", 1e9)  # too few rows for any loss
     fit_steps(material, folds, 0.01, 0)
     assert 1 <= len(asked) <= first
+
+
+@given(seed=st.integers(0, 99), largest=st.integers(1, 200))
+@settings(max_examples=10, deadline=None)
+def test_of_very_many_rows_whole_groups_are_drawn(seed, largest):
+    rng = np.random.default_rng(seed)
+    groups = rng.permutation(np.repeat(np.arange(600), rng.integers(1, largest + 10, 600)))
+    rows = Rows(np.arange(2 * len(groups)).reshape(-1, 2), rng.integers(0, 2, len(groups)), groups)
+    part = drawn(rows, seed)
+    kept = np.isin(groups, part.groups)
+    assert min(4000 - largest, len(groups)) <= kept.sum() <= 4000
+    np.testing.assert_array_equal(part.logits, rows.logits[kept])
+    np.testing.assert_array_equal(part.labels, rows.labels[kept])
+    np.testing.assert_array_equal(drawn(rows, seed).groups, part.groups)
+
+
+def test_of_a_few_giant_groups_none_is_left_out():
+    groups = np.repeat(np.arange(16), 500)
+    rows = Rows(np.zeros((len(groups), 2)), groups % 2, groups)
+    assert drawn(rows) is rows
+
+
+def test_of_very_many_rows_the_cascade_is_that_of_those_drawn(monkeypatch):
+    stacker, rows, costs = noisy(1, rows=900)
+    monkeypatch.setattr(cascade_fit, "MOST_ROWS", 500)
+    cascade = fit_cascade(stacker, rows, costs, 0.01)
+    assert 400 < cascade.report.rows <= 500
+    assert cascade == fit_cascade(stacker, drawn(rows), costs, 0.01)
 
 
 def test_one_member_is_no_cascade():

@@ -108,6 +108,7 @@ def test_images_that_are_clear_leave_after_the_cheap_member(exported, pictures, 
     left = read & ~ran
     assert (found.loc[left, "target"] != full.loc[left, "target"]).all()
     assert np.abs(found.loc[left, "target"].astype(float) - full.loc[left, "target"].astype(float)).max() < 0.02
+    assert re.search(r"^Fitting the cascade on [\d,]+ held-out images\n(.*\n)*Cascade, from cheap", out, re.MULTILINE)
     assert re.search(
         r"to lose at most 0\.01 of AUROC:\n  one: 1\.00 ms an image, \d+\.\d% leave\n  two: 10\.00 ms", out
     )
