@@ -38,8 +38,8 @@ def fit_cascade(
     from cheap to dear, or by what they tell a millisecond where that costs less. That order,
     guesses and limits are fitted on all rows (of very many, on `drawn`); the report is
     cross-fitted, but for the order: each quarter of the groups leaves by steps that were fitted
-    in the same way on the other three. ArtifactError where the report says that the loss is
-    larger; whether rows are enough is for `check_rows` to say.
+    in the same way on the other three. ArtifactError where the report is sure of a larger
+    loss: all of its interval lies beyond. Whether rows are enough is for `check_rows` to say.
 
     That the stacker may have been fitted on the same rows flatters the full stack, not the cascade.
     """

@@ -40,7 +40,9 @@ def told(cascade: Cascade) -> list[str]:
         f"{report.auroc[1]:.4f} in place of {report.auroc[0]:.4f}, lost {report.loss}; "
         f"{report.flips:.1%} change sides at the threshold",
     ]
-    if report.loss.high > cascade.tolerance:
+    if report.loss.value > cascade.tolerance:
+        lines.append("  It lost more than allowed on these images, which are too few to be sure.")
+    elif report.loss.high > cascade.tolerance:
         lines.append(f"  These images are too few to show that no more than {cascade.tolerance:g} is lost.")
     return lines
 

@@ -56,8 +56,8 @@ if TYPE_CHECKING:
     flag_value=0.001,
     metavar="[TOLERANCE]",
     help="Run members from cheap to dear, and let an image go once the rest could hardly change its score: faster, for "
-    "a loss in AUROC of at most TOLERANCE (0.001 where none is given), measured on held-out images and printed. Needs "
-    "--onnx or --bundle.",
+    "a loss in AUROC of at most TOLERANCE (0.001 where none is given), measured on held-out images and printed; "
+    "refused where its 95 % interval lies beyond. Needs --onnx or --bundle.",
 )
 @full
 @click.option(

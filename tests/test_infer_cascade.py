@@ -26,7 +26,7 @@ from ensemble.errors import ArtifactError, UnavailableError
 from ensemble.external import External
 from ensemble.metrics import Interval, sigmoid
 from ensemble.score import Runner
-from export import Predictor, bundle, heldout_rows, journal, tuning
+from export import Predictor, bundle, cascades, heldout_rows, journal, tuning
 from export.ensembles import Ensemble
 from export.export_run import export_run
 from export.hardware import Machine
@@ -119,6 +119,19 @@ def test_images_that_are_clear_leave_after_the_cheap_member(exported, pictures, 
     )
     share = left.sum() / read.sum()
     assert f"Left the cascade: {share:.1%} after one, {1 - share:.1%} after two\n" in out
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (Interval(0.011, 0.009, 0.02), "  It lost more than allowed on these images, which are too few to be sure."),
+        (Interval(0.01, 0.009, 0.02), "  These images are too few to show that no more than 0.01 is lost."),
+        (Interval(0.0, 0.0, 0.01), None),
+    ],
+)
+def test_the_report_says_what_the_images_cannot_show(loss, said):
+    *_, last = cascades.told(replace(CASCADE, report=replace(REPORT, loss=loss)))
+    assert last == said or (said is None and last.startswith("  On 100 images"))
 
 
 def test_the_tolerance_may_be_left_out_and_the_option_too(exported, pictures, tmp_path, costs):
