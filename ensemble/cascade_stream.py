@@ -133,7 +133,8 @@ def cascade_stream(
         arrive(number + 1, sound)
 
     with ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(workers))
+        pool = ThreadPoolExecutor(workers)
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # Ctrl-C waits for no image that is in line
         loads = stack.enter_context(closing(ordered_map(load, items, workers, ahead=AHEAD * chunk)))
         loaded = list(islice(loads, chunk))
         while rows or loaded:

@@ -257,6 +257,28 @@ def test_a_failing_member_or_thread_ends_the_stream(error):
     assert len(list(islice(cascade_stream(count(), grey, [runner()], 4, above(-1)), 3))) == 3
 
 
+def test_who_stops_it_waits_for_no_image_that_is_to_be_read_again(monkeypatch):
+    monkeypatch.setattr(module, "KEPT_BYTES", 0)
+    read, again, calls, stopped = set(), [], count(), threading.Event()
+
+    def reads(row, large):
+        if row in read:
+            again.append(row)
+            stopped.wait(0.5)
+        read.add(row)
+        return grey(row)
+
+    def stops(pixels):
+        if next(calls):
+            raise KeyboardInterrupt
+        return pixels[:, 0, 0, 0].astype(np.float32)
+
+    with pytest.raises(KeyboardInterrupt):
+        scored(range(16), [Runner("one", CONTRACT, stops, 4), runner(SMALL, 16)], 4, above(-1, -1), reads)
+    assert len(again) <= 2  # of four, on two threads
+    stopped.set()
+
+
 def test_rows_to_a_chunk():
     assert taken_rows([runner()], "cpu") == TAKEN["cpu"]
     assert taken_rows([runner(replace(CROPS, size=512, count=16)), runner()], "cpu") == 4
