@@ -28,7 +28,10 @@ KEPT_BYTES = 256 << 20  # of decoded images; without room, an image whose row st
 
 @dataclass
 class _Row(Generic[T]):
-    """An item on its way: logits so far, pixels by view and those being prepared, and its image if that was kept."""
+    """An item on its way: logits so far, pixels by view and those being prepared, and its image if that was kept.
+
+    Once done it has its logits or error alone: an item may hold an image's bytes.
+    """
 
     item: T
     logits: np.ndarray
@@ -54,10 +57,11 @@ class _Room:
                 row.picture = picture
 
     def clear(self, row: _Row[T]) -> None:
-        """Take the row's image and pixels: it is done."""
+        """Take the row's item, image and pixels: it is done."""
         with self._lock:
             self._left += _bytes(row.picture) if row.picture else 0
         row.views, row.coming, row.picture, row.done = {}, None, None, True
+        del row.item
 
 
 def cascade_stream(
@@ -85,7 +89,7 @@ def cascade_stream(
         row = _Row(item, np.full(len(runners), np.nan, dtype=np.float32))
         wanted = bool(runners) and bool(needs(0, row.logits[None], [item])[0])
         prepared(row, lambda: prepare(row, runners[:1] if wanted else []))
-        if not wanted:
+        if not (wanted or row.done):
             room.clear(row)
         return row
 

@@ -1,6 +1,7 @@
 """Rows that leave early: which pixels are prepared, what runs beside what, what is read again, what memory holds."""
 
 import threading
+import weakref
 from contextlib import closing
 from dataclasses import replace
 from itertools import count, islice
@@ -277,6 +278,39 @@ def test_who_stops_it_waits_for_no_image_that_is_to_be_read_again(monkeypatch):
         scored(range(16), [Runner("one", CONTRACT, stops, 4), runner(SMALL, 16)], 4, above(-1, -1), reads)
     assert len(again) <= 2  # of four, on two threads
     stopped.set()
+
+
+def test_what_is_done_holds_no_item():
+    """A Parquet file's items hold the bytes of their images."""
+
+    class Item:
+        def __init__(self, row):
+            self.row = row
+
+    alive: weakref.WeakSet[Item] = weakref.WeakSet()
+
+    def items():
+        for row in range(2000):
+            item = Item(row)
+            alive.add(item)
+            yield item
+
+    most = []
+
+    def run(pixels):
+        most.append(len(alive))
+        return pixels[:, 0, 0, 0].astype(np.float32)
+
+    def needs(number, logits, some):
+        return np.array([number == 0 or item.row % 100 == 0 for item in some])
+
+    def reads(item, large):
+        if item.row % 7 == 1:
+            raise ImageError("not an image")
+        return grey(item.row)
+
+    scored(items(), [Runner("one", CONTRACT, run, 8), runner(SMALL, 1000)], 8, needs, reads)
+    assert max(most) < 8 * (AHEAD + 3) + 20  # those on their way, and those that wait
 
 
 def test_rows_to_a_chunk():
