@@ -22,7 +22,9 @@ from ensemble.score import AHEAD, Large, Runner, Scored, T, Views, chunk_rows, r
 Needs = Callable[[int, np.ndarray, Sequence[T]], np.ndarray]
 
 TAKEN = {"cpu": 32, "cuda": 128}  # rows that are read at a time, at most
-MOST_WAITING = 512  # rows; beyond it the first are handed on, whether or not their batches are full
+# Beyond so many rows that wait, or so many times a runner's batch, the first are handed on, whether or not their
+# batches are full: where one image of 100 stays, a batch is then two thirds full.
+MOST_WAITING, WAITING_BATCHES = 512, 64
 KEPT_BYTES = 256 << 20  # of decoded images; without room, an image whose row stays is decoded again
 
 
@@ -70,6 +72,7 @@ def cascade_stream(
     runners: Sequence[Runner],
     chunk: int,
     needs: Needs[T],
+    total: int,
     workers: int | None = None,
     name: Callable[[T], object] = lambda item: item,
 ) -> Generator[Scored, None, None]:
@@ -78,12 +81,15 @@ def cascade_stream(
     Rows gather at a runner until they fill its batches, and are handed on in their order, `chunk`
     at a time. Threads read AHEAD chunks and prepare the first runner's view, then each later
     one for the rows that need it. The last rows are filled up with copies of one to whole
-    batches: what a row is given beside does not depend on their number.
+    batches, or to the `total` rows of the whole input where a batch has room for all: what a row
+    is given beside depends on that number alone, wherever a run goes on, and one image costs one.
     """
     workers = workers or min(available_cores(), 16)
     alone, room = threading.Lock(), _Room(KEPT_BYTES)
     rows: deque[_Row[T]] = deque()  # not yet handed on
     waiting: list[deque[_Row[T]]] = [deque() for _ in runners]
+    full = [full_rows(runner, total) for runner in runners]
+    most = max([MOST_WAITING, *(WAITING_BATCHES * size for size in full)])
 
     def load(item: T) -> _Row[T]:
         row = _Row(item, np.full(len(runners), np.nan, dtype=np.float32))
@@ -130,7 +136,7 @@ def cascade_stream(
                 prepared(row, row.coming.result)
         sound = [row for row in some if not row.done]
         if sound:
-            filled = sound + sound[-1:] * (-len(sound) % full_rows(runner))
+            filled = sound + sound[-1:] * (0 if runner.fixed else -len(sound) % full[number])
             pixels = np.stack([row.views[runner.contract.view] for row in filled])
             for row, logit in zip(sound, run_views(runner, pixels), strict=False):
                 row.logits[number] = logit
@@ -146,12 +152,13 @@ def cascade_stream(
             for row in loaded:
                 if not row.done:
                     waiting[0].append(row)
-            hurry = not loaded or len(rows) > MOST_WAITING
+            first = list(islice(rows, chunk if len(rows) > most else 0))  # those that wait too long
             ready = [len(queue) for queue in waiting]  # the pixels of rows that join now are prepared while these run
             for number, queue in enumerate(waiting):
-                full = full_rows(runners[number])
-                run(number, [queue.popleft() for _ in range(len(queue) if hurry else ready[number] // full * full)])
-            while rows and (hurry or len(rows) >= chunk) and all(row.done for row in islice(rows, chunk)):
+                late = not loaded or any(queue[0] is row for row in first if queue)
+                whole = ready[number] // full[number] * full[number]
+                run(number, [queue.popleft() for _ in range(len(queue) if late else whole)])
+            while rows and (not loaded or len(rows) >= chunk) and all(row.done for row in islice(rows, chunk)):
                 yield _scored([rows.popleft() for _ in range(min(chunk, len(rows)))])
             loaded = list(islice(loads, chunk))
 
@@ -161,9 +168,10 @@ def taken_rows(runners: Sequence[Runner], device: str) -> int:
     return min([TAKEN[device], *(chunk_rows([runner.contract], device) for runner in runners)])
 
 
-def full_rows(runner: Runner) -> int:
-    """The fewest rows whose views fill whole batches."""
-    return runner.batch // gcd(runner.batch, runner.contract.count)
+def full_rows(runner: Runner, total: int) -> int:
+    """The fewest rows whose views fill whole batches; all rows of an input whose views are fewer than a batch."""
+    batch = min(runner.batch, total * runner.contract.count)
+    return batch // gcd(batch, runner.contract.count)
 
 
 def _bytes(picture: Image) -> int:

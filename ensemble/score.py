@@ -33,12 +33,14 @@ class Runner:
     """A member ready to run, whatever runs it: uint8 [N, S, S, 3] -> float32 logit [N].
 
     `run` takes any N and splits it into batches of its own; those of `batch` images waste nothing.
+    fixed: it fills up each that is smaller itself, so that a row's bits depend on no other row.
     """
 
     name: str
     contract: ImageContract
     run: Callable[[np.ndarray], np.ndarray]
     batch: int = 1
+    fixed: bool = False
 
 
 @dataclass(frozen=True)

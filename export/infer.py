@@ -182,7 +182,7 @@ def _score_rows(inputs: Inputs, ensemble: Ensemble, spans: Iterable[tuple[int, i
                 named.append((item.id, item.path))
                 yield item
 
-    with closing(_stream(items(), ensemble)) as stream:
+    with closing(_stream(items(), inputs.count, ensemble)) as stream:
         for scored in stream:
             places = [named.popleft() for _ in scored.logits]
             failures = {row: Failure(*places[row], error) for row, error in scored.errors.items()}
@@ -194,7 +194,7 @@ def _score_rows(inputs: Inputs, ensemble: Ensemble, spans: Iterable[tuple[int, i
             yield Rows([key for key, _ in places], scored.logits, failures)
 
 
-def _stream(items: Iterable[Item], ensemble: Ensemble) -> Generator[Scored, None, None]:
+def _stream(items: Iterable[Item], total: int, ensemble: Ensemble) -> Generator[Scored, None, None]:
     def read(item: Item, large: Large) -> Image:
         return images.decode(item.source, item.path, large)
 
@@ -203,11 +203,11 @@ def _stream(items: Iterable[Item], ensemble: Ensemble) -> Generator[Scored, None
 
     if cascade := ensemble.cascade:
 
-        def needs(number: int, logits: np.ndarray, some: Sequence[Item]) -> np.ndarray:
-            return ensembles.needs(ensemble, cascade, number, logits, [item.id for item in some])
+        def needs(number: int, logits: np.ndarray, asking: Sequence[Item]) -> np.ndarray:
+            return ensembles.needs(ensemble, cascade, number, logits, [item.id for item in asking])
 
         chunk = taken_rows(ensemble.runners, ensemble.device)
-        return cascade_stream(items, read, ensemble.runners, chunk, needs, name=path)
+        return cascade_stream(items, read, ensemble.runners, chunk, needs, total, name=path)
     together = ensemble.device == "cuda"
     return score_stream(items, read, ensemble.runners, _chunk(ensemble), together, name=path)
 

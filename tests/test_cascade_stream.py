@@ -15,7 +15,7 @@ from PIL import Image
 
 from ensemble import cascade_stream as module
 from ensemble import images
-from ensemble.cascade_stream import MOST_WAITING, TAKEN, cascade_stream, full_rows, taken_rows
+from ensemble.cascade_stream import MOST_WAITING, TAKEN, WAITING_BATCHES, cascade_stream, full_rows, taken_rows
 from ensemble.errors import ImageError
 from ensemble.score import AHEAD, Runner
 
@@ -43,8 +43,11 @@ def above(*limits):
     return lambda number, logits, items: np.array([item > limits[number] for item in items])
 
 
-def scored(items, runners, chunk, needs, read=grey):
-    with closing(cascade_stream(items, read, runners, chunk, needs, workers=2)) as stream:
+MANY = 10**6  # rows of the whole input, in which no batch has room for all
+
+
+def scored(items, runners, chunk, needs, read=grey, total=MANY):
+    with closing(cascade_stream(items, read, runners, chunk, needs, total, workers=2)) as stream:
         found = list(stream)
     errors = {
         sum(len(f.logits) for f in found[:k]) + row: e for k, f in enumerate(found) for row, e in f.errors.items()
@@ -70,7 +73,7 @@ def test_rows_keep_their_order_and_a_runner_gets_whole_batches_of_those_that_nee
     for k, calls in enumerate(given):
         assert all(len(call) % batches[k] == 0 for call in calls)
         wasted = sum(map(len, calls)) - stays[:, k].sum() * kinds[k].count
-        assert wasted < full_rows(runners[k]) * kinds[k].count  # the last batch alone is filled up
+        assert wasted < full_rows(runners[k], MANY) * kinds[k].count  # the last batch alone is filled up
 
 
 def test_a_runner_sees_what_the_ones_before_it_said():
@@ -176,7 +179,9 @@ def test_an_image_that_a_later_contract_cannot_take_is_named():
     np.testing.assert_array_equal(logits, [[0, np.nan], [np.nan, np.nan]])
 
 
-def test_rows_that_wait_for_a_full_batch_do_not_hold_up_others_for_ever():
+@pytest.mark.parametrize("batch", [4, 32])
+def test_rows_that_wait_for_a_full_batch_do_not_hold_up_others_for_ever(batch):
+    most = max(MOST_WAITING, WAITING_BATCHES * batch)
     taken = []
 
     def items():
@@ -188,12 +193,56 @@ def test_rows_that_wait_for_a_full_batch_do_not_hold_up_others_for_ever():
         return np.array([number == 0 or item % 100 == 0 for item in some])
 
     given = []
-    stream = cascade_stream(items(), grey, [runner(), runner(SMALL, 1000, given)], 8, needs)
+    stream = cascade_stream(items(), grey, [runner(), runner(SMALL, batch, given)], 8, needs, MANY)
     with closing(stream):
-        for done in range(1, 200):
+        for done in range(1, 400):
             next(stream)
-            assert len(taken) <= 8 * done + MOST_WAITING + 8 * (AHEAD + 2)
-    assert {len(call) for call in given} == {1000}  # filled up
+            assert len(taken) <= 8 * done + most + 8 * (AHEAD + 2)
+    assert {len(call) for call in given} == {batch}  # filled up
+
+
+@pytest.mark.parametrize("batch", [8, 64])
+def test_few_images_are_filled_up_where_few_stay(batch):
+    given = []
+    scored(
+        range(5000),
+        [runner(batch=batch), runner(SMALL, batch, given)],
+        32,
+        lambda number, logits, items: np.array([number == 0 or item % 100 == 0 for item in items]),
+    )
+    assert 50 <= sum(map(len, given)) <= 3 * 50
+
+
+def test_only_the_members_that_the_first_rows_wait_for_get_less_than_a_batch():
+    calls = {"second": [], "third": []}
+    runners = [runner(), runner(SMALL, 8, calls["second"]), runner(CONTRACT, 8, calls["third"])]
+
+    def needs(number, logits, items):
+        # the first row alone waits at the third, and holds up all others
+        return np.array([number == 0 or item == 0 or (number == 1 and item % 20 == 0) for item in items])
+
+    scored(range(1400), runners, 8, needs)
+    assert [len(call) for call in calls["second"]] == [8] * 9  # 70 rows
+    assert [call[0] for call in calls["third"]] == [0]
+
+
+@pytest.mark.parametrize(
+    ("contract", "batch", "rows", "total", "fixed", "ran"),
+    [
+        (SMALL, 8, 1, 1, False, 1),
+        (SMALL, 8, 3, 5, False, 5),
+        (SMALL, 8, 3, 20, False, 8),
+        (SMALL, 8, 3, 20, True, 3),
+        (CROPS, 8, 1, 1, False, 4),
+        (CROPS, 8, 1, 2, False, 8),
+        (CROPS, 8, 3, 20, False, 16),
+    ],
+)
+def test_the_last_rows_are_filled_up_to_a_batch_or_to_all_rows_of_the_input(contract, batch, rows, total, fixed, ran):
+    given = []
+    logits, *_ = scored(range(rows), [replace(runner(contract, batch, given), fixed=fixed)], 8, above(-1), total=total)
+    assert sum(map(len, given)) == ran
+    np.testing.assert_array_equal(logits[:, 0], range(rows))
 
 
 def test_images_are_read_while_a_member_runs():
@@ -255,7 +304,7 @@ def test_a_failing_member_or_thread_ends_the_stream(error):
         scored(count(), [runner(), Runner("two", SMALL, fail)], 4, above(-1, 2))
     with pytest.raises(error, match="out of memory"):
         scored(count(), [runner()], 4, above(-1), fail)
-    assert len(list(islice(cascade_stream(count(), grey, [runner()], 4, above(-1)), 3))) == 3
+    assert len(list(islice(cascade_stream(count(), grey, [runner()], 4, above(-1), MANY), 3))) == 3
 
 
 def test_who_stops_it_waits_for_no_image_that_is_to_be_read_again(monkeypatch):
