@@ -20,7 +20,7 @@ from helpers import (
     write_stacker,
 )
 
-from ensemble import artifacts, cascade_stream
+from ensemble import artifacts, cascade_stream, score
 from ensemble.cascade import Cascade, Report, Step
 from ensemble.errors import ArtifactError, UnavailableError
 from ensemble.external import External
@@ -288,6 +288,18 @@ def test_another_cascade_starts_anew(pictures, tmp_path):
         to_file(output, pictures, ensemble([], one=stops, two=stops))
     _, said = to_file(output, pictures, ensemble([], cascade=None))
     assert said == ["Starting anew: changed since out.csv.partial was begun: --cascade."]
+
+
+@pytest.mark.parametrize(("cascade", "begun"), [(CASCADE, []), (None, ["the size of chunks"])])
+def test_a_cascade_goes_on_whatever_is_read_together(pictures, tmp_path, monkeypatch, cascade, begun):
+    def stops(b):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        to_file(tmp_path / "out.csv", pictures, ensemble([], cascade=cascade, one=stops, two=stops))
+    monkeypatch.setitem(score.CHUNK_BYTES, "cpu", 4 * 3 * 8 * 8)
+    _, said = to_file(tmp_path / "out.csv", pictures, ensemble([], cascade=cascade))
+    assert said == [f"Starting anew: changed since out.csv.partial was begun: {what}." for what in begun]
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes_and_rows_score_as_in_any_list_of_a_batch_or_more(
