@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ensemble.contract import ImageContract
-from ensemble.errors import ArtifactError, some
+from ensemble.errors import ArtifactError, UnavailableError, some
 from ensemble.metrics import sigmoid
 from ensemble.score import Runner
 from export import bundle, evidence, member_logits, runtime, tuning
@@ -75,8 +75,8 @@ def add(
             continue
         try:
             made = _make(second, training, say)
-        except ArtifactError as error:
-            say(f"{name}: stays fp32: {error}")
+        except (ArtifactError, UnavailableError) as error:  # cannot be made, or cannot be run here
+            say(f"{name}: stays fp32: {str(error).removeprefix(f'{name}: ')}")
             second.target.unlink(missing_ok=True)
             continue
         extended |= {kind: file, "made": {**extended.get("made", {}), kind: made}}
@@ -101,6 +101,8 @@ def _make(second: Second, training: Training | None, say: Say) -> dict[str, Any]
     made: dict[str, Any] = {"layers": len(layers), "kept": []}
     if training is None:
         return made
+    if second.setting.runtime == "tensorrt":
+        say(f"{second.name}: building TensorRT engines of its files, to time them; that takes minutes")
     whole = _times_fp32(second)
     found = [] if _passes(second, training) else _search(second, layers, training, write, say)
     speed = _times_fp32(second) if found else whole

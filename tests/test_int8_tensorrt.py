@@ -1,11 +1,14 @@
 """int8 files for TensorRT: what they hold, and how they are made. That TensorRT then runs them is for a GPU to show."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from helpers import CONTRACT, save_graph
+from helpers import CONTRACT, run_cli, save_graph
 from onnx import numpy_helper
 from small_nets import PIXELS, write_image_run, write_network
 
+from ensemble.errors import UnavailableError
 from export import bundle, evidence, libraries, precisions, second_files
 from export.int8 import write_int8
 from export.layers import PRODUCTS
@@ -127,6 +130,7 @@ def test_a_file_for_tensorrt_is_searched_by_cuda_and_timed_by_itself(tmp_path, m
     made = second_files.add(folder, "two", entry, [setting], evidence.training(tmp_path / "run"), lines.append)
     assert made["int8-symmetric"] == "members/two.int8-symmetric.onnx"
     assert made["made"]["int8-symmetric"]["kept"] == ["reads"]
+    assert "two: building TensorRT engines of its files, to time them; that takes minutes" in lines
     assert any(line.startswith("two: kept in fp16 1 of 3 layers: reads; tensorrt int8 runs ") for line in lines)
     assert tensorrt_refuses(folder / made["int8-symmetric"]) == set()
     by_tensorrt = {each for each in asked if each[1].startswith("tensorrt")}
@@ -134,3 +138,26 @@ def test_a_file_for_tensorrt_is_searched_by_cuda_and_timed_by_itself(tmp_path, m
     assert asked.count(("two.int8-symmetric.onnx", "tensorrt int8")) == 2  # before the search, and after it
     assert bundle.member_file(made, setting) == made["int8-symmetric"]
     assert not bundle.has_file(made, Setting("openvino", "int8"))
+
+
+def test_where_tensorrt_fails_export_goes_on_without_its_files(tmp_path, monkeypatch):
+    write_image_run(tmp_path / "run", {"one": 1.0, "two": 1.0})
+    monkeypatch.setenv("MANYEYES_CACHE", str(tmp_path / "cache"))
+    computed = precisions.computed
+    more = [Setting("tensorrt", "int8", batch=64)]
+    monkeypatch.setattr(precisions, "computed", lambda some: computed(some) + (more if "int8" in some else []))
+
+    def opened(name, path, contract, setting):
+        if setting.runtime == "tensorrt":
+            raise UnavailableError(f"{name}: {setting} failed at batch 64: enqueue failed; free some memory")
+        here = replace(setting, runtime="onnxruntime") if setting.runtime == "cuda" else setting
+        return open_runner(name, path, contract, here)
+
+    monkeypatch.setattr(second_files.runtime, "open_runner", opened)
+    code, out, err = run_cli("export", "--run", tmp_path / "run", "--int8")
+    assert (code, err) == (0, "")
+    assert "one: stays fp32: tensorrt fp32 failed at batch 64: enqueue failed; free some memory\n" in out
+    values = bundle.open_bundle(tmp_path / "run" / "bundle")
+    assert "tensorrt" not in {runtime for runtime, _ in bundle.may_run(values)}
+    assert all("int8" in entry and "int8-symmetric" not in entry for entry in values["members"].values())
+    assert not list((tmp_path / "run" / "bundle" / "members").glob("*symmetric*"))
