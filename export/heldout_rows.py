@@ -11,7 +11,7 @@ import pandas as pd
 
 from ensemble import artifacts
 from ensemble.cascade_fit import Rows
-from ensemble.errors import ArtifactError
+from ensemble.errors import ArtifactError, some
 
 FILE = "heldout.parquet"
 REMEDY = "export again (python cli.py export; a bundle of classifiers from elsewhere with --member ... --stack-on DATA)"
@@ -26,12 +26,28 @@ def write_rows(folder: Path, names: Sequence[str], rows: Rows) -> None:
 
 
 def read_rows(folder: Path, names: Sequence[str], asking: str = "--cascade") -> Rows:
-    """A bundle's rows, logits in the order of `names`; ArtifactError where there are none.
+    """A bundle's rows, logits in the order of `names`; ArtifactError where there are none, or none of sense.
 
     It says how to get them, to what the user calls `asking`.
     """
     if not (folder / FILE).is_file():
         raise ArtifactError(f"{asking}: the bundle {folder} has no held-out logits to fit and report on; {REMEDY}")
     frame = artifacts.read_parquet(folder / FILE, REMEDY)
-    logits = np.column_stack([frame[f"logit {name}"].to_numpy() for name in names])
-    return Rows(logits, frame["label"].to_numpy(), frame["group"].to_numpy())
+    columns = [f"logit {name}" for name in names]
+    if fault := _fault(frame, columns):
+        raise ArtifactError(f"{asking}: {folder / FILE} {fault}; {REMEDY}")
+    return Rows(frame[columns].to_numpy(np.float64), frame["label"].to_numpy(), frame["group"].to_numpy())
+
+
+def _fault(frame: pd.DataFrame, columns: Sequence[str]) -> str:
+    """What is wrong with a file that `write_rows` did not write, in words; nothing if nothing is."""
+    kinds = {"label": "iu", "group": "iu", **dict.fromkeys(columns, "iuf")}
+    if lacking := [name for name in kinds if list(frame.columns).count(name) != 1]:
+        return f"has no column {some(lacking)}, or more than one"
+    if other := [name for name, kind in kinds.items() if frame[name].dtype.kind not in kind]:
+        return f"has values that are no numbers in {some(other)}"
+    if endless := [
+        name for name in columns if not np.isfinite(frame[name].to_numpy(np.float64, na_value=np.nan)).all()
+    ]:
+        return f"has values that are not finite in {some(endless)}"
+    return "" if frame["label"].isin([0, 1]).all() else "has labels other than 0 and 1"

@@ -204,6 +204,36 @@ def test_changed_held_out_logits_are_refused(run):
         Predictor.load(run / "bundle", "cpu")
 
 
+@pytest.mark.parametrize(
+    ("changed", "fault"),
+    [
+        (lambda frame: frame.drop(columns="logit two"), "has no column logit two, or more than one"),
+        (lambda frame: frame.drop(columns=["label", "group"]), "has no column label, group, or more than one"),
+        (lambda frame: frame.assign(**{"logit two": "<script>"}), "has values that are no numbers in logit two"),
+        (lambda frame: frame.assign(group=[[1]] * len(frame)), "has values that are no numbers in group"),
+        (lambda frame: frame.assign(label=frame["label"] / 1), "has values that are no numbers in label"),
+        (lambda frame: frame.assign(**{"logit one": np.nan}), "has values that are not finite in logit one"),
+        (lambda frame: frame.assign(**{"logit one": np.inf}), "has values that are not finite in logit one"),
+        (lambda frame: frame.assign(label=2), "has labels other than 0 and 1"),
+        (lambda frame: frame.convert_dtypes().assign(label=pd.array([None] * len(frame), "Int64")), "has labels other"),
+    ],
+)
+def test_held_out_logits_from_elsewhere_are_refused_in_one_line(run, tmp_path, changed, fault):
+    folder = run / "bundle"
+    path = folder / heldout_rows.FILE
+    artifacts.write_parquet(path, changed(pd.read_parquet(path)))
+    values = artifacts.read_json(folder / "bundle.json", "")
+    values.pop("digest")
+    values["files"][path.name] = artifacts.file_sha256(path)
+    artifacts.write_json(folder / "bundle.json", {**values, "digest": artifacts.json_sha256(values)})
+    write_image(tmp_path / "pictures" / "grey.png")
+    given = ("infer", "--bundle", folder, "--input", tmp_path / "pictures", "--output", tmp_path / "out.csv")
+    code, _, err = run_cli(*given, "--cascade")
+    assert code == 2
+    assert re.fullmatch(rf"Error: --cascade: .*heldout\.parquet {fault}.*; export again .*\n", err)
+    assert run_cli(*given)[0] == 0  # without the cascade they are not looked at
+
+
 def test_a_member_runs_only_for_those_that_need_it(pictures):
     ran = []
     frame, errors = infer(read_inputs(pictures), ensemble(ran), with_members=True)
