@@ -36,7 +36,7 @@ def read_rows(folder: Path, names: Sequence[str], asking: str = "--cascade") -> 
     columns = [f"logit {name}" for name in names]
     if fault := _fault(frame, columns):
         raise ArtifactError(f"{asking}: {folder / FILE} {fault}; {REMEDY}")
-    return Rows(frame[columns].to_numpy(np.float64), frame["label"].to_numpy(), frame["group"].to_numpy())
+    return Rows(frame[columns].to_numpy(np.float64), *(frame[name].to_numpy(np.int64) for name in ("label", "group")))
 
 
 def _fault(frame: pd.DataFrame, columns: Sequence[str]) -> str:
@@ -46,8 +46,6 @@ def _fault(frame: pd.DataFrame, columns: Sequence[str]) -> str:
         return f"has no column {some(lacking)}, or more than one"
     if other := [name for name, kind in kinds.items() if frame[name].dtype.kind not in kind]:
         return f"has values that are no numbers in {some(other)}"
-    if endless := [
-        name for name in columns if not np.isfinite(frame[name].to_numpy(np.float64, na_value=np.nan)).all()
-    ]:
+    if endless := [name for name in kinds if not np.isfinite(frame[name].to_numpy(np.float64, na_value=np.nan)).all()]:
         return f"has values that are not finite in {some(endless)}"
     return "" if frame["label"].isin([0, 1]).all() else "has labels other than 0 and 1"

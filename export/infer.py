@@ -165,8 +165,8 @@ def _key(inputs: Inputs, ensemble: Ensemble, options: Options) -> dict[str, obje
         **{f"--{name}": value for name, value in asdict(options).items()},
         **({"--cascade": ensemble.cascade.to_dict()} if ensemble.cascade else {}),
         "the version of Pillow": PIL.__version__,
-        # a cascade's batches are whole, whatever is read together
-        "the size of chunks": [*([] if ensemble.cascade else [_chunk(ensemble)]), journals.ROWS],
+        # the first is nothing to a cascade, and changes with the members alone
+        "the size of chunks": [_chunk(ensemble), journals.ROWS],
     }
 
 

@@ -20,7 +20,7 @@ from helpers import (
     write_stacker,
 )
 
-from ensemble import artifacts, cascade_stream, score
+from ensemble import artifacts, cascade_stream
 from ensemble.cascade import Cascade, Report, Step
 from ensemble.errors import ArtifactError, UnavailableError
 from ensemble.external import External
@@ -215,7 +215,10 @@ def test_changed_held_out_logits_are_refused(run):
         (lambda frame: frame.assign(**{"logit one": np.nan}), "has values that are not finite in logit one"),
         (lambda frame: frame.assign(**{"logit one": np.inf}), "has values that are not finite in logit one"),
         (lambda frame: frame.assign(label=2), "has labels other than 0 and 1"),
-        (lambda frame: frame.convert_dtypes().assign(label=pd.array([None] * len(frame), "Int64")), "has labels other"),
+        (
+            lambda frame: frame.assign(group=frame["group"].astype("Int64").where(frame["group"] > 0)),
+            "has values that are not finite in group",
+        ),
     ],
 )
 def test_held_out_logits_from_elsewhere_are_refused_in_one_line(run, tmp_path, changed, fault):
@@ -318,18 +321,6 @@ def test_another_cascade_starts_anew(pictures, tmp_path):
         to_file(output, pictures, ensemble([], one=stops, two=stops))
     _, said = to_file(output, pictures, ensemble([], cascade=None))
     assert said == ["Starting anew: changed since out.csv.partial was begun: --cascade."]
-
-
-@pytest.mark.parametrize(("cascade", "begun"), [(CASCADE, []), (None, ["the size of chunks"])])
-def test_a_cascade_goes_on_whatever_is_read_together(pictures, tmp_path, monkeypatch, cascade, begun):
-    def stops(b):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        to_file(tmp_path / "out.csv", pictures, ensemble([], cascade=cascade, one=stops, two=stops))
-    monkeypatch.setitem(score.CHUNK_BYTES, "cpu", 4 * 3 * 8 * 8)
-    _, said = to_file(tmp_path / "out.csv", pictures, ensemble([], cascade=cascade))
-    assert said == [f"Starting anew: changed since out.csv.partial was begun: {what}." for what in begun]
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes_and_rows_score_as_in_any_list_of_a_batch_or_more(
