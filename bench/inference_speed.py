@@ -25,7 +25,6 @@ Not timed against the others: our members alone beside a product of two 4096-cub
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -48,7 +47,7 @@ from ensemble.contract import ImageContract  # noqa: E402
 from ensemble.images import decode, to_pixels  # noqa: E402
 from ensemble.parallel import available_cores  # noqa: E402
 from export import bundle as bundles  # noqa: E402
-from export import int8  # noqa: E402
+from export import hardware, int8  # noqa: E402
 from export.layers import read_layers  # noqa: E402
 from export.setting import ON_CPU, PRECISIONS  # noqa: E402
 
@@ -58,19 +57,10 @@ TOLERANCE = 5e-3  # of p, at fp32 and the same resize
 Lines = list[dict[str, Any]]
 
 
-def cpu() -> tuple[str, list[str]]:
-    """Its name and which of FLAGS it has."""
-    with suppress(OSError):
-        text = Path("/proc/cpuinfo").read_text()
-        fields = dict(line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
-        values = {key.strip(): value.strip() for key, value in fields.items()}
-        return values.get("model name", platform.machine()), [f for f in FLAGS if f in values.get("flags", "").split()]
-    return platform.processor() or platform.machine(), []
-
-
 def machine(options: argparse.Namespace) -> str:
     """Hardware and libraries, in one line each."""
-    name, flags = cpu()
+    name, known = hardware.processor()
+    flags = [flag for flag in FLAGS if flag in (known or ())]
     gpu = f"{torch.cuda.get_device_name()}, " if options.device == "cuda" else ""
     versions = []
     for library in LIBRARIES:
@@ -154,10 +144,10 @@ def jobs(options: argparse.Namespace, classifiers: dict[str, Path], bundle: Path
     return {name: job for name, job in (work | ours).items() if job.side in options.sides}
 
 
-def measure(options: argparse.Namespace, work: dict[str, Job]) -> Lines:
+def measure(options: argparse.Namespace, work: dict[str, Job], bundle: Path) -> Lines:
     """The lines of this very comparison in results.jsonl; a round that lacks a side is measured again whole."""
-    path = options.output / "results.jsonl"
-    key = artifacts.json_sha256([[vars(job) for job in work.values()], machine(options)])
+    path, content = options.output / "results.jsonl", artifacts.file_sha256(bundle / "bundle.json")
+    key = artifacts.json_sha256([[vars(job) for job in work.values()], content, machine(options)])
     text = path.read_text() if path.is_file() else ""
     lines = [line for line in map(json.loads, text.splitlines()) if line["key"] == key]
 
@@ -273,7 +263,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/inference_speed"))
     options = parser.parse_args()
     options.ours, options.sides = options.ours.split(","), options.sides.split(",")
-    fast = options.device == "cuda" or {"avx512_bf16", "amx_bf16"} & set(cpu()[1])
+    fast = options.device == "cuda" or hardware.NATIVE_BF16 & (hardware.processor()[1] or set())
     options.precision = (options.precision or ("bf16" if fast else "fp32")).split(",")
     if unknown := set(options.precision) - {*PRECISIONS, "auto"}:
         parser.error(f"unknown precisions: {', '.join(sorted(unknown))}")
@@ -281,6 +271,8 @@ def main() -> None:
         parser.error("name a precision that torch multiplies in first, such as bf16,int8: the roof is measured at it")
     if "int8" in options.precision and options.device == "cuda":
         parser.error("int8 here is for CPUs: leave out --device cuda")
+    if "int8" in options.precision and (lacking := hardware.available().lacks.get(("onnxruntime", "int8"))):
+        parser.error(lacking)
     os.environ.setdefault("MANYEYES_CACHE", str(options.output.absolute() / "cache"))
     sets = {"full": full_size.FULL, "quick": full_size.QUICK}
     names = list(sets.get(options.members, options.members.split(",")))
@@ -293,7 +285,7 @@ def main() -> None:
     bundle = make_bundle(options, classifiers)
     if "int8" in options.precision:
         add_int8(bundle, photos)
-    report(options, measure(options, jobs(options, classifiers, bundle, photos)), bundle)
+    report(options, measure(options, jobs(options, classifiers, bundle, photos), bundle), bundle)
 
 
 if __name__ == "__main__":
