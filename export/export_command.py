@@ -96,8 +96,8 @@ def export(
     --int8 adds files in 8 bits. Where a member changes too much on training images that it was
     not calibrated by, the fewest layers that bring it back stay in fp32, and they are named. NNCF
     quantizes (`pip install 'manyeyes[int8]'`), or where it is not installed ONNX Runtime, which
-    is less exact for convolutions. Where TensorRT is, members get files for it, too. To score
-    needs nothing more.
+    is less exact for convolutions. To score needs nothing more. Where TensorRT is, members get
+    files for it, too: there fp16 and bf16 go first, and `infer --precision int8` runs them.
 
     --member makes a bundle of classifiers from anywhere, without a run. They count alike, or
     as --stack-on says. With --member, --positive is one of their class names; say what the

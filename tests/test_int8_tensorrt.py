@@ -10,13 +10,14 @@ from small_nets import PIXELS, write_image_run, write_network
 
 from ensemble.errors import UnavailableError
 from export import bundle, evidence, libraries, precisions, second_files
+from export.choice import choose
+from export.hardware import Machine
 from export.int8 import write_int8
 from export.layers import PRODUCTS
 from export.runtime import open_runner
-from export.setting import Setting
+from export.setting import Setting, Wanted
 
-if not precisions.computed(("int8",)):
-    pytest.skip("this CPU has no instructions for int8", allow_module_level=True)
+vnni = pytest.mark.skipif(not precisions.computed(("int8",)), reason="this CPU has no instructions for int8")
 
 
 def tensorrt_refuses(path):
@@ -54,8 +55,14 @@ def test_a_file_for_tensorrt_is_symmetric_and_one_for_cpus_is_not(tmp_path, monk
         write_int8(source, tmp_path / f"{symmetric}.onnx", PIXELS, ["last", "mean", "sub"], symmetric)
     assert tensorrt_refuses(tmp_path / "True.onnx") == set()
     assert "zero points uint8" in tensorrt_refuses(tmp_path / "False.onnx")
+
+
+@vnni
+def test_a_file_for_tensorrt_gives_nearly_the_same_logits(tmp_path):
+    source = write_network(tmp_path / "network.onnx", 1.0)
+    write_int8(source, tmp_path / "int8.onnx", PIXELS, ["last", "mean", "sub"], symmetric=True)
     fp32 = open_runner("one", source, CONTRACT, Setting("onnxruntime")).run(PIXELS)
-    logits = open_runner("one", tmp_path / "True.onnx", CONTRACT, Setting("onnxruntime", "int8")).run(PIXELS)
+    logits = open_runner("one", tmp_path / "int8.onnx", CONTRACT, Setting("onnxruntime", "int8")).run(PIXELS)
     assert 0 < np.abs(logits - fp32).max() < 0.04  # of 256 values half are not used where none is negative
 
 
@@ -111,6 +118,7 @@ def write_biased(path):
     return save_graph(path, nodes, constants)
 
 
+@vnni
 def test_a_file_for_tensorrt_is_searched_by_cuda_and_timed_by_itself(tmp_path, monkeypatch):
     """ONNX Runtime's CPU stands in for both."""
     write_image_run(tmp_path / "run", {"one": 1.0, "two": 1.0})
@@ -140,6 +148,15 @@ def test_a_file_for_tensorrt_is_searched_by_cuda_and_timed_by_itself(tmp_path, m
     assert not bundle.has_file(made, Setting("openvino", "int8"))
 
 
+def test_help_says_how_tensorrt_is_made_to_run_int8():
+    assert "`infer --precision int8` runs them" in " ".join(run_cli("export", "--help")[1].split())
+    allowed = {("tensorrt", precision): frozenset({"one"}) for precision in ("fp16", "int8")}
+    for asked, taken in (("auto", "fp16"), ("int8", "int8")):
+        settings, _ = choose({"one": {}}, allowed, Wanted("tensorrt", asked), Machine("a CPU", 2, "a GPU"))
+        assert settings["one"].precision == taken
+
+
+@vnni
 def test_where_tensorrt_fails_export_goes_on_without_its_files(tmp_path, monkeypatch):
     write_image_run(tmp_path / "run", {"one": 1.0, "two": 1.0})
     monkeypatch.setenv("MANYEYES_CACHE", str(tmp_path / "cache"))
