@@ -3,7 +3,8 @@
 It lies in the bundle as point.json, and holds for the members and the stack that it was chosen for. No torch.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ensemble import artifacts
-from ensemble.cascade import Cascade
+from ensemble.cascade import Cascade, Report
 from ensemble.errors import ArtifactError, UnavailableError, some
 from ensemble.metrics import Interval
 from ensemble.names import is_member_name
@@ -80,9 +81,11 @@ def read(folder: Path, values: Mapping[str, Any]) -> Chosen | None:
     path = folder / FILE
     remedy = f"choose another: python cli.py frontier --bundle {folder} --budget N, or --reset to run all members"
     try:
-        chosen = Chosen.from_dict(artifacts.read_json(path, remedy))
+        written = artifacts.read_json(path, remedy)
+        json.dumps(written, allow_nan=False)  # Python's JSON also reads NaN and Infinity
+        chosen = Chosen.from_dict(written)
         _check(chosen)
-    except (ArtifactError, UnavailableError, AttributeError, KeyError, TypeError, ValueError):
+    except (ArtifactError, UnavailableError, AttributeError, KeyError, TypeError, ValueError, ArithmeticError):
         raise ArtifactError(f"{path} is damaged; {remedy}") from None
     known = {*values["members"], *(n for n in chosen.stacker.members if bundle.external_file(n) in values["files"])}
     if strange := set(chosen.stacker.members) - known:
@@ -147,19 +150,44 @@ def _interval(values: Mapping[str, Any]) -> Interval:
 
 
 def _check(chosen: Chosen) -> None:
-    """ValueError where its parts do not fit together: a digest proves nothing of who wrote it."""
+    """ValueError or TypeError where its parts do not fit together: a digest proves nothing of who wrote it."""
     members, cascade = chosen.stacker.members, chosen.cascade
-    sound = len(set(members)) == len(members) and all(map(is_member_name, members)) and chosen.budget > 0
-    if cascade:
-        numbers = [number for step in cascade.steps for number in (*step.coef, step.intercept, *cascade.milliseconds)]
-        limits = [limit for step in cascade.steps for limit in (step.low, step.high)]
-        sound = (
-            sound
-            and sorted(cascade.order) == sorted(members)
-            and [len(step.coef) for step in cascade.steps] == list(range(1, len(members)))
-            and 0 < cascade.tolerance < 0.5
-            and bool(np.isfinite(numbers).all())
-            and not np.isnan(limits).any()
-        )
+    sound = (
+        len(set(members)) == len(members)
+        and all(map(is_member_name, members))
+        and chosen.budget > 0
+        and chosen.images_per_second > 0
+        and all(set(names) <= set(members) for names in chosen.precisions.values())
+        and (cascade is None or (_fits(cascade, members) and _tells(cascade.report, len(members))))
+    )
     if not sound:
         raise ValueError
+
+
+def _fits(cascade: Cascade, members: Sequence[str]) -> bool:
+    limits = [limit for step in cascade.steps for limit in (step.low, step.high)]
+    return (
+        sorted(cascade.order) == sorted(members)
+        and [len(step.coef) for step in cascade.steps] == list(range(1, len(members)))
+        and all(np.isfinite([*step.coef, step.intercept]).all() for step in cascade.steps)
+        and not np.isnan(limits).any()
+        and len(cascade.milliseconds) == len(members)
+        and _positive(cascade.milliseconds)
+        and 0 < cascade.tolerance < 0.5
+    )
+
+
+def _tells(report: Report, members: int) -> bool:
+    """Whether a cascade's report of so many members can be printed."""
+    loss = report.loss
+    return (
+        all(type(count) is int and count > 0 for count in (report.rows, report.groups))
+        and [len(each) for each in (report.auroc, report.shares, report.milliseconds)] == [2, members, 2]
+        and _positive([*report.auroc, *report.shares, *report.milliseconds, report.flips])
+        and not np.isinf([loss.value, loss.low, loss.high]).any()  # NaN: it could not be resampled
+    )
+
+
+def _positive(numbers: Sequence[float]) -> bool:
+    """Whether all are numbers of 0 or more."""
+    return bool(np.isfinite(numbers).all()) and min(numbers) >= 0

@@ -8,6 +8,7 @@ import pytest
 from helpers import STACKER, exported_run, run_cli, write_bundle, write_image, write_stacker
 
 from ensemble import artifacts
+from ensemble.cascade import Report
 from ensemble.errors import ArtifactError
 from ensemble.external import External, write_external
 from ensemble.metrics import Interval, sigmoid
@@ -163,6 +164,8 @@ def test_export_keeps_the_point_until_members_or_stack_change(run):
 STRANGER = {**Stacker(("one", "stranger"), (1.0, 1.0), 0.0).to_dict()}
 OUTSIDE = {**Stacker(("../../one",), (1.0,), 0.0).to_dict()}
 STEP = {"member": "one", "coef": [1.0], "intercept": 0.0, "low": None, "high": None}
+REPORT = Report(10, 5, (0.9, 0.9), Interval(0.0, 0.0, 0.0), (0.5, 0.5), (2.0, 1.0), 0.0).to_dict()
+CASCADE = {"steps": [STEP], "last": "two", "milliseconds": [1.0, 2.0], "tolerance": 0.01, "report": REPORT}
 
 
 def tamper(run, **changes):
@@ -170,6 +173,11 @@ def tamper(run, **changes):
     folder = run / "bundle"
     values = artifacts.read_json(folder / "point.json", "") | changes
     artifacts.write_json(folder / "point.json", values)
+    list_point(folder)
+
+
+def list_point(folder):
+    """Its hash, whatever was changed."""
     listed = bundle.contents(folder)
     files = {**listed["files"], "point.json": artifacts.file_sha256(folder / "point.json")}
     bundle.write_contents(folder, {**listed, "files": files})
@@ -187,6 +195,10 @@ def tamper(run, **changes):
         ({"precisions": ["one"]}, "is damaged"),
         ({"budget": -1}, "is damaged"),
         ({"auroc": None}, "is damaged"),
+        ({"precisions": {"openvino bf16": [["one"]]}}, "is damaged"),
+        ({"precisions": {"openvino bf16": ["stranger"]}}, "is damaged"),
+        ({"budget": 10**400}, "is damaged"),
+        ({"images_per_second": -1}, "is damaged"),
         ({"made_from": "another"}, "was chosen for other members or another stack"),
     ],
 )
@@ -197,6 +209,53 @@ def test_a_point_that_no_frontier_wrote_is_refused_but_full_runs(run, changes, m
     assert load_bundle(run / "bundle", Wanted(full=True)).stacker == STACKER
     assert run_cli("frontier", "--bundle", run / "bundle", "--reset")[0] == 0
     assert load_bundle(run / "bundle").stacker == STACKER
+
+
+@pytest.mark.parametrize("number", ["Infinity", "NaN", "1e999"])
+def test_a_number_that_is_none_is_refused_and_export_drops_the_point(run, number):
+    path = run / "bundle" / "point.json"
+    path.write_text(path.read_text().replace('"budget": 200.0', f'"budget": {number}'))
+    list_point(run / "bundle")
+    with pytest.raises(ArtifactError, match=r"point\.json is damaged; choose another: "):
+        load_bundle(run / "bundle")
+    export_run(run, (said := []).append)
+    assert said[-1].startswith("What frontier chose was for other members")
+
+
+@pytest.mark.parametrize(
+    ("changes", "report"),
+    [
+        ({"milliseconds": [1.0]}, {}),
+        ({"milliseconds": ["1", "2"]}, {}),
+        ({"milliseconds": [-1.0, 2.0]}, {}),
+        ({"tolerance": "0.01"}, {}),
+        ({"steps": [{**STEP, "coef": [[1.0]]}]}, {}),
+        ({"steps": [{**STEP, "low": "0"}]}, {}),
+        ({"steps": [{**STEP, "member": ["one"]}]}, {}),
+        ({"report": None}, {}),
+        ({}, {"shares": [1.0]}),
+        ({}, {"shares": "ab"}),
+        ({}, {"rows": "many"}),
+        ({}, {"groups": 0.5}),
+        ({}, {"auroc": [None, None]}),
+        ({}, {"auroc": [0.9]}),
+        ({}, {"milliseconds": [2.0, None]}),
+        ({}, {"flips": "none"}),
+        ({}, {"loss": {"value": "a", "low": 0.0, "high": 0.0}}),
+        ({}, {"loss": {"value": 0.0}}),
+        ({}, {"more": 1}),
+    ],
+)
+def test_a_cascade_that_no_frontier_wrote_is_refused(run, pictures, tmp_path, changes, report):
+    whole = {"stacker": STACKER.to_dict(), "cascade": CASCADE}
+    given = ("infer", "--bundle", run / "bundle", "--input", pictures, "--output", tmp_path / "out.csv")
+    tamper(run, **whole)
+    assert run_cli(*given)[0] == 0
+    tamper(run, **whole | {"cascade": CASCADE | {"report": REPORT | report} | changes})
+    code, _, err = run_cli(*given)
+    assert code == 2
+    assert err.startswith("Error: ")
+    assert "point.json is damaged; choose another: python cli.py frontier --bundle " in err
 
 
 def test_a_changed_point_without_its_hash_is_damaged(run):
