@@ -87,6 +87,44 @@ def test_a_slower_point_is_better_by_more_than_chance():
     assert not frontier.better(point(0.55, 0.1), None)
 
 
+def drawn_point(name, milliseconds, auroc, spread):
+    return Point((name,), "fp32", auroc, auroc + spread * np.linspace(-1, 1, 100), auroc, milliseconds)
+
+
+POINT = st.tuples(
+    st.integers(1, 8), st.sampled_from(np.arange(0.85, 0.95, 0.005).tolist()), st.sampled_from([0.0, 0.05])
+)
+
+
+def beaten(points, listed):
+    return [
+        (one, other)
+        for one in listed
+        for other in points
+        if (other.milliseconds < one.milliseconds and other.auroc >= one.auroc)
+        or (other.milliseconds <= one.milliseconds and other.auroc > one.auroc)
+    ]
+
+
+@given(st.lists(POINT, max_size=12))
+def test_no_point_that_was_tried_beats_one_that_is_listed(drawn):
+    points = [drawn_point(str(number), *values) for number, values in enumerate(drawn)]
+    listed = undominated(points, frontier.better)
+    assert not beaten(points, listed)
+    assert all(frontier.better(slow, fast) for fast, slow in pairwise([None, *listed]))
+
+
+def test_what_a_lucky_point_beats_is_not_listed_though_the_lucky_one_is_not():
+    fast, lucky, slow = points = [
+        drawn_point("fast", 1.0, 0.88, 0.0),
+        drawn_point("lucky", 2.0, 0.90, 0.05),
+        drawn_point("slow", 3.0, 0.885, 0.001),
+    ]
+    assert undominated(points, frontier.better) == [fast]
+    assert undominated([fast, slow], frontier.better) == [fast, slow]
+    assert beaten(points, [slow]) == [(slow, lucky)]
+
+
 def test_members_of_noise_do_not_join_by_luck():
     own = Stacker(NAMES, (1.0,) * 4, 0.0)  # logistic regression hardly suffers from them
     lucky = [point for point in stacks(begin(planted(), own), COSTS) if point.auroc > 0.55]
