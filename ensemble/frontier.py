@@ -94,7 +94,8 @@ class Point:
 
     auroc: on the half that is chosen on, out of fold, less what the cascade loses there; drawn:
     the same of RESAMPLES draws of its groups, alike for all points. other: on the other half.
-    milliseconds: predicted for an image.
+    milliseconds: predicted for an image; for a cascade by the shares of images that leave the one
+    fitted on the half, and once `settle` had it shipped, the one fitted on all rows.
     """
 
     members: tuple[str, ...]
@@ -196,24 +197,29 @@ def _draws(study: Study, *models: np.ndarray) -> np.ndarray:
     return bootstrap.draws(labels, models, groups, ("auroc",), resamples=RESAMPLES)["auroc"]
 
 
-def settle(points: Sequence[Point], ship: Callable[[Point], T]) -> tuple[dict[Point, T], list[str]]:
+def settle(points: Sequence[Point], ship: Callable[[Point], tuple[Point, T]]) -> tuple[dict[Point, T], list[str]]:
     """The points that nothing beats, from the fastest, with what `ship` makes of each, and why others were left out.
 
-    A slower point has to be `better` than the faster ones. One for which `ship` raises is left
-    out, and what it had beaten may take its place.
+    A slower point has to be `better` than the faster ones. `ship` also says at what speed a point
+    runs as it ships, which then counts. One for which it raises is left out, and what it had beaten
+    may take its place.
     """
+    waiting = list(points)
     made: dict[Point, T] = {}
-    refused: dict[Point, str] = {}
+    refused: list[str] = []
     while True:
-        best = undominated([point for point in points if point not in refused], better)
+        best = undominated([*made, *waiting], better)
         wanted = [point for point in best if point not in made]
         if not wanted:
-            return {point: made[point] for point in best}, list(refused.values())
+            return {point: made[point] for point in best}, refused
         for point in tqdm(wanted, desc="refit", unit="stack", leave=False, disable=None):
+            waiting.remove(point)
             try:
-                made[point] = ship(point)
+                shipped, what = ship(point)
             except ManyeyesError as error:
-                refused[point] = str(error)
+                refused.append(str(error))
+            else:
+                made[shipped] = what
 
 
 def better(slow: Point, fast: Point | None) -> bool:

@@ -130,21 +130,28 @@ def _plans(folder: Path, wanted: Wanted, say: Say) -> Plans:
     return plans
 
 
-def _shipper(study: Study, taken: Costs, proof: Proof | None, calibration: str) -> Callable[[Point], Shipped]:
-    """What makes of a point what is written; it raises ArtifactError where that does not hold what the point says."""
+def _shipper(
+    study: Study, taken: Costs, proof: Proof | None, calibration: str
+) -> Callable[[Point], tuple[Point, Shipped]]:
+    """What gives a point the speed it ships at, and makes what is written of it.
+
+    It raises ArtifactError where that does not hold what the point says.
+    """
     refit = cache(partial(frontier.refit, study, calibration=calibration))
     part = study.material.fitting
 
-    def ship(point: Point) -> Shipped:
+    def ship(point: Point) -> tuple[Point, Shipped]:
         stacker: Stacker = refit(point.members)
         lower = taken.lower[point.precision] & set(point.members)
         if lower and proof and point.members != study.own.members:
             _judge(stacker, lower, proof, point.precision)
         if point.cascade is None:
-            return Shipped(stacker, None)
+            return point, Shipped(stacker, None)
         rows = Rows(study.logits(point.members), part.labels, part.groups)
         spent = taken.running(point.precision, point.members)
-        return Shipped(stacker, fit_cascade(stacker, rows, spent, point.cascade.tolerance))
+        cascade = fit_cascade(stacker, rows, spent, point.cascade.tolerance)
+        milliseconds = taken.milliseconds(point.precision, cascade.order, cascade.report.shares)
+        return replace(point, milliseconds=milliseconds), Shipped(stacker, cascade)
 
     return ship
 

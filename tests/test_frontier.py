@@ -1,5 +1,6 @@
 """Stacks chosen for what they cost, on planted members and costs."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -43,7 +44,7 @@ def mean_of(names=NAMES, **values):
 
 def best_of(rows, costs=COSTS, own=None):
     study = begin(rows, own or mean_of())
-    found, _ = settle(stacks(study, costs), lambda point: refit(study, point.members, "none"))
+    found, _ = settle(stacks(study, costs), lambda point: (point, refit(study, point.members, "none")))
     return study, found
 
 
@@ -207,13 +208,29 @@ def test_what_cannot_be_shipped_gives_way_to_what_it_had_beaten():
     def ship(point):
         if "dear" in point.members:
             raise ArtifactError("not this one")
-        return point.precision
+        return point, point.precision
 
     study = begin(planted(0.3, 2.0), mean_of())
     found, left_out = settle(stacks(study, COSTS), ship)
     assert [point.members for point in found if point.auroc > 0.55] == [("cheap",)]
     assert set(found.values()) == {"fp32"}
     assert set(left_out) == {"not this one"}
+
+
+def test_the_speed_at_which_a_point_ships_is_what_counts():
+    fast, cascade, slow = points = [
+        drawn_point("fast", 1.0, 0.8, 0.0),
+        drawn_point("cascade", 2.0, 0.85, 0.0),
+        drawn_point("slow", 3.0, 0.9, 0.0),
+    ]
+    found, _ = settle(points, lambda point: (point, None))
+    assert list(found) == [fast, cascade, slow]
+    shipped = replace(cascade, milliseconds=4.0)  # as it ships it is slower than what is better
+    found, left_out = settle(points, lambda point: (shipped if point == cascade else point, None))
+    assert (list(found), left_out) == ([fast, slow], [])
+    shipped = replace(cascade, milliseconds=0.5)
+    found, _ = settle(points, lambda point: (shipped if point == cascade else point, None))
+    assert list(found) == [shipped, slow]
 
 
 def test_a_refitted_stack_is_as_stack_would_make_it():

@@ -249,7 +249,13 @@ def test_a_point_may_be_a_cascade(tmp_path, pictures, monkeypatch, timed):
     write_bundle(run)
     code, out, _ = run_cli("frontier", "--run", run, "--budget", 100, "--output", tmp_path / "f.png")
     assert code == 0
-    assert re.search(r"\n\d +one \+ two +fp32 +0\.01 +\d{3}\.\d ", out)
+    speed = float(re.search(r"\n\d +one \+ two +fp32 +0\.01 +(\d{3}\.\d) ", out)[1])
+    # of the cascade that ships: decoding, the view, `one`, and `two` for the images that stay
+    point = points.read(run / "bundle", bundle.open_bundle(run / "bundle"))
+    expected = 1000 / (1.5 + 1 + 9 * (1 - point.cascade.report.shares[0]))
+    assert point.cascade.report.rows == 800
+    assert speed == pytest.approx(expected, abs=0.05)
+    assert point.images_per_second == pytest.approx(expected)
     told = "2 of 2 members in a cascade of tolerance 0.01, as frontier chose for 100 images/s; --full runs all"
     assert told in out
     given = ("--bundle", run / "bundle")
