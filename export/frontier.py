@@ -36,7 +36,8 @@ class Frontier:
     """What was tried, and of that, from the fastest, what nothing beats: how it does and what it ships as.
 
     full: the stack of all members, and how it does. plans: how members run, by precision. rows
-    and groups: that the scores are of. left_out: why others are not among the best.
+    and groups: that the scores are of. left_out: why others are not among the best. made_from: the
+    bundle that this holds for, as `points.identity` gives it.
     """
 
     tried: Sequence[Point]
@@ -46,6 +47,7 @@ class Frontier:
     rows: int
     groups: int
     left_out: Sequence[str]
+    made_from: str
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Proof:
 
 def explore(folder: Path, run: Path | None, wanted: Wanted, sources: Sequence[Path | bytes], say: Say) -> Frontier:
     """A bundle's frontier on this machine, timed on these images. run: that it is of, if it is of one."""
+    values = bundle.open_bundle(folder)
+    made_from = points.identity(folder, values["members"], values["files"])  # now: it may change while this runs
     own = bundle.stacker_of(folder)
     study = frontier.begin(heldout_rows.read_rows(folder, own.members, "frontier"), own)
     plans = _plans(folder, replace(wanted, full=True), say)
@@ -84,6 +88,7 @@ def explore(folder: Path, run: Path | None, wanted: Wanted, sources: Sequence[Pa
         len(other),
         len(np.unique(other)),
         left_out,
+        made_from,
     )
 
 
@@ -100,11 +105,13 @@ def pick(found: Frontier, budget: float) -> Point:
 
 
 def write(folder: Path, found: Frontier, point: Point, budget: float) -> Chosen:
-    """Put a point into the bundle, for what runs it from then on."""
+    """Put a point into the bundle, for what runs it from then on; ArtifactError where the bundle is another by now."""
+    values = bundle.open_bundle(folder)
+    if points.identity(folder, values["members"], values["files"]) != found.made_from:
+        raise ArtifactError(f"the bundle {folder} changed meanwhile; run frontier again")
     measured, shipped = found.best[point]
     plan = [member for member in found.plans[point.precision] if member.name in point.members]
     lower = [member for member in plan if member.setting.precision != "fp32"]
-    values = bundle.open_bundle(folder)
     chosen = Chosen(
         shipped.stacker,
         {str(lower[0].setting): tuple(member.name for member in lower)} if lower else {},
@@ -114,7 +121,7 @@ def write(folder: Path, found: Frontier, point: Point, budget: float) -> Chosen:
         measured.auroc,
         measured.lost,
         hardware.available().where(plan[0].setting.runtime),
-        points.identity(folder, values["members"], values["files"]),
+        found.made_from,
     )
     points.write(folder, chosen)
     return chosen

@@ -16,12 +16,14 @@ from helpers import (
     write_bundle,
     write_image,
     write_member,
+    write_stacker,
 )
 from PIL import Image
 
 from ensemble import artifacts
 from ensemble.cascade_fit import Rows
 from ensemble.metrics import sigmoid
+from ensemble.stack import Stacker
 from export import bundle, costs, evidence, frontier, heldout_rows, member_logits, points, tuning
 from export.evaluate_model import load_model
 from export.export_run import export_run
@@ -165,6 +167,23 @@ def test_the_most_accurate_that_is_fast_enough_takes_the_place_of_the_last(run, 
     assert "2 of 2 members, as frontier chose for 86.9 images/s" in out
     ensemble = load_bundle(run / "bundle")
     assert ensemble.stacker == STACKER  # of all members it is the bundle's own
+
+
+def test_a_bundle_that_changes_while_it_is_measured_gets_no_point(original, tmp_path, monkeypatch, timed):
+    run = shutil.copytree(original, tmp_path / "run")
+    measure = costs.measure
+
+    def stacked_meanwhile(*given):
+        write_stacker(run, Stacker(("one", "two"), (1.0, 1.0), 0.0))
+        write_bundle(run)
+        return measure(*given)
+
+    monkeypatch.setattr(costs, "measure", stacked_meanwhile)
+    code, _, err = run_cli("frontier", "--run", run, "--budget", 200, "--output", tmp_path / "f.png")
+    assert code == 2
+    assert err == f"Error: the bundle {run / 'bundle'} changed meanwhile; run frontier again\n"
+    assert not (run / "bundle" / "point.json").exists()
+    assert load_bundle(run / "bundle").stacker.coef == (1.0, 1.0)
 
 
 LOWER = Setting("openvino", "bf16")
