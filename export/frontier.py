@@ -35,14 +35,15 @@ class Shipped:
 class Frontier:
     """What was tried, and of that, from the fastest, what nothing beats: how it does and what it ships as.
 
-    full: the stack of all members, and how it does. plans: how members run, by precision. rows
-    and groups: that the scores are of. left_out: why others are not among the best. made_from: the
-    bundle that this holds for, as `points.identity` gives it.
+    full: the stack of all members, and how it does. runtime: that was asked for, or auto. plans: how
+    members run, by precision. rows and groups: that the scores are of. left_out: why others are not
+    among the best. made_from: the bundle that this holds for, as `points.identity` gives it.
     """
 
     tried: Sequence[Point]
     best: Mapping[Point, tuple[Measured, Shipped]]
     full: tuple[Point, Measured]
+    runtime: str
     plans: Plans
     rows: int
     groups: int
@@ -84,6 +85,7 @@ def explore(folder: Path, run: Path | None, wanted: Wanted, sources: Sequence[Pa
         tried,
         {point: (frontier.measure(study, point), best[point]) for point in frontier.apart(list(best))},
         (full, frontier.measure(study, full)),
+        wanted.runtime,
         plans,
         len(other),
         len(np.unique(other)),
@@ -114,6 +116,7 @@ def write(folder: Path, found: Frontier, point: Point, budget: float) -> Chosen:
     lower = [member for member in plan if member.setting.precision != "fp32"]
     chosen = Chosen(
         shipped.stacker,
+        found.runtime,
         {str(lower[0].setting): tuple(member.name for member in lower)} if lower else {},
         shipped.cascade,
         budget,
@@ -132,8 +135,10 @@ def _plans(folder: Path, wanted: Wanted, say: Say) -> Plans:
     plan = plan_bundle(folder, wanted, say).members
     lower = sorted({member.setting.precision for member in plan} - {"fp32"})
     plans = {lower[0]: plan} if lower else {"fp32": plan}
-    if lower and wanted.precision == "auto":
-        return {"fp32": plan_bundle(folder, replace(wanted, precision="fp32"), lambda line: None).members, **plans}
+    if wanted.precision == "auto":  # a point without a certificate runs as if fp32 were asked for, so it is timed so
+        return {"fp32": plan_bundle(folder, replace(wanted, precision="fp32"), lambda line: None).members} | {
+            precision: plan for precision, plan in plans.items() if precision != "fp32"
+        }
     return plans
 
 

@@ -14,6 +14,7 @@ from ensemble.stack import Stacker
 from export import bundle, choice, points, runtime, tuning
 from export.hardware import Machine, available
 from export.onnx_sessions import engine_is_built
+from export.points import Chosen
 from export.setting import ON_GPU, Setting, Wanted
 
 Say = Callable[[str], object]
@@ -49,25 +50,41 @@ def plan_bundle(folder: Path, wanted: Wanted, say: Say) -> Plan:
     """
     values = bundle.open_bundle(folder)
     point = None if wanted.full else points.read(folder, values)
+    machine = available()
     stacker, allowed, cascade = bundle.stacker_of(folder), bundle.may_run(values), None
     if point:
         say(points.told(point, len(stacker.members)))
         stacker, allowed, cascade = point.stacker, points.allowed(point, values), point.cascade
+        wanted = _as_chosen(point, wanted, machine)
         if not allowed and wanted.precision == "auto":
             wanted = replace(wanted, precision="fp32")  # a certificate for the bundle would not be one for this stack
     # what has no entry was trained elsewhere: its scores are looked up
     entries = {name: values["members"][name] for name in stacker.members if not external.is_external(folder, name)}
-    machine = available()
     settings, lines = choice.choose(entries, allowed, wanted, machine)
     for line in lines:
         say(line)
     plan = partial(_planned, folder, values)
     every = choice.choices(entries, allowed, wanted, machine)
+    if point and every[-1] != settings:  # ONNX Runtime's int8, which is not taken unasked
+        settings, every = every[-1], every[-1:]
+        say(f"as frontier chose: {tuning.told(settings)}")
     measured = [_tuned(values["files"], entries, one, wanted, machine, partial(_open, plan, say)) for one in every]
     known = _fastest(measured, entries)
     if known:
         say(f"as tuned: {tuning.told(known)}")
     return Plan(stacker, tuple(plan(name, setting) for name, setting in (settings | known).items()), cascade)
+
+
+def _as_chosen(point: Chosen, wanted: Wanted, machine: Machine) -> Wanted:
+    """With the runtime that a point was chosen for, where this machine has it and nothing else is wanted."""
+    runtime = point.runtime
+    if (
+        ("auto" in (runtime, wanted.device) or (wanted.device == "cuda") == (runtime in ON_GPU))
+        and wanted.runtime == "auto"
+        and (runtime, "fp32") not in machine.lacks
+    ):
+        return replace(wanted, runtime=runtime)
+    return wanted
 
 
 def _tuned(

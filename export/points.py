@@ -18,7 +18,7 @@ from ensemble.metrics import Interval
 from ensemble.names import is_member_name
 from ensemble.stack import Stacker
 from export import bundle
-from export.setting import named
+from export.setting import ON_CPU, ON_GPU, named
 
 FILE = bundle.POINT
 
@@ -27,13 +27,15 @@ FILE = bundle.POINT
 class Chosen:
     """A point of the frontier.
 
-    precisions: members that may run below fp32 in this stack, by "runtime precision".
+    runtime: that frontier was asked for, or auto. precisions: members that may run below fp32 in
+    this stack, by "runtime precision".
     images_per_second: predicted where it was chosen, on `machine`, to reach `budget`. auroc, and
     lost, the full stack's minus it, with 95 % intervals: on held-out rows that it was not chosen
     on. made_from: a hash of the members and the full stack, as `identity` gives it.
     """
 
     stacker: Stacker
+    runtime: str
     precisions: Mapping[str, tuple[str, ...]]
     cascade: Cascade | None
     budget: float
@@ -60,6 +62,7 @@ class Chosen:
         cascade = values["cascade"]
         return cls(
             Stacker.from_dict(values["stacker"]),
+            values["runtime"],
             {str(named(key)): tuple(names) for key, names in values["precisions"].items()},
             None if cascade is None else Cascade.from_dict(cascade),
             float(values["budget"]),
@@ -155,6 +158,7 @@ def _check(chosen: Chosen) -> None:
     sound = (
         len(set(members)) == len(members)
         and all(map(is_member_name, members))
+        and chosen.runtime in ("auto", *ON_CPU, *ON_GPU)
         and chosen.budget > 0
         and chosen.images_per_second > 0
         and all(set(names) <= set(members) for names in chosen.precisions.values())

@@ -22,11 +22,12 @@ from PIL import Image
 
 from ensemble import artifacts
 from ensemble.cascade_fit import Rows
-from ensemble.metrics import sigmoid
+from ensemble.metrics import Interval, sigmoid
 from ensemble.stack import Stacker
-from export import bundle, costs, evidence, frontier, heldout_rows, member_logits, points, tuning
+from export import bundle, costs, evidence, frontier, heldout_rows, member_logits, plan, points, tuning
 from export.evaluate_model import load_model
 from export.export_run import export_run
+from export.hardware import Machine
 from export.plan import plan_bundle
 from export.predictor import load_bundle
 from export.setting import Setting, Wanted
@@ -184,6 +185,58 @@ def test_a_bundle_that_changes_while_it_is_measured_gets_no_point(original, tmp_
     assert err == f"Error: the bundle {run / 'bundle'} changed meanwhile; run frontier again\n"
     assert not (run / "bundle" / "point.json").exists()
     assert load_bundle(run / "bundle").stacker.coef == (1.0, 1.0)
+
+
+@pytest.fixture
+def lower(original, tmp_path, monkeypatch):
+    """A bundle with certificates on a machine that computes them all, where tuning finds fp32 in ONNX Runtime best."""
+    run = shutil.copytree(original, tmp_path / "run")
+    values = bundle.contents(run / "bundle")
+    may = {key: {"members": ["one", "two"], "certified": True} for key in ("openvino bf16", "openvino fp16")}
+    bundle.write_contents(run / "bundle", {**values, "precisions": may})
+    monkeypatch.setenv("MANYEYES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(plan, "available", lambda: Machine("Xeon", 2))
+
+    def measure(job, opened, clock=None, progress=lambda count: None):
+        best = Setting("onnxruntime", "fp32", 16, 1, 2)
+        return {setting: 0.001 if setting == best else 0.01 for setting in job.candidates}
+
+    monkeypatch.setattr(tuning, "measure", measure)
+    return run / "bundle"
+
+
+def test_what_is_timed_is_what_infer_will_run(lower):
+    plans = frontier._plans(lower, Wanted(tune=True, full=True, device="cpu"), print)
+    assert list(plans) == ["fp32"]
+    assert {(str(m.setting), m.setting.batch) for m in plans["fp32"]} == {("onnxruntime fp32", 16)}
+    values = bundle.open_bundle(lower)
+    made_from = points.identity(lower, values["members"], values["files"])
+    nothing = Interval(0.0, 0.0, 0.0)
+    one = Stacker(("one",), (1.0,), 0.0)
+    points.write(lower, points.Chosen(one, "auto", {}, None, 1.0, 2.0, nothing, nothing, "a CPU", made_from))
+    (member,) = plan_bundle(lower, Wanted(device="cpu"), print).members
+    assert member == plans["fp32"][0]
+
+
+def test_precisions_that_are_timed(lower):
+    plans = frontier._plans(lower, Wanted(full=True, device="cpu"), print)
+    assert {key: {str(m.setting) for m in members} for key, members in plans.items()} == {
+        "fp32": {"openvino fp32"},
+        "bf16": {"openvino bf16"},
+    }
+    for precision in ("fp32", "fp16"):
+        plans = frontier._plans(lower, Wanted(precision=precision, full=True, device="cpu"), print)
+        assert {key: {str(m.setting) for m in members} for key, members in plans.items()} == {
+            precision: {f"openvino {precision}"}
+        }
+
+
+def test_the_runtime_that_was_asked_for_goes_into_the_point(run, tmp_path, timed):
+    assert points.read(run / "bundle", bundle.open_bundle(run / "bundle")).runtime == "auto"
+    given = ("frontier", "--run", run, "--budget", 200, "--output", tmp_path / "f.png")
+    assert run_cli(*given, "--runtime", "onnxruntime")[0] == 0
+    assert points.read(run / "bundle", bundle.open_bundle(run / "bundle")).runtime == "onnxruntime"
+    assert plan_bundle(run / "bundle", Wanted(), print).members[0].setting.runtime == "onnxruntime"
 
 
 LOWER = Setting("openvino", "bf16")

@@ -21,7 +21,7 @@ from export.hardware import Machine
 from export.plan import plan_bundle
 from export.points import Chosen
 from export.predictor import load_bundle
-from export.setting import Wanted
+from export.setting import PRECISIONS, Wanted
 
 ONE = Stacker(("one",), (1.5,), 0.25, 0.4)
 
@@ -35,7 +35,7 @@ def choose(folder, stacker):
     values = bundle.open_bundle(folder)
     made_from = points.identity(folder, values["members"], values["files"])
     interval = Interval(0.9, 0.8, float("nan"))
-    points.write(folder, Chosen(stacker, {}, None, 200.0, 400.0, interval, interval, "a CPU", made_from))
+    points.write(folder, Chosen(stacker, "auto", {}, None, 200.0, 400.0, interval, interval, "a CPU", made_from))
 
 
 @pytest.fixture
@@ -99,6 +99,45 @@ def test_no_certificate_is_advised_that_would_not_be_one_for_these_members(origi
     for folder, flag, advised in ((original, False, True), (run, False, False), (run, True, True)):
         plan_bundle(folder / "bundle", Wanted(device="cpu", full=flag), (said := []).append)
         assert any("has no certificate" in line for line in said) == advised
+
+
+XEON, GPU = Machine("Xeon", 2), Machine("Xeon", 2, "H200")
+NO_OPENVINO = Machine("Xeon", 2, lacks={("openvino", precision): "not here" for precision in PRECISIONS})
+
+
+@pytest.mark.parametrize(
+    ("chosen", "machine", "wanted", "runs"),
+    [
+        ("auto", XEON, Wanted(), "openvino"),
+        ("onnxruntime", XEON, Wanted(), "onnxruntime"),
+        ("onnxruntime", XEON, Wanted(device="cpu"), "onnxruntime"),
+        ("onnxruntime", XEON, Wanted(full=True), "openvino"),
+        ("onnxruntime", XEON, Wanted("openvino"), "openvino"),
+        ("openvino", NO_OPENVINO, Wanted(), "onnxruntime"),
+        ("cuda", GPU, Wanted(), "cuda"),
+        ("cuda", GPU, Wanted(device="cpu"), "openvino"),
+        ("onnxruntime", GPU, Wanted(device="cuda"), "tensorrt"),
+    ],
+)
+def test_the_runtime_that_frontier_was_asked_for_is_taken_where_nothing_else_is_wanted(
+    run, monkeypatch, chosen, machine, wanted, runs
+):
+    tamper(run, runtime=chosen)
+    monkeypatch.setattr(plan, "available", lambda: machine)
+    assert {m.setting.runtime for m in plan_bundle(run / "bundle", wanted, print).members} == {runs}
+
+
+def test_the_precision_of_a_point_is_run_though_a_bundle_would_have_it_tuned_first(run, monkeypatch):
+    allow(run, "onnxruntime int8")
+    tamper(run, runtime="onnxruntime", precisions={"onnxruntime int8": ["one"]})
+    monkeypatch.setattr(plan, "available", lambda: XEON)
+    monkeypatch.setattr(bundle, "member_file", lambda entry, setting: entry["file"])
+    (member,) = plan_bundle(run / "bundle", Wanted(), (said := []).append).members
+    assert str(member.setting) == "onnxruntime int8"
+    assert "as frontier chose: onnxruntime int8, batch 8, 1 stream (one)" in said
+    assert {
+        str(m.setting) for m in plan_bundle(run / "bundle", Wanted(full=True, runtime="onnxruntime"), print).members
+    } == {"onnxruntime fp32"}
 
 
 def test_another_point_starts_scoring_anew(run, pictures, tmp_path, monkeypatch):
@@ -176,6 +215,13 @@ def tamper(run, **changes):
     list_point(folder)
 
 
+def allow(run, *keys):
+    """Both members may run at these."""
+    listed = bundle.contents(run / "bundle")
+    may = {key: {"members": ["one", "two"], "certified": True} for key in keys}
+    bundle.write_contents(run / "bundle", {**listed, "precisions": may})
+
+
 def list_point(folder):
     """Its hash, whatever was changed."""
     listed = bundle.contents(folder)
@@ -194,6 +240,8 @@ def list_point(folder):
         ({"precisions": {"openvino nothing at all": ["one"]}}, "is damaged"),
         ({"precisions": ["one"]}, "is damaged"),
         ({"budget": -1}, "is damaged"),
+        ({"runtime": "torch"}, "is damaged"),
+        ({"runtime": ["openvino"]}, "is damaged"),
         ({"auroc": None}, "is damaged"),
         ({"precisions": {"openvino bf16": [["one"]]}}, "is damaged"),
         ({"precisions": {"openvino bf16": ["stranger"]}}, "is damaged"),
