@@ -9,6 +9,7 @@ from typing import Any
 from ensemble import external
 from ensemble.cascade import Cascade
 from ensemble.contract import ImageContract
+from ensemble.errors import UnavailableError, some
 from ensemble.score import Runner
 from ensemble.stack import Stacker
 from export import bundle, choice, points, runtime, tuning
@@ -55,11 +56,10 @@ def plan_bundle(folder: Path, wanted: Wanted, say: Say) -> Plan:
     if point:
         say(points.told(point, len(stacker.members)))
         stacker, allowed, cascade = point.stacker, points.allowed(point, values), point.cascade
-        wanted = _as_chosen(point, wanted, machine)
-        if not allowed and wanted.precision == "auto":
-            wanted = replace(wanted, precision="fp32")  # a certificate for the bundle would not be one for this stack
     # what has no entry was trained elsewhere: its scores are looked up
     entries = {name: values["members"][name] for name in stacker.members if not external.is_external(folder, name)}
+    if point:
+        wanted = _as_chosen(point, entries, allowed, wanted, machine)
     settings, lines = choice.choose(entries, allowed, wanted, machine)
     for line in lines:
         say(line)
@@ -75,16 +75,40 @@ def plan_bundle(folder: Path, wanted: Wanted, say: Say) -> Plan:
     return Plan(stacker, tuple(plan(name, setting) for name, setting in (settings | known).items()), cascade)
 
 
-def _as_chosen(point: Chosen, wanted: Wanted, machine: Machine) -> Wanted:
-    """With the runtime that a point was chosen for, where this machine has it and nothing else is wanted."""
-    runtime = point.runtime
+def _as_chosen(point: Chosen, entries: Entries, allowed: choice.Allowed, wanted: Wanted, machine: Machine) -> Wanted:
+    """What is wanted of a point's members; UnavailableError, naming --full, for what they cannot do.
+
+    A certificate for the bundle would not be one for the point's stack: what has none runs at fp32.
+    """
+    if wanted.cascade is not None and len(point.stacker.members) < 2:
+        raise UnavailableError(
+            f"--cascade needs two members or more, and frontier chose {point.stacker.members[0]} alone for this "
+            "bundle: add --full for a cascade of all members"
+        )
     if (
-        ("auto" in (runtime, wanted.device) or (wanted.device == "cuda") == (runtime in ON_GPU))
-        and wanted.runtime == "auto"
-        and (runtime, "fp32") not in machine.lacks
+        wanted.runtime == "auto"
+        and _fits(point.runtime, wanted.device)
+        and (point.runtime, "fp32") not in machine.lacks
     ):
-        return replace(wanted, runtime=runtime)
+        wanted = replace(wanted, runtime=point.runtime)
+    if wanted.precision == "fp32":
+        return wanted
+    settings, _ = choice.choose(entries, {}, replace(wanted, precision="fp32"), machine)
+    runtime = next((setting.runtime for setting in settings.values()), "")
+    may = {pair: names for pair, names in allowed.items() if pair[0] == runtime and pair not in machine.lacks}
+    if wanted.precision == "auto":
+        return wanted if may else replace(wanted, precision="fp32")
+    missing = set(entries) - may.get((runtime, wanted.precision), frozenset())
+    if missing and (runtime, wanted.precision) not in machine.lacks:
+        raise UnavailableError(
+            f"{some(sorted(missing))} may not run at {runtime} {wanted.precision} in the stack that frontier chose: "
+            "add --full to run all members, or choose again: python cli.py frontier --budget N"
+        )
     return wanted
+
+
+def _fits(runtime: str, device: str) -> bool:
+    return "auto" in (runtime, device) or (device == "cuda") == (runtime in ON_GPU)
 
 
 def _tuned(

@@ -9,7 +9,7 @@ from helpers import STACKER, exported_run, run_cli, write_bundle, write_image, w
 
 from ensemble import artifacts
 from ensemble.cascade import Report
-from ensemble.errors import ArtifactError
+from ensemble.errors import ArtifactError, UnavailableError
 from ensemble.external import External, write_external
 from ensemble.metrics import Interval, sigmoid
 from ensemble.shift import Shift
@@ -94,15 +94,49 @@ def test_bench_measures_what_runs(run, monkeypatch):
     assert "\n   two " in out
 
 
-def test_no_certificate_is_advised_that_would_not_be_one_for_these_members(original, run, monkeypatch):
-    monkeypatch.setattr(plan, "available", lambda: Machine("Xeon", 2))
-    for folder, flag, advised in ((original, False, True), (run, False, False), (run, True, True)):
-        plan_bundle(folder / "bundle", Wanted(device="cpu", full=flag), (said := []).append)
-        assert any("has no certificate" in line for line in said) == advised
-
-
 XEON, GPU = Machine("Xeon", 2), Machine("Xeon", 2, "H200")
 NO_OPENVINO = Machine("Xeon", 2, lacks={("openvino", precision): "not here" for precision in PRECISIONS})
+
+
+@pytest.mark.parametrize(
+    ("precisions", "machine", "wanted"),
+    [
+        ({}, XEON, Wanted()),
+        ({"openvino bf16": ["one"]}, XEON, Wanted("onnxruntime")),
+        ({"openvino bf16": ["one"]}, GPU, Wanted()),
+        ({"openvino bf16": ["one"]}, Machine("Xeon", 2, lacks={("openvino", "bf16"): "no bf16"}), Wanted()),
+    ],
+)
+def test_no_certificate_is_advised_that_would_not_be_one_for_these_members(
+    original, run, monkeypatch, precisions, machine, wanted
+):
+    allow(run, "openvino bf16")
+    tamper(run, precisions=precisions)
+    monkeypatch.setattr(plan, "available", lambda: machine)
+    plan_bundle(run / "bundle", wanted, (said := []).append)
+    assert not any("certif" in line for line in said)
+    plan_bundle(original / "bundle", Wanted(device=wanted.device), (said := []).append)
+    assert any("has no certificate" in line for line in said)
+
+
+def test_what_a_point_cannot_do_is_advised_to_all_members(run, monkeypatch):
+    allow(run, "openvino bf16", "openvino fp16")
+    tamper(run, precisions={"openvino fp16": ["one"]})
+    monkeypatch.setattr(plan, "available", lambda: XEON)
+    folder, device = run / "bundle", "cpu"
+    assert {str(m.setting) for m in plan_bundle(folder, Wanted(device=device), print).members} == {"openvino fp16"}
+    with pytest.raises(
+        UnavailableError, match=r"^one may not run at openvino bf16 in the .* chose: add --full to run "
+    ):
+        plan_bundle(folder, Wanted(device=device, precision="bf16"), print)
+    assert plan_bundle(folder, Wanted(device=device, precision="bf16", full=True), print).members
+    with pytest.raises(
+        UnavailableError, match=r"--cascade needs two members or more, and frontier chose one alone .*--full"
+    ):
+        load_bundle(folder, Wanted(cascade=0.01))
+    monkeypatch.setattr(plan, "available", lambda: Machine("Xeon", 2, lacks={("openvino", "bf16"): "no bf16; buy"}))
+    with pytest.raises(UnavailableError, match="openvino cannot run bf16 here: no bf16; buy"):
+        plan_bundle(folder, Wanted(device=device, precision="bf16"), print)
 
 
 @pytest.mark.parametrize(
