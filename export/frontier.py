@@ -16,7 +16,7 @@ from ensemble.stack import Stacker
 from export import bundle, costs, evidence, hardware, heldout_rows, member_logits, points
 from export.certificate import LEAST_IMAGES, MOST_IMAGES, compare
 from export.plan import Planned, Say, plan_bundle
-from export.points import Chosen
+from export.points import Certified, Chosen
 from export.precisions import FP32
 from export.setting import Wanted
 
@@ -114,10 +114,11 @@ def write(folder: Path, found: Frontier, point: Point, budget: float) -> Chosen:
     measured, shipped = found.best[point]
     plan = [member for member in found.plans[point.precision] if member.name in point.members]
     lower = [member for member in plan if member.setting.precision != "fp32"]
+    files = {member.name: member.sha256 for member in lower}
     chosen = Chosen(
         shipped.stacker,
         found.runtime,
-        {str(lower[0].setting): tuple(member.name for member in lower)} if lower else {},
+        {str(m.setting): Certified(hardware.version(m.setting.runtime), files) for m in lower[:1]},
         shipped.cascade,
         budget,
         point.images_per_second,

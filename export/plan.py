@@ -16,7 +16,7 @@ from export import bundle, choice, points, runtime, tuning
 from export.hardware import Machine, available
 from export.onnx_sessions import engine_is_built
 from export.points import Chosen
-from export.setting import ON_GPU, Setting, Wanted
+from export.setting import ON_GPU, PRECISIONS, Setting, Wanted
 
 Say = Callable[[str], object]
 Entries = Mapping[str, Mapping[str, Any]]
@@ -55,11 +55,11 @@ def plan_bundle(folder: Path, wanted: Wanted, say: Say) -> Plan:
     stacker, allowed, cascade = bundle.stacker_of(folder), bundle.may_run(values), None
     if point:
         say(points.told(point, len(stacker.members)))
-        stacker, allowed, cascade = point.stacker, points.allowed(point, values), point.cascade
+        stacker, cascade = point.stacker, point.cascade
     # what has no entry was trained elsewhere: its scores are looked up
     entries = {name: values["members"][name] for name in stacker.members if not external.is_external(folder, name)}
     if point:
-        wanted = _as_chosen(point, entries, allowed, wanted, machine)
+        wanted, allowed = _as_chosen(point, values, entries, wanted, machine, say)
     settings, lines = choice.choose(entries, allowed, wanted, machine)
     for line in lines:
         say(line)
@@ -75,8 +75,10 @@ def plan_bundle(folder: Path, wanted: Wanted, say: Say) -> Plan:
     return Plan(stacker, tuple(plan(name, setting) for name, setting in (settings | known).items()), cascade)
 
 
-def _as_chosen(point: Chosen, entries: Entries, allowed: choice.Allowed, wanted: Wanted, machine: Machine) -> Wanted:
-    """What is wanted of a point's members; UnavailableError, naming --full, for what they cannot do.
+def _as_chosen(
+    point: Chosen, values: Mapping[str, Any], entries: Entries, wanted: Wanted, machine: Machine, say: Say
+) -> tuple[Wanted, dict[tuple[str, str], frozenset[str]]]:
+    """What is wanted of a point's members, and what they may run at; UnavailableError for what they cannot do.
 
     A certificate for the bundle would not be one for the point's stack: what has none runs at fp32.
     """
@@ -91,20 +93,19 @@ def _as_chosen(point: Chosen, entries: Entries, allowed: choice.Allowed, wanted:
         and (point.runtime, "fp32") not in machine.lacks
     ):
         wanted = replace(wanted, runtime=point.runtime)
-    if wanted.precision == "fp32":
-        return wanted
     settings, _ = choice.choose(entries, {}, replace(wanted, precision="fp32"), machine)
     runtime = next((setting.runtime for setting in settings.values()), "")
-    may = {pair: names for pair, names in allowed.items() if pair[0] == runtime and pair not in machine.lacks}
-    if wanted.precision == "auto":
-        return wanted if may else replace(wanted, precision="fp32")
-    missing = set(entries) - may.get((runtime, wanted.precision), frozenset())
-    if missing and (runtime, wanted.precision) not in machine.lacks:
+    lower = {(runtime, precision) for precision in PRECISIONS if wanted.precision in ("auto", precision)}
+    allowed = points.allowed(point, values, lower - set(machine.lacks), say)
+    if wanted.precision == "auto" and not allowed:
+        return replace(wanted, precision="fp32"), allowed
+    missing = set(entries) - allowed.get((runtime, wanted.precision), frozenset())
+    if missing and wanted.precision not in ("auto", "fp32") and (runtime, wanted.precision) not in machine.lacks:
         raise UnavailableError(
             f"{some(sorted(missing))} may not run at {runtime} {wanted.precision} in the stack that frontier chose: "
             "add --full to run all members, or choose again: python cli.py frontier --budget N"
         )
-    return wanted
+    return wanted, allowed
 
 
 def _fits(runtime: str, device: str) -> bool:

@@ -4,8 +4,8 @@ It lies in the bundle as point.json, and holds for the members and the stack tha
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,28 @@ from ensemble.errors import ArtifactError, UnavailableError, some
 from ensemble.metrics import Interval
 from ensemble.names import is_member_name
 from ensemble.stack import Stacker
-from export import bundle
-from export.setting import ON_CPU, ON_GPU, named
+from export import bundle, hardware
+from export.setting import ON_CPU, ON_GPU, Setting, named
 
 FILE = bundle.POINT
+
+
+@dataclass(frozen=True)
+class Certified:
+    """Members that may run below fp32 in a point's stack: the hashes of the files that were compared with fp32, by
+    member, and the versions of the libraries that ran them.
+    """
+
+    by: str
+    files: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Chosen:
     """A point of the frontier.
 
-    runtime: that frontier was asked for, or auto. precisions: members that may run below fp32 in
-    this stack, by "runtime precision".
+    runtime: that frontier was asked for, or auto. precisions: which members may run below fp32, by
+    "runtime precision".
     images_per_second: predicted where it was chosen, on `machine`, to reach `budget`. auroc, and
     lost, the full stack's minus it, with 95 % intervals: on held-out rows that it was not chosen
     on. made_from: a hash of the members and the full stack, as `identity` gives it.
@@ -36,7 +46,7 @@ class Chosen:
 
     stacker: Stacker
     runtime: str
-    precisions: Mapping[str, tuple[str, ...]]
+    precisions: Mapping[str, Certified]
     cascade: Cascade | None
     budget: float
     images_per_second: float
@@ -50,7 +60,7 @@ class Chosen:
         return {
             **vars(self),
             "stacker": self.stacker.to_dict(),
-            "precisions": {key: list(names) for key, names in self.precisions.items()},
+            "precisions": {key: asdict(made) for key, made in self.precisions.items()},
             "cascade": self.cascade and self.cascade.to_dict(),
             "auroc": self.auroc.to_dict(),
             "lost": self.lost.to_dict(),
@@ -63,7 +73,7 @@ class Chosen:
         return cls(
             Stacker.from_dict(values["stacker"]),
             values["runtime"],
-            {str(named(key)): tuple(names) for key, names in values["precisions"].items()},
+            {str(named(key)): Certified(**made) for key, made in values["precisions"].items()},
             None if cascade is None else Cascade.from_dict(cascade),
             float(values["budget"]),
             float(values["images_per_second"]),
@@ -127,18 +137,40 @@ def identity(folder: Path, entries: Mapping[str, Any], hashes: Mapping[str, str]
     return artifacts.json_sha256([files, stacker])
 
 
-def allowed(chosen: Chosen, values: Mapping[str, Any]) -> dict[tuple[str, str], frozenset[str]]:
-    """As `bundle.may_run`, for the point's stack: a precision that the bundle has since withdrawn from one member
-    is withdrawn from all, since their stack was certified together.
+def allowed(
+    chosen: Chosen, values: Mapping[str, Any], pairs: Collection[tuple[str, str]], say: Callable[[str], object]
+) -> dict[tuple[str, str], frozenset[str]]:
+    """As `bundle.may_run`, for the point's stack at some pairs; `say` is told what no longer holds of them.
+
+    Its members were certified together, so a precision that the bundle has since withdrawn from one
+    of them, or for which it has another file, is withdrawn from all.
     """
-    may = bundle.may_run(values)
-    found = {}
-    for key, names in chosen.precisions.items():
+    may, found = bundle.may_run(values), {}
+    for key, made in chosen.precisions.items():
         setting = named(key)
         pair = (setting.runtime, setting.precision)
-        if set(names) <= may.get(pair, frozenset()):
-            found[pair] = frozenset(names)
+        if pair not in pairs:
+            continue
+        if set(made.files) <= may.get(pair, frozenset()) and made.files == _files(made.files, values, setting):
+            found[pair] = frozenset(made.files)
+            if made.by != hardware.version(setting.runtime):
+                say(f"Still allowed, though certified with other versions of libraries than those here: {key}")
+        else:
+            say(
+                f"What frontier chose for {key} runs at fp32: its files or what the bundle allows have changed. "
+                "Choose again: python cli.py frontier --budget N"
+            )
     return found
+
+
+def _files(names: Iterable[str], values: Mapping[str, Any], setting: Setting) -> dict[str, str]:
+    """Hashes of the files that a bundle has for these members at a setting, as far as it has them."""
+    entries = {name: values["members"][name] for name in names}
+    return {
+        name: values["files"][bundle.member_file(entry, setting)]
+        for name, entry in entries.items()
+        if bundle.has_file(entry, setting)
+    }
 
 
 def told(chosen: Chosen, total: int) -> str:
@@ -161,7 +193,7 @@ def _check(chosen: Chosen) -> None:
         and chosen.runtime in ("auto", *ON_CPU, *ON_GPU)
         and chosen.budget > 0
         and chosen.images_per_second > 0
-        and all(set(names) <= set(members) for names in chosen.precisions.values())
+        and all(set(dict(made.files)) <= set(members) for made in chosen.precisions.values())
         and (cascade is None or (_fits(cascade, members) and _tells(cascade.report, len(members))))
     )
     if not sound:

@@ -24,7 +24,7 @@ from ensemble import artifacts
 from ensemble.cascade_fit import Rows
 from ensemble.metrics import Interval, sigmoid
 from ensemble.stack import Stacker
-from export import bundle, costs, evidence, frontier, heldout_rows, member_logits, plan, points, tuning
+from export import bundle, costs, evidence, frontier, hardware, heldout_rows, member_logits, plan, points, tuning
 from export.evaluate_model import load_model
 from export.export_run import export_run
 from export.hardware import Machine
@@ -283,9 +283,11 @@ def test_a_stack_of_some_runs_below_fp32_only_with_a_certificate_of_its_own(
     assert ("Left out: one at bf16: AUROC by " in out) == (precision == "fp32")
     values = bundle.open_bundle(folder)
     point = points.read(folder, values)
-    assert points.allowed(point, values) == ({("openvino", "bf16"): frozenset({"one"})} if precision == "bf16" else {})
-    withdrawn = {**values, "precisions": {"openvino bf16": {"members": ["two"], "certified": True}}}
-    assert points.allowed(point, withdrawn) == {}
+    may = {("openvino", "bf16"): frozenset({"one"})} if precision == "bf16" else {}
+    assert points.allowed(point, values, [("openvino", "bf16")], print) == may
+    for made in point.precisions.values():
+        assert made.files == {"one": values["files"]["members/one.fp32.onnx"]}
+        assert made.by == hardware.version("openvino") != ""
 
 
 def test_a_bundle_alone_has_no_images_to_certify_some_members_on(original, tmp_path, monkeypatch, timed):

@@ -15,7 +15,7 @@ from ensemble.metrics import Interval, sigmoid
 from ensemble.shift import Shift
 from ensemble.stack import Stacker
 from ensemble.stack_run import store_shift
-from export import Predictor, bench, bundle, plan, points, tuning
+from export import Predictor, bench, bundle, hardware, plan, points, tuning
 from export.export_run import export_run
 from export.hardware import Machine
 from export.plan import plan_bundle
@@ -101,17 +101,17 @@ NO_OPENVINO = Machine("Xeon", 2, lacks={("openvino", precision): "not here" for 
 @pytest.mark.parametrize(
     ("precisions", "machine", "wanted"),
     [
-        ({}, XEON, Wanted()),
-        ({"openvino bf16": ["one"]}, XEON, Wanted("onnxruntime")),
-        ({"openvino bf16": ["one"]}, GPU, Wanted()),
-        ({"openvino bf16": ["one"]}, Machine("Xeon", 2, lacks={("openvino", "bf16"): "no bf16"}), Wanted()),
+        ([], XEON, Wanted()),
+        (["openvino bf16"], XEON, Wanted("onnxruntime")),
+        (["openvino bf16"], GPU, Wanted()),
+        (["openvino bf16"], Machine("Xeon", 2, lacks={("openvino", "bf16"): "no bf16"}), Wanted()),
     ],
 )
 def test_no_certificate_is_advised_that_would_not_be_one_for_these_members(
     original, run, monkeypatch, precisions, machine, wanted
 ):
     allow(run, "openvino bf16")
-    tamper(run, precisions=precisions)
+    certify(run, *precisions)
     monkeypatch.setattr(plan, "available", lambda: machine)
     plan_bundle(run / "bundle", wanted, (said := []).append)
     assert not any("certif" in line for line in said)
@@ -121,7 +121,7 @@ def test_no_certificate_is_advised_that_would_not_be_one_for_these_members(
 
 def test_what_a_point_cannot_do_is_advised_to_all_members(run, monkeypatch):
     allow(run, "openvino bf16", "openvino fp16")
-    tamper(run, precisions={"openvino fp16": ["one"]})
+    certify(run, "openvino fp16")
     monkeypatch.setattr(plan, "available", lambda: XEON)
     folder, device = run / "bundle", "cpu"
     assert {str(m.setting) for m in plan_bundle(folder, Wanted(device=device), print).members} == {"openvino fp16"}
@@ -163,15 +163,43 @@ def test_the_runtime_that_frontier_was_asked_for_is_taken_where_nothing_else_is_
 
 def test_the_precision_of_a_point_is_run_though_a_bundle_would_have_it_tuned_first(run, monkeypatch):
     allow(run, "onnxruntime int8")
-    tamper(run, runtime="onnxruntime", precisions={"onnxruntime int8": ["one"]})
+    monkeypatch.setattr(bundle, "second_file", lambda setting: None)
+    certify(run, "onnxruntime int8", runtime="onnxruntime")
     monkeypatch.setattr(plan, "available", lambda: XEON)
-    monkeypatch.setattr(bundle, "member_file", lambda entry, setting: entry["file"])
     (member,) = plan_bundle(run / "bundle", Wanted(), (said := []).append).members
     assert str(member.setting) == "onnxruntime int8"
     assert "as frontier chose: onnxruntime int8, batch 8, 1 stream (one)" in said
     assert {
         str(m.setting) for m in plan_bundle(run / "bundle", Wanted(full=True, runtime="onnxruntime"), print).members
     } == {"onnxruntime fp32"}
+
+
+STILL = "Still allowed, though certified with other versions of libraries than those here: openvino bf16"
+
+
+def test_a_certificate_holds_for_its_files_and_says_that_libraries_are_others(run, monkeypatch):
+    allow(run, "openvino bf16")
+    certify(run, "openvino bf16")
+    monkeypatch.setattr(plan, "available", lambda: XEON)
+
+    def planned(*wanted):
+        (member,) = plan_bundle(run / "bundle", Wanted(*wanted), (said := []).append).members
+        return str(member.setting), [line for line in said if "llowed" in line or "Choose again" in line]
+
+    assert planned() == ("openvino bf16", [])
+    certify(run, "openvino bf16", by="openvino 1.0")
+    assert planned() == ("openvino bf16", [STILL])
+    assert planned("onnxruntime") == ("onnxruntime fp32", [])
+    assert planned("auto", "fp32") == ("openvino fp32", [])
+    gone = [
+        "What frontier chose for openvino bf16 runs at fp32: its files or what the bundle allows have changed. "
+        "Choose again: python cli.py frontier --budget N"
+    ]
+    tamper(run, precisions={"openvino bf16": {"by": "", "files": {"one": "another file"}}})
+    assert planned() == ("openvino fp32", gone)
+    certify(run, "openvino bf16")
+    allow(run, "openvino fp16")
+    assert planned() == ("openvino fp32", gone)
 
 
 def test_another_point_starts_scoring_anew(run, pictures, tmp_path, monkeypatch):
@@ -256,6 +284,19 @@ def allow(run, *keys):
     bundle.write_contents(run / "bundle", {**listed, "precisions": may})
 
 
+def certify(run, *keys, by=None, **changes):
+    """A point whose one member may run at these, by the libraries here or others."""
+    files = bundle.contents(run / "bundle")["files"]
+    made = {
+        key: {
+            "by": hardware.version(key.split()[0]) if by is None else by,
+            "files": {"one": files["members/one.fp32.onnx"]},
+        }
+        for key in keys
+    }
+    tamper(run, precisions=made, **changes)
+
+
 def list_point(folder):
     """Its hash, whatever was changed."""
     listed = bundle.contents(folder)
@@ -277,8 +318,10 @@ def list_point(folder):
         ({"runtime": "torch"}, "is damaged"),
         ({"runtime": ["openvino"]}, "is damaged"),
         ({"auroc": None}, "is damaged"),
-        ({"precisions": {"openvino bf16": [["one"]]}}, "is damaged"),
-        ({"precisions": {"openvino bf16": ["stranger"]}}, "is damaged"),
+        ({"precisions": {"openvino bf16": ["one"]}}, "is damaged"),
+        ({"precisions": {"openvino bf16": {"by": "", "files": [["one"]]}}}, "is damaged"),
+        ({"precisions": {"openvino bf16": {"by": "", "files": {"stranger": ""}}}}, "is damaged"),
+        ({"precisions": {"openvino bf16": {"by": ""}}}, "is damaged"),
         ({"budget": 10**400}, "is damaged"),
         ({"images_per_second": -1}, "is damaged"),
         ({"made_from": "another"}, "was chosen for other members or another stack"),
