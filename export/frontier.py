@@ -83,7 +83,7 @@ def explore(folder: Path, run: Path | None, wanted: Wanted, sources: Sequence[Pa
     other = study.material.fitting.groups[~study.first]
     return Frontier(
         tried,
-        {point: (frontier.measure(study, point), best[point]) for point in frontier.apart(list(best))},
+        {point: (frontier.measure(study, point), shipped) for point, shipped in best.items()},
         (full, frontier.measure(study, full)),
         wanted.runtime,
         plans,

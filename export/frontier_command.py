@@ -1,5 +1,6 @@
 """frontier: accuracy against speed on this machine, and which point of it a bundle runs at."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from ensemble import options
 from export.setting import Wanted, runtime_options
 
 if TYPE_CHECKING:
+    from ensemble.frontier import Measured, Point
     from export.frontier import Frontier
 
 
@@ -99,6 +101,7 @@ def frontier(
     require_training_packages()
     from tempfile import TemporaryDirectory
 
+    from ensemble.frontier import apart
     from export.bench import pictures
     from export.frontier import explore, pick, write
     from export.frontier_picture import draw
@@ -108,18 +111,20 @@ def frontier(
     with TemporaryDirectory() as place:
         sources, what = pictures(source, of_run, Path(place))
         found = explore(folder, of_run, wanted, sources, click.echo)
-    _print(found, what)
+    listed = {point: found.best[point][0] for point in apart(list(found.best))}
+    _print(found, listed, what)
     fast = [point for point in found.best if budget and point.images_per_second >= budget]
-    best = {point: measured for point, (measured, _) in found.best.items()}
-    draw(found.tried, best, found.full[0], budget, fast[-1] if fast else None, output)
+    draw(found.tried, listed, found.full[0], budget, fast[-1] if fast else None, output)
     click.echo(f"-> {output}")
     if budget is not None:
-        chosen = write(folder, found, pick(found, budget), budget)
+        point = pick(found, budget)
+        chosen = write(folder, found, point, budget)
+        click.echo(f"Chosen: {' + '.join(point.members)} at {point.precision}")
         click.echo(points.told(chosen, len(found.full[0].members)))
         click.echo(f"-> {folder / points.FILE}; to take it away: frontier --reset")
 
 
-def _print(found: "Frontier", what: str) -> None:
+def _print(found: "Frontier", listed: Mapping["Point", "Measured"], what: str) -> None:
     import pandas as pd
 
     from ensemble.errors import some
@@ -141,7 +146,7 @@ def _print(found: "Frontier", what: str) -> None:
             "AUROC": str(how.auroc),
             "lost against all": str(how.lost),
         }
-        for number, (point, (how, _)) in enumerate(found.best.items(), start=1)
+        for number, (point, how) in enumerate(listed.items(), start=1)
     ]
     options.table(pd.DataFrame(lines))
     if found.left_out:

@@ -54,8 +54,16 @@ def draw(
     if budget:
         axes.axvline(budget, color=BUDGET, linestyle="--", linewidth=1.2, label=f"budget: {budget:g} images/s")
     if chosen:
-        place = chosen.images_per_second, best[chosen].auroc.value
-        axes.plot(*place, "o", color=BUDGET, markersize=14, markeredgewidth=2, fillstyle="none", label="chosen")
+        axes.plot(
+            chosen.images_per_second,
+            chosen.other,
+            "o",
+            color=BUDGET,
+            markersize=14,
+            markeredgewidth=2,
+            fillstyle="none",
+            label="chosen",
+        )
     _finish(axes, values, low, high)
     with artifacts.replacing(path) as temporary:
         canvas.print_png(temporary, metadata={"Software": None})

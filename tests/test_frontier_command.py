@@ -170,6 +170,19 @@ def test_the_most_accurate_that_is_fast_enough_takes_the_place_of_the_last(run, 
     assert ensemble.stacker == STACKER  # of all members it is the bundle's own
 
 
+def test_a_point_that_is_as_good_as_another_is_not_listed_but_may_be_chosen(original, tmp_path, monkeypatch, timed):
+    monkeypatch.setitem(SECONDS, "two", 0.00003)
+    run = shutil.copytree(original, tmp_path / "run")
+    code, out, _ = run_cli("frontier", "--run", run, "--budget", 398, "--output", tmp_path / "f.png")
+    assert code == 0
+    listed = [line.split()[1:-6] for line in out[out.index("in both:\n") :].splitlines()[2:4]]
+    assert listed == [["two", "fp32", "-", "653.6"], ["one", "+", "two", "fp32", "-", "395.3"]]
+    assert not re.search(r"\n3 +", out)
+    assert "\nChosen: one at fp32\n1 of 2 members, as frontier chose for 398 images/s" in out
+    point = points.read(run / "bundle", bundle.open_bundle(run / "bundle"))
+    assert (point.stacker.members, point.images_per_second) == (("one",), pytest.approx(400))
+
+
 def test_a_bundle_that_changes_while_it_is_measured_gets_no_point(original, tmp_path, monkeypatch, timed):
     run = shutil.copytree(original, tmp_path / "run")
     measure = costs.measure
