@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,8 @@ class Frontier:
     full: the stack of all members, and how it does. runtime: that was asked for, or auto. plans: how
     members run, by precision. rows and groups: that the scores are of. left_out: why others are not
     among the best. made_from: the bundle that this holds for, as `points.identity` gives it.
+    uncertified: precisions that the bundle allows by the user's word alone. proven: whether points
+    below fp32 passed here all the same.
     """
 
     tried: Sequence[Point]
@@ -49,6 +52,8 @@ class Frontier:
     groups: int
     left_out: Sequence[str]
     made_from: str
+    uncertified: frozenset[str]
+    proven: bool
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,8 @@ def explore(folder: Path, run: Path | None, wanted: Wanted, sources: Sequence[Pa
         len(np.unique(other)),
         left_out,
         made_from,
+        frozenset(key for key, plan in plans.items() if any(_by_word(values, member) for member in plan)),
+        proof is not None,
     )
 
 
@@ -143,6 +150,10 @@ def _plans(folder: Path, wanted: Wanted, say: Say) -> Plans:
     return plans
 
 
+def _by_word(values: Mapping[str, Any], member: Planned) -> bool:
+    return not values.get("precisions", {}).get(str(member.setting), {"certified": True})["certified"]
+
+
 def _shipper(
     study: Study, taken: Costs, proof: Proof | None, calibration: str
 ) -> Callable[[Point], tuple[Point, Shipped]]:
@@ -156,7 +167,7 @@ def _shipper(
     def ship(point: Point) -> tuple[Point, Shipped]:
         stacker: Stacker = refit(point.members)
         lower = taken.lower[point.precision] & set(point.members)
-        if lower and proof and point.members != study.own.members:
+        if lower and proof:
             _judge(stacker, lower, proof, point.precision)
         if point.cascade is None:
             return point, Shipped(stacker, None)
@@ -170,7 +181,7 @@ def _shipper(
 
 
 def _judge(stacker: Stacker, lower: frozenset[str], proof: Proof, precision: str) -> None:
-    """ArtifactError unless the stack passes below fp32 as `export` asks it of all members' stack."""
+    """ArtifactError unless the stack passes below fp32 as `export` asks it."""
     fp32 = np.column_stack([proof.fp32[name] for name in stacker.members])
     mixed = np.column_stack([(proof.lower if name in lower else proof.fp32)[name] for name in stacker.members])
     change = compare(stacker.logit(fp32), stacker.logit(mixed), proof.labels, stacker.threshold)

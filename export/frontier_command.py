@@ -130,9 +130,10 @@ def _print(found: "Frontier", listed: Mapping["Point", "Measured"], what: str) -
     from ensemble.errors import some
 
     full, measured = found.full
+    doubt = {precision: f"{precision} (uncertified)" for precision in found.uncertified}
     click.echo(
-        f"\nAll {len(full.members)} members at {full.precision}: {full.images_per_second:.1f} images/s, "
-        f"AUROC {measured.auroc}"
+        f"\nAll {len(full.members)} members at {doubt.get(full.precision, full.precision)}: "
+        f"{full.images_per_second:.1f} images/s, AUROC {measured.auroc}"
     )
     click.echo(f"Scores are of {found.rows:,} held-out images of {found.groups:,} groups that nothing was chosen on.")
     click.echo(f"images/s are predicted, for {what}. No point tried beats these in both:")
@@ -140,7 +141,7 @@ def _print(found: "Frontier", listed: Mapping["Point", "Measured"], what: str) -
         {
             "": number,
             "members": " + ".join(point.members),
-            "precision": point.precision,
+            "precision": point.precision if found.proven else doubt.get(point.precision, point.precision),
             "cascade": f"{point.cascade.tolerance:g}" if point.cascade else "-",
             "images/s": f"{point.images_per_second:.1f}",
             "AUROC": str(how.auroc),

@@ -255,11 +255,11 @@ def test_the_runtime_that_was_asked_for_goes_into_the_point(run, tmp_path, timed
 LOWER = Setting("openvino", "bf16")
 
 
-def with_bf16(run, monkeypatch, flips):
+def with_bf16(run, monkeypatch, flips, certified=True):
     """A bundle whose members may run at bf16, twice as fast, on a machine that has it; bf16 moves so many calls."""
     folder = run / "bundle"
     values = bundle.contents(folder)
-    may = {"openvino bf16": {"members": ["one", "two"], "certified": True}}
+    may = {"openvino bf16": {"members": ["one", "two"], "certified": certified}}
     bundle.write_contents(folder, {**values, "precisions": may})
     fp32 = plan_bundle(folder, Wanted(full=True, precision="fp32"), print).members
     lower = tuple(vars(member) | {"setting": LOWER} for member in fp32)
@@ -293,7 +293,9 @@ def test_a_stack_of_some_runs_below_fp32_only_with_a_certificate_of_its_own(
     code, out, _ = run_cli("frontier", "--run", run, "--budget", 300, "--output", tmp_path / "f.png")
     assert code == 0
     assert re.search(rf"\n1 +one +{precision} +- +{500 if precision == 'bf16' else 400}\.0 ", out)
-    assert ("Left out: one at bf16: AUROC by " in out) == (precision == "fp32")
+    assert ("one at bf16: AUROC by " in out) == (precision == "fp32")
+    assert ("one + two at bf16: AUROC by " in out) == (precision == "fp32")  # all members too, where there is proof
+    assert bool(re.search(r"\n\d +one \+ two +bf16 ", out)) == (precision == "bf16")
     values = bundle.open_bundle(folder)
     point = points.read(folder, values)
     may = {("openvino", "bf16"): frozenset({"one"})} if precision == "bf16" else {}
@@ -311,6 +313,19 @@ def test_a_bundle_alone_has_no_images_to_certify_some_members_on(original, tmp_p
     assert "Below fp32 only all members together are tried: " in out
     assert "or more, and a bundle has none: name its run with --run." in out
     assert re.search(r"\n1 +one +fp32 .*\n2 +one \+ two +bf16 ", out)
+
+
+@pytest.mark.parametrize("certified", [True, False])
+def test_a_precision_by_the_users_word_is_marked(original, tmp_path, monkeypatch, timed, certified):
+    run = shutil.copytree(original, tmp_path / "run")
+    folder = with_bf16(run, monkeypatch, 0, certified)
+    _, out, _ = run_cli("frontier", "--bundle", folder, "--output", tmp_path / "f.png")
+    mark = "" if certified else r" \(uncertified\)"
+    assert re.search(rf"\nAll 2 members at bf16{mark}: ", out)
+    assert re.search(rf"\n1 +one +fp32 +- .*\n2 +one \+ two +bf16{mark} +- ", out)
+    _, out, _ = run_cli("frontier", "--run", run, "--output", tmp_path / "f.png")  # there it passes
+    assert re.search(rf"\nAll 2 members at bf16{mark}: ", out)
+    assert re.search(r"\n1 +one +bf16 +- .*\n2 +one \+ two +bf16 +- ", out)
 
 
 def test_images_that_are_gone_certify_nothing(original, tmp_path, monkeypatch, timed):
