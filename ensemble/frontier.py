@@ -114,14 +114,16 @@ class Point:
 
 @dataclass(frozen=True)
 class Measured:
-    """On the half that nothing was chosen on, with 95 % intervals: AUROC, and the full stack's minus it."""
+    """On the half that nothing was fitted or chosen on, with 95 % intervals: AUROC, and the full stack's minus it."""
 
     auroc: Interval
     lost: Interval
 
 
 def begin(rows: Rows, own: Stacker) -> Study:
-    """Halve rows that no member was fitted on; ArtifactError where they or the members are too few."""
+    """Halve rows, each with logits of weights that saw no row of its group; ArtifactError where they, or the
+    members, are too few.
+    """
     if len(own.members) < 2:
         raise ArtifactError("the bundle has one member: there is nothing to choose from; train another, and stack")
     first = halves(rows.labels, rows.groups)
@@ -258,7 +260,11 @@ def measure(study: Study, point: Point) -> Measured:
 
 
 def refit(study: Study, names: Sequence[str], calibration: str) -> Stacker:
-    """The stack of some members fitted on all rows as `stack` would; of all members, it is the bundle's own."""
+    """The stack of some members fitted on all rows, its threshold set out of fold; of all members, the bundle's own.
+
+    So `stack` does without folds. With them it fits on the training rows alone and keeps the
+    held-out ones for the threshold and the scores; here both are fitted on.
+    """
     own, part, nests = study.own, study.material.fitting, study.material.nests
     if tuple(names) == own.members:
         return own

@@ -64,12 +64,13 @@ def frontier(
     pixels and of each member, added up.
 
     The best of hundreds looks better than it is where it was chosen. So points are chosen on one
-    half of the held-out groups, and the table says how they do on the other half: AUROC, and what
-    is lost against the stack of all members, with 95 % intervals. It lists the points that no
-    other beats in both accuracy and speed, where a slower one has to be better in 90 % of the
-    draws of groups, not by a few lucky pairs of images. The picture shows all.
+    half of the groups of held-out images, and the table says how they do on the other half: AUROC,
+    and what is lost against the stack of all members, with 95 % intervals. After train-all --folds
+    the training images serve too, each scored by networks that did not see its group. The table
+    lists the points that no other beats in both accuracy and speed, where a slower one has to be
+    better in 90 % of the draws of groups, not by a few lucky pairs of images. The picture shows all.
 
-    --budget writes one into the bundle, refitted on all held-out images, and infer, bench
+    --budget writes one into the bundle, refitted on both halves, and infer, bench
     and Predictor run it from then on, unless they are asked for all members with --full.
     export keeps it as long as members and stack stay the same. Copied to another machine, it
     is as accurate there, but maybe not as fast.
@@ -135,7 +136,10 @@ def _print(found: "Frontier", listed: Mapping["Point", "Measured"], what: str) -
         f"\nAll {len(full.members)} members at {doubt.get(full.precision, full.precision)}: "
         f"{full.images_per_second:.1f} images/s, AUROC {measured.auroc}"
     )
-    click.echo(f"Scores are of {found.rows:,} held-out images of {found.groups:,} groups that nothing was chosen on.")
+    click.echo(
+        f"Scores are of {found.rows:,} images of {found.groups:,} groups, on which no stack or limit of the table was "
+        "fitted."
+    )
     click.echo(f"images/s are predicted, for {what}. No point tried beats these in both:")
     lines = [
         {

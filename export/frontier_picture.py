@@ -84,7 +84,7 @@ def _finish(axes: Axes, values: Sequence[float], low: Sequence[float], high: Seq
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("images a second, predicted for this machine", color=INK)
-    axes.set_ylabel("AUROC on held-out images that nothing was chosen on", color=INK)
+    axes.set_ylabel("AUROC on images that no stack or limit was fitted on", color=INK)
     axes.grid(color=GRID, alpha=0.35, linewidth=0.6)
     axes.tick_params(colors=INK, labelsize=9)
     for side, spine in axes.spines.items():
