@@ -129,7 +129,6 @@ def write(folder: Path, found: Frontier, point: Point, budget: float) -> Chosen:
         shipped.cascade,
         budget,
         point.images_per_second,
-        measured.auroc,
         measured.lost,
         hardware.available().where(plan[0].setting.runtime),
         found.made_from,

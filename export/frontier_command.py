@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from export.frontier import Frontier
 
 
+MOST_SPEED = 1e6  # images a second: beyond any machine
+
+
+def _budget(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not 0 < value <= MOST_SPEED:  # NaN neither
+        raise click.BadParameter(f"{value:g} is no speed: give images a second, above 0 and at most {MOST_SPEED:,.0f}")
+    return value
+
+
 @click.command("frontier")
 @options.run
 @click.option(
@@ -24,7 +33,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--budget",
-    type=click.FloatRange(0, min_open=True),
+    type=float,
+    callback=_budget,
     metavar="IMAGES_PER_SECOND",
     help="Write the most accurate point that is predicted to reach this speed into the bundle: what runs the bundle "
     "from then on runs that.",
@@ -108,7 +118,8 @@ def frontier(
     from export.frontier_picture import draw
 
     folder, of_run = bundle or current_bundle(run), None if bundle else run
-    ensure_writable(output.absolute().parent)
+    for written in (output.absolute().parent, *([folder] if budget else [])):
+        ensure_writable(written)
     with TemporaryDirectory() as place:
         sources, what = pictures(source, of_run, Path(place))
         found = explore(folder, of_run, wanted, sources, click.echo)

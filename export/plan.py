@@ -103,7 +103,7 @@ def _as_chosen(
     if missing and wanted.precision not in ("auto", "fp32") and (runtime, wanted.precision) not in machine.lacks:
         raise UnavailableError(
             f"{some(sorted(missing))} may not run at {runtime} {wanted.precision} in the stack that frontier chose: "
-            "add --full to run all members, or choose again: python cli.py frontier --budget N"
+            f"add --full to run all members, or {points.AGAIN}"
         )
     return wanted, allowed
 

@@ -5,6 +5,7 @@ It lies in the bundle as point.json, and holds for the members and the stack tha
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from export import bundle, hardware
 from export.setting import ON_CPU, ON_GPU, Setting, named
 
 FILE = bundle.POINT
+AGAIN = "choose again: python cli.py frontier --budget N"
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,9 @@ class Chosen:
 
     runtime: that frontier was asked for, or auto. precisions: which members may run below fp32, by
     "runtime precision".
-    images_per_second: predicted where it was chosen, on `machine`, to reach `budget`. auroc, and
-    lost, the full stack's minus it, with 95 % intervals: on held-out rows that it was not chosen
-    on. made_from: a hash of the members and the full stack, as `identity` gives it.
+    images_per_second: predicted where it was chosen, on `machine`, to reach `budget`. lost: the full
+    stack's AUROC minus its, with a 95 % interval, on rows that it was not chosen on. made_from: a
+    hash of the members and the full stack, as `identity` gives it.
     """
 
     stacker: Stacker
@@ -50,7 +52,6 @@ class Chosen:
     cascade: Cascade | None
     budget: float
     images_per_second: float
-    auroc: Interval
     lost: Interval
     machine: str
     made_from: str
@@ -62,7 +63,6 @@ class Chosen:
             "stacker": self.stacker.to_dict(),
             "precisions": {key: asdict(made) for key, made in self.precisions.items()},
             "cascade": self.cascade and self.cascade.to_dict(),
-            "auroc": self.auroc.to_dict(),
             "lost": self.lost.to_dict(),
         }
 
@@ -77,7 +77,6 @@ class Chosen:
             None if cascade is None else Cascade.from_dict(cascade),
             float(values["budget"]),
             float(values["images_per_second"]),
-            _interval(values["auroc"]),
             _interval(values["lost"]),
             str(values["machine"]),
             str(values["made_from"]),
@@ -126,6 +125,13 @@ def remove(folder: Path) -> bool:
     return True
 
 
+def listed(folder: Path) -> bool:
+    """Whether a bundle, if there is a sound one, has a point: one that a killed `write` left does not count."""
+    with suppress(ArtifactError):
+        return FILE in bundle.contents(folder)["files"]
+    return False
+
+
 def identity(folder: Path, entries: Mapping[str, Any], hashes: Mapping[str, str]) -> str:
     """A hash of the fp32 files, their contracts and the stacker, but for the shift that `adapt` stores beside it.
 
@@ -157,8 +163,7 @@ def allowed(
                 say(f"Still allowed, though certified with other versions of libraries than those here: {key}")
         else:
             say(
-                f"What frontier chose for {key} runs at fp32: its files or what the bundle allows have changed. "
-                "Choose again: python cli.py frontier --budget N"
+                f"What frontier chose for {key} runs at fp32: its files or what the bundle allows have changed; {AGAIN}"
             )
     return found
 
@@ -174,10 +179,14 @@ def _files(names: Iterable[str], values: Mapping[str, Any], setting: Setting) ->
 
 
 def told(chosen: Chosen, total: int) -> str:
-    """What runs, of how many members, and how to run all, in one line."""
+    """What runs, of how many members, what is known of it, and how to run all, in one line."""
     count, tolerance = len(chosen.stacker.members), chosen.cascade and chosen.cascade.tolerance
     cascade = f" in a cascade of tolerance {tolerance:g}" if tolerance else ""
-    return f"{count} of {total} members{cascade}, as frontier chose for {chosen.budget:g} images/s; --full runs all"
+    return (
+        f"{count} of {total} members{cascade}, as frontier chose for {chosen.budget:g} images/s "
+        f"({chosen.images_per_second:.1f} predicted on {chosen.machine}; AUROC lost against all: {chosen.lost}); "
+        "--full runs all"
+    )
 
 
 def _interval(values: Mapping[str, Any]) -> Interval:
@@ -193,6 +202,7 @@ def _check(chosen: Chosen) -> None:
         and chosen.runtime in ("auto", *ON_CPU, *ON_GPU)
         and chosen.budget > 0
         and chosen.images_per_second > 0
+        and chosen.machine.isprintable()
         and all(set(dict(made.files)) <= set(members) for made in chosen.precisions.values())
         and (cascade is None or (_fits(cascade, members) and _tells(cascade.report, len(members))))
     )

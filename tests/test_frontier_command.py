@@ -1,5 +1,6 @@
 """frontier through the command line: what it says and draws, what a chosen point changes, and what is refused."""
 
+import io
 import re
 import shutil
 
@@ -109,7 +110,11 @@ def test_what_is_said_and_drawn(chosen):
     assert first[:5] == ["1", "one", "fp32", "-", "400.0"]
     assert second[:7] == ["2", "one", "+", "two", "fp32", "-", "87.0"]
     assert lines[1].endswith("0.0000 [0.0000, 0.0000]")
-    assert "1 of 2 members, as frontier chose for 200 images/s; --full runs all\n" in out
+    assert re.search(
+        r"1 of 2 members, as frontier chose for 200 images/s \(400\.0 predicted on \d+ cores? of .+; "
+        rf"AUROC lost against all: {re.escape(' '.join(lines[0].split()[-3:]))}\); --full runs all\n",
+        out,
+    )
     assert f"-> {run / 'bundle' / 'point.json'}; to take it away: frontier --reset\n" in out
     with Image.open(picture) as image:
         assert image.format == "PNG"
@@ -129,7 +134,7 @@ def test_a_member_that_adds_nothing_is_on_no_point(tmp_path, timed):
 def test_infer_runs_only_the_chosen_members_and_full_all(original, run, pictures, tmp_path):
     before, _ = infer(("--bundle", original / "bundle"), pictures, tmp_path / "before.csv")
     some, out = infer(("--run", run, "--onnx"), pictures, tmp_path / "some.csv")
-    assert out.startswith("1 of 2 members, as frontier chose for 200 images/s; --full runs all\n")
+    assert out.startswith("1 of 2 members, as frontier chose for 200 images/s (400.0 predicted on ")
     assert "18 images, 1 members on cpu" in out
     assert "Not in the stack" not in out
     assert list(some) == ["id", "target", "one"]
@@ -226,9 +231,9 @@ def test_what_is_timed_is_what_infer_will_run(lower):
     assert {(str(m.setting), m.setting.batch) for m in plans["fp32"]} == {("onnxruntime fp32", 16)}
     values = bundle.open_bundle(lower)
     made_from = points.identity(lower, values["members"], values["files"])
-    nothing = Interval(0.0, 0.0, 0.0)
+    lost = Interval(0.0, 0.0, 0.0)
     one = Stacker(("one",), (1.0,), 0.0)
-    points.write(lower, points.Chosen(one, "auto", {}, None, 1.0, 2.0, nothing, nothing, "a CPU", made_from))
+    points.write(lower, points.Chosen(one, "auto", {}, None, 1.0, 2.0, lost, "a CPU", made_from))
     (member,) = plan_bundle(lower, Wanted(device="cpu"), print).members
     assert member == plans["fp32"][0]
 
@@ -360,7 +365,7 @@ def test_a_point_may_be_a_cascade(tmp_path, pictures, monkeypatch, timed):
     assert point.cascade.report.rows == 800
     assert speed == pytest.approx(expected, abs=0.05)
     assert point.images_per_second == pytest.approx(expected)
-    told = "2 of 2 members in a cascade of tolerance 0.01, as frontier chose for 100 images/s; --full runs all"
+    told = "2 of 2 members in a cascade of tolerance 0.01, as frontier chose for 100 images/s ("
     assert told in out
     given = ("--bundle", run / "bundle")
     some, out = infer(given, pictures, tmp_path / "some.csv")
@@ -378,6 +383,32 @@ def test_a_point_may_be_a_cascade(tmp_path, pictures, monkeypatch, timed):
     # it is scored by all its members, in the stacker's order
     model, _, _ = load_model(run, None, True, Wanted(), print)
     assert model.stacker == STACKER
+
+
+@pytest.mark.parametrize("budget", ["nan", "inf", "-inf", "0", "-5", "1e300", "1000001"])
+def test_a_budget_that_is_no_speed_is_refused_before_anything_is_measured(tmp_path, budget):
+    code, out, err = run_cli("frontier", "--run", tmp_path, "--budget", budget)
+    assert (code, out) == (2, "")
+    assert "is no speed: give images a second, above 0 and at most 1,000,000" in err
+
+
+def test_a_bundle_that_cannot_be_written_is_told_before_anything_is_measured(original, tmp_path, monkeypatch, timed):
+    def never(*given):
+        raise AssertionError
+
+    def full_disk(dir):
+        if dir == original / "bundle":
+            raise OSError(28, "No space left on device")
+        return io.BytesIO()
+
+    monkeypatch.setattr(frontier, "explore", never)
+    monkeypatch.setattr(artifacts.tempfile, "TemporaryFile", full_disk)
+    given = ("frontier", "--run", original, "--output", tmp_path / "f.png")
+    code, _, err = run_cli(*given, "--budget", 5)
+    assert code == 2
+    assert err == f"Error: cannot write in {original / 'bundle'}: No space left on device; choose another place\n"
+    with pytest.raises(AssertionError):
+        run_cli(*given)
 
 
 def test_what_cannot_be_done_is_said(tmp_path, timed):
