@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble import frontier
+from ensemble import bootstrap, frontier
+from ensemble.cascade import Cascade, Report, Step
 from ensemble.cascade_fit import Rows
 from ensemble.errors import ArtifactError
 from ensemble.frontier import Costs, Point, apart, begin, measure, refit, settle, stacks
-from ensemble.metrics import sigmoid
+from ensemble.metrics import Interval, sigmoid
 from ensemble.stack import Stacker
 from ensemble.stackers import fit_stacker
 from ensemble.subsets import undominated
@@ -175,6 +176,31 @@ def test_a_cascade_of_the_best_is_tried_and_costs_what_its_images_need():
     assert point.milliseconds == pytest.approx(2 + 0.5 + 1 + (1 - left) * (1.5 + 10))
     assert measure(study, point).lost.value < 0.01
     assert frontier.cascades(study, [point for point in stacks(study, COSTS) if len(point.members) == 1], COSTS) == []
+
+
+@pytest.mark.parametrize(("alone", "last", "loss"), [("cheap", "dear", 0.05), ("dear", "cheap", -0.05)])
+def test_what_a_cascade_loses_counts_against_it_and_what_it_wins_by_chance_does_not(monkeypatch, alone, last, loss):
+    study = begin(planted(0.3, 1.0), mean_of())  # `dear` alone is better than the mean of both
+    both = next(point for point in stacks(study, COSTS) if point.members == ("cheap", "dear"))
+    report = Report(600, 30, (0.9, 0.9 - loss), Interval(loss, loss, loss), (0.9, 0.1), (11.0, 2.0), 0.0)
+    early = Cascade((Step(alone, (1.0,), 0.0, -0.2, 0.2),), last, (1.0, 10.0), 0.01, report)
+    monkeypatch.setattr(frontier, "fit_cascade", lambda *given: early)
+    found = frontier.cascades(study, [both], COSTS)[0]
+    assert found.auroc == pytest.approx(both.auroc - max(loss, 0))
+    rows, first = study.material.fitting, study.first
+    stacker, logits = frontier.half_stacker(study, both.members), study.logits(both.members)[first]
+    whole, less = bootstrap.draws(
+        rows.labels[first],
+        [stacker.logit(logits), early.apply(logits, stacker)[0]],
+        rows.groups[first],
+        ("auroc",),
+        resamples=frontier.RESAMPLES,
+    )["auroc"]
+    assert np.sign(loss) * np.mean(whole - less) > 0.01
+    np.testing.assert_allclose(found.drawn, both.drawn - np.maximum(whole - less, 0))
+    # and on the other half it is the cascade that is scored
+    assert found.other == pytest.approx(measure(study, found).auroc.value)
+    assert np.sign(loss) * (both.other - found.other) > 0.01
 
 
 def test_costs_add_up():
