@@ -80,10 +80,10 @@ def frontier(
     lists the points that no other beats in both accuracy and speed, where a slower one has to be
     better in 90 % of the draws of groups, not by a few lucky pairs of images. The picture shows all.
 
-    --budget writes one into the bundle, refitted on both halves, and infer, bench
-    and Predictor run it from then on, unless they are asked for all members with --full.
-    export keeps it as long as members and stack stay the same. Copied to another machine, it
-    is as accurate there, but maybe not as fast.
+    --budget writes one into the bundle, refitted on both halves, and infer, bench and Predictor
+    run it from then on, in the --runtime that was asked for here, unless they are asked for
+    another, or for all members with --full. export keeps it as long as members and stack stay the
+    same. Copied to another machine, it is as accurate there, but maybe not as fast.
 
     \b
     Examples:
