@@ -14,7 +14,7 @@ import numpy as np
 
 from ensemble import artifacts
 from ensemble.cascade import Cascade, Report
-from ensemble.errors import ArtifactError, UnavailableError, some
+from ensemble.errors import ArtifactError, ManyeyesError, some
 from ensemble.metrics import Interval
 from ensemble.names import is_member_name
 from ensemble.stack import Stacker
@@ -94,10 +94,11 @@ def read(folder: Path, values: Mapping[str, Any]) -> Chosen | None:
     remedy = f"choose another: python cli.py frontier --bundle {folder} --budget N, or --reset to run all members"
     try:
         written = artifacts.read_json(path, remedy)
-        json.dumps(written, allow_nan=False)  # Python's JSON also reads NaN and Infinity
+        # Python's JSON also reads NaN, Infinity and halves of characters, which cannot be written or hashed again
+        json.dumps(written, allow_nan=False, ensure_ascii=False).encode()
         chosen = Chosen.from_dict(written)
         _check(chosen)
-    except (ArtifactError, UnavailableError, AttributeError, KeyError, TypeError, ValueError, ArithmeticError):
+    except (ManyeyesError, AttributeError, KeyError, TypeError, ValueError, ArithmeticError, RecursionError):
         raise ArtifactError(f"{path} is damaged; {remedy}") from None
     known = {*values["members"], *(n for n in chosen.stacker.members if bundle.external_file(n) in values["files"])}
     if strange := set(chosen.stacker.members) - known:

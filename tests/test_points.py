@@ -343,10 +343,23 @@ def test_a_point_that_no_frontier_wrote_is_refused_but_full_runs(run, changes, m
     assert load_bundle(run / "bundle").stacker == STACKER
 
 
-@pytest.mark.parametrize("number", ["Infinity", "NaN", "1e999"])
-def test_a_number_that_is_none_is_refused_and_export_drops_the_point(run, number):
+BUDGET, RULE = '"budget": 200.0', '"threshold_rule": "default 0.5"'
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (BUDGET, '"budget": Infinity'),
+        (BUDGET, '"budget": NaN'),
+        (BUDGET, '"budget": 1e999'),
+        (BUDGET, f'"budget": {"[" * 50_000 + "]" * 50_000}'),
+        (RULE, r'"threshold_rule": "\ud800"'),
+    ],
+)
+def test_what_cannot_be_written_again_is_refused_and_export_drops_the_point(run, old, new):
     path = run / "bundle" / "point.json"
-    path.write_text(path.read_text().replace('"budget": 200.0', f'"budget": {number}'))
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
     list_point(run / "bundle")
     with pytest.raises(ArtifactError, match=r"point\.json is damaged; choose another: "):
         load_bundle(run / "bundle")
