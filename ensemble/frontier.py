@@ -94,7 +94,8 @@ class Point:
 
     auroc: on the half that is chosen on, out of fold, less what the cascade loses there; drawn:
     the same of RESAMPLES draws of its groups, alike for all points. other: on the other half.
-    milliseconds: predicted for an image.
+    milliseconds: predicted for an image; for a cascade by the shares of images that leave the one
+    fitted on the half, and once `settle` had it shipped, the one fitted on all rows.
     """
 
     members: tuple[str, ...]
@@ -113,14 +114,16 @@ class Point:
 
 @dataclass(frozen=True)
 class Measured:
-    """On the half that nothing was chosen on, with 95 % intervals: AUROC, and the full stack's minus it."""
+    """On the half that nothing was fitted or chosen on, with 95 % intervals: AUROC, and the full stack's minus it."""
 
     auroc: Interval
     lost: Interval
 
 
 def begin(rows: Rows, own: Stacker) -> Study:
-    """Halve rows that no member was fitted on; ArtifactError where they or the members are too few."""
+    """Halve rows, each with logits of weights that saw no row of its group; ArtifactError where they, or the
+    members, are too few.
+    """
     if len(own.members) < 2:
         raise ArtifactError("the bundle has one member: there is nothing to choose from; train another, and stack")
     first = halves(rows.labels, rows.groups)
@@ -196,24 +199,29 @@ def _draws(study: Study, *models: np.ndarray) -> np.ndarray:
     return bootstrap.draws(labels, models, groups, ("auroc",), resamples=RESAMPLES)["auroc"]
 
 
-def settle(points: Sequence[Point], ship: Callable[[Point], T]) -> tuple[dict[Point, T], list[str]]:
+def settle(points: Sequence[Point], ship: Callable[[Point], tuple[Point, T]]) -> tuple[dict[Point, T], list[str]]:
     """The points that nothing beats, from the fastest, with what `ship` makes of each, and why others were left out.
 
-    A slower point has to be `better` than the faster ones. One for which `ship` raises is left
-    out, and what it had beaten may take its place.
+    A slower point has to be `better` than the faster ones. `ship` also says at what speed a point
+    runs as it ships, which then counts. One for which it raises is left out, and what it had beaten
+    may take its place.
     """
+    waiting = list(points)
     made: dict[Point, T] = {}
-    refused: dict[Point, str] = {}
+    refused: list[str] = []
     while True:
-        best = undominated([point for point in points if point not in refused], better)
+        best = undominated([*made, *waiting], better)
         wanted = [point for point in best if point not in made]
         if not wanted:
-            return {point: made[point] for point in best}, list(refused.values())
+            return {point: made[point] for point in best}, refused
         for point in tqdm(wanted, desc="refit", unit="stack", leave=False, disable=None):
+            waiting.remove(point)
             try:
-                made[point] = ship(point)
+                shipped, what = ship(point)
             except ManyeyesError as error:
-                refused[point] = str(error)
+                refused.append(str(error))
+            else:
+                made[shipped] = what
 
 
 def better(slow: Point, fast: Point | None) -> bool:
@@ -252,7 +260,11 @@ def measure(study: Study, point: Point) -> Measured:
 
 
 def refit(study: Study, names: Sequence[str], calibration: str) -> Stacker:
-    """The stack of some members fitted on all rows as `stack` would; of all members, it is the bundle's own."""
+    """The stack of some members fitted on all rows, its threshold set out of fold; of all members, the bundle's own.
+
+    So `stack` does without folds. With them it fits on the training rows alone and keeps the
+    held-out ones for the threshold and the scores; here both are fitted on.
+    """
     own, part, nests = study.own, study.material.fitting, study.material.nests
     if tuple(names) == own.members:
         return own

@@ -51,12 +51,15 @@ def explore(count: int, measure: Callable[[tuple[int, ...]], S]) -> list[S]:
 def undominated(stacks: Sequence[S], better: Callable[[S, S | None], bool] = lambda slow, fast: True) -> list[S]:
     """Those that score above chance and above all that take as little time or less, from the fastest.
 
-    `better` may refuse one: it is asked whether a slower stack is better than the best of the
-    faster ones, or, where there is none, than chance.
+    `better` may refuse one of them: it is asked whether a slower stack is better than the best of
+    the faster ones that it let pass, or, where there is none, than chance.
     """
     best: list[S] = []
     for stack in sorted(stacks, key=lambda stack: (stack.milliseconds, -stack.auroc, len(stack.members))):
-        fast = best[-1] if best else None
-        if stack.auroc > (fast.auroc if fast else 0.5) and better(stack, fast):
+        if stack.auroc > (best[-1].auroc if best else 0.5):
             best.append(stack)
-    return best
+    passed: list[S] = []
+    for stack in best:  # one that is refused still beats what is slower and less accurate
+        if better(stack, passed[-1] if passed else None):
+            passed.append(stack)
+    return passed

@@ -11,6 +11,7 @@ import numpy as np
 
 from ensemble import artifacts, dataset, images
 from ensemble.contract import ImageContract
+from ensemble.errors import ArtifactError
 from ensemble.score import Runner, chunk_rows, score_stream
 from export.inputs import read_inputs
 from export.libraries import load_openvino, openvino_core
@@ -140,13 +141,14 @@ def idle(contract: ImageContract) -> Runner:
 
 
 def score(sources: Sequence[Path | bytes], runners: Sequence[Runner], device: str) -> None:
-    """As `infer` does, without a cascade."""
+    """As `infer` does, without a cascade; ArtifactError for an image that cannot be read, which would take no time."""
     chunk = chunk_rows([runner.contract for runner in runners], device)
     stream = score_stream(
         sources, lambda source, large: images.decode(source, None, large), runners, chunk, together=device == "cuda"
     )
-    for _ in stream:
-        pass
+    for scored in stream:
+        for error in scored.errors.values():
+            raise ArtifactError(f"{error}; time on images that can be read: give others with --images")
 
 
 def _cpu_product(setting: Setting) -> Callable[[], object] | None:

@@ -22,8 +22,8 @@ def measure(plans: Mapping[str, Sequence[Planned]], sources: Sequence[Path | byt
     views = list({member.contract.view: member.contract for member in plan}.values())
     places = {contract.view: place for place, contract in enumerate(views)}
     with tqdm(total=sum(map(len, plans.values())) + ROUNDS, desc="timing", leave=False, disable=None) as bar:
-        members = {precision: _members(each, say, bar.update) for precision, each in plans.items()}
         decode, *more = _pixels(views, sources, device, bar.update)
+        members = {precision: _members(each, say, bar.update) for precision, each in plans.items()}
     return Costs(
         decode,
         tuple(max(taken - decode, 0.0) for taken in more),

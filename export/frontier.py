@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from ensemble.stack import Stacker
 from export import bundle, costs, evidence, hardware, heldout_rows, member_logits, points
 from export.certificate import LEAST_IMAGES, MOST_IMAGES, compare
 from export.plan import Planned, Say, plan_bundle
-from export.points import Chosen
+from export.points import Certified, Chosen
 from export.precisions import FP32
 from export.setting import Wanted
 
@@ -35,17 +36,24 @@ class Shipped:
 class Frontier:
     """What was tried, and of that, from the fastest, what nothing beats: how it does and what it ships as.
 
-    full: the stack of all members, and how it does. plans: how members run, by precision. rows
-    and groups: that the scores are of. left_out: why others are not among the best.
+    full: the stack of all members, and how it does. runtime: that was asked for, or auto. plans: how
+    members run, by precision. rows and groups: that the scores are of. left_out: why others are not
+    among the best. made_from: the bundle that this holds for, as `points.identity` gives it.
+    uncertified: precisions that the bundle allows by the user's word alone. proven: whether points
+    below fp32 passed here all the same.
     """
 
     tried: Sequence[Point]
     best: Mapping[Point, tuple[Measured, Shipped]]
     full: tuple[Point, Measured]
+    runtime: str
     plans: Plans
     rows: int
     groups: int
     left_out: Sequence[str]
+    made_from: str
+    uncertified: frozenset[str]
+    proven: bool
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,8 @@ class Proof:
 
 def explore(folder: Path, run: Path | None, wanted: Wanted, sources: Sequence[Path | bytes], say: Say) -> Frontier:
     """A bundle's frontier on this machine, timed on these images. run: that it is of, if it is of one."""
+    values = bundle.open_bundle(folder)
+    made_from = points.identity(folder, values["members"], values["files"])  # now: it may change while this runs
     own = bundle.stacker_of(folder)
     study = frontier.begin(heldout_rows.read_rows(folder, own.members, "frontier"), own)
     plans = _plans(folder, replace(wanted, full=True), say)
@@ -78,12 +88,16 @@ def explore(folder: Path, run: Path | None, wanted: Wanted, sources: Sequence[Pa
     other = study.material.fitting.groups[~study.first]
     return Frontier(
         tried,
-        {point: (frontier.measure(study, point), best[point]) for point in frontier.apart(list(best))},
+        {point: (frontier.measure(study, point), shipped) for point, shipped in best.items()},
         (full, frontier.measure(study, full)),
+        wanted.runtime,
         plans,
         len(other),
         len(np.unique(other)),
         left_out,
+        made_from,
+        frozenset(key for key, plan in plans.items() if any(_by_word(values, member) for member in plan)),
+        proof is not None,
     )
 
 
@@ -100,21 +114,24 @@ def pick(found: Frontier, budget: float) -> Point:
 
 
 def write(folder: Path, found: Frontier, point: Point, budget: float) -> Chosen:
-    """Put a point into the bundle, for what runs it from then on."""
+    """Put a point into the bundle, for what runs it from then on; ArtifactError where the bundle is another by now."""
+    values = bundle.open_bundle(folder)
+    if points.identity(folder, values["members"], values["files"]) != found.made_from:
+        raise ArtifactError(f"the bundle {folder} changed meanwhile; run frontier again")
     measured, shipped = found.best[point]
     plan = [member for member in found.plans[point.precision] if member.name in point.members]
     lower = [member for member in plan if member.setting.precision != "fp32"]
-    values = bundle.open_bundle(folder)
+    files = {member.name: member.sha256 for member in lower}
     chosen = Chosen(
         shipped.stacker,
-        {str(lower[0].setting): tuple(member.name for member in lower)} if lower else {},
+        found.runtime,
+        {str(m.setting): Certified(hardware.version(m.setting.runtime), files) for m in lower[:1]},
         shipped.cascade,
         budget,
         point.images_per_second,
-        measured.auroc,
         measured.lost,
         hardware.available().where(plan[0].setting.runtime),
-        points.identity(folder, values["members"], values["files"]),
+        found.made_from,
     )
     points.write(folder, chosen)
     return chosen
@@ -125,32 +142,45 @@ def _plans(folder: Path, wanted: Wanted, say: Say) -> Plans:
     plan = plan_bundle(folder, wanted, say).members
     lower = sorted({member.setting.precision for member in plan} - {"fp32"})
     plans = {lower[0]: plan} if lower else {"fp32": plan}
-    if lower and wanted.precision == "auto":
-        return {"fp32": plan_bundle(folder, replace(wanted, precision="fp32"), lambda line: None).members, **plans}
+    if wanted.precision == "auto":  # a point without a certificate runs as if fp32 were asked for, so it is timed so
+        return {"fp32": plan_bundle(folder, replace(wanted, precision="fp32"), lambda line: None).members} | {
+            precision: plan for precision, plan in plans.items() if precision != "fp32"
+        }
     return plans
 
 
-def _shipper(study: Study, taken: Costs, proof: Proof | None, calibration: str) -> Callable[[Point], Shipped]:
-    """What makes of a point what is written; it raises ArtifactError where that does not hold what the point says."""
+def _by_word(values: Mapping[str, Any], member: Planned) -> bool:
+    return not values.get("precisions", {}).get(str(member.setting), {"certified": True})["certified"]
+
+
+def _shipper(
+    study: Study, taken: Costs, proof: Proof | None, calibration: str
+) -> Callable[[Point], tuple[Point, Shipped]]:
+    """What gives a point the speed it ships at, and makes what is written of it.
+
+    It raises ArtifactError where that does not hold what the point says.
+    """
     refit = cache(partial(frontier.refit, study, calibration=calibration))
     part = study.material.fitting
 
-    def ship(point: Point) -> Shipped:
+    def ship(point: Point) -> tuple[Point, Shipped]:
         stacker: Stacker = refit(point.members)
         lower = taken.lower[point.precision] & set(point.members)
-        if lower and proof and point.members != study.own.members:
+        if lower and proof:
             _judge(stacker, lower, proof, point.precision)
         if point.cascade is None:
-            return Shipped(stacker, None)
+            return point, Shipped(stacker, None)
         rows = Rows(study.logits(point.members), part.labels, part.groups)
         spent = taken.running(point.precision, point.members)
-        return Shipped(stacker, fit_cascade(stacker, rows, spent, point.cascade.tolerance))
+        cascade = fit_cascade(stacker, rows, spent, point.cascade.tolerance)
+        milliseconds = taken.milliseconds(point.precision, cascade.order, cascade.report.shares)
+        return replace(point, milliseconds=milliseconds), Shipped(stacker, cascade)
 
     return ship
 
 
 def _judge(stacker: Stacker, lower: frozenset[str], proof: Proof, precision: str) -> None:
-    """ArtifactError unless the stack passes below fp32 as `export` asks it of all members' stack."""
+    """ArtifactError unless the stack passes below fp32 as `export` asks it."""
     fp32 = np.column_stack([proof.fp32[name] for name in stacker.members])
     mixed = np.column_stack([(proof.lower if name in lower else proof.fp32)[name] for name in stacker.members])
     change = compare(stacker.logit(fp32), stacker.logit(mixed), proof.labels, stacker.threshold)

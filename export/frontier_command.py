@@ -1,5 +1,6 @@
 """frontier: accuracy against speed on this machine, and which point of it a bundle runs at."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,17 @@ from ensemble import options
 from export.setting import Wanted, runtime_options
 
 if TYPE_CHECKING:
+    from ensemble.frontier import Measured, Point
     from export.frontier import Frontier
+
+
+MOST_SPEED = 1e6  # images a second: beyond any machine
+
+
+def _budget(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not 0 < value <= MOST_SPEED:  # NaN neither
+        raise click.BadParameter(f"{value:g} is no speed: give images a second, above 0 and at most {MOST_SPEED:,.0f}")
+    return value
 
 
 @click.command("frontier")
@@ -22,7 +33,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--budget",
-    type=click.FloatRange(0, min_open=True),
+    type=float,
+    callback=_budget,
     metavar="IMAGES_PER_SECOND",
     help="Write the most accurate point that is predicted to reach this speed into the bundle: what runs the bundle "
     "from then on runs that.",
@@ -62,15 +74,16 @@ def frontier(
     pixels and of each member, added up.
 
     The best of hundreds looks better than it is where it was chosen. So points are chosen on one
-    half of the held-out groups, and the table says how they do on the other half: AUROC, and what
-    is lost against the stack of all members, with 95 % intervals. It lists the points that no
-    other beats in both accuracy and speed, where a slower one has to be better in 90 % of the
-    draws of groups, not by a few lucky pairs of images. The picture shows all.
+    half of the groups of held-out images, and the table says how they do on the other half: AUROC,
+    and what is lost against the stack of all members, with 95 % intervals. After train-all --folds
+    the training images serve too, each scored by networks that did not see its group. The table
+    lists the points that no other beats in both accuracy and speed, where a slower one has to be
+    better in 90 % of the draws of groups, not by a few lucky pairs of images. The picture shows all.
 
-    --budget writes one into the bundle, refitted on all held-out images, and infer, bench
-    and Predictor run it from then on, unless they are asked for all members with --full.
-    export keeps it as long as members and stack stay the same. Copied to another machine, it
-    is as accurate there, but maybe not as fast.
+    --budget writes one into the bundle, refitted on both halves, and infer, bench and Predictor
+    run it from then on, in the --runtime that was asked for here, unless they are asked for
+    another, or for all members with --full. export keeps it as long as members and stack stay the
+    same. Copied to another machine, it is as accurate there, but maybe not as fast.
 
     \b
     Examples:
@@ -99,49 +112,57 @@ def frontier(
     require_training_packages()
     from tempfile import TemporaryDirectory
 
+    from ensemble.frontier import apart
     from export.bench import pictures
     from export.frontier import explore, pick, write
     from export.frontier_picture import draw
 
     folder, of_run = bundle or current_bundle(run), None if bundle else run
-    ensure_writable(output.absolute().parent)
+    for written in (output.absolute().parent, *([folder] if budget else [])):
+        ensure_writable(written)
     with TemporaryDirectory() as place:
         sources, what = pictures(source, of_run, Path(place))
         found = explore(folder, of_run, wanted, sources, click.echo)
-    _print(found, what)
+    listed = {point: found.best[point][0] for point in apart(list(found.best))}
+    _print(found, listed, what)
     fast = [point for point in found.best if budget and point.images_per_second >= budget]
-    best = {point: measured for point, (measured, _) in found.best.items()}
-    draw(found.tried, best, found.full[0], budget, fast[-1] if fast else None, output)
+    draw(found.tried, listed, found.full[0], budget, fast[-1] if fast else None, output)
     click.echo(f"-> {output}")
     if budget is not None:
-        chosen = write(folder, found, pick(found, budget), budget)
+        point = pick(found, budget)
+        chosen = write(folder, found, point, budget)
+        click.echo(f"Chosen: {' + '.join(point.members)} at {point.precision}")
         click.echo(points.told(chosen, len(found.full[0].members)))
         click.echo(f"-> {folder / points.FILE}; to take it away: frontier --reset")
 
 
-def _print(found: "Frontier", what: str) -> None:
+def _print(found: "Frontier", listed: Mapping["Point", "Measured"], what: str) -> None:
     import pandas as pd
 
     from ensemble.errors import some
 
     full, measured = found.full
+    doubt = {precision: f"{precision} (uncertified)" for precision in found.uncertified}
     click.echo(
-        f"\nAll {len(full.members)} members at {full.precision}: {full.images_per_second:.1f} images/s, "
-        f"AUROC {measured.auroc}"
+        f"\nAll {len(full.members)} members at {doubt.get(full.precision, full.precision)}: "
+        f"{full.images_per_second:.1f} images/s, AUROC {measured.auroc}"
     )
-    click.echo(f"Scores are of {found.rows:,} held-out images of {found.groups:,} groups that nothing was chosen on.")
+    click.echo(
+        f"Scores are of {found.rows:,} images of {found.groups:,} groups, on which no stack or limit of the table was "
+        "fitted."
+    )
     click.echo(f"images/s are predicted, for {what}. No point tried beats these in both:")
     lines = [
         {
             "": number,
             "members": " + ".join(point.members),
-            "precision": point.precision,
+            "precision": point.precision if found.proven else doubt.get(point.precision, point.precision),
             "cascade": f"{point.cascade.tolerance:g}" if point.cascade else "-",
             "images/s": f"{point.images_per_second:.1f}",
             "AUROC": str(how.auroc),
             "lost against all": str(how.lost),
         }
-        for number, (point, (how, _)) in enumerate(found.best.items(), start=1)
+        for number, (point, how) in enumerate(listed.items(), start=1)
     ]
     options.table(pd.DataFrame(lines))
     if found.left_out:

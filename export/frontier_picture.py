@@ -54,8 +54,16 @@ def draw(
     if budget:
         axes.axvline(budget, color=BUDGET, linestyle="--", linewidth=1.2, label=f"budget: {budget:g} images/s")
     if chosen:
-        place = chosen.images_per_second, best[chosen].auroc.value
-        axes.plot(*place, "o", color=BUDGET, markersize=14, markeredgewidth=2, fillstyle="none", label="chosen")
+        axes.plot(
+            chosen.images_per_second,
+            chosen.other,
+            "o",
+            color=BUDGET,
+            markersize=14,
+            markeredgewidth=2,
+            fillstyle="none",
+            label="chosen",
+        )
     _finish(axes, values, low, high)
     with artifacts.replacing(path) as temporary:
         canvas.print_png(temporary, metadata={"Software": None})
@@ -76,7 +84,7 @@ def _finish(axes: Axes, values: Sequence[float], low: Sequence[float], high: Seq
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("images a second, predicted for this machine", color=INK)
-    axes.set_ylabel("AUROC on held-out images that nothing was chosen on", color=INK)
+    axes.set_ylabel("AUROC on images that no stack or limit was fitted on", color=INK)
     axes.grid(color=GRID, alpha=0.35, linewidth=0.6)
     axes.tick_params(colors=INK, labelsize=9)
     for side, spine in axes.spines.items():

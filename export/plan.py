@@ -9,12 +9,14 @@ from typing import Any
 from ensemble import external
 from ensemble.cascade import Cascade
 from ensemble.contract import ImageContract
+from ensemble.errors import UnavailableError, some
 from ensemble.score import Runner
 from ensemble.stack import Stacker
 from export import bundle, choice, points, runtime, tuning
 from export.hardware import Machine, available
 from export.onnx_sessions import engine_is_built
-from export.setting import ON_GPU, Setting, Wanted
+from export.points import Chosen
+from export.setting import ON_GPU, PRECISIONS, Setting, Wanted
 
 Say = Callable[[str], object]
 Entries = Mapping[str, Mapping[str, Any]]
@@ -49,25 +51,65 @@ def plan_bundle(folder: Path, wanted: Wanted, say: Say) -> Plan:
     """
     values = bundle.open_bundle(folder)
     point = None if wanted.full else points.read(folder, values)
+    machine = available()
     stacker, allowed, cascade = bundle.stacker_of(folder), bundle.may_run(values), None
     if point:
         say(points.told(point, len(stacker.members)))
-        stacker, allowed, cascade = point.stacker, points.allowed(point, values), point.cascade
-        if not allowed and wanted.precision == "auto":
-            wanted = replace(wanted, precision="fp32")  # a certificate for the bundle would not be one for this stack
+        stacker, cascade = point.stacker, point.cascade
     # what has no entry was trained elsewhere: its scores are looked up
     entries = {name: values["members"][name] for name in stacker.members if not external.is_external(folder, name)}
-    machine = available()
+    if point:
+        wanted, allowed = _as_chosen(point, values, entries, wanted, machine, say)
     settings, lines = choice.choose(entries, allowed, wanted, machine)
     for line in lines:
         say(line)
     plan = partial(_planned, folder, values)
     every = choice.choices(entries, allowed, wanted, machine)
+    if point and every[-1] != settings:  # ONNX Runtime's int8, which is not taken unasked
+        settings, every = every[-1], every[-1:]
+        say(f"as frontier chose: {tuning.told(settings)}")
     measured = [_tuned(values["files"], entries, one, wanted, machine, partial(_open, plan, say)) for one in every]
     known = _fastest(measured, entries)
     if known:
         say(f"as tuned: {tuning.told(known)}")
     return Plan(stacker, tuple(plan(name, setting) for name, setting in (settings | known).items()), cascade)
+
+
+def _as_chosen(
+    point: Chosen, values: Mapping[str, Any], entries: Entries, wanted: Wanted, machine: Machine, say: Say
+) -> tuple[Wanted, dict[tuple[str, str], frozenset[str]]]:
+    """What is wanted of a point's members, and what they may run at; UnavailableError for what they cannot do.
+
+    A certificate for the bundle would not be one for the point's stack: what has none runs at fp32.
+    """
+    if wanted.cascade is not None and len(point.stacker.members) < 2:
+        raise UnavailableError(
+            f"--cascade needs two members or more, and frontier chose {point.stacker.members[0]} alone for this "
+            "bundle: add --full for a cascade of all members"
+        )
+    if (
+        wanted.runtime == "auto"
+        and _fits(point.runtime, wanted.device)
+        and (point.runtime, "fp32") not in machine.lacks
+    ):
+        wanted = replace(wanted, runtime=point.runtime)
+    settings, _ = choice.choose(entries, {}, replace(wanted, precision="fp32"), machine)
+    runtime = next((setting.runtime for setting in settings.values()), "")
+    lower = {(runtime, precision) for precision in PRECISIONS if wanted.precision in ("auto", precision)}
+    allowed = points.allowed(point, values, lower - set(machine.lacks), say)
+    if wanted.precision == "auto" and not allowed:
+        return replace(wanted, precision="fp32"), allowed
+    missing = set(entries) - allowed.get((runtime, wanted.precision), frozenset())
+    if missing and wanted.precision not in ("auto", "fp32") and (runtime, wanted.precision) not in machine.lacks:
+        raise UnavailableError(
+            f"{some(sorted(missing))} may not run at {runtime} {wanted.precision} in the stack that frontier chose: "
+            f"add --full to run all members, or {points.AGAIN}"
+        )
+    return wanted, allowed
+
+
+def _fits(runtime: str, device: str) -> bool:
+    return "auto" in (runtime, device) or (device == "cuda") == (runtime in ON_GPU)
 
 
 def _tuned(

@@ -3,41 +3,55 @@
 It lies in the bundle as point.json, and holds for the members and the stack that it was chosen for. No torch.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ensemble import artifacts
-from ensemble.cascade import Cascade
-from ensemble.errors import ArtifactError, UnavailableError, some
+from ensemble.cascade import Cascade, Report
+from ensemble.errors import ArtifactError, ManyeyesError, some
 from ensemble.metrics import Interval
 from ensemble.names import is_member_name
 from ensemble.stack import Stacker
-from export import bundle
-from export.setting import named
+from export import bundle, hardware
+from export.setting import ON_CPU, ON_GPU, Setting, named
 
 FILE = bundle.POINT
+AGAIN = "choose again: python cli.py frontier --budget N"
+
+
+@dataclass(frozen=True)
+class Certified:
+    """Members that may run below fp32 in a point's stack: the hashes of the files that were compared with fp32, by
+    member, and the versions of the libraries that ran them.
+    """
+
+    by: str
+    files: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Chosen:
     """A point of the frontier.
 
-    precisions: members that may run below fp32 in this stack, by "runtime precision".
-    images_per_second: predicted where it was chosen, on `machine`, to reach `budget`. auroc, and
-    lost, the full stack's minus it, with 95 % intervals: on held-out rows that it was not chosen
-    on. made_from: a hash of the members and the full stack, as `identity` gives it.
+    runtime: that frontier was asked for, or auto. precisions: which members may run below fp32, by
+    "runtime precision".
+    images_per_second: predicted where it was chosen, on `machine`, to reach `budget`. lost: the full
+    stack's AUROC minus its, with a 95 % interval, on rows that it was not chosen on. made_from: a
+    hash of the members and the full stack, as `identity` gives it.
     """
 
     stacker: Stacker
-    precisions: Mapping[str, tuple[str, ...]]
+    runtime: str
+    precisions: Mapping[str, Certified]
     cascade: Cascade | None
     budget: float
     images_per_second: float
-    auroc: Interval
     lost: Interval
     machine: str
     made_from: str
@@ -47,9 +61,8 @@ class Chosen:
         return {
             **vars(self),
             "stacker": self.stacker.to_dict(),
-            "precisions": {key: list(names) for key, names in self.precisions.items()},
+            "precisions": {key: asdict(made) for key, made in self.precisions.items()},
             "cascade": self.cascade and self.cascade.to_dict(),
-            "auroc": self.auroc.to_dict(),
             "lost": self.lost.to_dict(),
         }
 
@@ -59,11 +72,11 @@ class Chosen:
         cascade = values["cascade"]
         return cls(
             Stacker.from_dict(values["stacker"]),
-            {str(named(key)): tuple(names) for key, names in values["precisions"].items()},
+            values["runtime"],
+            {str(named(key)): Certified(**made) for key, made in values["precisions"].items()},
             None if cascade is None else Cascade.from_dict(cascade),
             float(values["budget"]),
             float(values["images_per_second"]),
-            _interval(values["auroc"]),
             _interval(values["lost"]),
             str(values["machine"]),
             str(values["made_from"]),
@@ -80,9 +93,12 @@ def read(folder: Path, values: Mapping[str, Any]) -> Chosen | None:
     path = folder / FILE
     remedy = f"choose another: python cli.py frontier --bundle {folder} --budget N, or --reset to run all members"
     try:
-        chosen = Chosen.from_dict(artifacts.read_json(path, remedy))
+        written = artifacts.read_json(path, remedy)
+        # Python's JSON also reads NaN, Infinity and halves of characters, which cannot be written or hashed again
+        json.dumps(written, allow_nan=False, ensure_ascii=False).encode()
+        chosen = Chosen.from_dict(written)
         _check(chosen)
-    except (ArtifactError, UnavailableError, AttributeError, KeyError, TypeError, ValueError):
+    except (ManyeyesError, AttributeError, KeyError, TypeError, ValueError, ArithmeticError, RecursionError):
         raise ArtifactError(f"{path} is damaged; {remedy}") from None
     known = {*values["members"], *(n for n in chosen.stacker.members if bundle.external_file(n) in values["files"])}
     if strange := set(chosen.stacker.members) - known:
@@ -110,6 +126,13 @@ def remove(folder: Path) -> bool:
     return True
 
 
+def listed(folder: Path) -> bool:
+    """Whether a bundle, if there is a sound one, has a point: one that a killed `write` left does not count."""
+    with suppress(ArtifactError):
+        return FILE in bundle.contents(folder)["files"]
+    return False
+
+
 def identity(folder: Path, entries: Mapping[str, Any], hashes: Mapping[str, str]) -> str:
     """A hash of the fp32 files, their contracts and the stacker, but for the shift that `adapt` stores beside it.
 
@@ -121,25 +144,50 @@ def identity(folder: Path, entries: Mapping[str, Any], hashes: Mapping[str, str]
     return artifacts.json_sha256([files, stacker])
 
 
-def allowed(chosen: Chosen, values: Mapping[str, Any]) -> dict[tuple[str, str], frozenset[str]]:
-    """As `bundle.may_run`, for the point's stack: a precision that the bundle has since withdrawn from one member
-    is withdrawn from all, since their stack was certified together.
+def allowed(
+    chosen: Chosen, values: Mapping[str, Any], pairs: Collection[tuple[str, str]], say: Callable[[str], object]
+) -> dict[tuple[str, str], frozenset[str]]:
+    """As `bundle.may_run`, for the point's stack at some pairs; `say` is told what no longer holds of them.
+
+    Its members were certified together, so a precision that the bundle has since withdrawn from one
+    of them, or for which it has another file, is withdrawn from all.
     """
-    may = bundle.may_run(values)
-    found = {}
-    for key, names in chosen.precisions.items():
+    may, found = bundle.may_run(values), {}
+    for key, made in chosen.precisions.items():
         setting = named(key)
         pair = (setting.runtime, setting.precision)
-        if set(names) <= may.get(pair, frozenset()):
-            found[pair] = frozenset(names)
+        if pair not in pairs:
+            continue
+        if set(made.files) <= may.get(pair, frozenset()) and made.files == _files(made.files, values, setting):
+            found[pair] = frozenset(made.files)
+            if made.by != hardware.version(setting.runtime):
+                say(f"Still allowed, though certified with other versions of libraries than those here: {key}")
+        else:
+            say(
+                f"What frontier chose for {key} runs at fp32: its files or what the bundle allows have changed; {AGAIN}"
+            )
     return found
 
 
+def _files(names: Iterable[str], values: Mapping[str, Any], setting: Setting) -> dict[str, str]:
+    """Hashes of the files that a bundle has for these members at a setting, as far as it has them."""
+    entries = {name: values["members"][name] for name in names}
+    return {
+        name: values["files"][bundle.member_file(entry, setting)]
+        for name, entry in entries.items()
+        if bundle.has_file(entry, setting)
+    }
+
+
 def told(chosen: Chosen, total: int) -> str:
-    """What runs, of how many members, and how to run all, in one line."""
+    """What runs, of how many members, what is known of it, and how to run all, in one line."""
     count, tolerance = len(chosen.stacker.members), chosen.cascade and chosen.cascade.tolerance
     cascade = f" in a cascade of tolerance {tolerance:g}" if tolerance else ""
-    return f"{count} of {total} members{cascade}, as frontier chose for {chosen.budget:g} images/s; --full runs all"
+    return (
+        f"{count} of {total} members{cascade}, as frontier chose for {chosen.budget:g} images/s "
+        f"({chosen.images_per_second:.1f} predicted on {chosen.machine}; AUROC lost against all: {chosen.lost}); "
+        "--full runs all"
+    )
 
 
 def _interval(values: Mapping[str, Any]) -> Interval:
@@ -147,19 +195,46 @@ def _interval(values: Mapping[str, Any]) -> Interval:
 
 
 def _check(chosen: Chosen) -> None:
-    """ValueError where its parts do not fit together: a digest proves nothing of who wrote it."""
+    """ValueError or TypeError where its parts do not fit together: a digest proves nothing of who wrote it."""
     members, cascade = chosen.stacker.members, chosen.cascade
-    sound = len(set(members)) == len(members) and all(map(is_member_name, members)) and chosen.budget > 0
-    if cascade:
-        numbers = [number for step in cascade.steps for number in (*step.coef, step.intercept, *cascade.milliseconds)]
-        limits = [limit for step in cascade.steps for limit in (step.low, step.high)]
-        sound = (
-            sound
-            and sorted(cascade.order) == sorted(members)
-            and [len(step.coef) for step in cascade.steps] == list(range(1, len(members)))
-            and 0 < cascade.tolerance < 0.5
-            and bool(np.isfinite(numbers).all())
-            and not np.isnan(limits).any()
-        )
+    sound = (
+        len(set(members)) == len(members)
+        and all(map(is_member_name, members))
+        and chosen.runtime in ("auto", *ON_CPU, *ON_GPU)
+        and chosen.budget > 0
+        and chosen.images_per_second > 0
+        and chosen.machine.isprintable()
+        and all(set(dict(made.files)) <= set(members) for made in chosen.precisions.values())
+        and (cascade is None or (_fits(cascade, members) and _tells(cascade.report, len(members))))
+    )
     if not sound:
         raise ValueError
+
+
+def _fits(cascade: Cascade, members: Sequence[str]) -> bool:
+    limits = [limit for step in cascade.steps for limit in (step.low, step.high)]
+    return (
+        sorted(cascade.order) == sorted(members)
+        and [len(step.coef) for step in cascade.steps] == list(range(1, len(members)))
+        and all(np.isfinite([*step.coef, step.intercept]).all() for step in cascade.steps)
+        and not np.isnan(limits).any()
+        and len(cascade.milliseconds) == len(members)
+        and _positive(cascade.milliseconds)
+        and 0 < cascade.tolerance < 0.5
+    )
+
+
+def _tells(report: Report, members: int) -> bool:
+    """Whether a cascade's report of so many members can be printed."""
+    loss = report.loss
+    return (
+        all(type(count) is int and count > 0 for count in (report.rows, report.groups))
+        and [len(each) for each in (report.auroc, report.shares, report.milliseconds)] == [2, members, 2]
+        and _positive([*report.auroc, *report.shares, *report.milliseconds, report.flips])
+        and not np.isinf([loss.value, loss.low, loss.high]).any()  # NaN: it could not be resampled
+    )
+
+
+def _positive(numbers: Sequence[float]) -> bool:
+    """Whether all are numbers of 0 or more."""
+    return bool(np.isfinite(numbers).all()) and min(numbers) >= 0

@@ -138,10 +138,10 @@ def _keep_point(work: Work, records: Mapping[str, Any], say: Say) -> None:
     hashes = {file: digest for record in records.values() for file, digest in record["files"].items()}
     if work.point and work.point.made_from == points.identity(work.path, entries, hashes):
         artifacts.write_json(work.path / points.FILE, work.point.to_dict())
-    elif (work.folder / points.FILE).is_file():
+    elif points.listed(work.folder):
         say(
-            "What frontier chose was for other members or another stack, and is dropped: all members run. "
-            "Choose again: python cli.py frontier --budget N"
+            "What frontier chose was for other members or another stack, and is dropped: all members run; "
+            f"{points.AGAIN}"
         )
 
 

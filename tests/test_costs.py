@@ -1,11 +1,14 @@
+import re
 import time
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from conftest import encoded, noise
 from helpers import CONTRACT, exported_run
 
 from ensemble import artifacts
+from ensemble.errors import ArtifactError
 from ensemble.score import Runner
 from export import costs, tuning
 from export.plan import plan_bundle
@@ -27,6 +30,17 @@ def test_each_view_and_each_member_is_measured(tmp_path, monkeypatch):
     assert (found.lower, found.overlap) == ({"fp32": frozenset()}, False)
     shared = costs.measure({"fp32": (one, two)}, NOISE, print)
     assert (len(shared.views), shared.view_of) == (1, {"one": 0, "two": 0})
+
+
+def test_an_image_that_cannot_be_read_is_named_and_not_timed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "SECONDS", 0.0)
+    plan = plan_bundle(artifacts.bundle_path(exported_run(tmp_path)), Wanted(), print).members
+    good, bad = tmp_path / "good.png", tmp_path / "b,ad <script>.png"
+    good.write_bytes(NOISE[0])
+    bad.write_bytes(NOISE[1][:100])
+    assert costs.measure({"fp32": plan}, [good], print).decode > 0
+    with pytest.raises(ArtifactError, match=rf"^{re.escape(str(bad))}: .*; time on .*: give others with --images$"):
+        costs.measure({"fp32": plan}, [good, bad], print)
 
 
 def test_times_are_of_an_image_in_milliseconds(tmp_path, monkeypatch):

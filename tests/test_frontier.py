@@ -1,5 +1,6 @@
 """Stacks chosen for what they cost, on planted members and costs."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -7,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble import frontier
+from ensemble import bootstrap, frontier
+from ensemble.cascade import Cascade, Report, Step
 from ensemble.cascade_fit import Rows
 from ensemble.errors import ArtifactError
 from ensemble.frontier import Costs, Point, apart, begin, measure, refit, settle, stacks
-from ensemble.metrics import sigmoid
+from ensemble.metrics import Interval, sigmoid
 from ensemble.stack import Stacker
 from ensemble.stackers import fit_stacker
 from ensemble.subsets import undominated
@@ -43,7 +45,7 @@ def mean_of(names=NAMES, **values):
 
 def best_of(rows, costs=COSTS, own=None):
     study = begin(rows, own or mean_of())
-    found, _ = settle(stacks(study, costs), lambda point: refit(study, point.members, "none"))
+    found, _ = settle(stacks(study, costs), lambda point: (point, refit(study, point.members, "none")))
     return study, found
 
 
@@ -85,6 +87,44 @@ def test_a_slower_point_is_better_by_more_than_chance():
     assert not frontier.better(point(0.8, 0.1), point(0.8, 0.1))
     assert frontier.better(point(0.6, 0.1), None)
     assert not frontier.better(point(0.55, 0.1), None)
+
+
+def drawn_point(name, milliseconds, auroc, spread):
+    return Point((name,), "fp32", auroc, auroc + spread * np.linspace(-1, 1, 100), auroc, milliseconds)
+
+
+POINT = st.tuples(
+    st.integers(1, 8), st.sampled_from(np.arange(0.85, 0.95, 0.005).tolist()), st.sampled_from([0.0, 0.05])
+)
+
+
+def beaten(points, listed):
+    return [
+        (one, other)
+        for one in listed
+        for other in points
+        if (other.milliseconds < one.milliseconds and other.auroc >= one.auroc)
+        or (other.milliseconds <= one.milliseconds and other.auroc > one.auroc)
+    ]
+
+
+@given(st.lists(POINT, max_size=12))
+def test_no_point_that_was_tried_beats_one_that_is_listed(drawn):
+    points = [drawn_point(str(number), *values) for number, values in enumerate(drawn)]
+    listed = undominated(points, frontier.better)
+    assert not beaten(points, listed)
+    assert all(frontier.better(slow, fast) for fast, slow in pairwise([None, *listed]))
+
+
+def test_what_a_lucky_point_beats_is_not_listed_though_the_lucky_one_is_not():
+    fast, lucky, slow = points = [
+        drawn_point("fast", 1.0, 0.88, 0.0),
+        drawn_point("lucky", 2.0, 0.90, 0.05),
+        drawn_point("slow", 3.0, 0.885, 0.001),
+    ]
+    assert undominated(points, frontier.better) == [fast]
+    assert undominated([fast, slow], frontier.better) == [fast, slow]
+    assert beaten(points, [slow]) == [(slow, lucky)]
 
 
 def test_members_of_noise_do_not_join_by_luck():
@@ -138,6 +178,31 @@ def test_a_cascade_of_the_best_is_tried_and_costs_what_its_images_need():
     assert frontier.cascades(study, [point for point in stacks(study, COSTS) if len(point.members) == 1], COSTS) == []
 
 
+@pytest.mark.parametrize(("alone", "last", "loss"), [("cheap", "dear", 0.05), ("dear", "cheap", -0.05)])
+def test_what_a_cascade_loses_counts_against_it_and_what_it_wins_by_chance_does_not(monkeypatch, alone, last, loss):
+    study = begin(planted(0.3, 1.0), mean_of())  # `dear` alone is better than the mean of both
+    both = next(point for point in stacks(study, COSTS) if point.members == ("cheap", "dear"))
+    report = Report(600, 30, (0.9, 0.9 - loss), Interval(loss, loss, loss), (0.9, 0.1), (11.0, 2.0), 0.0)
+    early = Cascade((Step(alone, (1.0,), 0.0, -0.2, 0.2),), last, (1.0, 10.0), 0.01, report)
+    monkeypatch.setattr(frontier, "fit_cascade", lambda *given: early)
+    found = frontier.cascades(study, [both], COSTS)[0]
+    assert found.auroc == pytest.approx(both.auroc - max(loss, 0))
+    rows, first = study.material.fitting, study.first
+    stacker, logits = frontier.half_stacker(study, both.members), study.logits(both.members)[first]
+    whole, less = bootstrap.draws(
+        rows.labels[first],
+        [stacker.logit(logits), early.apply(logits, stacker)[0]],
+        rows.groups[first],
+        ("auroc",),
+        resamples=frontier.RESAMPLES,
+    )["auroc"]
+    assert np.sign(loss) * np.mean(whole - less) > 0.01
+    np.testing.assert_allclose(found.drawn, both.drawn - np.maximum(whole - less, 0))
+    # and on the other half it is the cascade that is scored
+    assert found.other == pytest.approx(measure(study, found).auroc.value)
+    assert np.sign(loss) * (both.other - found.other) > 0.01
+
+
 def test_costs_add_up():
     assert COSTS.milliseconds("fp32", ("noise", "hiss")) == 2 + 0.5 + 2
     assert COSTS.milliseconds("fp32", ("cheap", "dear")) == 2 + 2 + 11
@@ -169,13 +234,29 @@ def test_what_cannot_be_shipped_gives_way_to_what_it_had_beaten():
     def ship(point):
         if "dear" in point.members:
             raise ArtifactError("not this one")
-        return point.precision
+        return point, point.precision
 
     study = begin(planted(0.3, 2.0), mean_of())
     found, left_out = settle(stacks(study, COSTS), ship)
     assert [point.members for point in found if point.auroc > 0.55] == [("cheap",)]
     assert set(found.values()) == {"fp32"}
     assert set(left_out) == {"not this one"}
+
+
+def test_the_speed_at_which_a_point_ships_is_what_counts():
+    fast, cascade, slow = points = [
+        drawn_point("fast", 1.0, 0.8, 0.0),
+        drawn_point("cascade", 2.0, 0.85, 0.0),
+        drawn_point("slow", 3.0, 0.9, 0.0),
+    ]
+    found, _ = settle(points, lambda point: (point, None))
+    assert list(found) == [fast, cascade, slow]
+    shipped = replace(cascade, milliseconds=4.0)  # as it ships it is slower than what is better
+    found, left_out = settle(points, lambda point: (shipped if point == cascade else point, None))
+    assert (list(found), left_out) == ([fast, slow], [])
+    shipped = replace(cascade, milliseconds=0.5)
+    found, _ = settle(points, lambda point: (shipped if point == cascade else point, None))
+    assert list(found) == [shipped, slow]
 
 
 def test_a_refitted_stack_is_as_stack_would_make_it():

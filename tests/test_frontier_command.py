@@ -1,5 +1,6 @@
 """frontier through the command line: what it says and draws, what a chosen point changes, and what is refused."""
 
+import io
 import re
 import shutil
 
@@ -16,15 +17,18 @@ from helpers import (
     write_bundle,
     write_image,
     write_member,
+    write_stacker,
 )
 from PIL import Image
 
 from ensemble import artifacts
 from ensemble.cascade_fit import Rows
-from ensemble.metrics import sigmoid
-from export import bundle, costs, evidence, frontier, heldout_rows, member_logits, points, tuning
+from ensemble.metrics import Interval, sigmoid
+from ensemble.stack import Stacker
+from export import bundle, costs, evidence, frontier, hardware, heldout_rows, member_logits, plan, points, tuning
 from export.evaluate_model import load_model
 from export.export_run import export_run
+from export.hardware import Machine
 from export.plan import plan_bundle
 from export.predictor import load_bundle
 from export.setting import Setting, Wanted
@@ -96,7 +100,9 @@ def infer(given, pictures, output, *more):
 def test_what_is_said_and_drawn(chosen):
     run, out, picture = chosen
     assert re.search(r"All 2 members at fp32: 87\.0 images/s, AUROC 0\.\d{4} \[0\.\d{4}, 0\.\d{4}\]\n", out)
-    assert re.search(r"Scores are of \d{3} held-out images of 40 groups that nothing was chosen on\.\n", out)
+    assert re.search(
+        r"Scores are of \d{3} images of 40 groups, on which no stack or limit of the table was fitted\.\n", out
+    )
     assert "for generated JPEGs of 512 x 384. No point tried beats these in both:\n" in out
     header, *lines = out[out.index("in both:\n") :].splitlines()[1:4]
     assert header.split() == "members precision cascade images/s AUROC lost against all".split()
@@ -104,7 +110,11 @@ def test_what_is_said_and_drawn(chosen):
     assert first[:5] == ["1", "one", "fp32", "-", "400.0"]
     assert second[:7] == ["2", "one", "+", "two", "fp32", "-", "87.0"]
     assert lines[1].endswith("0.0000 [0.0000, 0.0000]")
-    assert "1 of 2 members, as frontier chose for 200 images/s; --full runs all\n" in out
+    assert re.search(
+        r"1 of 2 members, as frontier chose for 200 images/s \(400\.0 predicted on \d+ cores? of .+; "
+        rf"AUROC lost against all: {re.escape(' '.join(lines[0].split()[-3:]))}\); --full runs all\n",
+        out,
+    )
     assert f"-> {run / 'bundle' / 'point.json'}; to take it away: frontier --reset\n" in out
     with Image.open(picture) as image:
         assert image.format == "PNG"
@@ -124,7 +134,7 @@ def test_a_member_that_adds_nothing_is_on_no_point(tmp_path, timed):
 def test_infer_runs_only_the_chosen_members_and_full_all(original, run, pictures, tmp_path):
     before, _ = infer(("--bundle", original / "bundle"), pictures, tmp_path / "before.csv")
     some, out = infer(("--run", run, "--onnx"), pictures, tmp_path / "some.csv")
-    assert out.startswith("1 of 2 members, as frontier chose for 200 images/s; --full runs all\n")
+    assert out.startswith("1 of 2 members, as frontier chose for 200 images/s (400.0 predicted on ")
     assert "18 images, 1 members on cpu" in out
     assert "Not in the stack" not in out
     assert list(some) == ["id", "target", "one"]
@@ -167,14 +177,96 @@ def test_the_most_accurate_that_is_fast_enough_takes_the_place_of_the_last(run, 
     assert ensemble.stacker == STACKER  # of all members it is the bundle's own
 
 
+def test_a_point_that_is_as_good_as_another_is_not_listed_but_may_be_chosen(original, tmp_path, monkeypatch, timed):
+    monkeypatch.setitem(SECONDS, "two", 0.00003)
+    run = shutil.copytree(original, tmp_path / "run")
+    code, out, _ = run_cli("frontier", "--run", run, "--budget", 398, "--output", tmp_path / "f.png")
+    assert code == 0
+    listed = [line.split()[1:-6] for line in out[out.index("in both:\n") :].splitlines()[2:4]]
+    assert listed == [["two", "fp32", "-", "653.6"], ["one", "+", "two", "fp32", "-", "395.3"]]
+    assert not re.search(r"\n3 +", out)
+    assert "\nChosen: one at fp32\n1 of 2 members, as frontier chose for 398 images/s" in out
+    point = points.read(run / "bundle", bundle.open_bundle(run / "bundle"))
+    assert (point.stacker.members, point.images_per_second) == (("one",), pytest.approx(400))
+
+
+def test_a_bundle_that_changes_while_it_is_measured_gets_no_point(original, tmp_path, monkeypatch, timed):
+    run = shutil.copytree(original, tmp_path / "run")
+    measure = costs.measure
+
+    def stacked_meanwhile(*given):
+        write_stacker(run, Stacker(("one", "two"), (1.0, 1.0), 0.0))
+        write_bundle(run)
+        return measure(*given)
+
+    monkeypatch.setattr(costs, "measure", stacked_meanwhile)
+    code, _, err = run_cli("frontier", "--run", run, "--budget", 200, "--output", tmp_path / "f.png")
+    assert code == 2
+    assert err == f"Error: the bundle {run / 'bundle'} changed meanwhile; run frontier again\n"
+    assert not (run / "bundle" / "point.json").exists()
+    assert load_bundle(run / "bundle").stacker.coef == (1.0, 1.0)
+
+
+@pytest.fixture
+def lower(original, tmp_path, monkeypatch):
+    """A bundle with certificates on a machine that computes them all, where tuning finds fp32 in ONNX Runtime best."""
+    run = shutil.copytree(original, tmp_path / "run")
+    values = bundle.contents(run / "bundle")
+    may = {key: {"members": ["one", "two"], "certified": True} for key in ("openvino bf16", "openvino fp16")}
+    bundle.write_contents(run / "bundle", {**values, "precisions": may})
+    monkeypatch.setenv("MANYEYES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(plan, "available", lambda: Machine("Xeon", 2))
+
+    def measure(job, opened, clock=None, progress=lambda count: None):
+        best = Setting("onnxruntime", "fp32", 16, 1, 2)
+        return {setting: 0.001 if setting == best else 0.01 for setting in job.candidates}
+
+    monkeypatch.setattr(tuning, "measure", measure)
+    return run / "bundle"
+
+
+def test_what_is_timed_is_what_infer_will_run(lower):
+    plans = frontier._plans(lower, Wanted(tune=True, full=True, device="cpu"), print)
+    assert list(plans) == ["fp32"]
+    assert {(str(m.setting), m.setting.batch) for m in plans["fp32"]} == {("onnxruntime fp32", 16)}
+    values = bundle.open_bundle(lower)
+    made_from = points.identity(lower, values["members"], values["files"])
+    lost = Interval(0.0, 0.0, 0.0)
+    one = Stacker(("one",), (1.0,), 0.0)
+    points.write(lower, points.Chosen(one, "auto", {}, None, 1.0, 2.0, lost, "a CPU", made_from))
+    (member,) = plan_bundle(lower, Wanted(device="cpu"), print).members
+    assert member == plans["fp32"][0]
+
+
+def test_precisions_that_are_timed(lower):
+    plans = frontier._plans(lower, Wanted(full=True, device="cpu"), print)
+    assert {key: {str(m.setting) for m in members} for key, members in plans.items()} == {
+        "fp32": {"openvino fp32"},
+        "bf16": {"openvino bf16"},
+    }
+    for precision in ("fp32", "fp16"):
+        plans = frontier._plans(lower, Wanted(precision=precision, full=True, device="cpu"), print)
+        assert {key: {str(m.setting) for m in members} for key, members in plans.items()} == {
+            precision: {f"openvino {precision}"}
+        }
+
+
+def test_the_runtime_that_was_asked_for_goes_into_the_point(run, tmp_path, timed):
+    assert points.read(run / "bundle", bundle.open_bundle(run / "bundle")).runtime == "auto"
+    given = ("frontier", "--run", run, "--budget", 200, "--output", tmp_path / "f.png")
+    assert run_cli(*given, "--runtime", "onnxruntime")[0] == 0
+    assert points.read(run / "bundle", bundle.open_bundle(run / "bundle")).runtime == "onnxruntime"
+    assert plan_bundle(run / "bundle", Wanted(), print).members[0].setting.runtime == "onnxruntime"
+
+
 LOWER = Setting("openvino", "bf16")
 
 
-def with_bf16(run, monkeypatch, flips):
+def with_bf16(run, monkeypatch, flips, certified=True):
     """A bundle whose members may run at bf16, twice as fast, on a machine that has it; bf16 moves so many calls."""
     folder = run / "bundle"
     values = bundle.contents(folder)
-    may = {"openvino bf16": {"members": ["one", "two"], "certified": True}}
+    may = {"openvino bf16": {"members": ["one", "two"], "certified": certified}}
     bundle.write_contents(folder, {**values, "precisions": may})
     fp32 = plan_bundle(folder, Wanted(full=True, precision="fp32"), print).members
     lower = tuple(vars(member) | {"setting": LOWER} for member in fp32)
@@ -208,12 +300,16 @@ def test_a_stack_of_some_runs_below_fp32_only_with_a_certificate_of_its_own(
     code, out, _ = run_cli("frontier", "--run", run, "--budget", 300, "--output", tmp_path / "f.png")
     assert code == 0
     assert re.search(rf"\n1 +one +{precision} +- +{500 if precision == 'bf16' else 400}\.0 ", out)
-    assert ("Left out: one at bf16: AUROC by " in out) == (precision == "fp32")
+    assert ("one at bf16: AUROC by " in out) == (precision == "fp32")
+    assert ("one + two at bf16: AUROC by " in out) == (precision == "fp32")  # all members too, where there is proof
+    assert bool(re.search(r"\n\d +one \+ two +bf16 ", out)) == (precision == "bf16")
     values = bundle.open_bundle(folder)
     point = points.read(folder, values)
-    assert points.allowed(point, values) == ({("openvino", "bf16"): frozenset({"one"})} if precision == "bf16" else {})
-    withdrawn = {**values, "precisions": {"openvino bf16": {"members": ["two"], "certified": True}}}
-    assert points.allowed(point, withdrawn) == {}
+    may = {("openvino", "bf16"): frozenset({"one"})} if precision == "bf16" else {}
+    assert points.allowed(point, values, [("openvino", "bf16")], print) == may
+    for made in point.precisions.values():
+        assert made.files == {"one": values["files"]["members/one.fp32.onnx"]}
+        assert made.by == hardware.version("openvino") != ""
 
 
 def test_a_bundle_alone_has_no_images_to_certify_some_members_on(original, tmp_path, monkeypatch, timed):
@@ -224,6 +320,19 @@ def test_a_bundle_alone_has_no_images_to_certify_some_members_on(original, tmp_p
     assert "Below fp32 only all members together are tried: " in out
     assert "or more, and a bundle has none: name its run with --run." in out
     assert re.search(r"\n1 +one +fp32 .*\n2 +one \+ two +bf16 ", out)
+
+
+@pytest.mark.parametrize("certified", [True, False])
+def test_a_precision_by_the_users_word_is_marked(original, tmp_path, monkeypatch, timed, certified):
+    run = shutil.copytree(original, tmp_path / "run")
+    folder = with_bf16(run, monkeypatch, 0, certified)
+    _, out, _ = run_cli("frontier", "--bundle", folder, "--output", tmp_path / "f.png")
+    mark = "" if certified else r" \(uncertified\)"
+    assert re.search(rf"\nAll 2 members at bf16{mark}: ", out)
+    assert re.search(rf"\n1 +one +fp32 +- .*\n2 +one \+ two +bf16{mark} +- ", out)
+    _, out, _ = run_cli("frontier", "--run", run, "--output", tmp_path / "f.png")  # there it passes
+    assert re.search(rf"\nAll 2 members at bf16{mark}: ", out)
+    assert re.search(r"\n1 +one +bf16 +- .*\n2 +one \+ two +bf16 +- ", out)
 
 
 def test_images_that_are_gone_certify_nothing(original, tmp_path, monkeypatch, timed):
@@ -249,8 +358,14 @@ def test_a_point_may_be_a_cascade(tmp_path, pictures, monkeypatch, timed):
     write_bundle(run)
     code, out, _ = run_cli("frontier", "--run", run, "--budget", 100, "--output", tmp_path / "f.png")
     assert code == 0
-    assert re.search(r"\n\d +one \+ two +fp32 +0\.01 +\d{3}\.\d ", out)
-    told = "2 of 2 members in a cascade of tolerance 0.01, as frontier chose for 100 images/s; --full runs all"
+    speed = float(re.search(r"\n\d +one \+ two +fp32 +0\.01 +(\d{3}\.\d) ", out)[1])
+    # of the cascade that ships: decoding, the view, `one`, and `two` for the images that stay
+    point = points.read(run / "bundle", bundle.open_bundle(run / "bundle"))
+    expected = 1000 / (1.5 + 1 + 9 * (1 - point.cascade.report.shares[0]))
+    assert point.cascade.report.rows == 800
+    assert speed == pytest.approx(expected, abs=0.05)
+    assert point.images_per_second == pytest.approx(expected)
+    told = "2 of 2 members in a cascade of tolerance 0.01, as frontier chose for 100 images/s ("
     assert told in out
     given = ("--bundle", run / "bundle")
     some, out = infer(given, pictures, tmp_path / "some.csv")
@@ -268,6 +383,32 @@ def test_a_point_may_be_a_cascade(tmp_path, pictures, monkeypatch, timed):
     # it is scored by all its members, in the stacker's order
     model, _, _ = load_model(run, None, True, Wanted(), print)
     assert model.stacker == STACKER
+
+
+@pytest.mark.parametrize("budget", ["nan", "inf", "-inf", "0", "-5", "1e300", "1000001"])
+def test_a_budget_that_is_no_speed_is_refused_before_anything_is_measured(tmp_path, budget):
+    code, out, err = run_cli("frontier", "--run", tmp_path, "--budget", budget)
+    assert (code, out) == (2, "")
+    assert "is no speed: give images a second, above 0 and at most 1,000,000" in err
+
+
+def test_a_bundle_that_cannot_be_written_is_told_before_anything_is_measured(original, tmp_path, monkeypatch, timed):
+    def never(*given):
+        raise AssertionError
+
+    def full_disk(dir):
+        if dir == original / "bundle":
+            raise OSError(28, "No space left on device")
+        return io.BytesIO()
+
+    monkeypatch.setattr(frontier, "explore", never)
+    monkeypatch.setattr(artifacts.tempfile, "TemporaryFile", full_disk)
+    given = ("frontier", "--run", original, "--output", tmp_path / "f.png")
+    code, _, err = run_cli(*given, "--budget", 5)
+    assert code == 2
+    assert err == f"Error: cannot write in {original / 'bundle'}: No space left on device; choose another place\n"
+    with pytest.raises(AssertionError):
+        run_cli(*given)
 
 
 def test_what_cannot_be_done_is_said(tmp_path, timed):

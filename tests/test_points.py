@@ -8,19 +8,20 @@ import pytest
 from helpers import STACKER, exported_run, run_cli, write_bundle, write_image, write_stacker
 
 from ensemble import artifacts
-from ensemble.errors import ArtifactError
+from ensemble.cascade import Report
+from ensemble.errors import ArtifactError, UnavailableError
 from ensemble.external import External, write_external
 from ensemble.metrics import Interval, sigmoid
 from ensemble.shift import Shift
 from ensemble.stack import Stacker
 from ensemble.stack_run import store_shift
-from export import Predictor, bench, bundle, plan, points, tuning
+from export import Predictor, bench, bundle, hardware, plan, points, tuning
 from export.export_run import export_run
 from export.hardware import Machine
 from export.plan import plan_bundle
 from export.points import Chosen
 from export.predictor import load_bundle
-from export.setting import Wanted
+from export.setting import PRECISIONS, Wanted
 
 ONE = Stacker(("one",), (1.5,), 0.25, 0.4)
 
@@ -33,8 +34,8 @@ def original(tmp_path_factory):
 def choose(folder, stacker):
     values = bundle.open_bundle(folder)
     made_from = points.identity(folder, values["members"], values["files"])
-    interval = Interval(0.9, 0.8, float("nan"))
-    points.write(folder, Chosen(stacker, {}, None, 200.0, 400.0, interval, interval, "a CPU", made_from))
+    lost = Interval(0.0125, 0.001, float("nan"))
+    points.write(folder, Chosen(stacker, "auto", {}, None, 200.0, 400.0, lost, "a CPU", made_from))
 
 
 @pytest.fixture
@@ -59,7 +60,10 @@ def test_from_python(original, run, pictures):
         Predictor.load(folder / "bundle", "cpu", full=full)
         for folder, full in ((original, False), (run, False), (run, True))
     )
-    assert some.notes[0] == "1 of 2 members, as frontier chose for 200 images/s; --full runs all"
+    assert some.notes[0] == (
+        "1 of 2 members, as frontier chose for 200 images/s (400.0 predicted on a CPU; "
+        "AUROC lost against all: 0.0125 [0.0010, nan]); --full runs all"
+    )
     assert not any("frontier" in line for line in (*plain.notes, *full.notes))
     targets = [predictor.predict(frame)["target"] for predictor in (plain, some, full)]
     assert (targets[0] == targets[2]).all()
@@ -93,11 +97,112 @@ def test_bench_measures_what_runs(run, monkeypatch):
     assert "\n   two " in out
 
 
-def test_no_certificate_is_advised_that_would_not_be_one_for_these_members(original, run, monkeypatch):
-    monkeypatch.setattr(plan, "available", lambda: Machine("Xeon", 2))
-    for folder, flag, advised in ((original, False, True), (run, False, False), (run, True, True)):
-        plan_bundle(folder / "bundle", Wanted(device="cpu", full=flag), (said := []).append)
-        assert any("has no certificate" in line for line in said) == advised
+XEON, GPU = Machine("Xeon", 2), Machine("Xeon", 2, "H200")
+NO_OPENVINO = Machine("Xeon", 2, lacks={("openvino", precision): "not here" for precision in PRECISIONS})
+
+
+@pytest.mark.parametrize(
+    ("precisions", "machine", "wanted"),
+    [
+        ([], XEON, Wanted()),
+        (["openvino bf16"], XEON, Wanted("onnxruntime")),
+        (["openvino bf16"], GPU, Wanted()),
+        (["openvino bf16"], Machine("Xeon", 2, lacks={("openvino", "bf16"): "no bf16"}), Wanted()),
+    ],
+)
+def test_no_certificate_is_advised_that_would_not_be_one_for_these_members(
+    original, run, monkeypatch, precisions, machine, wanted
+):
+    allow(run, "openvino bf16")
+    certify(run, *precisions)
+    monkeypatch.setattr(plan, "available", lambda: machine)
+    plan_bundle(run / "bundle", wanted, (said := []).append)
+    assert not any("certif" in line for line in said)
+    plan_bundle(original / "bundle", Wanted(device=wanted.device), (said := []).append)
+    assert any("has no certificate" in line for line in said)
+
+
+def test_what_a_point_cannot_do_is_advised_to_all_members(run, monkeypatch):
+    allow(run, "openvino bf16", "openvino fp16")
+    certify(run, "openvino fp16")
+    monkeypatch.setattr(plan, "available", lambda: XEON)
+    folder, device = run / "bundle", "cpu"
+    assert {str(m.setting) for m in plan_bundle(folder, Wanted(device=device), print).members} == {"openvino fp16"}
+    with pytest.raises(
+        UnavailableError, match=r"^one may not run at openvino bf16 in the .* chose: add --full to run "
+    ):
+        plan_bundle(folder, Wanted(device=device, precision="bf16"), print)
+    assert plan_bundle(folder, Wanted(device=device, precision="bf16", full=True), print).members
+    with pytest.raises(
+        UnavailableError, match=r"--cascade needs two members or more, and frontier chose one alone .*--full"
+    ):
+        load_bundle(folder, Wanted(cascade=0.01))
+    monkeypatch.setattr(plan, "available", lambda: Machine("Xeon", 2, lacks={("openvino", "bf16"): "no bf16; buy"}))
+    with pytest.raises(UnavailableError, match="openvino cannot run bf16 here: no bf16; buy"):
+        plan_bundle(folder, Wanted(device=device, precision="bf16"), print)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "machine", "wanted", "runs"),
+    [
+        ("auto", XEON, Wanted(), "openvino"),
+        ("onnxruntime", XEON, Wanted(), "onnxruntime"),
+        ("onnxruntime", XEON, Wanted(device="cpu"), "onnxruntime"),
+        ("onnxruntime", XEON, Wanted(full=True), "openvino"),
+        ("onnxruntime", XEON, Wanted("openvino"), "openvino"),
+        ("openvino", NO_OPENVINO, Wanted(), "onnxruntime"),
+        ("cuda", GPU, Wanted(), "cuda"),
+        ("cuda", GPU, Wanted(device="cpu"), "openvino"),
+        ("onnxruntime", GPU, Wanted(device="cuda"), "tensorrt"),
+    ],
+)
+def test_the_runtime_that_frontier_was_asked_for_is_taken_where_nothing_else_is_wanted(
+    run, monkeypatch, chosen, machine, wanted, runs
+):
+    tamper(run, runtime=chosen)
+    monkeypatch.setattr(plan, "available", lambda: machine)
+    assert {m.setting.runtime for m in plan_bundle(run / "bundle", wanted, print).members} == {runs}
+
+
+def test_the_precision_of_a_point_is_run_though_a_bundle_would_have_it_tuned_first(run, monkeypatch):
+    allow(run, "onnxruntime int8")
+    monkeypatch.setattr(bundle, "second_file", lambda setting: None)
+    certify(run, "onnxruntime int8", runtime="onnxruntime")
+    monkeypatch.setattr(plan, "available", lambda: XEON)
+    (member,) = plan_bundle(run / "bundle", Wanted(), (said := []).append).members
+    assert str(member.setting) == "onnxruntime int8"
+    assert "as frontier chose: onnxruntime int8, batch 8, 1 stream (one)" in said
+    assert {
+        str(m.setting) for m in plan_bundle(run / "bundle", Wanted(full=True, runtime="onnxruntime"), print).members
+    } == {"onnxruntime fp32"}
+
+
+STILL = "Still allowed, though certified with other versions of libraries than those here: openvino bf16"
+
+
+def test_a_certificate_holds_for_its_files_and_says_that_libraries_are_others(run, monkeypatch):
+    allow(run, "openvino bf16")
+    certify(run, "openvino bf16")
+    monkeypatch.setattr(plan, "available", lambda: XEON)
+
+    def planned(*wanted):
+        (member,) = plan_bundle(run / "bundle", Wanted(*wanted), (said := []).append).members
+        return str(member.setting), [line for line in said if "llowed" in line or "choose again" in line]
+
+    assert planned() == ("openvino bf16", [])
+    certify(run, "openvino bf16", by="openvino 1.0")
+    assert planned() == ("openvino bf16", [STILL])
+    assert planned("onnxruntime") == ("onnxruntime fp32", [])
+    assert planned("auto", "fp32") == ("openvino fp32", [])
+    gone = [
+        "What frontier chose for openvino bf16 runs at fp32: its files or what the bundle allows have changed; "
+        "choose again: python cli.py frontier --budget N"
+    ]
+    tamper(run, precisions={"openvino bf16": {"by": "", "files": {"one": "another file"}}})
+    assert planned() == ("openvino fp32", gone)
+    certify(run, "openvino bf16")
+    allow(run, "openvino fp16")
+    assert planned() == ("openvino fp32", gone)
 
 
 def test_another_point_starts_scoring_anew(run, pictures, tmp_path, monkeypatch):
@@ -138,6 +243,9 @@ def test_a_killed_write_leaves_a_bundle_without_a_point(original, run, monkeypat
         points.write(run / "bundle", found)
     assert load_bundle(run / "bundle").stacker == STACKER
     monkeypatch.undo()
+    assert (run / "bundle" / "point.json").is_file()
+    export_run(run, (said := []).append)  # nothing was chosen that it could drop
+    assert not any("frontier" in line for line in said)
     points.write(run / "bundle", found)
     assert points.read(run / "bundle", bundle.open_bundle(run / "bundle")) == found
 
@@ -163,6 +271,8 @@ def test_export_keeps_the_point_until_members_or_stack_change(run):
 STRANGER = {**Stacker(("one", "stranger"), (1.0, 1.0), 0.0).to_dict()}
 OUTSIDE = {**Stacker(("../../one",), (1.0,), 0.0).to_dict()}
 STEP = {"member": "one", "coef": [1.0], "intercept": 0.0, "low": None, "high": None}
+REPORT = Report(10, 5, (0.9, 0.9), Interval(0.0, 0.0, 0.0), (0.5, 0.5), (2.0, 1.0), 0.0).to_dict()
+CASCADE = {"steps": [STEP], "last": "two", "milliseconds": [1.0, 2.0], "tolerance": 0.01, "report": REPORT}
 
 
 def tamper(run, **changes):
@@ -170,6 +280,31 @@ def tamper(run, **changes):
     folder = run / "bundle"
     values = artifacts.read_json(folder / "point.json", "") | changes
     artifacts.write_json(folder / "point.json", values)
+    list_point(folder)
+
+
+def allow(run, *keys):
+    """Both members may run at these."""
+    listed = bundle.contents(run / "bundle")
+    may = {key: {"members": ["one", "two"], "certified": True} for key in keys}
+    bundle.write_contents(run / "bundle", {**listed, "precisions": may})
+
+
+def certify(run, *keys, by=None, **changes):
+    """A point whose one member may run at these, by the libraries here or others."""
+    files = bundle.contents(run / "bundle")["files"]
+    made = {
+        key: {
+            "by": hardware.version(key.split()[0]) if by is None else by,
+            "files": {"one": files["members/one.fp32.onnx"]},
+        }
+        for key in keys
+    }
+    tamper(run, precisions=made, **changes)
+
+
+def list_point(folder):
+    """Its hash, whatever was changed."""
     listed = bundle.contents(folder)
     files = {**listed["files"], "point.json": artifacts.file_sha256(folder / "point.json")}
     bundle.write_contents(folder, {**listed, "files": files})
@@ -186,7 +321,16 @@ def tamper(run, **changes):
         ({"precisions": {"openvino nothing at all": ["one"]}}, "is damaged"),
         ({"precisions": ["one"]}, "is damaged"),
         ({"budget": -1}, "is damaged"),
-        ({"auroc": None}, "is damaged"),
+        ({"runtime": "torch"}, "is damaged"),
+        ({"runtime": ["openvino"]}, "is damaged"),
+        ({"lost": None}, "is damaged"),
+        ({"machine": "a CPU\x1b[2J\nError: none"}, "is damaged"),
+        ({"precisions": {"openvino bf16": ["one"]}}, "is damaged"),
+        ({"precisions": {"openvino bf16": {"by": "", "files": [["one"]]}}}, "is damaged"),
+        ({"precisions": {"openvino bf16": {"by": "", "files": {"stranger": ""}}}}, "is damaged"),
+        ({"precisions": {"openvino bf16": {"by": ""}}}, "is damaged"),
+        ({"budget": 10**400}, "is damaged"),
+        ({"images_per_second": -1}, "is damaged"),
         ({"made_from": "another"}, "was chosen for other members or another stack"),
     ],
 )
@@ -197,6 +341,66 @@ def test_a_point_that_no_frontier_wrote_is_refused_but_full_runs(run, changes, m
     assert load_bundle(run / "bundle", Wanted(full=True)).stacker == STACKER
     assert run_cli("frontier", "--bundle", run / "bundle", "--reset")[0] == 0
     assert load_bundle(run / "bundle").stacker == STACKER
+
+
+BUDGET, RULE = '"budget": 200.0', '"threshold_rule": "default 0.5"'
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (BUDGET, '"budget": Infinity'),
+        (BUDGET, '"budget": NaN'),
+        (BUDGET, '"budget": 1e999'),
+        (BUDGET, f'"budget": {"[" * 50_000 + "]" * 50_000}'),
+        (RULE, r'"threshold_rule": "\ud800"'),
+    ],
+)
+def test_what_cannot_be_written_again_is_refused_and_export_drops_the_point(run, old, new):
+    path = run / "bundle" / "point.json"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    list_point(run / "bundle")
+    with pytest.raises(ArtifactError, match=r"point\.json is damaged; choose another: "):
+        load_bundle(run / "bundle")
+    export_run(run, (said := []).append)
+    assert said[-1].startswith("What frontier chose was for other members")
+
+
+@pytest.mark.parametrize(
+    ("changes", "report"),
+    [
+        ({"milliseconds": [1.0]}, {}),
+        ({"milliseconds": ["1", "2"]}, {}),
+        ({"milliseconds": [-1.0, 2.0]}, {}),
+        ({"tolerance": "0.01"}, {}),
+        ({"steps": [{**STEP, "coef": [[1.0]]}]}, {}),
+        ({"steps": [{**STEP, "low": "0"}]}, {}),
+        ({"steps": [{**STEP, "member": ["one"]}]}, {}),
+        ({"report": None}, {}),
+        ({}, {"shares": [1.0]}),
+        ({}, {"shares": "ab"}),
+        ({}, {"rows": "many"}),
+        ({}, {"groups": 0.5}),
+        ({}, {"auroc": [None, None]}),
+        ({}, {"auroc": [0.9]}),
+        ({}, {"milliseconds": [2.0, None]}),
+        ({}, {"flips": "none"}),
+        ({}, {"loss": {"value": "a", "low": 0.0, "high": 0.0}}),
+        ({}, {"loss": {"value": 0.0}}),
+        ({}, {"more": 1}),
+    ],
+)
+def test_a_cascade_that_no_frontier_wrote_is_refused(run, pictures, tmp_path, changes, report):
+    whole = {"stacker": STACKER.to_dict(), "cascade": CASCADE}
+    given = ("infer", "--bundle", run / "bundle", "--input", pictures, "--output", tmp_path / "out.csv")
+    tamper(run, **whole)
+    assert run_cli(*given)[0] == 0
+    tamper(run, **whole | {"cascade": CASCADE | {"report": REPORT | report} | changes})
+    code, _, err = run_cli(*given)
+    assert code == 2
+    assert err.startswith("Error: ")
+    assert "point.json is damaged; choose another: python cli.py frontier --bundle " in err
 
 
 def test_a_changed_point_without_its_hash_is_damaged(run):
