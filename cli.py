@@ -30,7 +30,7 @@ COMMANDS = {
     "submit": ("export.submit_command", "Check scores against a sample and write what to upload."),
     "kaggle-kernel": ("export.kaggle_command", "Pack bundle, wheels and notebook for Kaggle."),
     "bench": ("export.bench_command", "Measure a bundle's speed on this machine."),
-    "adapt": ("export.adapt_command", "Estimate one shift of the stack from unlabelled target images."),
+    "adapt": ("export.adapt_command", "Estimate one shift of the stack from unlabelled images."),
     "explain": ("export.explain_command", "Show where in one image each member's evidence lies."),
 }
 

@@ -22,6 +22,8 @@ from export.hardware import version
 from export.infer import Done, Options
 from export.setting import named
 
+READ = {"stack", "uncertified", "images", "options"}  # what submit reads of `made_by`'s values
+
 
 def fingerprint_path(scores: Path) -> Path:
     """NAME.csv.json beside NAME.csv."""
@@ -89,6 +91,7 @@ def read_made(scores: Path) -> dict[str, Any] | None:
     """`made_by`'s values for exactly these bytes; None where nothing beside them says what made them."""
     with suppress(ArtifactError):  # not there, or not ours
         values = artifacts.read_json(fingerprint_path(scores), "")
-        if values.get("sha256") == artifacts.file_sha256(scores) and isinstance(values.get("made"), dict):
-            return dict(values["made"])
+        made = values.get("made")
+        if values.get("sha256") == artifacts.file_sha256(scores) and isinstance(made, dict) and READ <= set(made):
+            return made
     return None

@@ -146,7 +146,8 @@ def _positive(sample: Sample, wish: Wish) -> str:
     """The class whose probability is written; DataError where the column's name says the other."""
     if wish.positive:
         return wish.positive
-    words = set(re.split(r"[^a-z]+", sample.target.casefold()))
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", sample.target)  # isReal
+    words = set(re.split(r"[^a-z]+", spaced.casefold()))
     if words & NEGATIVE_NAMES and not words & POSITIVE_NAMES:
         raise DataError(
             f"{sample.path}: the column {sample.target} seems to mean that an image is real, while targets are of "

@@ -85,6 +85,7 @@ SAMPLES = {
     "three columns": ({**SOUND, "more": ["0"] * 3}, "it has: id, target, more"),
     "an id twice": ({"id": ["a", "a"], "target": ["0", "0"]}, "has ids more than once: a"),
     "names of classes": ({"id": IDS, "target": ["ai", "real", "ai"]}, "target holds ai, real in place of numbers"),
+    "isReal": ({"id": IDS, "isReal": ["0.5"] * 3}, "seems to mean that an image is real"),
     "P(real)": ({"id": IDS, "is_real": ["0.5"] * 3}, "seems to mean that an image is real"),
 }
 

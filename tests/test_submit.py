@@ -129,6 +129,13 @@ def test_changed_scores_have_no_maker(here):
     assert json.loads((here / "submission.csv.json").read_text())["made"] is None
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format_version": 1, "sha256": 3, "made": {"stack": 1}}'])
+def test_a_damaged_fingerprint_is_none(here, text):
+    done(*INFER)
+    (here / "submission.csv.json").write_text(text)
+    assert "Nothing beside submission.csv says what made it" in done(*SUBMIT)
+
+
 @pytest.mark.parametrize(
     ("auroc", "outcome"),
     [
