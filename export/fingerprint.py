@@ -92,6 +92,6 @@ def read_made(scores: Path) -> dict[str, Any] | None:
     with suppress(ArtifactError):  # not there, or not ours
         values = artifacts.read_json(fingerprint_path(scores), "")
         made = values.get("made")
-        if values.get("sha256") == artifacts.file_sha256(scores) and isinstance(made, dict) and READ <= set(made):
+        if values.get("sha256") == artifacts.file_sha256(scores) and isinstance(made, dict) and set(made) >= READ:
             return made
     return None
