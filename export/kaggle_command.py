@@ -83,7 +83,7 @@ def kaggle_kernel(
     if not competition:
         click.echo("No --competition: put its slug into competition_sources in kernel-metadata.json first.")
     dataset, notebook = (shlex.quote(str(folder / part)) for part, _ in (kernels.DATASET, kernels.KERNEL))
-    click.echo("Upload both, the second once the data set is ready (later versions: kaggle datasets version -m ...):")
+    click.echo("Upload both, the second once the data set is ready (later: `version -m WHAT` in place of `create`):")
     click.echo(f"  kaggle datasets create -p {dataset} --dir-mode zip --keep-tabular")
     click.echo(f"  kaggle kernels push -p {notebook}")
     slug, version = competition or "COMPETITION", f"{kernel.user}/{name}{kernels.KERNEL_SUFFIX}"
