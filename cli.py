@@ -27,9 +27,11 @@ COMMANDS = {
     "report": ("ensemble.report_command", "One page that shows whether to trust the stack."),
     "export": ("export.export_command", "Convert members to ONNX, each checked against its original."),
     "infer": ("export.infer_command", "Score images and write their `target` column."),
+    "submit": ("export.submit_command", "Check scores against a sample and write what to upload."),
+    "kaggle-kernel": ("export.kaggle_command", "Pack bundle, wheels and notebook for Kaggle."),
     "bench": ("export.bench_command", "Measure a bundle's speed on this machine."),
     "frontier": ("export.frontier_command", "What accuracy costs in speed here; choose members to a budget."),
-    "adapt": ("export.adapt_command", "Estimate one shift of the stack from unlabelled target images."),
+    "adapt": ("export.adapt_command", "Estimate one shift of the stack from unlabelled images."),
     "explain": ("export.explain_command", "Show where in one image each member's evidence lies."),
 }
 

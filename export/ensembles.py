@@ -19,6 +19,7 @@ class Ensemble:
     identity: a hash of all that decides the logits: weights, contracts, settings, and the
     versions of the libraries that run them.
     cascade: which images need which members; without it all need all.
+    settings: how each member is run, such as ("swin", "openvino bf16").
     """
 
     runners: tuple[Runner, ...]
@@ -27,6 +28,7 @@ class Ensemble:
     externals: tuple[External, ...] = ()
     identity: str = ""
     cascade: Cascade | None = None
+    settings: tuple[tuple[str, str], ...] = ()
 
 
 def runner_names(ensemble: Ensemble) -> list[str]:

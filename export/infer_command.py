@@ -88,6 +88,7 @@ def infer(
     Rows and order are the input's. Images that cannot be read are listed in
     NAME.errors.csv beside the output, all others are scored, and the exit code is 1.
     Members that joined by `stack --external` are not run: their scores are looked up by id.
+    NAME.csv.json beside the output says what made it, for submit.
 
     Stopped or killed at any moment, the same command goes on from what was scored, kept in
     NAME.csv.partial beside the output until the end, and the same file results. Changed members,
@@ -110,7 +111,7 @@ def infer(
     from ensemble import artifacts
     from ensemble.quiet import quiet_decoders
     from ensemble.stack_run import read_stacker
-    from export import cascades, journal
+    from export import cascades, fingerprint, journal
     from export import infer as inference
     from export.inputs import read_inputs
 
@@ -142,6 +143,8 @@ def infer(
             click.echo("\n".join(cascades.told(ensemble.cascade)))
         chosen = inference.Options(members, tta, adapted, fill)
         done = inference.infer_to_file(inputs, ensemble, output, partial, chosen, click.echo)
+        used = folder or (artifacts.bundle_path(run) if onnx else None)
+        fingerprint.write_fingerprint(output, fingerprint.made_by(ensemble, used, chosen, source, done))
     speed = f", {done.images_per_second:,.1f} images per second" if done.images_per_second else ""
     click.echo(f"{done.scored} images scored -> {output}{speed}")
     if ensemble.cascade:
@@ -155,10 +158,11 @@ def infer(
 def _check_output(output: Path, source: Path) -> None:
     """ArtifactError for an output that cannot be written, or that would take the place of the input."""
     from ensemble.errors import ArtifactError
+    from export.fingerprint import fingerprint_path
     from export.results import failures_path, output_format
 
     output_format(output)
-    for written in (output, failures_path(output)):
+    for written in (output, failures_path(output), fingerprint_path(output)):
         if written.exists() and source.exists() and written.samefile(source):
             raise ArtifactError(f"{written} is the input and would be overwritten; choose another --output")
 

@@ -18,9 +18,10 @@ from export.hardware import available, version
 from export.infer import average, infer
 from export.inputs import resolve_table
 from export.plan import device_of, open_member, plan_bundle
-from export.setting import Wanted
+from export.setting import Setting, Wanted
 
 HUB_PREFIX = "hf://"
+TORCH = str(Setting("torch"))
 ANY = Wanted()
 Say = Callable[[str], object]
 
@@ -41,7 +42,8 @@ def load_run(run: Path, onnx: bool, wanted: Wanted = ANY, say: Say = silent) -> 
     trained = [name for name in stacker.members if name not in {member.name for member in externals}]
     members = [runtime.torch_runner(name, load_member(run, name), device, wanted.batch) for name in trained]
     identity = artifacts.json_sha256([version("torch"), device, wanted.batch, fingerprint(run, trained)["members"]])
-    return Ensemble(tuple(members), stacker, device, externals, identity)
+    settings = tuple((name, TORCH) for name in trained)
+    return Ensemble(tuple(members), stacker, device, externals, identity, settings=settings)
 
 
 def load_bundle(folder: Path, wanted: Wanted = ANY, say: Say = silent) -> Ensemble:
@@ -60,9 +62,8 @@ def load_bundle(folder: Path, wanted: Wanted = ANY, say: Say = silent) -> Ensemb
         runners.sort(key=lambda runner: order.index(runner.name))
     used = [[m.contract.to_dict(), m.sha256, asdict(m.setting), version(m.setting.runtime)] for m in plan.members]
     externals = external.externals_of(folder, plan.stacker.members)
-    return Ensemble(
-        tuple(runners), plan.stacker, device_of(plan.members), externals, artifacts.json_sha256(used), cascade
-    )
+    identity, settings = artifacts.json_sha256(used), tuple((m.name, str(m.setting)) for m in plan.members)
+    return Ensemble(tuple(runners), plan.stacker, device_of(plan.members), externals, identity, cascade, settings)
 
 
 def load_classifier(folder: Path, wanted: Wanted = ANY, positive: str | None = None) -> Ensemble:
@@ -73,7 +74,7 @@ def load_classifier(folder: Path, wanted: Wanted = ANY, positive: str | None = N
     (one,) = read_classifiers({folder.name or "classifier": folder}, positive)
     identity = artifacts.json_sha256([version("torch"), device, wanted.batch, one.sha256])
     runner = runtime.torch_runner(one.name, one.load(), device, wanted.batch)
-    return Ensemble((runner,), average(one.name), device, identity=identity)
+    return Ensemble((runner,), average(one.name), device, identity=identity, settings=((one.name, TORCH),))
 
 
 def load(source: str | Path, wanted: Wanted = ANY, positive: str | None = None, say: Say = silent) -> Ensemble:

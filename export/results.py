@@ -67,7 +67,7 @@ def write_scores(
         if parquet:
             _write_parquet(temporary, columns, frames)
         else:
-            _write_csv(temporary, columns, frames, returns)
+            write_csv(temporary, columns, frames, returns)
 
 
 def _frame(part: Scores, columns: list[str], fill: float | None) -> pd.DataFrame:
@@ -79,7 +79,8 @@ def _frame(part: Scores, columns: list[str], fill: float | None) -> pd.DataFrame
     return frame
 
 
-def _write_csv(file: Path, columns: list[str], frames: Iterable[pd.DataFrame], returns: bool) -> None:
+def write_csv(file: Path, columns: list[str], frames: Iterable[pd.DataFrame], returns: bool) -> None:
+    """Write frames of `columns` as one CSV, numbers with nine digits; `returns` as in `write_scores`."""
     # csv leaves a carriage return unquoted, which readers take for the end of a row
     quoting: Literal[0, 2] = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
     with file.open("w", encoding="utf-8", newline="") as opened:

@@ -1,31 +1,179 @@
-"""Check a submission against the competition's sample before it is uploaded."""
+"""A competition's submission: scores checked against its sample, in its order and columns. NumPy and pandas only."""
 
-from pathlib import Path
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from ensemble import artifacts
 from ensemble.errors import DataError, some
+from ensemble.labels import LABELS, NEGATIVE, NEGATIVE_NAMES, POSITIVE, POSITIVE_NAMES
 from ensemble.sources import read_table
+from export.results import write_csv
+
+LABELLED, GRADED = "labels", "probabilities"  # what a sample shows that it takes
 
 
-def check_submission(submission: Path, sample: Path) -> int:
-    """Compare a submission CSV with sample_submission.csv; returns the number of rows.
+@dataclass(frozen=True)
+class Sample:
+    """sample_submission.csv: its columns in their order, which of them is the id and the target, and its rows.
 
-    Raises DataError for other columns, other ids, another order, or a target that is
-    empty, not a number, or outside [0, 1].
+    shows: LABELLED where its values are all 0 or 1, GRADED where one lies between, "" where they are neither.
     """
-    ours, theirs = read_table(submission), read_table(sample)
-    if list(ours.columns) != list(theirs.columns):
-        raise DataError(f"{submission} has columns {', '.join(ours.columns)}, the sample {', '.join(theirs.columns)}")
-    if not {"id", "target"} <= set(theirs.columns):
-        raise DataError(f"{sample} needs the columns id and target; it has: {', '.join(theirs.columns)}")
-    if list(ours["id"]) != list(theirs["id"]):
-        differing = set(ours["id"]) ^ set(theirs["id"])
-        same = "the same ids stand in another order, or some more than once"
-        what = f"ids differ: {some(sorted(differing))}" if differing else same
-        raise DataError(f"{submission} does not match {sample}: {what}")
-    target = pd.to_numeric(ours["target"], errors="coerce")
-    bad = ours.loc[~target.between(0, 1), "id"]
-    if len(bad):
-        raise DataError(f"{submission}: target is empty or outside [0, 1] for {len(bad)} ids: {some(bad)}")
-    return len(ours)
+
+    path: Path
+    columns: tuple[str, ...]
+    id: str
+    target: str
+    ids: list[str]
+    shows: str
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What to write: labels by a threshold in place of probabilities (`threshold` None), and of which class."""
+
+    threshold: float | None = None
+    positive: str | None = None
+
+
+def read_sample(path: Path) -> Sample:
+    """The sample; DataError unless it has one column of unique ids and one of numbers."""
+    frame = read_table(path)
+    columns = [str(column) for column in frame.columns]
+    if len(columns) != 2:
+        raise DataError(f"{path} needs two columns, an id and the target; it has: {', '.join(columns)}")
+    key = next((column for column in columns if column.casefold() == "id"), columns[0])
+    (target,) = (column for column in columns if column != key)
+    if repeated := frame.loc[frame[key].duplicated(), key].tolist():
+        raise DataError(f"{path} has ids more than once: {some(repeated)}; ask for another sample")
+    values = frame.loc[frame[target].str.strip() != "", target]
+    numbers = pd.to_numeric(values, errors="coerce")
+    if len(words := values[numbers.isna()]):
+        raise DataError(
+            f"{path}: {target} holds {some(words.unique())} in place of numbers; submit writes probabilities, or 0 and "
+            "1 with --hard, so write this competition's file by yourself"
+        )
+    shows = LABELLED if len(numbers) and numbers.isin([0, 1]).all() else ""
+    shows = GRADED if ((numbers > 0) & (numbers < 1)).any() else shows
+    return Sample(path, tuple(columns), key, target, frame[key].tolist(), shows)
+
+
+def read_scores(path: Path, sample: Sample) -> pd.DataFrame:
+    """`id` (text) and `target` (float64) of each row of `infer`'s file, or of one with the sample's columns.
+
+    DataError for a target that is empty, not a number, or outside [0, 1], and for repeated ids.
+    """
+    if not path.is_file():
+        raise DataError(f"no scores at {path}; make them first: python cli.py infer --onnx --output {path}")
+    frame = artifacts.read_parquet(path, "run infer again") if path.suffix.lower() == ".parquet" else read_table(path)
+    pairs = [(sample.id, sample.target), ("id", "target")]
+    found = next((pair for pair in pairs if set(pair) <= set(frame.columns)), None)
+    if found is None:
+        raise DataError(
+            f"{path} has the columns {', '.join(map(str, frame.columns))}; it needs id and target, as infer "
+            f"writes them, or the sample's {' and '.join(pairs[0])}"
+        )
+    ids = frame[found[0]].astype(str)
+    if repeated := ids[ids.duplicated()].tolist():
+        raise DataError(f"{path} has ids more than once: {some(repeated)}; keep one row each")
+    target = pd.to_numeric(frame[found[1]], errors="coerce").astype(np.float64)
+    if len(bad := ids[~target.between(0, 1)]):
+        raise DataError(
+            f"{path}: {found[1]} is empty or outside [0, 1] for {len(bad)} ids: {some(bad)}; where images could not be "
+            "read, infer --fill 0.5 gives them a score"
+        )
+    return pd.DataFrame({"id": ids, "target": target})
+
+
+def in_order(scores: pd.DataFrame, sample: Sample, path: Path) -> tuple[np.ndarray, bool]:
+    """The target of each of the sample's rows, float64, and whether rows had to move; DataError for other ids."""
+    ours = scores["id"].tolist()
+    lacking, unknown = sorted(set(sample.ids) - set(ours)), sorted(set(ours) - set(sample.ids))
+    if lacking or unknown:
+        parts = [f"it lacks {len(lacking)}: {some(lacking)}"] if lacking else []
+        parts += [f"it has {len(unknown)} more: {some(unknown)}"] if unknown else []
+        raise DataError(f"{path} does not have the ids of {sample.path}: {'; '.join(parts)}{_why(ours, sample.ids)}")
+    moved = ours != sample.ids
+    return scores.set_index("id")["target"].loc[sample.ids].to_numpy(), moved
+
+
+def _why(ours: Iterable[str], theirs: Iterable[str]) -> str:
+    ways = {
+        "only the files' suffixes differ: run infer with a CSV of the sample's ids": lambda key: str(
+            PurePosixPath(key).with_suffix("") if PurePosixPath(key).name else key
+        ),
+        "only leading zeros differ: keep ids as text": lambda key: key.lstrip("0"),
+        "only spaces around them differ": str.strip,
+        "only the folder differs: run infer with a CSV of the sample's ids": lambda key: PurePosixPath(key).name,
+    }
+    ours, theirs = set(ours), set(theirs)
+    return next((f" ({why})" for why, way in ways.items() if set(map(way, ours)) == set(map(way, theirs))), "")
+
+
+def values_of(targets: np.ndarray, sample: Sample, wish: Wish, path: Path) -> np.ndarray:
+    """What is written for each row: float64 probabilities, or int8 labels where a threshold is given.
+
+    DataError where the scores or the sample say that something else is meant.
+    """
+    hard, single = wish.threshold is not None, len(np.unique(targets)) == 1
+    if single and len(targets) > 1:
+        raise DataError(f"{path}: every target is {targets[0]:g}; such a submission ranks nothing, look at the scores")
+    if hard and sample.shows == GRADED:
+        raise DataError(f"{sample.path} holds numbers between 0 and 1, so it takes probabilities: leave out --hard")
+    if not hard and len(targets) > 1 and np.isin(targets, [0, 1]).all():
+        raise DataError(
+            f"{path}: every target is 0 or 1, as labels are; give infer's probabilities, or add --hard if the "
+            "competition takes labels"
+        )
+    real = _positive(sample, wish) == NEGATIVE
+    if wish.threshold is None:
+        return 1 - targets if real else targets
+    labels = (targets >= wish.threshold).astype(np.int8)
+    if len(labels) > 1 and len(np.unique(labels)) == 1:
+        raise DataError(
+            f"the threshold {wish.threshold:g} calls all {len(labels)} images {LABELS[labels[0]]}; give another with "
+            f"--threshold (the targets go from {targets.min():.3g} to {targets.max():.3g})"
+        )
+    return 1 - labels if real else labels
+
+
+def _positive(sample: Sample, wish: Wish) -> str:
+    """The class whose probability is written; DataError where the column's name says the other."""
+    if wish.positive:
+        return wish.positive
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", sample.target)  # isReal
+    words = set(re.split(r"[^a-z]+", spaced.casefold()))
+    if words & NEGATIVE_NAMES and not words & POSITIVE_NAMES:
+        raise DataError(
+            f"{sample.path}: the column {sample.target} seems to mean that an image is real, while targets are of "
+            f"AI-made; say which with --positive {NEGATIVE} or --positive {POSITIVE}"
+        )
+    return POSITIVE
+
+
+def write_submission(output: Path, sample: Sample, values: np.ndarray) -> None:
+    """The sample's columns and ids with `values`, atomically; numbers with nine digits, as infer writes them."""
+    frame = pd.DataFrame({sample.id: pd.Series(sample.ids, dtype=object), sample.target: values})
+    columns = list(sample.columns)
+    returns = any("\r" in key for key in (*sample.ids, *columns))
+    with artifacts.replacing(output) as temporary:
+        write_csv(temporary, columns, [frame[columns]], returns)
+
+
+def facts(sample: Sample, wish: Wish, moved: bool) -> dict[str, Any]:
+    """What was done to the scores, JSON-ready."""
+    return {
+        "sample": sample.path.name,
+        "sample_sha256": artifacts.file_sha256(sample.path),
+        "columns": list(sample.columns),
+        "rows": len(sample.ids),
+        "reordered": moved,
+        "hard": wish.threshold is not None,
+        "threshold": wish.threshold,
+        "positive": _positive(sample, wish),
+    }

@@ -1,0 +1,97 @@
+"""What made a file of scores: a small JSON beside it, which `infer` writes and `submit` checks and carries on."""
+
+import platform
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import PIL
+
+from ensemble import artifacts
+from ensemble.errors import ArtifactError
+from ensemble.stack import Stacker
+from export import bundle
+from export.ensembles import Ensemble
+from export.hardware import version
+from export.infer import Done, Options
+from export.setting import named
+
+READ = {"stack", "uncertified", "images", "options"}  # what submit reads of `made_by`'s values
+
+
+def fingerprint_path(scores: Path) -> Path:
+    """NAME.csv.json beside NAME.csv."""
+    return scores.with_name(f"{scores.name}.json")
+
+
+def scoring_sha256(stacker: Stacker, adapted: bool) -> str:
+    """Hash of all that a target takes from the stacker: not its threshold, and its shift only where that is used."""
+    values = (stacker if adapted else replace(stacker, adapted=None)).to_dict()
+    return artifacts.json_sha256(
+        {key: values.get(key) for key in ("members", "coef", "intercept", "calibration", "adapted")}
+    )
+
+
+def made_by(ensemble: Ensemble, folder: Path | None, options: Options, source: Path, done: Done) -> dict[str, Any]:
+    """What `infer` did, JSON-ready; names of files only, never their folders.
+
+    folder: the bundle that was run, None for torch members. `uncertified`: the precisions in use that no
+    certificate covers, such as "openvino bf16".
+    """
+    values = bundle.contents(folder) if folder else {}
+    allowed = values.get("precisions", {})
+    used = dict(ensemble.settings)
+    return {
+        "bundle": artifacts.json_sha256(values) if folder else None,
+        "stack": scoring_sha256(ensemble.stacker, options.adapted),
+        "members": used,
+        "uncertified": sorted({key for key in used.values() if not allowed.get(key, {}).get("certified", True)}),
+        "looked_up": [member.name for member in ensemble.externals],
+        "device": ensemble.device,
+        "options": {**asdict(options), "cascade": ensemble.cascade.to_dict() if ensemble.cascade else None},
+        "input": source.name,
+        "images": {"scored": done.scored, "failed": done.failed},
+        "versions": versions({named(key).runtime for key in used.values()}),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def versions(runtimes: set[str]) -> dict[str, str | None]:
+    """Versions of what decides a score; manyeyes is None where it is not installed but run from its sources."""
+    own = None
+    with suppress(metadata.PackageNotFoundError):
+        own = metadata.version("manyeyes")
+    return {
+        "manyeyes": own,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "pandas": pd.__version__,
+        "pillow": PIL.__version__,
+        **{runtime: version(runtime) for runtime in sorted(runtimes)},
+    }
+
+
+def write_fingerprint(
+    scores: Path, made: Mapping[str, Any] | None, submission: Mapping[str, Any] | None = None
+) -> Path:
+    """Write it beside finished `scores`; `made` of `made_by`, None where it is not known."""
+    path = fingerprint_path(scores)
+    values = {"file": scores.name, "sha256": artifacts.file_sha256(scores), "made": made}
+    artifacts.write_json(path, {**values, **({"submission": submission} if submission else {})})
+    return path
+
+
+def read_made(scores: Path) -> dict[str, Any] | None:
+    """`made_by`'s values for exactly these bytes; None where nothing beside them says what made them."""
+    with suppress(ArtifactError):  # not there, or not ours
+        values = artifacts.read_json(fingerprint_path(scores), "")
+        made = values.get("made")
+        if values.get("sha256") == artifacts.file_sha256(scores) and isinstance(made, dict) and set(made) >= READ:
+            return made
+    return None

@@ -1,0 +1,91 @@
+"""kaggle-kernel: parse, call one function, print."""
+
+import shlex
+from pathlib import Path
+
+import click
+
+from ensemble import options
+
+PYTHON, PLATFORM = "3.12", "manylinux_2_28_x86_64"
+
+
+def _python(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if value.count(".") != 1 or not all(part.isascii() and part.isdecimal() for part in value.split(".")):
+        raise click.BadParameter(f"write it as {PYTHON}")
+    return value
+
+
+@click.command("kaggle-kernel")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--user", envvar="KAGGLE_USERNAME", show_envvar=True, help="Your name on Kaggle, as in its addresses.")
+@click.option("--competition", metavar="SLUG", help="The competition, as in its address.")
+@click.option("--name", default="manyeyes", show_default=True, help="What to call the data set, as in addresses.")
+@click.option("--python", callback=_python, default=PYTHON, show_default=True, help="Python of Kaggle's image.")
+@click.option("--platform", default=PLATFORM, show_default=True, help="Its platform; older wheels are taken too.")
+@click.option("--gpu/--cpu", default=False, help="Score on a GPU: 1.5 GB more of CUDA libraries.  [default: cpu]")
+@click.option(
+    "--input", "source", default="test.csv", show_default=True, help="infer's --input, in the competition's folder."
+)
+@click.option("--images", help="infer's --images, in the competition's folder.  [default: as infer finds them]")
+@click.option("--sample", default="sample_submission.csv", show_default=True, help="The sample, in that folder.")
+@click.option("--uncertified", is_flag=True, help="Take a bundle that may run below fp32 without a certificate.")
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="A finished bundle, in place of a run's.",
+)
+@options.run
+@click.pass_context
+def kaggle_kernel(
+    context: click.Context,
+    folder: Path,
+    user: str | None,
+    competition: str | None,
+    name: str,
+    python: str,
+    platform: str,
+    gpu: bool,
+    source: str,
+    images: str | None,
+    sample: str,
+    uncertified: bool,
+    bundle: Path | None,
+    run: Path,
+) -> int:
+    """Make what a code competition without internet needs, in DIR.
+
+    DIR/dataset has the bundle and wheels of manyeyes and of all it needs, for Kaggle's Python and platform,
+    whatever this machine has; DIR/kernel has a short notebook that installs them from there, scores the
+    competition's images by infer and writes submission.csv by submit. Two commands, printed at the end, upload
+    both. Collecting wheels needs a network and pip; nothing is sent. Both folders are made anew each time.
+
+    \b
+    Examples:
+      python cli.py kaggle-kernel kaggle/ --user me --competition detect-ai-images
+      python cli.py kaggle-kernel kaggle/ --input sample_submission.csv --images test --gpu --python 3.11
+    """
+    if bundle and context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE:
+        raise click.UsageError("--bundle stands for itself: leave out --run")
+    from export import kernel as kernels
+    from export.bundle import current_bundle
+    from export.wheels import Target
+
+    kernel = kernels.Kernel(name, user or kernels.NO_USER, competition, gpu, source, images, sample, uncertified)
+    sizes = kernels.make_kernel(folder, bundle or current_bundle(run), kernel, Target(python, platform))
+    click.echo(
+        f"{folder}: a data set of {(sizes.bundle + sizes.wheels) / 1e6:,.0f} MB (bundle {sizes.bundle / 1e6:,.1f}, "
+        f"wheels for Python {python} {sizes.wheels / 1e6:,.0f}) and a notebook, {'GPU' if gpu else 'CPU'}, no internet"
+    )
+    if kernel.user == kernels.NO_USER:
+        click.echo(f"No --user: put your name in place of {kernels.NO_USER} in both metadata files first.")
+    if not competition:
+        click.echo("No --competition: put its slug into competition_sources in kernel-metadata.json first.")
+    dataset, notebook = (shlex.quote(str(folder / part)) for part, _ in (kernels.DATASET, kernels.KERNEL))
+    click.echo("Upload both, the second once the data set is ready (later: `version -m WHAT` in place of `create`):")
+    click.echo(f"  kaggle datasets create -p {dataset} --dir-mode zip --keep-tabular")
+    click.echo(f"  kaggle kernels push -p {notebook}")
+    slug, version = competition or "COMPETITION", f"{kernel.user}/{name}{kernels.KERNEL_SUFFIX}"
+    click.echo(f"  kaggle competitions submit {slug} -f submission.csv -k {version} -v 1 -m {shlex.quote(name)}")
+    return 0

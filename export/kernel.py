@@ -1,0 +1,257 @@
+"""What a code competition on Kaggle needs: a data set of bundle and wheels, and a notebook that scores offline.
+
+Formats: dataset-metadata.json, kernel-metadata.json (the Kaggle API's documentation) and nbformat 4.5.
+"""
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ensemble import artifacts
+from ensemble.errors import ArtifactError, DataError
+from export import bundle, wheels
+from export.wheels import Target
+
+NO_USER = "INSERT_USER_HERE"
+SLUG = re.compile(r"[a-z0-9](-?[a-z0-9])*")
+DATASET, KERNEL = ("dataset", "dataset-metadata.json"), ("kernel", "kernel-metadata.json")
+NOTEBOOK = "submission.ipynb"
+KERNEL_SUFFIX = "-submission"
+DESCRIPTION = (
+    "An ensemble of image classifiers as ONNX, and the Python packages that score with it without a network. "
+    "The licences of the checkpoints that the members were fine-tuned from hold for bundle/, each package's own for "
+    "wheels/."
+)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What to call it on Kaggle, and what it reads there.
+
+    name: slug of the data set; the notebook's has KERNEL_SUFFIX after it. user: NO_USER where it is not known.
+    input, sample: files in the competition's folder; images: a folder there, None where infer finds them.
+    """
+
+    name: str
+    user: str
+    competition: str | None
+    gpu: bool
+    input: str
+    images: str | None
+    sample: str
+    uncertified: bool = False
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of what was made."""
+
+    bundle: int
+    wheels: int
+
+
+def check_names(kernel: Kernel) -> None:
+    """DataError for a name that Kaggle would not take, or a path that leaves the competition's folder."""
+    for option, slug in (("--user", kernel.user), ("--name", kernel.name), ("--competition", kernel.competition)):
+        if slug not in (None, NO_USER) and not SLUG.fullmatch(str(slug)):
+            raise DataError(
+                f"{option} {slug!r}: Kaggle's names in addresses have small letters, digits and single hyphens, such "
+                "as detect-ai-images"
+            )
+    if not 6 <= len(kernel.name) <= 50 - len(KERNEL_SUFFIX):
+        raise DataError(f"--name {kernel.name}: give 6 to {50 - len(KERNEL_SUFFIX)} characters")
+    for option, path in (("--input", kernel.input), ("--images", kernel.images), ("--sample", kernel.sample)):
+        if path is not None and (Path(path).is_absolute() or ".." in Path(path).parts):
+            raise DataError(f"{option} {path}: name it from the competition's own folder, such as test.csv")
+
+
+def make_kernel(folder: Path, source: Path, kernel: Kernel, target: Target) -> Sizes:
+    """Write dataset/ and kernel/ in `folder` from the bundle at `source`; each is replaced whole.
+
+    ArtifactError for a damaged bundle, one that may run below fp32 without a certificate unless
+    `kernel.uncertified`, or a dataset/ or kernel/ that was made by something else.
+    """
+    check_names(kernel)
+    target.platforms()  # told before anything is downloaded
+    _check_bundle(source, kernel)
+    for name, marker in (DATASET, KERNEL):
+        if (folder / name).exists() and not (folder / name / marker).is_file():
+            raise ArtifactError(f"{folder / name} is there and holds no {marker}; choose another DIR")
+    artifacts.ensure_writable(folder)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as temporary:
+            dataset, notebook = (Path(temporary) / name for name, _ in (DATASET, KERNEL))
+            for path in (dataset / "wheels", notebook):
+                path.mkdir(parents=True)
+            _copy_bundle(source, dataset / "bundle")
+            found = wheels.collect_wheels(dataset / "wheels", target, kernel.gpu)
+            _write(dataset / DATASET[1], dataset_metadata(kernel))
+            _write(notebook / KERNEL[1], kernel_metadata(kernel))
+            _write(notebook / NOTEBOOK, notebook_of(kernel, target))
+            sizes = Sizes(_size(dataset / "bundle"), sum(wheel.stat().st_size for wheel in found))
+            for made in (dataset, notebook):
+                artifacts.replace_folder(made, folder / made.name)
+    except OSError as error:
+        raise ArtifactError(f"cannot write in {folder}: {error.strerror or error}; make room or rights there") from None
+    return sizes
+
+
+def _check_bundle(source: Path, kernel: Kernel) -> None:
+    unproven = [
+        setting
+        for setting, found in bundle.open_bundle(source).get("precisions", {}).items()
+        if not found.get("certified", True)
+    ]
+    if unproven and not kernel.uncertified:
+        raise ArtifactError(
+            f"{source} may run at {', '.join(unproven)} without a passing certificate; certify it by export "
+            "--certify-on DATA, or take it as it is with --uncertified"
+        )
+
+
+def _copy_bundle(source: Path, to: Path) -> None:
+    for name in ("bundle.json", *bundle.contents(source)["files"]):
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, to / name)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def dataset_metadata(kernel: Kernel) -> dict[str, Any]:
+    """dataset-metadata.json."""
+    return {
+        "title": kernel.name,
+        "id": f"{kernel.user}/{kernel.name}",
+        "licenses": [{"name": "other"}],
+        "description": DESCRIPTION,
+    }
+
+
+def kernel_metadata(kernel: Kernel) -> dict[str, Any]:
+    """kernel-metadata.json: private, without internet; the title in small letters is the slug, as Kaggle wants."""
+    return {
+        "id": f"{kernel.user}/{kernel.name}{KERNEL_SUFFIX}",
+        "title": f"{kernel.name}{KERNEL_SUFFIX}",
+        "code_file": NOTEBOOK,
+        "language": "python",
+        "kernel_type": "notebook",
+        "is_private": True,
+        "enable_gpu": kernel.gpu,
+        "enable_internet": False,
+        "dataset_sources": [f"{kernel.user}/{kernel.name}"],
+        "competition_sources": [kernel.competition] if kernel.competition else [],
+        "kernel_sources": [],
+        "model_sources": [],
+    }
+
+
+ABOUT = """\
+# {title}
+
+Scores the competition's images with the ensemble in the data set `{name}`, without internet, and writes
+`submission.csv`. Made by `manyeyes kaggle-kernel`; edit the second cell, or make it anew.
+"""
+SETTINGS = """\
+from pathlib import Path
+
+KAGGLE = Path("/kaggle/input")
+DATASET = {name!r}
+PYTHON = {python!r}  # that the wheels are for
+INPUT = {input!r}  # the test images' ids, or their folder; this and the next two in the competition's folder
+IMAGES = {images!r}  # their folder, where it is not images/ beside INPUT, or INPUT's own
+SAMPLE = {sample!r}
+INFER = []  # more options of infer, such as ["--tta"], or ["--fill", "0.5"] for images that cannot be read
+SUBMIT = {submit!r}  # more options of submit, such as ["--hard"] where labels are scored
+"""
+INSTALL = """\
+import os
+import subprocess
+import sys
+import tempfile
+
+here = f"{sys.version_info.major}.{sys.version_info.minor}"
+if here != PYTHON:
+    raise RuntimeError(f"the wheels are for Python {PYTHON}, this is {here}: make them anew with --python {here}")
+
+
+def find(name, *places):
+    found = [folder / name for place in places for folder in sorted(KAGGLE.glob(place)) if (folder / name).exists()]
+    if not found:
+        raise RuntimeError(f"no {name} in {' or '.join(f'{KAGGLE}/{place}' for place in places)}: add it as input")
+    return found[0]
+
+
+data = find("wheels", DATASET, f"datasets/*/{DATASET}").parent
+packages = tempfile.mkdtemp()  # of their own, so that nothing of Kaggle's image is changed or used
+wheels = sorted(map(str, (data / "wheels").glob("*.whl")))
+install = ["install", "--quiet", "--no-index", "--no-deps", "--target", packages, *wheels]
+subprocess.run([sys.executable, "-m", "pip", *install], check=True)
+"""
+SCORE = """\
+competition = find(SAMPLE, "*", "competitions/*").parents[len(Path(SAMPLE).parts) - 1]
+
+
+def manyeyes(*arguments):
+    command = [sys.executable, "-P", "-m", "cli", *map(str, arguments)]
+    return subprocess.run(command, env=os.environ | {"PYTHONPATH": packages}).returncode
+
+
+images = ["--images", competition / IMAGES] if IMAGES else []
+places = ["--bundle", data / "bundle", "--input", competition / INPUT, *images, "--output", "scores.csv"]
+code = manyeyes("infer", *places, *INFER)
+if code and not (code == 1 and "--fill" in INFER):  # 1: some images could not be read, and have that score
+    raise RuntimeError("infer failed: its last line says why")
+places = ["--bundle", data / "bundle", "--scores", "scores.csv", "--sample", competition / SAMPLE]
+if manyeyes("submit", *places, "--output", "submission.csv", *SUBMIT):
+    raise RuntimeError("submit failed: its last line says why")
+"""
+
+
+def notebook_of(kernel: Kernel, target: Target) -> dict[str, Any]:
+    """The notebook: what it is, its settings, the installation from the data set, the scoring."""
+    settings = SETTINGS.format(
+        name=kernel.name,
+        python=target.python,
+        input=kernel.input,
+        images=kernel.images,
+        sample=kernel.sample,
+        submit=["--uncertified"] if kernel.uncertified else [],
+    )
+    about = ABOUT.format(title=kernel.name + KERNEL_SUFFIX, name=kernel.name)
+    code = [("settings", settings), ("install", INSTALL), ("score", SCORE)]
+    cells: list[dict[str, Any]] = [{"id": "about", "cell_type": "markdown", "metadata": {}, "source": _lines(about)}]
+    cells += [
+        {
+            "id": name,
+            "cell_type": "code",
+            "metadata": {},
+            "execution_count": None,
+            "outputs": [],
+            "source": _lines(text),
+        }
+        for name, text in code
+    ]
+    return {
+        "cells": cells,
+        "metadata": {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python", "version": target.python},
+        },
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+
+
+def _lines(text: str) -> list[str]:
+    return text.rstrip("\n").splitlines(keepends=True)

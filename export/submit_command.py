@@ -1,0 +1,224 @@
+"""submit: parse, call, print."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ensemble import options
+
+if TYPE_CHECKING:
+    from ensemble.stack import Stacker
+    from export.submission import Sample, Wish
+
+
+@click.command("submit")
+@click.option(
+    "--scores",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("submission.csv"),
+    show_default=True,
+    help="What infer wrote, CSV or Parquet.",
+)
+@click.option(
+    "--sample",
+    "sample_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("data/sample_submission.csv"),
+    show_default=True,
+    help="The competition's sample: its columns, ids and their order.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("submission.csv"),
+    show_default=True,
+    help="The CSV to upload.",
+)
+@click.option("--hard", is_flag=True, help="Write 0 and 1 by the stack's threshold, where labels are scored.")
+@click.option(
+    "--threshold", type=click.FloatRange(0, 1), metavar="P", help="With --hard, in place of the stack's threshold."
+)
+@click.option(
+    "--positive",
+    type=click.Choice(["ai", "real"]),
+    help="What the competition's 1 means; for real, 1 - target is written.  [default: ai]",
+)
+@click.option("--uncertified", is_flag=True, help="Take scores of a precision that has no passing certificate.")
+@click.option(
+    "--bundle",
+    "folder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="The bundle that made the scores, in place of a run.",
+)
+@options.run
+@click.pass_context
+def submit(
+    context: click.Context,
+    scores: Path,
+    sample_path: Path,
+    output: Path,
+    hard: bool,
+    threshold: float | None,
+    positive: str | None,
+    uncertified: bool,
+    folder: Path | None,
+    run: Path,
+) -> int:
+    """Check infer's scores against a competition's sample and write what to upload.
+
+    Refused: other ids, ids twice, an empty target or one outside [0, 1], the same target everywhere, 0 and 1
+    where probabilities are meant or --hard where the sample holds probabilities, scores of another stack than
+    the run's, and a stack that ranks its held-out images backwards. Rows are put into the sample's order, and
+    columns get its names.
+
+    NAME.csv.json beside the output says what made it: bundle, stack, precisions, options, versions, and the
+    SHA-256 of the CSV.
+
+    \b
+    Examples:
+      python cli.py infer --onnx && python cli.py submit
+      python cli.py submit --scores scores.csv --sample data/sample_submission.csv --hard
+      kaggle competitions submit COMPETITION -f submission.csv -m "manyeyes"
+    """
+    from ensemble import artifacts
+    from export import fingerprint, submission
+
+    given = context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE
+    if folder and given:
+        raise click.UsageError("--bundle stands for itself: leave out --run")
+    if threshold is not None and not hard:
+        raise click.UsageError("--threshold makes labels: add --hard")
+    _check_places(scores, sample_path, output, hard or positive == "real")
+    sample = submission.read_sample(sample_path)
+    table = submission.read_scores(scores, sample)
+    targets, moved = submission.in_order(table, sample, scores)
+    made = fingerprint.read_made(scores)
+    stack = _stack(folder or run, bool(folder) or given, made)
+    _check_made(made, uncertified, scores)
+    wish = submission.Wish(_threshold(stack, threshold) if hard else None, positive)
+    values = submission.values_of(targets, sample, wish, scores)
+    for line in _notes(stack, made, moved, sample, wish, scores):
+        click.echo(line)
+    facts = {
+        **submission.facts(sample, wish, moved),
+        "scores_sha256": artifacts.file_sha256(scores),
+        "heldout_auroc": stack["auroc"] if stack else None,
+        "uncertified": uncertified,
+    }
+    submission.write_submission(output, sample, values)
+    beside = fingerprint.write_fingerprint(output, made, facts)
+    click.echo(f"{len(values)} rows as in {sample_path} -> {output}; what made it: {beside.name}")
+    return 0
+
+
+def _check_places(scores: Path, sample: Path, output: Path, changes: bool) -> None:
+    """ArtifactError for an output that is no CSV, would replace the sample, or the scores by something else."""
+    from ensemble.errors import ArtifactError
+
+    if output.suffix.lower() != ".csv":
+        raise ArtifactError(f"cannot write {output}; a submission's name ends in .csv")
+    if output.exists() and sample.exists() and output.samefile(sample):
+        raise ArtifactError(f"{output} is the sample and would be overwritten; choose another --output")
+    if changes and output.exists() and scores.exists() and output.samefile(scores):
+        raise ArtifactError(
+            f"{output} has the scores, which would be lost; choose another --output, or let infer write scores.csv"
+        )
+
+
+def _stack(place: Path, asked: bool, made: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Threshold and held-out AUROC of the stack in a run or bundle; None where there is none, unless it was asked for.
+
+    ArtifactError where the scores are of another one.
+    """
+    from ensemble import artifacts
+    from ensemble.errors import ArtifactError
+    from ensemble.stack import Stacker
+    from export.fingerprint import scoring_sha256
+
+    path = artifacts.stacker_path(place)
+    if not asked and not path.is_file():
+        return None
+    values = artifacts.read_json(path, "name the run or bundle that made the scores with --run or --bundle")
+    stacker = Stacker.from_dict(values)
+    if made and made["stack"] != scoring_sha256(stacker, bool(made["options"]["adapted"])):
+        chosen = _chosen(place, path)
+        if chosen is None or made["stack"] != scoring_sha256(chosen, False):
+            raise ArtifactError(
+                f"these scores were made by another stack than {path}; run infer again, or name theirs with --run or "
+                "--bundle"
+            )
+        return {"path": path, "threshold": chosen.threshold, "auroc": None}
+    auroc = ((values.get("scores") or {}).get("stack") or {}).get("auroc")
+    return {"path": path, "threshold": stacker.threshold, "auroc": auroc}
+
+
+def _chosen(place: Path, path: Path) -> "Stacker | None":
+    """The stack of the members that frontier chose in a bundle of this stack; None where it chose none."""
+    from ensemble import artifacts
+    from export import bundle, points
+
+    folder = place if (place / "bundle.json").is_file() else artifacts.bundle_path(place)
+    if not (folder / points.FILE).is_file():
+        return None
+    values = bundle.contents(folder)
+    if values["files"]["stacker.json"] != artifacts.file_sha256(path):
+        return None
+    found = points.read(folder, values)
+    return found.stacker if found else None
+
+
+def _check_made(made: dict[str, Any] | None, uncertified: bool, scores: Path) -> None:
+    from ensemble.errors import ArtifactError
+
+    if made and made["uncertified"] and not uncertified:
+        raise ArtifactError(
+            f"{scores} was scored at {', '.join(made['uncertified'])}, which has no passing certificate; run infer "
+            "--precision fp32, certify it by export --certify-on DATA, or take it as it is with --uncertified"
+        )
+
+
+def _threshold(stack: dict[str, Any] | None, given: float | None) -> float:
+    from ensemble.errors import ArtifactError
+
+    if given is not None:
+        return given
+    if stack is None:
+        raise ArtifactError("--hard needs a threshold: name the run or bundle with --run or --bundle, or --threshold P")
+    return float(stack["threshold"])
+
+
+def _notes(
+    stack: dict[str, Any] | None,
+    made: dict[str, Any] | None,
+    moved: bool,
+    sample: "Sample",
+    wish: "Wish",
+    scores: Path,
+) -> list[str]:
+    """What a competitor should know; ArtifactError where the held-out scores say that the stack is reversed."""
+    from ensemble.errors import ArtifactError
+    from ensemble.metrics import Interval
+
+    notes = []
+    if stack is None or stack["auroc"] is None:
+        notes.append("No held-out scores of the stack here (--run or --bundle): a reversed one would not be noticed.")
+    else:
+        auroc = Interval(**{key: float("nan") if end is None else end for key, end in stack["auroc"].items()})
+        if auroc.high < 0.5:
+            raise ArtifactError(
+                f"the stack ranks its held-out images backwards (AUROC {auroc}, {stack['path']}): ai and real are "
+                "probably swapped in the training labels; set --classes, train and stack again"
+            )
+        doubt = ": perhaps no better than chance" if auroc.low <= 0.5 else ""
+        notes.append(f"AUROC of the stack on held-out images: {auroc}{doubt}.")
+    if made is None:
+        notes.append(f"Nothing beside {scores} says what made it; its fingerprint will not either.")
+    elif made["images"]["failed"]:
+        notes.append(f"{made['images']['failed']} images could not be read and have the score of --fill.")
+    if moved:
+        notes.append("Rows were put into the sample's order.")
+    if sample.shows == "labels" and wish.threshold is None:
+        notes.append("The sample holds only 0 and 1: if labels are scored (accuracy, F1), add --hard.")
+    return notes

@@ -1,0 +1,209 @@
+"""Wheels of manyeyes and of all it needs to score, for another Python and platform than this one's, by pip."""
+
+import base64
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from email import message_from_string
+from email.message import Message
+from hashlib import sha256
+from importlib import metadata
+from pathlib import Path
+
+from packaging.markers import Marker
+from packaging.requirements import Requirement
+from packaging.utils import NormalizedName, canonicalize_name, parse_wheel_filename
+
+from ensemble.errors import UnavailableError
+
+ROOT = Path(__file__).resolve().parent.parent
+OWN = "manyeyes"
+PLATFORM = re.compile(r"manylinux_2_(\d{1,2})_(x86_64|aarch64)")
+OLD_NAMES = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}  # PEP 600
+ROUNDS = 5  # of asking pip for what it left out; one is usual
+# what pip says where no index answers; it ends with "no matching distribution" there too
+NO_NETWORK = re.compile(
+    r"NewConnectionError|ConnectTimeout|NameResolutionError|ProxyError|Failed to establish|Network is unreachable", re.I
+)
+NO_WHEEL = re.compile(r"No matching distribution found for ([^\s(]+)")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the wheels must run on: a Python such as "3.12", a platform such as "manylinux_2_28_x86_64"."""
+
+    python: str
+    platform: str
+
+    def platforms(self) -> list[str]:
+        """The platform and all older ones, whose wheels run there too, newest first."""
+        found = PLATFORM.fullmatch(self.platform)
+        if found is None:
+            raise UnavailableError(
+                f"--platform {self.platform}: write manylinux_2_MINOR_x86_64 (or aarch64), the glibc that is there, "
+                "such as manylinux_2_28_x86_64"
+            )
+        newest, machine = int(found[1]), found[2]
+        names = [f"manylinux_2_{minor}_{machine}" for minor in range(newest, 4, -1)]
+        return names + [f"{old}_{machine}" for minor, old in OLD_NAMES.items() if minor <= newest]
+
+    def environment(self) -> dict[str, str]:
+        """What environment markers (PEP 508) are true of there."""
+        return {
+            "implementation_name": "cpython",
+            "implementation_version": f"{self.python}.0",
+            "os_name": "posix",
+            "platform_machine": self.platform.partition("_2_")[2].partition("_")[2],
+            "platform_python_implementation": "CPython",
+            "platform_system": "Linux",
+            "python_full_version": f"{self.python}.0",
+            "python_version": self.python,
+            "sys_platform": "linux",
+        }
+
+
+def collect_wheels(folder: Path, target: Target, gpu: bool) -> list[Path]:
+    """Fill `folder` with our own wheel and every wheel that scoring needs there; returns them, sorted.
+
+    pip reads environment markers for the Python that runs it, so what they ask for on the target is checked
+    here, and asked for by name. gpu: onnxruntime-gpu with its CUDA libraries; without, the much smaller
+    onnxruntime. UnavailableError where pip, an index or a wheel is missing.
+    """
+    own = own_wheel(folder)
+    info = _metadata(own)
+    if target.python not in Requirement(f"python{info['Requires-Python']}").specifier:
+        raise UnavailableError(f"--python {target.python}: manyeyes needs Python {info['Requires-Python']}")
+    wanted = _own_requirements(info, target, gpu)
+    roots = [Requirement(text) for text in wanted]
+    for _ in range(ROUNDS):
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            _download(wanted, Path(place), target)
+            wheels = {_name(wheel): wheel for wheel in Path(place).glob("*.whl")}
+            needed, missing = _closure(roots, wheels, target)
+            if not missing:
+                for name in needed:
+                    shutil.move(wheels[name], folder)
+                return sorted(folder.glob("*.whl"))
+        wanted = [*wanted, *missing]
+    raise UnavailableError(f"pip does not find {', '.join(missing)}; add them to {folder} by hand")
+
+
+def own_wheel(folder: Path) -> Path:
+    """Our own wheel in `folder`, built from the sources that run now, or packed from what is installed."""
+    if (ROOT / "pyproject.toml").is_file():
+        _pip("wheel", "--no-deps", "--wheel-dir", str(folder), str(ROOT))
+        (wheel,) = folder.glob(f"{OWN}-*.whl")
+        return wheel
+    return pack_installed(OWN, folder)
+
+
+def pack_installed(name: str, folder: Path) -> Path:
+    """A pure Python package that pip installed, as a wheel again."""
+    found = metadata.distribution(name)
+    left_out = {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json"}
+    kept = [
+        (file.as_posix(), file.read_binary())
+        for file in found.files or []
+        if ".." not in file.parts and file.suffix != ".pyc" and file.name not in left_out
+    ]
+    info = next(path.partition("/")[0] for path, _ in kept if path.endswith(".dist-info/METADATA"))
+    lines = [f"{path},sha256={_record_hash(data)},{len(data)}" for path, data in kept] + [f"{info}/RECORD,,"]
+    wheel = folder / f"{info.removesuffix('.dist-info')}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path, data in [*kept, (f"{info}/RECORD", "\n".join([*lines, ""]).encode())]:
+            archive.writestr(path, data)
+    return wheel
+
+
+def _record_hash(data: bytes) -> str:
+    return base64.urlsafe_b64encode(sha256(data).digest()).rstrip(b"=").decode()
+
+
+def _own_requirements(info: Message, target: Target, gpu: bool) -> list[str]:
+    """What scoring needs of others on the target, each without its marker."""
+    extras = ("", "cuda") if gpu else ("",)
+    found = [f"{each.name}{_extras(each)}{each.specifier}" for each in _asked(info, extras, target)]
+    return found if gpu else [text.replace("onnxruntime-gpu", "onnxruntime") for text in found]
+
+
+def _extras(requirement: Requirement) -> str:
+    return f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
+
+
+def _asked(info: Message, extras: Sequence[str], target: Target) -> Iterator[Requirement]:
+    """The requirements in a wheel's metadata that hold on the target, with these extras ("" for none)."""
+    for text in info.get_all("Requires-Dist") or []:
+        requirement = Requirement(text)
+        if requirement.marker is None or any(_holds(requirement.marker, extra, target) for extra in extras):
+            yield requirement
+
+
+def _holds(marker: Marker, extra: str, target: Target) -> bool:
+    return bool(marker.evaluate({**target.environment(), "extra": extra}))
+
+
+def _closure(
+    roots: Sequence[Requirement], wheels: Mapping[NormalizedName, Path], target: Target
+) -> tuple[set[NormalizedName], list[str]]:
+    """The wheels that `roots` need on the target, by name, and what is needed and not among them."""
+    seen: set[tuple[NormalizedName, str]] = set()
+    missing: list[str] = []
+    waiting = list(roots)
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        new = {(name, extra) for extra in ("", *requirement.extras)} - seen
+        seen |= new
+        if name in wheels:
+            for _, extra in sorted(new):
+                waiting += _asked(_metadata(wheels[name]), [extra], target)
+        elif new:
+            missing.append(f"{requirement.name}{_extras(requirement)}{requirement.specifier}")
+    return {name for name, _ in seen}, missing
+
+
+def _name(wheel: Path) -> NormalizedName:
+    return parse_wheel_filename(wheel.name)[0]
+
+
+def _metadata(wheel: Path) -> Message:
+    with zipfile.ZipFile(wheel) as archive:
+        path = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        return message_from_string(archive.read(path).decode("utf-8"))
+
+
+def _download(requirements: Sequence[str], folder: Path, target: Target) -> None:
+    platforms = [part for platform in target.platforms() for part in ("--platform", platform)]
+    versions = ["--python-version", target.python, "--implementation", "cp"]
+    try:
+        _pip("download", "--only-binary=:all:", *versions, *platforms, "--dest", str(folder), *requirements)
+    except UnavailableError as error:
+        if package := NO_WHEEL.search(str(error)):
+            raise UnavailableError(
+                f"no wheel of {package[1]} for Python {target.python} on {target.platform}; give another --python or "
+                "--platform"
+            ) from None
+        raise
+
+
+def _pip(*arguments: str) -> None:
+    """Run this Python's pip; UnavailableError, one line, where there is none or it fails."""
+    if importlib.util.find_spec("pip") is None:
+        raise UnavailableError("this Python has no pip to collect wheels with; run: python -m ensurepip")
+    command = [sys.executable, "-m", "pip", *arguments, "--quiet", "--disable-pip-version-check", "--no-input"]
+    # without a network each retry costs half a minute
+    environment = {"PIP_RETRIES": "1", **os.environ}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)  # noqa: S603 (no shell)
+    if done.returncode == 0:
+        return
+    if NO_NETWORK.search(done.stderr):
+        raise UnavailableError("pip reaches no package index: wheels are collected over the network, once")
+    errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or done.stderr.splitlines()[-1:]
+    raise UnavailableError(f"pip {arguments[0]} failed: {' '.join(errors)}")
