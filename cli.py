@@ -29,6 +29,8 @@ COMMANDS = {
     "infer": ("export.infer_command", "Score images and write their `target` column."),
     "bench": ("export.bench_command", "Measure a bundle's speed on this machine."),
     "adapt": ("export.adapt_command", "Estimate one shift of the stack from unlabelled target images."),
+    "push": ("export.hub_commands", "Put the bundle on the Hugging Face Hub, with a model card."),
+    "pull": ("export.hub_commands", "Get a bundle from the Hugging Face Hub."),
     "explain": ("export.explain_command", "Show where in one image each member's evidence lies."),
 }
 

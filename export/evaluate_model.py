@@ -8,7 +8,7 @@ from ensemble.errors import ArtifactError, some
 from ensemble.evaluate import Model
 from ensemble.score import image_score
 from ensemble.stack_run import read_stacker
-from export import bundle, predictor
+from export import bundle, hub, predictor
 from export.setting import Wanted
 
 BATCH = 16  # images that are prepared together
@@ -21,7 +21,7 @@ def load_model(
 
     `source` takes the place of `run`, and may be a run itself.
     """
-    folder = run if source is None else predictor.locate(source)
+    folder = run if source is None else hub.locate(source)
     of_run = source is None or _is_run(folder)
     if of_run:
         _refuse_external(folder, read_stacker(folder).members)
