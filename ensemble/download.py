@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ensemble.errors import BackboneError, HubError
 
@@ -47,18 +47,30 @@ def download_classifier(repo: str, revision: str | None = None) -> Path:
     return folder
 
 
-def download(repo: str, patterns: Sequence[str], revision: str | None = None, again: bool = False) -> Path:
+def download(
+    repo: str, patterns: Sequence[str], revision: str | None = None, again: bool = False, bars: bool = True
+) -> Path:
     """Fetch files of a Hub repository that match, or find them in the cache; HubError says why not.
 
     The folder is named by the commit that `revision` (default: main) means; given that name, the
-    next call stays at it. again: fetch what is in the cache too.
+    next call stays at it. again: fetch what is in the cache too. bars: show progress on a terminal.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *arguments: Any, **more: Any) -> None:
+            super().__init__(*arguments, **{**more, "disable": None if bars else True})
 
     with hub_errors(repo):
         return Path(
             snapshot_download(
-                repo, revision=revision, allow_patterns=list(patterns), force_download=again, max_workers=WORKERS
+                repo,
+                revision=revision,
+                allow_patterns=list(patterns),
+                force_download=again,
+                max_workers=WORKERS,
+                tqdm_class=Bar,
             )
         )
 

@@ -53,7 +53,7 @@ def parse(text: str) -> tuple[str, str | None]:
 
 def fetch_bundle(repo: str, revision: str | None) -> Path:
     """A bundle's every file, of one commit and as bundle.json lists it, in the cache; HubError if it is no bundle."""
-    folder = download(repo, ("bundle.json",), revision)
+    folder = download(repo, ("bundle.json",), revision, bars=False)
     if not (folder / "bundle.json").is_file():
         raise HubError(
             f"{repo} holds no bundle (no bundle.json); a single classifier scores by: "
@@ -86,7 +86,7 @@ def pull(repo: str, revision: str | None, target: Path, replace: bool = False) -
     if target.is_dir() and any(target.iterdir()):
         if not (target / "bundle.json").is_file():
             raise ArtifactError(f"{target} is there and is no bundle; name another folder")
-        newest = download(repo, ("bundle.json",), commit)
+        newest = download(repo, ("bundle.json",), commit, bars=False)
         if not _same(target, newest) and not replace:
             raise ArtifactError(f"{target} holds another bundle; name another folder, or replace it with --force")
         if _same(target, newest) and not _damaged(target, _listed(repo, newest)):
@@ -96,7 +96,7 @@ def pull(repo: str, revision: str | None, target: Path, replace: bool = False) -
 
 
 def _fetch(repo: str, revision: str | None) -> Path:
-    folder = download(repo, ("bundle.json", "config.json"), revision)
+    folder = download(repo, ("bundle.json", "config.json"), revision, bars=False)
     if (folder / "bundle.json").is_file():
         return fetch_bundle(repo, folder.name)
     return download_classifier(repo, folder.name)

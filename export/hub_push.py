@@ -121,7 +121,7 @@ def push(
         head = _prepare(api, repo, private, branch)
         tree = patiently(lambda: list(api.list_repo_tree(repo, recursive=True, revision=head)))
         there = {item.path: item for item in tree if isinstance(item, RepoFile)}
-        before = download(repo, (CARD, "bundle.json"), head)
+        before = download(repo, (CARD, "bundle.json"), head, bars=False)
         older = before / CARD
         text = merged(repo, older.read_text(encoding="utf-8", errors="replace") if older.is_file() else "", card)
         wanted = {**files, CARD: text.encode()}
@@ -136,13 +136,14 @@ def push(
             *(CommitOperationDelete(path, is_folder=False) for path in stale),
         ]
         with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
             done = patiently(
                 lambda: api.create_commit(
                     repo, operations, commit_message=message or "Push", revision=branch, parent_commit=head
                 )
             )
         for warning in warned:
-            if not str(warning.message).startswith(PARQUET):
+            if warning.category is UserWarning and not str(warning.message).startswith(PARQUET):
                 say(" ".join(str(warning.message).split()))
         return Pushed(done.commit_url, tuple(changed), tuple(stale))
 
