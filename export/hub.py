@@ -12,7 +12,7 @@ from ensemble.errors import ArtifactError, BackboneError, HubError, some
 from export import bundle
 
 PREFIX = "hf://"
-NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 REVISION = re.compile(r"\w[\w.+-]*(/[\w+-][\w.+-]*)*", re.ASCII)
 
 

@@ -5,8 +5,10 @@ those that are not there yet.
 """
 
 import json
+import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha1
 from pathlib import Path
@@ -114,7 +116,7 @@ def push(
     from huggingface_hub import CommitOperation, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
     from huggingface_hub.hf_api import RepoFile
 
-    with hub_errors(repo):
+    with hub_errors(repo), _bars_on_terminals():
         if get_token() is None:
             raise HubError(f"{repo}: you are not logged in; run: hf auth login, with a token that may write")
         api = HfApi()
@@ -146,6 +148,22 @@ def push(
             if warning.category is UserWarning and not str(warning.message).startswith(PARQUET):
                 say(" ".join(str(warning.message).split()))
         return Pushed(done.commit_url, tuple(changed), tuple(stale))
+
+
+@contextmanager
+def _bars_on_terminals() -> Iterator[None]:
+    """huggingface_hub's bars where someone looks at them, unless HF_HUB_DISABLE_PROGRESS_BARS says otherwise."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
+
+    if sys.stderr.isatty() or constants.HF_HUB_DISABLE_PROGRESS_BARS is not None:
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 def _prepare(api: "HfApi", repo: str, private: bool, branch: str | None) -> str:

@@ -4,7 +4,6 @@ The fields of its YAML are those of huggingface_hub's ModelCardData and EvalResu
 """
 
 import re
-import string
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +17,14 @@ from ensemble.commands import audit_headline
 from ensemble.contract import ImageContract
 from ensemble.errors import HubError
 from ensemble.evaluate_tables import read_interval
-from export import bundle
+from export import bundle, heldout_rows
 
 BEGIN = "<!-- manyeyes push: what stands between these two marks is replaced by the next push -->"
 END = "<!-- manyeyes push: end -->"
 TAGS = ["image-classification", "ai-generated-image-detection", "ensemble", "onnx", "manyeyes"]
 TITLES = {"auroc": "AUROC", "log_loss": "log-loss"}
 HUB_ID = re.compile(r"(?:[\w-][\w.-]*)/(?:[\w-][\w.-]*)", re.ASCII)
+SPECIAL = "\\`*_{}[]|~$@:#!"  # beyond & < >, what means something within a line of Markdown
 LISTED = 30  # generators, at most
 
 INTENDED = """\
@@ -120,7 +120,8 @@ def escaped(text: str) -> str:
     """Text of unknown origin as one line of Markdown that shows it and does nothing else."""
     line = " ".join("".join(c if not unicodedata.category(c).startswith("C") else " " for c in text).split())
     named = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-    return "".join(named.get(c, f"\\{c}" if c in string.punctuation else c) for c in line)
+    shown = "".join(named.get(c, f"\\{c}" if c in SPECIAL else c) for c in line)
+    return re.sub(r"(?i)(www)\.", r"\1\\.", shown)  # which alone would make a link
 
 
 def _metadata(repo: str, stacker: Mapping[str, Any], known: Sequence[Base], licence: str | None) -> str:
@@ -208,8 +209,8 @@ def _data(run: Path | None) -> str:
     named = ", ".join(f"{escaped(row['name'])} ({row['images']})" for row in made[:LISTED]) or "none is named"
     more = f", and {len(made) - LISTED} more" if len(made) > LISTED else ""
     return (
-        f"{len(frame)} images in {frame['group'].nunique()} groups of copies and near-duplicates, from "
-        f"{len(sources) or 'unnamed'} sources. Generators, with their images: {named}{more}.\n\n{splits}\n\n"
+        f"{len(frame)} images in {frame['group'].nunique()} groups of copies and near-duplicates. Sources: "
+        f"{len(sources) or 'not named'}. Generators, with their images: {named}{more}.\n\n{splits}\n\n"
         f"{escaped(audit_headline(run))}{_null(run)}"
     )
 
@@ -229,11 +230,12 @@ def _scores(stacker: Mapping[str, Any]) -> str:
     lines = [
         [escaped(name), *(str(_score(stacker, name, score) or "") for score in TITLES)] for name in stacker["scores"]
     ]
+    few = " So few groups make them rough, and rather too short." if rows["groups"] < report_facts.FEW_GROUPS else ""
     basis = "scored out of fold" if rows["stack"] == "out of fold" else escaped(rows["stack"])
     return (
         _table(["", *TITLES.values()], lines)
         + f"\n\nOn {rows['images']} held-out images in {rows['groups']} groups; the stack was {basis}. In brackets: "
-        "95 % intervals, by drawing groups again."
+        f"95 % intervals, by drawing groups again.{few}"
     )
 
 
@@ -255,7 +257,11 @@ def _certificate(values: Mapping[str, Any], certificate: Mapping[str, Any]) -> s
         for key, found in values.get("precisions", {}).items()
     ]
     lower = "Below fp32 may run:\n\n" + "\n".join(lines) if lines else "Nothing may run below fp32."
-    return f"Every file is listed in `bundle.json` with its SHA-256.{largest}\n\n{lower}"
+    fitting = (
+        " `heldout.parquet` has logits of held-out images, no ids and no paths: `infer --cascade` is fitted on them."
+    )
+    held = fitting if heldout_rows.FILE in values["files"] else ""
+    return f"Every file is listed in `bundle.json` with its SHA-256.{largest}{held}\n\n{lower}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

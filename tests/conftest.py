@@ -118,6 +118,7 @@ def call(hub: Any, hub_child: Any) -> Callable[..., str]:
 
     for seen in (hub.faults, hub.seen, hub.received, hub.sent):
         seen.clear()
+    hub.wait = 0.0
 
     def call(*arguments: object, code: int = 0, token: str = hub_api.TOKEN) -> str:
         found, out, err = hub_child(*arguments, HF_TOKEN=token)
