@@ -54,7 +54,7 @@ LIGHT = {
     "numpy,torch,pandas": "ensemble.errors ensemble.recipe ensemble.contract ensemble.commands ensemble.catalogue "
     "ensemble.data_commands ensemble.fetch_command ensemble.select_command ensemble.stack_command ensemble.names "
     "ensemble.report_command export.export_command export.infer_command export.adapt_command "
-    "export.evaluate_command export.explain_command export.bench_command export.setting "
+    "export.evaluate_command export.explain_command export.bench_command export.setting export.hub_commands "
     "export cli",
     "torch,sklearn,transformers": "ensemble.images ensemble.artifacts ensemble.metrics ensemble.stack ensemble.score "
     "ensemble.members ensemble.stack_run ensemble.stack_table ensemble.stack_rows ensemble.threshold ensemble.external "
@@ -70,7 +70,7 @@ LIGHT = {
     "export.plan export.tuning export.bench export.libraries export.onnx_sessions export.openvino_runtime "
     "export.batches export.predictor export.submission export.bundle export.inputs export.rows export.parquet_input "
     "export.results export.journal export.certificate export.export_run export.evaluate_model export.ensembles "
-    "export.cascades export.heldout_rows",
+    "export.cascades export.heldout_rows export.hub export.hub_push export.model_card ensemble.download",
 }
 
 
