@@ -6,85 +6,21 @@ Xet, which the real Hub prefers for large files, has a server of its own, so the
 
 import base64
 import json
-import math
 import re
+import sys
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from hashlib import sha1, sha256
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
+from hub_state import Hub, Repo, git_hash
+
 TOKEN = "hf_aSecretThatNobodyMayPrint"  # noqa: S105 of this server alone
 READER = "hf_aTokenWithoutTheRightToWrite"
-LFS_SUFFIXES = (".onnx", ".safetensors", ".parquet", ".bin")
-PART = 4 << 20  # bytes of a part, for files larger than that
 CHUNK = 1 << 20
-
-
-@dataclass
-class Fault:
-    """Requests whose "METHOD path" matches are answered by `status`, or, at 0, cut off in mid-body; `times` of them."""
-
-    pattern: str
-    status: int = 0
-    times: int = 1
-    headers: dict[str, str] = field(default_factory=dict)
-    message: str = ""
-
-
-@dataclass
-class Repo:
-    private: bool = False
-    heads: dict[str, str] = field(default_factory=dict)  # branch -> commit
-    commits: dict[str, dict[str, bytes | str]] = field(default_factory=dict)  # files: content, or SHA-256 if large
-    messages: list[str] = field(default_factory=list)
-    gated: bool = False
-    moves: list[str] = field(default_factory=list)  # commits that main moves on to, one after each look at it
-    licence: str | None = None
-
-    def commit(self, branch: str, files: dict[str, bytes | str]) -> str:
-        name = sha1(repr((len(self.commits), sorted(files))).encode(), usedforsecurity=False).hexdigest()
-        self.commits[name], self.heads[branch] = files, name
-        return name
-
-    def resolve(self, revision: str) -> str | None:
-        return revision if revision in self.commits else self.heads.get(revision)
-
-
-@dataclass
-class Hub:
-    """received: bytes of large files by SHA-256; sent: bytes of files by path; seen: "METHOD path" of each request."""
-
-    store: Path
-    url: str = ""
-    repos: dict[str, Repo] = field(default_factory=dict)
-    faults: list[Fault] = field(default_factory=list)
-    seen: list[str] = field(default_factory=list)
-    received: Counter[str] = field(default_factory=Counter)
-    sent: Counter[str] = field(default_factory=Counter)
-    wait: float = 0.0  # seconds before each piece of a large file is taken or given
-
-    def add(self, name: str, files: dict[str, bytes], **more) -> Repo:
-        repo = self.repos[name] = Repo(**more)
-        repo.commit("main", {".gitattributes": b"", **{path: self.keep(path, data) for path, data in files.items()}})
-        return repo
-
-    def keep(self, path: str, data: bytes) -> bytes | str:
-        if not path.endswith(LFS_SUFFIXES):
-            return data
-        digest = sha256(data).hexdigest()
-        (self.store / digest).write_bytes(data)
-        return digest
-
-    def files(self, name: str, branch: str = "main") -> dict[str, bytes]:
-        found = self.repos[name].commits[self.repos[name].heads[branch]]
-        return {
-            path: (self.store / kept).read_bytes() if isinstance(kept, str) else kept for path, kept in found.items()
-        }
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -189,15 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
     def tree(self, name: str, revision: str) -> None:
         if repo := self._open(name):
             files = repo.commits[repo.resolve(revision) or ""]
-            return self._json([self._entry(path, kept) for path, kept in files.items()])
+            return self._json([self.hub.entry(path, kept) for path, kept in files.items()])
         return None
-
-    def _entry(self, path: str, kept: bytes | str) -> dict[str, object]:
-        if isinstance(kept, str):
-            size = (self.hub.store / kept).stat().st_size
-            lfs = {"oid": kept, "size": size, "pointerSize": 130}
-            return {"type": "file", "path": path, "size": size, "oid": kept[:40], "lfs": lfs}
-        return {"type": "file", "path": path, "size": len(kept), "oid": _git(kept)}
 
     def validate(self) -> None:
         content = json.loads(self._drain())["content"]
@@ -209,38 +138,14 @@ class _Handler(BaseHTTPRequestHandler):
         asked = json.loads(self._drain())["files"]
         if repo := self._open(name, write=True):
             there = repo.commits[repo.resolve(revision) or ""]
-            oids = {path: kept if isinstance(kept, str) else _git(kept) for path, kept in there.items()}
-            return self._json(
-                {
-                    "files": [
-                        {
-                            "path": file["path"],
-                            "uploadMode": "lfs" if file["path"].endswith(LFS_SUFFIXES) else "regular",
-                            "shouldIgnore": False,
-                            "oid": oids.get(file["path"]),
-                        }
-                        for file in asked
-                    ]
-                }
-            )
+            return self._json({"files": [self.hub.upload_mode(there, file["path"]) for file in asked]})
         return None
 
     def batch(self, name: str) -> None:
         asked = json.loads(self._drain())["objects"]
         if self._open(name, write=True):
-            return self._json({"transfer": "basic", "objects": [self._upload(**item) for item in asked]})
+            return self._json({"transfer": "basic", "objects": [self.hub.upload(**item) for item in asked]})
         return None
-
-    def _upload(self, oid: str, size: int) -> dict[str, object]:
-        if (self.hub.store / oid).is_file():
-            return {"oid": oid, "size": size}
-        actions = {"upload": {"href": f"{self.hub.url}/lfs/{oid}"}, "verify": {"href": f"{self.hub.url}/verify"}}
-        if size > PART:
-            parts = {
-                f"{number:05}": f"{self.hub.url}/lfs/{oid}/{number}" for number in range(1, math.ceil(size / PART) + 1)
-            }
-            actions["upload"] = {"href": f"{self.hub.url}/complete", "header": {"chunk_size": str(PART), **parts}}
-        return {"oid": oid, "size": size, "actions": actions}
 
     def put(self, oid: str, part: str = "") -> None:
         left = int(self.headers["Content-Length"])
@@ -316,7 +221,7 @@ class _Handler(BaseHTTPRequestHandler):
         if commit is None or path not in repo.commits[commit]:
             return self._refuse(404, "EntryNotFound" if commit else "RevisionNotFound")
         kept = repo.commits[commit][path]
-        etag = kept if isinstance(kept, str) else _git(kept)
+        etag = kept if isinstance(kept, str) else git_hash(kept)
         size = (self.hub.store / kept).stat().st_size if isinstance(kept, str) else len(kept)
         told = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         start = int(told[1]) if told else 0
@@ -346,10 +251,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection |= self.cut
 
 
-def _git(data: bytes) -> str:
-    return sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-
-
 MODEL = "/api/models/([^/]+/[^/]+)"
 ROUTES = [
     ("POST /api/repos/create", _Handler.create),
@@ -369,11 +270,17 @@ ROUTES = [
 ]
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exception(), ConnectionError):  # a client that was killed
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def serve(store: Path) -> Iterator[Hub]:
     """A Hub without repositories that keeps large files in `store`."""
     hub = Hub(store)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import ROOT, exported_run, write_bundle, write_csv, write_image, write_onnx, write_stacker
-from hub_api import Fault
 from hub_client import environment
+from hub_state import Fault
 
 from ensemble import artifacts
 from ensemble.stack import Stacker

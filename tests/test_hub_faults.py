@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 from helpers import exported_run, run_cli
-from hub_api import READER, TOKEN, Fault
+from hub_api import READER, TOKEN
 from hub_client import client
+from hub_state import Fault
 
 from ensemble.download import brief, explain
 from ensemble.errors import HubError
