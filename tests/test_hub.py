@@ -1,26 +1,18 @@
 """push and pull by the real huggingface_hub against a loopback Hub."""
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
-import numpy as np
 import pandas as pd
 import pytest
-from helpers import ROOT, exported_run, write_bundle, write_csv, write_image, write_onnx, write_stacker
-from hub_client import environment
-from hub_state import Fault
+from helpers import change_json, exported_run, write_bundle, write_csv, write_image, write_onnx, write_stacker
 
 from ensemble import artifacts
+from ensemble.errors import ArtifactError
 from ensemble.stack import Stacker
 from export import bundle
-
-PIECE = 3 << 20
+from export import hub as hub_names
 
 
 @pytest.fixture(scope="module")
@@ -31,36 +23,6 @@ def exported(tmp_path_factory):
 @pytest.fixture
 def run(exported, tmp_path):
     return shutil.copytree(exported, tmp_path / "run")
-
-
-def large_bundle(folder, sizes, seed=0):
-    """The bundle with files of these sizes in place of its members', which nothing could run."""
-    rng = np.random.default_rng(seed)
-    entries = bundle.contents(folder)["members"]
-    for entry, size in zip(entries.values(), sizes, strict=True):
-        (folder / entry["file"]).write_bytes(rng.bytes(size))
-    bundle.write_bundle(folder, entries)
-    return folder
-
-
-def killed_when(reached, command, hub, home):
-    """Run a command and kill it once `reached()`."""
-    with subprocess.Popen(
-        [sys.executable, str(ROOT / "cli.py"), *map(str, command)],
-        env=environment(hub.url, home),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=home,
-    ) as process:
-        deadline = time.monotonic() + 120
-        while not reached():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
-    hub.wait, known = 0.0, None
-    while known != (known := (dict(hub.received), dict(hub.sent))):  # what was on its way arrives
-        time.sleep(0.5)
 
 
 def test_what_was_pushed_is_pulled_and_scores_the_same(hub, call, run, repo, tmp_path):
@@ -147,55 +109,6 @@ def test_branches_and_private_repositories(hub, call, run, repo, tmp_path):
     )
 
 
-def test_a_killed_push_repeated_sends_only_what_is_missing(hub, call, run, repo, tmp_path):
-    folder = large_bundle(run / "bundle", (PIECE, 2 * PIECE))
-    first, second = (artifacts.file_sha256(folder / f"members/{name}.fp32.onnx") for name in ("one", "two"))
-    hub.wait = 0.3
-    killed_when(lambda: hub.received[second], ["push", repo, "--bundle", folder], hub, tmp_path)
-    assert hub.repos[repo].messages == []  # nothing half is ever seen
-    assert hub.received[first] == PIECE
-    before = hub.received[second]
-    assert before < 2 * PIECE
-    hub.received.clear()
-    call("push", repo, "--bundle", folder)
-    assert hub.received[first] == 0
-    assert hub.received[second] == 2 * PIECE
-    bundle_on_hub = hub.files(repo)
-    assert bundle_on_hub["members/two.fp32.onnx"] == (folder / "members" / "two.fp32.onnx").read_bytes()
-
-
-def test_a_killed_pull_repeated_fetches_only_what_is_missing(hub, call, run, repo, tmp_path):
-    folder = large_bundle(run / "bundle", (PIECE // 4, 3 * PIECE), seed=1)
-    call("push", repo, "--bundle", folder)
-    one, two = "members/one.fp32.onnx", "members/two.fp32.onnx"
-    hub.wait = 0.3
-    command = ["pull", repo, tmp_path / "pulled"]
-    killed_when(lambda: hub.sent[two] >= PIECE and hub.sent[one] == PIECE // 4, command, hub, tmp_path)
-    assert not (tmp_path / "pulled").exists()
-    hub.sent.clear()
-    with_same_cache = environment(hub.url, tmp_path)
-    again = [sys.executable, str(ROOT / "cli.py"), *map(str, command)]
-    subprocess.run(again, env=with_same_cache, check=True, cwd=tmp_path, capture_output=True)
-    assert hub.sent[two] == 3 * PIECE
-    assert hub.sent[one] == 0
-    bundle.open_bundle(tmp_path / "pulled")
-
-
-@pytest.mark.parametrize("kind", ["PUT /lfs/", "GET /.*/resolve/.*two"])
-def test_a_cut_connection_heals_by_itself(kind, hub, call, run, repo, tmp_path):
-    folder = large_bundle(run / "bundle", (PIECE, 8 * PIECE), seed=len(kind))
-    hub.faults.append(Fault(kind))
-    call("push", repo, "--bundle", folder)
-    call("pull", repo, tmp_path / "pulled")
-    assert hub.faults[0].times == 0
-    assert (tmp_path / "pulled" / "members" / "two.fp32.onnx").read_bytes() == (
-        folder / "members" / "two.fp32.onnx"
-    ).read_bytes()
-    if kind.startswith("GET"):
-        # what was cut off in the middle went on near there: the client counts in pieces of 10 MiB
-        assert 8 * PIECE <= hub.sent["members/two.fp32.onnx"] < 9 * PIECE
-
-
 def test_a_branch_that_moves_between_two_requests_mixes_no_files(hub, call, run, repo, tmp_path):
     call("push", repo, "--run", run)
     found = hub.repos[repo]
@@ -276,6 +189,37 @@ def test_a_repository_that_is_not_what_its_list_says_is_refused(change, message,
     assert re.fullmatch(rf"Error: {repo} [^\n]*\n", said)
     assert message in said
     assert not (tmp_path / "pulled").exists()
+
+
+def test_the_card_names_the_licence_of_a_checkpoint_that_the_hub_tells(hub, call, run, repo):
+    hub.add("org/told", {}, licence="mit")
+    for name, checkpoint in (("one", "org/told"), ("two", "org/gone")):
+        recipe = {"backbone": {"checkpoint": checkpoint}}
+        change_json(artifacts.member_path(run, name) / "member.json", recipe=recipe)
+    call("push", repo, "--run", run)
+    card = hub.files(repo)["README.md"].decode()
+    assert "| one | 0.5000 | [org/told](https://huggingface.co/org/told) | mit |" in card
+    assert "| two | 0.2500 | [org/gone](https://huggingface.co/org/gone) | see its page |" in card
+
+
+def test_scores_that_are_looked_up_by_id_travel_too_and_that_is_said(hub, call, run, repo, tmp_path):
+    folder = run / "bundle"
+    artifacts.write_parquet(artifacts.external_path(folder, "other"), pd.DataFrame({"id": ["a"], "logit": [0.5]}))
+    bundle.write_bundle(folder, bundle.contents(folder)["members"], externals=["other"])
+    said = call("push", repo, "--bundle", folder)
+    assert "externals/other.parquet: ids and scores of images, which whoever may read" in said
+    call("pull", repo, tmp_path / "pulled")
+    assert (tmp_path / "pulled" / "externals" / "other.parquet").is_file()
+
+
+def test_a_full_disk_leaves_nothing_half(run, tmp_path, monkeypatch):
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(ArtifactError, match="No space left on device; choose another place"):
+        hub_names._copy(run / "bundle", tmp_path / "pulled")
+    assert not list(tmp_path.glob("*pulled*"))
 
 
 def test_uncertified_bundles_are_pushed_on_demand_and_the_card_says_so(hub, call, run, repo):

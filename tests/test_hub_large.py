@@ -34,9 +34,9 @@ def write_random(path, size, seed):
             file.write(rng.bytes(min(1 << 24, size - start)))
 
 
-def command(arguments, hub, home, **more):
+def command(arguments, hub, home, held=0, **more):
     environ = environment(hub.url, home)
-    line = [sys.executable, "-c", WITH_PEAK, *map(str, arguments)]
+    line = [sys.executable, "-c", f"held = bytes(b'x' * {held})\n{WITH_PEAK}", *map(str, arguments)]
     return subprocess.Popen(line, env=environ, cwd=ROOT, stderr=subprocess.PIPE, text=True, **more)
 
 
@@ -52,8 +52,8 @@ def kill_at(count, moved, arguments, hub, home):
     moved.clear()
 
 
-def peak(arguments, hub, home):
-    with command(arguments, hub, home) as process:
+def peak(arguments, hub, home, held=0):
+    with command(arguments, hub, home, held) as process:
         _, err = process.communicate()
     assert process.returncode == 0, err
     used = int(err.split("peak ")[1])
@@ -76,6 +76,7 @@ def test_a_gigabyte_is_pushed_and_pulled_in_little_memory(hub, tmp_path):
     push = ["push", "me/large", "--run", run]
     kill_at(sum(SIZES.values()) // 2, hub.received, push, hub, tmp_path)
     assert peak(push, hub, tmp_path) < LIMIT
+    assert peak(["--help"], hub, tmp_path, held=LIMIT) > LIMIT
     assert hub.received[digests["one"]] == 0
     assert hub.received[digests["two"]] == SIZES["two"]
 

@@ -2,16 +2,18 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
 import transformers
-from helpers import change_json, write_image
+from helpers import write_image
+from hub_client import environment
 from small_members import small_member
 
 from ensemble import artifacts
 from ensemble.backbone import save_classifier
-from ensemble.labels import LABELS
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +55,20 @@ def infer(call, source, photos, output, *more, code=0):
 
 
 @pytest.mark.parametrize("kind", ["swin", "timm"])
-def test_a_classifier_scores_alike_from_a_folder_and_from_the_hub(kind, hub, call, repo, checkpoints, photos, tmp_path):
+def test_a_classifier_scores_alike_from_a_folder_and_from_the_hub(
+    kind, hub, call, repo, checkpoints, photos, tmp_path, tiles
+):
     hub.add(repo, files(checkpoints / kind))
     here = infer(call, checkpoints / kind, photos, tmp_path / "here.csv")
     there = infer(call, f"hf://{repo}", photos, tmp_path / "there.csv", "--members")
     assert list(here["target"]) == list(there["target"])
     assert list(there[repo]) == list(there["target"])
     assert here["target"].between(0, 1).all()
+    said = call(
+        *("evaluate", "--model", f"hf://{repo}", "--data", tiles, "--grid", "none", "--limit", "4"),
+        *("--output", tmp_path / "evaluated"),
+    )
+    assert f"Which images {repo} was trained on is not known here" in said
 
 
 def test_class_names_say_which_side_is_ai_or_the_user_does(hub, call, repo, checkpoints, photos, tmp_path):
@@ -103,34 +112,48 @@ def test_what_is_no_two_class_classifier_is_refused_in_one_line(hub, call, repo,
     assert "cannot be loaded" in broken
 
 
+OPEN = """
+import sys, transformers
+for name in sys.argv[2:]:
+    place = {"subfolder": f"members/{name}"}
+    network = transformers.AutoModelForImageClassification.from_pretrained(sys.argv[1], **place)
+    processor = transformers.AutoImageProcessor.from_pretrained(sys.argv[1], **place)
+    print(name, *network.config.id2label.values(), type(processor).__name__)
+"""
+
+
 def test_members_pushed_with_a_bundle_open_each_by_itself(hub, call, run, repo, tmp_path):
     run = shutil.copytree(run, tmp_path / "run")
-    out = call("push", repo, "--run", run, "--members")
-    assert "exporting first" not in out
+    assert "exporting first" not in call("push", repo, "--run", run, "--members")
     there = hub.files(repo)
-    for name, processor in (("tiny_convnext", True), ("tiny_vit", False)):
-        kept = {path.rpartition("/")[2] for path in there if path.startswith(f"members/{name}/")}
-        expected = {"config.json", "model.safetensors", "member.json"} | (
-            {"preprocessor_config.json"} if processor else set()
-        )
-        assert kept == expected
-        folder = tmp_path / "opened" / name
-        folder.mkdir(parents=True)
-        for file in kept:
-            (folder / file).write_bytes(there[f"members/{name}/{file}"])
-        opened = transformers.AutoModelForImageClassification.from_pretrained(folder)
-        assert list(opened.config.id2label.values()) == list(LABELS)
-        told = json.loads((folder / "member.json").read_text())
-        assert set(told) == {"format_version", "name", "labels", "contract", "files"}
-        image = artifacts.member_path(run, name)
-        one, two = tmp_path / "one.csv", tmp_path / "two.csv"
-        photos = tmp_path / "photos"
-        write_image(photos / "a.png", 77)
-        assert list(infer(call, image, photos, one)["target"]) == list(infer(call, folder, photos, two)["target"])
-    assert str(tmp_path).encode() not in b"".join(there.values())
-    change_json(run / "stacker.json", threshold=0.25)
-    assert "The bundle is missing or older than the members or the stack: exporting first." in call(
-        "push", repo, "--run", run
+    opened = subprocess.run(
+        [sys.executable, "-c", OPEN, repo, "tiny_convnext", "tiny_vit"],
+        env=environment(hub.url, tmp_path),
+        capture_output=True,
+        text=True,
+        check=True,
     )
+    assert opened.stdout.splitlines() == [
+        "tiny_convnext real ai BitImageProcessor",
+        "tiny_vit real ai TimmWrapperImageProcessor",
+    ]
+    folder = tmp_path / "opened" / "tiny_vit"
+    folder.mkdir(parents=True)
+    for path in there:
+        if path.startswith("members/tiny_vit/"):
+            (folder / path.rpartition("/")[2]).write_bytes(there[path])
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "member.json"}
+    assert set(json.loads((folder / "member.json").read_text())) == {
+        *("format_version", "name", "labels", "contract", "files")
+    }
+    photos = write_image(tmp_path / "photos" / "a.png", 77).parent
+    original = infer(call, artifacts.member_path(run, "tiny_vit"), photos, tmp_path / "out.csv")
+    assert list(infer(call, folder, photos, tmp_path / "out.csv")["target"]) == list(original["target"])
+    assert str(tmp_path).encode() not in b"".join(there.values())
+
+    call("stack", "--run", run, "--threshold", "0.25")
+    said = call("push", repo, "--run", run)
+    assert "The bundle is missing or older than the members or the stack: exporting first." in said
+    assert "7 of an earlier push deleted" in said
     assert b"at least **0.2500**" in hub.files(repo)["README.md"]
     assert not [path for path in hub.files(repo) if path.startswith("members/tiny_vit/")]
