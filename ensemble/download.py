@@ -5,6 +5,7 @@ files: one that was cut off is fetched again from its beginning, all others stay
 """
 
 import errno
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -77,11 +78,12 @@ def download(
 
 @contextmanager
 def hub_errors(repo: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises into a HubError of one line, and keep its own log lines to itself."""
-    from huggingface_hub.utils import logging
+    """Turn what huggingface_hub raises into a HubError of one line; of its log, show only that it waits."""
+    import huggingface_hub.utils  # noqa: F401 makes the handlers
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # they would show addresses that are signed for a while
+    handlers = logging.getLogger("huggingface_hub").handlers
+    for handler in handlers:
+        handler.addFilter(_is_of_use)
     try:
         yield
     except Exception as error:
@@ -90,7 +92,13 @@ def hub_errors(repo: str) -> Iterator[None]:
             raise
         raise HubError(f"{repo}: {reason}") from None
     finally:
-        logging.set_verbosity(verbosity)
+        for handler in handlers:
+            handler.removeFilter(_is_of_use)
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    """Its other warnings show addresses that are signed for a while."""
+    return record.levelno >= logging.ERROR or record.getMessage().startswith("Rate limited. Waiting")
 
 
 def explain(error: BaseException) -> str | None:
@@ -117,6 +125,8 @@ def explain(error: BaseException) -> str | None:
         return f"the Hub refused ({brief(error)} {brief(Exception(str(error).partition(chr(10))[2]))})"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full; make room, or move the cache with HF_HOME, and run the same command again"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
     if isinstance(error, OSError) or "http" in type(error).__module__:  # the client's own change with its version
         return f"the Hub cannot be reached ({brief(error)}); connect and run it again, or name a local folder"
     return None

@@ -122,6 +122,7 @@ def test_a_branch_that_moves_between_two_requests_mixes_no_files(hub, call, run,
         if name == "pull":
             assert first[:12] in call("pull", repo, tmp_path / "pulled")
             bundle.open_bundle(tmp_path / "pulled")
+            assert (tmp_path / "pulled" / "bundle.json").read_bytes() == found.commits[first]["bundle.json"]
         else:
             write_image(tmp_path / "images" / "a.png")
             call("infer", "--bundle", f"hf://{repo}", "--input", tmp_path / "images", "--output", tmp_path / "out.csv")
@@ -159,6 +160,12 @@ def test_a_cached_file_that_was_damaged_is_fetched_again(hub, hub_child, call, r
     bundle.open_bundle(tmp_path / "two")
 
 
+def listing(values):
+    """A bundle.json that anybody could write."""
+    values = {"format_version": 1, **values}
+    return json.dumps({**values, "digest": artifacts.json_sha256(values)}).encode()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -172,11 +179,11 @@ def test_a_cached_file_that_was_damaged_is_fetched_again(hub, hub_child, call, r
         ),
         (lambda files: files.update({"bundle.json": b"{}"}), "cannot be used"),
         (
-            lambda files: files.update(
-                {"bundle.json": json.dumps({"format_version": 1, "files": {"../x": ""}}).encode()}
-            ),
-            "",
+            lambda files: files.update({"bundle.json": listing({"files": {"../x": ""}, "members": {}})}),
+            "names files that",
         ),
+        (lambda files: files.update({"bundle.json": listing({})}), "its bundle.json lacks what one has"),
+        (lambda files: files.update({"bundle.json": listing({"files": 3, "members": 4})}), "its bundle.json lacks"),
     ],
 )
 def test_a_repository_that_is_not_what_its_list_says_is_refused(change, message, hub, call, run, repo, tmp_path):

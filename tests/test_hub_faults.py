@@ -1,5 +1,7 @@
 """What goes wrong on the Hub is one line that says what to run; the real client, a loopback Hub with faults."""
 
+import io
+import logging
 import re
 import shutil
 
@@ -9,7 +11,7 @@ from hub_api import READER, TOKEN
 from hub_client import client
 from hub_state import Fault
 
-from ensemble.download import brief, explain
+from ensemble.download import brief, explain, hub_errors
 from ensemble.errors import HubError
 from export import hub as hub_names
 
@@ -83,6 +85,21 @@ def test_what_passes_is_waited_for(fault, hub, call, run, repo, tmp_path):
     assert fault.times == 0
     assert len(hub.repos[repo].messages) == 1
     call("pull", repo, tmp_path / "pulled")
+
+
+def test_of_the_clients_log_only_waits_are_shown():
+    handler, shown = logging.StreamHandler(), io.StringIO()
+    handler.setStream(shown)
+    logger = logging.getLogger("huggingface_hub")
+    logger.addHandler(handler)
+    try:
+        with hub_errors("me/x"):
+            logging.getLogger("huggingface_hub.utils._http").warning("HTTP Error 500 thrown, PUT https://x?signature=y")
+            logging.getLogger("huggingface_hub.utils._http").warning("Rate limited. Waiting 31.0s before retry")
+        logging.getLogger("huggingface_hub.utils._http").warning("as before")
+    finally:
+        logger.removeHandler(handler)
+    assert shown.getvalue() == "Rate limited. Waiting 31.0s before retry\nas before\n"
 
 
 def test_who_may_not_push_is_told_so(hub, call, run, repo):
@@ -167,5 +184,6 @@ def test_what_can_be_one(name):
 def test_an_error_of_our_own_is_no_fault_of_the_hub():
     assert explain(RuntimeError("a mistake")) is None
     assert explain(KeyError("a mistake")) is None
+    assert explain(PermissionError(13, "Permission denied", "/cache/x")) == "/cache/x: Permission denied"
     assert explain(OSError(28, "No space left on device")).startswith("the disk is full; make room")
     assert brief(ValueError(f"\n\n token {TOKEN} is bad\nmore")) == "token hf_... is bad"
