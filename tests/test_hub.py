@@ -72,13 +72,15 @@ def test_what_is_gone_here_goes_there_and_the_owners_own_stays(hub, call, run, r
     files = {**own, "notes/members.txt": b"mine", "README.md": card.encode() + b"\nMine too.\n"}
     found.commit("main", {**files, "members/gone.fp32.onnx": b"left by an older push"})
     (run / "bundle" / "members" / "two.fp32.onnx").unlink()
+    (run / "bundle" / "heldout.parquet").unlink()
     write_stacker(run, Stacker(("one",), (1.0,), 0.0))
     write_bundle(run)
     entries = {"one": bundle.contents(run / "bundle")["members"]["one"]}
     bundle.write_bundle(run / "bundle", entries)
-    assert "2 of an earlier push deleted" in call("push", repo, "--run", run)
+    assert "3 of an earlier push deleted" in call("push", repo, "--run", run)
     there = hub.files(repo)
     assert "members/gone.fp32.onnx" not in there
+    assert "heldout.parquet" not in there
     assert "members/two.fp32.onnx" not in there
     assert there["notes/members.txt"] == b"mine"
     assert there["README.md"].decode().endswith("<!-- manyeyes push: end -->\n\nMine too.\n")
@@ -91,6 +93,18 @@ def test_a_repository_that_holds_something_else_loses_nothing(hub, call, run, re
     call("push", repo, "--run", run)
     assert hub.files(repo)["members/other.bin"] == b"not ours"
     assert hub.files(repo)["README.md"].endswith(b"\n\n# Mine\n")
+
+
+def test_what_another_pushed_meanwhile_is_not_overwritten(hub, call, run, repo):
+    call("push", repo, "--run", run)
+    found = hub.repos[repo]
+    head = found.heads["main"]
+    theirs = found.commit("main", {**found.commits[head], "theirs.txt": b"new"})
+    found.heads["main"], found.moves = head, [theirs]
+    said = call("push", repo, "--run", run, "--license", "mit", code=2)
+    assert said == f"Error: {repo}: it was changed meanwhile; run the same command again\n"
+    call("push", repo, "--run", run, "--license", "mit")
+    assert "theirs.txt" in hub.files(repo)
 
 
 def test_branches_and_private_repositories(hub, call, run, repo, tmp_path):

@@ -66,6 +66,7 @@ def test_a_killed_push_repeated_sends_only_what_is_missing(hub, call, run, repo,
     killed_when(lambda: hub.received[second], ["push", repo, "--bundle", folder], hub, tmp_path)
     assert hub.repos[repo].messages == []  # nothing half is ever seen
     assert hub.received[first] == PIECE
+    assert hub.seen.index("POST /verify") < hub.seen.index(f"PUT /lfs/{second}/1")  # one after the other
     before = hub.received[second]
     assert before < 2 * PIECE
     hub.received.clear()
