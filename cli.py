@@ -28,6 +28,7 @@ COMMANDS = {
     "export": ("export.export_command", "Convert members to ONNX, each checked against its original."),
     "infer": ("export.infer_command", "Score images and write their `target` column."),
     "bench": ("export.bench_command", "Measure a bundle's speed on this machine."),
+    "frontier": ("export.frontier_command", "What accuracy costs in speed here; choose members to a budget."),
     "adapt": ("export.adapt_command", "Estimate one shift of the stack from unlabelled target images."),
     "push": ("export.hub_commands", "Put the bundle on the Hugging Face Hub, with a model card."),
     "pull": ("export.hub_commands", "Get a bundle from the Hugging Face Hub."),

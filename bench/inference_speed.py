@@ -1,18 +1,23 @@
 """Files to scores by several full-size members: ours beside what a user would run instead.
 
     python bench/inference_speed.py --rounds 5 --images 16 --output runs/inference_speed
+    python bench/inference_speed.py --precision bf16,int8,auto --ours tune --output runs/inference_speed
     python bench/inference_speed.py --device cuda --images 1024 --output runs/inference_speed
 
 The members are the five listed backbones at full size with random weights (timing does not depend on them), made
 here, exported by `python cli.py export --member ... --uncertified`, and kept in --output with every measurement, so
 that an interrupted run goes on. Nothing is downloaded. It needs the packages of manyeyes[demo], 6 GB of disk and
-12 GB of memory; --device cuda needs torch and onnxruntime-gpu with their CUDA libraries (manyeyes[cuda] or torch's).
+12 GB of memory (20 GB for int8, which also takes nncf where it is installed); --device cuda needs torch and
+onnxruntime-gpu with their CUDA libraries (manyeyes[cuda] or torch's).
 
 Every side lives in a process of its own, loads once, and the sides take turns, a pass over all files each:
   pipelines    five transformers pipelines in turn, each the faster of one image a call and batched, dtype as saved
   onnxruntime  the same graphs as ONNX Runtime fp32 sessions in turn, with transformers' processors, batched as above
   compiled     (cuda) torch.compile at --precision with our own decoding
-  ours CHOICE  infer --bundle, for each of --ours: auto, tune, or RUNTIME[:BATCH]; tune measures for minutes first
+  ours CHOICE PRECISION  infer --bundle, for each of --ours (auto, tune, or RUNTIME[:BATCH]) at each of --precision;
+               tune measures for minutes first, and at precision auto takes the fastest of those the bundle may run
+int8 files (calibrated on the photographs, no layer kept in fp32 but the last) are for speed alone: members with
+random weights prove nothing about int8, and what runs in int8 here has no certificate.
 Not timed against the others: our members alone beside a product of two 4096-cubed matrices in the same precision
 (the roof), and pipelines with processors that resize as ours do, whose scores must agree with ours.
 """
@@ -24,6 +29,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
@@ -35,13 +41,19 @@ sys.path.insert(0, str(ROOT))
 import full_size  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from inference_peers import Job, start  # noqa: E402
+from inference_peers import Job, peak_mib, start  # noqa: E402
 
 from ensemble import artifacts  # noqa: E402
+from ensemble.contract import ImageContract  # noqa: E402
+from ensemble.images import decode, to_pixels  # noqa: E402
 from ensemble.parallel import available_cores  # noqa: E402
+from export import bundle as bundles  # noqa: E402
+from export import int8  # noqa: E402
+from export.layers import read_layers  # noqa: E402
+from export.setting import ON_CPU, PRECISIONS  # noqa: E402
 
-FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
-LIBRARIES = ("torch", "transformers", "timm", "onnxruntime-gpu", "onnxruntime", "openvino")
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8")
+LIBRARIES = ("torch", "transformers", "timm", "onnxruntime-gpu", "onnxruntime", "openvino", "nncf")
 TOLERANCE = 5e-3  # of p, at fp32 and the same resize
 Lines = list[dict[str, Any]]
 
@@ -104,18 +116,42 @@ class Side:
         return json.loads(line)
 
 
+def add_int8(bundle: Path, photos: Path) -> None:
+    """int8 files for members that lack one, allowed without a certificate; a run that was left goes on here."""
+    files = sorted(photos.glob("*.jpg"))
+    for name in bundles.contents(bundle)["members"]:
+        values = bundles.contents(bundle)  # as the member before left it
+        entry = values["members"][name]
+        if "int8" in entry:
+            continue
+        source, by = bundle / entry["file"], int8.quantizer(symmetric=False)
+        print(f"{name}: quantizing {source.stat().st_size >> 20} MiB with {by}, {len(files)} photographs", flush=True)
+        contract, started = ImageContract.from_dict(entry["contract"]), time.monotonic()
+        pixels = np.concatenate([to_pixels(decode(file), contract)[:1] for file in files])
+        target = f"members/{name}.int8.onnx"
+        int8.write_int8(source, bundle / target, pixels, read_layers(source)[-1].nodes)
+        print(f"{name}: {time.monotonic() - started:.0f} s, {peak_mib()} MiB of memory at most so far", flush=True)
+        entries = {**values["members"], name: {**entry, "int8": target, "made": {"int8": {"by": by}}}}
+        ready = [each for each in entries if "int8" in entries[each]]
+        may = {f"{runtime} int8": {"members": ready, "certified": False} for runtime in ON_CPU}
+        bundles.write_bundle(bundle, entries, (), values["precisions"] | may)
+
+
 def jobs(options: argparse.Namespace, classifiers: dict[str, Path], bundle: Path, photos: Path) -> dict[str, Job]:
     """What takes turns, by name."""
     wanted = {"pipelines": ("pipelines", ""), "onnxruntime": ("onnxruntime", "")}
     if options.device == "cuda":
         wanted["compiled"] = ("compiled", "")
-    wanted |= {f"ours {choice}": ("ours", choice) for choice in options.ours}
     wanted |= {"shares": ("shares", options.ours[0]), "pipelines pil": ("pipelines pil", "")}
     folders = {name: str(folder) for name, folder in classifiers.items()}
-    common = (folders, str(bundle), str(photos), options.device, options.precision)
-    return {
-        name: Job(side, *common, choice) for name, (side, choice) in wanted.items() if side in options.sides or not side
+    common = (folders, str(bundle), str(photos), options.device)
+    work = {name: Job(side, *common, options.precision[0], choice) for name, (side, choice) in wanted.items()}
+    ours = {
+        f"ours {choice} {precision}": Job("ours", *common, precision, choice)
+        for precision in options.precision
+        for choice in options.ours
     }
+    return {name: job for name, job in (work | ours).items() if job.side in options.sides}
 
 
 def measure(options: argparse.Namespace, work: dict[str, Job]) -> Lines:
@@ -166,13 +202,15 @@ def rounds(name: str, options: argparse.Namespace) -> range:
 
 def report(options: argparse.Namespace, lines: Lines, bundle: Path) -> None:
     """The tables."""
-    first = f"ours {options.ours[0]}"
+    first = f"ours {options.ours[0]} {options.precision[0]}"
     of = {name: {x["round"]: x for x in lines if x["side"] == name} for name in dict.fromkeys(x["side"] for x in lines)}
     print(f"\n{machine(options)}")
     print(
         f"{options.members} members, {options.images} JPEGs of {' and '.join(f'{w}x{h}' for w, h in full_size.SIZES)}, "
-        f"ours at {options.precision}, {options.rounds} alternating rounds, {options.device}; files to scores\n"
+        f"{options.rounds} alternating rounds, {options.device}; files to scores\n"
     )
+    if "int8" in options.precision:
+        print("int8: for speed alone, without a certificate: random weights prove nothing about its scores\n")
     if first not in of:
         print(f"{first} was not measured")
         return
@@ -229,15 +267,20 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], help="of ours  [default: bf16 if it is fast]")
+    parser.add_argument("--precision", help=f"some of {', '.join(PRECISIONS)}, auto  [default: bf16 if it is fast]")
     parser.add_argument("--ours", default="auto", help="some of auto, tune, RUNTIME[:BATCH]; ratios are to the first")
     parser.add_argument("--sides", default="pipelines,onnxruntime,compiled,ours,shares,pipelines pil")
     parser.add_argument("--output", type=Path, default=Path("runs/inference_speed"))
     options = parser.parse_args()
     options.ours, options.sides = options.ours.split(","), options.sides.split(",")
-    if options.precision is None:
-        fast = options.device == "cuda" or {"avx512_bf16", "amx_bf16"} & set(cpu()[1])
-        options.precision = "bf16" if fast else "fp32"
+    fast = options.device == "cuda" or {"avx512_bf16", "amx_bf16"} & set(cpu()[1])
+    options.precision = (options.precision or ("bf16" if fast else "fp32")).split(",")
+    if unknown := set(options.precision) - {*PRECISIONS, "auto"}:
+        parser.error(f"unknown precisions: {', '.join(sorted(unknown))}")
+    if options.precision[0] in ("int8", "auto"):
+        parser.error("name a precision that torch multiplies in first, such as bf16,int8: the roof is measured at it")
+    if "int8" in options.precision and options.device == "cuda":
+        parser.error("int8 here is for CPUs: leave out --device cuda")
     os.environ.setdefault("MANYEYES_CACHE", str(options.output.absolute() / "cache"))
     sets = {"full": full_size.FULL, "quick": full_size.QUICK}
     names = list(sets.get(options.members, options.members.split(",")))
@@ -248,6 +291,8 @@ def main() -> None:
     photos = options.output / f"photos-{options.images}"
     full_size.write_photos(photos, options.images)
     bundle = make_bundle(options, classifiers)
+    if "int8" in options.precision:
+        add_int8(bundle, photos)
     report(options, measure(options, jobs(options, classifiers, bundle, photos)), bundle)
 
 

@@ -31,6 +31,10 @@ class Step:
         """float64 [N] from member logits [N, members] in the cascade's order; NaN without one that it needs."""
         return weighted_sum(logits, self.coef, self.intercept)
 
+    def lets_leave(self, guess: np.ndarray) -> np.ndarray:
+        """Which images with these guesses [N] leave: bool [N]; NaN stays."""
+        return (guess <= self.low) | (guess >= self.high)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values: null for a limit that lets nobody leave."""
         limits = {
@@ -53,7 +57,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Report:
-    """What a cascade did on rows that its limits were not fitted on.
+    """What a cascade did on rows, each by limits that were fitted on others.
 
     auroc: of the full stack, and of the cascade. loss: the first minus the second, with its
     95 % interval over groups. shares: of the images that leave after each member, in the
@@ -138,6 +142,6 @@ def leave(steps: Sequence[Step], ordered: np.ndarray, full: np.ndarray) -> tuple
     found, left = full, np.full(len(full), len(steps))
     for number, step in reversed(list(enumerate(steps))):  # the first that lets an image leave has it
         guess = step.guess(ordered)
-        leaves = (guess <= step.low) | (guess >= step.high)
+        leaves = step.lets_leave(guess)
         found, left = np.where(leaves, guess, found), np.where(leaves, number, left)
     return found, left

@@ -1,4 +1,4 @@
-"""Fit a cascade on one part of labelled rows, and report what it does on the other. NumPy only."""
+"""Fit a cascade on labelled rows, and report what it does on rows that it was not fitted on. NumPy only."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,9 +12,12 @@ from ensemble.errors import ArtifactError
 from ensemble.metrics import auroc, sigmoid
 from ensemble.stack import Stacker
 
-LEAST_ROWS = 100  # in both parts together
-LEAST_GROUPS = 4  # with rows of a class, in each part
-REMEDY = "export with more held-out images (train-all --heldout, or export --stack-on), or score without --cascade"
+LEAST_ROWS = 100
+LEAST_GROUPS = 8  # with rows of a class
+REMEDY = (
+    "export with more held-out images (train-all --heldout or --folds, or export --stack-on), "
+    "or score without --cascade"
+)
 
 
 @dataclass(frozen=True)
@@ -31,38 +34,38 @@ def fit_cascade(
 ) -> Cascade:
     """A cascade whose AUROC is to lie at most `tolerance` below the full stack's.
 
-    milliseconds: each member's, an image; 0 for those whose scores are looked up. Half of the
-    groups serve to fit order, guesses and limits, the other half to report. Members run from
-    cheap to dear, or by what they tell a millisecond where that costs less. ArtifactError where
-    there are too few rows, and where the report says that the loss is larger.
+    milliseconds: each member's, an image; 0 for those whose scores are looked up. Members run
+    from cheap to dear, or by what they tell a millisecond where that costs less. Guesses and
+    limits are fitted on all rows; the report is cross-fitted: each quarter of the groups leaves
+    by steps that were fitted in the same way on the other three. ArtifactError where the report
+    says that the loss is larger; whether rows are enough is for `check_rows` to say.
 
     That the stacker may have been fitted on the same rows flatters the full stack, not the cascade.
     """
     if len(stacker.members) < 2:
         raise ArtifactError("a cascade needs two members or more; score without --cascade")
-    first = halves(rows.labels, rows.groups, seed)
-    _check(rows, first)
     spent = np.array([milliseconds[name] for name in stacker.members])
-    both = Material(stacker.members, rows.logits, stacker.logit(rows.logits), rows.labels, rows.groups, spent)
-    fitting = both.part(first)
-    fold = _quarters(fitting.labels, fitting.groups, seed)
+    material = Material(stacker.members, rows.logits, stacker.logit(rows.logits), rows.labels, rows.groups, spent)
     found = []
-    for order in dict.fromkeys([by_cost(spent), by_worth(fitting)]):
-        steps = fit_steps(fitting.ordered(order), fold, tolerance, seed)
-        found.append((fitting.ordered(order).cost(steps), order, steps))
-    _, order, steps = min(found, key=lambda each: each[0])  # the first of those that cost the same
-    told = report(steps, both.part(~first).ordered(order), stacker.threshold, seed)
+    for order in dict.fromkeys([by_cost(spent), by_worth(material)]):
+        ordered = material.ordered(order)
+        found.append((ordered, order, _fitted(ordered, tolerance, seed)))
+    material, order, steps = min(found, key=lambda each: each[0].cost(each[2]))  # the first of those that cost the same
+    logits, left = np.empty(len(rows.labels)), np.empty(len(rows.labels), dtype=int)
+    for held in quarters(material.labels, material.groups, seed):
+        others = _fitted(material.part(~held), tolerance, seed)
+        logits[held], left[held] = leave(others, material.logits[held], material.full[held])
+    told = report(material, logits, left, stacker.threshold, seed)
     if told.loss.low > tolerance:
         raise ArtifactError(
-            f"the cascade loses {told.loss} of AUROC on {told.rows} held-out images that its limits were not fitted "
-            f"on, more than {tolerance:g}: allow more, or score without --cascade"
+            f"the cascade loses {told.loss} of AUROC on {told.rows} images by limits that were not fitted on them, "
+            f"more than {tolerance:g}: allow more, or score without --cascade"
         )
     return Cascade(steps, stacker.members[order[-1]], tuple(spent[list(order)].tolist()), tolerance, told)
 
 
-def report(steps: tuple[Step, ...], material: Material, threshold: float, seed: int = 0) -> Report:
-    """What a cascade's steps do on labelled rows that they were not fitted on, members in its order."""
-    found, left = leave(steps, material.logits, material.full)
+def report(material: Material, found: np.ndarray, left: np.ndarray, threshold: float, seed: int = 0) -> Report:
+    """What a cascade does on labelled rows, members in its order: their logits [N], and the steps [N] they left at."""
     calls = [sigmoid(logit) >= threshold for logit in (material.full, found)]
     labels, groups, spent = material.labels, material.groups, np.cumsum(material.milliseconds)
     return Report(
@@ -94,24 +97,27 @@ def halves(labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> np.ndarray:
     return first[codes]
 
 
-def _quarters(labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
-    """Halves of the halves, int [N] of 0 to 3."""
-    first = halves(labels, groups, seed)
-    quarters = 2 * first
-    for half in (first, ~first):
-        quarters[half] += halves(labels[half], groups[half], seed)
-    return quarters
+def quarters(labels: np.ndarray, groups: np.ndarray, seed: int) -> list[np.ndarray]:
+    """The rows of each quarter, bool [N]: halves of the halves."""
+    number = 2 * halves(labels, groups, seed)
+    for half in (number == 0, number == 2):
+        number[half] += halves(labels[half], groups[half], seed)
+    return [number == each for each in np.unique(number)]
 
 
-def _check(rows: Rows, first: np.ndarray) -> None:
+def _fitted(material: Material, tolerance: float, seed: int) -> tuple[Step, ...]:
+    return fit_steps(material, quarters(material.labels, material.groups, seed), tolerance, seed)
+
+
+def check_rows(rows: Rows) -> None:
+    """ArtifactError, saying what to do, where rows or groups are too few for a cascade."""
     if len(rows.labels) < LEAST_ROWS:
         raise ArtifactError(
             f"a cascade is fitted on {LEAST_ROWS} held-out images or more, and here are {len(rows.labels)}: {REMEDY}"
         )
     for label, name in enumerate(("real", "ai")):
-        for half in (first, ~first):
-            if (found := len(np.unique(rows.groups[half & (rows.labels == label)]))) < LEAST_GROUPS:
-                raise ArtifactError(
-                    f"half of the held-out images fit a cascade and half report on it; one half has {found} groups "
-                    f"with {name} images, and {LEAST_GROUPS} are needed: {REMEDY}"
-                )
+        if (found := len(np.unique(rows.groups[rows.labels == label]))) < LEAST_GROUPS:
+            raise ArtifactError(
+                f"the held-out images have {found} groups with {name} images, and a cascade, which is fitted on some "
+                f"groups and tried on others, needs {LEAST_GROUPS}: {REMEDY}"
+            )

@@ -77,4 +77,6 @@ class ImageContract:
     @property
     def view(self) -> tuple[Any, ...]:
         """What decides the uint8 pixels: members with equal views can share them."""
-        return (self.size, self.geometry, self.filter, self.crop_pct, self.count, self.background)
+        filter_name = None if self.geometry == "native_crops" else self.filter
+        crop_pct = self.crop_pct if self.geometry == "center_crop" else None
+        return (self.size, self.geometry, filter_name, crop_pct, self.count, self.background)

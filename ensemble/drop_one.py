@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +16,10 @@ from ensemble.score import Runner
 from ensemble.stack_rows import Material, scores_at, stack_scores, subset
 from ensemble.stack_table import Scored, score_models, signed
 from ensemble.stackers import Scores
+from ensemble.subsets import explore, undominated
 
 IMAGES = 8  # of one timed batch
 REPEATS = 5
-EXHAUSTIVE = 8  # members up to which every subset is tried
 
 
 @dataclass(frozen=True)
@@ -101,32 +100,10 @@ def milliseconds(
 def frontier(material: Material, kind: str, strength: float, cost: Mapping[str, float]) -> list[Point]:
     """The stacks of some members that no other stack beats in AUROC for as little time, from the fastest.
 
-    Every subset of up to eight members; of more, those found by adding, again and again, the
-    member that raises the AUROC most. All at one penalty, without calibration.
+    Subsets as `explore` tries them, all at one penalty, without calibration.
     """
-    count, tried = len(material.names), list[Point]()
     with one_thread():
-        if count <= EXHAUSTIVE:
-            subsets = [chosen for size in range(1, count + 1) for chosen in combinations(range(count), size)]
-            progress = tqdm(subsets, desc="frontier", unit="stack", leave=False, disable=None)
-            tried = [_point(material, chosen, kind, strength, cost) for chosen in progress]
-        else:
-            kept: tuple[int, ...] = ()
-            for _ in tqdm(range(count), desc="frontier", unit="member", leave=False, disable=None):
-                grown = [(*kept, column) for column in range(count) if column not in kept]
-                points = [_point(material, chosen, kind, strength, cost) for chosen in grown]
-                kept = grown[int(np.argmax([point.auroc for point in points]))]
-                tried += points
-    return undominated(tried)
-
-
-def undominated(points: Sequence[Point]) -> list[Point]:
-    """Those that score above chance and above all that take as little time or less."""
-    best: list[Point] = []
-    for point in sorted(points, key=lambda point: (point.milliseconds, -point.auroc, len(point.members))):
-        if point.auroc > (best[-1].auroc if best else 0.5):
-            best.append(point)
-    return best
+        return undominated(explore(len(material.names), lambda chosen: _point(material, chosen, kind, strength, cost)))
 
 
 def frontier_table(points: Sequence[Point]) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,8 +22,6 @@ from ensemble.parallel import ordered_map
 T = TypeVar("T")
 Views = dict[tuple[Any, ...], np.ndarray]  # pixels by ImageContract.view
 Large = Callable[[], object]  # what `images.decode` calls before it takes memory for a large image
-# logits float32 [rows, runners] of a chunk so far, NaN where none ran -> bool [rows]: who needs the next runner
-Onward = Callable[[np.ndarray], np.ndarray]
 
 AHEAD = 2  # chunks decoded before the one that runs is done
 MOST_ROWS = 128  # to a chunk
@@ -34,19 +32,20 @@ CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}  # 64 rows and more of five f
 class Runner:
     """A member ready to run, whatever runs it: uint8 [N, S, S, 3] -> float32 logit [N].
 
-    `run` takes any N and splits it into batches of its own.
+    `run` takes any N and splits it into batches of its own; those of `batch` images waste nothing.
     """
 
     name: str
     contract: ImageContract
     run: Callable[[np.ndarray], np.ndarray]
+    batch: int = 1
 
 
 @dataclass(frozen=True)
 class Scored:
     """A chunk of rows: logits float32 [rows, runners], NaN where `errors` says, by row in the chunk, why.
 
-    NaN too where `onward` left a runner out.
+    NaN too where a cascade left a runner out.
     """
 
     logits: np.ndarray
@@ -61,7 +60,6 @@ def score_stream(
     together: bool = False,
     workers: int | None = None,
     name: Callable[[T], object] = lambda item: item,
-    onward: Onward | None = None,
 ) -> Generator[Scored, None, None]:
     """Score items of any number in their order, `chunk` rows at a time; memory holds a few chunks.
 
@@ -70,9 +68,6 @@ def score_stream(
     overlap with work. Unreadable rows are left out of their chunk and others do not move up, so
     that what runs beside an image depends on the list alone. Large images are decoded one at a
     time. Any error but ImageError ends the stream. `name` is what errors call an item.
-
-    With `onward` (and not `together`) it is asked before each runner which rows of the chunk
-    need it, and the others are left out.
     """
     contracts = list({runner.contract.view: runner.contract for runner in runners}.values())
     alone = threading.Lock()
@@ -98,11 +93,10 @@ def score_stream(
         running: deque[tuple[list[str | None], list[Callable[[], np.ndarray]]]] = deque()
         while loaded := list(islice(loads, chunk)):
             failed = [error for _, error in loaded]
-            if onward:
-                yield _in_turn(failed, runners, loaded[0][0], onward)
-                continue
             pixels = _readable(loaded[0][0], failed)
-            calls: list[Callable[[], np.ndarray]] = [partial(_run, runner, pixels) for runner in runners]
+            calls: list[Callable[[], np.ndarray]] = [
+                partial(run_views, runner, pixels[runner.contract.view]) for runner in runners
+            ]
             if threads:
                 calls = [thread.submit(call).result for thread, call in zip(threads, calls, strict=True)]
             running.append((failed, calls))
@@ -154,7 +148,7 @@ def image_score(runners: Sequence[Runner]) -> Callable[[Sequence[Image]], np.nda
     def score(pictures: Sequence[Image]) -> np.ndarray:
         prepared = [images.prepare(picture, contracts.values()) for picture in pictures]
         pixels = {view: np.stack([views[view] for views in prepared]) for view in contracts}
-        return np.stack([_run(runner, pixels) for runner in runners], axis=1)
+        return np.stack([run_views(runner, pixels[runner.contract.view]) for runner in runners], axis=1)
 
     return score
 
@@ -166,7 +160,7 @@ def with_flip(runner: Runner) -> Runner:
         mirrored = np.ascontiguousarray(pixels[:, :, ::-1])
         return (runner.run(pixels) + runner.run(mirrored)) / 2
 
-    return Runner(runner.name, runner.contract, run)
+    return replace(runner, run=run)
 
 
 def _places(items: Iterable[T], contracts: Sequence[ImageContract], chunk: int) -> Iterator[tuple[Views, int, T]]:
@@ -186,28 +180,12 @@ def _readable(pixels: Views, failed: Sequence[str | None]) -> Views:
     return {view: values[: len(failed)] for view, values in pixels.items()}
 
 
-def _run(runner: Runner, pixels: Views) -> np.ndarray:
-    """Logits float32 [N] of [N, K, S, S, 3] pixels: the mean over an image's K views."""
-    views = pixels[runner.contract.view]
+def run_views(runner: Runner, views: np.ndarray) -> np.ndarray:
+    """Logits float32 [N] of pixels uint8 [N, K, S, S, 3]: the mean over an image's K views."""
     if not len(views):
         return np.empty(0, dtype=np.float32)
     logits = runner.run(views.reshape(-1, *views.shape[2:]))
     return logits.reshape(len(views), -1).mean(axis=1)
-
-
-def _in_turn(failed: Sequence[str | None], runners: Sequence[Runner], pixels: Views, onward: Onward) -> Scored:
-    """A chunk's rows, each by the runners that it needs."""
-    logits = np.full((len(failed), len(runners)), np.nan, dtype=np.float32)
-    readable = np.array([error is None for error in failed])
-    for column, runner in enumerate(runners):
-        if len(rows := np.flatnonzero(onward(logits) & readable)):
-            view = runner.contract.view
-            logits[rows, column] = _run(runner, {view: pixels[view][rows]})
-    return Scored(logits, _errors(failed))
-
-
-def _errors(failed: Sequence[str | None]) -> dict[int, str]:
-    return {row: error for row, error in enumerate(failed) if error is not None}
 
 
 def _scored(failed: Sequence[str | None], calls: Sequence[Callable[[], np.ndarray]]) -> Scored:
@@ -215,4 +193,4 @@ def _scored(failed: Sequence[str | None], calls: Sequence[Callable[[], np.ndarra
     readable = np.array([error is None for error in failed])
     for column, call in enumerate(calls):
         logits[readable, column] = call()
-    return Scored(logits, _errors(failed))
+    return Scored(logits, {row: error for row, error in enumerate(failed) if error is not None})

@@ -24,6 +24,13 @@ def parse_rule(text: str) -> str | float:
     return value
 
 
+def asked_rule(threshold: float, threshold_rule: str) -> str | float:
+    """The rule that gave `choose_threshold`'s answer: by it a threshold is chosen on other targets."""
+    if threshold_rule == "balanced_accuracy":
+        return BALANCED
+    return threshold_rule if threshold_rule.startswith("fpr=") else threshold
+
+
 def choose_threshold(rule: str | float, labels: np.ndarray, target: np.ndarray) -> tuple[float, str]:
     """(threshold, threshold_rule) by a rule of `parse_rule`, on targets float64 [N] of held-out rows.
 

@@ -1,6 +1,7 @@
 """adapt: score unlabelled target images, estimate one shift, store it beside the stacker."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,7 +62,7 @@ def adapt(source: Path, share: float | None, seed: int, run: Path, wanted: Wante
 
     inputs = read_inputs(source)
     exported = bundle.is_current(run)
-    ensemble = predictor.load_run(run, exported, wanted, click.echo)
+    ensemble = predictor.load_run(run, exported, replace(wanted, full=True), click.echo)
     stacker, fitted_prior = ensemble.stacker, stack_run.fitted_prior(run, ensemble.stacker)
     click.echo(f"{inputs.count} images, {len(ensemble.runners)} members on {ensemble.device}")
     with tqdm(total=inputs.count, desc="adapt", unit="image", leave=False, disable=None) as bar:

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ensemble import images
+from ensemble import artifacts, dataset, images
+from ensemble.contract import ImageContract
 from ensemble.score import Runner, chunk_rows, score_stream
+from export.inputs import read_inputs
 from export.libraries import load_openvino, openvino_core
 from export.openvino_runtime import TYPES
 from export.plan import Planned, Say, open_member, plan_bundle
@@ -32,7 +34,7 @@ def measure_members(plan: Sequence[Planned], say: Say, progress: Progress) -> tu
     times = [_step(lambda: [each() for each in timers], progress) for _ in range(ROUNDS)]
     roofs = {member.setting: roof(member.setting) for member in plan}
     rows = []
-    for member, seconds in zip(plan, np.median(times, axis=0).tolist(), strict=True):
+    for member, taken in zip(plan, np.median(times, axis=0).tolist(), strict=True):
         setting, peak = member.setting, roofs[member.setting]
         rows.append(
             {
@@ -41,10 +43,10 @@ def measure_members(plan: Sequence[Planned], say: Say, progress: Progress) -> tu
                 "precision": setting.precision,
                 "batch": setting.batch,
                 "streams": setting.streams,
-                "ms": seconds * member.contract.count * 1e3,
-                "images_per_second": 1 / (seconds * member.contract.count),
+                "ms": taken * member.contract.count * 1e3,
+                "images_per_second": 1 / (taken * member.contract.count),
                 "gflop": member.gflop * member.contract.count or None,
-                "share_of_roof": member.gflop / seconds / peak if member.gflop and peak else None,
+                "share_of_roof": member.gflop / taken / peak if member.gflop and peak else None,
                 "roof_gflops": peak,
             }
         )
@@ -58,27 +60,32 @@ def roof(setting: Setting) -> float | None:
         return None
     product()
     side = SIDE["cuda" if setting.runtime in ON_GPU else "cpu"]
-    return 2 * side**3 / 1e9 / statistics.median(_seconds(product) for _ in range(ROUNDS))
+    return 2 * side**3 / 1e9 / statistics.median(seconds(product) for _ in range(ROUNDS))
 
 
 def end_to_end(
-    folder: Path, device: str, runners: Sequence[Runner], sources: Sequence[Path | bytes], progress: Progress
+    folder: Path,
+    device: str,
+    full: bool,
+    runners: Sequence[Runner],
+    sources: Sequence[Path | bytes],
+    progress: Progress,
 ) -> dict[str, Any]:
     """Images a second of a bundle, of preparing their pixels alone, and of ONNX Runtime in turn, alternating."""
-    peer = Wanted("cuda" if device == "cuda" else "onnxruntime", "fp32", batch=PEER_BATCH)
-    peers = [open_member(member, lambda line: None) for member in plan_bundle(folder, peer, lambda line: None)[1]]
-    idle = [Runner(r.name, r.contract, lambda pixels: np.zeros(len(pixels), np.float32)) for r in runners]
+    peer = Wanted("cuda" if device == "cuda" else "onnxruntime", "fp32", batch=PEER_BATCH, full=full)
+    peers = [open_member(member, lambda line: None) for member in plan_bundle(folder, peer, lambda line: None).members]
+    idlers = [idle(runner.contract) for runner in runners]
     in_turn(sources[:1], peers)
-    pace = _seconds(lambda: in_turn(sources[:1], peers))
+    pace = seconds(lambda: in_turn(sources[:1], peers))
     count = int(min(MOST, max(FEWEST, SECONDS / pace)))
     chosen = [sources[number % len(sources)] for number in range(count)]
     ways: Mapping[str, Callable[[], object]] = {
-        "bundle": lambda: _score(chosen, runners, device),
-        "preparing": lambda: _score(chosen, idle, device),
+        "bundle": lambda: score(chosen, runners, device),
+        "preparing": lambda: score(chosen, idlers, device),
         "onnxruntime_in_turn": lambda: in_turn(chosen, peers),
     }
     rounds = [
-        {name: _step(lambda way=way: _seconds(way), progress) for name, way in ways.items()}  # type: ignore[misc]
+        {name: _step(lambda way=way: seconds(way), progress) for name, way in ways.items()}  # type: ignore[misc]
         for _ in range(ROUNDS)
     ]
     speeds = {name: count / statistics.median(each[name] for each in rounds) for name in ways}
@@ -114,8 +121,26 @@ def write_photographs(folder: Path, count: int = 32) -> list[Path]:
     return files
 
 
-def _score(sources: Sequence[Path | bytes], runners: Sequence[Runner], device: str) -> None:
-    """As `infer` does."""
+def pictures(source: Path | None, run: Path | None, place: Path) -> tuple[Sequence[Path | bytes], str]:
+    """Images to score and what they are: those given, the run's held-out images, or generated ones in `place`."""
+    if source is not None:
+        inputs = read_inputs(source)
+        return [item.source for item in inputs.items(0, min(MOST, inputs.count))], str(source)
+    if run is not None and artifacts.dataset_path(run).is_file():
+        frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first")
+        held = dataset.files(frame[frame["split"] == "heldout"].head(MOST))
+        if held and all(file.is_file() for file in held):
+            return held, "the run's held-out images"
+    return write_photographs(place), "generated JPEGs of 512 x 384"
+
+
+def idle(contract: ImageContract) -> Runner:
+    """A member for which pixels are prepared, and which does nothing with them."""
+    return Runner("idle", contract, lambda pixels: np.zeros(len(pixels), np.float32))
+
+
+def score(sources: Sequence[Path | bytes], runners: Sequence[Runner], device: str) -> None:
+    """As `infer` does, without a cascade."""
     chunk = chunk_rows([runner.contract for runner in runners], device)
     stream = score_stream(
         sources, lambda source, large: images.decode(source, None, large), runners, chunk, together=device == "cuda"
@@ -155,7 +180,8 @@ def _gpu_product(setting: Setting) -> Callable[[], object] | None:
     return product
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def seconds(call: Callable[[], object]) -> float:
+    """That one call takes."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started

@@ -1,6 +1,7 @@
 """bench: how fast a bundle is on this machine, and what auto would choose and why."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import click
 
 from ensemble import options
-from export.setting import Wanted, runtime_options
+from export.setting import Wanted, full, runtime_options
 
 
 @click.command("bench")
@@ -25,15 +26,17 @@ from export.setting import Wanted, runtime_options
     help="Images to score, a folder or a CSV.  [default: the run's held-out images, else generated ones]",
 )
 @click.option("--json", "output", type=click.Path(path_type=Path, dir_okay=False), help="Also write the figures there.")
+@full
 @runtime_options
-def bench(run: Path, bundle: str | None, source: Path | None, output: Path | None, wanted: Wanted) -> None:
+def bench(run: Path, bundle: str | None, source: Path | None, output: Path | None, full: bool, wanted: Wanted) -> None:
     """Measure how fast a bundle is on this machine.
 
     Says what auto chooses here and why, then measures each member alone on random pixels,
     preparing pixels alone, and everything end to end on real images, beside ONNX Runtime
     sessions run one after another, which is what one would write without this tool. Times are
     medians of 5 rounds in which all take turns. The roof is a large matrix product in the same
-    precision on the same cores.
+    precision on the same cores. Where `frontier --budget` chose some members for the bundle, it is
+    those that are measured, each for every image, whatever cascade they run in.
 
     \b
     Examples:
@@ -59,32 +62,15 @@ def bench(run: Path, bundle: str | None, source: Path | None, output: Path | Non
         click.echo(line)
 
     folder = locate_bundle(bundle) if bundle else current_bundle(run)
-    _, plan = plan_bundle(folder, wanted, say)
+    plan = plan_bundle(folder, replace(wanted, full=full), say).members
     with TemporaryDirectory() as place, tqdm(total=4 * measure.ROUNDS, desc="bench", leave=False, disable=None) as bar:
-        sources, what = _images(source, run if bundle is None else None, Path(place))
+        sources, what = measure.pictures(source, run if bundle is None else None, Path(place))
         runners, rows = measure.measure_members(plan, say, bar.update)
-        found = measure.end_to_end(folder, device_of(plan), runners, sources, bar.update)
+        found = measure.end_to_end(folder, device_of(plan), full, runners, sources, bar.update)
     _print(rows, found, what)
     if output:
         artifacts.write_json(output, {"chosen": lines, "members": rows, "images": what, "end_to_end": found})
         click.echo(f"-> {output}")
-
-
-def _images(source: Path | None, run: Path | None, place: Path) -> "tuple[Sequence[Path | bytes], str]":
-    """Images to score and what they are: those given, the run's held-out images, or generated ones."""
-    from ensemble import artifacts, dataset
-    from export.bench import MOST, write_photographs
-    from export.inputs import read_inputs
-
-    if source is not None:
-        inputs = read_inputs(source)
-        return [item.source for item in inputs.items(0, min(MOST, inputs.count))], str(source)
-    if run is not None and artifacts.dataset_path(run).is_file():
-        frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first")
-        held = dataset.files(frame[frame["split"] == "heldout"].head(MOST))
-        if held and all(file.is_file() for file in held):
-            return held, "the run's held-out images"
-    return write_photographs(place), "generated JPEGs of 512 x 384"
 
 
 def _print(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any], what: str) -> None:

@@ -15,7 +15,8 @@ from export.setting import Setting, named
 
 CONVERTER_VERSION = 3  # raised by hand when converting the same member would give another file or entry
 PRECISION = "fp32"
-SECOND_FILES = ("fp16", "int8")  # that an entry may have, by precision
+POINT = "point.json"  # what frontier chose; points.py reads and writes it
+SECOND_FILES = ("fp16", "int8", "int8-symmetric")  # that an entry may have, the last for TensorRT
 REMEDY = "make it anew with: python cli.py export --force (and its --member options, if it has no run)"
 
 
@@ -64,15 +65,15 @@ def write_bundle(
     """Write bundle.json last: the members' entries, every file's hash, and a digest of itself.
 
     The folder already holds stacker.json, certificate.json, the entries' files, the scores of
-    `externals`, members that were trained elsewhere, and perhaps heldout.parquet. An entry:
+    `externals`, members that were trained elsewhere, and perhaps heldout.parquet and point.json. An entry:
     `file`, `precision` (fp32), `contract`, `source`, `gflop` of one view; where there is a second
-    file, `fp16` or `int8`, its name, and in `made` how that one was made.
+    file, one of SECOND_FILES with its name, and in `made` how that one was made.
     precisions: {"openvino bf16": {"members": [...], "certified": true}}, as `may_run` reads it.
     """
     scores = [external_file(name) for name in externals]
     exported = [file for entry in entries.values() for file in files_of(entry)]
-    fitting = [heldout_rows.FILE] if (folder / heldout_rows.FILE).is_file() else []
-    names = ["stacker.json", "certificate.json", *exported, *scores, *fitting]
+    optional = [name for name in (heldout_rows.FILE, POINT) if (folder / name).is_file()]
+    names = ["stacker.json", "certificate.json", *exported, *scores, *optional]
     values = {
         "format_version": artifacts.FORMAT_VERSION,
         "labels": list(LABELS),
@@ -80,7 +81,12 @@ def write_bundle(
         "precisions": dict(precisions or {}),
         "files": {name: artifacts.file_sha256(folder / name) for name in names},
     }
-    artifacts.write_json(folder / "bundle.json", {**values, "digest": artifacts.json_sha256(values)})
+    write_contents(folder, values)
+
+
+def write_contents(folder: Path, values: Mapping[str, Any]) -> None:
+    """Write bundle.json, with a digest of `values`, which are as `contents` gives them."""
+    artifacts.write_json(folder / "bundle.json", {**values, "digest": artifacts.json_sha256(dict(values))})
 
 
 def may_run(values: Mapping[str, Any]) -> dict[tuple[str, str], frozenset[str]]:
@@ -106,9 +112,10 @@ def member_file(entry: Mapping[str, Any], setting: Setting) -> str:
 
 
 def second_file(setting: Setting) -> str | None:
-    """The precision whose own file is run at this setting; None where the fp32 file is."""
-    own = setting.precision == "int8" or (setting.runtime, setting.precision) == ("cuda", "fp16")
-    return setting.precision if own else None
+    """Which of SECOND_FILES is run at this setting; None where the fp32 file is."""
+    if setting.precision == "int8":
+        return "int8-symmetric" if setting.runtime == "tensorrt" else "int8"
+    return "fp16" if (setting.runtime, setting.precision) == ("cuda", "fp16") else None
 
 
 def has_file(entry: Mapping[str, Any], setting: Setting) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ensemble.cascade import Cascade
-from ensemble.cascade_fit import fit_cascade
+from ensemble.cascade_fit import check_rows, fit_cascade
 from ensemble.stack import Stacker
 from export.heldout_rows import read_rows
 
@@ -14,7 +14,9 @@ from export.heldout_rows import read_rows
 def fit_bundle(folder: Path, stacker: Stacker, seconds: Mapping[str, float], tolerance: float) -> Cascade:
     """The cascade for members that take these seconds an image; those that are not named are looked up, for nothing."""
     milliseconds = {name: 1000 * seconds.get(name, 0.0) for name in stacker.members}
-    return fit_cascade(stacker, read_rows(folder, stacker.members), milliseconds, tolerance)
+    rows = read_rows(folder, stacker.members)
+    check_rows(rows)
+    return fit_cascade(stacker, rows, milliseconds, tolerance)
 
 
 def told(cascade: Cascade) -> list[str]:
@@ -31,7 +33,7 @@ def told(cascade: Cascade) -> list[str]:
         f"  Expected: members take {less:.2f} ms an image in place of {full:.2f}, {full / less:.1f} times as fast"
         if less
         else "  Expected: no member has to run",
-        f"  On {report.rows:,} held-out images of {report.groups:,} groups that it was not fitted on: AUROC "
+        f"  On {report.rows:,} images of {report.groups:,} groups, by limits fitted on other groups: AUROC "
         f"{report.auroc[1]:.4f} in place of {report.auroc[0]:.4f}, lost {report.loss}; "
         f"{report.flips:.1%} change sides at the threshold",
     ]

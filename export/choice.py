@@ -12,7 +12,7 @@ from export.setting import ON_CPU, ON_GPU, PRECISIONS, Setting, Wanted
 LOWER = {
     "openvino": ("bf16", "fp16", "int8"),
     "cuda": ("fp16",),
-    "tensorrt": ("fp16", "bf16"),
+    "tensorrt": ("fp16", "bf16", "int8"),
 }
 CERTIFY = "python cli.py export --certify-on DATA"
 QUANTIZE = "python cli.py export --int8"

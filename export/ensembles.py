@@ -34,11 +34,18 @@ def runner_names(ensemble: Ensemble) -> list[str]:
     return [runner.name for runner in ensemble.runners]
 
 
-def table(ensemble: Ensemble, logits: np.ndarray, keys: Sequence[str]) -> np.ndarray:
-    """The runners' logits [N, runners] with those that are looked up by id: [N, members] in the stacker's order."""
-    columns = {name: logits[:, column] for column, name in enumerate(runner_names(ensemble))}
-    columns |= {member.name: test_column(member, keys) for member in ensemble.externals}
-    return np.column_stack([columns[name] for name in ensemble.stacker.members])
+def table(
+    ensemble: Ensemble, logits: np.ndarray, keys: Sequence[str], members: Sequence[str] | None = None
+) -> np.ndarray:
+    """The runners' logits [N, runners] with those that are looked up by id: [N, members], the stacker's by default."""
+    columns = {name: column for column, name in enumerate(runner_names(ensemble))}
+    externals = {member.name: member for member in ensemble.externals}
+    return np.column_stack(
+        [
+            logits[:, columns[name]] if name in columns else test_column(externals[name], keys)
+            for name in (ensemble.stacker.members if members is None else members)
+        ]
+    )
 
 
 def apply(ensemble: Ensemble, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -51,9 +58,20 @@ def apply(ensemble: Ensemble, logits: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return ensemble.stacker.logit(logits), np.full(len(logits), len(ensemble.stacker.members) - 1)
 
 
-def undecided(ensemble: Ensemble, logits: np.ndarray, keys: Sequence[str]) -> np.ndarray:
-    """Which images the runners' logits so far [N, runners], NaN where none ran, do not let leave: bool [N]."""
-    return apply(ensemble, table(ensemble, logits, keys))[1] == len(ensemble.stacker.members) - 1
+def needs(ensemble: Ensemble, cascade: Cascade, number: int, logits: np.ndarray, keys: Sequence[str]) -> np.ndarray:
+    """Which images that needed the runner before this one need this one too, bool [N].
+
+    logits: [N, runners], of which those of the runners before it count.
+    """
+    names = runner_names(ensemble)
+    place = cascade.order.index(names[number])
+    asked = cascade.order.index(names[number - 1]) if number else 0  # by what is looked up in between, too
+    stays = np.ones(len(logits), dtype=bool)
+    if asked < place:
+        known = table(ensemble, logits, keys, cascade.order[:place])
+        for step in cascade.steps[asked:place]:
+            stays &= ~step.lets_leave(step.guess(known))
+    return stays
 
 
 def silent(ensemble: Ensemble, logits: np.ndarray, keys: Sequence[str]) -> np.ndarray:

@@ -55,7 +55,7 @@ class Job:
     metavar="SOURCE",
     help="Score this instead: another run, a bundle, a classifier's folder, hf://USER/REPO.",
 )
-@click.option("--onnx", is_flag=True, help="Use the run's bundle instead of its torch members.")
+@click.option("--onnx", is_flag=True, help="Use the run's bundle, all of it, in place of its torch members.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),

@@ -1,6 +1,7 @@
 """What `evaluate` scores: a run, a bundle or a classifier, with a hash of all that decides its logits."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ensemble import artifacts, external
@@ -19,8 +20,10 @@ def load_model(
 ) -> tuple[Model, Path | None, str]:
     """The model, the run that it is of (None for a bundle or a classifier alone), and what to call it.
 
-    `source` takes the place of `run`, and may be a run itself.
+    `source` takes the place of `run`, and may be a run itself. All members of a bundle are
+    evaluated, whatever frontier chose for it.
     """
+    wanted = replace(wanted, full=True)
     folder = run if source is None else hub.locate(source)
     of_run = source is None or _is_run(folder)
     if of_run:

@@ -45,8 +45,9 @@ def _labelled(option: str, help: str) -> Callable[[Callable[..., Any]], Callable
 @click.option(
     "--int8",
     is_flag=True,
-    help="Also make int8 files, calibrated on the run's training images, for CPUs with VNNI or AMX. Takes seconds for "
-    "a small member, minutes for a full-size one, and ten times as long where layers must be found that stay in fp32.",
+    help="Also make int8 files, calibrated on the run's training images, for CPUs with VNNI or AMX, and for TensorRT "
+    "where that is here. Takes seconds for a small member, minutes for a full-size one, and ten times as long where "
+    "layers must be found that stay in fp32.",
 )
 @click.option(
     "--bundle",
@@ -93,8 +94,10 @@ def export(
     machine like the one that will score. Certifying an existing bundle converts nothing.
 
     --int8 adds files in 8 bits. Where a member changes too much on training images that it was
-    not calibrated by, the fewest layers that bring it back stay in fp32, and they are named. It
-    needs `pip install 'manyeyes[int8]'` to export, and nothing more to score.
+    not calibrated by, the fewest layers that bring it back stay in fp32, and they are named. NNCF
+    quantizes (`pip install 'manyeyes[int8]'`), or where it is not installed ONNX Runtime, which
+    is less exact for convolutions. Where TensorRT is, members get files for it, too. To score
+    needs nothing more.
 
     --member makes a bundle of classifiers from anywhere, without a run. They count alike, or
     as --stack-on says. With --member, --positive is one of their class names; say what the

@@ -1,11 +1,14 @@
 """Members of a run -> its bundle; a bundle -> the same with other certificates."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from ensemble import artifacts, external, members
 from ensemble.cascade_fit import Rows
@@ -34,9 +37,7 @@ def export_run(run: Path, say: Callable[[str], object], force: bool = False, wis
     ]
     records = {job.name: export_member(job, work.path, say) for job in jobs}
     _copy_others(run, work.path, elsewhere)
-    rows, logits = members.heldout_logits(run, stacker.members)
-    labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy(dtype=str)
-    heldout_rows.write_rows(work.path, stacker.members, Rows(logits, labels, groups))
+    heldout_rows.write_rows(work.path, stacker.members, _scored_unseen(run, stacker.members))
     return assemble(work, records, elsewhere, replace(wish, evidence=wish.evidence or held, training=training), say)
 
 
@@ -56,6 +57,17 @@ def certify_bundle(folder: Path, say: Callable[[str], object], wish: Wish) -> di
     if (folder / heldout_rows.FILE).is_file():
         shutil.copyfile(folder / heldout_rows.FILE, work.path / heldout_rows.FILE)
     return assemble(work, records, elsewhere, wish, say)
+
+
+def _scored_unseen(run: Path, names: Sequence[str]) -> Rows:
+    """Every row that has logits of weights that saw no row of its group: with folds the training rows too."""
+    parts = [members.heldout_logits(run, names)]
+    fitting = members.fitting_logits(run, names)
+    if not fitting[0]["split"].isin(parts[0][0]["split"]).any():
+        parts.append(fitting)
+    rows = pd.concat([part for part, _ in parts])
+    logits = np.concatenate([logits for _, logits in parts])
+    return Rows(logits, rows["label"].to_numpy(), rows["group"].to_numpy(dtype=str))
 
 
 def _copy_others(source: Path, target: Path, elsewhere: list[str]) -> None:

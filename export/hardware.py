@@ -159,6 +159,4 @@ def _tensorrt_lacks(gpu: str, capability: tuple[int, int]) -> dict[str, str]:
 
     if not tensorrt_loads():
         return {"all": "TensorRT is not installed; run: pip install tensorrt, or use --runtime cuda"}
-    # TensorRT refuses zero points, which the bundle's int8 files have
-    lacks = {"int8": "int8 files are made for CPUs; use --precision fp16"}
-    return lacks if capability >= (8, 0) else lacks | {"bf16": "this GPU has no bf16; use --precision fp16"}
+    return {} if capability >= (8, 0) else {"bf16": "this GPU has no bf16; use --precision fp16"}

@@ -1,4 +1,4 @@
-"""The rows that a bundle's cascade is fitted on: label, group and member logits of images that no member was fitted on.
+"""What a bundle's cascade and frontier rest on: labels, groups, and logits by weights that never saw the group.
 
 They travel in the bundle as heldout.parquet: no ids, no paths.
 """
@@ -14,10 +14,7 @@ from ensemble.cascade_fit import Rows
 from ensemble.errors import ArtifactError
 
 FILE = "heldout.parquet"
-REMEDY = (
-    "export again (python cli.py export; a bundle of classifiers from elsewhere with --member ... --stack-on DATA), "
-    "or score without --cascade"
-)
+REMEDY = "export again (python cli.py export; a bundle of classifiers from elsewhere with --member ... --stack-on DATA)"
 
 
 def write_rows(folder: Path, names: Sequence[str], rows: Rows) -> None:
@@ -28,10 +25,13 @@ def write_rows(folder: Path, names: Sequence[str], rows: Rows) -> None:
     artifacts.write_parquet(folder / FILE, frame)
 
 
-def read_rows(folder: Path, names: Sequence[str]) -> Rows:
-    """A bundle's rows, logits in the order of `names`; ArtifactError, saying how to get them, where there are none."""
+def read_rows(folder: Path, names: Sequence[str], asking: str = "--cascade") -> Rows:
+    """A bundle's rows, logits in the order of `names`; ArtifactError where there are none.
+
+    It says how to get them, to what the user calls `asking`.
+    """
     if not (folder / FILE).is_file():
-        raise ArtifactError(f"--cascade: the bundle {folder} has no held-out logits to fit a cascade on; {REMEDY}")
+        raise ArtifactError(f"{asking}: the bundle {folder} has no held-out logits to fit and report on; {REMEDY}")
     frame = artifacts.read_parquet(folder / FILE, REMEDY)
     logits = np.column_stack([frame[f"logit {name}"].to_numpy() for name in names])
     return Rows(logits, frame["label"].to_numpy(), frame["group"].to_numpy())

@@ -5,18 +5,19 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import PIL
+from PIL.Image import Image
 from tqdm import tqdm
 
 from ensemble import artifacts, images, metrics
+from ensemble.cascade_stream import cascade_stream, taken_rows
 from ensemble.errors import ArtifactError, some
 from ensemble.external import test_column
-from ensemble.score import chunk_rows, score_stream, with_flip
+from ensemble.score import Large, Scored, chunk_rows, score_stream, with_flip
 from ensemble.shift import names_sha256
 from ensemble.stack import Stacker
 from export import ensembles
@@ -181,20 +182,7 @@ def _score_rows(inputs: Inputs, ensemble: Ensemble, spans: Iterable[tuple[int, i
                 named.append((item.id, item.path))
                 yield item
 
-    def onward(logits: np.ndarray) -> np.ndarray:
-        # the rows of the chunk that runs are the first that wait to be handed on
-        return ensembles.undecided(ensemble, logits, [key for key, _ in islice(named, len(logits))])
-
-    stream = score_stream(
-        items(),
-        lambda item, large: images.decode(item.source, item.path, large),
-        ensemble.runners,
-        _chunk(ensemble),
-        together=ensemble.device == "cuda" and not ensemble.cascade,
-        name=lambda item: item.path,
-        onward=onward if ensemble.cascade else None,
-    )
-    with closing(stream):
+    with closing(_stream(items(), ensemble)) as stream:
         for scored in stream:
             places = [named.popleft() for _ in scored.logits]
             failures = {row: Failure(*places[row], error) for row, error in scored.errors.items()}
@@ -204,6 +192,24 @@ def _score_rows(inputs: Inputs, ensemble: Ensemble, spans: Iterable[tuple[int, i
                     f"a member gave no finite logit for images it could read ({some(lost)}); train it again"
                 )
             yield Rows([key for key, _ in places], scored.logits, failures)
+
+
+def _stream(items: Iterable[Item], ensemble: Ensemble) -> Generator[Scored, None, None]:
+    def read(item: Item, large: Large) -> Image:
+        return images.decode(item.source, item.path, large)
+
+    def path(item: Item) -> str:
+        return item.path
+
+    if cascade := ensemble.cascade:
+
+        def needs(number: int, logits: np.ndarray, some: Sequence[Item]) -> np.ndarray:
+            return ensembles.needs(ensemble, cascade, number, logits, [item.id for item in some])
+
+        chunk = taken_rows(ensemble.runners, ensemble.device)
+        return cascade_stream(items, read, ensemble.runners, chunk, needs, name=path)
+    together = ensemble.device == "cuda"
+    return score_stream(items, read, ensemble.runners, _chunk(ensemble), together, name=path)
 
 
 def _merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

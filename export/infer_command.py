@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble import options
-from export.setting import Wanted, runtime_options
+from export.setting import Wanted, full, runtime_options
 
 if TYPE_CHECKING:
     from export.ensembles import Ensemble
@@ -63,7 +63,10 @@ if TYPE_CHECKING:
     "a loss in AUROC of at most TOLERANCE (0.001 where none is given), measured on held-out images and printed. Needs "
     "--onnx or --bundle.",
 )
-@click.option("--adapted", is_flag=True, help="Add the shift that adapt estimated to target, and say so.")
+@full
+@click.option(
+    "--adapted", is_flag=True, help="Add the shift that adapt estimated to target, and say so. All members run."
+)
 @click.option("--fill", type=click.FloatRange(0, 1), help="Target of images that cannot be read.  [default: empty]")
 @options.run
 @runtime_options
@@ -80,6 +83,7 @@ def infer(
     members: bool,
     tta: bool,
     cascade: float | None,
+    full: bool,
     adapted: bool,
     fill: float | None,
     run: Path,
@@ -94,6 +98,9 @@ def infer(
     Stopped or killed at any moment, the same command goes on from what was scored, kept in
     NAME.csv.partial beside the output until the end, and the same file results. Changed members,
     images or options start anew.
+
+    A bundle for which `frontier --budget` chose some of its members runs those, and says so; --full
+    runs all. --cascade then fits a cascade of those members anew, in place of the chosen one.
 
     \b
     Examples:
@@ -120,7 +127,12 @@ def infer(
     artifacts.ensure_writable(output.absolute().parent)
     with journal.held(output) as partial:
         inputs = read_inputs(source, images, partial)
-        ensemble = _open(run, onnx, Source(bundle, model, positive), adapted, replace(wanted, cascade=cascade))
+        full = full or adapted
+        ensemble = _open(
+            run, onnx, Source(bundle, model, positive), adapted, replace(wanted, cascade=cascade, full=full)
+        )
+        if tta and ensemble.cascade:
+            raise click.UsageError("--tta excludes the cascade that frontier chose for this bundle: add --full")
         if tta:
             remedy = f"run: python cli.py stack --tta --run {run}"
             if bundle:
@@ -131,9 +143,7 @@ def infer(
         click.echo(f"{inputs.count} images, {len(ensemble.runners)} members on {ensemble.device}")
         if ensemble.externals:
             click.echo(f"Looked up by id: {', '.join(member.name for member in ensemble.externals)}")
-        if not (bundle or model) and (
-            unused := sorted(set(artifacts.list_members(run)) - set(ensemble.stacker.members))
-        ):
+        if not (bundle or model) and (unused := _outside(run)):
             click.echo(f"Not in the stack: {', '.join(unused)}; run stack to weigh them too.")
         if adapted:
             click.echo(inference.adaptation(inputs, ensemble))
@@ -149,6 +159,14 @@ def infer(
         return 0
     click.echo(f"Error: {done.failed} images could not be read, listed in {done.listing}", err=True)
     return 1 if done.scored else 2
+
+
+def _outside(run: Path) -> list[str]:
+    """The run's members that its stack leaves out."""
+    from ensemble.artifacts import list_members
+    from ensemble.stack_run import read_stacker
+
+    return sorted(set(list_members(run)) - set(read_stacker(run).members))
 
 
 def _check_output(output: Path, source: Path) -> None:

@@ -57,7 +57,7 @@ def load_nncf() -> Any:
         try:
             import nncf
         except ImportError:
-            raise UnavailableError("int8 needs nncf; run: pip install 'manyeyes[int8]'") from None
+            raise UnavailableError("nncf is not installed; run: pip install 'manyeyes[int8]'") from None
     nncf.set_log_level(logging.ERROR)
     return nncf
 

@@ -60,7 +60,9 @@ def providers(path: Path, size: int, setting: Setting) -> list[tuple[str, dict[s
         "trt_engine_cache_path": str(folder),
         "trt_timing_cache_enable": "1",
         "trt_timing_cache_path": str(folder.parent),
-        "trt_fp16_enable": str(int(setting.precision == "fp16")),
+        # in int8 what is no product, and what was kept, is computed in fp16; the file's own scales need no table
+        "trt_int8_enable": str(int(setting.precision == "int8")),
+        "trt_fp16_enable": str(int(setting.precision in ("fp16", "int8"))),
         "trt_bf16_enable": str(int(setting.precision == "bf16")),
         "trt_layer_norm_fp32_fallback": "1",
         **{f"trt_profile_{which}_shapes": shape for which in ("min", "opt", "max")},

@@ -1,16 +1,17 @@
 """What a bundle's members will be run by: chosen, or as measured, before any of them is opened."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ensemble import external
+from ensemble.cascade import Cascade
 from ensemble.contract import ImageContract
 from ensemble.score import Runner
 from ensemble.stack import Stacker
-from export import bundle, choice, runtime, tuning
+from export import bundle, choice, points, runtime, tuning
 from export.hardware import Machine, available
 from export.onnx_sessions import engine_is_built
 from export.setting import ON_GPU, Setting, Wanted
@@ -31,17 +32,32 @@ class Planned:
     setting: Setting
 
 
-def plan_bundle(folder: Path, wanted: Wanted, say: Say) -> tuple[Stacker, list[Planned]]:
-    """A bundle's stacker, and its members in the stacker's order; every file is checked.
+@dataclass(frozen=True)
+class Plan:
+    """What a bundle runs: a stacker, its members in that order but for those that are looked up, perhaps a cascade."""
+
+    stacker: Stacker
+    members: tuple[Planned, ...]
+    cascade: Cascade | None
+
+
+def plan_bundle(folder: Path, wanted: Wanted, say: Say) -> Plan:
+    """What a bundle runs: what frontier chose for it, unless `wanted.full`, else all; every file is checked.
 
     `say` is told what was chosen and why. What was measured before is used; with `wanted.tune` the
     rest is measured first.
     """
     values = bundle.open_bundle(folder)
-    stacker = bundle.stacker_of(folder)
+    point = None if wanted.full else points.read(folder, values)
+    stacker, allowed, cascade = bundle.stacker_of(folder), bundle.may_run(values), None
+    if point:
+        say(points.told(point, len(stacker.members)))
+        stacker, allowed, cascade = point.stacker, points.allowed(point, values), point.cascade
+        if not allowed and wanted.precision == "auto":
+            wanted = replace(wanted, precision="fp32")  # a certificate for the bundle would not be one for this stack
     # what has no entry was trained elsewhere: its scores are looked up
     entries = {name: values["members"][name] for name in stacker.members if not external.is_external(folder, name)}
-    allowed, machine = bundle.may_run(values), available()
+    machine = available()
     settings, lines = choice.choose(entries, allowed, wanted, machine)
     for line in lines:
         say(line)
@@ -51,7 +67,7 @@ def plan_bundle(folder: Path, wanted: Wanted, say: Say) -> tuple[Stacker, list[P
     known = _fastest(measured, entries)
     if known:
         say(f"as tuned: {tuning.told(known)}")
-    return stacker, [plan(name, setting) for name, setting in (settings | known).items()]
+    return Plan(stacker, tuple(plan(name, setting) for name, setting in (settings | known).items()), cascade)
 
 
 def _tuned(

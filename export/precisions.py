@@ -1,5 +1,6 @@
 """Which precisions below fp32 a bundle's members may run at: certified on labelled images, or by the user's word."""
 
+import importlib.util
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,6 @@ from ensemble.stack import Stacker
 from export import bundle, evidence, hardware, member_logits, second_files
 from export.certificate import LEAST_IMAGES, MOST_IMAGES, judge
 from export.evidence import LEAST_CALIBRATION, Evidence, Training
-from export.libraries import load_nncf
 from export.member_logits import Column
 from export.setting import ON_CPU, ON_GPU, PRECISIONS, Setting, named
 
@@ -70,7 +70,8 @@ def require_int8(training: Training | None) -> None:
         )
     if not computed(("int8",)):
         raise UnavailableError(hardware.available().lacks["onnxruntime", "int8"])
-    load_nncf()
+    if importlib.util.find_spec("onnx") is None:
+        raise UnavailableError("int8 needs onnx; run: pip install 'manyeyes[int8]'")
 
 
 def decide(folder: Path, entries: Entries, older: Mapping[str, Any], wish: Wish, say: Say) -> Decision:
@@ -79,8 +80,13 @@ def decide(folder: Path, entries: Entries, older: Mapping[str, Any], wish: Wish,
     The folder holds stacker.json and the files of `entries`, to which second files are added,
     fp16 for a GPU and int8 as the wish says, and from which those that may not run are taken away.
     """
-    int8 = wish.int8 or any("int8" in entry for entry in entries.values())
-    lower = [setting for setting in computed(LOWER) if setting.precision != "int8" or int8]
+    lower = [
+        setting
+        for setting in computed(LOWER)
+        if setting.precision != "int8"
+        or wish.int8
+        or any(bundle.has_file(entry, setting) for entry in entries.values())
+    ]
     made_from = _identity(folder, entries)
     found = {
         key: record

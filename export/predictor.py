@@ -45,19 +45,23 @@ def load_run(run: Path, onnx: bool, wanted: Wanted = ANY, say: Say = silent) -> 
 
 def load_bundle(folder: Path, wanted: Wanted = ANY, say: Say = silent) -> Ensemble:
     """A bundle's ensemble, every file checked; `say` is told what was chosen and why."""
-    stacker, plan = plan_bundle(folder, wanted, say)
-    runners = [open_member(member, say) for member in plan]
-    cascade = None
+    plan = plan_bundle(folder, wanted, say)
+    runners, cascade = [open_member(member, say) for member in plan.members], plan.cascade
     if wanted.cascade is not None:
         machine = available()
         costs = {
-            m.name: tuning.image_seconds(r, m.setting, m.sha256, machine) for m, r in zip(plan, runners, strict=True)
+            m.name: tuning.image_seconds(r, m.setting, m.sha256, machine)
+            for m, r in zip(plan.members, runners, strict=True)
         }
-        cascade = cascades.fit_bundle(folder, stacker, costs, wanted.cascade)
-        runners.sort(key=lambda runner: cascade.order.index(runner.name))
-    used = [[m.contract.to_dict(), m.sha256, asdict(m.setting), version(m.setting.runtime)] for m in plan]
-    externals = external.externals_of(folder, stacker.members)
-    return Ensemble(tuple(runners), stacker, device_of(plan), externals, artifacts.json_sha256(used), cascade)
+        cascade = cascades.fit_bundle(folder, plan.stacker, costs, wanted.cascade)
+    if cascade:
+        order = cascade.order
+        runners.sort(key=lambda runner: order.index(runner.name))
+    used = [[m.contract.to_dict(), m.sha256, asdict(m.setting), version(m.setting.runtime)] for m in plan.members]
+    externals = external.externals_of(folder, plan.stacker.members)
+    return Ensemble(
+        tuple(runners), plan.stacker, device_of(plan.members), externals, artifacts.json_sha256(used), cascade
+    )
 
 
 def load_classifier(
@@ -103,12 +107,13 @@ class Predictor:
 
     errors: after `predict`, the images that could not be read (id, path, error).
     device: cpu or cuda.
+    notes: what runs, and why, in lines.
     """
 
-    def __init__(self, source: str | Path, ensemble: Ensemble, wanted: Wanted, positive: str | None) -> None:
-        self.device = ensemble.device
+    def __init__(self, source: str | Path, wanted: Wanted, positive: str | None) -> None:
         self.errors = _no_errors()
-        self._source, self._ensemble, self._wanted, self._positive = source, ensemble, wanted, positive
+        self._source, self._positive = source, positive
+        self._load(wanted)
 
     @classmethod
     def load(
@@ -119,22 +124,26 @@ class Predictor:
         runtime: str = "auto",
         precision: str = "auto",
         cascade: float | None = None,
+        full: bool = False,
     ) -> Self:
         """Load a run, a bundle, a two-class classifier's folder, or hf://USER/REPO.
 
         positive: the class that means AI-made, where label names do not say. runtime and
-        precision: as the options of `infer`; so is cascade, the loss in AUROC to allow.
+        precision: as the options of `infer`; so are cascade, the loss in AUROC to allow, and
+        full, all members of a bundle for which `frontier --budget` chose some.
         """
-        wanted = Wanted(runtime, precision, device, cascade=cascade)
-        return cls(source, load(source, wanted, positive), wanted, positive)
+        wanted = Wanted(runtime, precision, device, cascade=cascade, full=full)
+        return cls(source, wanted, positive)
 
     def to(self, device: str) -> Self:
         """Move to cpu or cuda; UnavailableError if it is not here."""
-        wanted = replace(self._wanted, device=device)
-        self._ensemble = load(self._source, wanted, self._positive)
-        self._wanted = wanted
-        self.device = self._ensemble.device
+        self._load(replace(self._wanted, device=device))
         return self
+
+    def _load(self, wanted: Wanted) -> None:
+        notes: list[str] = []
+        self._ensemble = load(self._source, wanted, self._positive, notes.append)
+        self._wanted, self.device, self.notes = wanted, self._ensemble.device, tuple(notes)
 
     @quiet_decoders()
     def predict(self, frame: pd.DataFrame, images: str | Path | None = None) -> pd.DataFrame:

@@ -6,15 +6,17 @@ A kill leaves the older bundle whole, and the next export goes on from the recor
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ensemble import artifacts
 from ensemble.errors import ArtifactError
-from export import bundle, precisions
+from export import bundle, points, precisions
 from export.certificate import AUROC_LIMIT, FLIPS_LIMIT, LEAST_IMAGES, certify
 from export.evidence import Samples
+from export.points import Chosen
 from export.precisions import Say, Wish
 from export.runtime import open_runner, require_torch, torch_runner
 
@@ -34,11 +36,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Work:
-    """A bundle in the making: files lie in `path` and end in `folder`. older: what was certified below fp32 there."""
+    """A bundle in the making: files lie in `path` and end in `folder`.
+
+    older: what was certified below fp32 there. point: what frontier chose there.
+    """
 
     path: Path
     folder: Path
     older: Mapping[str, Any]
+    point: Chosen | None = None
 
 
 def begin(path: Path, folder: Path, force: bool) -> Work:
@@ -49,7 +55,10 @@ def begin(path: Path, folder: Path, force: bool) -> Work:
     artifacts.restore_folder(folder)
     if force or not folder.is_dir() or not any(folder.iterdir()):
         return Work(path, folder, {})
-    entries = bundle.open_bundle(folder)["members"]
+    values = bundle.open_bundle(folder)
+    entries, point = values["members"], None
+    with suppress(ArtifactError):  # of no use: it is dropped
+        point = points.read(folder, values)
     certificates = artifacts.read_json(folder / "certificate.json", bundle.REMEDY)
     for name, entry in entries.items():
         if not _record_path(path, name).is_file():
@@ -57,7 +66,7 @@ def begin(path: Path, folder: Path, force: bool) -> Work:
                 (path / file).unlink(missing_ok=True)
                 _link(folder / file, path / file)
             _write_record(path, name, entry, certificates["members"][name])
-    return Work(path, folder, certificates.get("precisions", {}))
+    return Work(path, folder, certificates.get("precisions", {}), point)
 
 
 def export_member(job: Job, work: Path, say: Say) -> dict[str, Any]:
@@ -116,9 +125,24 @@ def assemble(work: Work, records: Mapping[str, Any], elsewhere: Sequence[str], w
     kept = {work.path / file for entry in decision.entries.values() for file in bundle.files_of(entry)}
     for path in set((work.path / "members").iterdir()) - kept:
         path.unlink()
+    _keep_point(work, records, say)
     bundle.write_bundle(work.path, decision.entries, elsewhere, decision.precisions)
     artifacts.replace_folder(work.path, work.folder)
     return values
+
+
+def _keep_point(work: Work, records: Mapping[str, Any], say: Say) -> None:
+    """Take over what frontier chose for these members and this stack; what it chose for others is dropped."""
+    (work.path / points.FILE).unlink(missing_ok=True)
+    entries = {name: record["entry"] for name, record in records.items()}
+    hashes = {file: digest for record in records.values() for file, digest in record["files"].items()}
+    if work.point and work.point.made_from == points.identity(work.path, entries, hashes):
+        artifacts.write_json(work.path / points.FILE, work.point.to_dict())
+    elif (work.folder / points.FILE).is_file():
+        say(
+            "What frontier chose was for other members or another stack, and is dropped: all members run. "
+            "Choose again: python cli.py frontier --budget N"
+        )
 
 
 def _certify(job: Job, member: "Member", file: Path) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def open_runner(name: str, path: Path, contract: ImageContract, setting: Setting
         with _told(name, setting):
             return model(pixels)
 
-    return Runner(name, contract, run)
+    return Runner(name, contract, run, setting.batch * setting.streams)
 
 
 @contextmanager

@@ -29,7 +29,10 @@ ROUNDS = 3  # of timing
 
 @dataclass(frozen=True)
 class Second:
-    """A member's fp32 file, the second file in the making, and what runs that."""
+    """A member's fp32 file, the second file in the making, and what runs that.
+
+    In a search CUDA runs files for TensorRT: it rounds as they say, and builds no engine, which takes minutes.
+    """
 
     name: str
     source: Path
@@ -39,8 +42,18 @@ class Second:
 
     def runner(self, batch: int | None = None) -> Runner:
         """The second file as it is now."""
-        setting = replace(self.setting, batch=batch or self.setting.batch)
+        setting = replace(self.trial, batch=batch or self.setting.batch)
         return runtime.open_runner(self.name, self.target, self.contract, setting)
+
+    @property
+    def trial(self) -> Setting:
+        """What runs the second file in a search."""
+        return replace(self.setting, runtime="cuda") if self.setting.runtime == "tensorrt" else self.setting
+
+    @property
+    def higher(self) -> str:
+        """The precision of layers that are kept."""
+        return "fp16" if (self.setting.runtime, self.setting.precision) == ("tensorrt", "int8") else "fp32"
 
 
 def add(
@@ -51,12 +64,13 @@ def add(
     # of several runtimes the last, OpenVINO where it is installed
     wanted = {kind: setting for setting in settings if (kind := bundle.second_file(setting))}
     for kind, setting in wanted.items():
-        if kind in entry or (kind == "int8" and training is None):
+        int8 = setting.precision == "int8"
+        if kind in entry or (int8 and training is None):
             continue
         file = f"members/{name}.{kind}.onnx"
         contract = ImageContract.from_dict(entry["contract"])
         second = Second(name, folder / entry["file"], folder / file, contract, setting)
-        if kind == "int8" and not _open_layers(second):
+        if int8 and not _open_layers(second):
             say(f"{name}: has no layers to quantize, and stays fp32")
             continue
         try:
@@ -91,13 +105,23 @@ def _make(second: Second, training: Training | None, say: Say) -> dict[str, Any]
     found = [] if _passes(second, training) else _search(second, layers, training, write, say)
     speed = _times_fp32(second) if found else whole
     made["kept"] = [layer.name for layer in found]
-    what = f"kept in fp32 {len(found)} of {len(layers)} layers: {some(made['kept'])}; " if found else ""
+    what = f"kept in {second.higher} {len(found)} of {len(layers)} layers: {some(made['kept'])}; " if found else ""
     cost = f" ({whole:.2f} with no layer kept)" if found else ""
     say(f"{second.name}: {what}{second.setting} runs {speed:.2f} times as fast as fp32{cost}")
-    images = {"compared_on": len(training.comparison.labels)}
+    made["compared_on"] = len(training.comparison.labels)
     if second.setting.precision == "int8":
-        images["calibrated_on"] = len(training.calibration.labels)
-    return {**made, **images, "times_fp32": {"whole": whole, "made": speed}}
+        made |= {"by": _quantizer(second), "calibrated_on": len(training.calibration.labels)}
+    return {**made, "times_fp32": {"whole": whole, "made": speed}}
+
+
+def _quantizer(second: Second) -> str:
+    from export.int8 import quantizer
+
+    return quantizer(_symmetric(second))
+
+
+def _symmetric(second: Second) -> bool:
+    return second.setting.runtime == "tensorrt"
 
 
 def _writer(second: Second, training: Training | None, say: Say) -> Write:
@@ -111,10 +135,12 @@ def _writer(second: Second, training: Training | None, say: Say) -> Write:
         raise ValueError("int8 is calibrated by training images")
     samples = evidence.samples_of(training.calibration)
     pixels = samples.pixels(second.contract)
-    say(f"{second.name}: quantizing, by the ranges of its values on {samples.what}")
+    say(f"{second.name}: quantizing with {_quantizer(second)}, by the ranges of its values on {samples.what}")
     few = pixels[:: max(1, len(pixels) // ROUGH)]
     head = _nodes(read_layers(second.source)[-1:])
-    return lambda kept, roughly: write_int8(second.source, second.target, few if roughly else pixels, [*kept, *head])
+    return lambda kept, roughly: write_int8(
+        second.source, second.target, few if roughly else pixels, [*kept, *head], _symmetric(second)
+    )
 
 
 def _open_layers(second: Second) -> list[Layer]:
@@ -127,7 +153,7 @@ def _search(second: Second, layers: Sequence[Layer], training: Training, write: 
     """Rewrite the file with the fewest layers in fp32 that bring it within MARGIN; with none where most would not."""
     say(
         f"{second.name}: with all {len(layers)} layers in {second.setting.precision} {_told(second, training)}; "
-        "searching for layers to keep in fp32"
+        f"searching for layers to keep in {second.higher}"
     )
     pixels = evidence.samples(training.comparison).pixels(second.contract)
     exact = runtime.open_runner(second.name, second.source, second.contract, FP32).run(pixels)
@@ -156,7 +182,7 @@ def _compare(second: Second, training: Training) -> Change:
     """fp32 against the second file on training images; those that cannot be read are left out."""
     columns = [
         member_logits.column(second.name, second.source, second.contract, FP32),
-        member_logits.column(second.name, second.target, second.contract, second.setting),
+        member_logits.column(second.name, second.target, second.contract, second.trial),
     ]
     logits, errors = member_logits.compute(training.comparison.files, columns, second.setting.precision)
     read = [row for row in range(len(logits)) if row not in errors]
@@ -194,8 +220,8 @@ def _times_fp32(second: Second) -> float:
     """How many times as fast as the fp32 file it runs, in the same runtime and batch; the best of a few rounds."""
     plain = Setting(second.setting.runtime, batch=second.setting.batch)
     timers = [
-        tuning.timer(runtime.open_runner(second.name, second.source, second.contract, plain), plain),
-        tuning.timer(second.runner(), second.setting),
+        tuning.timer(runtime.open_runner(second.name, file, second.contract, setting), setting)
+        for file, setting in ((second.source, plain), (second.target, second.setting))
     ]
     rounds = [[once() for once in timers] for _ in range(ROUNDS)]
     before, after = (min(each[place] for each in rounds) for place in range(2))

@@ -47,7 +47,7 @@ class Wanted:
 
     device: auto, cpu or cuda. tune: measure which setting is fastest, and remember it.
     cascade: the loss in AUROC for which members may be left out of an image, above 0 and below
-    0.5; None runs all.
+    0.5; None runs all. full: all members, whatever frontier chose for the bundle.
     """
 
     runtime: str = "auto"
@@ -56,6 +56,7 @@ class Wanted:
     batch: int | None = None
     tune: bool = False
     cascade: float | None = None
+    full: bool = False
 
     def __post_init__(self) -> None:
         known = {"runtime": ("auto", *RUNTIMES), "precision": ("auto", *PRECISIONS), "device": DEVICES}
@@ -68,6 +69,11 @@ class Wanted:
             raise UnavailableError(f"{self.runtime} runs on the CPU; for the GPU use --runtime cuda or tensorrt")
         if self.device == "cpu" and self.runtime in ON_GPU:
             raise UnavailableError(f"{self.runtime} needs a GPU; leave out --device cpu, or use --runtime openvino")
+
+
+full = click.option(
+    "--full", is_flag=True, help="Run all members of a bundle, whatever `frontier --budget` chose for it."
+)
 
 
 def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:

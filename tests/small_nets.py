@@ -13,6 +13,9 @@ from export import bundle
 
 LAYERS = ("first", "makes", "reads", "last")
 WIDTH = 16
+# grey pictures of every second brightness, each with a black and a white pixel
+PIXELS = np.repeat(np.arange(0, 256, 2, dtype=np.uint8), 192).reshape(-1, 8, 8, 3)
+PIXELS[:, 0, :2] = [[0], [255]]
 
 
 def write_network(path: Path, huge: float, scale: float = 4) -> Path:

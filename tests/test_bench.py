@@ -63,13 +63,13 @@ def test_what_decoders_say_of_an_image_is_not_shown(run, tmp_path):
 
 def test_the_ratio_is_of_rounds_in_which_both_took_turns(run, monkeypatch, tmp_path):
     folder, sources = artifacts.bundle_path(run), [write_image(tmp_path / "a.png")]
-    _, plan = plan_bundle(folder, Wanted(), lambda line: None)
+    plan = plan_bundle(folder, Wanted(), lambda line: None).members
     runners, _ = bench.measure_members(plan, lambda line: None, lambda count: None)
     # the pace; then in each round the bundle, preparing, and ONNX Runtime in turn
     seconds = iter([1.0, *(2.0, 1.0, 4.0), *(2.0, 1.0, 6.0), *(20.0, 1.0, 60.0), *(2.0, 1.0, 6.0), *(2.0, 1.0, 8.0)])
-    monkeypatch.setattr(bench, "_seconds", lambda call: next(seconds))
+    monkeypatch.setattr(bench, "seconds", lambda call: next(seconds))
     steps = []
-    found = bench.end_to_end(folder, "cpu", runners, sources, steps.append)
+    found = bench.end_to_end(folder, "cpu", False, runners, sources, steps.append)
     assert found == {
         "images": 8,
         "different_images": 1,
@@ -102,7 +102,7 @@ def test_a_bundle_that_is_out_of_date_is_not_measured(run, tmp_path):
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 def test_the_roof_is_a_matrix_product_over_its_time(monkeypatch, name):
-    monkeypatch.setattr(bench, "_seconds", lambda call: 0.5)
+    monkeypatch.setattr(bench, "seconds", lambda call: 0.5)
     assert bench.roof(Setting(name, threads=1)) == pytest.approx(2 * 64**3 / 1e9 / 0.5)
 
 
@@ -122,7 +122,7 @@ def test_a_torch_that_cannot_use_the_gpu_makes_no_product(monkeypatch):
 
 
 def test_a_member_of_several_views_takes_as_many_times_as_long(run, monkeypatch):
-    _, (first, second) = plan_bundle(artifacts.bundle_path(run), Wanted(), lambda line: None)
+    first, second = plan_bundle(artifacts.bundle_path(run), Wanted(), lambda line: None).members
     uncounted = replace(first, gflop=0.0)
     nine = replace(second, contract=replace(second.contract, geometry="native_crops", count=9), gflop=2.0)
     monkeypatch.setattr(bench, "timer", lambda runner, setting: lambda: 0.5)

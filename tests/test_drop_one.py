@@ -6,13 +6,14 @@ import pytest
 from helpers import CONTRACT, heldout, make_frame, noisy_logits, run_cli, write_image, write_run
 from PIL import Image
 
-from ensemble import artifacts, drop_one, flips, stack_run
-from ensemble.drop_one import Point, frontier, milliseconds, undominated, without_each
+from ensemble import artifacts, drop_one, flips, stack_run, subsets
+from ensemble.drop_one import Point, frontier, milliseconds, without_each
 from ensemble.errors import ArtifactError, DataError
 from ensemble.metrics import auroc
 from ensemble.score import Runner, score_images, with_flip
 from ensemble.stack_rows import read_material, scores_at, subset
 from ensemble.stackers import Scores
+from ensemble.subsets import undominated
 
 
 def material(run, signals):
@@ -61,7 +62,7 @@ def test_many_members_are_added_one_by_one(tmp_path, monkeypatch):
     found = material(tmp_path, {f"m{i}": i / 2 for i in range(5)})
     cost = dict.fromkeys(found.names, 1.0)
     every = frontier(found, "mean", 1.0, cost)
-    monkeypatch.setattr(drop_one, "EXHAUSTIVE", 3)
+    monkeypatch.setattr(subsets, "EXHAUSTIVE", 3)
     greedy = frontier(found, "mean", 1.0, cost)
     assert greedy[0] == every[0] == max(every[:1] + greedy[:1], key=lambda point: point.auroc)
     assert greedy[-1].auroc <= every[-1].auroc

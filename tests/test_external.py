@@ -130,7 +130,8 @@ def test_export_carries_the_scores(run, monkeypatch):
 
     folder = write_bundle(run, [])
     record = {
-        name: {"entry": entry, "certificate": {}} for name, entry in bundle.open_bundle(folder)["members"].items()
+        name: {"entry": entry, "files": {}, "certificate": {}}
+        for name, entry in bundle.open_bundle(folder)["members"].items()
     }
     monkeypatch.setattr(export_run, "export_member", lambda job, work, say: record[job.name])
     export_run.export_run(run, print)

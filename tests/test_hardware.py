@@ -115,6 +115,7 @@ def test_a_gpu_runtime_is_here_when_its_library_loads(monkeypatch, gpu, provider
     for runtime, expected in (("cuda", cuda), ("tensorrt", tensorrt)):
         found = lacks.get((runtime, "fp32"))
         assert found is expected is None or expected in found
+        assert bool(lacks.get((runtime, "int8"))) == (runtime == "cuda" or tensorrt is not None)
 
 
 def test_versions_are_those_of_the_packages(monkeypatch):

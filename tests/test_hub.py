@@ -49,8 +49,10 @@ def test_a_bundle_on_the_hub_is_named_wherever_a_bundle_is(call, run, repo, tmp_
     assert "no such repository" in call("bench", "--bundle", "hf://me/none", code=2)
     evaluated = ("--data", tiles, "--grid", "none", "--output", tmp_path / "evaluated")
     assert "AUROC" in call("evaluate", "--model", f"hf://{repo}", *evaluated)
-    refused = call("export", "--bundle", f"hf://{repo}", "--uncertified", code=2)
-    assert "get a folder of it first: pull USER/REPO" in refused
+    for changing in (("export", "--uncertified"), ("frontier", "--reset"), ("frontier", "--budget", "9")):
+        refused = call(*changing, "--bundle", f"hf://{repo}", code=2)
+        assert "get a folder of it first: pull USER/REPO" in refused
+    assert "no such repository" in call("frontier", "--bundle", "hf://me/none", code=2)
 
 
 def test_unchanged_files_are_not_sent_again(hub, call, run, repo):

@@ -54,7 +54,8 @@ LIGHT = {
     "numpy,torch,pandas": "ensemble.errors ensemble.recipe ensemble.contract ensemble.commands ensemble.catalogue "
     "ensemble.data_commands ensemble.fetch_command ensemble.select_command ensemble.stack_command ensemble.names "
     "ensemble.report_command export.export_command export.infer_command export.adapt_command "
-    "export.evaluate_command export.explain_command export.bench_command export.setting export.hub_commands "
+    "export.evaluate_command export.explain_command export.bench_command export.frontier_command export.setting "
+    "export.hub_commands "
     "export cli",
     "torch,sklearn,transformers": "ensemble.images ensemble.artifacts ensemble.metrics ensemble.stack ensemble.score "
     "ensemble.members ensemble.stack_run ensemble.stack_table ensemble.stack_rows ensemble.threshold ensemble.external "
@@ -62,7 +63,7 @@ LIGHT = {
     "ensemble.dataset ensemble.index ensemble.probes ensemble.canonical "
     "ensemble.degrade ensemble.grid ensemble.bootstrap ensemble.breakdown ensemble.report ensemble.gallery "
     "ensemble.shift ensemble.files ensemble.sources ensemble.quiet ensemble.cascade ensemble.cascade_fit "
-    "ensemble.cascade_limits",
+    "ensemble.cascade_limits ensemble.frontier ensemble.subsets",
     "torch,sklearn,transformers,onnx,openvino,onnxruntime,nncf": "export.infer export.runtime export.hardware "
     "export.choice "
     "export.precisions export.evidence export.records export.member_logits export.classifier export.foreign "
@@ -70,7 +71,8 @@ LIGHT = {
     "export.plan export.tuning export.bench export.libraries export.onnx_sessions export.openvino_runtime "
     "export.batches export.predictor export.submission export.bundle export.inputs export.rows export.parquet_input "
     "export.results export.journal export.certificate export.export_run export.evaluate_model export.ensembles "
-    "export.cascades export.heldout_rows export.hub export.hub_push export.model_card ensemble.download",
+    "export.cascades export.heldout_rows export.points export.costs export.frontier "
+    "export.hub export.hub_push export.model_card ensemble.download",
 }
 
 

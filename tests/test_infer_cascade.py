@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,12 +14,13 @@ from helpers import (
     read_csv,
     run_cli,
     write_bundle,
+    write_csv,
     write_folded_run,
     write_image,
     write_stacker,
 )
 
-from ensemble import artifacts
+from ensemble import artifacts, cascade_stream
 from ensemble.cascade import Cascade, Report, Step
 from ensemble.errors import ArtifactError, UnavailableError
 from ensemble.external import External
@@ -110,7 +112,10 @@ def test_images_that_are_clear_leave_after_the_cheap_member(exported, pictures, 
         r"to lose at most 0\.01 of AUROC:\n  one: 1\.00 ms an image, \d+\.\d% leave\n  two: 10\.00 ms", out
     )
     assert re.search(r"Expected: members take \d\.\d\d ms an image in place of 11\.00, \d\.\d times as fast\n", out)
-    assert re.search(r"On [\d,]+ held-out images of \d+ groups .*, lost -?0\.\d+ \[-?0\.\d+, 0\.\d+\]; ", out)
+    assert re.search(
+        r"On [\d,]+ images of \d+ groups, by limits fitted on other groups: .*, lost -?0\.\d+ \[-?0\.\d+, 0\.\d+\]; ",
+        out,
+    )
     share = left.sum() / read.sum()
     assert f"Left the cascade: {share:.1%} after one, {1 - share:.1%} after two\n" in out
 
@@ -153,7 +158,7 @@ def test_a_bundle_without_held_out_logits_says_how_to_get_them(tmp_path, picture
     given = ("infer", "--bundle", run / "bundle", "--input", pictures, "--output", tmp_path / "out.csv")
     code, _, err = run_cli(*given, "--cascade")
     assert code == 2
-    assert "has no held-out logits to fit a cascade on; export again (python cli.py export; a bundle of" in err
+    assert "has no held-out logits to fit and report on; export again (python cli.py export; a bundle of" in err
     export_run(run, print)
     frame = pd.read_parquet(run / "bundle" / "heldout.parquet")
     assert list(frame.columns) == ["label", "group", "logit one", "logit two"]
@@ -163,16 +168,19 @@ def test_a_bundle_without_held_out_logits_says_how_to_get_them(tmp_path, picture
     assert (code, "100 held-out images or more, and here are 48" in err) == (2, True)
 
 
-def test_with_folds_too_the_rows_are_those_that_no_member_was_fitted_on(tmp_path):
+def test_with_folds_the_training_rows_serve_too_each_scored_by_weights_that_never_saw_its_group(tmp_path):
     frame, scores = write_folded_run(tmp_path, {"one": 2.0, "two": 1.0})
     write_stacker(tmp_path)
     write_bundle(tmp_path)
     export_run(tmp_path, print)
     rows = pd.read_parquet(tmp_path / "bundle" / "heldout.parquet")
     held = (frame["split"] == "heldout").to_numpy()
-    assert 0 < held.sum() < len(frame)
+    assert 0 < held.sum() < len(frame) == len(rows)
     for name in ("one", "two"):
-        np.testing.assert_array_equal(rows[f"logit {name}"], scores[name]["logit"][held])
+        logits = scores[name]["logit"].to_numpy()
+        np.testing.assert_array_equal(rows[f"logit {name}"], [*logits[held], *logits[~held]])
+    np.testing.assert_array_equal(rows["label"], [*frame["label"][held], *frame["label"][~held]])
+    assert rows["group"].nunique() == frame["group"].nunique()
 
 
 def test_changed_held_out_logits_are_refused(run):
@@ -242,6 +250,47 @@ def test_another_cascade_starts_anew(pictures, tmp_path):
         to_file(output, pictures, ensemble([], one=stops, two=stops))
     _, said = to_file(output, pictures, ensemble([], cascade=None))
     assert said == ["Starting anew: changed since out.csv.partial was begun: --cascade."]
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes_and_rows_score_alone_as_in_the_list(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(cascade_stream, "MOST_WAITING", 128)  # the first shards are written early
+    names = [path.name for path in sorted(pictures.iterdir())] * 40
+    table = write_csv(tmp_path / "list.csv", id=[str(row) for row in range(len(names))], path=names)
+
+    def loaded(kill=np.inf, whole=True):
+        """A member of which a row's logit depends on how full its batch is, and, if `whole`, has only full ones."""
+        done = 0
+
+        def dear(pixels):
+            nonlocal done
+            done += len(pixels)
+            if done > kill:
+                raise KeyboardInterrupt
+            brightness = pixels.mean(axis=(1, 2, 3)) / 255
+            return (brightness + (len(pixels) % 8) - 0.5).astype(np.float32)
+
+        one, _ = answers([], one=lambda b: 4 * (b - 0.5), two=lambda b: 0)
+        return replace(ensemble([]), runners=(one, Runner("two", CONTRACT, dear, batch=8 if whole else 1)))
+
+    def scores(output, given, source=table):
+        with journal.held(output) as folder:
+            inputs = read_inputs(source, images=pictures, spill=folder)
+            infer_to_file(inputs, given, output, folder, Options(members=True), said.append)
+        return output.read_bytes()
+
+    said = []
+    whole = scores(tmp_path / "whole.csv", loaded())
+    with pytest.raises(KeyboardInterrupt):
+        scores(tmp_path / "out.csv", loaded(kill=300))
+    assert scores(tmp_path / "out.csv", loaded()) == whole
+    assert re.fullmatch(r"Going on: (128|256|384|512) of 760 rows were scored before\.", *said)
+    rows = whole.decode().splitlines()
+    alone = [
+        scores(tmp_path / "one.csv", loaded(), write_csv(tmp_path / "one-row.csv", id=[str(row)], path=[names[row]]))
+        for row in range(19)
+    ]
+    assert [one.decode().splitlines()[1] for one in alone] == rows[1:20]
+    assert scores(tmp_path / "parts.csv", loaded(whole=False)) != whole  # it can fail
 
 
 def test_a_member_is_measured_once(tmp_path, monkeypatch):

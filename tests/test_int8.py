@@ -7,10 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import CONTRACT, run_cli
-from small_nets import LAYERS, write_image_run, write_network
+from small_nets import LAYERS, PIXELS, write_image_run, write_network
 
 from ensemble import artifacts, dataset, images
-from ensemble.errors import ArtifactError
 from ensemble.score import Runner
 from export import bundle, evidence, hardware, int8, libraries, precisions, second_files
 from export.int8 import write_int8
@@ -20,9 +19,6 @@ from export.setting import Setting
 
 if not precisions.computed(("int8",)):
     pytest.skip("this CPU has no instructions for int8", allow_module_level=True)
-
-PIXELS = np.repeat(np.arange(0, 256, 2, dtype=np.uint8), 192).reshape(-1, 8, 8, 3)
-PIXELS[:, 0, :2] = [[0], [255]]
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +57,11 @@ def test_a_member_that_int8_breaks_is_rescued_by_the_one_layer_that_breaks_it(ex
     assert "two: with all 3 layers in int8 AUROC moves by -" in out
     assert "two: kept in fp32 1 of 3 layers: reads; openvino int8 runs" in out
     assert "one: openvino int8 runs" in out
+    assert "one: quantizing with nncf 3" in out
     for runtime in ("openvino", "onnxruntime"):
         made = found[f"{runtime} int8"]["files"]
         assert {name: made[name]["kept"] for name in made} == {"one": [], "two": ["reads"]}
+        assert made["two"]["by"].startswith("nncf 3")
         assert made["two"]["calibrated_on"] == made["two"]["compared_on"] == 128
         assert set(made["two"]["times_fp32"]) == {"whole", "made"}
 
@@ -138,25 +136,41 @@ def test_too_few_training_images_are_refused_before_anything_is_made(tmp_path):
 def test_a_member_that_cannot_be_quantized_stays_fp32_and_the_others_do_not(copy, monkeypatch):
     def refuse(source, *rest):
         if source.name.startswith("two"):
-            raise ArtifactError(f"{source.name} cannot be quantized: an operation is unknown")
-        write_int8(source, *rest)
+            raise RuntimeError("an operation is unknown\nand more of it")
+        by_nncf(source, *rest)
 
-    monkeypatch.setattr(int8, "write_int8", refuse)
+    by_nncf = int8._by_nncf
+    monkeypatch.setattr(int8, "_by_nncf", refuse)
     out, values, _ = export(copy, "--int8")
     assert "two: stays fp32: two.fp32.onnx cannot be quantized: an operation is unknown" in out
     assert int8_members(values)["openvino"] == {"one"}
 
 
-@pytest.mark.parametrize("lacking", ["nncf", "VNNI"])
+@pytest.fixture
+def without_nncf(monkeypatch):
+    monkeypatch.setitem(libraries.sys.modules, "nncf", None)
+
+
+def test_where_nncf_is_absent_onnx_runtime_quantizes_and_rescues(copy, without_nncf):
+    out, values, found = export(copy, "--int8")
+    by = hardware.version("onnxruntime")
+    assert f"one: quantizing with {by}, by the ranges of its values on 128 training images" in out
+    assert "two: kept in fp32 1 of 3 layers: reads; openvino int8 runs" in out
+    assert int8_members(values) == {"openvino": {"one", "two"}, "onnxruntime": {"one", "two"}}
+    assert {made["by"] for made in found["openvino int8"]["files"].values()} == {by}
+    assert values["members"]["one"]["made"]["int8"]["by"] == by
+
+
+@pytest.mark.parametrize("lacking", ["onnx", "VNNI"])
 def test_what_int8_needs_is_named(copy, monkeypatch, lacking):
-    if lacking == "nncf":
-        monkeypatch.setitem(libraries.sys.modules, "nncf", None)
+    if lacking == "onnx":
+        monkeypatch.setattr(precisions.importlib.util, "find_spec", lambda name: None)
     else:
         monkeypatch.setattr(hardware, "processor", lambda: ("an old CPU", frozenset({"avx2"})))
     code, _, err = run_cli("export", "--run", copy, "--int8")
     assert code == 2
     assert {
-        "nncf": "int8 needs nncf; run: pip install 'manyeyes[int8]'",
+        "onnx": "int8 needs onnx; run: pip install 'manyeyes[int8]'",
         "VNNI": "this CPU has no instructions for int8 (VNNI or AMX)",
     }[lacking] in err
 
@@ -168,7 +182,10 @@ def test_int8_is_for_a_run(arguments):
     assert "--int8 is calibrated on a run's training images: leave out --bundle and --member" in err
 
 
-def test_pixels_and_logits_keep_their_types_and_the_same_images_make_the_same_file(tmp_path):
+@pytest.mark.parametrize("with_nncf", [True, False])
+def test_pixels_and_logits_keep_their_types_and_the_same_images_make_the_same_file(tmp_path, request, capfd, with_nncf):
+    if not with_nncf:
+        request.getfixturevalue("without_nncf")
     source = write_network(tmp_path / "network.onnx", 1.0)
     for name in ("a", "b"):
         write_int8(source, tmp_path / f"{name}.onnx", PIXELS)
@@ -178,6 +195,7 @@ def test_pixels_and_logits_keep_their_types_and_the_same_images_make_the_same_fi
         logits = open_runner("one", tmp_path / "a.onnx", CONTRACT, Setting(runtime, "int8")).run(PIXELS)
         assert logits.dtype == np.float32
         assert 0 < np.abs(logits - fp32).max() < 0.02
+    assert capfd.readouterr() == ("", "")
 
 
 def test_batches_that_disagree_do_not_pass(run, tmp_path, monkeypatch):

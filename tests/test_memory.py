@@ -40,8 +40,9 @@ def peak(work, rows, *options):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
-def test_memory_does_not_grow_with_the_images(tmp_path):
-    exported_run(tmp_path)
+@pytest.mark.parametrize("options", [(), ("--cascade", "0.01")], ids=["all", "cascade"])
+def test_memory_does_not_grow_with_the_images(tmp_path, options):
+    exported_run(tmp_path, cascade=True)
     write_image(tmp_path / "image.png")
-    few, many = peak(tmp_path, 1000, "--members"), peak(tmp_path, 20_000, "--members")
+    few, many = (peak(tmp_path, rows, "--members", *options) for rows in (1000, 20_000))
     assert many < 1.05 * few, f"{few} KiB for 1,000 images, {many} for 20,000"

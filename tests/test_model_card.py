@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from ensemble import artifacts
 from ensemble.errors import HubError
-from export import bundle
+from ensemble.metrics import Interval
+from ensemble.stack import Stacker
+from export import bundle, points
 from export.model_card import BEGIN, END, Base, bases, escaped, merged, write_card
 
 HOSTILE = "<script>alert(1)</script> | [x](http://evil) ![](y) <!-- manyeyes push: end --> `$x$`\n# @all www.evil.com"
@@ -152,6 +154,18 @@ def test_a_bundle_alone_says_what_it_does_not_know(run):
     assert "Not known here: this was pushed from a bundle alone." in text
     assert "| one | 0.5000 | not known here | - |" in text
     assert ModelCard(text).data.license == "apache-2.0"
+
+
+def test_a_point_that_frontier_chose_is_said(run):
+    folder = artifacts.bundle_path(run)
+    values = bundle.contents(folder)
+    one, auroc, lost = Stacker(("one",), (1.0,), 0.0), Interval(0.94, 0.9, 0.97), Interval(0.01, 0.0, 0.02)
+    made_from = points.identity(folder, values["members"], values["files"])
+    points.write(folder, points.Chosen(one, {}, None, 200.0, 400.0, auroc, lost, "a CPU", made_from))
+    assert (
+        "Unasked it runs 1 of 2 members, as frontier chose for 200 images/s; --full runs all: AUROC 0.9400 [0.9000, "
+        "0.9700], which is 0.0100 [0.0000, 0.0200] less than that of all, on held-out images"
+    ) in card_of(run)
 
 
 def test_a_stack_that_was_never_scored_claims_nothing(run):

@@ -104,14 +104,17 @@ def test_a_gpu_gets_batches_of_one_shape_and_waits_for_each(model, setting, coun
     assert not session.fallback
 
 
-@pytest.mark.parametrize(("precision", "fp16", "bf16"), [("fp32", "0", "0"), ("fp16", "1", "0"), ("bf16", "0", "1")])
-def test_tensorrt_has_one_profile_and_keeps_its_engine_in_the_cache(model, tmp_path, precision, fp16, bf16):
+@pytest.mark.parametrize(
+    ("precision", "on"), [("fp32", set()), ("fp16", {"fp16"}), ("bf16", {"bf16"}), ("int8", {"int8", "fp16"})]
+)
+def test_tensorrt_has_one_profile_and_keeps_its_engine_in_the_cache(model, tmp_path, precision, on):
     _, session = opened(model, Setting("tensorrt", precision, batch=64))
     assert list(session.providers) == [TENSORRT, CUDA, CPU]
     options = session.providers[TENSORRT]
     shapes = {options[f"trt_profile_{which}_shapes"] for which in ("min", "opt", "max")}
     assert shapes == {"pixels:64x8x8x3"}
-    assert (options["trt_fp16_enable"], options["trt_bf16_enable"]) == (fp16, bf16)
+    assert {kind for kind in ("fp16", "bf16", "int8") if options[f"trt_{kind}_enable"] == "1"} == on
+    assert not [name for name in options if "calibration" in name]  # the file has its scales
     assert options["trt_engine_cache_enable"] == "1"
     folder = onnx_sessions.engine_folder(model, Setting("tensorrt", precision, batch=64))
     assert options["trt_engine_cache_path"] == str(folder)

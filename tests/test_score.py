@@ -1,5 +1,4 @@
 import threading
-from contextlib import closing
 from dataclasses import replace
 from itertools import count, islice
 
@@ -299,24 +298,3 @@ def test_a_chunk_divides_a_shard_and_is_bounded_in_bytes(contracts, device):
     assert MOST_ROWS % rows == 0
     pixels = sum({contract.view: 3 * contract.count * contract.size**2 for contract in contracts}.values())
     assert rows == 1 or rows * pixels <= CHUNK_BYTES[device]
-
-
-def test_a_runner_is_given_only_the_rows_that_need_it(tmp_path):
-    files, first, second = grey_files(tmp_path, [10, 200, 30, 40, 250, 60]), [], []
-    files[3].write_bytes(b"")
-    seen = []
-
-    def bright(logits):
-        seen.append(logits.copy())
-        return ~(logits[:, 0] < 100)  # NaN needs more
-
-    runners = [brightness(batches=first), brightness("two", scale=-2, batches=second)]
-    with closing(score_stream(files, lambda file, large: images.decode(file), runners, 4, onward=bright)) as stream:
-        found = list(stream)
-    logits = np.concatenate([scored.logits for scored in found])
-    nan = np.nan
-    np.testing.assert_array_equal(logits[:, 0], [10, 200, 30, nan, 250, 60])
-    np.testing.assert_array_equal(logits[:, 1], [nan, -400, nan, nan, -500, nan])
-    assert (first, second) == ([3, 2], [1, 1])
-    assert [list(scored.errors) for scored in found] == [[3], []]
-    assert np.isnan(seen[0]).all()  # it is asked before anything has run

@@ -230,9 +230,9 @@ def test_of_two_certified_precisions_tuning_takes_the_faster_for_all_members(fol
 
     monkeypatch.setattr(tuning, "measure", measure)
     lines = []
-    _, planned = plan.plan_bundle(folder, Wanted(tune=True), lines.append)
+    planned = plan.plan_bundle(folder, Wanted(tune=True), lines.append).members
     assert [member.setting.precision for member in planned] == [expected] * 2
-    assert plan.plan_bundle(folder, Wanted(), lines.append)[1] == planned
+    assert plan.plan_bundle(folder, Wanted(), lines.append).members == planned
     assert {member.path.name.split(".")[1] for member in planned} == {"int8" if expected == "int8" else "fp32"}
 
 
@@ -302,7 +302,7 @@ def test_a_certificate_decides_whether_bf16_is_planned(folder, monkeypatch, cert
     bundle.write_bundle(folder, values["members"], (), {"openvino bf16": {"members": names, "certified": True}})
     monkeypatch.setattr(plan, "available", lambda: Machine("Xeon", 2))
     lines = []
-    _, planned = plan.plan_bundle(folder, Wanted(), lines.append)
+    planned = plan.plan_bundle(folder, Wanted(), lines.append).members
     assert {member.setting.precision for member in planned} == {precision}
     hint = "get one: python cli.py export --certify-on DATA"
     assert (hint in lines[0]) is not certified

@@ -1,0 +1,151 @@
+"""frontier: accuracy against speed on this machine, and which point of it a bundle runs at."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ensemble import options
+from export.setting import Wanted, runtime_options
+
+if TYPE_CHECKING:
+    from export.frontier import Frontier
+
+
+@click.command("frontier")
+@options.run
+@click.option(
+    "--bundle",
+    "source_bundle",
+    metavar="BUNDLE",
+    help="Look at this bundle alone, in place of the run's: a folder, or hf://USER/REPO[@REVISION] on the Hub.",
+)
+@click.option(
+    "--budget",
+    type=click.FloatRange(0, min_open=True),
+    metavar="IMAGES_PER_SECOND",
+    help="Write the most accurate point that is predicted to reach this speed into the bundle: what runs the bundle "
+    "from then on runs that.",
+)
+@click.option("--reset", is_flag=True, help="Take a point that was chosen out of the bundle: all members run again.")
+@click.option(
+    "--images",
+    "source",
+    type=click.Path(path_type=Path),
+    help="Images to time decoding on, a folder or a CSV.  [default: the run's held-out images, else generated ones]",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("frontier.png"),
+    show_default=True,
+    help="The picture to write.",
+)
+@runtime_options
+@click.pass_context
+def frontier(
+    context: click.Context,
+    run: Path,
+    source_bundle: str | None,
+    budget: float | None,
+    reset: bool,
+    source: Path | None,
+    output: Path,
+    wanted: Wanted,
+) -> None:
+    """What accuracy costs: stacks of some of the members, on this machine.
+
+    Every subset of up to eight members (of more, those found by adding one at a time), at fp32 and
+    at the certified precision that auto takes, and the best of them with cascades that may lose
+    0.0005 to 0.01 of AUROC. A stack of some members is certified again before it may run below
+    fp32. images/s are predicted for this machine: measured times of decoding, of preparing
+    pixels and of each member, added up.
+
+    The best of hundreds looks better than it is where it was chosen. So points are chosen on one
+    half of the held-out groups, and the table says how they do on the other half: AUROC, and what
+    is lost against the stack of all members, with 95 % intervals. It lists the points that no
+    other beats in both accuracy and speed, where a slower one has to be better in 90 % of the
+    draws of groups, not by a few lucky pairs of images. The picture shows all.
+
+    --budget writes one into the bundle, refitted on all held-out images, and infer, bench
+    and Predictor run it from then on, unless they are asked for all members with --full.
+    export keeps it as long as members and stack stay the same. Copied to another machine, it
+    is as accurate there, but maybe not as fast.
+
+    \b
+    Examples:
+      python cli.py frontier
+      python cli.py frontier --budget 50
+      python cli.py frontier --bundle copied/bundle --budget 200 --tune
+      python cli.py frontier --reset
+    """
+    if reset and budget is not None:
+        raise click.UsageError("--reset takes a chosen point away and --budget chooses one: give one of them")
+    if source_bundle and context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE:
+        raise click.UsageError("--bundle stands for itself: leave out --run")
+    if wanted.runtime == "torch":
+        raise click.UsageError("frontier is about bundles, which torch does not run; choose another --runtime")
+    from ensemble.artifacts import bundle_path, ensure_writable
+    from ensemble.commands import require_training_packages
+    from ensemble.quiet import quiet_decoders
+    from export import hub, points
+    from export.bundle import current_bundle
+
+    context.with_resource(quiet_decoders())
+    if source_bundle and hub.is_remote(source_bundle) and (reset or budget is not None):
+        raise click.UsageError("a bundle on the Hub is not changed there; get a folder of it first: pull USER/REPO")
+    bundle = hub.locate_bundle(source_bundle) if source_bundle else None
+    if reset:
+        gone = points.remove(bundle or bundle_path(run))
+        click.echo("All members run again." if gone else "No point was chosen for this bundle: all members run.")
+        return
+    require_training_packages()
+    from tempfile import TemporaryDirectory
+
+    from export.bench import pictures
+    from export.frontier import explore, pick, write
+    from export.frontier_picture import draw
+
+    folder, of_run = bundle or current_bundle(run), None if bundle else run
+    ensure_writable(output.absolute().parent)
+    with TemporaryDirectory() as place:
+        sources, what = pictures(source, of_run, Path(place))
+        found = explore(folder, of_run, wanted, sources, click.echo)
+    _print(found, what)
+    fast = [point for point in found.best if budget and point.images_per_second >= budget]
+    best = {point: measured for point, (measured, _) in found.best.items()}
+    draw(found.tried, best, found.full[0], budget, fast[-1] if fast else None, output)
+    click.echo(f"-> {output}")
+    if budget is not None:
+        chosen = write(folder, found, pick(found, budget), budget)
+        click.echo(points.told(chosen, len(found.full[0].members)))
+        click.echo(f"-> {folder / points.FILE}; to take it away: frontier --reset")
+
+
+def _print(found: "Frontier", what: str) -> None:
+    import pandas as pd
+
+    from ensemble.errors import some
+
+    full, measured = found.full
+    click.echo(
+        f"\nAll {len(full.members)} members at {full.precision}: {full.images_per_second:.1f} images/s, "
+        f"AUROC {measured.auroc}"
+    )
+    click.echo(f"Scores are of {found.rows:,} held-out images of {found.groups:,} groups that nothing was chosen on.")
+    click.echo(f"images/s are predicted, for {what}. No point tried beats these in both:")
+    lines = [
+        {
+            "": number,
+            "members": " + ".join(point.members),
+            "precision": point.precision,
+            "cascade": f"{point.cascade.tolerance:g}" if point.cascade else "-",
+            "images/s": f"{point.images_per_second:.1f}",
+            "AUROC": str(how.auroc),
+            "lost against all": str(how.lost),
+        }
+        for number, (point, (how, _)) in enumerate(found.best.items(), start=1)
+    ]
+    options.table(pd.DataFrame(lines))
+    if found.left_out:
+        click.echo(f"Left out: {some(found.left_out, 3)}")

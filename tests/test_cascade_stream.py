@@ -1,0 +1,263 @@
+"""Rows that leave early: which pixels are prepared, what runs beside what, what is read again, what memory holds."""
+
+import threading
+from contextlib import closing
+from dataclasses import replace
+from itertools import count, islice
+
+import numpy as np
+import pytest
+from helpers import CONTRACT
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from ensemble import cascade_stream as module
+from ensemble import images
+from ensemble.cascade_stream import MOST_WAITING, TAKEN, cascade_stream, full_rows, taken_rows
+from ensemble.errors import ImageError
+from ensemble.score import AHEAD, Runner
+
+SMALL = replace(CONTRACT, size=4)
+CROPS = replace(CONTRACT, geometry="native_crops", count=4)
+
+
+def grey(value, large=None):
+    return Image.new("RGB", (20, 12), (value % 256,) * 3)
+
+
+def runner(contract=CONTRACT, batch=1, given=None):
+    """The brightness of an image; the images of each call go to `given`."""
+
+    def run(pixels):
+        if given is not None:
+            given.append(pixels[:, 0, 0, 0].tolist())
+        return pixels.mean(axis=(1, 2, 3)).astype(np.float32)
+
+    return Runner(f"{contract.size}", contract, run, batch)
+
+
+def above(*limits):
+    """Needs runner k: an item that is larger than limit k."""
+    return lambda number, logits, items: np.array([item > limits[number] for item in items])
+
+
+def scored(items, runners, chunk, needs, read=grey):
+    with closing(cascade_stream(items, read, runners, chunk, needs, workers=2)) as stream:
+        found = list(stream)
+    errors = {
+        sum(len(f.logits) for f in found[:k]) + row: e for k, f in enumerate(found) for row, e in f.errors.items()
+    }
+    return np.concatenate([each.logits for each in found]), errors, [len(each.logits) for each in found]
+
+
+@given(
+    values=st.lists(st.integers(0, 99), min_size=1, max_size=60),
+    limits=st.lists(st.integers(-1, 99), min_size=1, max_size=4),
+    batches=st.lists(st.integers(1, 9), min_size=4, max_size=4),
+    chunk=st.sampled_from([1, 2, 8, 16]),
+)
+def test_rows_keep_their_order_and_a_runner_gets_whole_batches_of_those_that_need_it(values, limits, batches, chunk):
+    given = [[] for _ in limits]
+    kinds = [CONTRACT, CROPS, SMALL, CONTRACT]
+    runners = [runner(kinds[k], batches[k], given[k]) for k in range(len(limits))]
+    logits, errors, sizes = scored(iter(values), runners, chunk, above(*limits))
+    stays = np.minimum.accumulate([[value > limit for limit in limits] for value in values], axis=1)
+    np.testing.assert_array_equal(logits, np.where(stays, np.array(values)[:, None], np.nan))
+    assert errors == {}
+    assert all(size == chunk for size in sizes[:-1])
+    for k, calls in enumerate(given):
+        assert all(len(call) % batches[k] == 0 for call in calls)
+        wasted = sum(map(len, calls)) - stays[:, k].sum() * kinds[k].count
+        assert wasted < full_rows(runners[k]) * kinds[k].count  # the last batch alone is filled up
+
+
+def test_a_runner_sees_what_the_ones_before_it_said():
+    seen = []
+
+    def needs(number, logits, items):
+        seen.append((number, list(items), logits.copy()))
+        return logits[:, 0] > 5 if number else np.ones(len(items), dtype=bool)
+
+    logits, *_ = scored(range(4, 8), [runner(), runner(SMALL)], 4, needs)
+    np.testing.assert_array_equal(logits[:, 1], [np.nan, np.nan, 6, 7])
+    assert all(np.isnan(known).all() for number, _, known in seen if number == 0)
+    ((_, items, known),) = [each for each in seen if each[0] == 1]
+    assert items == [4, 5, 6, 7]
+    np.testing.assert_array_equal(known, [[4, np.nan], [5, np.nan], [6, np.nan], [7, np.nan]])
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(99, {8}), (8, {8, 4})])
+def test_a_view_that_no_image_needs_is_never_prepared(monkeypatch, limit, expected):
+    asked, prepare = [], images.prepare
+
+    def spy(image, contracts):
+        asked.extend(contract.size for contract in contracts)
+        return prepare(image, contracts)
+
+    monkeypatch.setattr(images, "prepare", spy)
+    scored(range(10), [runner(), runner(SMALL), runner()], 4, above(-1, limit, limit))
+    assert set(asked) == expected
+    assert asked.count(8) == 10  # the third runner's view was there
+    assert asked.count(4) == (1 if 4 in expected else 0)
+
+
+def test_nothing_is_prepared_for_rows_that_need_no_runner_but_they_are_read(monkeypatch):
+    asked, prepare = [], images.prepare
+    monkeypatch.setattr(images, "prepare", lambda image, some: asked.extend(some) or prepare(image, some))
+
+    def read(item, large):
+        if item == 2:
+            raise ImageError("2: not an image")
+        return grey(item)
+
+    logits, errors, _ = scored(range(4), [runner()], 2, above(99), read)
+    assert (asked, errors) == ([], {2: "2: not an image"})
+    assert np.isnan(logits).all()
+    scored(range(4), [runner()], 2, above(-1), read)
+    assert len(asked) == 3
+
+
+IMAGE = 4 * 20 * 12  # bytes in memory
+
+
+@pytest.mark.parametrize(("room", "reads"), [(1 << 20, 1), (0, 2)])
+def test_an_image_is_read_again_only_where_there_is_no_room_to_keep_it(monkeypatch, room, reads):
+    monkeypatch.setattr(module, "KEPT_BYTES", room)
+    read, lock = [], threading.Lock()
+
+    def counted(item, large):
+        with lock:
+            read.append(item)
+        return grey(item)
+
+    logits, *_ = scored(range(40), [runner(), runner(SMALL)], 4, above(-1, 29), counted)
+    np.testing.assert_array_equal(logits[:, 1], [*[np.nan] * 30, *range(30, 40)])
+    assert [read.count(item) for item in (0, 29, 30, 39)] == [1, 1, reads, reads]
+
+
+def test_room_is_given_back(monkeypatch):
+    monkeypatch.setattr(module, "KEPT_BYTES", 8 * IMAGE)
+    read = []
+
+    def counted(item, large):
+        read.append(item)
+        return grey(item)
+
+    scored(range(100), [runner(), runner(SMALL)], 1, above(-1, 50), counted)
+    assert sorted(read) == list(range(100))  # more than eight are never under way here
+    read.clear()
+    scored(range(32), [runner(), runner(SMALL, 16)], 16, above(-1, -1), counted)
+    assert len(read) > 40  # of sixteen that wait together half are read again
+
+
+def test_an_image_that_is_gone_when_it_is_read_again_is_an_unreadable_one(monkeypatch):
+    monkeypatch.setattr(module, "KEPT_BYTES", 0)
+    read = []
+
+    def once(item, large):
+        if item in read:
+            raise ImageError(f"{item}: no such file")
+        read.append(item)
+        return grey(item)
+
+    logits, errors, _ = scored(range(6), [runner(), runner(SMALL)], 3, above(-1, 3), once)
+    assert errors == {4: "4: no such file", 5: "5: no such file"}
+    np.testing.assert_array_equal(logits[:, 0], [0, 1, 2, 3, np.nan, np.nan])
+
+
+def test_an_image_that_a_later_contract_cannot_take_is_named():
+    thin = replace(CONTRACT, geometry="center_crop", size=224)
+    logits, errors, _ = scored(
+        range(2), [runner(), runner(thin)], 2, above(-1, 0), lambda item, large: Image.new("RGB", (1, 20_000))
+    )
+    assert errors == {1: "1: an image of 1x20000 is too thin to be resized to 224x4480000"}
+    np.testing.assert_array_equal(logits, [[0, np.nan], [np.nan, np.nan]])
+
+
+def test_rows_that_wait_for_a_full_batch_do_not_hold_up_others_for_ever():
+    taken = []
+
+    def items():
+        for row in count():
+            taken.append(row)
+            yield row
+
+    def needs(number, logits, some):
+        return np.array([number == 0 or item % 100 == 0 for item in some])
+
+    given = []
+    stream = cascade_stream(items(), grey, [runner(), runner(SMALL, 1000, given)], 8, needs)
+    with closing(stream):
+        for done in range(1, 200):
+            next(stream)
+            assert len(taken) <= 8 * done + MOST_WAITING + 8 * (AHEAD + 2)
+    assert {len(call) for call in given} == {1000}  # filled up
+
+
+def test_images_are_read_while_a_member_runs():
+    read = [threading.Event() for _ in range(12)]
+
+    def reads(row, large):
+        read[row].set()
+        return grey(row)
+
+    def run(pixels):
+        first = int(pixels[0, 0, 0, 0])
+        assert all(event.wait(10) for event in read[: first + (1 + AHEAD) * 2 - 1])
+        return pixels[:, 0, 0, 0].astype(np.float32)
+
+    logits, *_ = scored(range(12), [Runner("one", CONTRACT, run)], 2, above(-1), reads)
+    assert logits[:, 0].tolist() == list(range(12))
+
+
+def test_pixels_of_rows_that_stay_are_prepared_while_members_run(monkeypatch):
+    calls, second, prepare = [], threading.Event(), images.prepare
+
+    def run(pixels):
+        calls.append(len(pixels))
+        if len(calls) == 2:
+            second.set()
+        return pixels[:, 0, 0, 0].astype(np.float32)
+
+    def slow(image, contracts):
+        assert contracts[0].size == 8 or second.wait(10)  # done only as the first runner has its next rows
+        return prepare(image, contracts)
+
+    monkeypatch.setattr(images, "prepare", slow)
+    logits, *_ = scored(range(4), [Runner("one", CONTRACT, run), runner(SMALL)], 2, above(-1, -1))
+    assert logits[:, 1].tolist() == [0, 1, 2, 3]
+
+
+def test_large_images_are_read_one_at_a_time_again_too(monkeypatch):
+    monkeypatch.setattr(module, "KEPT_BYTES", 0)
+    busy, read = threading.Lock(), []
+
+    def reads(row, large):
+        large()
+        assert busy.acquire(blocking=False)
+        read.append(row)
+        image = grey(row)
+        busy.release()
+        return image
+
+    scored(range(40), [runner(), runner(SMALL)], 8, above(-1, 9), reads)
+    assert len(read) == 40 + 30
+
+
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError])
+def test_a_failing_member_or_thread_ends_the_stream(error):
+    def fail(*given):
+        raise error("out of memory")
+
+    with pytest.raises(error, match="out of memory"):
+        scored(count(), [runner(), Runner("two", SMALL, fail)], 4, above(-1, 2))
+    with pytest.raises(error, match="out of memory"):
+        scored(count(), [runner()], 4, above(-1), fail)
+    assert len(list(islice(cascade_stream(count(), grey, [runner()], 4, above(-1)), 3))) == 3
+
+
+def test_rows_to_a_chunk():
+    assert taken_rows([runner()], "cpu") == TAKEN["cpu"]
+    assert taken_rows([runner(replace(CROPS, size=512, count=16)), runner()], "cpu") == 4
+    assert taken_rows([], "cuda") == TAKEN["cuda"]

@@ -1,0 +1,226 @@
+"""Stacks chosen for what they cost, on planted members and costs."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ensemble import frontier
+from ensemble.cascade_fit import Rows
+from ensemble.errors import ArtifactError
+from ensemble.frontier import Costs, Point, apart, begin, measure, refit, settle, stacks
+from ensemble.metrics import sigmoid
+from ensemble.stack import Stacker
+from ensemble.stackers import fit_stacker
+from ensemble.subsets import undominated
+from ensemble.threshold import asked_rule, choose_threshold
+
+ROWS, GROUPS = 1200, 60
+NAMES = ("noise", "hiss", "cheap", "dear")
+COSTS = Costs(
+    2.0,
+    (0.5, 1.5),
+    {"noise": 0, "hiss": 0, "cheap": 0, "dear": 1},
+    {"fp32": {"noise": 1.0, "hiss": 1.0, "cheap": 1.0, "dear": 10.0}},
+    {"fp32": frozenset()},
+)
+
+
+def planted(cheap=1.0, dear=2.0, seed=0, rows=ROWS):
+    """Two members that know nothing, and two that know so much."""
+    rng = np.random.default_rng(seed)
+    labels, groups = rng.integers(0, 2, rows), rng.integers(0, GROUPS, rows)
+    signal = np.array([0.0, 0.0, cheap, dear])
+    return Rows(rng.normal(size=(rows, 4)) + signal * (2 * labels - 1)[:, None], labels, groups)
+
+
+def mean_of(names=NAMES, **values):
+    """Noise that the mean takes in makes it worse, whatever the draw: just the right stacks are best."""
+    return Stacker(names, (1 / len(names),) * len(names), 0.0, kind="mean", **values)
+
+
+def best_of(rows, costs=COSTS, own=None):
+    study = begin(rows, own or mean_of())
+    found, _ = settle(stacks(study, costs), lambda point: refit(study, point.members, "none"))
+    return study, found
+
+
+@pytest.mark.parametrize(
+    ("cheap", "dear", "best"),
+    [
+        (0.3, 2.0, [("cheap",), ("dear",)]),
+        (1.0, 1.2, [("cheap",), ("dear",), ("cheap", "dear")]),
+        (1.0, 0.0, [("cheap",)]),
+        (0.0, 1.0, [("dear",)]),
+    ],
+)
+def test_the_frontier_holds_just_the_members_that_pay(cheap, dear, best):
+    _, found = best_of(planted(cheap, dear))
+    # by chance a member that knows nothing is a little better than a coin, and fast
+    assert [point.members for point in found if point.auroc > 0.55] == best
+    speeds = {("cheap",): 3.5, ("dear",): 13.5, ("cheap", "dear"): 15.0}
+    assert [point.milliseconds for point in found if point.auroc > 0.55] == [speeds[members] for members in best]
+
+
+def test_what_is_chosen_by_chance_is_not_believed():
+    study, found = best_of(planted(0.0, 0.0, rows=200))
+    lucky = max(stacks(study, COSTS), key=lambda point: point.auroc)
+    told = measure(study, lucky)
+    assert lucky.auroc > 0.53
+    assert told.auroc.low < 0.5 < told.auroc.high
+    study, found = best_of(planted())
+    good = list(found)[-1]
+    assert abs(good.auroc - measure(study, good).auroc.value) < 0.02
+
+
+def test_a_slower_point_is_better_by_more_than_chance():
+    def point(auroc, spread):
+        return Point(("a",), "fp32", auroc, auroc + spread * np.linspace(-1, 1, 100), 0.5, 1.0)
+
+    assert frontier.better(point(0.8, 0.01), point(0.7, 0.0))
+    assert frontier.better(point(0.8, 0.1), point(0.75, 0.1))  # both fall and rise together
+    assert not frontier.better(point(0.8, 0.1), point(0.75, 0.0))
+    assert not frontier.better(point(0.8, 0.1), point(0.8, 0.1))
+    assert frontier.better(point(0.6, 0.1), None)
+    assert not frontier.better(point(0.55, 0.1), None)
+
+
+def test_members_of_noise_do_not_join_by_luck():
+    own = Stacker(NAMES, (1.0,) * 4, 0.0)  # logistic regression hardly suffers from them
+    lucky = [point for point in stacks(begin(planted(), own), COSTS) if point.auroc > 0.55]
+    assert any({"noise", "hiss"} & {*point.members} for point in undominated(lucky))
+    _, found = best_of(planted(), own=own)
+    assert [point.members for point in found] == [("cheap",), ("dear",), ("cheap", "dear")]
+
+
+@pytest.mark.parametrize("own", [mean_of(), Stacker(NAMES, (1.0,) * 4, 0.0)])
+def test_nothing_of_the_half_that_is_reported_on_is_used(own):
+    rows = planted()
+    study = begin(rows, own)
+    turned = np.where(study.first[:, None], rows.logits, -rows.logits)
+    twin = begin(Rows(turned, rows.labels, rows.groups), own)
+    for point, other in zip(stacks(study, COSTS), stacks(twin, COSTS), strict=True):
+        assert (point.members, point.auroc) == (other.members, other.auroc)
+        assert point.other == pytest.approx(1 - other.other)
+
+
+def test_the_loss_is_against_all_members_on_the_same_rows():
+    study, found = best_of(planted())
+    full = next(point for point in stacks(study, COSTS) if point.members == NAMES)
+    assert measure(study, full).lost.value == 0
+    best = list(found)[-1]
+    told = measure(study, best)
+    assert told.lost.value == pytest.approx(full.other - best.other)
+    assert told.auroc.value == pytest.approx(best.other)
+    assert told.lost.low < told.lost.value < told.lost.high
+
+
+def test_a_cascade_of_the_best_is_tried_and_costs_what_its_images_need():
+    rng = np.random.default_rng(0)
+    one = rng.uniform(-2, 2, 2000)
+    two = -one / 2 + 4 * (np.abs(one) < 0.4) * rng.normal(size=2000)
+    own = Stacker(("cheap", "dear"), (0.5, 0.25), 0.1)
+    logits = np.column_stack([one, two])
+    labels = (rng.random(2000) < sigmoid(8 * own.logit(logits))).astype(int)
+    study = begin(Rows(logits, labels, rng.integers(0, GROUPS, 2000)), own)
+    both = next(point for point in stacks(study, COSTS) if len(point.members) == 2)
+    found = frontier.cascades(study, [both], COSTS)
+    point = found[-1]
+    assert point.cascade.tolerance == 0.01
+    assert point.auroc <= both.auroc
+    left = point.cascade.report.shares[0]
+    assert left > 0.5
+    # decoding, the cheap member with its view, and for those that stay the dear one with its own
+    assert point.milliseconds == pytest.approx(2 + 0.5 + 1 + (1 - left) * (1.5 + 10))
+    assert measure(study, point).lost.value < 0.01
+    assert frontier.cascades(study, [point for point in stacks(study, COSTS) if len(point.members) == 1], COSTS) == []
+
+
+def test_costs_add_up():
+    assert COSTS.milliseconds("fp32", ("noise", "hiss")) == 2 + 0.5 + 2
+    assert COSTS.milliseconds("fp32", ("cheap", "dear")) == 2 + 2 + 11
+    assert COSTS.milliseconds("fp32", ("cheap", "elsewhere")) == 2 + 0.5 + 1
+    assert COSTS.milliseconds("fp32", ("elsewhere", "dear"), (0.75, 0.25)) == pytest.approx(2 + 0.25 * 11.5)
+    on_gpu = Costs(COSTS.decode, COSTS.views, COSTS.view_of, COSTS.members, COSTS.lower, overlap=True)
+    assert on_gpu.milliseconds("fp32", ("cheap", "dear")) == 11
+    assert on_gpu.milliseconds("fp32", ("cheap",)) == 2.5
+
+
+def test_members_that_are_looked_up_are_no_point_by_themselves():
+    costs = Costs(2.0, (0.5,), {"cheap": 0}, {"fp32": {"cheap": 1.0}}, {"fp32": frozenset()})
+    points = stacks(begin(planted(), mean_of()), costs)
+    assert all("cheap" in point.members for point in points)
+    assert len(points) == 8
+
+
+def test_a_lower_precision_is_as_accurate_and_faster_where_it_is_used():
+    members = {**COSTS.members, "bf16": {**COSTS.members["fp32"], "dear": 4.0}}
+    costs = Costs(COSTS.decode, COSTS.views, COSTS.view_of, members, {"fp32": frozenset(), "bf16": frozenset({"dear"})})
+    points = stacks(begin(planted(), mean_of()), costs)
+    by = {(point.members, point.precision): point for point in points}
+    assert (("cheap",), "bf16") not in by
+    plain, lower = by[("dear",), "fp32"], by[("dear",), "bf16"]
+    assert (plain.auroc, plain.milliseconds - lower.milliseconds) == (lower.auroc, 6)
+
+
+def test_what_cannot_be_shipped_gives_way_to_what_it_had_beaten():
+    def ship(point):
+        if "dear" in point.members:
+            raise ArtifactError("not this one")
+        return point.precision
+
+    study = begin(planted(0.3, 2.0), mean_of())
+    found, left_out = settle(stacks(study, COSTS), ship)
+    assert [point.members for point in found if point.auroc > 0.55] == [("cheap",)]
+    assert set(found.values()) == {"fp32"}
+    assert set(left_out) == {"not this one"}
+
+
+def test_a_refitted_stack_is_as_stack_would_make_it():
+    rows = planted()
+    study = begin(rows, Stacker(NAMES, (1.0,) * 4, 0.0, 0.3, threshold_rule="balanced_accuracy", flips=("dear",)))
+    found = refit(study, ("cheap", "dear"), "none")
+    alone = fit_stacker(("cheap", "dear"), rows.logits[:, 2:], rows.labels, rows.groups.astype(str))
+    assert (found.members, found.coef, found.intercept) == (alone.members, alone.coef, alone.intercept)
+    assert (found.threshold_rule, found.flips) == ("balanced_accuracy", ("dear",))
+    assert found.threshold != 0.3
+    assert refit(study, ("cheap", "noise"), "none").flips == ()
+    assert refit(study, NAMES, "none") is study.own
+
+
+@pytest.mark.parametrize("rule", ["balanced", "fpr=0.05", 0.25])
+def test_the_rule_of_a_threshold_is_known_from_its_answer(rule):
+    rows = planted()
+    target = sigmoid(rows.logits[:, 3])
+    threshold, said = choose_threshold(rule, rows.labels, target)
+    assert choose_threshold(asked_rule(threshold, said), rows.labels, target)[0] == threshold
+    assert asked_rule(0.5, "default 0.5") == 0.5
+
+
+def test_too_little_to_choose_on_is_said():
+    with pytest.raises(ArtifactError, match="the bundle has one member: there is nothing to choose from"):
+        begin(Rows(planted().logits[:, :1], planted().labels, planted().groups), mean_of(("cheap",)))
+    with pytest.raises(
+        ArtifactError, match=r"frontier chooses on 100 held-out images or more, and here are 60: export"
+    ):
+        begin(planted(rows=60), mean_of())
+    rows = planted()
+    with pytest.raises(
+        ArtifactError, match=r"reports on the other half; one half has \d groups with real images, and 4"
+    ):
+        begin(Rows(rows.logits, rows.labels, rows.groups % 5), mean_of())
+
+
+@given(st.lists(st.floats(1, 1000), min_size=1, max_size=30, unique=True))
+def test_of_points_that_no_timing_tells_apart_the_most_accurate_stays(times):
+    points = [Point((str(n),), "fp32", 0.5 + n / 100, np.empty(0), 0.5, ms) for n, ms in enumerate(sorted(times))]
+    kept = apart(points)
+    assert kept == sorted(kept, key=lambda point: point.milliseconds)
+    for point in points:
+        assert any(
+            other.auroc >= point.auroc and point.milliseconds <= other.milliseconds <= point.milliseconds * 1.02
+            for other in kept
+        )
+    assert all(b.milliseconds > a.milliseconds * 1.02 for a, b in pairwise(kept))
