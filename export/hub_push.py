@@ -114,15 +114,13 @@ def push(
     repository, and the branch, where they are missing. HubError says what to do.
     """
     from huggingface_hub import CommitOperation, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-    from huggingface_hub.hf_api import RepoFile
 
     with hub_errors(repo), _bars_on_terminals():
         if get_token() is None:
             raise HubError(f"{repo}: you are not logged in; run: hf auth login, with a token that may write")
         api = HfApi()
         head = _prepare(api, repo, private, branch)
-        tree = patiently(lambda: list(api.list_repo_tree(repo, recursive=True, revision=head)))
-        there = {item.path: item for item in tree if isinstance(item, RepoFile)}
+        there = _files(api, repo, head)
         before = download(repo, (CARD, "bundle.json"), head, bars=False)
         older = before / CARD
         text = merged(repo, older.read_text(encoding="utf-8", errors="replace") if older.is_file() else "", card)
@@ -147,6 +145,11 @@ def push(
         for warning in warned:
             if warning.category is UserWarning and not str(warning.message).startswith(PARQUET):
                 say(" ".join(str(warning.message).split()))
+        if ignored := sorted(set(wanted) - set(_files(api, repo, done.oid))):
+            raise HubError(
+                f"{repo}: its .gitignore kept out {some(ignored)}, so nobody can use what is there; delete the "
+                ".gitignore on its page, and push again"
+            )
         return Pushed(done.commit_url, tuple(changed), tuple(stale))
 
 
@@ -175,6 +178,14 @@ def _prepare(api: "HfApi", repo: str, private: bool, branch: str | None) -> str:
     if private and info.private is False:
         raise HubError(f"{repo} is there and public; make it private in its settings, or leave out --private")
     return str(info.sha)
+
+
+def _files(api: "HfApi", repo: str, commit: str) -> dict[str, "RepoFile"]:
+    """What a commit holds, by path."""
+    from huggingface_hub.hf_api import RepoFile
+
+    tree = patiently(lambda: list(api.list_repo_tree(repo, recursive=True, revision=commit)))
+    return {item.path: item for item in tree if isinstance(item, RepoFile)}
 
 
 def _send_large(api: "HfApi", repo: str, branch: str | None, additions: Mapping[str, Any], say: Say) -> None:

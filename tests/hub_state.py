@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from hashlib import sha1, sha256
 from pathlib import Path
 
@@ -83,7 +84,10 @@ class Hub:
         """How a file is to be sent, and which content is there."""
         mode, kept = "lfs" if path.endswith(LFS_SUFFIXES) else "regular", there.get(path)
         oid = git_hash(kept) if isinstance(kept, bytes) else kept
-        return {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid}
+        patterns = there.get(".gitignore", b"")
+        assert isinstance(patterns, bytes)
+        ignored = any(fnmatch(path, pattern) for pattern in patterns.decode().split())
+        return {"path": path, "uploadMode": mode, "shouldIgnore": ignored, "oid": oid}
 
     def upload(self, oid: str, size: int) -> dict[str, object]:
         """Where a large file is to be sent; nowhere if it is here."""

@@ -97,6 +97,12 @@ def test_a_repository_that_holds_something_else_loses_nothing(hub, call, run, re
     assert hub.files(repo)["README.md"].endswith(b"\n\n# Mine\n")
 
 
+def test_a_gitignore_there_that_keeps_files_out_is_told(hub, call, run, repo):
+    hub.add(repo, {".gitignore": b"*.onnx"})
+    said = call("push", repo, "--run", run, code=2)
+    assert "its .gitignore kept out members/one.fp32.onnx, members/two.fp32.onnx, so nobody can use" in said
+
+
 def test_what_another_pushed_meanwhile_is_not_overwritten(hub, call, run, repo):
     call("push", repo, "--run", run)
     found = hub.repos[repo]
