@@ -32,6 +32,8 @@ COMMANDS = {
     "bench": ("export.bench_command", "Measure a bundle's speed on this machine."),
     "frontier": ("export.frontier_command", "What accuracy costs in speed here; choose members to a budget."),
     "adapt": ("export.adapt_command", "Estimate one shift of the stack from unlabelled images."),
+    "push": ("export.hub_commands", "Put the bundle on the Hugging Face Hub, with a model card."),
+    "pull": ("export.hub_commands", "Get a bundle from the Hugging Face Hub."),
     "explain": ("export.explain_command", "Show where in one image each member's evidence lies."),
 }
 

@@ -1,8 +1,22 @@
-"""Checkpoints from the Hugging Face Hub into its local cache. Only what a caller names is fetched."""
+"""Files from the Hugging Face Hub into its local cache, and what its failures mean. Only what is named is fetched.
 
+huggingface_hub makes every request, so HF_ENDPOINT, HF_HOME, HF_TOKEN and `hf auth login` count. It keeps whole
+files: one that was cut off is fetched again from its beginning, all others stay.
+"""
+
+import errno
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ensemble.errors import BackboneError
+from ensemble.errors import BackboneError, HubError
+
+if TYPE_CHECKING:
+    from huggingface_hub import errors
 
 CLASSIFIER_FILES = (
     "config.json",
@@ -11,42 +25,156 @@ CLASSIFIER_FILES = (
     "model-*.safetensors",
     "*.index.json",
 )
+WORKERS = 2  # files at a time: a kill loses what has arrived of these
+WAITS = (1, 2, 4)  # seconds, where the Hub asks to wait and does not say how long
+LONGEST_WAIT = 60
+REFUSALS = ("LFS batch API returned errors", "Invalid metadata in README.md")  # how such a ValueError begins
+
+Result = TypeVar("Result")
 
 
 def download_classifier(repo: str, revision: str | None = None) -> Path:
-    """A Hub classifier's config, processor and weights as a local folder; safetensors if it has them."""
+    """A Hub classifier's config, processor and weights at one commit as a local folder; safetensors if it has them."""
     folder = download(repo, CLASSIFIER_FILES, revision)
     if not any(folder.glob("*.safetensors")):
         # Older repositories have the PyTorch form only; it is read as tensors, never as code.
-        folder = download(repo, (*CLASSIFIER_FILES, "pytorch_model.bin"), revision)
+        folder = download(repo, (*CLASSIFIER_FILES, "pytorch_model.bin"), folder.name)
     if not (folder / "config.json").is_file():
         raise BackboneError(f"{repo} on the Hub has no config.json, so it is not a checkpoint of transformers or timm")
+    if not any(folder.glob("*.safetensors")) and not (folder / "pytorch_model.bin").is_file():
+        raise BackboneError(
+            f"{repo} on the Hub has neither model.safetensors nor pytorch_model.bin: no weights to load"
+        )
     return folder
 
 
-def download(repo: str, patterns: tuple[str, ...], revision: str | None = None) -> Path:
-    """Fetch files of a Hub repository that match, or find them in the cache; BackboneError says why not."""
-    from huggingface_hub import errors, snapshot_download
+def download(
+    repo: str, patterns: Sequence[str], revision: str | None = None, again: bool = False, bars: bool = True
+) -> Path:
+    """Fetch files of a Hub repository that match, or find them in the cache; HubError says why not.
 
+    The folder is named by the commit that `revision` (default: main) means; given that name, the
+    next call stays at it. again: fetch what is in the cache too. bars: show progress on a terminal.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *arguments: Any, **more: Any) -> None:
+            super().__init__(*arguments, **{**more, "disable": None if bars else True})
+
+    with hub_errors(repo):
+        return Path(
+            snapshot_download(
+                repo,
+                revision=revision,
+                allow_patterns=list(patterns),
+                force_download=again,
+                max_workers=WORKERS,
+                tqdm_class=Bar,
+            )
+        )
+
+
+@contextmanager
+def hub_errors(repo: str) -> Iterator[None]:
+    """Turn what huggingface_hub raises into a HubError of one line; of its log, show only that it waits."""
+    import huggingface_hub.utils  # noqa: F401 makes the handlers
+
+    handlers = logging.getLogger("huggingface_hub").handlers
+    for handler in handlers:
+        handler.addFilter(_is_of_use)
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
-    except errors.GatedRepoError:
-        reason = "its owner grants access on request: accept its terms on the Hub, then run: hf auth login"
-    except errors.RevisionNotFoundError:
-        reason = f"it has no revision {revision!r}"
-    except errors.RepositoryNotFoundError:
-        reason = "no such repository, or it is private: check the name, or run: hf auth login"
-    except errors.HFValidationError as error:
-        reason = str(error)
-    except errors.HfHubHTTPError as error:
-        reason = f"the Hub cannot be reached or refused ({_brief(error)}); connect, or name a local folder"
-    except Exception as error:  # the HTTP client's own errors change with its version
-        if not isinstance(error, OSError) and "http" not in type(error).__module__:
+        yield
+    except Exception as error:
+        reason = explain(error)
+        if reason is None:
             raise
-        reason = f"the Hub cannot be reached ({_brief(error)}); connect, or name a local folder"
-    raise BackboneError(f"{repo}: {reason}")
+        raise HubError(f"{repo}: {reason}") from None
+    finally:
+        for handler in handlers:
+            handler.removeFilter(_is_of_use)
 
 
-def _brief(error: Exception) -> str:
-    lines = str(error).split("\n")
-    return lines[0].strip()[:120] or type(error).__name__
+def _is_of_use(record: logging.LogRecord) -> bool:
+    """Its other warnings show addresses that are signed for a while."""
+    return record.levelno >= logging.ERROR or record.getMessage().startswith("Rate limited. Waiting")
+
+
+def explain(error: BaseException) -> str | None:
+    """What a failure means and what to run, in one line; None for what neither the Hub nor the connection caused."""
+    from huggingface_hub import errors
+
+    if isinstance(error, (RuntimeError, errors.LocalEntryNotFoundError)) and error.__cause__ is not None:
+        return explain(error.__cause__)
+    if isinstance(error, errors.LocalTokenNotFoundError):
+        return "you are not logged in; run: hf auth login"
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set and it is not in the cache; unset it, or name a local folder"
+    if isinstance(error, errors.GatedRepoError):
+        return "its owner grants access on request: accept its terms on the Hub, then run: hf auth login"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "it has no such revision; leave out @REVISION for its main branch"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "no such repository, or it is private: check the name, or run: hf auth login"
+    if isinstance(error, errors.HFValidationError):
+        return brief(error)
+    if isinstance(error, errors.HfHubHTTPError):
+        return _refusal(error)
+    if isinstance(error, ValueError) and str(error).startswith(REFUSALS):
+        return f"the Hub refused ({brief(error)} {brief(Exception(str(error).partition(chr(10))[2]))})"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full; make room, or move the cache with HF_HOME, and run the same command again"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) or "http" in type(error).__module__:  # the client's own change with its version
+        return f"the Hub cannot be reached ({brief(error)}); connect and run it again, or name a local folder"
+    return None
+
+
+def patiently(call: Callable[[], Result]) -> Result:
+    """`call()`, and again after the wait that the Hub asks for where it answers 429, a few times at most.
+
+    For the requests that huggingface_hub itself makes once only.
+    """
+    from huggingface_hub import errors
+
+    for usual in WAITS:
+        try:
+            return call()
+        except errors.HfHubHTTPError as error:
+            if error.response.status_code != 429 or (wait := _wait(error) or usual) > LONGEST_WAIT:
+                raise
+            time.sleep(wait)
+    return call()
+
+
+def brief(error: BaseException) -> str:
+    """An error's first line, without anything that looks like a token."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return re.sub(r"\b(hf|api)_\w{6,}", r"\1_...", lines[0])[:160] if lines else type(error).__name__
+
+
+def _refusal(error: "errors.HfHubHTTPError") -> str:
+    status = error.response.status_code
+    if status == 401:
+        return "the Hub does not accept your token; run: hf auth login"
+    if status == 403:
+        return "your token has no right to do this; check the name, or run: hf auth login, with a token that may write"
+    if status in (409, 412):
+        return "it was changed meanwhile; run the same command again"
+    if status == 429:
+        wait = _wait(error)
+        return f"the Hub asks to wait{f' {wait} seconds' if wait else ''}; then run the same command again"
+    if status >= 500:
+        return f"the Hub is in trouble (it answers {status}); run the same command again, what is done is kept"
+    return f"the Hub refused ({brief(error)})"
+
+
+def _wait(error: "errors.HfHubHTTPError") -> int | None:
+    """Seconds that the Hub asks to wait, if it says so."""
+    from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
+
+    told = error.response.headers.get("Retry-After", "")
+    limit = parse_ratelimit_headers(error.response.headers)
+    return int(told) if told.isdigit() else limit.reset_in_seconds if limit and limit.remaining == 0 else None

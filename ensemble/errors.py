@@ -5,6 +5,7 @@ ManyeyesError            anything below; cli.py prints it as one line and exits 
 ├── DataError            image folders, CSV files, labels, groups, splits
 │   └── ImageError       one file cannot be turned into pixels
 ├── BackboneError        a checkpoint, an architecture or its weights
+│   └── HubError         the Hugging Face Hub refuses, lacks it or cannot be reached
 ├── ArtifactError        a run or bundle: missing, incomplete, stale or damaged
 ├── TrainingError        training a member cannot go on
 └── UnavailableError     a device, provider or package that was asked for is not here
@@ -32,6 +33,10 @@ class ImageError(DataError):
 
 class BackboneError(ManyeyesError):
     """A checkpoint cannot be found, reached or loaded exactly."""
+
+
+class HubError(BackboneError):
+    """The Hugging Face Hub refuses what was asked, does not have it, or cannot be reached."""
 
 
 class ArtifactError(ManyeyesError):

@@ -16,8 +16,8 @@ from export.setting import Wanted, full, runtime_options
 @options.run
 @click.option(
     "--bundle",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Measure this bundle instead of the run's.",
+    metavar="BUNDLE",
+    help="Measure this bundle instead of the run's: a folder, or hf://USER/REPO[@REVISION].",
 )
 @click.option(
     "--images",
@@ -28,7 +28,7 @@ from export.setting import Wanted, full, runtime_options
 @click.option("--json", "output", type=click.Path(path_type=Path, dir_okay=False), help="Also write the figures there.")
 @full
 @runtime_options
-def bench(run: Path, bundle: Path | None, source: Path | None, output: Path | None, full: bool, wanted: Wanted) -> None:
+def bench(run: Path, bundle: str | None, source: Path | None, output: Path | None, full: bool, wanted: Wanted) -> None:
     """Measure how fast a bundle is on this machine.
 
     Says what auto chooses here and why, then measures each member alone on random pixels,
@@ -51,6 +51,7 @@ def bench(run: Path, bundle: Path | None, source: Path | None, output: Path | No
     from ensemble.quiet import quiet_decoders
     from export import bench as measure
     from export.bundle import current_bundle
+    from export.hub import locate_bundle
     from export.plan import device_of, plan_bundle
 
     click.get_current_context().with_resource(quiet_decoders())
@@ -60,7 +61,7 @@ def bench(run: Path, bundle: Path | None, source: Path | None, output: Path | No
         lines.append(line)
         click.echo(line)
 
-    folder = bundle or current_bundle(run)
+    folder = locate_bundle(bundle) if bundle else current_bundle(run)
     plan = plan_bundle(folder, replace(wanted, full=full), say).members
     with TemporaryDirectory() as place, tqdm(total=4 * measure.ROUNDS, desc="bench", leave=False, disable=None) as bar:
         sources, what = measure.pictures(source, run if bundle is None else None, Path(place))

@@ -44,14 +44,15 @@ def read_classifiers(folders: Mapping[str, Path], positive: str | None = None) -
     positive: the class that means AI-made, of those that have a class of that name; the
     names of the others must say it.
     """
-    found = [_read(name, folder, positive) for name, folder in folders.items()]
+    alone = len(folders) == 1
+    found = [_read(name, folder, positive, alone) for name, folder in folders.items()]
     if positive and not any(_has(one.classes, positive) for one in found):
         known = some(sorted({label for one in found for label in one.classes}))
         raise BackboneError(f"no class is called {positive!r}; the classes are {known}")
     return found
 
 
-def _read(name: str, folder: Path, positive: str | None) -> Classifier:
+def _read(name: str, folder: Path, positive: str | None, alone: bool) -> Classifier:
     from ensemble import backbone, contracts
     from ensemble.members import stored_contract
 
@@ -60,7 +61,8 @@ def _read(name: str, folder: Path, positive: str | None) -> Classifier:
     config = backbone.load_config(folder)
     classes = [str(config.id2label[index]) for index in sorted(config.id2label)]
     try:
-        negative, chosen = resolve_polarity(classes, positive if positive and _has(classes, positive) else None)
+        wanted = positive if positive and (alone or _has(classes, positive)) else None
+        negative, chosen = resolve_polarity(classes, wanted)
     except ValueError as error:
         raise BackboneError(f"{folder}: {error}") from None
     contract = stored_contract(folder) or contracts.from_checkpoint(folder, config)

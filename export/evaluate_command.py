@@ -50,7 +50,11 @@ class Job:
 )
 @options.reading
 @options.run
-@click.option("--model", metavar="SOURCE", help="Score this instead: another run, a bundle, a classifier's folder.")
+@click.option(
+    "--model",
+    metavar="SOURCE",
+    help="Score this instead: another run, a bundle, a classifier's folder, hf://USER/REPO.",
+)
 @click.option("--onnx", is_flag=True, help="Use the run's bundle, all of it, in place of its torch members.")
 @click.option(
     "--output",

@@ -9,7 +9,7 @@ from ensemble.errors import ArtifactError, some
 from ensemble.evaluate import Model
 from ensemble.score import image_score
 from ensemble.stack_run import read_stacker
-from export import bundle, predictor
+from export import bundle, hub, predictor
 from export.setting import Wanted
 
 BATCH = 16  # images that are prepared together
@@ -24,7 +24,7 @@ def load_model(
     evaluated, whatever frontier chose for it.
     """
     wanted = replace(wanted, full=True)
-    folder = run if source is None else predictor.locate(source)
+    folder = run if source is None else hub.locate(source)
     of_run = source is None or _is_run(folder)
     if of_run:
         _refuse_external(folder, read_stacker(folder).members)
@@ -32,7 +32,8 @@ def load_model(
             bundle.current_bundle(folder)
         ensemble = predictor.load_run(folder, onnx, wanted, say)
     else:
-        ensemble = predictor.load(folder, wanted, say=say)
+        pinned = f"{hub.PREFIX}{hub.parse(source)[0]}@{folder.name}" if source and hub.is_remote(source) else folder
+        ensemble = predictor.load(pinned, wanted, say=say)
     model = Model(image_score(ensemble.runners), ensemble.stacker, ensemble.identity, wanted.batch or BATCH)
     names = ensemble.stacker.members
     title = f"the stack of {len(names)} members" if of_run or len(names) > 1 else names[0]

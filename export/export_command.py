@@ -122,6 +122,8 @@ def export(
         raise click.UsageError("--bundle needs --member to make one, or --certify-on or --uncertified to change one")
     if bundle is not None and context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE:
         raise click.UsageError("--bundle stands for itself: leave out --run")
+    if bundle is not None and bundle.parts[:1] == ("hf:",):
+        raise click.UsageError("a bundle on the Hub is not changed there; get a folder of it first: pull USER/REPO")
     if bundle is not None and force and not sources:
         raise click.UsageError("--force converts members anew: name them with --member, or leave it out")
     from ensemble.artifacts import bundle_path

@@ -1,6 +1,5 @@
 """Classifiers that were fine-tuned elsewhere -> a bundle of them, without a run. Needs torch."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,15 +8,15 @@ import numpy as np
 
 from ensemble import artifacts, dataset, stack_rows, stack_run
 from ensemble.cascade_fit import Rows
+from ensemble.download import download_classifier
 from ensemble.errors import ArtifactError, BackboneError
 from ensemble.sources import Labelled
 from ensemble.splits import Fractions
 from ensemble.stack import Stacker
 from ensemble.stack_run import Choices, Stacked
-from export import bundle, evidence, heldout_rows, member_logits
+from export import bundle, evidence, heldout_rows, hub, member_logits
 from export.classifier import read_classifiers
 from export.precisions import FP32, NOTHING, Say, Wish, columns
-from export.predictor import HUB_PREFIX
 from export.records import Job, assemble, begin, export_member
 from export.runtime import require_torch
 
@@ -64,12 +63,9 @@ def locate(source: str) -> Path:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
-    repo, _, revision = source.removeprefix(HUB_PREFIX).partition("@")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII):
+    if not hub.is_remote(source) and not hub.NAME.fullmatch(source.partition("@")[0]):
         raise BackboneError(f"{source} is neither a folder nor a model on the Hub, which is written USER/REPO")
-    from ensemble.download import download_classifier
-
-    return download_classifier(repo, revision or None)
+    return download_classifier(*hub.parse(source))
 
 
 def _stack(work: Path, records: Mapping[str, Any], items: Sequence[Labelled], say: Say) -> Stacked:

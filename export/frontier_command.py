@@ -27,9 +27,9 @@ def _budget(context: click.Context, parameter: click.Parameter, value: float | N
 @options.run
 @click.option(
     "--bundle",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    metavar="DIR",
-    help="Look at this bundle alone, in place of the run's.",
+    "source_bundle",
+    metavar="BUNDLE",
+    help="Look at this bundle alone, in place of the run's: a folder, or hf://USER/REPO[@REVISION] on the Hub.",
 )
 @click.option(
     "--budget",
@@ -58,7 +58,7 @@ def _budget(context: click.Context, parameter: click.Parameter, value: float | N
 def frontier(
     context: click.Context,
     run: Path,
-    bundle: Path | None,
+    source_bundle: str | None,
     budget: float | None,
     reset: bool,
     source: Path | None,
@@ -94,17 +94,20 @@ def frontier(
     """
     if reset and budget is not None:
         raise click.UsageError("--reset takes a chosen point away and --budget chooses one: give one of them")
-    if bundle and context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE:
+    if source_bundle and context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE:
         raise click.UsageError("--bundle stands for itself: leave out --run")
     if wanted.runtime == "torch":
         raise click.UsageError("frontier is about bundles, which torch does not run; choose another --runtime")
     from ensemble.artifacts import bundle_path, ensure_writable
     from ensemble.commands import require_training_packages
     from ensemble.quiet import quiet_decoders
-    from export import points
+    from export import hub, points
     from export.bundle import current_bundle
 
     context.with_resource(quiet_decoders())
+    if source_bundle and hub.is_remote(source_bundle) and (reset or budget is not None):
+        raise click.UsageError("a bundle on the Hub is not changed there; get a folder of it first: pull USER/REPO")
+    bundle = hub.locate_bundle(source_bundle) if source_bundle else None
     if reset:
         gone = points.remove(bundle or bundle_path(run))
         click.echo("All members run again." if gone else "No point was chosen for this bundle: all members run.")

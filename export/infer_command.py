@@ -1,6 +1,6 @@
 """infer: parse, call one function, print."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,11 +38,15 @@ if TYPE_CHECKING:
 @click.option("--onnx", is_flag=True, help="Use the run's bundle, exported first if missing or out of date.")
 @click.option(
     "--bundle",
-    "folder",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    metavar="DIR",
-    help="Use this bundle alone, as copied from elsewhere, in place of a run.",
+    metavar="BUNDLE",
+    help="Use this bundle alone in place of a run: a folder, or hf://USER/REPO[@REVISION] on the Hub.",
 )
+@click.option(
+    "--model",
+    metavar="MODEL",
+    help="Use a two-class image classifier of transformers or timm in place of a run: its folder, or hf://USER/REPO.",
+)
+@click.option("--positive", metavar="NAME", help="With --model: its class that means AI-made, if no name says so.")
 @click.option(
     "--members",
     is_flag=True,
@@ -73,7 +77,9 @@ def infer(
     images: Path | None,
     output: Path,
     onnx: bool,
-    folder: Path | None,
+    bundle: str | None,
+    model: str | None,
+    positive: str | None,
     members: bool,
     tta: bool,
     cascade: float | None,
@@ -103,31 +109,33 @@ def infer(
       python cli.py infer --onnx --tta
       python cli.py infer --onnx --input photos/ --members --output scores.parquet
       python cli.py infer --bundle copied/bundle --input photos/ --cascade
+      python cli.py infer --bundle hf://USER/REPO --input photos/
+      python cli.py infer --model hf://USER/REPO --positive fake --input photos/
     """
-    if cascade is not None and not (onnx or folder):
+    if cascade is not None and not (onnx or bundle):
         raise click.UsageError("--cascade runs a bundle: add --onnx, or name one with --bundle")
     if cascade is not None and tta:
         raise click.UsageError("--cascade and --tta exclude each other: the cascade is fitted on images as they are")
     from ensemble import artifacts
     from ensemble.quiet import quiet_decoders
-    from ensemble.stack_run import read_stacker
-    from export import cascades, fingerprint, journal
+    from export import cascades, fingerprint, hub, journal
     from export import infer as inference
     from export.inputs import read_inputs
 
-    if folder and context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE:
-        raise click.UsageError("--bundle stands for itself: leave out --run")
+    _check_source(context, onnx, bundle, model, positive, adapted or tta)
     click.get_current_context().with_resource(quiet_decoders())
     _check_output(output, source)
     artifacts.ensure_writable(output.absolute().parent)
     with journal.held(output) as partial:
         inputs = read_inputs(source, images, partial)
-        ensemble = _open(run, onnx, folder, adapted, replace(wanted, cascade=cascade, full=full or adapted))
+        folder = hub.locate_bundle(bundle) if bundle else None
+        wanted = replace(wanted, cascade=cascade, full=full or adapted)
+        ensemble = _open(run, onnx, Source(folder, model, positive), adapted, wanted)
         if tta and ensemble.cascade:
             raise click.UsageError("--tta excludes the cascade that frontier chose for this bundle: add --full")
         if tta:
             remedy = f"run: python cli.py stack --tta --run {run}"
-            if folder:
+            if bundle:
                 remedy = "leave out --tta, or use a bundle whose run had: python cli.py stack --tta"
             ensemble = inference.with_flips(ensemble, remedy)
             gained = ", ".join(ensemble.stacker.flips or ()) or "no member, none gained"
@@ -135,7 +143,7 @@ def infer(
         click.echo(f"{inputs.count} images, {len(ensemble.runners)} members on {ensemble.device}")
         if ensemble.externals:
             click.echo(f"Looked up by id: {', '.join(member.name for member in ensemble.externals)}")
-        if not folder and (unused := sorted(set(artifacts.list_members(run)) - set(read_stacker(run).members))):
+        if not (bundle or model) and (unused := _outside(run)):
             click.echo(f"Not in the stack: {', '.join(unused)}; run stack to weigh them too.")
         if adapted:
             click.echo(inference.adaptation(inputs, ensemble))
@@ -155,6 +163,14 @@ def infer(
     return 1 if done.scored else 2
 
 
+def _outside(run: Path) -> list[str]:
+    """The run's members that its stack leaves out."""
+    from ensemble.artifacts import list_members
+    from ensemble.stack_run import read_stacker
+
+    return sorted(set(list_members(run)) - set(read_stacker(run).members))
+
+
 def _check_output(output: Path, source: Path) -> None:
     """ArtifactError for an output that cannot be written, or that would take the place of the input."""
     from ensemble.errors import ArtifactError
@@ -167,14 +183,40 @@ def _check_output(output: Path, source: Path) -> None:
             raise ArtifactError(f"{written} is the input and would be overwritten; choose another --output")
 
 
-def _open(run: Path, onnx: bool, folder: Path | None, adapted: bool, wanted: Wanted) -> "Ensemble":
-    """The bundle at `folder`, or the run's members or bundle, exported first where it is out of date."""
+def _check_source(
+    context: click.Context, onnx: bool, bundle: str | None, model: str | None, positive: str | None, stacked: bool
+) -> None:
+    """UsageError for options that name two things to score by, or that do not go together."""
+    named = [option for option, given in (("--bundle", bundle), ("--model", model)) if given]
+    if len(named) == 2:
+        raise click.UsageError("--bundle and --model exclude each other")
+    if named and context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE:
+        raise click.UsageError(f"{named[0]} stands for itself: leave out --run")
+    if model and (onnx or stacked):
+        raise click.UsageError("--model runs a classifier as it is: leave out --onnx, --tta and --adapted")
+    if positive and not model:
+        raise click.UsageError("--positive names a class of --model")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What takes the place of a run, as options of these names say."""
+
+    bundle: Path | None
+    model: str | None
+    positive: str | None
+
+
+def _open(run: Path, onnx: bool, source: Source, adapted: bool, wanted: Wanted) -> "Ensemble":
+    """The bundle or model, or the run's members or bundle, exported first where it is out of date."""
     from ensemble.stack_run import read_stacker
     from export import bundle, predictor
     from export.export_run import export_run
 
-    if folder:
-        return predictor.load_bundle(folder, wanted, click.echo)
+    if source.bundle:
+        return predictor.load_bundle(source.bundle, wanted, click.echo)
+    if source.model:
+        return predictor.load(source.model, wanted, source.positive, click.echo)
     if onnx and not bundle.is_current(run):
         if adapted:
             read_stacker(run).adaptation()  # told before anything is exported

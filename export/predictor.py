@@ -12,7 +12,7 @@ from ensemble import artifacts, external
 from ensemble.errors import BackboneError, DataError, UnavailableError
 from ensemble.quiet import quiet_decoders
 from ensemble.stack_run import fingerprint, read_stacker
-from export import bundle, cascades, runtime, tuning
+from export import bundle, cascades, hub, runtime, tuning
 from export.ensembles import Ensemble
 from export.hardware import available, version
 from export.infer import average, infer
@@ -20,7 +20,6 @@ from export.inputs import resolve_table
 from export.plan import device_of, open_member, plan_bundle
 from export.setting import Setting, Wanted
 
-HUB_PREFIX = "hf://"
 TORCH = str(Setting("torch"))
 ANY = Wanted()
 Say = Callable[[str], object]
@@ -66,12 +65,17 @@ def load_bundle(folder: Path, wanted: Wanted = ANY, say: Say = silent) -> Ensemb
     return Ensemble(tuple(runners), plan.stacker, device_of(plan.members), externals, identity, cascade, settings)
 
 
-def load_classifier(folder: Path, wanted: Wanted = ANY, positive: str | None = None) -> Ensemble:
-    """Any two-class image classifier in transformers' layout; `target` is P(its AI-made class)."""
+def load_classifier(
+    folder: Path, wanted: Wanted = ANY, positive: str | None = None, name: str | None = None
+) -> Ensemble:
+    """Any two-class image classifier in transformers' layout; `target` is P(its AI-made class).
+
+    name: what to call it, where the folder's name does not say.
+    """
     device = _torch_device(wanted)
     from export.classifier import read_classifiers
 
-    (one,) = read_classifiers({folder.name or "classifier": folder}, positive)
+    (one,) = read_classifiers({name or folder.resolve().name: folder}, positive)
     identity = artifacts.json_sha256([version("torch"), device, wanted.batch, one.sha256])
     runner = runtime.torch_runner(one.name, one.load(), device, wanted.batch)
     return Ensemble((runner,), average(one.name), device, identity=identity, settings=((one.name, TORCH),))
@@ -82,28 +86,21 @@ def load(source: str | Path, wanted: Wanted = ANY, positive: str | None = None, 
 
     Only hf:// reaches the network. A run's current bundle is preferred to its torch members.
     """
-    folder = locate(source)
+    folder = hub.locate(source)
     if (folder / "bundle.json").is_file():
         return load_bundle(folder, wanted, say)
     if artifacts.stacker_path(folder).is_file() or artifacts.members_path(folder).is_dir():
         onnx = wanted.runtime != "torch" and bundle.is_current(folder)
         return load_run(folder, onnx, wanted, say)
     if (folder / "config.json").is_file():
-        return load_classifier(folder, wanted, positive)
+        name = hub.parse(str(source))[0] if hub.is_remote(source) else None
+        try:
+            return load_classifier(folder, wanted, positive, name)
+        except BackboneError as error:  # the cache's folders have names that nobody gave
+            raise BackboneError(str(error).replace(str(folder), str(source))) from None
     raise BackboneError(
         f"{source} is neither a run, a bundle nor a classifier (no bundle.json, members or config.json)"
     )
-
-
-def locate(source: str | Path) -> Path:
-    """The folder that `load` reads; what hf:// names is downloaded first."""
-    text = str(source)
-    if text.startswith(HUB_PREFIX):
-        return _from_hub(text.removeprefix(HUB_PREFIX))
-    folder = Path(text).expanduser()
-    if not folder.is_dir():
-        raise BackboneError(f"{text} is not a folder; for a model on the Hub write {HUB_PREFIX}USER/REPO")
-    return folder
 
 
 class Predictor:
@@ -182,22 +179,3 @@ def _torch_device(wanted: Wanted) -> str:
         raise UnavailableError("--tune measures what runs a bundle, not torch members; add --onnx")
     runtime.require_torch()
     return runtime.choose_device(wanted.device)
-
-
-def _from_hub(name: str) -> Path:
-    from ensemble.download import download, download_classifier
-
-    repo, _, revision = name.partition("@")
-    folder = download(repo, ("bundle.json", "config.json"), revision or None)
-    if (folder / "bundle.json").is_file():
-        files = (
-            "bundle.json",
-            "stacker.json",
-            "certificate.json",
-            "heldout.parquet",
-            "point.json",
-            "members/*.onnx",
-            "externals/*.parquet",
-        )
-        return download(repo, files, revision or None)
-    return download_classifier(repo, revision or None)

@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +92,45 @@ def run(work: Path) -> Path:
     import small_job
 
     return small_job.make_run(work)
+
+
+@pytest.fixture(scope="session")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A loopback Hub of no repositories."""
+    import hub_api
+
+    with hub_api.serve(tmp_path_factory.mktemp("store")) as hub:
+        yield hub
+
+
+@pytest.fixture(scope="session")
+def hub_child(hub: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    import hub_client
+
+    with hub_client.client(hub.url, tmp_path_factory.mktemp("home")) as child:
+        yield child
+
+
+@pytest.fixture
+def call(hub: Any, hub_child: Any) -> Callable[..., str]:
+    """A command as its user sees it: its output, or its errors where `code` is not 0. No token is ever among either."""
+    import hub_api
+
+    for seen in (hub.faults, hub.seen, hub.received, hub.sent):
+        seen.clear()
+    hub.wait = 0.0
+
+    def call(*arguments: object, code: int = 0, token: str = hub_api.TOKEN) -> str:
+        found, out, err = hub_child(*arguments, HF_TOKEN=token)
+        assert found == code, out + err
+        assert hub_api.TOKEN not in out + err
+        assert hub_api.READER not in out + err
+        return out if code == 0 else err
+
+    return call
+
+
+@pytest.fixture
+def repo(hub: Any) -> str:
+    """A name that no repository has yet."""
+    return f"me/r{len(hub.repos)}"

@@ -1,7 +1,6 @@
 """The real huggingface_hub client against a loopback server; in a subprocess, since it reads HF_ENDPOINT once."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -10,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from helpers import exported_run
+from hub_client import environment
 from hub_layouts import VIT_EXTRACTOR
-from hub_server import serve
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +25,7 @@ LOCATE = "import sys; from ensemble.checkpoints import locate_checkpoint; print(
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory, run):
+def repos(hub, tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub")
     config = transformers.SwinConfig(
         image_size=32, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4, num_labels=3
@@ -42,23 +42,18 @@ def hub(tmp_path_factory, run):
     two.config.id2label, two.config.label2id = {0: "Fake", 1: "Real"}, {"Fake": 0, "Real": 1}
     shutil.copytree(folder / "new", folder / "detector")
     two.save_pretrained(folder / "detector")
-    shutil.copytree(run / "bundle", folder / "bundle")
-    repos = {f"org/{name}": folder / name for name in ("new", "old", "unconfigured", "detector", "bundle")}
-    with serve(repos, {"org/gated": 403}) as (endpoint, seen):
-        yield endpoint, seen
+    shutil.copytree(exported_run(folder / "run") / "bundle", folder / "bundle")
+    for name in ("new", "old", "unconfigured", "detector", "bundle"):
+        files = [path for path in (folder / name).rglob("*") if path.is_file()]
+        hub.add(f"org/{name}", {path.relative_to(folder / name).as_posix(): path.read_bytes() for path in files})
+    hub.add("org/gated", {}, gated=True)
+    return hub
 
 
 def locate(hub, name, cache, code=0, script=LOCATE):
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": hub[0],
-        "HF_HOME": str(cache),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_XET": "1",
-    }
     done = subprocess.run(
         [sys.executable, "-c", script, name],
-        env=environment,
+        env=environment(hub.url, cache),
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -69,20 +64,20 @@ def locate(hub, name, cache, code=0, script=LOCATE):
     return done
 
 
-def test_checkpoint_comes_from_the_hub_with_only_what_is_needed(hub, tmp_path):
-    folder = Path(locate(hub, "org/new", tmp_path).stdout.strip())
+def test_checkpoint_comes_from_the_hub_with_only_what_is_needed(repos, tmp_path):
+    folder = Path(locate(repos, "org/new", tmp_path).stdout.strip())
     assert {path.name for path in folder.iterdir()} == {"config.json", "preprocessor_config.json", "model.safetensors"}
 
 
-def test_second_use_downloads_nothing(hub, tmp_path):
-    locate(hub, "org/new", tmp_path)
-    hub[1].clear()
-    locate(hub, "org/new", tmp_path)
-    assert not [request for request in hub[1] if request.startswith("GET") and "/resolve/" in request]
+def test_second_use_downloads_nothing(repos, tmp_path):
+    locate(repos, "org/new", tmp_path)
+    repos.seen.clear()
+    locate(repos, "org/new", tmp_path)
+    assert not [request for request in repos.seen if request.startswith("GET") and "/resolve/" in request]
 
 
-def test_old_repository_without_safetensors_gives_its_pytorch_weights(hub, tmp_path):
-    folder = Path(locate(hub, "org/old", tmp_path).stdout.strip())
+def test_old_repository_without_safetensors_gives_its_pytorch_weights(repos, tmp_path):
+    folder = Path(locate(repos, "org/old", tmp_path).stdout.strip())
     assert (folder / "pytorch_model.bin").is_file()
 
 
@@ -94,25 +89,25 @@ def test_old_repository_without_safetensors_gives_its_pytorch_weights(hub, tmp_p
         ("org/unconfigured", "has no config.json"),
     ],
 )
-def test_what_the_hub_refuses_is_said_in_one_line(name, message, hub, tmp_path):
-    done = locate(hub, name, tmp_path, code=1)
-    assert f"BackboneError: {name}" in done.stderr
+def test_what_the_hub_refuses_is_said_in_one_line(name, message, repos, tmp_path):
+    done = locate(repos, name, tmp_path, code=1)
+    assert f"Error: {name}" in done.stderr
     assert message in done.stderr
 
 
 @pytest.mark.parametrize("name", ["org/detector", "org/bundle"])
-def test_predictor_scores_with_a_model_from_the_hub(name, hub, tmp_path, photo):
-    done = locate(hub, f"hf://{name}|{photo}", tmp_path, script=PREDICT)
+def test_predictor_scores_with_a_model_from_the_hub(name, repos, tmp_path, photo):
+    done = locate(repos, f"hf://{name}|{photo}", tmp_path, script=PREDICT)
     assert 0 < float(done.stdout) < 1
 
 
-def test_classifier_of_three_classes_is_refused(hub, tmp_path, photo):
-    done = locate(hub, f"hf://org/new|{photo}", tmp_path, code=1, script=PREDICT)
+def test_classifier_of_three_classes_is_refused(repos, tmp_path, photo):
+    done = locate(repos, f"hf://org/new|{photo}", tmp_path, code=1, script=PREDICT)
     assert "two classes are needed, found 3" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["org/detector", "hf://org/detector", "org/detector@main"])
-def test_export_finds_a_member_on_the_hub(name, hub, tmp_path):
+def test_export_finds_a_member_on_the_hub(name, repos, tmp_path):
     script = "import sys; from export.foreign import locate; print(locate(sys.argv[1]))"
-    folder = Path(locate(hub, name, tmp_path, script=script).stdout.strip())
+    folder = Path(locate(repos, name, tmp_path, script=script).stdout.strip())
     assert {path.name for path in folder.iterdir()} == {"config.json", "preprocessor_config.json", "model.safetensors"}

@@ -1,0 +1,146 @@
+"""Bundles and classifiers on the Hugging Face Hub, as local folders: hf://USER/REPO[@REVISION]. No torch."""
+
+import glob
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ensemble import artifacts
+from ensemble.download import download, download_classifier, hub_errors, patiently
+from ensemble.errors import ArtifactError, BackboneError, HubError, some
+from export import bundle
+
+PREFIX = "hf://"
+NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+REVISION = re.compile(r"\w[\w.+-]*(/[\w+-][\w.+-]*)*", re.ASCII)
+
+
+def locate(source: str | Path) -> Path:
+    """The folder that `source` names; what hf:// names is downloaded first, or found in the cache."""
+    text = str(source)
+    if text.startswith(PREFIX):
+        return _fetch(*parse(text))
+    folder = Path(text).expanduser()
+    if not folder.is_dir():
+        raise BackboneError(f"{text} is not a folder; for a model on the Hub write {PREFIX}USER/REPO")
+    return folder
+
+
+def locate_bundle(source: str) -> Path:
+    """As `locate`, and it is a bundle."""
+    folder = locate(source)
+    if not (folder / "bundle.json").is_file():
+        raise ArtifactError(
+            f"{source} is no bundle (no bundle.json); a single classifier scores by: "
+            f"python cli.py infer --model {source}"
+        )
+    return folder
+
+
+def is_remote(source: str | Path) -> bool:
+    """Whether `source` is on the Hub."""
+    return str(source).startswith(PREFIX)
+
+
+def parse(text: str) -> tuple[str, str | None]:
+    """[hf://]USER/REPO[@REVISION] -> USER/REPO and the revision, None for the main branch."""
+    repo, at, revision = text.removeprefix(PREFIX).partition("@")
+    if not NAME.fullmatch(repo) or (at and not REVISION.fullmatch(revision)):
+        raise HubError(f"{text} is no name on the Hub; write USER/REPO, or USER/REPO@REVISION")
+    return repo, revision or None
+
+
+def fetch_bundle(repo: str, revision: str | None) -> Path:
+    """A bundle's every file, of one commit and as bundle.json lists it, in the cache; HubError if it is no bundle."""
+    folder = download(repo, ("bundle.json",), revision, bars=False)
+    if not (folder / "bundle.json").is_file():
+        raise HubError(
+            f"{repo} holds no bundle (no bundle.json); a single classifier scores by: "
+            f"python cli.py infer --model {PREFIX}{repo}"
+        )
+    commit = folder.name
+    files = _listed(repo, folder)
+    download(repo, ["bundle.json", *_exactly(files)], commit)
+    if damaged := _damaged(folder, files):  # cut off by a full disk, say: the client looks at sizes only
+        download(repo, _exactly(damaged), commit, again=True)
+    if damaged := _damaged(folder, files):
+        raise HubError(
+            f"{repo} does not hold what its bundle.json lists ({some(damaged)}); its owner should push it again"
+        )
+    return folder
+
+
+def pull(repo: str, revision: str | None, target: Path, replace: bool = False) -> tuple[str, bool]:
+    """Bring a bundle from the Hub into the folder `target`; returns its commit, and whether anything changed there.
+
+    A bundle with other contents is replaced only on demand, and in one step. What is in the cache
+    is not fetched again.
+    """
+    from huggingface_hub import HfApi
+
+    with hub_errors(repo):
+        commit = str(patiently(lambda: HfApi().model_info(repo, revision=revision)).sha)
+    target = target.absolute()
+    artifacts.restore_folder(target)
+    if target.is_dir() and any(target.iterdir()):
+        if not (target / "bundle.json").is_file():
+            raise ArtifactError(f"{target} is there and is no bundle; name another folder")
+        newest = download(repo, ("bundle.json",), commit, bars=False)
+        if not _same(target, newest) and not replace:
+            raise ArtifactError(f"{target} holds another bundle; name another folder, or replace it with --force")
+        if _same(target, newest) and not _damaged(target, _listed(repo, newest)):
+            return commit, False
+    _copy(fetch_bundle(repo, commit), target)
+    return commit, True
+
+
+def _fetch(repo: str, revision: str | None) -> Path:
+    folder = download(repo, ("bundle.json", "config.json"), revision, bars=False)
+    if (folder / "bundle.json").is_file():
+        return fetch_bundle(repo, folder.name)
+    return download_classifier(repo, folder.name)
+
+
+def _listed(repo: str, folder: Path) -> Mapping[str, str]:
+    try:
+        files: Mapping[str, str] = bundle.contents(folder)["files"]
+    except (ArtifactError, KeyError, TypeError, AttributeError) as error:  # anybody may have written it
+        why = (
+            str(error).partition("; ")[0] if isinstance(error, ArtifactError) else "its bundle.json lacks what one has"
+        )
+        raise HubError(f"{repo} cannot be used: {why}; its owner should push it again") from None
+    return files
+
+
+def _exactly(names: Sequence[str] | Mapping[str, str]) -> list[str]:
+    """Patterns that match these names alone."""
+    return [glob.escape(name) for name in names]
+
+
+def _damaged(folder: Path, files: Mapping[str, str]) -> list[str]:
+    return [
+        name
+        for name, digest in files.items()
+        if not (folder / name).is_file() or artifacts.file_sha256(folder / name) != digest
+    ]
+
+
+def _same(target: Path, snapshot: Path) -> bool:
+    """Whether both are the same bundle, by their bundle.json."""
+    theirs = snapshot / "bundle.json"
+    return theirs.is_file() and (target / "bundle.json").read_bytes() == theirs.read_bytes()
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Put a bundle's files, which the cache links to, into a folder of their own."""
+    work = target.with_name(f".{target.name}.pull")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        for name in ["bundle.json", *bundle.contents(source)["files"]]:
+            (work / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, work / name)
+    except OSError as error:
+        shutil.rmtree(work, ignore_errors=True)
+        raise ArtifactError(f"cannot write {work}: {error.strerror or error}; choose another place") from None
+    artifacts.replace_folder(work, target)

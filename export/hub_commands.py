@@ -1,0 +1,121 @@
+"""push and pull: parse, call one function, print."""
+
+from pathlib import Path
+
+import click
+
+from ensemble import options
+
+
+@click.command("push")
+@click.argument("repo", metavar="USER/REPO")
+@options.run
+@click.option(
+    "--bundle",
+    "folder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="Push this bundle in place of the run's; its card then says nothing of the training data.",
+)
+@click.option("--private", is_flag=True, help="Make the repository private, if it is new.")
+@click.option(
+    "--members", is_flag=True, help="Also the run's members, each for from_pretrained(..., subfolder='members/NAME')."
+)
+@click.option("--uncertified", is_flag=True, help="Push a bundle that may run without a certificate; its card says so.")
+@click.option(
+    "--license", "licence", metavar="NAME", help="As the Hub names it, such as apache-2.0.  [default: unknown]"
+)
+@click.option("--revision", metavar="BRANCH", help="Branch to push to, made if it is missing.  [default: main]")
+@click.option("--message", metavar="TEXT", help="Of the commit.  [default: the bundle's digest]")
+@click.pass_context
+def push(
+    context: click.Context,
+    repo: str,
+    run: Path,
+    folder: Path | None,
+    private: bool,
+    members: bool,
+    uncertified: bool,
+    licence: str | None,
+    revision: str | None,
+    message: str | None,
+) -> None:
+    """Put the run's bundle on the Hugging Face Hub, with a model card made from the run.
+
+    A bundle that is missing or older than its members is exported first. Everything arrives in
+    one commit. Files that the Hub has are not sent again, files of an earlier push that are
+    gone here are deleted, and what you wrote in README.md outside of our two marks stays.
+    Stopped at any moment, the same command goes on with the files that are missing.
+
+    The card holds counts, names of generators and scores; no paths, no ids. Log in first with:
+    hf auth login, with a token that may write.
+
+    \b
+    Examples:
+      python cli.py push USER/REPO --private
+      python cli.py push USER/REPO --members --license apache-2.0
+      python cli.py push USER/REPO --bundle bundles/two --revision two
+    """
+    own = folder is None
+    if folder and context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE:
+        raise click.UsageError("--bundle stands for itself: leave out --run")
+    if folder and members:
+        raise click.UsageError("--members are those of a run: leave out --bundle")
+    from ensemble import artifacts
+    from ensemble.stack_run import read_stacker
+    from export import bundle, hub, hub_push, model_card
+
+    name, at = hub.parse(repo)
+    if at:
+        raise click.UsageError(f"name the branch with --revision {at}")
+    if folder is None:
+        if not bundle.is_current(run):
+            from export.export_run import export_run
+
+            click.echo("The bundle is missing or older than the members or the stack: exporting first.")
+            export_run(run, click.echo)
+        folder = artifacts.bundle_path(run)
+    files = hub_push.bundle_files(folder, uncertified)
+    if looked_up := [path for path in files if path.startswith("externals/")]:
+        click.echo(f"{', '.join(looked_up)}: ids and scores of images, which whoever may read the repository will see")
+    known = model_card.bases(run, list(bundle.contents(folder)["members"])) if own else []
+    if members:
+        files |= hub_push.member_files(run, read_stacker(run))
+    card = model_card.write_card(name, folder, run if own else None, hub_push.with_licences(known), licence)
+    digest = artifacts.file_sha256(folder / "bundle.json")[:12]
+    done = hub_push.push(name, files, card, click.echo, private, revision, message or f"manyeyes bundle {digest}")
+    if not done.sent and not done.deleted:
+        click.echo(f"{name} has all of it already -> {done.url}")
+        return
+    gone = f", {len(done.deleted)} of an earlier push deleted" if done.deleted else ""
+    click.echo(f"{len(done.sent)} of {len(files) + 1} files were new or changed{gone} -> {done.url}")
+
+
+@click.command("pull")
+@click.argument("repo", metavar="USER/REPO[@REVISION]")
+@click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path, file_okay=False))
+@click.option("--revision", metavar="NAME", help="A branch, a tag or a commit.  [default: main]")
+@click.option("--force", is_flag=True, help="Replace another bundle in DIR.")
+def pull(repo: str, folder: Path | None, revision: str | None, force: bool) -> None:
+    """Get a bundle from the Hugging Face Hub into DIR, by default bundles/REPO.
+
+    Every file is of one commit and is checked against the bundle's own list. What has arrived
+    is kept in huggingface_hub's cache, so the same command goes on where it was stopped. To
+    score without a folder of your own, name the bundle itself: --bundle hf://USER/REPO.
+
+    \b
+    Examples:
+      python cli.py pull USER/REPO
+      python cli.py pull USER/REPO copied/bundle --revision v1
+      python cli.py infer --bundle hf://USER/REPO --input photos/
+    """
+    from export import hub
+
+    name, at = hub.parse(repo)
+    if at and revision:
+        raise click.UsageError("the revision is given twice")
+    target = folder or Path("bundles") / name.rpartition("/")[2]
+    commit, changed = hub.pull(name, at or revision, target, force)
+    click.echo(f"{name} at {commit[:12]} {'->' if changed else 'is what is in'} {target}")
+    if changed:
+        click.echo(f"Score with it: python cli.py infer --bundle {target} --input IMAGES")
