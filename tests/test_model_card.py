@@ -164,7 +164,7 @@ def test_a_point_that_frontier_chose_is_said(run):
     points.write(folder, points.Chosen(one, "auto", {}, None, 200.0, 400.0, lost, "a CPU", made_from))
     assert (
         "Unasked it runs 1 of 2 members, as frontier chose for 200 images/s (400.0 predicted on a CPU; AUROC lost "
-        "against all: 0.0100 [0.0000, 0.0200]); --full runs all."
+        r"against all\: 0.0100 \[0.0000, 0.0200\]); --full runs all."
     ) in card_of(run)
 
 
