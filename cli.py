@@ -34,6 +34,7 @@ COMMANDS = {
     "adapt": ("export.adapt_command", "Estimate one shift of the stack from unlabelled images."),
     "push": ("export.hub_commands", "Put the bundle on the Hugging Face Hub, with a model card."),
     "pull": ("export.hub_commands", "Get a bundle from the Hugging Face Hub."),
+    "serve": ("export.serve_command", "A page to drop images on, and its HTTP API."),
     "explain": ("export.explain_command", "Show where in one image each member's evidence lies."),
 }
 

@@ -130,7 +130,7 @@ def infer(
         inputs = read_inputs(source, images, partial)
         folder = hub.locate_bundle(bundle) if bundle else None
         wanted = replace(wanted, cascade=cascade, full=full or adapted)
-        ensemble = _open(run, onnx, Source(folder, model, positive), adapted, wanted)
+        ensemble = open_ensemble(run, onnx, Source(folder, model, positive), adapted, wanted)
         if tta and ensemble.cascade:
             raise click.UsageError("--tta excludes the cascade that frontier chose for this bundle: add --full")
         if tta:
@@ -207,7 +207,7 @@ class Source:
     positive: str | None
 
 
-def _open(run: Path, onnx: bool, source: Source, adapted: bool, wanted: Wanted) -> "Ensemble":
+def open_ensemble(run: Path, onnx: bool, source: Source, adapted: bool, wanted: Wanted) -> "Ensemble":
     """The bundle or model, or the run's members or bundle, exported first where it is out of date."""
     from ensemble.stack_run import read_stacker
     from export import bundle, predictor

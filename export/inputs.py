@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from stat import S_ISREG
+from typing import BinaryIO
 
 import pandas as pd
 
@@ -98,6 +99,17 @@ def of_files(names: Sequence[str], paths: Sequence[Path]) -> Inputs:
     """Ids and the file of each, in memory."""
     here = Path()
     return _of_files(keep((_row(key, here, str(path)) for key, path in zip(names, paths, strict=True)), None), here)
+
+
+def of_open_files(files: Sequence[tuple[str, BinaryIO]]) -> Inputs:
+    """Images by name, each read when its turn comes. Names may repeat; sha256 is of them alone."""
+    rows = keep((Row(name, name) for name, _ in files), None)
+
+    def items(start: int, stop: int) -> Iterator[Item]:
+        for name, file in files[start:stop]:
+            yield Item(name, name, file.read())
+
+    return Inputs(rows, rows.sha256, items)
 
 
 def _of_files(rows: Rows, root: Path) -> Inputs:

@@ -55,7 +55,7 @@ LIGHT = {
     "ensemble.data_commands ensemble.fetch_command ensemble.select_command ensemble.stack_command ensemble.names "
     "ensemble.report_command export.export_command export.infer_command export.adapt_command "
     "export.evaluate_command export.explain_command export.bench_command export.frontier_command "
-    "export.submit_command export.kaggle_command export.hub_commands export.setting "
+    "export.submit_command export.kaggle_command export.hub_commands export.serve_command export.setting "
     "export cli",
     "torch,sklearn,transformers": "ensemble.images ensemble.artifacts ensemble.metrics ensemble.stack ensemble.score "
     "ensemble.members ensemble.stack_run ensemble.stack_table ensemble.stack_rows ensemble.threshold ensemble.external "
@@ -72,7 +72,8 @@ LIGHT = {
     "export.batches export.predictor export.submission export.bundle export.inputs export.rows export.parquet_input "
     "export.results export.journal export.certificate export.export_run export.evaluate_model export.ensembles "
     "export.cascades export.heldout_rows export.points export.costs export.frontier export.fingerprint export.kernel "
-    "export.wheels export.hub export.hub_push export.model_card ensemble.download",
+    "export.wheels export.hub export.hub_push export.model_card export.serve export.listen "
+    "ensemble.download",
 }
 
 

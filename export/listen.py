@@ -1,0 +1,33 @@
+"""An ASGI application on a port of this machine, by uvicorn."""
+
+import socket
+from contextlib import suppress
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from ensemble.errors import UnavailableError
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that listens on this address; port 0 is a free one. UnavailableError if it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot listen on {host} port {port} ({error.strerror}); choose another --host or --port"
+        ) from None
+
+
+def address(listening: socket.socket) -> str:
+    """Where a browser finds it, such as http://127.0.0.1:7860."""
+    host, port = listening.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def answer(app: ASGIApp, listening: socket.socket) -> None:
+    """Answer requests until Ctrl-C or SIGTERM; those under way are finished."""
+    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="on")
+    with suppress(KeyboardInterrupt):  # raised again by uvicorn after it ended in order
+        uvicorn.Server(config).run(sockets=[listening])

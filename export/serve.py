@@ -1,0 +1,199 @@
+"""A page and its HTTP API that score images with one ensemble. Runs without torch.
+
+    GET  /, /page.js, /style.css   the page; no other file is served
+    GET  /api/info                 members, threshold, limits, version, what runs
+    POST /api/score                multipart/form-data, a part `images` with a filename for each image
+
+Errors are a status and one line of text.
+"""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import BinaryIO
+
+from starlette.applications import Starlette
+from starlette.datastructures import FormData, MutableHeaders, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ensemble import metrics
+from ensemble.errors import ManyeyesError, UnavailableError, some
+from export import ensembles
+from export.ensembles import Ensemble
+from export.infer import member_logits
+from export.inputs import of_open_files
+
+PAGE = {
+    "/": ("index.html", "text/html"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/style.css": ("style.css", "text/css"),
+}
+SENDING = 120  # seconds that a client has to send its images
+HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one request: images, and megabytes (10^6 bytes) of all of them together; and requests at work or waiting."""
+
+    images: int = 50
+    megabytes: float = 20
+    waiting: int = 32
+
+    @property
+    def body(self) -> int:
+        """Bytes that a request's body may have: its images, and 1 kB for the header of each."""
+        return int(self.megabytes * 1_000_000) + 1000 * self.images
+
+
+def app(ensemble: Ensemble, limits: Limits) -> ASGIApp:
+    """The ASGI application. Images run in one thread, request by request, in the order they came.
+
+    UnavailableError for an ensemble with members whose scores are looked up by id.
+    """
+    if ensemble.externals:
+        names = some(member.name for member in ensemble.externals)
+        raise UnavailableError(f"{names} cannot score new images, only ids known before; stack without --external")
+    places = asyncio.Semaphore(limits.waiting)
+
+    async def score(request: Request) -> Response:
+        if places.locked():
+            raise HTTPException(503, "too many requests are waiting; try again in a second", {"retry-after": "1"})
+        async with places:
+            form = await _form(request, limits)
+            try:
+                running = asyncio.get_running_loop().run_in_executor(
+                    request.state.worker, _scored, ensemble, _files(form)
+                )
+                return JSONResponse(await running)
+            finally:
+                await form.close()
+
+    routes = [Route(path, _file(*file)) for path, file in PAGE.items()]
+    about = _info(ensemble, limits)
+    routes += [Route("/api/info", _answer(lambda: JSONResponse(about))), Route("/api/score", score, methods=["POST"])]
+    return _with_headers(Starlette(routes=routes, exception_handlers={ManyeyesError: _told}, lifespan=_worker))
+
+
+@asynccontextmanager
+async def _worker(app: Starlette) -> AsyncIterator[dict[str, ThreadPoolExecutor]]:
+    """The one thread that runs the members, as `request.state.worker`."""
+    with ThreadPoolExecutor(1) as worker:
+        yield {"worker": worker}
+
+
+def _scored(ensemble: Ensemble, files: Sequence[tuple[str, BinaryIO]]) -> dict[str, object]:
+    """What /api/score answers: these images in their order, scored as `infer` does; null stands for no number."""
+    stacker = ensemble.stacker
+    logits, errors = member_logits(of_open_files(files), ensemble)
+    targets = stacker.target_of(ensembles.apply(ensemble, logits)[0])
+    images = [
+        {
+            "name": name,
+            "target": None if row in errors else target,
+            "ai": None if row in errors else target >= stacker.threshold,
+            "members": {m: None if math.isnan(p) else p for m, p in zip(stacker.members, members, strict=True)},
+            "error": errors.get(row),
+        }
+        for row, ((name, _), target, members) in enumerate(
+            zip(files, targets.tolist(), metrics.sigmoid(logits).tolist(), strict=True)
+        )
+    ]
+    return {"threshold": stacker.threshold, "positive": "ai", "images": images}
+
+
+def _info(ensemble: Ensemble, limits: Limits) -> dict[str, object]:
+    """What /api/info answers."""
+    return {
+        "version": version("manyeyes"),
+        "positive": "ai",
+        "threshold": ensemble.stacker.threshold,
+        "members": list(ensemble.stacker.members),
+        "runs": dict(ensemble.settings),
+        "device": ensemble.device,
+        "cascade": ensemble.cascade is not None,
+        "limits": {"images": limits.images, "megabytes": limits.megabytes},
+    }
+
+
+async def _form(request: Request, limits: Limits) -> FormData:
+    """The parts of a request, large ones on disk; HTTPException beyond the limits, as soon as it is known."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
+        raise HTTPException(415, "send the images as multipart/form-data")
+    too_large = HTTPException(413, f"over {limits.megabytes:g} MB in one request; send fewer or smaller images")
+    if int(request.headers.get("content-length", 0)) > limits.body:
+        raise too_large
+    count = 0
+
+    async def receive() -> Message:
+        nonlocal count
+        message = await request.receive()
+        count += len(message.get("body", b""))
+        if count > limits.body:
+            raise too_large
+        return message
+
+    try:
+        async with asyncio.timeout(SENDING):
+            return await Request(request.scope, receive).form(max_files=limits.images, max_fields=0)
+    except TimeoutError:
+        raise HTTPException(408, f"the images did not arrive within {SENDING} seconds") from None
+    except HTTPException as error:  # of Starlette's parser, which has one status for all
+        if error.detail.startswith("Too many files"):
+            raise HTTPException(413, f"over {limits.images} images in one request; send fewer") from None
+        raise
+
+
+def _files(form: FormData) -> list[tuple[str, BinaryIO]]:
+    """Name and content of each image."""
+    files = [(part.filename or "image", part.file) for part in form.getlist("images") if isinstance(part, UploadFile)]
+    if not files:
+        raise HTTPException(400, "no images: send each as a part named images, with a filename")
+    return files
+
+
+def _answer(make: Callable[[], Response]) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        return make()
+
+    return answer
+
+
+def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
+    """Answers with a file of page/, read now."""
+    text = (Path(__file__).parent / "page" / name).read_text("utf-8")
+    return _answer(lambda: Response(text, media_type=kind))
+
+
+async def _told(request: Request, error: Exception) -> Response:
+    return PlainTextResponse(str(error), 500)
+
+
+def _with_headers(inner: ASGIApp) -> ASGIApp:
+    """Every answer with HEADERS."""
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        await inner(scope, receive, sent)
+
+    return call

@@ -1,0 +1,92 @@
+"""serve: parse, call one function, print."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from ensemble import options
+from export.setting import Wanted, full, runtime_options
+
+
+@click.command("serve")
+@options.run
+@click.option(
+    "--bundle",
+    metavar="BUNDLE",
+    help="Use this bundle in place of a run's: a folder, or hf://USER/REPO[@REVISION] on the Hub.",
+)
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; any but this machine's own lets others use the page, without a password.",
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0 takes a free one.")
+@click.option("--max-images", type=click.IntRange(1), default=50, show_default=True, help="In one request.")
+@click.option(
+    "--max-mb",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    help="MB in one request, all its images together.",
+)
+@click.option(
+    "--cascade",
+    type=click.FloatRange(0, 0.5, min_open=True, max_open=True),
+    is_flag=False,
+    flag_value=0.001,
+    metavar="[TOLERANCE]",
+    help="As in infer: members from cheap to dear, and an image leaves once the rest could hardly change its score.",
+)
+@full
+@runtime_options
+@click.pass_context
+def serve(
+    context: click.Context,
+    run: Path,
+    bundle: str | None,
+    host: str,
+    port: int,
+    max_images: int,
+    max_mb: int,
+    cascade: float | None,
+    full: bool,
+    wanted: Wanted,
+) -> int:
+    """A page to drop images on, which shows P(ai) and what each member says.
+
+    Several images at once, with a CSV to take away. Images stay on this machine and are not
+    kept. The run's bundle is exported first if missing or out of date; with --runtime torch
+    the run's PyTorch members score instead. The page's HTTP API is in the README.
+
+    \b
+    Examples:
+      python cli.py serve
+      python cli.py serve --bundle hf://USER/REPO --port 8000
+      curl -F images=@photo.jpg http://127.0.0.1:7860/api/score
+    """
+    if bundle and context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE:
+        raise click.UsageError("--bundle stands for itself: leave out --run")
+    torch = wanted.runtime == "torch"
+    if cascade is not None and torch:
+        raise click.UsageError("--cascade runs a bundle: leave out --runtime torch")
+    from ensemble.errors import UnavailableError
+    from ensemble.quiet import quiet_decoders
+    from export import hub
+    from export.infer_command import Source, open_ensemble
+
+    try:
+        from export import listen, serve
+    except ImportError:
+        raise UnavailableError("the page needs more packages; run: pip install 'manyeyes[serve]'") from None
+
+    with listen.bound(host, port) as socket, quiet_decoders():
+        folder = hub.locate_bundle(bundle) if bundle else None
+        wanted = replace(wanted, cascade=cascade, full=full)
+        ensemble = open_ensemble(run, not torch, Source(folder, None, None), False, wanted)
+        app = serve.app(ensemble, serve.Limits(max_images, max_mb))
+        click.echo(f"{len(ensemble.runners)} members on {ensemble.device}")
+        click.echo(f"Open {listen.address(socket)} in a browser; Ctrl-C stops.")
+        listen.answer(app, socket)
+    return 0

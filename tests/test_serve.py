@@ -1,0 +1,318 @@
+import asyncio
+import re
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from http.client import HTTPConnection
+
+import httpx2
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import HOSTILE_NAMES, encoded
+from helpers import CONTRACT, ROOT, SCALES, STACKER, exported_run, run_cli, write_image
+from PIL import Image
+from starlette.testclient import TestClient
+
+from ensemble.errors import UnavailableError
+from ensemble.external import External
+from ensemble.metrics import sigmoid
+from ensemble.score import Runner
+from export.infer import Ensemble, infer
+from export.inputs import read_inputs
+from export.serve import Limits, app
+
+
+def runner(name, scale, wait=lambda: None):
+    def run(pixels):
+        wait()
+        return (scale * (pixels.mean(axis=(1, 2, 3), dtype=np.float64) / 255 - 0.5)).astype(np.float32)
+
+    return Runner(name, CONTRACT, run)
+
+
+ENSEMBLE = Ensemble(
+    tuple(runner(name, scale) for name, scale in SCALES.items()),
+    replace(STACKER, threshold=0.6),
+    "cpu",
+    settings=(("one", "openvino bf16"), ("two", "openvino fp32")),
+)
+FILES = {"/": "text/html", "/page.js": "text/javascript", "/style.css": "text/css"}
+
+
+def grey(brightness):
+    return encoded(Image.new("RGB", (20, 12), (brightness,) * 3))
+
+
+def expected(brightness):
+    return sigmoid(0.1 + 1.5 * (brightness / 255 - 0.5))  # as written in helpers.py
+
+
+def parts(*images):
+    return [("images", image) for image in images]
+
+
+@contextmanager
+def client(ensemble=ENSEMBLE, **limits):
+    with TestClient(app(ensemble, Limits(**limits))) as found:
+        yield found
+
+
+def scored(client, *images):
+    answer = client.post("/api/score", files=parts(*images))
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def refused(answer, status, text):
+    assert answer.status_code == status
+    assert text in answer.text
+    assert "\n" not in answer.text.strip()
+    assert answer.headers["content-type"].startswith("text/plain")
+
+
+def test_images_are_scored_as_infer_does(tmp_path):
+    for name, brightness in (("a.png", 30), ("b.png", 220)):
+        write_image(tmp_path / name, brightness)
+    frame, _ = infer(read_inputs(tmp_path), ENSEMBLE, with_members=True)
+    with client() as found:
+        answer = scored(found, *((name, (tmp_path / name).read_bytes()) for name in ("a.png", "b.png")))
+    assert (answer["threshold"], answer["positive"]) == (0.6, "ai")
+    assert [image["name"] for image in answer["images"]] == list(frame["id"])
+    assert [image["target"] for image in answer["images"]] == list(frame["target"])
+    assert [image["members"] for image in answer["images"]] == frame[["one", "two"]].to_dict("records")
+    assert [(image["ai"], image["error"]) for image in answer["images"]] == [(False, None), (True, None)]
+
+
+def test_broken_images_have_their_own_message_and_no_score():
+    files = [("same.png", b"nothing"), ("fine.png", grey(220)), ("same.png", b""), ("cut.png", grey(9)[:60])]
+    with client() as found:
+        images = scored(found, *files)["images"]
+    assert [image["error"] and image["error"].split(" (")[0] for image in images] == [
+        "same.png: not an image in a known format",
+        None,
+        "same.png: the file is empty",
+        "cut.png: cannot be decoded",
+    ]
+    assert [image["ai"] for image in images] == [None, True, None, None]
+    assert [image["target"] is None for image in images] == [True, False, True, True]
+    assert images[0]["members"] == {"one": None, "two": None}
+
+
+def test_hostile_names_come_back_as_they_were():
+    names = [name for name in HOSTILE_NAMES if name.isprintable() and '"' not in name] + ["../../etc/passwd", "=1+1"]
+    with client() as found:
+        images = scored(found, *((name, grey(100)) for name in names))["images"]
+    assert [image["name"] for image in images] == names
+
+
+def test_too_many_images_are_refused():
+    with client(images=2) as found:
+        assert len(scored(found, *[("a", grey(1))] * 2)["images"]) == 2
+        refused(found.post("/api/score", files=parts(*[("a", grey(1))] * 3)), 413, "over 2 images in one request")
+
+
+@pytest.mark.parametrize(("headers", "chunks"), [([(b"content-length", b"900000")], 0), ([], 6)], ids=["told", "not"])
+def test_a_body_without_end_is_read_to_the_limit_only(headers, chunks):
+    head = b'--x\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
+    read, sent = 0, []
+
+    async def receive():
+        nonlocal read
+        read += 1
+        return {"type": "http.request", "body": bytes(100_000) if read > 1 else head, "more_body": True}
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"content-type", b"multipart/form-data; boundary=x"), *headers]
+    scope = {"type": "http", "method": "POST", "path": "/api/score", "query_string": b"", "headers": headers}
+    asyncio.run(app(ENSEMBLE, Limits(megabytes=0.4))(scope, receive, send))
+    assert sent[0]["status"] == 413
+    assert b"over 0.4 MB in one request" in sent[1]["body"]
+    assert read == chunks
+
+
+def test_the_limit_of_size_is_told():
+    with client(megabytes=0.01) as found:
+        assert len(scored(found, ("a.png", grey(1)))["images"]) == 1
+        refused(found.post("/api/score", files=parts(("a", bytes(70_000)))), 413, "over 0.01 MB in one request")
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "text"),
+    [
+        ({"json": []}, 415, "multipart/form-data"),
+        ({"files": [("others", ("a", b"x"))]}, 400, "no images: send each as a part named images"),
+        ({"files": parts(("a", b"x")), "data": {"images": "x"}}, 400, "Too many fields"),
+        ({"content": b"--x", "headers": {"content-type": "multipart/form-data"}}, 400, "Missing boundary"),
+    ],
+)
+def test_what_is_no_upload_is_refused(request_, status, text):
+    with client() as found:
+        refused(found.post("/api/score", **request_), status, text)
+
+
+def test_a_member_without_an_answer_is_told():
+    ensemble = replace(ENSEMBLE, runners=(ENSEMBLE.runners[0], runner("two", np.nan)))
+    with client(ensemble) as found:
+        refused(found.post("/api/score", files=parts(("a.png", grey(1)))), 500, "no finite logit")
+
+
+def test_members_that_are_looked_up_are_refused():
+    with pytest.raises(UnavailableError, match="other cannot score new images"):
+        app(replace(ENSEMBLE, externals=(External("other", pd.Series(), pd.Series()),)), Limits())
+
+
+def test_every_answer_forbids_foreign_content():
+    with client() as found:
+        for path in (*FILES, "/api/info", "/nothing"):
+            headers = found.get(path).headers
+            assert headers["content-security-policy"].startswith("default-src 'none'; script-src 'self';")
+            assert "unsafe" not in headers["content-security-policy"]
+            assert headers["x-content-type-options"] == "nosniff"
+        assert not re.search(r"https?://| style=| on\w+=", "".join(found.get(path).text for path in FILES))
+
+
+def test_info_says_what_runs():
+    with client(images=3, megabytes=5) as found:
+        info = found.get("/api/info").json()
+    assert info.pop("version")
+    assert info == {
+        "positive": "ai",
+        "threshold": 0.6,
+        "members": ["one", "two"],
+        "runs": {"one": "openvino bf16", "two": "openvino fp32"},
+        "device": "cpu",
+        "cascade": False,
+        "limits": {"images": 3, "megabytes": 5},
+    }
+
+
+class BaseClient:
+    """Posts to paths below a URL."""
+
+    def __init__(self, client, url):
+        self.client, self.url = client, url
+
+    def post(self, path, **request):
+        return self.client.post(self.url + path, **request)
+
+
+@contextmanager
+def running(ensemble, **limits):
+    """The URL of a real server in a thread."""
+    import uvicorn
+
+    from export import listen
+
+    with listen.bound("127.0.0.1", 0) as socket:
+        config = uvicorn.Config(app(ensemble, Limits(**limits)), log_level="warning", lifespan="on")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
+        thread.start()
+        try:
+            yield listen.address(socket)
+        finally:
+            server.should_exit = True
+            thread.join(timeout=30)
+
+
+def test_the_page_and_nothing_else_is_served():
+    def asked(path):  # as it is: other clients tidy it up first
+        connection = HTTPConnection(*url.removeprefix("http://").split(":"))
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        connection.close()
+        return answer.status, answer.getheader("content-type", "").partition(";")[0]
+
+    with running(ENSEMBLE) as url:
+        assert {path: asked(path) for path in FILES} == {path: (200, kind) for path, kind in FILES.items()}
+        assert asked("/api/score")[0] == 405
+        for path in (
+            "/index.html",
+            "/../serve.py",
+            "/%2e%2e/serve.py",
+            "/page.js/../../serve.py",
+            "//etc/passwd",
+            "/..",
+        ):
+            assert asked(path)[0] == 404
+
+
+def test_twenty_clients_at_once_each_get_their_own_answers():
+    def ask(number):
+        shades = [(7 * number + step) % 256 for step in range(3)]
+        with httpx2.Client(timeout=60) as found:
+            for _ in range(3):
+                files = [(f"{number}-{shade}.png", grey(shade)) for shade in shades]
+                images = scored(BaseClient(found, url), *files)["images"]
+                assert [image["name"] for image in images] == [name for name, _ in files]
+                assert [image["target"] for image in images] == pytest.approx([expected(s) for s in shades], abs=1e-6)
+        return number
+
+    with running(ENSEMBLE) as url, ThreadPoolExecutor(20) as pool:
+        assert list(pool.map(ask, range(20))) == list(range(20))
+
+
+def test_beyond_the_places_to_wait_in_a_client_is_asked_to_come_back():
+    at_work, go_on = threading.Event(), threading.Event()
+
+    def wait():
+        at_work.set()
+        assert go_on.wait(30)
+
+    ensemble = replace(ENSEMBLE, runners=(runner("one", 4, wait), ENSEMBLE.runners[1]))
+    with running(ensemble, waiting=1) as url, httpx2.Client(timeout=60) as found, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(scored, BaseClient(found, url), ("a.png", grey(1)))
+        assert at_work.wait(30)
+        with httpx2.Client() as other:
+            busy = other.post(f"{url}/api/score", files=parts(("b.png", grey(2))))
+            go_on.set()
+            refused(busy, 503, "too many requests are waiting")
+            assert busy.headers["retry-after"] == "1"
+            assert first.result()["images"][0]["name"] == "a.png"
+            assert scored(BaseClient(other, url), ("b.png", grey(2)))["images"][0]["name"] == "b.png"
+
+
+def test_the_command_serves_a_run_until_it_is_stopped(tmp_path):
+    run = exported_run(tmp_path / "run")
+    command = [sys.executable, ROOT / "cli.py", "serve", "--run", run, "--port", "0", "--device", "cpu"]
+    with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            lines = iter(server.stdout.readline, "")
+            url = next(found[0] for line in lines if (found := re.search(r"http://127\.0\.0\.1:\d+", line)))
+            with httpx2.Client(timeout=60) as found:
+                (image,) = scored(BaseClient(found, url), ("a.png", grey(220)))["images"]
+            assert image["target"] == pytest.approx(expected(220), abs=1e-4)
+        finally:
+            server.send_signal(2)
+            _, said = server.communicate(timeout=30)
+    assert (server.returncode, said) == (0, "")
+
+
+def test_a_port_that_is_taken_is_told(tmp_path):
+    from export import listen
+
+    with listen.bound("127.0.0.1", 0) as socket:
+        port = socket.getsockname()[1]
+        code, _, said = run_cli("serve", "--run", tmp_path, "--port", port)
+    assert code == 2
+    assert said.startswith(f"Error: cannot listen on 127.0.0.1 port {port} (")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--bundle", "x", "--run", "y"], "--bundle stands for itself"),
+        (["--cascade", "--runtime", "torch"], "leave out --runtime torch"),
+        (["--bundle", "nowhere", "--port", "0"], "nowhere"),
+    ],
+)
+def test_wrong_use_is_one_line(options, text):
+    code, _, said = run_cli("serve", *options)
+    assert code == 2
+    assert text in said.splitlines()[-1]
