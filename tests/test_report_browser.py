@@ -1,5 +1,3 @@
-import shutil
-
 import pytest
 from helpers import run_cli
 from small_report import STACKER, make_run, write_evaluation
@@ -14,17 +12,6 @@ LOOK = """() => ({
     pictures: document.images.length,
     beyond: document.documentElement.scrollWidth - window.innerWidth,
 })"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(
-            executable_path=shutil.which("chromium") or shutil.which("google-chrome"), args=["--no-sandbox"]
-        )
-        yield chromium
-        chromium.close()
 
 
 def looked_at(browser, file, width):

@@ -13,33 +13,18 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import HOSTILE_NAMES, encoded
-from helpers import CONTRACT, ROOT, SCALES, STACKER, exported_run, run_cli, write_image
+from helpers import ROOT, exported_run, run_cli, write_image
 from PIL import Image
+from small_server import ENSEMBLE, runner, running
 from starlette.testclient import TestClient
 
 from ensemble.errors import UnavailableError
 from ensemble.external import External
 from ensemble.metrics import sigmoid
-from ensemble.score import Runner
-from export.infer import Ensemble, infer
+from export.infer import infer
 from export.inputs import read_inputs
 from export.serve import Limits, app
 
-
-def runner(name, scale, wait=lambda: None):
-    def run(pixels):
-        wait()
-        return (scale * (pixels.mean(axis=(1, 2, 3), dtype=np.float64) / 255 - 0.5)).astype(np.float32)
-
-    return Runner(name, CONTRACT, run)
-
-
-ENSEMBLE = Ensemble(
-    tuple(runner(name, scale) for name, scale in SCALES.items()),
-    replace(STACKER, threshold=0.6),
-    "cpu",
-    settings=(("one", "openvino bf16"), ("two", "openvino fp32")),
-)
 FILES = {"/": "text/html", "/page.js": "text/javascript", "/style.css": "text/css"}
 
 
@@ -200,25 +185,6 @@ class BaseClient:
 
     def post(self, path, **request):
         return self.client.post(self.url + path, **request)
-
-
-@contextmanager
-def running(ensemble, **limits):
-    """The URL of a real server in a thread."""
-    import uvicorn
-
-    from export import listen
-
-    with listen.bound("127.0.0.1", 0) as socket:
-        config = uvicorn.Config(app(ensemble, Limits(**limits)), log_level="warning", lifespan="on")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
-        thread.start()
-        try:
-            yield listen.address(socket)
-        finally:
-            server.should_exit = True
-            thread.join(timeout=30)
 
 
 def test_the_page_and_nothing_else_is_served():

@@ -1,0 +1,45 @@
+"""A small ensemble, and a server that answers with one."""
+
+import threading
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import uvicorn
+from helpers import CONTRACT, SCALES, STACKER
+
+from ensemble.score import Runner
+from export import listen
+from export.infer import Ensemble
+from export.serve import Limits, app
+
+
+def runner(name, scale, wait=lambda: None):
+    def run(pixels):
+        wait()
+        return (scale * (pixels.mean(axis=(1, 2, 3), dtype=np.float64) / 255 - 0.5)).astype(np.float32)
+
+    return Runner(name, CONTRACT, run)
+
+
+ENSEMBLE = Ensemble(
+    tuple(runner(name, scale) for name, scale in SCALES.items()),
+    replace(STACKER, threshold=0.6),
+    "cpu",
+    settings=(("one", "openvino bf16"), ("two", "openvino fp32")),
+)
+
+
+@contextmanager
+def running(ensemble, **limits):
+    """The URL of a real server in a thread."""
+    with listen.bound("127.0.0.1", 0) as socket:
+        config = uvicorn.Config(app(ensemble, Limits(**limits)), log_level="warning", lifespan="on")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
+        thread.start()
+        try:
+            yield listen.address(socket)
+        finally:
+            server.should_exit = True
+            thread.join(timeout=30)
