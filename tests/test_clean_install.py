@@ -67,6 +67,8 @@ def targets(work: Path) -> np.ndarray:
 def test_nothing_of_training_is_installed_and_one_onnxruntime(clean, work):
     facts = json.loads(called(work, clean / "python", "-c", FACTS, *TRAINING))
     assert facts["present"] == []
+    page = {path.name for path in (Path(facts["folder"]) / "export" / "page").iterdir()}
+    assert page == {"index.html", "page.js", "style.css"}
     assert len({"onnxruntime", "onnxruntime-gpu"} & set(facts["packages"])) == 1
     sizes = {path: path.lstat().st_size for path in Path(facts["folder"]).rglob("*") if path.is_file()}
     total = sum(size for path, size in sizes.items() if "__pycache__" not in path.parts) / 1e6

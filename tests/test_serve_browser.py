@@ -79,7 +79,7 @@ def test_a_photo_and_a_broken_file_are_dropped(browser, tmp_path, width):
     assert fine["call"] == ("AI-made" if expected["target"] >= 0.6 else "real")
     assert fine["members"] == [[name, percent(expected[name])] for name in ("one", "two")]
     assert fine["bars"] == pytest.approx([expected["one"], expected["two"]], abs=0.02)
-    assert (broken["name"], broken["target"], broken["members"]) == ("broken.jpg", None, [])
+    assert (broken["name"], broken["target"], broken["members"], broken["pictures"]) == ("broken.jpg", None, [], 0)
     assert broken["error"].startswith("broken.jpg: cannot be decoded")
 
 

@@ -43,8 +43,9 @@ function show(file, answer) {
   results.push(answer);
   const row = element("tr");
   const [picture, target, members] = [element("td"), element("td"), element("td")];
-  picture.append(thumbnail(file), element("span", "name", answer.name));
+  picture.append(element("span", "name", answer.name));
   if (answer.error === null) {
+    picture.prepend(thumbnail(file));
     const call = answer.ai ? "AI-made" : "real";
     target.append(element("div", "target", percent(answer.target)), element("div", answer.ai ? "ai" : "real", call));
     for (const [name, p] of Object.entries(answer.members)) members.append(memberRow(name, p));
