@@ -77,6 +77,8 @@ def serve(
     from export.infer_command import Source, open_ensemble
 
     try:
+        import python_multipart  # noqa: F401  # starlette would miss it at the first upload only
+
         from export import listen, serve
     except ImportError:
         raise UnavailableError("the page needs more packages; run: pip install 'manyeyes[serve]'") from None

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import HOSTILE_NAMES, encoded
-from helpers import ROOT, exported_run, run_cli, write_image
+from helpers import ROOT, exported_run, run_cli, run_python, write_image
 from PIL import Image
 from small_server import ENSEMBLE, runner, running
 from starlette.testclient import TestClient
@@ -282,3 +282,11 @@ def test_wrong_use_is_one_line(options, text):
     code, _, said = run_cli("serve", *options)
     assert code == 2
     assert text in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize("package", ["starlette", "uvicorn", "python_multipart"])
+def test_a_missing_package_is_told(package):
+    code = f"import sys; sys.modules[{package!r}] = None; import cli; cli.main()"
+    result = run_python("-c", code, "serve", "--port", "0")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "Error: the page needs more packages; run: pip install 'manyeyes[serve]'\n"
