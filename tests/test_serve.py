@@ -23,7 +23,9 @@ from ensemble.external import External
 from ensemble.metrics import sigmoid
 from export.infer import infer
 from export.inputs import read_inputs
+from export.predictor import load_bundle
 from export.serve import Limits, app
+from export.setting import Wanted
 
 FILES = {"/": "text/html", "/page.js": "text/javascript", "/style.css": "text/css"}
 
@@ -145,6 +147,22 @@ def test_a_member_without_an_answer_is_told():
     ensemble = replace(ENSEMBLE, runners=(ENSEMBLE.runners[0], runner("two", np.nan)))
     with client(ensemble) as found:
         refused(found.post("/api/score", files=parts(("a.png", grey(1)))), 500, "no finite logit")
+
+
+def test_members_that_a_cascade_leaves_out_are_null(tmp_path):
+    for number in range(12):
+        write_image(tmp_path / "images" / f"{number:02}.png", 20 * number)
+    bundle = exported_run(tmp_path / "run", cascade=True) / "bundle"
+    ensemble = load_bundle(bundle, Wanted(device="cpu", cascade=0.01))
+    frame, _ = infer(read_inputs(tmp_path / "images"), ensemble, with_members=True)
+    files = [(name, (tmp_path / "images" / name).read_bytes()) for name in frame["id"]]
+    with client(ensemble) as found:
+        assert found.get("/api/info").json()["cascade"]
+        images = scored(found, *files)["images"]
+    found = pd.DataFrame([{"target": image["target"], **image["members"]} for image in images], dtype=float)
+    pd.testing.assert_frame_equal(found, frame[["target", "one", "two"]], check_exact=True)
+    assert found["two"].isna().any()
+    assert not found["two"].isna().all()
 
 
 def test_members_that_are_looked_up_are_refused():
