@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import uvicorn
+from conftest import encoded
 from helpers import CONTRACT, SCALES, STACKER
+from PIL import Image
 
+from ensemble.metrics import sigmoid
 from ensemble.score import Runner
 from export import listen
 from export.infer import Ensemble
@@ -28,6 +31,44 @@ ENSEMBLE = Ensemble(
     "cpu",
     settings=(("one", "openvino bf16"), ("two", "openvino fp32")),
 )
+
+
+FILES = {"/": "text/html", "/page.js": "text/javascript", "/style.css": "text/css"}
+
+
+def grey(brightness):
+    return encoded(Image.new("RGB", (20, 12), (brightness,) * 3))
+
+
+def expected(brightness):
+    return sigmoid(0.1 + 1.5 * (brightness / 255 - 0.5))  # as written in helpers.py
+
+
+def parts(*images):
+    return [("images", image) for image in images]
+
+
+def scored(client, *images):
+    answer = client.post("/api/score", files=parts(*images))
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def refused(answer, status, text):
+    assert answer.status_code == status
+    assert text in answer.text
+    assert "\n" not in answer.text.strip()
+    assert answer.headers["content-type"].startswith("text/plain")
+
+
+class BaseClient:
+    """Posts to paths below a URL."""
+
+    def __init__(self, client, url):
+        self.client, self.url = client, url
+
+    def post(self, path, **request):
+        return self.client.post(self.url + path, **request)
 
 
 @contextmanager

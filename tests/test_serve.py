@@ -1,64 +1,29 @@
 import asyncio
 import re
-import subprocess
-import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from http.client import HTTPConnection
 
-import httpx2
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import HOSTILE_NAMES, encoded
-from helpers import ROOT, exported_run, run_cli, run_python, write_image
-from PIL import Image
-from small_server import ENSEMBLE, runner, running
+from conftest import HOSTILE_NAMES
+from helpers import exported_run, write_image
+from small_server import ENSEMBLE, FILES, grey, parts, refused, runner, scored
 from starlette.testclient import TestClient
 
 from ensemble.errors import UnavailableError
 from ensemble.external import External
-from ensemble.metrics import sigmoid
 from export.infer import infer
 from export.inputs import read_inputs
 from export.predictor import load_bundle
 from export.serve import Limits, app
 from export.setting import Wanted
 
-FILES = {"/": "text/html", "/page.js": "text/javascript", "/style.css": "text/css"}
-
-
-def grey(brightness):
-    return encoded(Image.new("RGB", (20, 12), (brightness,) * 3))
-
-
-def expected(brightness):
-    return sigmoid(0.1 + 1.5 * (brightness / 255 - 0.5))  # as written in helpers.py
-
-
-def parts(*images):
-    return [("images", image) for image in images]
-
 
 @contextmanager
 def client(ensemble=ENSEMBLE, **limits):
     with TestClient(app(ensemble, Limits(**limits))) as found:
         yield found
-
-
-def scored(client, *images):
-    answer = client.post("/api/score", files=parts(*images))
-    assert answer.status_code == 200, answer.text
-    return answer.json()
-
-
-def refused(answer, status, text):
-    assert answer.status_code == status
-    assert text in answer.text
-    assert "\n" not in answer.text.strip()
-    assert answer.headers["content-type"].startswith("text/plain")
 
 
 def test_images_are_scored_as_infer_does(tmp_path):
@@ -193,118 +158,3 @@ def test_info_says_what_runs():
         "cascade": False,
         "limits": {"images": 3, "megabytes": 5},
     }
-
-
-class BaseClient:
-    """Posts to paths below a URL."""
-
-    def __init__(self, client, url):
-        self.client, self.url = client, url
-
-    def post(self, path, **request):
-        return self.client.post(self.url + path, **request)
-
-
-def test_the_page_and_nothing_else_is_served():
-    def asked(path):  # as it is: other clients tidy it up first
-        connection = HTTPConnection(*url.removeprefix("http://").split(":"))
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        connection.close()
-        return answer.status, answer.getheader("content-type", "").partition(";")[0]
-
-    with running(ENSEMBLE) as url:
-        assert {path: asked(path) for path in FILES} == {path: (200, kind) for path, kind in FILES.items()}
-        assert asked("/api/score")[0] == 405
-        for path in (
-            "/index.html",
-            "/../serve.py",
-            "/%2e%2e/serve.py",
-            "/page.js/../../serve.py",
-            "//etc/passwd",
-            "/..",
-        ):
-            assert asked(path)[0] == 404
-
-
-def test_twenty_clients_at_once_each_get_their_own_answers():
-    def ask(number):
-        shades = [(7 * number + step) % 256 for step in range(3)]
-        with httpx2.Client(timeout=60) as found:
-            for _ in range(3):
-                files = [(f"{number}-{shade}.png", grey(shade)) for shade in shades]
-                images = scored(BaseClient(found, url), *files)["images"]
-                assert [image["name"] for image in images] == [name for name, _ in files]
-                assert [image["target"] for image in images] == pytest.approx([expected(s) for s in shades], abs=1e-6)
-        return number
-
-    with running(ENSEMBLE) as url, ThreadPoolExecutor(20) as pool:
-        assert list(pool.map(ask, range(20))) == list(range(20))
-
-
-def test_beyond_the_places_to_wait_in_a_client_is_asked_to_come_back():
-    at_work, go_on = threading.Event(), threading.Event()
-
-    def wait():
-        at_work.set()
-        assert go_on.wait(30)
-
-    ensemble = replace(ENSEMBLE, runners=(runner("one", 4, wait), ENSEMBLE.runners[1]))
-    with running(ensemble, waiting=1) as url, httpx2.Client(timeout=60) as found, ThreadPoolExecutor(1) as pool:
-        first = pool.submit(scored, BaseClient(found, url), ("a.png", grey(1)))
-        assert at_work.wait(30)
-        with httpx2.Client() as other:
-            busy = other.post(f"{url}/api/score", files=parts(("b.png", grey(2))))
-            go_on.set()
-            refused(busy, 503, "too many requests are waiting")
-            assert busy.headers["retry-after"] == "1"
-            assert first.result()["images"][0]["name"] == "a.png"
-            assert scored(BaseClient(other, url), ("b.png", grey(2)))["images"][0]["name"] == "b.png"
-
-
-def test_the_command_serves_a_run_until_it_is_stopped(tmp_path):
-    run = exported_run(tmp_path / "run")
-    command = [sys.executable, ROOT / "cli.py", "serve", "--run", run, "--port", "0", "--device", "cpu"]
-    with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
-        try:
-            lines = iter(server.stdout.readline, "")
-            url = next(found[0] for line in lines if (found := re.search(r"http://127\.0\.0\.1:\d+", line)))
-            with httpx2.Client(timeout=60) as found:
-                (image,) = scored(BaseClient(found, url), ("a.png", grey(220)))["images"]
-            assert image["target"] == pytest.approx(expected(220), abs=1e-4)
-        finally:
-            server.send_signal(2)
-            _, said = server.communicate(timeout=30)
-    assert (server.returncode, said) == (0, "")
-
-
-def test_a_port_that_is_taken_is_told(tmp_path):
-    from export import listen
-
-    with listen.bound("127.0.0.1", 0) as socket:
-        port = socket.getsockname()[1]
-        code, _, said = run_cli("serve", "--run", tmp_path, "--port", port)
-    assert code == 2
-    assert said.startswith(f"Error: cannot listen on 127.0.0.1 port {port} (")
-
-
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        (["--bundle", "x", "--run", "y"], "--bundle stands for itself"),
-        (["--cascade", "--runtime", "torch"], "leave out --runtime torch"),
-        (["--bundle", "nowhere", "--port", "0"], "nowhere"),
-    ],
-)
-def test_wrong_use_is_one_line(options, text):
-    code, _, said = run_cli("serve", *options)
-    assert code == 2
-    assert text in said.splitlines()[-1]
-
-
-@pytest.mark.parametrize("package", ["starlette", "uvicorn", "python_multipart"])
-def test_a_missing_package_is_told(package):
-    code = f"import sys; sys.modules[{package!r}] = None; import cli; cli.main()"
-    result = run_python("-c", code, "serve", "--port", "0")
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "Error: the page needs more packages; run: pip install 'manyeyes[serve]'\n"

@@ -1,0 +1,119 @@
+"""The page on a real port."""
+
+import re
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from http.client import HTTPConnection
+
+import httpx2
+import pytest
+from helpers import ROOT, exported_run, run_cli, run_python
+from small_server import ENSEMBLE, FILES, BaseClient, expected, grey, parts, refused, runner, running, scored
+
+
+def test_the_page_and_nothing_else_is_served():
+    def asked(path):  # as it is: other clients tidy it up first
+        connection = HTTPConnection(*url.removeprefix("http://").split(":"))
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        connection.close()
+        return answer.status, answer.getheader("content-type", "").partition(";")[0]
+
+    with running(ENSEMBLE) as url:
+        assert {path: asked(path) for path in FILES} == {path: (200, kind) for path, kind in FILES.items()}
+        assert asked("/api/score")[0] == 405
+        for path in (
+            "/index.html",
+            "/../serve.py",
+            "/%2e%2e/serve.py",
+            "/page.js/../../serve.py",
+            "//etc/passwd",
+            "/..",
+        ):
+            assert asked(path)[0] == 404
+
+
+def test_twenty_clients_at_once_each_get_their_own_answers():
+    def ask(number):
+        shades = [(7 * number + step) % 256 for step in range(3)]
+        with httpx2.Client(timeout=60) as found:
+            for _ in range(3):
+                files = [(f"{number}-{shade}.png", grey(shade)) for shade in shades]
+                images = scored(BaseClient(found, url), *files)["images"]
+                assert [image["name"] for image in images] == [name for name, _ in files]
+                assert [image["target"] for image in images] == pytest.approx([expected(s) for s in shades], abs=1e-6)
+        return number
+
+    with running(ENSEMBLE) as url, ThreadPoolExecutor(20) as pool:
+        assert list(pool.map(ask, range(20))) == list(range(20))
+
+
+def test_beyond_the_places_to_wait_in_a_client_is_asked_to_come_back():
+    at_work, go_on = threading.Event(), threading.Event()
+
+    def wait():
+        at_work.set()
+        assert go_on.wait(30)
+
+    ensemble = replace(ENSEMBLE, runners=(runner("one", 4, wait), ENSEMBLE.runners[1]))
+    with running(ensemble, waiting=1) as url, httpx2.Client(timeout=60) as found, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(scored, BaseClient(found, url), ("a.png", grey(1)))
+        assert at_work.wait(30)
+        with httpx2.Client() as other:
+            busy = other.post(f"{url}/api/score", files=parts(("b.png", grey(2))))
+            go_on.set()
+            refused(busy, 503, "too many requests are waiting")
+            assert busy.headers["retry-after"] == "1"
+            assert first.result()["images"][0]["name"] == "a.png"
+            assert scored(BaseClient(other, url), ("b.png", grey(2)))["images"][0]["name"] == "b.png"
+
+
+def test_the_command_serves_a_run_until_it_is_stopped(tmp_path):
+    run = exported_run(tmp_path / "run")
+    command = [sys.executable, ROOT / "cli.py", "serve", "--run", run, "--port", "0", "--device", "cpu"]
+    with subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            lines = iter(server.stdout.readline, "")
+            url = next(found[0] for line in lines if (found := re.search(r"http://127\.0\.0\.1:\d+", line)))
+            with httpx2.Client(timeout=60) as found:
+                (image,) = scored(BaseClient(found, url), ("a.png", grey(220)))["images"]
+            assert image["target"] == pytest.approx(expected(220), abs=1e-4)
+        finally:
+            server.send_signal(2)
+            _, said = server.communicate(timeout=30)
+    assert (server.returncode, said) == (0, "")
+
+
+def test_a_port_that_is_taken_is_told(tmp_path):
+    from export import listen
+
+    with listen.bound("127.0.0.1", 0) as socket:
+        port = socket.getsockname()[1]
+        code, _, said = run_cli("serve", "--run", tmp_path, "--port", port)
+    assert code == 2
+    assert said.startswith(f"Error: cannot listen on 127.0.0.1 port {port} (")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--bundle", "x", "--run", "y"], "--bundle stands for itself"),
+        (["--cascade", "--runtime", "torch"], "leave out --runtime torch"),
+        (["--bundle", "nowhere", "--port", "0"], "nowhere"),
+    ],
+)
+def test_wrong_use_is_one_line(options, text):
+    code, _, said = run_cli("serve", *options)
+    assert code == 2
+    assert text in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize("package", ["starlette", "uvicorn", "python_multipart"])
+def test_a_missing_package_is_told(package):
+    code = f"import sys; sys.modules[{package!r}] = None; import cli; cli.main()"
+    result = run_python("-c", code, "serve", "--port", "0")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "Error: the page needs more packages; run: pip install 'manyeyes[serve]'\n"
