@@ -27,7 +27,7 @@ def client(ensemble=ENSEMBLE, **limits):
 
 
 def test_images_are_scored_as_infer_does(tmp_path):
-    for name, brightness in (("a.png", 30), ("b.png", 220)):
+    for name, brightness in (("a.png", 150), ("b.png", 220)):  # 0.56 and 0.70, of a threshold of 0.6
         write_image(tmp_path / name, brightness)
     frame, _ = infer(read_inputs(tmp_path), ENSEMBLE, with_members=True)
     with client() as found:
