@@ -30,7 +30,7 @@ COMMANDS = {
     "submit": ("export.submit_command", "Check scores against a sample and write what to upload."),
     "kaggle-kernel": ("export.kaggle_command", "Pack bundle, wheels and notebook for Kaggle."),
     "bench": ("export.bench_command", "Measure a bundle's speed on this machine."),
-    "frontier": ("export.frontier_command", "What accuracy costs in speed; choose members to a budget."),
+    "frontier": ("export.frontier_command", "What accuracy costs here; choose members to a budget."),
     "adapt": ("export.adapt_command", "Estimate one shift of the stack from unlabelled images."),
     "push": ("export.hub_commands", "Put the bundle on the Hugging Face Hub, with a model card."),
     "pull": ("export.hub_commands", "Get a bundle from the Hugging Face Hub."),

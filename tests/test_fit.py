@@ -284,6 +284,7 @@ def test_a_loss_that_is_no_number_at_once_says_so_too(frame, tmp_path, monkeypat
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own imports
+@pytest.mark.filterwarnings("ignore:Distutils was imported before Setuptools")  # what this process imported before
 def test_a_compiled_network_learns_the_same(frame, tmp_path):
     def without_dropout(member):  # which compiled code draws in its own order
         for module in member.modules():
