@@ -1,6 +1,6 @@
 """Fit a cascade on labelled rows, and report what it does on rows that it was not fitted on. NumPy only."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +14,8 @@ from ensemble.stack import Stacker
 
 LEAST_ROWS, MOST_ROWS = 100, 4000
 LEAST_GROUPS = 2  # with rows of a class, in each quarter
-REMEDY = (
-    "export with more held-out images (train-all --heldout or --folds, or export --stack-on), "
-    "or score without --cascade"
-)
+MORE_ROWS = "export with more held-out images (train-all --heldout or --folds, or export --stack-on)"
+REMEDY = f"{MORE_ROWS}, or score without --cascade"
 
 
 @dataclass(frozen=True)
@@ -139,11 +137,18 @@ def _lacking(rows: Rows, seed: int) -> str:
     """What rows lack for a cascade, in words; nothing where they are enough."""
     if len(rows.labels) < LEAST_ROWS:
         return f"a cascade is fitted on {LEAST_ROWS} held-out images or more, and here are {len(rows.labels)}"
-    for held in quarters(rows.labels, rows.groups, seed):
+    if lack := lacking_groups(rows, quarters(rows.labels, rows.groups, seed), LEAST_GROUPS):
+        return (
+            "a cascade is fitted on three quarters of the held-out groups and tried on the fourth; one quarter "
+            f"has {lack}, and {LEAST_GROUPS} are needed"
+        )
+    return ""
+
+
+def lacking_groups(rows: Rows, parts: Sequence[np.ndarray], least: int) -> str:
+    """The class of which a part, bool [N] each, has fewer groups than that, as "1 group with ai images"; else ""."""
+    for part in parts:
         for label, name in enumerate(("real", "ai")):
-            if (found := len(np.unique(rows.groups[held & (rows.labels == label)]))) < LEAST_GROUPS:
-                return (
-                    "a cascade is fitted on three quarters of the held-out groups and tried on the fourth; one quarter "
-                    f"has {found} group{'s' * (found != 1)} with {name} images, and {LEAST_GROUPS} are needed"
-                )
+            if (found := len(np.unique(rows.groups[part & (rows.labels == label)]))) < least:
+                return f"{found} group{'s' * (found != 1)} with {name} images"
     return ""

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ensemble import bootstrap
 from ensemble.calibrate import fit_calibration
 from ensemble.cascade import Cascade
-from ensemble.cascade_fit import Rows, fit_cascade, halves
+from ensemble.cascade_fit import MORE_ROWS, Rows, fit_cascade, halves, lacking_groups
 from ensemble.errors import ArtifactError, ManyeyesError
 from ensemble.grouped import Fold, grouped_folds, one_thread
 from ensemble.metrics import Interval, auroc, sigmoid
@@ -29,7 +29,6 @@ SAME_SPEED = 1.02
 # a slower point is better in this share of draws of groups: by a single pair of images, members of noise would be too
 SURE, RESAMPLES = 0.9, 500
 LEAST_ROWS, LEAST_GROUPS = 100, 4  # in both halves together, and with rows of a class in each
-REMEDY = "export with more held-out images (train-all --heldout or --folds, or export --stack-on)"
 
 T = TypeVar("T")
 
@@ -282,12 +281,10 @@ def refit(study: Study, names: Sequence[str], calibration: str) -> Stacker:
 def _check(rows: Rows, first: np.ndarray) -> None:
     if len(rows.labels) < LEAST_ROWS:
         raise ArtifactError(
-            f"frontier chooses on {LEAST_ROWS} held-out images or more, and here are {len(rows.labels)}: {REMEDY}"
+            f"frontier chooses on {LEAST_ROWS} held-out images or more, and here are {len(rows.labels)}: {MORE_ROWS}"
         )
-    for label, name in enumerate(("real", "ai")):
-        for half in (first, ~first):
-            if (found := len(np.unique(rows.groups[half & (rows.labels == label)]))) < LEAST_GROUPS:
-                raise ArtifactError(
-                    f"frontier chooses on half of the held-out images and reports on the other half; one half has "
-                    f"{found} groups with {name} images, and {LEAST_GROUPS} are needed: {REMEDY}"
-                )
+    if lack := lacking_groups(rows, (first, ~first), LEAST_GROUPS):
+        raise ArtifactError(
+            "frontier chooses on half of the held-out images and reports on the other half; one half has "
+            f"{lack}, and {LEAST_GROUPS} are needed: {MORE_ROWS}"
+        )
