@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble import options
-from export.setting import Wanted, full, runtime_options
+from export.setting import Wanted, cascade_option, full, runtime_options
 
 if TYPE_CHECKING:
     from export.ensembles import Ensemble
@@ -53,15 +53,10 @@ if TYPE_CHECKING:
     help="Also write each member's own probability; under --cascade empty where a member did not run.",
 )
 @click.option("--tta", is_flag=True, help="Average over mirrored images where stack --tta found that it helps.")
-@click.option(
-    "--cascade",
-    type=click.FloatRange(0, 0.5, min_open=True, max_open=True),
-    is_flag=False,
-    flag_value=0.001,
-    metavar="[TOLERANCE]",
-    help="Run members from cheap to dear, and let an image go once the rest could hardly change its score: faster, for "
+@cascade_option(
+    "Run members from cheap to dear, and let an image go once the rest could hardly change its score: faster, for "
     "a loss in AUROC of at most TOLERANCE (0.001 where none is given), measured on held-out images and printed; "
-    "refused where its 95 % interval lies beyond. Needs --onnx or --bundle.",
+    "refused where its 95 % interval lies beyond. Needs --onnx or --bundle."
 )
 @full
 @click.option(

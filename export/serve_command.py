@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from ensemble import options
-from export.setting import Wanted, full, runtime_options
+from export.setting import Wanted, cascade_option, full, runtime_options
 
 
 @click.command("serve")
@@ -31,13 +31,8 @@ from export.setting import Wanted, full, runtime_options
     show_default=True,
     help="MB in one request, all its images together.",
 )
-@click.option(
-    "--cascade",
-    type=click.FloatRange(0, 0.5, min_open=True, max_open=True),
-    is_flag=False,
-    flag_value=0.001,
-    metavar="[TOLERANCE]",
-    help="As in infer: members from cheap to dear, and an image leaves once the rest could hardly change its score.",
+@cascade_option(
+    "As in infer: members from cheap to dear, and an image leaves once the rest could hardly change its score."
 )
 @full
 @runtime_options

@@ -76,6 +76,18 @@ full = click.option(
 )
 
 
+def cascade_option(text: str) -> Callable[..., Any]:
+    """--cascade [TOLERANCE], handed to the command as `cascade`; `text` is its help."""
+    return click.option(
+        "--cascade",
+        type=click.FloatRange(0, 0.5, min_open=True, max_open=True),
+        is_flag=False,
+        flag_value=0.001,
+        metavar="[TOLERANCE]",
+        help=text,
+    )
+
+
 def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--runtime, --precision, --batch-size, --tune and --device, handed to the command as one `wanted`."""
 
