@@ -29,6 +29,7 @@ from ensemble import metrics
 from ensemble.errors import ManyeyesError, UnavailableError, some
 from export import ensembles
 from export.ensembles import Ensemble
+from export.gate import LOCAL, Names, guarded
 from export.infer import member_logits
 from export.inputs import of_open_files
 
@@ -62,8 +63,10 @@ class Limits:
         return int(self.megabytes * 1_000_000) + 1000 * self.images
 
 
-def app(ensemble: Ensemble, limits: Limits) -> ASGIApp:
+def app(ensemble: Ensemble, limits: Limits, own: Names = LOCAL) -> ASGIApp:
     """The ASGI application. Images run in one thread, request by request, in the order they came.
+
+    own: the host names it answers to.
 
     UnavailableError for an ensemble with members whose scores are looked up by id.
     """
@@ -88,7 +91,8 @@ def app(ensemble: Ensemble, limits: Limits) -> ASGIApp:
     routes = [Route(path, _file(*file)) for path, file in PAGE.items()]
     about = _info(ensemble, limits)
     routes += [Route("/api/info", _answer(lambda: JSONResponse(about))), Route("/api/score", score, methods=["POST"])]
-    return _with_headers(Starlette(routes=routes, exception_handlers={ManyeyesError: _told}, lifespan=_worker))
+    inner = Starlette(routes=routes, exception_handlers={ManyeyesError: _told}, lifespan=_worker)
+    return _with_headers(guarded(inner, own))
 
 
 @asynccontextmanager

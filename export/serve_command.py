@@ -22,6 +22,13 @@ from export.setting import Wanted, cascade_option, full, runtime_options
     show_default=True,
     help="Address to listen on; any but this machine's own lets others use the page, without a password.",
 )
+@click.option(
+    "--allow-host",
+    multiple=True,
+    metavar="NAME",
+    help="Another name that the page is reached by, such as a proxy's; repeatable. Requests to unknown names are "
+    "refused. Known: localhost, --host, and for 0.0.0.0 or :: this machine's name and any IP address.",
+)
 @click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0 takes a free one.")
 @click.option("--max-images", type=click.IntRange(1), default=50, show_default=True, help="In one request.")
 @click.option(
@@ -42,6 +49,7 @@ def serve(
     run: Path,
     bundle: str | None,
     host: str,
+    allow_host: tuple[str, ...],
     port: int,
     max_images: int,
     max_mb: int,
@@ -74,7 +82,7 @@ def serve(
     try:
         import python_multipart  # noqa: F401  # starlette would miss it at the first upload only
 
-        from export import listen, serve
+        from export import gate, listen, serve
     except ImportError:
         raise UnavailableError("the page needs more packages; run: pip install 'manyeyes[serve]'") from None
 
@@ -82,7 +90,7 @@ def serve(
         folder = hub.locate_bundle(bundle) if bundle else None
         wanted = replace(wanted, cascade=cascade, full=full)
         ensemble = open_ensemble(run, not torch, Source(folder, None, None), False, wanted)
-        app = serve.app(ensemble, serve.Limits(max_images, max_mb))
+        app = serve.app(ensemble, serve.Limits(max_images, max_mb), gate.names(host, allow_host))
         click.echo(f"{len(ensemble.runners)} members on {ensemble.device}")
         click.echo(f"Open {listen.address(socket)} in a browser; Ctrl-C stops.")
         listen.answer(app, socket)

@@ -22,7 +22,7 @@ from export.setting import Wanted
 
 @contextmanager
 def client(ensemble=ENSEMBLE, **limits):
-    with TestClient(app(ensemble, Limits(**limits))) as found:
+    with TestClient(app(ensemble, Limits(**limits)), "http://localhost") as found:
         yield found
 
 
@@ -80,7 +80,7 @@ def test_a_body_without_end_is_read_to_the_limit_only(headers, chunks):
     async def send(message):
         sent.append(message)
 
-    headers = [(b"content-type", b"multipart/form-data; boundary=x"), *headers]
+    headers = [(b"host", b"localhost"), (b"content-type", b"multipart/form-data; boundary=x"), *headers]
     scope = {"type": "http", "method": "POST", "path": "/api/score", "query_string": b"", "headers": headers}
     asyncio.run(app(ENSEMBLE, Limits(megabytes=0.4))(scope, receive, send))
     assert sent[0]["status"] == 413
