@@ -2,24 +2,18 @@
 
 import json
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ensemble import options
-from ensemble.errors import ArtifactError, ImageError, UnavailableError
+from ensemble.errors import ArtifactError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ensemble.stack import Stacker
-
 CELLS = 16  # of a heat map in JSON, along its longer side
-NOTE = (
-    "Bright: where a member found what speaks for its own answer. Its attention, not proof; outside its crops, nothing."
-)
 
 
 @click.command("explain")
@@ -62,12 +56,11 @@ def explain(
       python cli.py explain photo.jpg --members swin_tiny --output swin.png --json -
     """
     from ensemble import artifacts, external
-    from ensemble.members import load_member
+    from ensemble.images import decode
     from ensemble.stack_run import read_stacker
-    from export import runtime
-    from export.ensembles import Ensemble
-    from export.infer import member_logits
+    from export import explain, predictor, runtime
     from export.inputs import of_files
+    from export.setting import Wanted
 
     stacker = read_stacker(run)
     elsewhere = external.externals_of(run, stacker.members)
@@ -75,45 +68,19 @@ def explain(
     if unknown := [name for name in members if name not in trained]:
         raise ArtifactError(f"no network {unknown[0]!r} in the stack of {run}; it has: {', '.join(trained)}")
     runtime.require_torch()
-    if find_spec("captum") is None:
-        raise UnavailableError("explain needs captum; run: pip install 'manyeyes[train]'")
+    explain.require_captum()
     artifacts.ensure_writable(output.absolute().parent)
-    from ensemble.images import decode
-
     shown = decode(image)
-    chosen = runtime.choose_device(device)
-    loaded = {name: load_member(run, name) for name in trained}
-    runners = tuple(runtime.torch_runner(name, member, chosen) for name, member in loaded.items())
+    ensemble, loaded = predictor.load_networks(run, stacker, Wanted("torch", device=device))
     known = (key for key in (image.name, image.stem) if all(key in member.test.index for member in elsewhere))
-    inputs = of_files([next(known, image.name)], [image])
-    logits, failed = member_logits(inputs, Ensemble(runners, stacker, chosen, elsewhere))
-    if failed:
-        raise ImageError(failed[0])
-    values = _numbers(stacker, logits)
+    values = explain.numbers(ensemble, of_files([next(known, image.name)], [image]))
     heats = _heats(loaded, members or tuple(trained), shown)
     _draw(image, shown, values, heats, output)
     told = values_file == Path("-")
     _print(values, err=told)
-    click.echo(f"{NOTE}\n-> {output}", err=told)
+    click.echo(f"{explain.NOTE}\n-> {output}", err=told)
     if values_file is not None:
         _write(values_file, image, values, heats)
-
-
-def _numbers(stacker: "Stacker", logits: "np.ndarray") -> dict[str, Any]:
-    """What the stack and its members say of one image, from member logits [1, members]."""
-    from ensemble.metrics import sigmoid
-
-    target = float(stacker.target(logits)[0])
-    return {
-        "target": target,
-        "threshold": stacker.threshold,
-        "verdict": "ai" if target >= stacker.threshold else "real",
-        "logit": float(stacker.logit(logits)[0]),
-        "members": {
-            name: {"logit": float(logit), "p": float(sigmoid(logit)), "share": float(weight * logit)}
-            for name, weight, logit in zip(stacker.members, stacker.coef, logits[0], strict=True)
-        },
-    }
 
 
 def _heats(loaded: dict[str, Any], names: tuple[str, ...], shown: Any) -> "dict[str, np.ndarray]":
@@ -128,27 +95,26 @@ def _heats(loaded: dict[str, Any], names: tuple[str, ...], shown: Any) -> "dict[
 def _draw(image: Path, shown: Any, values: dict[str, Any], heats: "dict[str, np.ndarray]", output: Path) -> None:
     from ensemble.explain import fitted, overlay
     from ensemble.explain_picture import Panel, write_picture
+    from export.explain import NOTE, says
 
     verdict = f"P(ai) {values['target']:.3f}, threshold {values['threshold']:.3g}: {values['verdict']}"
     panels = [Panel(fitted(shown), "the image", f"{shown.width} x {shown.height} pixels")]
     for name, heat in heats.items():
         own = values["members"][name]
-        line = f"{_answer(own)}   logit {own['logit']:+.2f}   p {own['p']:.2f}   in the stack {own['share']:+.2f}"
+        line = f"{says(own)}   logit {own['logit']:+.2f}   p {own['p']:.2f}   in the stack {own['share']:+.2f}"
         panels.append(Panel(overlay(shown, heat), name, line))
     write_picture(panels, f"{image.name}   {verdict}", NOTE, output)
-
-
-def _answer(member: dict[str, float]) -> str:
-    return "ai" if member["logit"] > 0 else "real"
 
 
 def _print(values: dict[str, Any], err: bool) -> None:
     import pandas as pd
 
+    from export.explain import says
+
     rows = [
         {
             "member": name,
-            "says": _answer(own),
+            "says": says(own),
             "logit": f"{own['logit']:+.3f}",
             "p": f"{own['p']:.3f}",
             "in the stack": f"{own['share']:+.3f}",
@@ -163,6 +129,7 @@ def _write(file: Path, image: Path, values: dict[str, Any], heats: "dict[str, np
     """The numbers and coarse heat maps, rows from the top, as JSON."""
     from ensemble import artifacts
     from ensemble.explain import coarse
+    from export.explain import NOTE
 
     cells = {name: coarse(heat, CELLS).round(3).tolist() for name, heat in heats.items()}
     members = {name: own | ({"heat": cells[name]} if name in cells else {}) for name, own in values["members"].items()}

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ import pandas as pd
 from ensemble import artifacts, external
 from ensemble.errors import BackboneError, DataError, UnavailableError
 from ensemble.quiet import quiet_decoders
+from ensemble.stack import Stacker
 from ensemble.stack_run import fingerprint, read_stacker
 from export import bundle, cascades, hub, runtime, tuning
 from export.ensembles import Ensemble
@@ -19,6 +20,9 @@ from export.infer import average, infer
 from export.inputs import resolve_table
 from export.plan import device_of, open_member, plan_bundle
 from export.setting import Setting, Wanted
+
+if TYPE_CHECKING:
+    from ensemble.backbone import Member
 
 TORCH = str(Setting("torch"))
 ANY = Wanted()
@@ -33,16 +37,21 @@ def load_run(run: Path, onnx: bool, wanted: Wanted = ANY, say: Say = silent) -> 
     """A run's ensemble from its bundle, or from its torch members; `say` is told what was chosen and why."""
     if onnx:
         return load_bundle(artifacts.bundle_path(run), wanted, say)
+    return load_networks(run, read_stacker(run), wanted)[0]
+
+
+def load_networks(run: Path, stacker: Stacker, wanted: Wanted = ANY) -> tuple[Ensemble, dict[str, "Member"]]:
+    """A run's ensemble of the stacker's members, run by torch, and those that were trained here, by name."""
     device = _torch_device(wanted)
     from ensemble.members import load_member
 
-    stacker = read_stacker(run)
     externals = external.externals_of(run, stacker.members)
     trained = [name for name in stacker.members if name not in {member.name for member in externals}]
-    members = [runtime.torch_runner(name, load_member(run, name), device, wanted.batch) for name in trained]
+    networks = {name: load_member(run, name) for name in trained}
+    runners = tuple(runtime.torch_runner(name, member, device, wanted.batch) for name, member in networks.items())
     identity = artifacts.json_sha256([version("torch"), device, wanted.batch, fingerprint(run, trained)["members"]])
     settings = tuple((name, TORCH) for name in trained)
-    return Ensemble(tuple(members), stacker, device, externals, identity, settings=settings)
+    return Ensemble(runners, stacker, device, externals, identity, settings=settings), networks
 
 
 def load_bundle(folder: Path, wanted: Wanted = ANY, say: Say = silent) -> Ensemble:

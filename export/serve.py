@@ -3,6 +3,7 @@
     GET  /, /page.js, /style.css   the page; no other file is served
     GET  /api/info                 members, threshold, limits, version, what runs
     POST /api/score                multipart/form-data, a part `images` with a filename for each image
+    POST /api/explain              one such part: heat maps of the members, where the server makes them
 
 Errors are a status and one line of text.
 """
@@ -12,21 +13,22 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from starlette.applications import Starlette
 from starlette.datastructures import FormData, MutableHeaders, UploadFile
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ensemble import metrics
-from ensemble.errors import ManyeyesError, UnavailableError, some
+from ensemble.errors import ImageError, ManyeyesError, UnavailableError, some
 from export import ensembles
 from export.ensembles import Ensemble
 from export.gate import LOCAL, Names, guarded
@@ -48,6 +50,10 @@ HEADERS = {
     "cache-control": "no-store",
 }
 
+Files = Sequence[tuple[str, BinaryIO]]  # name and content
+Work = Callable[[Files], dict[str, object]]
+Explain = Callable[[str, bytes], dict[str, object]]
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -63,35 +69,42 @@ class Limits:
         return int(self.megabytes * 1_000_000) + 1000 * self.images
 
 
-def app(ensemble: Ensemble, limits: Limits, own: Names = LOCAL) -> ASGIApp:
+def app(ensemble: Ensemble, limits: Limits, own: Names = LOCAL, explain: Explain | None = None) -> ASGIApp:
     """The ASGI application. Images run in one thread, request by request, in the order they came.
 
-    own: the host names it answers to.
-
+    own: the host names it answers to. explain: an image's name and bytes -> what /api/explain answers.
     UnavailableError for an ensemble with members whose scores are looked up by id.
     """
     if ensemble.externals:
         names = some(member.name for member in ensemble.externals)
         raise UnavailableError(f"{names} cannot score new images, only ids known before; stack without --external")
-    places = asyncio.Semaphore(limits.waiting)
+    places, turn = asyncio.Semaphore(limits.waiting), asyncio.Lock()
 
-    async def score(request: Request) -> Response:
-        if places.locked():
-            raise HTTPException(503, "too many requests are waiting; try again in a second", {"retry-after": "1"})
-        async with places:
-            form = await _form(request, limits)
-            try:
-                running = asyncio.get_running_loop().run_in_executor(
-                    request.state.worker, _scored, ensemble, _files(form)
-                )
-                return JSONResponse(await running)
-            finally:
-                await form.close()
+    def post(path: str, limits: Limits, work: Work) -> Route:
+        async def answer(request: Request) -> Response:
+            if places.locked():
+                raise HTTPException(503, "too many requests are waiting; try again in a second", {"retry-after": "1"})
+            async with places:
+                form = await _form(request, limits)
+                try:
+                    files = _files(form)
+                    async with turn:
+                        if await request.is_disconnected():
+                            raise ClientDisconnect
+                        running = asyncio.get_running_loop().run_in_executor(request.state.worker, work, files)
+                        return JSONResponse(await running)
+                finally:
+                    await form.close()
 
+        return Route(path, answer, methods=["POST"])
+
+    about = _info(ensemble, limits) | {"explain": explain is not None}
     routes = [Route(path, _file(*file)) for path, file in PAGE.items()]
-    about = _info(ensemble, limits)
-    routes += [Route("/api/info", _answer(lambda: JSONResponse(about))), Route("/api/score", score, methods=["POST"])]
-    inner = Starlette(routes=routes, exception_handlers={ManyeyesError: _told}, lifespan=_worker)
+    routes += [Route("/api/info", _answer(lambda: JSONResponse(about)))]
+    routes += [post("/api/score", limits, partial(_scored, ensemble))]
+    if explain:
+        routes += [post("/api/explain", replace(limits, images=1), partial(_explained, explain))]
+    inner = Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=_worker)
     return _with_headers(guarded(inner, own))
 
 
@@ -102,7 +115,7 @@ async def _worker(app: Starlette) -> AsyncIterator[dict[str, ThreadPoolExecutor]
         yield {"worker": worker}
 
 
-def _scored(ensemble: Ensemble, files: Sequence[tuple[str, BinaryIO]]) -> dict[str, object]:
+def _scored(ensemble: Ensemble, files: Files) -> dict[str, object]:
     """What /api/score answers: these images in their order, scored as `infer` does; null stands for no number."""
     stacker = ensemble.stacker
     logits, errors = member_logits(of_open_files(files), ensemble)
@@ -120,6 +133,12 @@ def _scored(ensemble: Ensemble, files: Sequence[tuple[str, BinaryIO]]) -> dict[s
         )
     ]
     return {"threshold": stacker.threshold, "positive": "ai", "images": images}
+
+
+def _explained(explain: Explain, files: Files) -> dict[str, object]:
+    """What /api/explain answers."""
+    ((name, file),) = files
+    return explain(name, file.read())
 
 
 def _info(ensemble: Ensemble, limits: Limits) -> dict[str, object]:
@@ -160,11 +179,11 @@ async def _form(request: Request, limits: Limits) -> FormData:
         raise HTTPException(408, f"the images did not arrive within {SENDING} seconds") from None
     except HTTPException as error:  # of Starlette's parser, which has one status for all
         if error.detail.startswith("Too many files"):
-            raise HTTPException(413, f"over {limits.images} images in one request; send fewer") from None
+            raise HTTPException(413, f"at most {limits.images} in one request; send fewer images") from None
         raise
 
 
-def _files(form: FormData) -> list[tuple[str, BinaryIO]]:
+def _files(form: FormData) -> Files:
     """Name and content of each image."""
     files = [(part.filename or "image", part.file) for part in form.getlist("images") if isinstance(part, UploadFile)]
     if not files:
@@ -186,7 +205,18 @@ def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
 
 
 async def _told(request: Request, error: Exception) -> Response:
-    return PlainTextResponse(str(error), 500)
+    return PlainTextResponse(str(error), 422 if isinstance(error, ImageError) else 500)
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    """For a client that went away: nobody reads it."""
+    return Response(status_code=499)
+
+
+HANDLERS: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
+    ManyeyesError: _told,
+    ClientDisconnect: _gone,
+}
 
 
 def _with_headers(inner: ASGIApp) -> ASGIApp:

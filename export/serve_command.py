@@ -1,12 +1,19 @@
 """serve: parse, call one function, print."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ensemble import options
 from export.setting import Wanted, cascade_option, full, runtime_options
+
+if TYPE_CHECKING:
+    from ensemble.stack import Stacker
+    from export.ensembles import Ensemble
+    from export.serve import Explain
 
 
 @click.command("serve")
@@ -38,6 +45,12 @@ from export.setting import Wanted, cascade_option, full, runtime_options
     show_default=True,
     help="MB in one request, all its images together.",
 )
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="Offer heat maps, as explain makes them, of the run's PyTorch members; these are loaded beside the bundle. "
+    "With --runtime torch they are there anyway.",
+)
 @cascade_option(
     "As in infer: members from cheap to dear, and an image leaves once the rest could hardly change its score."
 )
@@ -53,6 +66,7 @@ def serve(
     port: int,
     max_images: int,
     max_mb: int,
+    explain: bool,
     cascade: float | None,
     full: bool,
     wanted: Wanted,
@@ -74,8 +88,11 @@ def serve(
     torch = wanted.runtime == "torch"
     if cascade is not None and torch:
         raise click.UsageError("--cascade runs a bundle: leave out --runtime torch")
+    if bundle and (explain or torch):
+        raise click.UsageError("a bundle has no PyTorch members: leave out --explain and --runtime torch")
     from ensemble.errors import UnavailableError
     from ensemble.quiet import quiet_decoders
+    from ensemble.stack_run import read_stacker
     from export import hub
     from export.infer_command import Source, open_ensemble
 
@@ -89,9 +106,24 @@ def serve(
     with listen.bound(host, port) as socket, quiet_decoders():
         folder = hub.locate_bundle(bundle) if bundle else None
         wanted = replace(wanted, cascade=cascade, full=full)
-        ensemble = open_ensemble(run, not torch, Source(folder, None, None), False, wanted)
-        app = serve.app(ensemble, serve.Limits(max_images, max_mb), gate.names(host, allow_host))
+        heatmaps = None
+        if torch:
+            ensemble, heatmaps = _networks(run, read_stacker(run), wanted)
+        else:
+            ensemble = open_ensemble(run, True, Source(folder, None, None), False, wanted)
+        if explain and not torch:
+            _, heatmaps = _networks(run, ensemble.stacker, Wanted("torch", device=wanted.device))
+        app = serve.app(ensemble, serve.Limits(max_images, max_mb), gate.names(host, allow_host), heatmaps)
         click.echo(f"{len(ensemble.runners)} members on {ensemble.device}")
         click.echo(f"Open {listen.address(socket)} in a browser; Ctrl-C stops.")
         listen.answer(app, socket)
     return 0
+
+
+def _networks(run: Path, stacker: "Stacker", wanted: Wanted) -> "tuple[Ensemble, Explain]":
+    """The run's PyTorch members, and what makes heat maps of the same."""
+    from export import explain, predictor
+
+    explain.require_captum()
+    ensemble, networks = predictor.load_networks(run, stacker, wanted)
+    return ensemble, partial(explain.explained, ensemble, networks)

@@ -3,8 +3,10 @@
 import timm
 import torch
 import transformers
+from helpers import change_json, write_run, write_stacker
 
-from ensemble.backbone import LABEL_MAPS, Member
+from ensemble import artifacts
+from ensemble.backbone import LABEL_MAPS, Member, save_classifier
 from ensemble.contract import ImageContract
 
 PLAIN = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -47,3 +49,16 @@ def small_member(family, size=32, seed=0):
         config = transformers.AutoConfig.for_model(kind, **own, **SMALL[family], **LABEL_MAPS)
     network = transformers.AutoModelForImageClassification.from_config(config)
     return Member(network, ImageContract(size=size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))
+
+
+def write_networks(run):
+    """A run of two tiny networks, `one` and `two`, and their stacker."""
+    write_run(run)
+    for seed, (name, family) in enumerate({"one": "convnext", "two": "vit"}.items()):
+        folder, member = artifacts.member_path(run, name), small_member(family, seed=seed)
+        save_classifier(member, folder)
+        written = ("config.json", "model.safetensors", "heldout.parquet")
+        files = {file: artifacts.file_sha256(folder / file) for file in written}
+        change_json(folder / "member.json", contract=member.contract.to_dict(), files=files)
+    write_stacker(run)
+    return run

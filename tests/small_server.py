@@ -72,10 +72,10 @@ class BaseClient:
 
 
 @contextmanager
-def running(ensemble, **limits):
+def running(ensemble, explain=None, **limits):
     """The URL of a real server in a thread."""
     with listen.bound("127.0.0.1", 0) as socket:
-        config = uvicorn.Config(app(ensemble, Limits(**limits)), log_level="warning", lifespan="on")
+        config = uvicorn.Config(app(ensemble, Limits(**limits), explain=explain), log_level="warning", lifespan="on")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
         thread.start()

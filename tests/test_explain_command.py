@@ -4,12 +4,11 @@ import shutil
 import numpy as np
 import pytest
 from conftest import HOSTILE_NAMES, encoded, noise
-from helpers import change_json, heldout, noisy_logits, read_csv, run_cli, write_csv, write_run, write_stacker
+from helpers import heldout, noisy_logits, read_csv, run_cli, write_csv
 from PIL import Image
-from small_members import small_member
+from small_members import write_networks
 
 from ensemble import artifacts, explain_picture
-from ensemble.backbone import save_classifier
 from ensemble.explain_picture import Panel, drawable, write_picture
 from ensemble.metrics import sigmoid
 
@@ -18,14 +17,7 @@ from ensemble.metrics import sigmoid
 def run(tmp_path_factory):
     """A run of two tiny networks and their stacker."""
     run = tmp_path_factory.mktemp("explain")
-    write_run(run)
-    for seed, (name, family) in enumerate({"one": "convnext", "two": "vit"}.items()):
-        folder, member = artifacts.member_path(run, name), small_member(family, seed=seed)
-        save_classifier(member, folder)
-        written = ("config.json", "model.safetensors", "heldout.parquet")
-        files = {file: artifacts.file_sha256(folder / file) for file in written}
-        change_json(folder / "member.json", contract=member.contract.to_dict(), files=files)
-    write_stacker(run)
+    write_networks(run)
     return run
 
 

@@ -72,7 +72,7 @@ LIGHT = {
     "export.batches export.predictor export.submission export.bundle export.inputs export.rows export.parquet_input "
     "export.results export.journal export.certificate export.export_run export.evaluate_model export.ensembles "
     "export.cascades export.heldout_rows export.points export.costs export.frontier export.fingerprint export.kernel "
-    "export.wheels export.hub export.hub_push export.model_card export.serve export.gate export.listen "
+    "export.wheels export.hub export.hub_push export.model_card export.serve export.gate export.listen export.explain "
     "ensemble.download",
 }
 

@@ -64,7 +64,7 @@ def test_hostile_names_come_back_as_they_were():
 def test_too_many_images_are_refused():
     with client(images=2) as found:
         assert len(scored(found, *[("a", grey(1))] * 2)["images"]) == 2
-        refused(found.post("/api/score", files=parts(*[("a", grey(1))] * 3)), 413, "over 2 images in one request")
+        refused(found.post("/api/score", files=parts(*[("a", grey(1))] * 3)), 413, "at most 2 in one request")
 
 
 @pytest.mark.parametrize(("headers", "chunks"), [([(b"content-length", b"900000")], 0), ([], 6)], ids=["told", "not"])
@@ -156,5 +156,6 @@ def test_info_says_what_runs():
         "runs": {"one": "openvino bf16", "two": "openvino fp32"},
         "device": "cpu",
         "cascade": False,
+        "explain": False,
         "limits": {"images": 3, "megabytes": 5},
     }

@@ -39,6 +39,52 @@ function thumbnail(file) {
   return image;
 }
 
+// Opens and closes a row below the image's with its heat maps. They are asked for once, or again after an error.
+function heatButton(file, row) {
+  const button = element("button", "heat", "Heat map");
+  button.type = "button";
+  let maps = null;
+  const open = (shown) => {
+    maps.hidden = !shown;
+    button.textContent = shown ? "Close heat map" : "Heat map";
+    button.setAttribute("aria-expanded", String(shown));
+  };
+  button.addEventListener("click", async () => {
+    if (maps && maps.isConnected) {
+      open(maps.hidden);
+      if (maps.hidden && maps.querySelector(".error")) maps.remove();
+    } else if (button.textContent === "Heat map") {
+      button.textContent = "Making it";
+      const cell = element("td");
+      cell.colSpan = 3;
+      try {
+        cell.append(...pictures(await post("api/explain", [file])));
+      } catch (error) {
+        cell.append(element("div", "error", error.message));
+      }
+      maps = element("tr", "maps");
+      maps.append(cell);
+      row.after(maps);
+      open(true);
+      if (!working) summary();
+    }
+  });
+  return button;
+}
+
+function pictures({ members, note }) {
+  const grid = element("div", "grid");
+  for (const [name, { heat, logit, p }] of Object.entries(members)) {
+    const figure = element("figure");
+    const image = element("img");
+    image.src = heat;
+    image.alt = `Heat map of ${name}`;
+    figure.append(image, element("figcaption", "", `${name}: ${logit > 0 ? "AI-made" : "real"}, ${percent(p)}`));
+    grid.append(figure);
+  }
+  return [grid, element("div", "note", note)];
+}
+
 function show(file, answer) {
   results.push(answer);
   const row = element("tr");
@@ -46,6 +92,7 @@ function show(file, answer) {
   picture.append(element("span", "name", answer.name));
   if (answer.error === null) {
     picture.prepend(thumbnail(file));
+    if (info.explain) picture.append(heatButton(file, row));
     const call = answer.ai ? "AI-made" : "real";
     target.append(element("div", "target", percent(answer.target)), element("div", answer.ai ? "ai" : "real", call));
     for (const [name, p] of Object.entries(answer.members)) members.append(memberRow(name, p));
@@ -74,12 +121,12 @@ function take() {
   return taken;
 }
 
-async function score(files) {
+async function post(path, files) {
   const body = new FormData();
   for (const file of files) body.append("images", file, file.name);
   for (;;) {
-    const response = await fetch("api/score", { method: "POST", body });
-    if (response.ok) return (await response.json()).images;
+    const response = await fetch(path, { method: "POST", body });
+    if (response.ok) return response.json();
     const text = await response.text();
     if (response.status !== 503) throw new Error(text);
     say("The server is busy; waiting.");
@@ -95,7 +142,7 @@ async function work() {
     if (!files.length) continue;
     say(`Scoring ${files.length} of ${files.length + waiting.length} to go.`);
     try {
-      const answers = await score(files);
+      const answers = (await post("api/score", files)).images;
       // the browser may have sent a name in other characters: the file's own is shown and saved
       files.forEach((file, place) => show(file, { ...answers[place], name: file.name }));
     } catch (error) {
@@ -103,6 +150,10 @@ async function work() {
     }
   }
   working = $("clear").disabled = false;
+  summary();
+}
+
+function summary() {
   const unread = results.filter((answer) => answer.error !== null).length;
   say(results.length ? `${results.length - unread} scored${unread ? `, ${unread} not` : ""}.` : "");
 }

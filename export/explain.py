@@ -1,0 +1,79 @@
+"""What the stack and its members say of one image, and where each finds it. Needs torch and captum."""
+
+import io
+from base64 import b64encode
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from ensemble import images
+from ensemble.errors import ImageError, UnavailableError
+from ensemble.metrics import sigmoid
+from ensemble.stack import Stacker
+from export.ensembles import Ensemble
+from export.infer import member_logits
+from export.inputs import Inputs, of_open_files
+
+if TYPE_CHECKING:
+    from ensemble.backbone import Member
+
+NOTE = (
+    "Bright: where a member found what speaks for its own answer. Its attention, not proof; outside its crops, nothing."
+)
+
+
+def require_captum() -> None:
+    """UnavailableError, saying what to do, where heat maps cannot be made."""
+    if find_spec("captum") is None:
+        raise UnavailableError("heat maps need captum; run: pip install 'manyeyes[train]'")
+
+
+def numbers(ensemble: Ensemble, one: Inputs) -> dict[str, Any]:
+    """The target, and each member's logit, p and share in the stack's logit; ImageError for what is no image."""
+    logits, failed = member_logits(one, ensemble)
+    if failed:
+        raise ImageError(failed[0])
+    stacker = ensemble.stacker
+    target = float(stacker.target(logits)[0])
+    return {
+        "target": target,
+        "threshold": stacker.threshold,
+        "verdict": "ai" if target >= stacker.threshold else "real",
+        "logit": float(stacker.logit(logits)[0]),
+        "members": _members(stacker, logits),
+    }
+
+
+def says(member: Mapping[str, float]) -> str:
+    """A member's own answer, of its entry in `numbers`."""
+    return "ai" if member["logit"] > 0 else "real"
+
+
+def explained(ensemble: Ensemble, networks: Mapping[str, "Member"], name: str, data: bytes) -> dict[str, Any]:
+    """`numbers` of an encoded image, with every network's heat map over it as a PNG in a data URL.
+
+    ensemble: what runs the networks by torch.
+    """
+    from ensemble.explain import heatmaps, overlay
+
+    values = numbers(ensemble, of_open_files([(name, io.BytesIO(data))]))
+    shown = images.decode(data, name)
+    for member, network in networks.items():
+        values["members"][member]["heat"] = _data_url(overlay(shown, heatmaps(network, shown)))
+    return {"name": name, **values, "note": NOTE}
+
+
+def _members(stacker: Stacker, logits: np.ndarray) -> dict[str, dict[str, float]]:
+    return {
+        name: {"logit": float(logit), "p": float(sigmoid(logit)), "share": float(weight * logit)}
+        for name, weight, logit in zip(stacker.members, stacker.coef, logits[0], strict=True)
+    }
+
+
+def _data_url(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return f"data:image/png;base64,{b64encode(buffer.getvalue()).decode()}"
