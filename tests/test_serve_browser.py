@@ -5,10 +5,16 @@ from contextlib import contextmanager
 
 import pytest
 from conftest import photo_file
-from small_server import ENSEMBLE, running
+from small_members import write_networks
+from small_server import ENSEMBLE, expected, grey, running
 
+from ensemble.errors import UnavailableError
+from ensemble.stack_run import read_stacker
+from export.explain import explained
 from export.infer import infer
 from export.inputs import of_files
+from export.predictor import load_networks
+from export.setting import Wanted
 
 api = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.browser
@@ -32,13 +38,14 @@ ROWS = """() => [...document.querySelectorAll("tbody tr")].map((row) => ({
     error: row.cells[2].querySelector(".error")?.textContent ?? null,
     pictures: [...row.querySelectorAll("img")].filter((image) => image.naturalWidth).length,
 }))"""
+WIDTHS = "all => Promise.all(all.map(async (image) => { await image.decode(); return image.naturalWidth; }))"
 BEYOND = "() => document.documentElement.scrollWidth - window.innerWidth"
 
 
 @contextmanager
-def opened(browser, width=1280, **limits):
+def opened(browser, width=1280, ensemble=ENSEMBLE, **others):
     """The page of a server at a width in pixels, and what the browser says of it that nobody wants to hear."""
-    with running(ENSEMBLE, **limits) as url:
+    with running(ensemble, **others) as url:
         page = browser.new_page(viewport={"width": width, "height": 900})
         said = []
         page.on("console", lambda message: said.append(message.text))
@@ -67,7 +74,7 @@ def percent(p):
 @pytest.mark.parametrize("width", [1280, 375])
 def test_a_photo_and_a_broken_file_are_dropped(browser, tmp_path, width):
     photo = photo_file("rocket.jpg")
-    expected = infer(of_files(["photo"], [photo]), ENSEMBLE, with_members=True)[0].iloc[0]
+    own = infer(of_files(["photo"], [photo]), ENSEMBLE, with_members=True)[0].iloc[0]
     with opened(browser, width) as (page, said):
         drop(page, [(HOSTILE, photo.read_bytes()), ("broken.jpg", photo.read_bytes()[:2000])])
         fine, broken = finished(page, "1 scored, 1 not.")
@@ -75,10 +82,10 @@ def test_a_photo_and_a_broken_file_are_dropped(browser, tmp_path, width):
             page.screenshot(path=f"{folder}/page-{width}.png", full_page=True)
         assert page.evaluate(BEYOND) <= 0
     assert said == []
-    assert (fine["name"], fine["target"], fine["pictures"]) == (HOSTILE, percent(expected["target"]), 1)
-    assert fine["call"] == ("AI-made" if expected["target"] >= 0.6 else "real")
-    assert fine["members"] == [[name, percent(expected[name])] for name in ("one", "two")]
-    assert fine["bars"] == pytest.approx([expected["one"], expected["two"]], abs=0.02)
+    assert (fine["name"], fine["target"], fine["pictures"]) == (HOSTILE, percent(own["target"]), 1)
+    assert fine["call"] == ("AI-made" if own["target"] >= 0.6 else "real")
+    assert fine["members"] == [[name, percent(own[name])] for name in ("one", "two")]
+    assert fine["bars"] == pytest.approx([own["one"], own["two"]], abs=0.02)
     assert (broken["name"], broken["target"], broken["members"], broken["pictures"]) == ("broken.jpg", None, [], 0)
     assert broken["error"].startswith("broken.jpg: cannot be decoded")
 
@@ -109,6 +116,65 @@ def test_files_are_chosen_by_keyboard_and_saved_as_csv(browser, tmp_path):
     assert broken[0] == "'@broken.jpg"
     assert broken[1:5] == [""] * 4
     assert "not an image" in broken[5]
+
+
+def test_pictures_above_and_below_the_threshold_are_called_and_saved(browser, tmp_path):
+    names = {"<script>alert(1)</script>, ü.png": 250, "b.png": 30}  # the members' logits rise with brightness
+    with opened(browser) as (page, said):
+        drop(page, [(name, grey(brightness)) for name, brightness in names.items()])
+        rows = finished(page, "2 scored.")
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Save as CSV").click()
+        download.value.save_as(tmp_path / "out.csv")
+        assert page.get_by_role("button", name="Heat map").count() == 0
+    assert said == []
+    found = [expected(brightness) for brightness in names.values()]
+    assert found[0] > 0.6 > found[1]
+    calls = [(name, percent(p), call) for name, p, call in zip(names, found, ("AI-made", "real"), strict=True)]
+    assert [(row["name"], row["target"], row["call"]) for row in rows] == calls
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
+        _, *saved = csv.reader(file)
+    assert [row[0] for row in saved] == list(names)
+    assert [float(row[1]) for row in saved] == pytest.approx(found, abs=1e-6)
+    assert [(row[2], row[5]) for row in saved] == [("1", ""), ("0", "")]
+
+
+@pytest.mark.parametrize("width", [1280, 375])
+def test_heat_maps_open_and_close(browser, tmp_path, width):
+    run = write_networks(tmp_path / "run")
+    ensemble, networks = load_networks(run, read_stacker(run), Wanted("torch", device="cpu"))
+    photo, calls = photo_file("rocket.jpg").read_bytes(), []
+
+    def explain(name, data):
+        calls.append(name)
+        if calls == ["photo.jpg"]:
+            raise UnavailableError("out of <b>memory</b>")
+        return explained(ensemble, networks, name, data)
+
+    with opened(browser, width, ensemble, explain=explain) as (page, said):
+        drop(page, [("photo.jpg", photo), ("broken.jpg", photo[:2000])])
+        (answer, _) = finished(page, "1 scored, 1 not.")
+        button, maps = page.get_by_role("button", name="heat map"), page.locator(".maps")
+        button.click()
+        api.expect(maps).to_have_text("out of <b>memory</b>")
+        button.click()
+        api.expect(maps).to_have_count(0)
+        button.click()
+        api.expect(maps.locator("img")).to_have_count(2)
+        widths = maps.locator("img").evaluate_all(WIDTHS)
+        captions = maps.locator("figcaption").all_inner_texts()
+        assert "not proof" in maps.inner_text()
+        assert page.evaluate(BEYOND) <= 0
+        button.click()
+        api.expect(maps).to_be_hidden()
+        button.click()
+        api.expect(maps).to_be_visible()
+    assert [line for line in said if "500" not in line] == []
+    assert calls == ["photo.jpg"] * 2
+    assert widths == [512, 512]
+    assert [(name, call.partition(", ")[2]) for name, call in map(str.splitlines, captions)] == list(
+        map(tuple, answer["members"])
+    )
 
 
 def test_many_files_go_in_several_requests_and_one_too_large_is_told(browser):

@@ -79,7 +79,9 @@ function pictures({ members, note }) {
     const image = element("img");
     image.src = heat;
     image.alt = `Heat map of ${name}`;
-    figure.append(image, element("figcaption", "", `${name}: ${logit > 0 ? "AI-made" : "real"}, ${percent(p)}`));
+    const caption = element("figcaption");
+    caption.append(element("div", "", name), element("div", "", `${logit > 0 ? "AI-made" : "real"}, ${percent(p)}`));
+    figure.append(image, caption);
     grid.append(figure);
   }
   return [grid, element("div", "note", note)];
