@@ -29,14 +29,14 @@ class Names:
 LOCAL = Names(frozenset({"localhost", "127.0.0.1", "::1"}))
 
 
-def names(host: str, others: Iterable[str] = ()) -> Names:
-    """Of a server that listens on `host`: this, those of the machine itself, and `others`.
+def names(address: str, others: Iterable[str] = ()) -> Names:
+    """Of a server that listens on this IP address: it, localhost's, and `others`.
 
     A server on every address (0.0.0.0, ::) also has the machine's name and any IP address:
     only a name can be pointed at another machine.
     """
-    anywhere = _is_address(host) and ip_address(host).is_unspecified
-    given = {host, *others, *([gethostname()] if anywhere else [])}
+    anywhere = ip_address(address).is_unspecified
+    given = {address, *others, *([gethostname()] if anywhere else [])}
     return Names(LOCAL.names | {name.lower().strip("[]") for name in given}, anywhere)
 
 

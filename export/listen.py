@@ -11,12 +11,17 @@ from ensemble.errors import UnavailableError
 
 def bound(host: str, port: int) -> socket.socket:
     """A socket that listens on this address; port 0 is a free one. UnavailableError if it cannot be had."""
+    if not host:  # would be every address
+        raise UnavailableError(
+            "--host is empty; leave it out for this machine alone, or give 0.0.0.0 for every address"
+        )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the second of a name that cannot be one
+        why = (getattr(error, "strerror", None) or str(error)).partition(" (while ")[0]
         raise UnavailableError(
-            f"cannot listen on {host} port {port} ({error.strerror}); choose another --host or --port"
+            f"cannot listen on {host} port {port} ({why}); choose another --host or --port"
         ) from None
 
 

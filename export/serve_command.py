@@ -86,8 +86,8 @@ def serve(
     if bundle and context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE:
         raise click.UsageError("--bundle stands for itself: leave out --run")
     torch = wanted.runtime == "torch"
-    if cascade is not None and torch:
-        raise click.UsageError("--cascade runs a bundle: leave out --runtime torch")
+    if torch and (cascade is not None or wanted.tune or wanted.precision not in ("auto", "fp32")):
+        raise click.UsageError("--cascade, --tune and --precision are for bundles: leave out --runtime torch")
     if bundle and (explain or torch):
         raise click.UsageError("a bundle has no PyTorch members: leave out --explain and --runtime torch")
     from ensemble.errors import UnavailableError
@@ -113,7 +113,8 @@ def serve(
             ensemble = open_ensemble(run, True, Source(folder, None, None), False, wanted)
         if explain and not torch:
             _, heatmaps = _networks(run, ensemble.stacker, Wanted("torch", device=wanted.device))
-        app = serve.app(ensemble, serve.Limits(max_images, max_mb), gate.names(host, allow_host), heatmaps)
+        own = gate.names(socket.getsockname()[0], (host, *allow_host))
+        app = serve.app(ensemble, serve.Limits(max_images, max_mb), own, heatmaps)
         click.echo(f"{len(ensemble.runners)} members on {ensemble.device}")
         click.echo(f"Open {listen.address(socket)} in a browser; Ctrl-C stops.")
         listen.answer(app, socket)

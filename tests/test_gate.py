@@ -32,7 +32,7 @@ def client(own, host):
         ("127.0.0.1", ("Photos.example", "b.example"), "a.example", False),
         ("10.0.0.1", (), "10.0.0.1:7860", True),
         ("fe80::1", (), "[fe80::1]:7860", True),
-        ("myhost", (), "myhost", True),
+        ("127.0.1.1", ("myhost",), "myhost", True),
         ("0.0.0.0", (), "10.0.0.1:7860", True),  # noqa: S104
         ("::", (), "[fe80::2]:7860", True),
         ("0.0.0.0", (), gethostname(), True),  # noqa: S104

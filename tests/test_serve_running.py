@@ -132,7 +132,13 @@ def test_a_port_that_is_taken_is_told(tmp_path):
     [
         (["--bundle", "x", "--run", "y"], "--bundle stands for itself"),
         (["--cascade", "--runtime", "torch"], "leave out --runtime torch"),
+        (["--tune", "--runtime", "torch"], "leave out --runtime torch"),
+        (["--precision", "int8", "--runtime", "torch"], "leave out --runtime torch"),
         (["--bundle", "nowhere", "--port", "0"], "nowhere"),
+        (["--host", ""], "Error: --host is empty"),
+        (["--host", "no such host"], "Error: cannot listen on no such host port 7860 ("),
+        (["--host", "é" * 70], "choose another --host or --port"),
+        (["--max-mb", "0"], "0 is not in the range"),
     ],
 )
 def test_wrong_use_is_one_line(options, text):
