@@ -17,6 +17,7 @@ def bound(host: str, port: int) -> socket.socket:
         )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
+        host.encode("idna")  # as the socket would, which is left open by its error
         return socket.create_server((host, port), family=family)
     except (OSError, UnicodeError) as error:  # the second of a name that cannot be one
         why = (getattr(error, "strerror", None) or str(error)).partition(" (while ")[0]
