@@ -34,6 +34,8 @@ def address(listening: socket.socket) -> str:
 
 def answer(app: ASGIApp, listening: socket.socket) -> None:
     """Answer requests until Ctrl-C or SIGTERM; those under way are finished."""
-    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="on")
+    config = uvicorn.Config(
+        app, http="h11", ws="none", log_level="warning", access_log=False, server_header=False, lifespan="on"
+    )
     with suppress(KeyboardInterrupt):  # raised again by uvicorn after it ended in order
         uvicorn.Server(config).run(sockets=[listening])

@@ -184,8 +184,9 @@ async def _form(request: Request, limits: Limits) -> FormData:
 
 
 def _files(form: FormData) -> Files:
-    """Name and content of each image."""
-    files = [(part.filename or "image", part.file) for part in form.getlist("images") if isinstance(part, UploadFile)]
+    """Name and content of each image. Names are the client's, in any charset, of which some make half characters."""
+    parts = [part for part in form.getlist("images") if isinstance(part, UploadFile)]
+    files = [((part.filename or "image").encode("utf-8", "replace").decode(), part.file) for part in parts]
     if not files:
         raise HTTPException(400, "no images: send each as a part named images, with a filename")
     return files

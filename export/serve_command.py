@@ -1,5 +1,6 @@
 """serve: parse, call one function, print."""
 
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -90,6 +91,8 @@ def serve(
         raise click.UsageError("--cascade, --tune and --precision are for bundles: leave out --runtime torch")
     if bundle and (explain or torch):
         raise click.UsageError("a bundle has no PyTorch members: leave out --explain and --runtime torch")
+    # Pillow reads it when it is imported: blocks that malloc gives back, not keeps in the arena of each thread
+    os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")
     from ensemble.errors import UnavailableError
     from ensemble.quiet import quiet_decoders
     from ensemble.stack_run import read_stacker

@@ -1,5 +1,9 @@
 """A small ensemble, and a server that answers with one."""
 
+import os
+import re
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
@@ -7,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import uvicorn
 from conftest import encoded
-from helpers import CONTRACT, SCALES, STACKER
+from helpers import CONTRACT, ROOT, SCALES, STACKER
 from PIL import Image
 
 from ensemble.metrics import sigmoid
@@ -84,3 +88,20 @@ def running(ensemble, explain=None, **limits):
         finally:
             server.should_exit = True
             thread.join(timeout=30)
+
+
+@contextmanager
+def serving(*command):
+    """The URL and the process of `serve`, which must end in order and say nothing on standard error."""
+    command = [sys.executable, *map(str, command), "--port", "0", "--device", "cpu"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    with subprocess.Popen(command, **pipes) as server:
+        try:
+            lines = iter(server.stdout.readline, "")
+            url = next(found[0] for line in lines if (found := re.search(r"http://127\.0\.0\.1:\d+", line)))
+            yield url, server.pid
+        finally:
+            server.send_signal(2)
+            _, said = server.communicate(timeout=30)
+    assert (server.returncode, said) == (0, "")

@@ -1,12 +1,7 @@
 """The page on a real port."""
 
-import os
-import re
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from http.client import HTTPConnection
 
@@ -14,7 +9,7 @@ import httpx2
 import pytest
 from helpers import ROOT, exported_run, run_cli, run_python
 from small_members import write_networks
-from small_server import ENSEMBLE, FILES, BaseClient, expected, grey, parts, refused, runner, running, scored
+from small_server import ENSEMBLE, FILES, BaseClient, expected, grey, parts, refused, runner, running, scored, serving
 
 
 def test_the_page_and_nothing_else_is_served():
@@ -77,25 +72,9 @@ def test_beyond_the_places_to_wait_in_a_client_is_asked_to_come_back():
 NO_TORCH = "import sys; sys.modules['torch'] = None; import cli; cli.main()"
 
 
-@contextmanager
-def serving(*command):
-    """The URL of `serve`, which must end in order and say nothing on standard error."""
-    command = [sys.executable, *map(str, command), "--port", "0", "--device", "cpu"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
-    with subprocess.Popen(command, **pipes) as server:
-        try:
-            lines = iter(server.stdout.readline, "")
-            yield next(found[0] for line in lines if (found := re.search(r"http://127\.0\.0\.1:\d+", line)))
-        finally:
-            server.send_signal(2)
-            _, said = server.communicate(timeout=30)
-    assert (server.returncode, said) == (0, "")
-
-
 def test_the_command_serves_a_run_without_torch_until_it_is_stopped(tmp_path):
     run = exported_run(tmp_path / "run")
-    with serving("-c", NO_TORCH, "serve", "--run", run) as url, httpx2.Client(timeout=60) as found:
+    with serving("-c", NO_TORCH, "serve", "--run", run) as (url, _), httpx2.Client(timeout=60) as found:
         (image,) = scored(BaseClient(found, url), ("a.png", grey(220)))["images"]
         assert found.post(f"{url}/api/explain", files=parts(("a.png", grey(1)))).status_code == 404
         other = found.get(url, headers={"host": "evil.example"})
@@ -109,7 +88,7 @@ def test_the_command_serves_a_run_without_torch_until_it_is_stopped(tmp_path):
 def test_the_command_serves_torch_members_with_heat_maps(tmp_path):
     run = write_networks(tmp_path / "run")
     command = [ROOT / "cli.py", "serve", "--run", run, "--runtime", "torch", "--allow-host", "good.example"]
-    with serving(*command) as url, httpx2.Client(timeout=60) as found:
+    with serving(*command) as (url, _), httpx2.Client(timeout=60) as found:
         (image,) = scored(BaseClient(found, url), ("a.png", grey(220)))["images"]
         maps = found.post(f"{url}/api/explain", files=parts(("a.png", grey(220)))).raise_for_status().json()
         found.get(url, headers={"host": "good.example"}).raise_for_status()
