@@ -110,7 +110,7 @@ def test_who_goes_away_while_sending_leaves_no_word(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("block", "grows"), [(None, False), ("16m", True)])
 def test_memory_is_given_back_after_large_images(tmp_path, monkeypatch, block, grows):
-    """Memory held after the last request and after the first; Pillow's own size of blocks proves that it can grow."""
+    """Memory held after requests of large images; Pillow's own size of blocks proves that it can grow."""
     monkeypatch.delenv("PILLOW_BLOCK_SIZE", raising=False)
     if block:
         monkeypatch.setenv("PILLOW_BLOCK_SIZE", block)
@@ -122,4 +122,4 @@ def test_memory_is_given_back_after_large_images(tmp_path, monkeypatch, block, g
         for _ in range(5):
             client.post(f"{url}/api/score", files=files).raise_for_status()
             held.append(int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{server}/status").read_text())[1]) * 1024)
-    assert (held[-1] - held[0] > 3e8) == grows, held
+    assert (max(held) > 6e8) == grows, held
