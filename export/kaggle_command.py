@@ -23,7 +23,7 @@ def _python(context: click.Context, parameter: click.Parameter, value: str) -> s
 @click.option("--name", default="manyeyes", show_default=True, help="What to call the data set, as in addresses.")
 @click.option("--python", callback=_python, default=PYTHON, show_default=True, help="Python of Kaggle's image.")
 @click.option("--platform", default=PLATFORM, show_default=True, help="Its platform; older wheels are taken too.")
-@click.option("--gpu/--cpu", default=False, help="Score on a GPU: 1.5 GB more of CUDA libraries.  [default: cpu]")
+@click.option("--gpu/--cpu", default=False, help="Score on a T4: 1.5 GB more of CUDA libraries.  [default: cpu]")
 @click.option(
     "--input", "source", default="test.csv", show_default=True, help="infer's --input, in the competition's folder."
 )
