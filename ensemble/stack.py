@@ -108,9 +108,10 @@ class Stacker:
                 None if flips is None else tuple(flips),
                 Shift.from_dict(values["adapted"]) if "adapted" in values else None,
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            problem = _problem(stacker)
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise ArtifactError(f"stacker.json is damaged ({error!r}); run stack again") from None
-        if problem := _problem(stacker):
+        if problem:
             raise ArtifactError(f"stacker.json is damaged ({problem}); run stack again")
         return stacker
 

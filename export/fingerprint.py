@@ -1,5 +1,6 @@
 """What made a file of scores: a small JSON beside it, which `infer` writes and `submit` checks and carries on."""
 
+import json
 import platform
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,14 +16,16 @@ import PIL
 
 from ensemble import artifacts
 from ensemble.errors import ArtifactError
+from ensemble.labels import NEGATIVE
 from ensemble.stack import Stacker
-from export import bundle
 from export.ensembles import Ensemble
 from export.hardware import version
 from export.infer import Done, Options
 from export.setting import named
 
-READ = {"stack", "uncertified", "images", "options"}  # what submit reads of `made_by`'s values
+# what submit reads of `made_by`'s values
+READ = {"source": str, "stack": str, "uncertified": list, "images": dict, "options": dict}
+MODEL = "model"  # the source of a single classifier's scores
 
 
 def fingerprint_path(scores: Path) -> Path:
@@ -38,24 +41,28 @@ def scoring_sha256(stacker: Stacker, adapted: bool) -> str:
     )
 
 
-def made_by(ensemble: Ensemble, folder: Path | None, options: Options, source: Path, done: Done) -> dict[str, Any]:
+def made_by(
+    ensemble: Ensemble, source: str, listed: Mapping[str, Any] | None, options: Options, images: Path, done: Done
+) -> dict[str, Any]:
     """What `infer` did, JSON-ready; names of files only, never their folders.
 
-    folder: the bundle that was run, None for torch members. `uncertified`: the precisions in use that no
+    source: run, bundle or MODEL. listed: bundle.json of the bundle that was run, as it was opened; None for torch
+    members. `identity`: of the ensemble, so of all its weights. `uncertified`: the precisions in use that no
     certificate covers, such as "openvino bf16".
     """
-    values = bundle.contents(folder) if folder else {}
-    allowed = values.get("precisions", {})
+    allowed = (listed or {}).get("precisions", {})
     used = dict(ensemble.settings)
     return {
-        "bundle": artifacts.json_sha256(values) if folder else None,
+        "source": source,
+        "bundle": None if listed is None else artifacts.json_sha256(listed),
+        "identity": ensemble.identity,
         "stack": scoring_sha256(ensemble.stacker, options.adapted),
         "members": used,
         "uncertified": sorted({key for key in used.values() if not allowed.get(key, {}).get("certified", True)}),
         "looked_up": [member.name for member in ensemble.externals],
         "device": ensemble.device,
         "options": {**asdict(options), "cascade": ensemble.cascade.to_dict() if ensemble.cascade else None},
-        "input": source.name,
+        "input": images.name,
         "images": {"scored": done.scored, "failed": done.failed},
         "versions": versions({named(key).runtime for key in used.values()}),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -88,10 +95,34 @@ def write_fingerprint(
 
 
 def read_made(scores: Path) -> dict[str, Any] | None:
-    """`made_by`'s values for exactly these bytes; None where nothing beside them says what made them."""
-    with suppress(ArtifactError):  # not there, or not ours
+    """`made_by`'s values for exactly these bytes; None where nothing beside them says what made them.
+
+    ArtifactError for a submission that holds labels or P(real): `submit` would turn it once more.
+    """
+    try:
         values = artifacts.read_json(fingerprint_path(scores), "")
-        made = values.get("made")
-        if values.get("sha256") == artifacts.file_sha256(scores) and isinstance(made, dict) and set(made) >= READ:
-            return made
-    return None
+    except ArtifactError:  # not there, or not ours
+        return None
+    if values.get("sha256") != artifacts.file_sha256(scores):
+        return None
+    done = values.get("submission")
+    if isinstance(done, dict) and (done.get("hard") or done.get("positive") == NEGATIVE):
+        holds = "labels" if done.get("hard") else f"1 - target, of {NEGATIVE}"
+        raise ArtifactError(f"{scores} is a submission already (it holds {holds}); give infer's file with --scores")
+    made = values.get("made")
+    return made if _is_sound(made) else None
+
+
+def _is_sound(made: Any) -> bool:
+    """Whether it has what submit reads, in the types that `made_by` writes, and can be written again."""
+    if not (isinstance(made, dict) and all(isinstance(made.get(key), kind) for key, kind in READ.items())):
+        return False
+    try:
+        json.dumps(made, indent=1, ensure_ascii=False, allow_nan=False).encode()
+    except (RecursionError, ValueError):
+        return False
+    return (
+        all(isinstance(setting, str) for setting in made["uncertified"])
+        and type(made["images"].get("failed")) is int
+        and isinstance(made["options"].get("adapted"), bool)
+    )

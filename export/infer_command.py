@@ -115,6 +115,7 @@ def infer(
     from ensemble.quiet import quiet_decoders
     from export import cascades, fingerprint, hub, journal
     from export import infer as inference
+    from export.bundle import contents
     from export.inputs import read_inputs
 
     _check_source(context, onnx, bundle, model, positive, adapted or tta)
@@ -126,6 +127,8 @@ def infer(
         folder = hub.locate_bundle(bundle) if bundle else None
         wanted = replace(wanted, cascade=cascade, full=full or adapted)
         ensemble = open_ensemble(run, onnx, Source(folder, model, positive), adapted, wanted)
+        used = folder or (artifacts.bundle_path(run) if onnx else None)
+        listed = contents(used) if used else None  # now: another export may replace it while images are scored
         if tta and ensemble.cascade:
             raise click.UsageError("--tta excludes the cascade that frontier chose for this bundle: add --full")
         if tta:
@@ -146,8 +149,8 @@ def infer(
             click.echo("\n".join(cascades.told(ensemble.cascade)))
         chosen = inference.Options(members, tta, adapted, fill)
         done = inference.infer_to_file(inputs, ensemble, output, partial, chosen, click.echo)
-        used = folder or (artifacts.bundle_path(run) if onnx else None)
-        fingerprint.write_fingerprint(output, fingerprint.made_by(ensemble, used, chosen, source, done))
+        kind = fingerprint.MODEL if model else "bundle" if bundle else "run"
+        fingerprint.write_fingerprint(output, fingerprint.made_by(ensemble, kind, listed, chosen, source, done))
     speed = f", {done.images_per_second:,.1f} images per second" if done.images_per_second else ""
     click.echo(f"{done.scored} images scored -> {output}{speed}")
     if ensemble.cascade:

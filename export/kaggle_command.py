@@ -23,7 +23,7 @@ def _python(context: click.Context, parameter: click.Parameter, value: str) -> s
 @click.option("--name", default="manyeyes", show_default=True, help="What to call the data set, as in addresses.")
 @click.option("--python", callback=_python, default=PYTHON, show_default=True, help="Python of Kaggle's image.")
 @click.option("--platform", default=PLATFORM, show_default=True, help="Its platform; older wheels are taken too.")
-@click.option("--gpu/--cpu", default=False, help="Score on a GPU: 1.5 GB more of CUDA libraries.  [default: cpu]")
+@click.option("--gpu/--cpu", default=False, help="Score on a T4: 1.5 GB more of CUDA libraries.  [default: cpu]")
 @click.option(
     "--input", "source", default="test.csv", show_default=True, help="infer's --input, in the competition's folder."
 )
@@ -32,9 +32,8 @@ def _python(context: click.Context, parameter: click.Parameter, value: str) -> s
 @click.option("--uncertified", is_flag=True, help="Take a bundle that may run below fp32 without a certificate.")
 @click.option(
     "--bundle",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    metavar="DIR",
-    help="A finished bundle, in place of a run's.",
+    metavar="BUNDLE",
+    help="A finished bundle, in place of a run's: a folder, or hf://USER/REPO[@REVISION] on the Hub.",
 )
 @options.run
 @click.pass_context
@@ -51,7 +50,7 @@ def kaggle_kernel(
     images: str | None,
     sample: str,
     uncertified: bool,
-    bundle: Path | None,
+    bundle: str | None,
     run: Path,
 ) -> int:
     """Make what a code competition without internet needs, in DIR.
@@ -68,12 +67,14 @@ def kaggle_kernel(
     """
     if bundle and context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE:
         raise click.UsageError("--bundle stands for itself: leave out --run")
+    from export import hub
     from export import kernel as kernels
     from export.bundle import current_bundle
     from export.wheels import Target
 
     kernel = kernels.Kernel(name, user or kernels.NO_USER, competition, gpu, source, images, sample, uncertified)
-    sizes = kernels.make_kernel(folder, bundle or current_bundle(run), kernel, Target(python, platform))
+    packed = hub.locate_bundle(bundle) if bundle else current_bundle(run)
+    sizes = kernels.make_kernel(folder, packed, kernel, Target(python, platform))
     click.echo(
         f"{folder}: a data set of {(sizes.bundle + sizes.wheels) / 1e6:,.0f} MB (bundle {sizes.bundle / 1e6:,.1f}, "
         f"wheels for Python {python} {sizes.wheels / 1e6:,.0f}) and a notebook, {'GPU' if gpu else 'CPU'}, no internet"

@@ -7,10 +7,13 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from ensemble import artifacts
 from ensemble.errors import ArtifactError, DataError
@@ -20,8 +23,10 @@ from export.wheels import Target
 NO_USER = "INSERT_USER_HERE"
 SLUG = re.compile(r"[a-z0-9](-?[a-z0-9])*")
 DATASET, KERNEL = ("dataset", "dataset-metadata.json"), ("kernel", "kernel-metadata.json")
+LOCK, UNFINISHED = ".lock", ".making-"  # in the folder, while it is being made
 NOTEBOOK = "submission.ipynb"
 KERNEL_SUFFIX = "-submission"
+GPU = "NvidiaTeslaT4"  # CUDA 13 has left out the older P100
 DESCRIPTION = (
     "An ensemble of image classifiers as ONNX, and the Python packages that score with it without a network. "
     "The licences of the checkpoints that the members were fine-tuned from hold for bundle/, each package's own for "
@@ -73,8 +78,8 @@ def check_names(kernel: Kernel) -> None:
 def make_kernel(folder: Path, source: Path, kernel: Kernel, target: Target) -> Sizes:
     """Write dataset/ and kernel/ in `folder` from the bundle at `source`; each is replaced whole.
 
-    ArtifactError for a damaged bundle, one that may run below fp32 without a certificate unless
-    `kernel.uncertified`, or a dataset/ or kernel/ that was made by something else.
+    ArtifactError for a damaged bundle, one with members that are looked up by id, one that may run below fp32
+    without a certificate unless `kernel.uncertified`, or a dataset/ or kernel/ that was made by something else.
     """
     check_names(kernel)
     target.platforms()  # told before anything is downloaded
@@ -84,7 +89,7 @@ def make_kernel(folder: Path, source: Path, kernel: Kernel, target: Target) -> S
             raise ArtifactError(f"{folder / name} is there and holds no {marker}; choose another DIR")
     artifacts.ensure_writable(folder)
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".making-") as temporary:
+        with _alone(folder), tempfile.TemporaryDirectory(dir=folder, prefix=UNFINISHED) as temporary:
             dataset, notebook = (Path(temporary) / name for name, _ in (DATASET, KERNEL))
             for path in (dataset / "wheels", notebook):
                 path.mkdir(parents=True)
@@ -101,12 +106,32 @@ def make_kernel(folder: Path, source: Path, kernel: Kernel, target: Target) -> S
     return sizes
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """For one process at a time; what killed ones left unfinished in `folder` is removed."""
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ArtifactError(f"another kaggle-kernel is making {folder}; wait for it, or choose another DIR") from None
+    try:
+        for left in folder.glob(f"{UNFINISHED}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+    finally:
+        with suppress(OSError):  # Windows keeps an open file
+            (folder / LOCK).unlink()
+        lock.release()
+
+
 def _check_bundle(source: Path, kernel: Kernel) -> None:
-    unproven = [
-        setting
-        for setting, found in bundle.open_bundle(source).get("precisions", {}).items()
-        if not found.get("certified", True)
-    ]
+    values = bundle.open_bundle(source)
+    if looked_up := [name for name in bundle.stacker_of(source).members if name not in values["members"]]:
+        raise ArtifactError(
+            f"{', '.join(looked_up)} is looked up by id and has no scores of a hidden test; stack without it and "
+            "export again"
+        )
+    unproven = [setting for setting, found in values.get("precisions", {}).items() if not found.get("certified", True)]
     if unproven and not kernel.uncertified:
         raise ArtifactError(
             f"{source} may run at {', '.join(unproven)} without a passing certificate; certify it by export "
@@ -148,6 +173,7 @@ def kernel_metadata(kernel: Kernel) -> dict[str, Any]:
         "kernel_type": "notebook",
         "is_private": True,
         "enable_gpu": kernel.gpu,
+        **({"machine_shape": GPU} if kernel.gpu else {}),
         "enable_internet": False,
         "dataset_sources": [f"{kernel.user}/{kernel.name}"],
         "competition_sources": [kernel.competition] if kernel.competition else [],
@@ -168,6 +194,7 @@ from pathlib import Path
 KAGGLE = Path("/kaggle/input")
 DATASET = {name!r}
 PYTHON = {python!r}  # that the wheels are for
+COMPETITION = {competition!r}  # its folder; * is the first that has SAMPLE
 INPUT = {input!r}  # the test images' ids, or their folder; this and the next two in the competition's folder
 IMAGES = {images!r}  # their folder, where it is not images/ beside INPUT, or INPUT's own
 SAMPLE = {sample!r}
@@ -199,7 +226,7 @@ install = ["install", "--quiet", "--no-index", "--no-deps", "--target", packages
 subprocess.run([sys.executable, "-m", "pip", *install], check=True)
 """
 SCORE = """\
-competition = find(SAMPLE, "*", "competitions/*").parents[len(Path(SAMPLE).parts) - 1]
+competition = find(SAMPLE, COMPETITION, f"competitions/{COMPETITION}").parents[len(Path(SAMPLE).parts) - 1]
 
 
 def manyeyes(*arguments):
@@ -223,6 +250,7 @@ def notebook_of(kernel: Kernel, target: Target) -> dict[str, Any]:
     settings = SETTINGS.format(
         name=kernel.name,
         python=target.python,
+        competition=kernel.competition or "*",
         input=kernel.input,
         images=kernel.images,
         sample=kernel.sample,

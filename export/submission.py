@@ -78,6 +78,8 @@ def read_scores(path: Path, sample: Sample) -> pd.DataFrame:
             f"{path} has the columns {', '.join(map(str, frame.columns))}; it needs id and target, as infer "
             f"writes them, or the sample's {' and '.join(pairs[0])}"
         )
+    if frame[found[0]].isna().any():  # Parquet has null, a CSV only an empty id
+        raise DataError(f"{path} has rows without an id; give each one, as the sample has them")
     ids = frame[found[0]].astype(str)
     if repeated := ids[ids.duplicated()].tolist():
         raise DataError(f"{path} has ids more than once: {some(repeated)}; keep one row each")

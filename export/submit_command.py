@@ -8,6 +8,7 @@ import click
 from ensemble import options
 
 if TYPE_CHECKING:
+    from ensemble.metrics import Interval
     from ensemble.stack import Stacker
     from export.submission import Sample, Wish
 
@@ -47,10 +48,8 @@ if TYPE_CHECKING:
 @click.option("--uncertified", is_flag=True, help="Take scores of a precision that has no passing certificate.")
 @click.option(
     "--bundle",
-    "folder",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    metavar="DIR",
-    help="The bundle that made the scores, in place of a run.",
+    metavar="BUNDLE",
+    help="The bundle that made the scores, in place of a run: a folder, or hf://USER/REPO[@REVISION] on the Hub.",
 )
 @options.run
 @click.pass_context
@@ -63,14 +62,15 @@ def submit(
     threshold: float | None,
     positive: str | None,
     uncertified: bool,
-    folder: Path | None,
+    bundle: str | None,
     run: Path,
 ) -> int:
     """Check infer's scores against a competition's sample and write what to upload.
 
     Refused: other ids, ids twice, an empty target or one outside [0, 1], the same target everywhere, 0 and 1
     where probabilities are meant or --hard where the sample holds probabilities, scores of another stack than
-    the run's, and a stack that ranks its held-out images backwards. Rows are put into the sample's order, and
+    the run's, a stack that ranks its held-out images backwards, and a submission that holds labels or
+    1 - target already. Rows are put into the sample's order, and
     columns get its names.
 
     NAME.csv.json beside the output says what made it: bundle, stack, precisions, options, versions, and the
@@ -83,10 +83,10 @@ def submit(
       kaggle competitions submit COMPETITION -f submission.csv -m "manyeyes"
     """
     from ensemble import artifacts
-    from export import fingerprint, submission
+    from export import fingerprint, hub, submission
 
     given = context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE
-    if folder and given:
+    if bundle and given:
         raise click.UsageError("--bundle stands for itself: leave out --run")
     if threshold is not None and not hard:
         raise click.UsageError("--threshold makes labels: add --hard")
@@ -95,7 +95,8 @@ def submit(
     table = submission.read_scores(scores, sample)
     targets, moved = submission.in_order(table, sample, scores)
     made = fingerprint.read_made(scores)
-    stack = _stack(folder or run, bool(folder) or given, made)
+    place = hub.locate_bundle(bundle) if bundle else run
+    stack = _stack(place, bool(bundle) or given, made)
     _check_made(made, uncertified, scores)
     wish = submission.Wish(_threshold(stack, threshold) if hard else None, positive)
     values = submission.values_of(targets, sample, wish, scores)
@@ -104,7 +105,7 @@ def submit(
     facts = {
         **submission.facts(sample, wish, moved),
         "scores_sha256": artifacts.file_sha256(scores),
-        "heldout_auroc": stack["auroc"] if stack else None,
+        "heldout_auroc": stack["auroc"].to_dict() if stack and stack["auroc"] else None,
         "uncertified": uncertified,
     }
     submission.write_submission(output, sample, values)
@@ -116,9 +117,16 @@ def submit(
 def _check_places(scores: Path, sample: Path, output: Path, changes: bool) -> None:
     """ArtifactError for an output that is no CSV, would replace the sample, or the scores by something else."""
     from ensemble.errors import ArtifactError
+    from export.fingerprint import fingerprint_path
 
     if output.suffix.lower() != ".csv":
         raise ArtifactError(f"cannot write {output}; a submission's name ends in .csv")
+    beside = fingerprint_path(output)
+    if beside.is_dir():
+        raise ArtifactError(f"{beside} is a folder, and says what made {output}; choose another --output")
+    for path, what in ((sample, "the sample"), (scores, "the scores")):
+        if beside.exists() and path.exists() and beside.samefile(path):
+            raise ArtifactError(f"{beside} has {what} and would be overwritten; choose another --output")
     if output.exists() and sample.exists() and output.samefile(sample):
         raise ArtifactError(f"{output} is the sample and would be overwritten; choose another --output")
     if changes and output.exists() and scores.exists() and output.samefile(scores):
@@ -130,16 +138,19 @@ def _check_places(scores: Path, sample: Path, output: Path, changes: bool) -> No
 def _stack(place: Path, asked: bool, made: dict[str, Any] | None) -> dict[str, Any] | None:
     """Threshold and held-out AUROC of the stack in a run or bundle; None where there is none, unless it was asked for.
 
-    ArtifactError where the scores are of another one.
+    None too where a single classifier made the scores. ArtifactError where another stack did.
     """
     from ensemble import artifacts
     from ensemble.errors import ArtifactError
     from ensemble.stack import Stacker
-    from export.fingerprint import scoring_sha256
+    from export.fingerprint import MODEL, scoring_sha256
 
     path = artifacts.stacker_path(place)
-    if not asked and not path.is_file():
+    single = made is not None and made["source"] == MODEL
+    if not asked and (single or not path.is_file()):
         return None
+    if single:
+        raise ArtifactError(f"these scores were made by infer --model, not by {path}; leave out --run and --bundle")
     values = artifacts.read_json(path, "name the run or bundle that made the scores with --run or --bundle")
     stacker = Stacker.from_dict(values)
     if made and made["stack"] != scoring_sha256(stacker, bool(made["options"]["adapted"])):
@@ -150,8 +161,24 @@ def _stack(place: Path, asked: bool, made: dict[str, Any] | None) -> dict[str, A
                 "--bundle"
             )
         return {"path": path, "threshold": chosen.threshold, "auroc": None}
-    auroc = ((values.get("scores") or {}).get("stack") or {}).get("auroc")
-    return {"path": path, "threshold": stacker.threshold, "auroc": auroc}
+    return {"path": path, "threshold": stacker.threshold, "auroc": _heldout_auroc(values, path)}
+
+
+def _heldout_auroc(values: dict[str, Any], path: Path) -> "Interval | None":
+    """What stacker.json says of its stack's held-out images; None where it says nothing."""
+    from ensemble.errors import ArtifactError
+    from ensemble.metrics import Interval
+
+    try:
+        found = ((values.get("scores") or {}).get("stack") or {}).get("auroc")
+        if found is None:
+            return None
+        ends = [found[key] for key in ("value", "low", "high")]
+        if all(end is None or 0 <= end <= 1 for end in ends):
+            return Interval(*(float("nan") if end is None else end for end in ends))
+    except (AttributeError, KeyError, TypeError):
+        pass
+    raise ArtifactError(f"{path} is damaged (its scores); run stack again")
 
 
 def _chosen(place: Path, path: Path) -> "Stacker | None":
@@ -185,7 +212,10 @@ def _threshold(stack: dict[str, Any] | None, given: float | None) -> float:
     if given is not None:
         return given
     if stack is None:
-        raise ArtifactError("--hard needs a threshold: name the run or bundle with --run or --bundle, or --threshold P")
+        raise ArtifactError(
+            "--hard needs a threshold: name the run or bundle that made the scores with --run or --bundle, or give "
+            "--threshold P"
+        )
     return float(stack["threshold"])
 
 
@@ -199,13 +229,15 @@ def _notes(
 ) -> list[str]:
     """What a competitor should know; ArtifactError where the held-out scores say that the stack is reversed."""
     from ensemble.errors import ArtifactError
-    from ensemble.metrics import Interval
+    from export.fingerprint import MODEL
 
     notes = []
-    if stack is None or stack["auroc"] is None:
+    if made and made["source"] == MODEL:
+        notes.append("No held-out scores of a single classifier: a reversed one would not be noticed.")
+    elif stack is None or stack["auroc"] is None:
         notes.append("No held-out scores of the stack here (--run or --bundle): a reversed one would not be noticed.")
     else:
-        auroc = Interval(**{key: float("nan") if end is None else end for key, end in stack["auroc"].items()})
+        auroc = stack["auroc"]
         if auroc.high < 0.5:
             raise ArtifactError(
                 f"the stack ranks its held-out images backwards (AUROC {auroc}, {stack['path']}): ai and real are "

@@ -45,13 +45,13 @@ class Target:
     def platforms(self) -> list[str]:
         """The platform and all older ones, whose wheels run there too, newest first."""
         found = PLATFORM.fullmatch(self.platform)
-        if found is None:
+        if found is None or int(found[1]) < min(OLD_NAMES):  # wheels know none older
             raise UnavailableError(
                 f"--platform {self.platform}: write manylinux_2_MINOR_x86_64 (or aarch64), the glibc that is there, "
-                "such as manylinux_2_28_x86_64"
+                "2.5 or newer, such as manylinux_2_28_x86_64"
             )
         newest, machine = int(found[1]), found[2]
-        names = [f"manylinux_2_{minor}_{machine}" for minor in range(newest, 4, -1)]
+        names = [f"manylinux_2_{minor}_{machine}" for minor in range(newest, min(OLD_NAMES) - 1, -1)]
         return names + [f"{old}_{machine}" for minor, old in OLD_NAMES.items() if minor <= newest]
 
     def environment(self) -> dict[str, str]:

@@ -21,6 +21,7 @@ import importlib.metadata, importlib.util, json, sys
 print(json.dumps({
     "present": [name for name in sys.argv[1:] if importlib.util.find_spec(name)],
     "packages": sorted(found.name.lower() for found in importlib.metadata.distributions()),
+    "own": [str(path) for path in importlib.metadata.files("manyeyes")],
     "folder": next(path for path in sys.path if path.endswith("site-packages")),
 }))
 """
@@ -69,6 +70,8 @@ def test_nothing_of_training_is_installed_and_one_onnxruntime(clean, work):
     assert facts["present"] == []
     page = {path.name for path in (Path(facts["folder"]) / "export" / "page").iterdir()}
     assert page == {"index.html", "page.js", "style.css"}
+    own = {path.parts[0] for path in map(Path, facts["own"]) if not path.parts[0].endswith(".dist-info")}
+    assert own == {"cli.py", "ensemble", "export", "..", "__pycache__"}  # no docs, no tests; .. is the command
     assert len({"onnxruntime", "onnxruntime-gpu"} & set(facts["packages"])) == 1
     sizes = {path: path.lstat().st_size for path in Path(facts["folder"]).rglob("*") if path.is_file()}
     total = sum(size for path, size in sizes.items() if "__pycache__" not in path.parts) / 1e6

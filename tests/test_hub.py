@@ -53,6 +53,14 @@ def test_a_bundle_on_the_hub_is_named_wherever_a_bundle_is(call, run, repo, tmp_
         refused = call(*changing, "--bundle", f"hf://{repo}", code=2)
         assert "get a folder of it first: pull USER/REPO" in refused
     assert "no such repository" in call("frontier", "--bundle", "hf://me/none", code=2)
+    ids = [write_image(tmp_path / "images" / f"{value}.png", value).name for value in (0, 90, 200)]
+    scores = ("--input", tmp_path / "images", "--output", tmp_path / "scores.csv")
+    call("infer", "--bundle", f"hf://{repo}", *scores)
+    submission = ("--scores", tmp_path / "scores.csv", "--output", tmp_path / "out.csv")
+    submission += ("--sample", write_csv(tmp_path / "sample.csv", id=ids, target=["0.5"] * 3))
+    assert "3 rows as in" in call("submit", "--bundle", f"hf://{repo}", *submission)
+    assert "no such repository" in call("submit", "--bundle", "hf://me/none", *submission, code=2)
+    assert "no such repository" in call("kaggle-kernel", tmp_path / "kaggle", "--bundle", "hf://me/none", code=2)
 
 
 def test_unchanged_files_are_not_sent_again(hub, call, run, repo):

@@ -8,7 +8,7 @@ import sys
 import pandas as pd
 import pytest
 import transformers
-from helpers import write_image
+from helpers import exported_run, run_cli, write_csv, write_image
 from hub_client import environment
 from small_members import small_member
 
@@ -87,6 +87,40 @@ def test_class_names_say_which_side_is_ai_or_the_user_does(hub, call, repo, chec
     assert list(named) == list(turned)
     said = infer(call, f"hf://{repo}", photos, tmp_path / "out.csv", "--positive", "fake", code=2)
     assert "no class is called 'fake'; the classes are LABEL_0, LABEL_1" in said
+
+
+def test_its_scores_are_submitted_whatever_stack_a_run_has(checkpoints, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_cli("infer", "--model", checkpoints / "swin", "--input", photos, "--output", "scores.csv")[0] == 0
+    ids = [path.name for path in photos.iterdir()]
+    write_csv(tmp_path / "sample.csv", id=ids, target=["0"] * len(ids))
+    exported_run(tmp_path / "runs" / "default")
+    submit = ("submit", "--scores", "scores.csv", "--sample", "sample.csv", "--output", "out.csv")
+    code, said, err = run_cli(*submit)
+    assert code == 0, err
+    assert "No held-out scores of a single classifier: a reversed one would not be noticed." in said
+    middle = pd.read_csv("scores.csv")["target"].median()
+    assert run_cli(*submit, "--hard", "--threshold", middle)[0] == 0
+    assert sorted(pd.read_csv("out.csv")["target"]) == [0, 1, 1]
+    assert "--hard needs a threshold" in run_cli(*submit, "--hard")[2]
+    code, _, err = run_cli(*submit, "--run", "runs/default")
+    assert (code, err) == (
+        2,
+        "Error: these scores were made by infer --model, not by runs/default/stacker.json; leave out --run and "
+        "--bundle\n",
+    )
+
+
+def test_the_fingerprint_tells_weights_under_one_name_apart(call, checkpoints, photos, tmp_path):
+    def identity(folder):
+        infer(call, folder, photos, tmp_path / "out.csv")
+        return json.loads((tmp_path / "out.csv.json").read_text())["made"]["identity"]
+
+    one, same, other = (tmp_path / part / "swin" for part in ("one", "same", "other"))
+    for folder in (one, same):
+        shutil.copytree(checkpoints / "swin", folder)
+    save_classifier(small_member("swin", size=32, seed=1), other)
+    assert identity(one) == identity(same) != identity(other)
 
 
 def test_what_is_no_two_class_classifier_is_refused_in_one_line(hub, call, repo, checkpoints, photos, tmp_path):

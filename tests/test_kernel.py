@@ -1,15 +1,19 @@
 """kaggle-kernel with a pip that makes empty wheels; test_kernel_offline.py has the real one."""
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
 
+import pandas as pd
 import pytest
-from helpers import exported_run, run_cli, write_onnx
+from filelock import FileLock
+from helpers import exported_run, run_cli, write_bundle, write_onnx, write_stacker
 
 from ensemble import artifacts
 from ensemble.errors import UnavailableError
+from ensemble.stack import Stacker
 from export import bundle, wheels
 from export.wheels import Target
 
@@ -186,7 +190,8 @@ def test_pip_is_asked_for_kaggles_python_not_this_one(here, pip):
 
 def test_a_gpu_has_its_libraries(here, pip):
     assert "GPU" in made("--gpu")
-    assert read(here, "kernel/kernel-metadata.json")["enable_gpu"] is True
+    metadata = read(here, "kernel/kernel-metadata.json")
+    assert (metadata["enable_gpu"], metadata["machine_shape"]) == (True, "NvidiaTeslaT4")
     found = names(here / "kaggle" / "dataset" / "wheels")
     assert found == ["click", "manyeyes", "nvidia_cuda", "onnxruntime_gpu", "pillow"]
 
@@ -284,6 +289,52 @@ def test_the_notebook_says_what_is_missing(here, pip):
             exec(install, names | changes)  # noqa: S102 (ours)
 
 
+@pytest.mark.parametrize(("competition", "found"), [("right-one", "right-one"), (None, "another")])
+@pytest.mark.parametrize("above", ["", "competitions"])
+def test_the_notebook_reads_the_competition_it_was_made_for(here, pip, monkeypatch, competition, found, above):
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    made("--python", version, *(("--competition", competition) if competition else ()))
+    places = here / "input" / above
+    for name in ("another", "right-one"):
+        (places / name).mkdir(parents=True)
+        (places / name / "sample_submission.csv").write_text("id,target\n")
+    shutil.copytree(here / "kaggle" / "dataset", here / "input" / "manyeyes")
+    run, names = notebook_runner(monkeypatch), {}
+    for text in code_of(here):
+        exec(text.replace("/kaggle/input", str(here / "input")), names)  # noqa: S102 (ours)
+    assert f"--input {places / found / 'test.csv'} " in run[1]
+    assert f"--sample {places / found / 'sample_submission.csv'} " in run[2]
+
+
+def notebook_runner(monkeypatch):
+    """The commands of a notebook, as text, in place of running them."""
+    commands = []
+
+    def run(command, **options):
+        commands.append(" ".join(command))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return commands
+
+
+def test_what_a_killed_one_left_is_removed(here, pip):
+    left = here / "kaggle" / ".making-abc" / "dataset" / "wheels"
+    left.mkdir(parents=True)
+    (left / "large.whl").write_bytes(b"half")
+    made()
+    assert sorted(path.name for path in (here / "kaggle").iterdir()) == ["dataset", "kernel"]
+
+
+def test_two_at_once_do_not_mix(here, pip):
+    (here / "kaggle" / ".making-abc").mkdir(parents=True)
+    with FileLock(here / "kaggle" / ".lock"):
+        said = refused()
+    assert said == "Error: another kaggle-kernel is making kaggle; wait for it, or choose another DIR\n"
+    assert (here / "kaggle" / ".making-abc").is_dir()  # the other's
+    made()
+
+
 def test_a_folder_of_something_else_is_not_replaced(here, pip):
     (here / "kaggle" / "dataset").mkdir(parents=True)
     (here / "kaggle" / "dataset" / "photo.png").write_text("mine")
@@ -309,6 +360,19 @@ def test_an_uncertified_bundle_is_taken_only_when_asked(here, pip):
     made("--uncertified")
     source = "".join(read(here, "kernel/submission.ipynb")["cells"][1]["source"])
     assert "SUBMIT = ['--uncertified']" in source
+
+
+def test_members_that_are_looked_up_are_refused(here, pip):
+    series = pd.DataFrame({"id": ["a"], "logit": [1.0]})
+    artifacts.write_parquet(artifacts.external_path(here / "run", "clip"), series)
+    write_stacker(here / "run", Stacker(("one", "two", "clip"), (0.5, 0.25, 0.1), 0.1))
+    write_bundle(here / "run", externals=["clip"])
+    code, out, err = run_cli("kaggle-kernel", "kaggle", "--bundle", "run/bundle")
+    assert (code, out, err) == (
+        2,
+        "",
+        "Error: clip is looked up by id and has no scores of a hidden test; stack without it and export again\n",
+    )
 
 
 def test_only_what_the_bundle_lists_is_shipped(here, pip):
@@ -341,10 +405,16 @@ def test_a_damaged_wheel_would_be_refused(tmp_path):
     assert done.returncode != 0
 
 
-@pytest.mark.parametrize("platform", ["manylinux2014_x86_64", "linux_x86_64", "manylinux_2_28_arm64", ""])
+@pytest.mark.parametrize(
+    "platform", ["manylinux2014_x86_64", "linux_x86_64", "manylinux_2_28_arm64", "manylinux_2_4_x86_64", ""]
+)
 def test_platforms_are_those_of_linux_with_a_glibc(platform):
     with pytest.raises(UnavailableError, match="write manylinux_2_MINOR_x86_64"):
         Target("3.12", platform).platforms()
+
+
+def test_the_oldest_platform_is_glibc_2_5():
+    assert Target("3.12", "manylinux_2_5_x86_64").platforms() == ["manylinux_2_5_x86_64", "manylinux1_x86_64"]
 
 
 def test_markers_are_those_of_the_target():

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import noise
+from helpers import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -38,6 +39,24 @@ def test_the_gaps_of_the_drawn_bins_are_the_ece(rows):
     labels, p = np.array(rows, dtype=int).T / [[1], [20]]
     said, was, count = report_plots.reliability_bins(labels, p)
     assert np.sum(count * abs(said - was)) / len(p) == pytest.approx(metrics.ece(labels, p))
+
+
+def lost_colours(picture, members):
+    """The members' colours that no pixel of a picture has, give or take what a palette loses."""
+    found = np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0).astype(int)
+    wanted = [list(bytes.fromhex(colour[1:])) for colour in report_plots.COLOURS[:members]]
+    return [colour for colour in wanted if abs(found - colour).max(axis=1).min() > 3]
+
+
+def test_ten_members_have_colours_of_their_own():
+    names = [*map(str, range(10)), "mean", "stack"]
+    assert len(set(report_plots.colours(names).values())) == len(names)
+
+
+def test_the_readmes_picture_keeps_the_members_colours_apart():
+    with Image.open(ROOT / "docs" / "report.png") as picture:
+        assert lost_colours(picture, 8) == []
+        assert lost_colours(picture.convert("RGB").quantize(16), 8) != []
 
 
 def test_figures_are_svg_with_words_for_those_who_do_not_see_them():

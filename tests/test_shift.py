@@ -143,7 +143,8 @@ def test_a_stacker_keeps_its_shift_on_disk():
 
 
 @pytest.mark.parametrize(
-    "damage", [{"shift": None}, {"shift": float("nan")}, {"prior": float("inf")}, {"images": "many"}]
+    "damage",
+    [{"shift": None}, {"shift": float("nan")}, {"prior": float("inf")}, {"prior": 10**400}, {"images": "many"}],
 )
 def test_a_damaged_shift_is_refused(damage):
     with pytest.raises(ArtifactError, match=r"stacker\.json is damaged .*; run adapt again"):

@@ -247,6 +247,8 @@ DAMAGES = {
     "negative scale": {"calibration": {"kind": "temperature", "scale": -1}},
     "threshold above 1": {"threshold": 1.5},
     "flips of a stranger": {"flips": ["z"]},
+    "flips that are lists": {"flips": [["a"]]},
+    "a weight beyond all floats": {"intercept": 10**400},
 }
 
 

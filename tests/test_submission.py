@@ -1,6 +1,7 @@
 import csv
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import HOSTILE_NAMES
 from helpers import read_csv, run_cli, write_csv, write_image
@@ -137,12 +138,15 @@ def test_a_sample_of_labels_is_pointed_out(tmp_path, values, noted):
 
 USES = {
     "--threshold 0.5": "--threshold makes labels: add --hard",
-    "--hard": "--hard needs a threshold: name the run or bundle",
+    "--hard": "--hard needs a threshold: name the run or bundle that made the scores",
     "--run missing": "no missing/stacker.json; name the run or bundle that made the scores",
     "--output scores.parquet": "a submission's name ends in .csv",
     "--output sample.csv": "sample.csv is the sample and would be overwritten",
     "--output scores.csv --hard --threshold 0.2": "scores.csv has the scores, which would be lost",
     "--output scores.csv --positive real": "scores.csv has the scores, which would be lost",
+    "--output out.csv --scores out.csv.json": "out.csv.json has the scores and would be overwritten",
+    "--output out.csv --sample out.csv.json": "out.csv.json has the sample and would be overwritten",
+    "--output folder.csv": "folder.csv.json is a folder, and says what made folder.csv; choose another --output",
     "--scores none.csv": "no scores at none.csv; make them first: python cli.py infer --onnx --output none.csv",
     "--sample none.csv": "no such file: none.csv",
 }
@@ -152,10 +156,22 @@ USES = {
 def test_wrong_use_is_one_line(tmp_path, options, message):
     write_csv(tmp_path / "sample.csv", id=IDS, target=["0"] * 3)
     write_csv(tmp_path / "scores.csv", **SOUND)
+    write_csv(tmp_path / "out.csv.json", **SOUND)
+    (tmp_path / "folder.csv.json").mkdir()
     places = ("--scores", "scores.csv", "--sample", "sample.csv", "--output", "out.csv")
     code, out, err = run_cli("submit", *places, *options.split())
     assert (code, out, message in err) == (2, "", True), err
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_row_of_a_parquet_without_an_id_is_refused(tmp_path):
+    sample = read_sample(write_csv(tmp_path / "sample.csv", id=["a", "None"], target=["0.5"] * 2))
+    path = tmp_path / "scores.parquet"
+    pd.DataFrame({"id": ["a", None], "target": [0.1, 0.2]}).to_parquet(path)
+    with pytest.raises(DataError, match=r"scores\.parquet has rows without an id"):
+        read_scores(path, sample)
+    pd.DataFrame({"id": ["a", "None"], "target": [0.1, 0.2]}).to_parquet(path)
+    assert list(read_scores(path, sample)["id"]) == ["a", "None"]
 
 
 def test_a_file_that_is_no_csv_is_refused(tmp_path):

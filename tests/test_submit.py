@@ -10,8 +10,10 @@ from ensemble import artifacts
 from ensemble.metrics import Interval
 from ensemble.stack import Stacker
 from export import bundle, points
+from export import infer as inference
 
 IDS = ["a", "b", "007"]
+ENDS = ("value", "low", "high")
 INFER = ("infer", "--onnx", "--run", "run", "--input", "test.csv", "--device", "cpu")
 SUBMIT = ("submit", "--run", "run", "--sample", "sample.csv")
 
@@ -146,11 +148,99 @@ def test_changed_scores_have_no_maker(here):
     assert json.loads((here / "submission.csv.json").read_text())["made"] is None
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format_version": 1, "sha256": 3, "made": {"stack": 1}}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"format_version": 1, "sha256": 3, "made": {"stack": 1}}', "[" * 100_000 + "]" * 100_000],
+    ids=["empty", "list", "nothing", "types", "deep"],
+)
 def test_a_damaged_fingerprint_is_none(here, text):
     done(*INFER)
     (here / "submission.csv.json").write_text(text)
     assert "Nothing beside submission.csv says what made it" in done(*SUBMIT)
+
+
+DAMAGES = [
+    *({"options": value} for value in (None, 3, [], {}, {"adapted": "no"})),
+    *({"images": value} for value in (None, 3, [], {}, {"scored": 3, "failed": None}, {"scored": 3, "failed": True})),
+    *({"uncertified": value} for value in (None, 3, True, [1], "fp32", {})),
+    *({"stack": value} for value in (None, 3, [])),
+    *({"source": value} for value in (None, 3)),
+    *({"device": value} for value in (float("nan"), float("inf"), "\ud800")),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=repr)
+def test_a_fingerprint_of_other_types_is_none(here, damage):
+    done(*INFER, "--output", "scores.csv")
+    path = here / "scores.csv.json"
+    values = artifacts.read_json(path, "")
+    path.write_text(json.dumps({**values, "made": values["made"] | damage}))
+    assert "Nothing beside scores.csv says what made it" in done(*SUBMIT, "--scores", "scores.csv")
+    assert json.loads((here / "submission.csv.json").read_text())["made"] is None
+
+
+def test_a_number_beyond_all_floats_is_none(here):
+    done(*INFER, "--output", "scores.csv")
+    path = here / "scores.csv.json"
+    path.write_text(path.read_text().replace('"failed": 0', '"failed": 0, "more": 1e999'))
+    assert "Nothing beside scores.csv says what made it" in done(*SUBMIT, "--scores", "scores.csv")
+
+
+def test_a_folder_in_the_place_of_the_fingerprint_is_none(here):
+    done(*INFER, "--output", "scores.csv")
+    (here / "scores.csv.json").unlink()
+    (here / "scores.csv.json").mkdir()
+    assert "Nothing beside scores.csv says what made it" in done(*SUBMIT, "--scores", "scores.csv")
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [3, [1], {"stack": 3}, *({"stack": {"auroc": auroc}} for auroc in (3, [], "x", {}, dict.fromkeys(ENDS, "0.9")))],
+    ids=repr,
+)
+def test_held_out_scores_of_other_types_are_one_line(here, scores):
+    done(*INFER)
+    change_json(here / "run" / "stacker.json", scores=scores)
+    assert "run/stacker.json is damaged (its scores); run stack again" in refused(*SUBMIT)
+
+
+@pytest.mark.parametrize(
+    ("first", "holds"),
+    [(("--positive", "real"), "1 - target, of real"), (("--hard",), "labels")],
+    ids=["real", "hard"],
+)
+@pytest.mark.parametrize("then", [(), ("--positive", "real"), ("--hard",)], ids=["", "real", "hard"])
+def test_its_own_output_is_not_turned_again(here, first, holds, then):
+    done(*INFER, "--output", "scores.csv")
+    write_csv(here / "sample.csv", id=IDS, target=["0"] * 3)
+    done(*SUBMIT, "--scores", "scores.csv", *first)
+    said = refused(*SUBMIT, "--output", "again.csv", *then)
+    assert f"submission.csv is a submission already (it holds {holds}); give infer's file with --scores" in said
+    assert not (here / "again.csv").exists()
+
+
+def test_its_own_output_of_probabilities_may_be_taken_again(here):
+    done(*INFER)
+    for _ in range(2):
+        done(*SUBMIT)
+    assert json.loads((here / "submission.csv.json").read_text())["made"]["images"]["scored"] == 3
+    done(*SUBMIT, "--positive", "real", "--output", "real.csv")
+    assert read_csv(here / "real.csv")["Id"].tolist() == IDS[::-1]
+
+
+def test_a_bundle_that_changes_while_images_are_scored_is_not_named(here, monkeypatch):
+    folder = here / "run" / "bundle"
+    before = json.loads((folder / "bundle.json").read_text())["digest"]
+    infer_to_file = inference.infer_to_file
+
+    def replaced(*arguments):
+        found = infer_to_file(*arguments)
+        (folder / "bundle.json").unlink()
+        return found
+
+    monkeypatch.setattr(inference, "infer_to_file", replaced)
+    done(*INFER)
+    assert json.loads((here / "submission.csv.json").read_text())["made"]["bundle"] == before
 
 
 @pytest.mark.parametrize(
@@ -163,7 +253,7 @@ def test_a_damaged_fingerprint_is_none(here, text):
 )
 def test_what_the_held_out_scores_say(here, auroc, outcome):
     done(*INFER)
-    scores = {"stack": {"auroc": dict(zip(("value", "low", "high"), auroc, strict=True))}}
+    scores = {"stack": {"auroc": dict(zip(ENDS, auroc, strict=True))}}
     change_json(here / "run" / "stacker.json", scores=scores)
     assert outcome in (refused(*SUBMIT) if auroc[2] < 0.5 else done(*SUBMIT))
 
