@@ -35,6 +35,7 @@ def convert(member: Member, path: Path) -> None:
                 verbose=False,
             )
         _flatten_positions(program.model)
+        forget_paths(program.model)
         program.save(path, external_data=False)
         onnx.checker.check_model(str(path), full_check=True)
     except (RuntimeError, ValueError, TypeError, onnx.checker.ValidationError) as error:
@@ -58,6 +59,13 @@ def _flatten_positions(model: ir.Model) -> None:
         rows = tape.op("Transpose", [flat], {"perm": [0, 2, 1]})
         result = tape.op("Reshape", [rows, tape.op("Constant", [], {"value_ints": [0, *shape[1:]]})])
         ir.convenience.replace_nodes_and_values(model.graph, node, [node], tape.nodes, [target], [result])
+
+
+def forget_paths(model: ir.Model) -> None:
+    """Drop from every node where in which file of this machine it was computed; layers.py reads the names of modules."""
+    for graph in (model.graph, *model.functions.values()):
+        for node in graph.all_nodes():
+            node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
 
 
 def gflop(member: Member) -> float:
