@@ -62,9 +62,10 @@ def _flatten_positions(model: ir.Model) -> None:
 
 
 def forget_paths(model: ir.Model) -> None:
-    """Drop from every node where in which file of this machine it was computed; layers.py reads the names of modules."""
-    for graph in (model.graph, *model.functions.values()):
-        for node in graph.all_nodes():
+    """Drop from every node the file and line of this machine that computed it; layers.py reads its module's name."""
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for graph in graphs:
+        for node in ir.traversal.RecursiveGraphIterator(graph):
             node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
 
 

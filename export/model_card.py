@@ -35,7 +35,8 @@ probability under the shares and sources of the images it was fitted on, not a v
   those it was trained on, unless they say otherwise.
 - Compression, resizing, screenshots and retouching remove the traces that it looks for.
 - A score is no proof. Do not accuse a person, or decide about them, by it.
-- Measure it on images of your own before relying on it: `python cli.py evaluate --model hf://{repo} --data YOURS`."""
+- Measure it on images of your own before relying on it:
+  `python cli.py evaluate --model hf://{repo} --data YOURS --output evaluated`."""
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ def test_a_card_says_what_the_run_is(run):
     card = ModelCard(card_of(run))
     said, limits, _ = card.text.partition("## Intended use, and limits\n")
     assert said + limits == f"{BEGIN}\n\n{TEXT}"
-    assert card.text.endswith(f"--data YOURS`.\n\n{END}\n")
+    assert card.text.endswith(f"--data YOURS --output evaluated`.\n\n{END}\n")
     fields = card.data.to_dict()
     (told,) = fields.pop("model-index")
     assert fields == {
