@@ -161,7 +161,7 @@ def _evaluate(job: Job, items: "Sequence[Labelled]", benchmarks: Sequence[str]) 
     record = {
         **facts,
         "data": " + ".join(map(str, job.data)),
-        "model": {"source": str(job.model or job.run), "onnx": job.onnx, "identity": model.identity},
+        "model": _describe(job, run, model),
         "key": key,
         "rows": evaluate_run.count(frame, errors),
         "stacker": evaluate_run.describe_stacker(model.stacker),
@@ -174,6 +174,14 @@ def _evaluate(job: Job, items: "Sequence[Labelled]", benchmarks: Sequence[str]) 
     protocol.write(folder, frame, record)
     _print(record, title, run)
     return _end(folder, errors)
+
+
+def _describe(job: Job, run: Path | None, model: "Model") -> dict[str, Any]:
+    """What was scored; members: hashes of a run's, by which a model card knows whether they are the present ones."""
+    from ensemble.stack_run import fingerprint
+
+    of_run = {"members": fingerprint(run, model.stacker.members)["members"]} if run else {}
+    return {"source": str(job.model or job.run), "onnx": job.onnx, "identity": model.identity, **of_run}
 
 
 def _say_time(items: "Sequence[Labelled]", cells: "Sequence[Cell]", known: "pd.DataFrame", model: "Model") -> None:
