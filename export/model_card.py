@@ -224,9 +224,9 @@ def _data(run: Path | None) -> str:
     named = ", ".join(f"{escaped(row['name'])} ({row['images']})" for row in made[:LISTED]) or "none is named"
     more = f", and {len(made) - LISTED} more" if len(made) > LISTED else ""
     return (
-        f"{len(fitted)} images in {fitted['group'].nunique()} groups of copies and near-duplicates; the other "
-        f"{len(frame) - len(fitted)} below were held out. Of those trained on: sources, "
-        f"{len(sources) or 'not named'}; generators with their images, {named}{more}.\n\n{splits}\n\n"
+        f"{len(fitted)} images in {fitted['group'].nunique()} groups of copies and near-duplicates. Sources: "
+        f"{len(sources) or 'not named'}. Generators, with their images: {named}{more}. The other "
+        f"{len(frame) - len(fitted)} images below were held out.\n\n{splits}\n\n"
         f"{escaped(audit_headline(run))}{_null(run)}"
     )
 

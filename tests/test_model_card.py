@@ -49,8 +49,8 @@ uint8 pixels [N, S, S, 3] in, a float32 logit [N] out.
 
 ## Trained on
 
-20 images in 5 groups of copies and near-duplicates; the other 48 below were held out. Of those trained on: sources, \
-not named; generators with their images, flux (4), \\`x\\` (2).
+20 images in 5 groups of copies and near-duplicates. Sources: not named. Generators, with their images: flux (4), \
+\\`x\\` (2). The other 48 images below were held out.
 
 | rows | class | images | groups |
 | --- | --- | --- | --- |
