@@ -30,6 +30,11 @@ def locate_checkpoint(name: str) -> Path:
     return download_classifier(name)
 
 
+def hub_name(name: str | None, located: Path | None) -> str | None:
+    """`name`, where `locate_checkpoint` found it on the Hub; None for a folder of this machine, or no checkpoint."""
+    return name if name and located and located != Path(name).expanduser() else None
+
+
 def weights_file(weights: str) -> Path:
     """FILE, or package:MODULE/FILE inside an installed package (which is not imported)."""
     if not weights.startswith("package:"):

@@ -10,6 +10,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from ensemble import artifacts, calibrate, external, flips, members, metrics, stack_table, stackers, weights
+from ensemble.bootstrap import score_intervals
 from ensemble.errors import ArtifactError
 from ensemble.external import External
 from ensemble.grouped import grouped_folds, one_thread
@@ -41,7 +42,8 @@ class Stacked:
 
     scored: it beside its members. kinds: beside the other kinds. weights: with intervals, None
     for a kind that estimates none. strength: its inverse penalty. held: its logits of
-    `rows`. ece: before and after calibration. flipped: None if not measured.
+    `rows`. ece: before and after calibration. balanced_accuracy: of the stack at its threshold.
+    flipped: None if not measured.
     """
 
     stacker: Stacker
@@ -52,6 +54,7 @@ class Stacked:
     strength: float
     held: Scores
     ece: tuple[float, float]
+    balanced_accuracy: Interval
     flipped: list[Scored] | None
 
     @property
@@ -116,6 +119,9 @@ def fit_and_score(material: Material, choices: Choices) -> Stacked:
         fitted.strength,
         own,
         (metrics.ece(truth[0], ranking[choices.kind]), metrics.ece(truth[0], p[choices.kind])),
+        score_intervals(truth[0], p[choices.kind], truth[1], threshold, names=("balanced_accuracy",))[
+            "balanced_accuracy"
+        ],
         None,
     )
 
@@ -138,6 +144,7 @@ def record(done: Stacked, choices: Choices, fitted_on: Mapping[str, Any]) -> dic
         "strength": done.strength,
         "calibration_asked": choices.calibration,
         "ece": {"before_calibration": done.ece[0], "after": done.ece[1]},
+        "balanced_accuracy": done.balanced_accuracy.to_dict(),
         "flip_scores": None if done.flipped is None else {line.name: line.to_dict() for line in done.flipped},
         "rows": {"split": "heldout", "images": len(scored), "groups": scored["group"].nunique(), "stack": done.basis},
         "fitted_rows": {"images": len(fitting), "groups": fitting["group"].nunique()},

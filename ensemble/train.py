@@ -19,6 +19,7 @@ from ensemble.adapt import adapt
 from ensemble.backbone import Member, build_member, save_classifier
 from ensemble.board import Board
 from ensemble.canonical import Plan
+from ensemble.checkpoints import hub_name
 from ensemble.distributed import Processes, first_does
 from ensemble.fit import Job, fit
 from ensemble.labels import LABELS
@@ -102,6 +103,7 @@ def train_member(
             "best": _best(parts),
             "folds": int(frame["fold"].max()) + 1 if frame["fold"].notna().any() else None,
             "recipe_sha256": recipe.sha256,
+            "hub_checkpoint": hub_name(recipe.backbone.checkpoint, checkpoint),
             **kind,
             "files": {path.name: artifacts.file_sha256(path) for path in sorted(folder.iterdir())},
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},

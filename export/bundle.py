@@ -13,7 +13,7 @@ from ensemble.stack_run import read_stacker
 from export import heldout_rows
 from export.setting import Setting, named
 
-CONVERTER_VERSION = 3  # raised by hand when converting the same member would give another file or entry
+CONVERTER_VERSION = 4  # raised by hand when converting the same member would give another file or entry
 PRECISION = "fp32"
 POINT = "point.json"  # what frontier chose; points.py reads and writes it
 SECOND_FILES = ("fp16", "int8", "int8-symmetric")  # that an entry may have, the last for TensorRT

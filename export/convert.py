@@ -35,6 +35,7 @@ def convert(member: Member, path: Path) -> None:
                 verbose=False,
             )
         _flatten_positions(program.model)
+        forget_paths(program.model)
         program.save(path, external_data=False)
         onnx.checker.check_model(str(path), full_check=True)
     except (RuntimeError, ValueError, TypeError, onnx.checker.ValidationError) as error:
@@ -58,6 +59,14 @@ def _flatten_positions(model: ir.Model) -> None:
         rows = tape.op("Transpose", [flat], {"perm": [0, 2, 1]})
         result = tape.op("Reshape", [rows, tape.op("Constant", [], {"value_ints": [0, *shape[1:]]})])
         ir.convenience.replace_nodes_and_values(model.graph, node, [node], tape.nodes, [target], [result])
+
+
+def forget_paths(model: ir.Model) -> None:
+    """Drop from every node the file and line of this machine that computed it; layers.py reads its module's name."""
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for graph in graphs:
+        for node in ir.traversal.RecursiveGraphIterator(graph):
+            node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
 
 
 def gflop(member: Member) -> float:

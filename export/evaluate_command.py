@@ -25,6 +25,7 @@ class Job:
     data: tuple[Path, ...]
     run: Path
     model: str | None
+    model_positive: str | None
     onnx: bool
     output: Path | None
     name: str | None
@@ -55,11 +56,14 @@ class Job:
     metavar="SOURCE",
     help="Score this instead: another run, a bundle, a classifier's folder, hf://USER/REPO.",
 )
+@click.option(
+    "--model-positive", metavar="NAME", help="With --model: its class that means AI-made, if no name says so."
+)
 @click.option("--onnx", is_flag=True, help="Use the run's bundle, all of it, in place of its torch members.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder to write.  [default: RUN/evaluations/NAME]",
+    help="Folder to write; required with a --model that is no run.  [default: RUN/evaluations/NAME]",
 )
 @click.option("--name", metavar="NAME", help="Of this evaluation.  [default: from the data's name]")
 @click.option(
@@ -113,11 +117,14 @@ def evaluate(
       python cli.py evaluate --data test/labels.csv --grid full --leave-out generator
       python cli.py evaluate --data GenImage/ --grid none
       python cli.py evaluate --data phone_photos.csv --stress
+      python cli.py evaluate --model hf://USER/REPO --data test/labels.csv --output evaluated
     """
     from ensemble.layouts import read_benchmarks
     from ensemble.sources import Reading
 
     job = Job(**settings)
+    if job.model_positive and not job.model:
+        raise click.UsageError("--model-positive names a class of --model")
     items, notes, benchmarks = read_benchmarks(job.data, Reading(images, classes, positive, group_column))
     for note in notes:
         click.echo(note)
@@ -128,14 +135,15 @@ def _evaluate(job: Job, items: "Sequence[Labelled]", benchmarks: Sequence[str]) 
     from ensemble import artifacts, evaluate_run
     from ensemble import evaluate as protocol
     from ensemble.grid import choose_cells
-    from export.evaluate_model import load_model
+    from export.evaluate_model import load_model, run_of
 
     cells = choose_cells(job.grid, job.cells)
     items = evaluate_run.choose(items, job.limit, job.seed)
     evaluate_run.check_classes(items, job.stress)
     name = evaluate_run.name_of(job.data, job.name, job.limit, job.track)
-    model, run, title = load_model(job.run, job.model, job.onnx, job.wanted, click.echo)
+    run = run_of(job.run, job.model)
     folder = evaluate_run.output_folder(run, job.output, name)
+    model, title = load_model(run, job.model, job.onnx, job.wanted, click.echo, job.model_positive)
     artifacts.ensure_writable(folder)
     if job.leave_out is not None:
         evaluate_run.check_leave_out(run, items)
@@ -153,7 +161,7 @@ def _evaluate(job: Job, items: "Sequence[Labelled]", benchmarks: Sequence[str]) 
     record = {
         **facts,
         "data": " + ".join(map(str, job.data)),
-        "model": {"source": str(job.model or job.run), "onnx": job.onnx, "identity": model.identity},
+        "model": _describe(job, run, model),
         "key": key,
         "rows": evaluate_run.count(frame, errors),
         "stacker": evaluate_run.describe_stacker(model.stacker),
@@ -166,6 +174,14 @@ def _evaluate(job: Job, items: "Sequence[Labelled]", benchmarks: Sequence[str]) 
     protocol.write(folder, frame, record)
     _print(record, title, run)
     return _end(folder, errors)
+
+
+def _describe(job: Job, run: Path | None, model: "Model") -> dict[str, Any]:
+    """What was scored; members: hashes of a run's, by which a model card knows whether they are the present ones."""
+    from ensemble.stack_run import fingerprint
+
+    of_run = {"members": fingerprint(run, model.stacker.members)["members"]} if run else {}
+    return {"source": str(job.model or job.run), "onnx": job.onnx, "identity": model.identity, **of_run}
 
 
 def _say_time(items: "Sequence[Labelled]", cells: "Sequence[Cell]", known: "pd.DataFrame", model: "Model") -> None:

@@ -5,39 +5,74 @@ from dataclasses import replace
 from pathlib import Path
 
 from ensemble import artifacts, external
-from ensemble.errors import ArtifactError, some
+from ensemble.errors import ArtifactError, BackboneError, some
 from ensemble.evaluate import Model
 from ensemble.score import image_score
 from ensemble.stack_run import read_stacker
 from export import bundle, hub, predictor
+from export.ensembles import Ensemble
 from export.setting import Wanted
 
 BATCH = 16  # images that are prepared together
 
 
-def load_model(
-    run: Path, source: str | None, onnx: bool, wanted: Wanted, say: Callable[[str], object]
-) -> tuple[Model, Path | None, str]:
-    """The model, the run that it is of (None for a bundle or a classifier alone), and what to call it.
+def run_of(run: Path, source: str | None) -> Path | None:
+    """The run that is evaluated; None for a bundle or a classifier alone. Nothing is downloaded: the Hub has no runs.
 
-    `source` takes the place of `run`, and may be a run itself. All members of a bundle are
-    evaluated, whatever frontier chose for it.
+    `source` takes the place of `run`, and may be a run itself.
+    """
+    if source is None:
+        return run
+    if hub.is_remote(source):
+        return None
+    folder = hub.locate(source)
+    return folder if _is_run(folder) else None
+
+
+def load_model(
+    run: Path | None,
+    source: str | None,
+    onnx: bool,
+    wanted: Wanted,
+    say: Callable[[str], object],
+    positive: str | None = None,
+) -> tuple[Model, str]:
+    """The model, and what to call it. run: of `run_of`; where it is None, `source` is a bundle or a classifier.
+
+    All members of a bundle are evaluated, whatever frontier chose for it. positive: the class of a
+    classifier that means AI-made, where its names do not say.
     """
     wanted = replace(wanted, full=True)
-    folder = run if source is None else hub.locate(source)
-    of_run = source is None or _is_run(folder)
-    if of_run:
-        _refuse_external(folder, read_stacker(folder).members)
+    if run is not None:
+        if positive:
+            raise _no_classifier(source)
+        _refuse_external(run, read_stacker(run).members)
         if onnx:
-            bundle.current_bundle(folder)
-        ensemble = predictor.load_run(folder, onnx, wanted, say)
+            bundle.current_bundle(run)
+        ensemble = predictor.load_run(run, onnx, wanted, say)
     else:
-        pinned = f"{hub.PREFIX}{hub.parse(source)[0]}@{folder.name}" if source and hub.is_remote(source) else folder
-        ensemble = predictor.load(pinned, wanted, say=say)
+        ensemble = _load_alone(str(source), wanted, say, positive)
     model = Model(image_score(ensemble.runners), ensemble.stacker, ensemble.identity, wanted.batch or BATCH)
     names = ensemble.stacker.members
-    title = f"the stack of {len(names)} members" if of_run or len(names) > 1 else names[0]
-    return model, folder if of_run else None, title
+    title = f"the stack of {len(names)} members" if run is not None or len(names) > 1 else names[0]
+    return model, title
+
+
+def _load_alone(source: str, wanted: Wanted, say: Callable[[str], object], positive: str | None) -> Ensemble:
+    folder = hub.locate(source)
+    if positive and (folder / "bundle.json").is_file():
+        raise _no_classifier(source)
+    pinned = f"{hub.PREFIX}{hub.parse(source)[0]}@{folder.name}" if hub.is_remote(source) else source
+    try:
+        return predictor.load(pinned, wanted, positive, say)
+    except BackboneError as error:  # --positive is of the data here, and nobody typed the commit
+        raise BackboneError(
+            str(error).replace(pinned, source).replace("name it with --positive", "name it with --model-positive")
+        ) from None
+
+
+def _no_classifier(source: str | None) -> ArtifactError:
+    return ArtifactError(f"{source} is no single classifier, and knows what AI-made means: leave out --model-positive")
 
 
 def _refuse_external(run: Path, names: Sequence[str]) -> None:

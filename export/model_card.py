@@ -3,28 +3,24 @@
 The fields of its YAML are those of huggingface_hub's ModelCardData and EvalResult.
 """
 
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ensemble import artifacts, members, report_data, report_facts
 from ensemble.commands import audit_headline
 from ensemble.contract import ImageContract
 from ensemble.errors import HubError
-from ensemble.evaluate_tables import read_interval
-from export import bundle, heldout_rows, points
+from ensemble.members import FITTED_SPLITS
+from export import bundle, card_scores, heldout_rows, hub, points
+from export.markdown import escaped, table
+from export.points import Chosen
 
 BEGIN = "<!-- manyeyes push: what stands between these two marks is replaced by the next push -->"
 END = "<!-- manyeyes push: end -->"
 TAGS = ["image-classification", "ai-generated-image-detection", "ensemble", "onnx", "manyeyes"]
-TITLES = {"auroc": "AUROC", "log_loss": "log-loss"}
-HUB_ID = re.compile(r"(?:[\w-][\w.-]*)/(?:[\w-][\w.-]*)", re.ASCII)
-SPECIAL = "\\`*_{}[]|~$@:#!"  # beyond & < >, what means something within a line of Markdown
+UNKNOWN = "not known"
 LISTED = 30  # generators, at most
 
 INTENDED = """\
@@ -35,12 +31,13 @@ probability under the shares and sources of the images it was fitted on, not a v
   those it was trained on, unless they say otherwise.
 - Compression, resizing, screenshots and retouching remove the traces that it looks for.
 - A score is no proof. Do not accuse a person, or decide about them, by it.
-- Measure it on images of your own before relying on it: `python cli.py evaluate --model hf://{repo} --data YOURS`."""
+- Measure it on images of your own before relying on it:
+  `python cli.py evaluate --model hf://{repo} --data YOURS --output evaluated`."""
 
 
 @dataclass(frozen=True)
 class Base:
-    """What a member was fine-tuned from. checkpoint: its name on the Hub, "" for none. licence: "" if not known."""
+    """What a member was fine-tuned from. checkpoint: its name on the Hub, "" for none. licence: "" if not looked up."""
 
     member: str
     checkpoint: str
@@ -50,18 +47,22 @@ class Base:
 
 def bases(run: Path, names: Sequence[str]) -> list[Base]:
     """Where the weights of a run's members come from; a folder of this machine is not named."""
-    found = []
-    for name in names:
-        backbone = members.read_info(run, name)["recipe"].get("backbone", {})
-        checkpoint, architecture = backbone.get("checkpoint"), backbone.get("architecture") or ""
-        if checkpoint and HUB_ID.fullmatch(checkpoint) and not Path(checkpoint).is_dir():
-            found.append(Base(name, checkpoint, f"[{escaped(checkpoint)}](https://huggingface.co/{checkpoint})"))
-        elif checkpoint:
-            found.append(Base(name, "", "a local checkpoint"))
-        else:
-            weights = ", with weights of a file" if backbone.get("weights") else ", from random weights"
-            found.append(Base(name, "", escaped(architecture or "not named") + weights))
-    return found
+    return [_base(name, members.read_info(run, name)) for name in names]
+
+
+def _base(name: str, info: Mapping[str, Any]) -> Base:
+    backbone = info["recipe"].get("backbone", {})
+    checkpoint, of_hub = backbone.get("checkpoint"), info.get("hub_checkpoint")
+    if checkpoint is None:
+        architecture = escaped(backbone.get("architecture") or "not named")
+        if backbone.get("weights"):
+            return Base(name, "", f"{architecture}, with weights of a file", UNKNOWN)
+        return Base(name, "", f"{architecture}, from random weights", "-")
+    if of_hub and hub.NAME.fullmatch(of_hub):
+        return Base(name, of_hub, f"[{escaped(of_hub)}](https://huggingface.co/{of_hub})")
+    if "hub_checkpoint" in info or not hub.NAME.fullmatch(checkpoint):
+        return Base(name, "", "a local checkpoint", UNKNOWN)
+    return Base(name, "", "a checkpoint, not known whether of the Hub", UNKNOWN)  # trained before that was recorded
 
 
 def write_card(repo: str, folder: Path, run: Path | None, known: Sequence[Base], licence: str | None) -> str:
@@ -70,30 +71,31 @@ def write_card(repo: str, folder: Path, run: Path | None, known: Sequence[Base],
     known: of each member that the run trained. licence: what the user says, as the Hub names it.
     """
     stacker, values = artifacts.read_json(folder / "stacker.json", bundle.REMEDY), bundle.contents(folder)
-    certificate = artifacts.read_json(folder / "certificate.json", bundle.REMEDY)
+    certificate, chosen = artifacts.read_json(folder / "certificate.json", bundle.REMEDY), points.read(folder, values)
+    evaluations = card_scores.evaluations(run, stacker) if run else []
     parts = [
         BEGIN,
         _opening(repo, stacker),
-        _use(repo, stacker),
-        "## Members\n\n" + _members(stacker, values, known),
+        _use(repo, stacker, chosen),
+        "## Members\n\n" + _all_members(chosen) + _members(stacker, values, known),
         "## Trained on\n\n" + _data(run),
-        "## Scores\n\n" + _scores(stacker),
-        "## Exported files\n\n" + _certificate(values, certificate) + _point(folder, values),
+        "## Scores\n\n" + _all_scores(chosen) + card_scores.scores(stacker) + card_scores.evaluated(evaluations),
+        "## Exported files\n\n" + _certificate(values, certificate) + _point(stacker, chosen),
         "## Intended use, and limits\n\n" + INTENDED.format(repo=repo),
         END,
     ]
-    return f"---\n{_metadata(repo, stacker, known, licence)}\n---\n" + "\n\n".join(parts) + "\n"
+    return f"---\n{_metadata(repo, stacker, known, licence, evaluations)}\n---\n" + "\n\n".join(parts) + "\n"
 
 
 def merged(repo: str, older: str, card: str) -> str:
     """The new card, with what others wrote in the older one around our part, and fields of its YAML that ours lacks."""
     from huggingface_hub import ModelCard
-    from huggingface_hub.repocard_data import CardData
 
     if not older.strip():
         return card
     try:
         kept, new = ModelCard(older, ignore_metadata_errors=True), ModelCard(card)
+        metadata = _both(kept.data.to_dict(), new.data.to_dict())
     except Exception as error:  # its YAML is read by a library that raises in many ways
         raise HubError(
             f"{repo}: the YAML of its README.md cannot be read ({type(error).__name__}); mend it there"
@@ -108,39 +110,31 @@ def merged(repo: str, older: str, card: str) -> str:
         raise HubError(
             f"{repo}: its README.md has lost one of the two marks that push puts around its part; remove both"
         )
-    old, fields = kept.data.to_dict(), new.data.to_dict()
+    return f"---\n{metadata}\n---\n{text.rstrip()}\n"
+
+
+def _both(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """YAML of the new fields, and of those of the older that these lack; fails in many ways for what no card holds."""
+    from huggingface_hub.repocard_data import CardData
+
+    fields, tags = dict(new), old.get("tags") or []
     if fields["license"] == "unknown":
         fields["license"] = old.get("license") or "unknown"
-    fields["tags"] = list(dict.fromkeys([*fields["tags"], *(old.get("tags") or ())]))
+    fields["tags"] = list(dict.fromkeys([*fields["tags"], *([tags] if isinstance(tags, str) else tags)]))
     others = {name: value for name, value in old.items() if name not in (*fields, "base_model", "model-index")}
-    return f"---\n{CardData(**fields, **others).to_yaml()}\n---\n{text.rstrip()}\n"
+    return str(CardData(**fields, **others).to_yaml())
 
 
-def escaped(text: str) -> str:
-    """Text of unknown origin as one line of Markdown that shows it and does nothing else."""
-    line = " ".join("".join(c if not unicodedata.category(c).startswith("C") else " " for c in text).split())
-    named = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-    shown = "".join(named.get(c, f"\\{c}" if c in SPECIAL else c) for c in line)
-    return re.sub(r"(?i)(www)\.", r"\1\\.", shown)  # which alone would make a link
+def _metadata(
+    repo: str,
+    stacker: Mapping[str, Any],
+    known: Sequence[Base],
+    licence: str | None,
+    evaluations: Sequence[Mapping[str, Any]],
+) -> str:
+    from huggingface_hub import ModelCardData
 
-
-def _metadata(repo: str, stacker: Mapping[str, Any], known: Sequence[Base], licence: str | None) -> str:
-    from huggingface_hub import EvalResult, ModelCardData
-
-    rows = stacker.get("rows", {})
-    results = [
-        EvalResult(
-            task_type="image-classification",
-            task_name="AI-made or real",
-            dataset_type="held-out",
-            dataset_name=f"{rows.get('images')} held-out images of its own data in {rows.get('groups')} groups",
-            metric_type="roc_auc" if name == "auroc" else name,
-            metric_name=f"{TITLES[name]} [95 % interval: {interval.low:.4f}, {interval.high:.4f}]",
-            metric_value=round(interval.value, 4),
-        )
-        for name in TITLES
-        if (interval := _score(stacker, "stack", name)) is not None and np.isfinite(interval.value)
-    ]
+    results = card_scores.results(stacker, evaluations)
     data = ModelCardData(
         license=licence or "unknown",
         library_name="manyeyes",
@@ -163,8 +157,10 @@ def _opening(repo: str, stacker: Mapping[str, Any]) -> str:
     )
 
 
-def _use(repo: str, stacker: Mapping[str, Any]) -> str:
-    rule = escaped(str(stacker.get("threshold_rule", ""))) or "not said"
+def _use(repo: str, stacker: Mapping[str, Any], chosen: Chosen | None) -> str:
+    called = _threshold(stacker) + (" with `--full`, by all members" if chosen else "")
+    if chosen:
+        called = f"{_threshold(chosen.stacker.to_dict())} as it runs unasked, {called}"
     return f"""\
 ## Use
 
@@ -178,8 +174,25 @@ from export import Predictor
 predictor = Predictor.load("hf://{repo}")
 ```
 
-Call an image AI-made where `target` is at least **{stacker["threshold"]:.4f}** (rule: {rule}). The files are ONNX:
+Call an image AI-made where `target` is at least {called}. The files are ONNX:
 uint8 pixels [N, S, S, 3] in, a float32 logit [N] out."""
+
+
+def _threshold(stacker: Mapping[str, Any]) -> str:
+    rule = escaped(str(stacker.get("threshold_rule", ""))) or "not said"
+    return f"**{stacker['threshold']:.4f}** (rule: {rule})"
+
+
+def _all_members(chosen: Chosen | None) -> str:
+    """What the weights are of, where not all members run."""
+    if chosen is None:
+        return ""
+    few = escaped(", ".join(chosen.stacker.members))
+    return f"All members, with their weights in the stack of all, as `--full` runs them. Unasked run: {few}.\n\n"
+
+
+def _all_scores(chosen: Chosen | None) -> str:
+    return "Of all members, as `--full` runs them.\n\n" if chosen else ""
 
 
 def _members(stacker: Mapping[str, Any], values: Mapping[str, Any], known: Sequence[Base]) -> str:
@@ -189,10 +202,10 @@ def _members(stacker: Mapping[str, Any], values: Mapping[str, Any], known: Seque
         entry = values["members"].get(name)
         contract = ImageContract.from_dict(entry["contract"]) if entry else None
         pixels = f"{contract.size} px, {contract.geometry}" if contract else "trained elsewhere, scores looked up by id"
-        base = origin.get(name, Base(name, "", "not known here"))
-        licence = escaped(base.licence) or ("see its page" if base.checkpoint else "-")
+        base = origin.get(name, Base(name, "", "not known here", UNKNOWN))
+        licence = escaped(base.licence) or "see its page"
         lines.append([escaped(name), f"{weight:.4f}", base.words, licence, escaped(pixels)])
-    return _table(["member", "weight", "made from", "licence of that", "image"], lines)
+    return table(["member", "weight", "made from", "licence of that", "image"], lines)
 
 
 def _data(run: Path | None) -> str:
@@ -200,17 +213,20 @@ def _data(run: Path | None) -> str:
         return "Not known here: this was pushed from a bundle alone."
     frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first")
     counted = report_data.counts(frame)
-    splits = _table(
+    splits = table(
         ["rows", "class", "images", "groups"],
         [[escaped(row["name"]), row["of"], row["images"], row["groups"]] for row in counted["split"]],
     )
-    made = [row for row in counted["generator"] if row["of"] == "ai" and row["name"] != "not named"]
-    sources = {row["name"] for row in counted["source"]} - {"not named"}
+    fitted = frame[frame["split"].isin(FITTED_SPLITS)]
+    trained = report_data.counts(fitted)
+    made = [row for row in trained["generator"] if row["of"] == "ai" and row["name"] != "not named"]
+    sources = {row["name"] for row in trained["source"]} - {"not named"}
     named = ", ".join(f"{escaped(row['name'])} ({row['images']})" for row in made[:LISTED]) or "none is named"
     more = f", and {len(made) - LISTED} more" if len(made) > LISTED else ""
     return (
-        f"{len(frame)} images in {frame['group'].nunique()} groups of copies and near-duplicates. Sources: "
-        f"{len(sources) or 'not named'}. Generators, with their images: {named}{more}.\n\n{splits}\n\n"
+        f"{len(fitted)} images in {fitted['group'].nunique()} groups of copies and near-duplicates. Sources: "
+        f"{len(sources) or 'not named'}. Generators, with their images: {named}{more}. The other "
+        f"{len(frame) - len(fitted)} images below were held out.\n\n{splits}\n\n"
         f"{escaped(audit_headline(run))}{_null(run)}"
     )
 
@@ -221,27 +237,6 @@ def _null(run: Path) -> str:
         return ""
     said = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in scores.items())
     return f" (The shortcut null, which knows how files are stored and sees no picture: {said}.)"
-
-
-def _scores(stacker: Mapping[str, Any]) -> str:
-    if not stacker.get("scores"):
-        return "None were measured."
-    rows = stacker["rows"]
-    lines = [
-        [escaped(name), *(str(_score(stacker, name, score) or "") for score in TITLES)] for name in stacker["scores"]
-    ]
-    few = " So few groups make them rough, and rather too short." if rows["groups"] < report_facts.FEW_GROUPS else ""
-    basis = "scored out of fold" if rows["stack"] == "out of fold" else escaped(rows["stack"])
-    return (
-        _table(["", *TITLES.values()], lines)
-        + f"\n\nOn {rows['images']} held-out images in {rows['groups']} groups; the stack was {basis}. In brackets: "
-        f"95 % intervals, by drawing groups again.{few}"
-    )
-
-
-def _score(stacker: Mapping[str, Any], name: str, score: str) -> Any:
-    found = stacker.get("scores", {}).get(name)
-    return read_interval(found[score]) if found else None
 
 
 def _certificate(values: Mapping[str, Any], certificate: Mapping[str, Any]) -> str:
@@ -264,16 +259,6 @@ def _certificate(values: Mapping[str, Any], certificate: Mapping[str, Any]) -> s
     return f"Every file is listed in `bundle.json` with its SHA-256.{largest}{held}\n\n{lower}"
 
 
-def _point(folder: Path, values: Mapping[str, Any]) -> str:
+def _point(stacker: Mapping[str, Any], chosen: Chosen | None) -> str:
     """What runs unasked, where frontier chose some of the members."""
-    chosen = points.read(folder, values)
-    if chosen is None:
-        return ""
-    total = len(bundle.stacker_of(folder).members)
-    return f"\n\nUnasked it runs {escaped(points.told(chosen, total))}."
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Cells are Markdown already."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+    return f"\n\nUnasked it runs {escaped(points.told(chosen, len(stacker['members'])))}." if chosen else ""

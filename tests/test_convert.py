@@ -1,12 +1,20 @@
-"""What the exported graph is changed into has the same values."""
+"""What the exported graph is changed into has the same values, and tells nothing of the machine."""
+
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
+import torch
+from helpers import ROOT
 from onnx import TensorProto, helper, numpy_helper
 from onnxscript import ir
+from small_members import small_member
 
-from export.convert import _flatten_positions
+from export.convert import _flatten_positions, convert, forget_paths
+from export.half import write_half
+from export.int8 import write_int8
+from export.layers import read_layers
 
 SHAPE = (2, 6, 3, 5)  # N, C, H, W
 PLAIN, FLAT = ["Transpose"], ["Reshape", "Transpose", "Reshape"]
@@ -63,3 +71,38 @@ def test_other_turns_stay_as_they_are(consumer, perm):
     model = turned(consumer, perm)
     _flatten_positions(model)
     assert layout(model) == PLAIN
+
+
+def test_no_file_names_a_folder_of_the_machine_that_exported_it(tmp_path):
+    member, whole = small_member("swin", size=32), tmp_path / "fp32.onnx"
+    convert(member, whole)
+    made = {kind: tmp_path / f"{kind}.onnx" for kind in ("fp16", "int8", "int8-symmetric")}
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    write_half(whole, made["fp16"])
+    write_int8(whole, made["int8"], pixels)
+    write_int8(whole, made["int8-symmetric"], pixels, symmetric=True)
+    for file in (whole, *made.values()):
+        for folder in (ROOT, Path(torch.__file__).parents[1], tmp_path):
+            assert str(folder).encode() not in file.read_bytes()
+    assert any(layer.name.startswith("backbone.") for layer in read_layers(whole))
+
+
+def test_paths_are_forgotten_in_branches_and_functions_too():
+    def node(**attributes):
+        made = helper.make_node("If" if attributes else "Identity", ["x"], ["y"], **attributes)
+        made.metadata_props.add(key="pkg.torch.onnx.stack_trace", value=f'File "{ROOT}/x.py"')
+        made.metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', 'kept']")
+        return made
+
+    value = helper.make_tensor_value_info("x", TensorProto.BOOL, [])
+    result = helper.make_tensor_value_info("y", TensorProto.BOOL, [])
+    branch = helper.make_graph([node()], "branch", [], [result])
+    graph = helper.make_graph([node(then_branch=branch, else_branch=branch)], "whole", [value], [result])
+    opset = [helper.make_opsetid("", 20)]
+    function = helper.make_function("ours", "f", ["x"], ["y"], [node()], opset)
+    model = ir.from_proto(helper.make_model(graph, opset_imports=opset, functions=[function]))
+    before = ir.to_proto(model).SerializeToString()
+    forget_paths(model)
+    after = ir.to_proto(model).SerializeToString()
+    assert (before.count(str(ROOT).encode()), before.count(b"kept")) == (4, 4)
+    assert (after.count(str(ROOT).encode()), after.count(b"kept")) == (0, 4)

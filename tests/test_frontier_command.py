@@ -381,7 +381,7 @@ def test_a_point_may_be_a_cascade(tmp_path, pictures, monkeypatch, timed):
     _, _, err = run_cli("infer", *given, "--tta", "--input", pictures, "--output", tmp_path / "tta.csv")
     assert "--tta excludes the cascade that frontier chose for this bundle: add --full" in err
     # it is scored by all its members, in the stacker's order
-    model, _, _ = load_model(run, None, True, Wanted(), print)
+    model, _ = load_model(run, None, True, Wanted(), print)
     assert model.stacker == STACKER
 
 

@@ -232,7 +232,7 @@ def test_the_card_names_the_licence_of_a_checkpoint_that_the_hub_tells(hub, call
     hub.add("org/told", {}, licence="mit")
     for name, checkpoint in (("one", "org/told"), ("two", "org/gone")):
         recipe = {"backbone": {"checkpoint": checkpoint}}
-        change_json(artifacts.member_path(run, name) / "member.json", recipe=recipe)
+        change_json(artifacts.member_path(run, name) / "member.json", recipe=recipe, hub_checkpoint=checkpoint)
     call("push", repo, "--run", run)
     card = hub.files(repo)["README.md"].decode()
     assert "| one | 0.5000 | [org/told](https://huggingface.co/org/told) | mit |" in card

@@ -73,7 +73,7 @@ LIGHT = {
     "export.results export.journal export.certificate export.export_run export.evaluate_model export.ensembles "
     "export.cascades export.heldout_rows export.points export.costs export.frontier export.fingerprint export.kernel "
     "export.wheels export.hub export.hub_push export.model_card export.serve export.gate export.listen export.explain "
-    "ensemble.download",
+    "export.card_scores export.markdown ensemble.download",
 }
 
 

@@ -4,6 +4,7 @@ import json
 
 import markdown_it
 import pytest
+import yaml
 from helpers import STACKER, exported_run, make_frame
 from huggingface_hub import ModelCard
 from hypothesis import given
@@ -14,7 +15,8 @@ from ensemble.errors import HubError
 from ensemble.metrics import Interval
 from ensemble.stack import Stacker
 from export import bundle, points
-from export.model_card import BEGIN, END, Base, bases, escaped, merged, write_card
+from export.markdown import escaped
+from export.model_card import BEGIN, END, Base, bases, merged, write_card
 
 HOSTILE = "<script>alert(1)</script> | [x](http://evil) ![](y) <!-- manyeyes push: end --> `$x$`\n# @all www.evil.com"
 TEXT = """\
@@ -43,12 +45,12 @@ uint8 pixels [N, S, S, 3] in, a float32 logit [N] out.
 | member | weight | made from | licence of that | image |
 | --- | --- | --- | --- | --- |
 | one | 0.5000 | [microsoft/swin](https://huggingface.co/microsoft/swin) | mit | 8 px, squash |
-| two | 0.2500 | a local checkpoint | - | 8 px, squash |
+| two | 0.2500 | a local checkpoint | not known | 8 px, squash |
 
 ## Trained on
 
-68 images in 17 groups of copies and near-duplicates. Sources: not named. Generators, with their images: flux (10), \
-\\`x\\` (2).
+20 images in 5 groups of copies and near-duplicates. Sources: not named. Generators, with their images: flux (4), \
+\\`x\\` (2). The other 48 images below were held out.
 
 | rows | class | images | groups |
 | --- | --- | --- | --- |
@@ -69,8 +71,9 @@ accuracy 0.5200 [0.4800, 0.5600], auroc 0.5100.)
 | one | 0.9000 [0.8000, 0.9500] | 0.4000 |
 | stack | 0.9500 [0.9000, 0.9900] | 0.3000 [0.2000, 0.4000] |
 
-On 48 held-out images in 12 groups; the stack was scored out of fold. In brackets: 95 % intervals, by drawing groups \
-again. So few groups make them rough, and rather too short.
+On 48 held-out images in 12 groups; the stack was scored out of fold. At its threshold of 0.5000, the stack's balanced \
+accuracy is 0.8000 [0.7000, 0.9000]. In brackets: 95 % intervals, by drawing groups again. So few groups make them \
+rough, and rather too short.
 
 ## Exported files
 
@@ -93,15 +96,22 @@ def change(path, **values):
     path.write_text(json.dumps(artifacts.read_json(path, "") | values), encoding="utf-8")
 
 
+def came_from(run, name, checkpoint, **recorded):
+    recipe = {"backbone": {"checkpoint": checkpoint}}
+    change(artifacts.member_path(run, name) / "member.json", recipe=recipe, **recorded)
+
+
 @pytest.fixture
 def run(tmp_path):
     run = exported_run(tmp_path / "run")
     frame = make_frame()
-    frame.loc[frame.index[frame["label"] == 1][:12], "generator"] = ["flux"] * 10 + ["`x`"] * 2
+    trained = frame["split"].isin(["train", "tune"])
+    frame.loc[frame["label"] == 1, "generator"] = "flux"
+    frame.loc[frame.index[trained & (frame["label"] == 1)][:6], "generator"] = ["flux"] * 4 + ["`x`"] * 2
+    frame.loc[frame.index[trained & (frame["label"] == 1)][6:], "generator"] = None
     artifacts.write_parquet(artifacts.dataset_path(run), frame)
-    change(artifacts.member_path(run, "one") / "member.json", recipe={"backbone": {"checkpoint": "microsoft/swin"}})
-    local = {"backbone": {"checkpoint": str(tmp_path)}}
-    change(artifacts.member_path(run, "two") / "member.json", recipe=local)
+    came_from(run, "one", "microsoft/swin", hub_checkpoint="microsoft/swin")
+    came_from(run, "two", "clients/secret", hub_checkpoint=None)  # a folder, in the directory of that day
     null = {"balanced_accuracy": interval(0.52, 0.48, 0.56), "auroc": 0.51}
     told = {"headline": "Metadata gives nothing away.", "blocked": False, "null": null}
     artifacts.write_json(artifacts.audit_path(run), told)
@@ -111,7 +121,8 @@ def run(tmp_path):
         "stack": {"auroc": interval(0.95, 0.9, 0.99), "log_loss": interval(0.3, 0.2, 0.4)},
     }
     rows = {"split": "heldout", "images": 48, "groups": 12, "stack": "out of fold"}
-    change(folder / "stacker.json", scores=scores, rows=rows, threshold_rule="fixed")
+    balanced = interval(0.8, 0.7, 0.9)
+    change(folder / "stacker.json", scores=scores, rows=rows, threshold_rule="fixed", balanced_accuracy=balanced)
     change(folder / "certificate.json", members={"one": {"fp32": {"onnxruntime": {"max_abs_difference": 2e-6}}}})
     precisions = {
         "openvino bf16": {"members": ["one", "two"], "certified": True},
@@ -131,7 +142,7 @@ def test_a_card_says_what_the_run_is(run):
     card = ModelCard(card_of(run))
     said, limits, _ = card.text.partition("## Intended use, and limits\n")
     assert said + limits == f"{BEGIN}\n\n{TEXT}"
-    assert card.text.endswith(f"--data YOURS`.\n\n{END}\n")
+    assert card.text.endswith(f"--data YOURS --output evaluated`.\n\n{END}\n")
     fields = card.data.to_dict()
     (told,) = fields.pop("model-index")
     assert fields == {
@@ -145,6 +156,7 @@ def test_a_card_says_what_the_run_is(run):
     assert [(found["type"], found["value"]) for found in told["results"][0]["metrics"]] == [
         ("roc_auc", 0.95),
         ("log_loss", 0.3),
+        ("balanced_accuracy", 0.8),
     ]
     assert str(run) not in card_of(run)
 
@@ -152,25 +164,58 @@ def test_a_card_says_what_the_run_is(run):
 def test_a_bundle_alone_says_what_it_does_not_know(run):
     text = write_card("me/det", artifacts.bundle_path(run), None, (), "apache-2.0")
     assert "Not known here: this was pushed from a bundle alone." in text
-    assert "| one | 0.5000 | not known here | - |" in text
+    assert "| one | 0.5000 | not known here | not known |" in text
     assert ModelCard(text).data.license == "apache-2.0"
 
 
 def test_a_point_that_frontier_chose_is_said(run):
     folder = artifacts.bundle_path(run)
     values = bundle.contents(folder)
-    one, lost = Stacker(("one",), (1.0,), 0.0), Interval(0.01, 0.0, 0.02)
+    one, lost = Stacker(("one",), (1.0,), 0.0, 0.31, threshold_rule="fpr=0.05"), Interval(0.01, 0.0, 0.02)
     made_from = points.identity(folder, values["members"], values["files"])
     points.write(folder, points.Chosen(one, "auto", {}, None, 200.0, 400.0, lost, "a CPU", made_from))
+    card = card_of(run)
+    assert (
+        "Call an image AI-made where `target` is at least **0.3100** (rule: fpr=0.05) as it runs unasked, "
+        "**0.5000** (rule: fixed) with `--full`, by all members. The files are ONNX:"
+    ) in card
+    assert (
+        "## Members\n\nAll members, with their weights in the stack of all, as `--full` runs them. Unasked run: one."
+        "\n\n| member | weight |"
+    ) in card
+    assert "## Scores\n\nOf all members, as `--full` runs them.\n\n|" in card
     assert (
         "Unasked it runs 1 of 2 members, as frontier chose for 200 images/s (400.0 predicted on a CPU; AUROC lost "
         r"against all\: 0.0100 \[0.0000, 0.0200\]); --full runs all."
-    ) in card_of(run)
+    ) in card
+
+
+@pytest.mark.parametrize(
+    ("recipe", "recorded", "words", "licence"),
+    [
+        ({"checkpoint": "org/name"}, {}, "a checkpoint, not known whether of the Hub", "not known"),
+        ({"checkpoint": "/home/me/client"}, {}, "a local checkpoint", "not known"),
+        ({"architecture": "timm/x", "weights": "w.bin"}, {}, "timm/x, with weights of a file", "not known"),
+        ({"architecture": "timm/x"}, {"hub_checkpoint": None}, "timm/x, from random weights", "-"),
+    ],
+)
+def test_where_weights_came_from_is_never_guessed(run, recipe, recorded, words, licence):
+    path = artifacts.member_path(run, "one") / "member.json"
+    values = {key: value for key, value in artifacts.read_json(path, "").items() if key != "hub_checkpoint"}
+    path.write_text(json.dumps(values | {"recipe": {"backbone": recipe}} | recorded), encoding="utf-8")
+    card = write_card("me/det", artifacts.bundle_path(run), run, bases(run, STACKER.members), None)
+    assert f"| one | 0.5000 | {words} | {licence} | 8 px, squash |" in card
+    assert ModelCard(card).data.base_model is None
+
+
+def test_a_threshold_that_was_chosen_on_the_scored_rows_is_called_flattered(run):
+    change(artifacts.bundle_path(run) / "stacker.json", threshold_rule="balanced_accuracy")
+    assert "threshold of 0.5000, which was chosen on these rows and so flatters it, the stack's" in card_of(run)
 
 
 def test_a_stack_that_was_never_scored_claims_nothing(run):
     folder = artifacts.bundle_path(run)
-    change(folder / "stacker.json", scores={}, threshold_rule="")
+    change(folder / "stacker.json", scores={}, threshold_rule="", balanced_accuracy=None)
     text = write_card("me/det", folder, run, (), None)
     assert "## Scores\n\nNone were measured." in text
     assert "model-index" not in text
@@ -235,8 +280,34 @@ def test_a_card_without_our_part_keeps_all_of_its_own():
         (f"{END} {BEGIN}", "has lost one of the two marks"),
         ("---\na: [\n---\nx", "YAML of its README.md cannot be read"),
         ("---\n- a\n---\nx", "YAML of its README.md cannot be read"),
+        ("---\ntags: [{a: 1}]\n---\nx", "YAML of its README.md cannot be read"),
+        ("---\neval_results: 3\n---\nx", "YAML of its README.md cannot be read"),
     ],
 )
 def test_a_card_that_cannot_be_merged_is_left_alone(older, message):
     with pytest.raises(HubError, match=message):
         merged("me/x", older, f"---\nlicense: unknown\ntags: [a]\n---\n{BEGIN}\nnew\n{END}\n")
+
+
+FIELDS = ["license", "tags", "eval_results", "model-index", "base_model", "datasets", "self", "x", "3", "kwargs"]
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text("ab:", max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text("ab", max_size=2), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=3))
+def test_whatever_the_owners_yaml_holds_it_is_kept_or_told_in_one_line(fields):
+    older, told = f"---\n{yaml.safe_dump(fields)}\n---\nMine.\n", ""
+    try:
+        text = merged("me/x", older, f"---\nlicense: unknown\ntags: [ours]\n---\n{BEGIN}\nnew\n{END}\n")
+    except HubError as error:
+        text, told = "", str(error)
+    assert "\n" not in told
+    assert told or text.endswith(f"\n---\n{BEGIN}\nnew\n{END}\n\nMine.\n")
+
+
+def test_words_as_tags_stay_whole():
+    text = merged("me/x", "---\ntags: theirs\n---\nx", f"---\nlicense: unknown\ntags: [ours]\n---\n{BEGIN}\n{END}\n")
+    assert ModelCard(text).data.tags == ["ours", "theirs"]

@@ -86,6 +86,8 @@ def test_stacker_json_holds_what_the_design_names(stacked):
         assert score["auroc"]["low"] <= score["auroc"]["value"] <= score["auroc"]["high"]
         assert score["log_loss"]["low"] <= score["log_loss"]["value"] <= score["log_loss"]["high"]
         assert f"{score['auroc']['value']:.4f}" in out
+    balanced = values["balanced_accuracy"]
+    assert 0.5 < balanced["low"] < balanced["value"] <= balanced["high"]
     labels = heldout(frame)["label"]
     expected = metrics.auroc(labels, noisy_logits(frame, 2, 1).astype(np.float32))
     assert values["scores"]["one"]["auroc"]["value"] == expected

@@ -5,10 +5,11 @@ import pytest
 import torch
 from helpers import make_frame, noisy_logits, write_member
 from PIL import Image
+from small_members import small_member
 from test_backbone import QUICK
 
 from ensemble import artifacts, dataset, train_all
-from ensemble.backbone import build_member
+from ensemble.backbone import build_member, save_classifier
 from ensemble.contract import ImageContract
 from ensemble.errors import UnavailableError
 from ensemble.loader import Rows, collate
@@ -138,3 +139,21 @@ def test_a_member_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
     assert "RuntimeError: the disk is gone" in log.read_text()
     assert f"  failed: {one.error}" in said
     assert float(two.score) > 0.5
+
+
+def test_a_member_records_whether_its_checkpoint_was_of_the_hub(run, tmp_path, monkeypatch):
+    save_classifier(small_member("swin"), tmp_path / "org" / "name")
+    (tmp_path / "org" / "name").rename(tmp_path / "cached")
+    save_classifier(small_member("swin"), tmp_path / "client" / "model")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ensemble.download.download_classifier", lambda name: tmp_path / "cached")
+    values = {"image": {"size": 32}, "adapt": {"mode": "probe"}, "train": {"batch_size": 32, "lr": 1e-3, "epochs": 1}}
+    recipes = [
+        Recipe.model_validate({"name": name, "backbone": {"checkpoint": checkpoint}, **values})
+        for name, checkpoint in (("hub", "org/name"), ("local", "client/model"))
+    ]
+    frame = dataset_of(run)
+    artifacts.write_parquet(artifacts.dataset_path(tmp_path / "run"), frame)
+    done = train_all.train_all(recipes, frame, tmp_path / "run", Setup(), print)
+    assert [one.status for one in done] == ["trained"] * 2
+    assert [read_info(tmp_path / "run", name)["hub_checkpoint"] for name in ("hub", "local")] == ["org/name", None]
