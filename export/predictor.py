@@ -10,6 +10,7 @@ import pandas as pd
 
 from ensemble import artifacts, external
 from ensemble.errors import BackboneError, DataError, UnavailableError
+from ensemble.names import RESERVED
 from ensemble.quiet import quiet_decoders
 from ensemble.stack_run import fingerprint, read_stacker
 from export import bundle, cascades, hub, runtime, tuning
@@ -75,7 +76,8 @@ def load_classifier(
     device = _torch_device(wanted)
     from export.classifier import read_classifiers
 
-    (one,) = read_classifiers({name or folder.resolve().name: folder}, positive)
+    called = name or folder.resolve().name
+    (one,) = read_classifiers({f"model_{called}" if called in RESERVED else called: folder}, positive)
     identity = artifacts.json_sha256([version("torch"), device, wanted.batch, one.sha256])
     runner = runtime.torch_runner(one.name, one.load(), device, wanted.batch)
     return Ensemble((runner,), average(one.name), device, identity=identity, settings=((one.name, TORCH),))
