@@ -10,7 +10,7 @@ import transformers
 from PIL import Image
 
 from ensemble.contract import FILTERS, ImageContract
-from ensemble.errors import BackboneError, some
+from ensemble.errors import BackboneError, shown, some
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -36,7 +36,7 @@ def reason(error: Exception) -> str:
     """Why a library could not use a stranger's file: its error's first line."""
     if "trust_remote_code" in str(error):
         return "it needs Python code of its own, which is never run here; choose another checkpoint"
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return shown(next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__))
 
 
 def check_timm(config: Any) -> None:

@@ -32,8 +32,7 @@ def load_model(
             bundle.current_bundle(folder)
         ensemble = predictor.load_run(folder, onnx, wanted, say)
     else:
-        pinned = f"{hub.PREFIX}{hub.parse(source)[0]}@{folder.name}" if source and hub.is_remote(source) else folder
-        ensemble = predictor.load(pinned, wanted, say=say)
+        ensemble = predictor.load_located(folder, source or folder, wanted, say=say)
     model = Model(image_score(ensemble.runners), ensemble.stacker, ensemble.identity, wanted.batch or BATCH)
     names = ensemble.stacker.members
     title = f"the stack of {len(names)} members" if of_run or len(names) > 1 else names[0]

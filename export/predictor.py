@@ -88,7 +88,13 @@ def load(source: str | Path, wanted: Wanted = ANY, positive: str | None = None, 
 
     Only hf:// reaches the network. A run's current bundle is preferred to its torch members.
     """
-    folder = hub.locate(source)
+    return load_located(hub.locate(source), source, wanted, positive, say)
+
+
+def load_located(
+    folder: Path, source: str | Path, wanted: Wanted = ANY, positive: str | None = None, say: Say = silent
+) -> Ensemble:
+    """As `load`, from the folder that `source` was found to be: what it names on the Hub may change meanwhile."""
     if (folder / "bundle.json").is_file():
         return load_bundle(folder, wanted, say)
     if artifacts.stacker_path(folder).is_file() or artifacts.members_path(folder).is_dir():
@@ -115,7 +121,7 @@ class Predictor:
 
     def __init__(self, source: str | Path, wanted: Wanted, positive: str | None) -> None:
         self.errors = _no_errors()
-        self._source, self._positive = source, positive
+        self._source, self._folder, self._positive = source, hub.locate(source), positive
         self._load(wanted)
 
     @classmethod
@@ -145,7 +151,7 @@ class Predictor:
 
     def _load(self, wanted: Wanted) -> None:
         notes: list[str] = []
-        self._ensemble = load(self._source, wanted, self._positive, notes.append)
+        self._ensemble = load_located(self._folder, self._source, wanted, self._positive, notes.append)
         self._wanted, self.device, self.notes = wanted, self._ensemble.device, tuple(notes)
 
     @quiet_decoders()
