@@ -113,9 +113,11 @@ def read_json(path: Path, missing: str) -> dict[str, Any]:
     """Read one of our JSON files; `missing` says what to do if it is not there."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        # Python also reads NaN, Infinity and halves of characters, which cannot be written or hashed again
+        json.dumps(values, allow_nan=False, ensure_ascii=False).encode()
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"no {path}; {missing}") from None
-    except (ValueError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         raise ArtifactError(f"{path} is damaged (not JSON); {missing}") from None
     if not isinstance(values, dict) or values.get("format_version") != FORMAT_VERSION:
         raise ArtifactError(f"{path} was written by another version of manyeyes; {missing}")

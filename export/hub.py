@@ -118,10 +118,8 @@ def _fetch(repo: str, revision: str | None) -> Path:
 def _listed(repo: str, folder: Path) -> Mapping[str, str]:
     try:
         files: Mapping[str, str] = bundle.contents(folder)["files"]
-    except (ArtifactError, KeyError, TypeError, AttributeError) as error:  # anybody may have written it
-        why = (
-            str(error).partition("; ")[0] if isinstance(error, ArtifactError) else "its bundle.json lacks what one has"
-        )
+    except ArtifactError as error:  # anybody may have written it
+        why = str(error).partition("; ")[0].replace(str(folder / "bundle.json"), "its bundle.json")
         raise HubError(f"{repo} cannot be used: {why}; its owner should push it again") from None
     return files
 

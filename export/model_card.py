@@ -64,13 +64,14 @@ def bases(run: Path, names: Sequence[str]) -> list[Base]:
     return found
 
 
+@bundle.damage_told("stacker.json")
 def write_card(repo: str, folder: Path, run: Path | None, known: Sequence[Base], licence: str | None) -> str:
     """YAML and text of the bundle at `folder`; of the data it was trained on only where `run` is given.
 
     known: of each member that the run trained. licence: what the user says, as the Hub names it.
     """
     stacker, values = artifacts.read_json(folder / "stacker.json", bundle.REMEDY), bundle.contents(folder)
-    certificate = artifacts.read_json(folder / "certificate.json", bundle.REMEDY)
+    certificate = bundle.certificate_of(folder)
     parts = [
         BEGIN,
         _opening(repo, stacker),
