@@ -112,7 +112,9 @@ def list_members(run: Path, names: tuple[str, ...] = ()) -> list[str]:
 def read_json(path: Path, missing: str) -> dict[str, Any]:
     """Read one of our JSON files; `missing` says what to do if it is not there."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        values = json.loads(path.read_text(encoding="utf-8"))
+        # Python also reads NaN, Infinity and halves of characters, which cannot be written or hashed again
+        json.dumps(values, allow_nan=False, ensure_ascii=False).encode()
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"no {path}; {missing}") from None
     except IsADirectoryError:
@@ -122,11 +124,6 @@ def read_json(path: Path, missing: str) -> dict[str, Any]:
     if not isinstance(values, dict) or values.get("format_version") != FORMAT_VERSION:
         raise ArtifactError(f"{path} was written by another version of manyeyes; {missing}")
     return values
-
-
-def _no_constant(name: str) -> None:
-    """JSON has no NaN and no Infinity, though Python's reader takes them."""
-    raise ValueError(name)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -87,6 +87,7 @@ def load_classifier(folder: Path) -> tuple[nn.Module, Any]:
             folder,
             config=config,
             local_files_only=True,
+            trust_remote_code=False,
             output_loading_info=True,
         )
     _refuse_mismatch(folder, info, extra=_buffers(network))
@@ -111,11 +112,14 @@ def save_classifier(member: Member, folder: Path) -> None:
 
 
 def load_config(folder: Path) -> Any:
-    """A checkpoint's config.json."""
+    """A checkpoint's config.json. Python that it names is never run, and what it names elsewhere is not fetched."""
     try:
-        return transformers.AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BackboneError(f"{folder}: config.json cannot be used: {_first_line(error)}") from None
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if config.model_type == "timm_wrapper":
+            contracts.check_timm(config)
+    except Exception as error:  # anybody may have written it
+        raise BackboneError(f"{folder}: config.json cannot be used: {contracts.reason(error)}") from None
+    return config
 
 
 def _from_checkpoint(folder: Path, config: Any, backbone: Backbone, contract: ImageContract) -> nn.Module:
@@ -124,7 +128,12 @@ def _from_checkpoint(folder: Path, config: Any, backbone: Backbone, contract: Im
     _configure(config, backbone, contract)
     with _quiet(folder):
         network, info = transformers.AutoModelForImageClassification.from_pretrained(
-            folder, config=config, local_files_only=True, ignore_mismatched_sizes=True, output_loading_info=True
+            folder,
+            config=config,
+            local_files_only=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
     head = _head_names(network)
     extra = _buffers(network) | headless.left_out(config, info["unexpected_keys"])
@@ -149,11 +158,11 @@ def _from_architecture(recipe: Recipe) -> tuple[nn.Module, ImageContract]:
             config = transformers.AutoConfig.for_model(kind, **backbone.config, **LABEL_MAPS)
         contract = _overridden(contracts.from_config(config), recipe)
         _configure(config, backbone, contract)
-        network = transformers.AutoModelForImageClassification.from_config(config)
+        network = transformers.AutoModelForImageClassification.from_config(config, trust_remote_code=False)
     except BackboneError:
         raise
     except Exception as error:  # the recipe's `config` reaches constructors that check it each in its own way
-        raise BackboneError(f"{backbone.architecture} cannot be built: {_first_line(error)}") from None
+        raise BackboneError(f"{backbone.architecture} cannot be built: {contracts.reason(error)}") from None
     if backbone.weights is not None:
         _load_weights(network, backbone)
     return network, contract
@@ -270,7 +279,7 @@ def _try_pixels(member: Member) -> None:
         with torch.inference_mode():
             logit = member(torch.zeros(1, size, size, 3, dtype=torch.uint8))
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise BackboneError(f"the network does not take {size}x{size} pixels: {_first_line(error)}") from None
+        raise BackboneError(f"the network does not take {size}x{size} pixels: {contracts.reason(error)}") from None
     if logit.shape != (1,):
         raise BackboneError(f"the network gives {tuple(logit.shape)} for one image, not one logit")
 
@@ -284,12 +293,8 @@ def _quiet(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a damaged or hostile file may raise anything
-        raise BackboneError(f"{folder}: cannot be loaded: {_first_line(error)}") from None
+        raise BackboneError(f"{folder}: cannot be loaded: {contracts.reason(error)}") from None
     finally:
         transformers.logging.set_verbosity(verbosity)
         if bars:
             transformers.logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

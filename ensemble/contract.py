@@ -11,6 +11,7 @@ from typing import Any
 GEOMETRIES = ("squash", "center_crop", "native_crops")
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 CROP_COUNTS = (1, 4, 5, 9, 16)
+LARGEST = 4096  # pixels: beyond every network there is, and 50 MB an image
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,19 @@ class ImageContract:
     background: tuple[int, int, int] = (255, 255, 255)
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.size < 1:
-            problems.append(f"size must be positive, not {self.size}")
+        problems = self._wrong_types()
+        if problems:
+            raise ValueError("; ".join(problems))
+        if not 1 <= self.size <= LARGEST:
+            problems.append(f"size must be 1 to {LARGEST}, not {self.size}")
         if self.geometry not in GEOMETRIES:
             problems.append(f"geometry must be one of {', '.join(GEOMETRIES)}, not {self.geometry!r}")
         if self.filter not in FILTERS:
             problems.append(f"filter must be one of {', '.join(FILTERS)}, not {self.filter!r}")
         if not 0 < self.crop_pct <= 1:
             problems.append(f"crop_pct must be in (0, 1], not {self.crop_pct}")
+        elif self.size > LARGEST * self.crop_pct:
+            problems.append(f"size / crop_pct must be {LARGEST} at most")
         if self.count not in CROP_COUNTS:
             problems.append(f"count must be one of {CROP_COUNTS}, not {self.count}")
         if self.count != 1 and self.geometry != "native_crops":
@@ -52,6 +57,25 @@ class ImageContract:
             problems.append("std must be positive")
         if problems:
             raise ValueError("; ".join(problems))
+
+    def _wrong_types(self) -> list[str]:
+        """What is no number of use, or not three of them: contracts are read from strangers' files."""
+        problems = [
+            f"{name} must be a whole number, not {value!r}"
+            for name, value in (("size", self.size), ("count", self.count))
+            if type(value) is not int
+        ]
+        if not _is_number(self.crop_pct):
+            problems.append(f"crop_pct must be a number, not {self.crop_pct!r}")
+        for name, fits, what in (
+            ("mean", _is_number, "numbers"),
+            ("std", _is_number, "numbers"),
+            ("background", _is_byte, "whole numbers in 0..255"),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, tuple) or len(value) != 3 or not all(map(fits, value)):
+                problems.append(f"{name} must be three {what}, not {value!r}")
+        return problems
 
     def to_dict(self) -> dict[str, Any]:
         """The contract as JSON-ready values."""
@@ -80,3 +104,11 @@ class ImageContract:
         filter_name = None if self.geometry == "native_crops" else self.filter
         crop_pct = self.crop_pct if self.geometry == "center_crop" else None
         return (self.size, self.geometry, filter_name, crop_pct, self.count, self.background)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e6  # neither NaN nor beyond float32
+
+
+def _is_byte(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= 255

@@ -1,14 +1,16 @@
 """Image contracts read from a checkpoint's own processor, and written back in its form."""
 
+import inspect
 import math
 from pathlib import Path
 from typing import Any
 
+import timm
 import transformers
 from PIL import Image
 
 from ensemble.contract import FILTERS, ImageContract
-from ensemble.errors import BackboneError
+from ensemble.errors import BackboneError, shown, some
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -19,14 +21,31 @@ def from_checkpoint(folder: Path, config: Any) -> ImageContract:
         if config.model_type == "timm_wrapper":
             return from_config(config)
         # The PIL form: the torchvision one resizes differently.
-        processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+        processor = transformers.AutoImageProcessor.from_pretrained(
+            folder, backend="pil", local_files_only=True, trust_remote_code=False
+        )
         return _from_processor(processor)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        line = str(error).strip().split("\n")[0]
+    except Exception as error:  # anybody may have written it
         raise BackboneError(
-            f"{folder}: its preprocessor_config.json gives no image contract ({line}); add the checkpoint's own, "
-            "with size, image_mean and image_std"
+            f"{folder}: its preprocessor_config.json gives no image contract ({reason(error)}); add the checkpoint's "
+            "own, with size, image_mean and image_std"
         ) from None
+
+
+def reason(error: Exception) -> str:
+    """Why a library could not use a stranger's file: its error's first line."""
+    if "trust_remote_code" in str(error):
+        return "it needs Python code of its own, which is never run here; choose another checkpoint"
+    return shown(next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__))
+
+
+def check_timm(config: Any) -> None:
+    """Raise BackboneError for a timm config that names a network, or weights, elsewhere than in timm itself."""
+    name, arguments = config.architecture, set(config.model_args or {})
+    if not isinstance(name, str) or ":" in name:  # hf-hub:NAME and local-dir:PATH
+        raise BackboneError(f"architecture {name!r} is not one of timm's own")
+    if wrong := arguments & set(inspect.signature(timm.create_model).parameters):  # checkpoint_path, say
+        raise BackboneError(f"model_args may not hold {some(sorted(wrong))}")
 
 
 def from_config(config: Any) -> ImageContract:

@@ -28,6 +28,7 @@ CLASSIFIER_FILES = (
 WORKERS = 2  # files at a time: a kill loses what has arrived of these
 WAITS = (1, 2, 4)  # seconds, where the Hub asks to wait and does not say how long
 LONGEST_WAIT = 60
+NO_SUCH_LOGIN = "your token has characters that none has; set HF_TOKEN anew, or unset it and run: hf auth login"
 REFUSALS = ("LFS batch API returned errors", "Invalid metadata in README.md")  # how such a ValueError begins
 
 Result = TypeVar("Result")
@@ -123,6 +124,8 @@ def explain(error: BaseException) -> str | None:
         return _refusal(error)
     if isinstance(error, ValueError) and str(error).startswith(REFUSALS):
         return f"the Hub refused ({brief(error)} {brief(Exception(str(error).partition(chr(10))[2]))})"
+    if isinstance(error, UnicodeEncodeError) or "Illegal header value" in str(error):  # which shows the token
+        return NO_SUCH_LOGIN
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full; make room, or move the cache with HF_HOME, and run the same command again"
     if isinstance(error, OSError) and error.filename is not None:

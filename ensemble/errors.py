@@ -51,6 +51,11 @@ class UnavailableError(ManyeyesError):
     """What was asked to run the models is not on this machine."""
 
 
+def shown(text: str) -> str:
+    """`text` with line ends and what moves a terminal's cursor escaped: names in it may be a stranger's."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 @dataclass
 class Sample:
     """The first few of many things, for a message, and how many there are: 'a, b and 3 more'."""
@@ -63,7 +68,7 @@ class Sample:
         """Count one more; its text is kept if it is among the first."""
         self.count += 1
         if len(self.first) < self.limit:
-            self.first.append(str(item))
+            self.first.append(shown(str(item)))
 
     def __str__(self) -> str:
         listed = ", ".join(self.first)

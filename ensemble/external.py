@@ -95,6 +95,10 @@ def write_external(run: Path, external: External) -> None:
 def read_external(folder: Path, name: str) -> External:
     """The scores that a run or a bundle keeps."""
     table = artifacts.read_parquet(artifacts.external_path(folder, name), "run stack again with --external")
+    if lacking := sorted({"id", "part", "logit"} - set(table.columns)):
+        raise ArtifactError(
+            f"{artifacts.external_path(folder, name)} has no column {some(lacking)}; run stack again with --external"
+        )
     parts = (table[table["part"] == part].set_index("id")["logit"] for part in ("heldout", "test"))
     return External(name, *parts)
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from unicodedata import normalize
 
+from ensemble.errors import shown, some
+
 NEGATIVE, POSITIVE = "real", "ai"
 LABELS = (NEGATIVE, POSITIVE)  # the index is the label: real = 0, ai = 1
 POSITIVE_NAMES = frozenset({"ai", "fake", "artificial", "generated", "synthetic"})
@@ -17,17 +19,17 @@ def resolve_polarity(names: Sequence[str], positive: str | None = None) -> tuple
     """
     unique = sorted(set(names))
     if len(unique) != 2:
-        raise ValueError(f"two classes are needed, found {len(unique)}: {', '.join(unique) or 'none'}")
+        raise ValueError(f"two classes are needed, found {len(unique)}: {some(unique, 9) or 'none'}")
     if positive is not None:
         matches = [name for name in unique if name.casefold() == positive.casefold()]
         if len(matches) != 1:
-            raise ValueError(f"no class is called {positive!r}; the classes are {', '.join(unique)}")
+            raise ValueError(f"no class is called {positive!r}; the classes are {some(unique)}")
         chosen = matches[0]
     else:
         positives = [name for name in unique if name.casefold() in POSITIVE_NAMES]
         negatives = [name for name in unique if name.casefold() in NEGATIVE_NAMES]
         if len(positives) != 1 or len(negatives) != 1:
-            raise ValueError(f"cannot tell which of {', '.join(unique)} means AI-made; name it with --positive")
+            raise ValueError(f"cannot tell which of {some(unique)} means AI-made; name it with --positive")
         chosen = positives[0]
     return next(name for name in unique if name != chosen), chosen
 
@@ -48,7 +50,7 @@ def class_labels(
     if classes:
         known = {_folded(name): LABELS.index(label) for name, label in classes.items()}
         if open_ones := [name for name in unique if _folded(name) not in known]:
-            raise ValueError(f"--classes does not say what these are: {', '.join(open_ones)}")
+            raise ValueError(f"--classes does not say what these are: {some(open_ones, 9)}")
         return {name: known[_folded(name)] for name in unique}
     if one_will_do and len(unique) == 1:
         name = unique[0]
@@ -56,7 +58,9 @@ def class_labels(
             return {name: 1}
         if name.casefold() in NEGATIVE_NAMES:
             return {name: 0}
-        raise ValueError(f"cannot tell whether {name} is ai or real; say it with --classes {name}=ai (or =real)")
+        raise ValueError(
+            f"cannot tell whether {shown(name)} is ai or real; say it with --classes {shown(name)}=ai (or =real)"
+        )
     negative, chosen = resolve_polarity(unique, positive)
     return {negative: 0, chosen: 1}
 

@@ -46,7 +46,7 @@ class Shift:
                 str(values["estimator"]),
                 str(values["names"]),
             )
-        except (KeyError, OverflowError, TypeError, ValueError) as error:
+        except (ArithmeticError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"stacker.json is damaged (adapted: {error!r}); run adapt again") from None
         if not np.isfinite([shift.shift, shift.prior]).all():
             raise ArtifactError("stacker.json is damaged (adapted); run adapt again")

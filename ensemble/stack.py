@@ -8,6 +8,7 @@ import numpy as np
 
 from ensemble.errors import ArtifactError
 from ensemble.metrics import sigmoid
+from ensemble.names import is_member_name
 from ensemble.shift import Shift
 
 KINDS = ("logistic", "nonnegative", "mean", "best")  # the first is the default
@@ -93,7 +94,7 @@ class Stacker:
         try:
             flips, found = values.get("flips"), values["calibration"]
             stacker = cls(
-                tuple(values["members"]),
+                _names(values["members"]),
                 tuple(float(c) for c in values["coef"]),
                 float(values["intercept"]),
                 float(values["threshold"]),
@@ -105,11 +106,11 @@ class Stacker:
                     str(found.get("reason", "")),
                 ),
                 str(values.get("threshold_rule", DEFAULT_RULE)),
-                None if flips is None else tuple(flips),
+                None if flips is None else _names(flips),
                 Shift.from_dict(values["adapted"]) if "adapted" in values else None,
             )
             problem = _problem(stacker)
-        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"stacker.json is damaged ({error!r}); run stack again") from None
         if problem:
             raise ArtifactError(f"stacker.json is damaged ({problem}); run stack again")
@@ -123,6 +124,15 @@ def weighted_sum(logits: np.ndarray, coef: Sequence[float], intercept: float) ->
     for column, weight in enumerate(coef):
         total += weight * np.asarray(logits[:, column], dtype=np.float64)
     return total
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    """Different names that members may have, or ValueError."""
+    if not isinstance(values, list) or not all(isinstance(name, str) and is_member_name(name) for name in values):
+        raise ValueError("names of members")
+    if len(set(values)) < len(values):
+        raise ValueError("a member twice")
+    return tuple(values)
 
 
 def _problem(stacker: Stacker) -> str:

@@ -1,11 +1,13 @@
 """The bundle: members as ONNX, stacker and contracts, each file listed by its hash. No torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from ensemble import artifacts, external, members
-from ensemble.errors import ArtifactError
+from ensemble.contract import ImageContract
+from ensemble.errors import ArtifactError, some
 from ensemble.labels import LABELS
 from ensemble.names import is_member_name
 from ensemble.stack import Stacker
@@ -21,9 +23,12 @@ REMEDY = "make it anew with: python cli.py export --force (and its --member opti
 
 
 def open_bundle(folder: Path) -> dict[str, Any]:
-    """bundle.json of a bundle whose every file is as it was written; else ArtifactError."""
+    """bundle.json of a bundle whose every file is as it was written, with all members; else ArtifactError."""
     values = contents(folder)
     members.check_files(folder, values["files"], REMEDY)
+    names = stacker_of(folder).members
+    if lacking := [n for n in names if n not in values["members"] and external_file(n) not in values["files"]]:
+        raise ArtifactError(f"{folder} lacks members of its own stacker ({some(lacking)}); {REMEDY}")
     return values
 
 
@@ -33,12 +38,52 @@ def contents(folder: Path) -> dict[str, Any]:
     digest = values.pop("digest", None)
     if digest != artifacts.json_sha256(values):
         raise ArtifactError(f"{folder / 'bundle.json'} is damaged: its digest differs; {REMEDY}")
+    if fault := _fault(values):
+        raise ArtifactError(f"{folder / 'bundle.json'} lacks what one has, or holds what none has ({fault}); {REMEDY}")
     if not _stays_inside(values):
         raise ArtifactError(
             f"{folder / 'bundle.json'} names files that no bundle has, which may lie outside its folder; "
             f"do not use it, or {REMEDY}"
         )
     return values
+
+
+def _fault(values: Mapping[str, Any]) -> str:
+    """Where it is not of the form that `write_bundle` gives it; empty if nowhere. Anybody may have written it."""
+    files, entries, lower = values.get("files"), values.get("members"), values.get("precisions", {})
+    if not isinstance(files, dict) or not all(
+        isinstance(sha, str) and name.isprintable() for name, sha in files.items()
+    ):
+        return "files"
+    if not isinstance(entries, dict):
+        return "members"
+    if wrong := [name for name, entry in entries.items() if not _is_entry(entry)]:
+        return f"members: {some(wrong)}"
+    if not isinstance(lower, dict) or not all(_is_allowance(key, found) for key, found in lower.items()):
+        return "precisions"
+    return ""
+
+
+def _is_entry(entry: Any) -> bool:
+    try:
+        ImageContract.from_dict(entry["contract"])
+        gflop, kinds = entry.get("gflop", 0), [kind for kind in SECOND_FILES if kind in entry]
+        return (
+            all(isinstance(entry[key], str) for key in ("file", "precision", "source", *kinds))
+            and all(isinstance(entry["made"][kind], dict) for kind in kinds)
+            and type(gflop) in (int, float)
+            and 0 <= gflop < 1e9
+        )
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return False
+
+
+def _is_allowance(key: str, found: Any) -> bool:
+    try:
+        named(key)
+        return isinstance(found["certified"], bool) and all(isinstance(name, str) for name in found["members"])
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def _stays_inside(values: Mapping[str, Any]) -> bool:
@@ -126,6 +171,49 @@ def has_file(entry: Mapping[str, Any], setting: Setting) -> bool:
 def stacker_of(folder: Path) -> Stacker:
     """A bundle's own stacker."""
     return Stacker.from_dict(artifacts.read_json(folder / "stacker.json", REMEDY))
+
+
+def certificate_of(folder: Path) -> dict[str, Any]:
+    """certificate.json of a bundle: what was found of its `members` at fp32, and at `precisions` below."""
+    values = artifacts.read_json(folder / "certificate.json", REMEDY)
+    if not _is_certificate(values, contents(folder)["members"]):
+        raise ArtifactError(f"{folder / 'certificate.json'} lacks what one has, or holds what none has; {REMEDY}")
+    return values
+
+
+def _is_certificate(values: Mapping[str, Any], names: Collection[str]) -> bool:
+    try:
+        fp32 = [found for name in names for found in values["members"][name].get("fp32", {}).values()]
+        return all(_is_number(found["max_abs_difference"]) for found in fp32) and all(
+            isinstance(made["made_from"], str)
+            and named(key) is not None
+            and set(made["usable"]) <= set(names)
+            and all(map(_is_change, [made["stack"], *made["members"].values()]))
+            for key, made in values.get("precisions", {}).items()
+        )
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return False
+
+
+def _is_change(change: Mapping[str, Any]) -> bool:
+    """Whether it is as `certificate.Change` gives it."""
+    numbers = [change[key] for key in ("largest", "mean", "spearman", "auroc", "flips")]
+    return all(number is None or _is_number(number) for number in numbers) and all(
+        isinstance(limit, str) for limit in change["failed"]
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+@contextmanager
+def damage_told(name: str) -> Iterator[None]:
+    """Turn what code that reads a bundle's file of this name raises, where no export wrote it, into ArtifactError."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{name} holds what no export writes ({error!r}); {REMEDY}") from None
 
 
 def external_file(name: str) -> str:

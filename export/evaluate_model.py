@@ -62,13 +62,10 @@ def _load_alone(source: str, wanted: Wanted, say: Callable[[str], object], posit
     folder = hub.locate(source)
     if positive and (folder / "bundle.json").is_file():
         raise _no_classifier(source)
-    pinned = f"{hub.PREFIX}{hub.parse(source)[0]}@{folder.name}" if hub.is_remote(source) else source
     try:
-        return predictor.load(pinned, wanted, positive, say)
-    except BackboneError as error:  # --positive is of the data here, and nobody typed the commit
-        raise BackboneError(
-            str(error).replace(pinned, source).replace("name it with --positive", "name it with --model-positive")
-        ) from None
+        return predictor.load_located(folder, source, wanted, positive, say)
+    except BackboneError as error:  # --positive is of the data here
+        raise BackboneError(str(error).replace("name it with --positive", "name it with --model-positive")) from None
 
 
 def _no_classifier(source: str | None) -> ArtifactError:

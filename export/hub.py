@@ -28,7 +28,9 @@ def locate(source: str | Path) -> Path:
 
 
 def locate_bundle(source: str) -> Path:
-    """As `locate`, and it is a bundle."""
+    """As `locate`, and it is a bundle; nothing else is downloaded of what is none."""
+    if is_remote(source):
+        return fetch_bundle(*parse(source))
     folder = locate(source)
     if not (folder / "bundle.json").is_file():
         raise ArtifactError(
@@ -74,14 +76,11 @@ def fetch_bundle(repo: str, revision: str | None) -> Path:
 def pull(repo: str, revision: str | None, target: Path, replace: bool = False) -> tuple[str, bool]:
     """Bring a bundle from the Hub into the folder `target`; returns its commit, and whether anything changed there.
 
-    A bundle with other contents is replaced only on demand, and in one step. What is in the cache
-    is not fetched again.
+    A bundle with other contents is replaced only on demand, and in one step; of the same bundle, only
+    files that are damaged. What is in the cache is not fetched again.
     """
-    from huggingface_hub import HfApi
-
-    with hub_errors(repo):
-        commit = str(patiently(lambda: HfApi().model_info(repo, revision=revision)).sha)
-    target = target.absolute()
+    commit = _commit(repo, revision)
+    target = target.resolve()
     artifacts.restore_folder(target)
     if target.is_dir() and any(target.iterdir()):
         if not (target / "bundle.json").is_file():
@@ -89,10 +88,24 @@ def pull(repo: str, revision: str | None, target: Path, replace: bool = False) -
         newest = download(repo, ("bundle.json",), commit, bars=False)
         if not _same(target, newest) and not replace:
             raise ArtifactError(f"{target} holds another bundle; name another folder, or replace it with --force")
-        if _same(target, newest) and not _damaged(target, _listed(repo, newest)):
-            return commit, False
+        if _same(target, newest):
+            if damaged := _damaged(target, _listed(repo, newest)):
+                _mend(fetch_bundle(repo, commit), target, damaged)
+            return commit, bool(damaged)
     _copy(fetch_bundle(repo, commit), target)
     return commit, True
+
+
+def _commit(repo: str, revision: str | None) -> str:
+    """What the Hub says that a revision is; with HF_HUB_OFFLINE, what it was when last asked."""
+    from huggingface_hub import HfApi, is_offline_mode
+
+    commit = ""
+    if not is_offline_mode():
+        with hub_errors(repo):
+            commit = str(patiently(lambda: HfApi().model_info(repo, revision=revision)).sha)
+    noted = download(repo, ("bundle.json",), revision, bars=False).name  # the cache notes a revision's commit
+    return commit or noted
 
 
 def _fetch(repo: str, revision: str | None) -> Path:
@@ -105,10 +118,8 @@ def _fetch(repo: str, revision: str | None) -> Path:
 def _listed(repo: str, folder: Path) -> Mapping[str, str]:
     try:
         files: Mapping[str, str] = bundle.contents(folder)["files"]
-    except (ArtifactError, KeyError, TypeError, AttributeError) as error:  # anybody may have written it
-        why = (
-            str(error).partition("; ")[0] if isinstance(error, ArtifactError) else "its bundle.json lacks what one has"
-        )
+    except ArtifactError as error:  # anybody may have written it
+        why = str(error).partition("; ")[0].replace(str(folder / "bundle.json"), "its bundle.json")
         raise HubError(f"{repo} cannot be used: {why}; its owner should push it again") from None
     return files
 
@@ -130,6 +141,13 @@ def _same(target: Path, snapshot: Path) -> bool:
     """Whether both are the same bundle, by their bundle.json."""
     theirs = snapshot / "bundle.json"
     return theirs.is_file() and (target / "bundle.json").read_bytes() == theirs.read_bytes()
+
+
+def _mend(source: Path, target: Path, names: Sequence[str]) -> None:
+    """Put single files of a bundle in the place of damaged ones; all else in the folder stays."""
+    for name in names:
+        with artifacts.replacing(target / name) as temporary:
+            shutil.copyfile(source / name, temporary)
 
 
 def _copy(source: Path, target: Path) -> None:

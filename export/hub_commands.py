@@ -68,6 +68,7 @@ def push(
     name, at = hub.parse(repo)
     if at:
         raise click.UsageError(f"name the branch with --revision {at}")
+    hub_push.check_before(name, licence)
     if folder is None:
         if not bundle.is_current(run):
             from export.export_run import export_run
@@ -100,8 +101,9 @@ def pull(repo: str, folder: Path | None, revision: str | None, force: bool) -> N
     """Get a bundle from the Hugging Face Hub into DIR, by default bundles/REPO.
 
     Every file is of one commit and is checked against the bundle's own list. What has arrived
-    is kept in huggingface_hub's cache, so the same command goes on where it was stopped. To
-    score without a folder of your own, name the bundle itself: --bundle hf://USER/REPO.
+    is kept in huggingface_hub's cache, so the same command goes on where it was stopped. Where
+    DIR holds the same bundle already, only damaged files are replaced, and what else lies there
+    stays. To score without a folder of your own, name the bundle itself: --bundle hf://USER/REPO.
 
     \b
     Examples:

@@ -5,6 +5,7 @@ those that are not there yet.
 """
 
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ensemble import artifacts, members
-from ensemble.download import download, hub_errors, patiently
+from ensemble.download import NO_SUCH_LOGIN, brief, download, hub_errors, patiently
 from ensemble.errors import ArtifactError, HubError, some
 from ensemble.labels import LABELS
+from ensemble.names import is_member_name
 from ensemble.stack import Stacker
 from export import bundle
 from export.model_card import Base, merged
@@ -29,7 +31,12 @@ if TYPE_CHECKING:
 Say = Callable[[str], object]
 Files = Mapping[str, Path | bytes]  # by their path in the repository
 CARD = "README.md"
-OURS = ("members/", "externals/")  # folders that a push fills, and clears of what an earlier one left
+# what pushes write in folders that may hold the owner's files too; what is not written again is cleared
+OURS = re.compile(
+    rf"members/(?P<exported>[^/]+)\.({'|'.join((bundle.PRECISION, *bundle.SECOND_FILES))})\.onnx"
+    r"|members/(?P<member>[^/]+)/((config|preprocessor_config|member)\.json|model[^/]*\.safetensors(\.index\.json)?)"
+    r"|externals/(?P<external>[^/]+)\.parquet"
+)
 LARGE = 1 << 20  # bytes: from here on, sent ahead of the commit
 PARQUET = "It seems that you are about to commit a data file"  # heldout.parquet is meant to go with the model
 
@@ -99,6 +106,30 @@ def with_licences(known: Sequence[Base]) -> list[Base]:
     return [replace(base, licence=licence(base.checkpoint)) if base.checkpoint else base for base in known]
 
 
+def check_before(repo: str, licence: str | None) -> None:
+    """HubError for what a push would fail of after hours of export: no login, or a licence unknown to the Hub."""
+    from huggingface_hub import get_token
+
+    with hub_errors(repo):
+        token = get_token()
+        if token is None:
+            raise HubError(f"{repo}: you are not logged in; run: hf auth login, with a token that may write")
+        if not (token.isascii() and token.isprintable()):
+            raise HubError(f"{repo}: {NO_SUCH_LOGIN}")
+        if licence:
+            _check_card(repo, f"---\nlicense: {json.dumps(licence)}\n---\n")
+
+
+def _check_card(repo: str, text: str) -> None:
+    from huggingface_hub import RepoCard
+
+    try:
+        card = RepoCard(text)
+        patiently(lambda: card.validate("model"))
+    except ValueError as error:
+        raise HubError(f"{repo}: the Hub refuses the head of its card, README.md: {brief(error)}") from None
+
+
 def push(
     repo: str,
     files: Files,
@@ -113,17 +144,16 @@ def push(
     card: as `model_card` makes it; what others wrote in README.md around it stays. Makes the
     repository, and the branch, where they are missing. HubError says what to do.
     """
-    from huggingface_hub import CommitOperation, CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+    from huggingface_hub import CommitOperation, CommitOperationAdd, CommitOperationDelete, HfApi
 
     with hub_errors(repo), _bars_on_terminals():
-        if get_token() is None:
-            raise HubError(f"{repo}: you are not logged in; run: hf auth login, with a token that may write")
         api = HfApi()
         head = _prepare(api, repo, private, branch)
         there = _files(api, repo, head)
         before = download(repo, (CARD, "bundle.json"), head, bars=False)
         older = before / CARD
         text = merged(repo, older.read_text(encoding="utf-8", errors="replace") if older.is_file() else "", card)
+        _check_card(repo, text)  # create_commit would, after the large files
         wanted = {**files, CARD: text.encode()}
         changed = {path: file for path, file in wanted.items() if not _is_there(file, there.get(path))}
         stale = _stale(there, before / "bundle.json", wanted)
@@ -197,13 +227,13 @@ def _send_large(api: "HfApi", repo: str, branch: str | None, additions: Mapping[
 
 def _is_there(file: Path | bytes, found: "RepoFile | None") -> bool:
     """Whether the Hub has just this content: by SHA-256 in large-file storage, else by git's own hash of it."""
-    if found is None:
+    size = len(file) if isinstance(file, bytes) else file.stat().st_size
+    if found is None or found.size != size:
         return False
     if found.lfs is not None:
         return isinstance(file, Path) and artifacts.file_sha256(file) == found.lfs.sha256
-    content = file if isinstance(file, bytes) else file.read_bytes() if file.stat().st_size == found.size else b""
-    digest = sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-    return len(content) == found.size and digest == found.blob_id
+    content = file if isinstance(file, bytes) else file.read_bytes()
+    return sha1(b"blob %d\0" % size + content, usedforsecurity=False).hexdigest() == found.blob_id
 
 
 def _stale(there: Iterable[str], older: Path, wanted: Iterable[str]) -> list[str]:
@@ -215,4 +245,9 @@ def _stale(there: Iterable[str], older: Path, wanted: Iterable[str]) -> list[str
     except (ValueError, KeyError, TypeError):
         listed = set()
     left = set(there) - set(wanted)
-    return sorted(path for path in left if path in listed or path.startswith(OURS))
+    return sorted(path for path in left if path in listed or _is_ours(path))
+
+
+def _is_ours(path: str) -> bool:
+    found = OURS.fullmatch(path)
+    return found is not None and any(name and is_member_name(name) for name in found.groupdict().values())

@@ -65,13 +65,14 @@ def _base(name: str, info: Mapping[str, Any]) -> Base:
     return Base(name, "", "a checkpoint, not known whether of the Hub", UNKNOWN)  # trained before that was recorded
 
 
+@bundle.damage_told("stacker.json")
 def write_card(repo: str, folder: Path, run: Path | None, known: Sequence[Base], licence: str | None) -> str:
     """YAML and text of the bundle at `folder`; of the data it was trained on only where `run` is given.
 
     known: of each member that the run trained. licence: what the user says, as the Hub names it.
     """
     stacker, values = artifacts.read_json(folder / "stacker.json", bundle.REMEDY), bundle.contents(folder)
-    certificate, chosen = artifacts.read_json(folder / "certificate.json", bundle.REMEDY), points.read(folder, values)
+    certificate, chosen = bundle.certificate_of(folder), points.read(folder, values)
     evaluations = card_scores.evaluations(run, stacker) if run else []
     parts = [
         BEGIN,

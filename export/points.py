@@ -3,7 +3,6 @@
 It lies in the bundle as point.json, and holds for the members and the stack that it was chosen for. No torch.
 """
 
-import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -93,10 +92,7 @@ def read(folder: Path, values: Mapping[str, Any]) -> Chosen | None:
     path = folder / FILE
     remedy = f"choose another: python cli.py frontier --bundle {folder} --budget N, or --reset to run all members"
     try:
-        written = artifacts.read_json(path, remedy)
-        # Python's JSON also reads NaN, Infinity and halves of characters, which cannot be written or hashed again
-        json.dumps(written, allow_nan=False, ensure_ascii=False).encode()
-        chosen = Chosen.from_dict(written)
+        chosen = Chosen.from_dict(artifacts.read_json(path, remedy))
         _check(chosen)
     except (ManyeyesError, AttributeError, KeyError, TypeError, ValueError, ArithmeticError, RecursionError):
         raise ArtifactError(f"{path} is damaged; {remedy}") from None

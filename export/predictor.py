@@ -10,6 +10,7 @@ import pandas as pd
 
 from ensemble import artifacts, external
 from ensemble.errors import BackboneError, DataError, UnavailableError
+from ensemble.names import RESERVED
 from ensemble.quiet import quiet_decoders
 from ensemble.stack import Stacker
 from ensemble.stack_run import fingerprint, read_stacker
@@ -84,7 +85,8 @@ def load_classifier(
     device = _torch_device(wanted)
     from export.classifier import read_classifiers
 
-    (one,) = read_classifiers({name or folder.resolve().name: folder}, positive)
+    called = name or folder.resolve().name
+    (one,) = read_classifiers({f"model_{called}" if called in RESERVED else called: folder}, positive)
     identity = artifacts.json_sha256([version("torch"), device, wanted.batch, one.sha256])
     runner = runtime.torch_runner(one.name, one.load(), device, wanted.batch)
     return Ensemble((runner,), average(one.name), device, identity=identity, settings=((one.name, TORCH),))
@@ -95,7 +97,13 @@ def load(source: str | Path, wanted: Wanted = ANY, positive: str | None = None, 
 
     Only hf:// reaches the network. A run's current bundle is preferred to its torch members.
     """
-    folder = hub.locate(source)
+    return load_located(hub.locate(source), source, wanted, positive, say)
+
+
+def load_located(
+    folder: Path, source: str | Path, wanted: Wanted = ANY, positive: str | None = None, say: Say = silent
+) -> Ensemble:
+    """As `load`, from the folder that `source` was found to be: what it names on the Hub may change meanwhile."""
     if (folder / "bundle.json").is_file():
         return load_bundle(folder, wanted, say)
     if artifacts.stacker_path(folder).is_file() or artifacts.members_path(folder).is_dir():
@@ -122,7 +130,7 @@ class Predictor:
 
     def __init__(self, source: str | Path, wanted: Wanted, positive: str | None) -> None:
         self.errors = _no_errors()
-        self._source, self._positive = source, positive
+        self._source, self._folder, self._positive = source, hub.locate(source), positive
         self._load(wanted)
 
     @classmethod
@@ -152,7 +160,7 @@ class Predictor:
 
     def _load(self, wanted: Wanted) -> None:
         notes: list[str] = []
-        self._ensemble = load(self._source, wanted, self._positive, notes.append)
+        self._ensemble = load_located(self._folder, self._source, wanted, self._positive, notes.append)
         self._wanted, self.device, self.notes = wanted, self._ensemble.device, tuple(notes)
 
     @quiet_decoders()

@@ -59,7 +59,7 @@ def begin(path: Path, folder: Path, force: bool) -> Work:
     entries, point = values["members"], None
     with suppress(ArtifactError):  # of no use: it is dropped
         point = points.read(folder, values)
-    certificates = artifacts.read_json(folder / "certificate.json", bundle.REMEDY)
+    certificates = bundle.certificate_of(folder)
     for name, entry in entries.items():
         if not _record_path(path, name).is_file():
             for file in bundle.files_of(entry):

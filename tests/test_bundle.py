@@ -178,7 +178,7 @@ def test_a_bundle_that_names_files_outside_its_folder_is_refused_and_they_stay(r
     if where == "name":
         values = {**sound, "members": {**sound["members"], "../../victim": sound["members"]["one"]}}
     elif where != "listed":
-        values["members"]["one"]["fp16"] = file
+        values["members"]["one"] |= {"fp16": file, "made": {"fp16": {}}}
     artifacts.write_json(folder / "bundle.json", {**values, "digest": artifacts.json_sha256(values)})
     refusal = re.escape(f"{folder / 'bundle.json'} names files that no bundle has")
     with pytest.raises(ArtifactError, match=f"{refusal}.*; do not use it, or "):

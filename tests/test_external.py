@@ -128,7 +128,7 @@ def test_a_stack_without_it_again_leaves_it_out(run):
 def test_export_carries_the_scores(run, monkeypatch):
     from export import export_run
 
-    folder = write_bundle(run, [])
+    folder = write_bundle(run, ["clip"])
     record = {
         name: {"entry": entry, "files": {}, "certificate": {}}
         for name, entry in bundle.open_bundle(folder)["members"].items()
