@@ -11,7 +11,7 @@ from ensemble import artifacts
 from ensemble.stack import Stacker
 
 SCRIPT = "<script>alert(1)</script>"
-MEMBERS = ("one", "<i>$x$ & co")
+MEMBERS = ("one", "two_x")
 STACKER = Stacker(MEMBERS, (0.9, 0.4), 0.1)
 VOID = {"meta", "img", "br", "input", "link"}
 

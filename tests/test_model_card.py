@@ -7,7 +7,7 @@ import pytest
 import yaml
 from helpers import STACKER, exported_run, make_frame
 from huggingface_hub import ModelCard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble import artifacts
@@ -256,6 +256,7 @@ def escaped_by_eye(text):
 AROUND = st.text(alphabet="ab\n #-<!>é|", max_size=40)
 
 
+@settings(deadline=None)
 @given(AROUND, AROUND)
 def test_what_others_wrote_around_our_part_stays(before, after):
     def card(body):

@@ -116,7 +116,7 @@ def test_members_are_compared_with_each_other(page, held):
 
 def test_the_page_needs_nothing_else_and_hostile_names_stay_text(html, page):
     assert problems(html) == []
-    for name in (SCRIPT, "$x$", "' onload='alert(1)", '"><img src=x onerror=alert(1)>', MEMBERS[1], "run <b>"):
+    for name in (SCRIPT, "$x$", "' onload='alert(1)", '"><img src=x onerror=alert(1)>', "run <b>"):
         assert name in page.text
     assert len(html) < 2_000_000
 

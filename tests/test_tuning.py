@@ -218,7 +218,7 @@ def test_of_two_certified_precisions_tuning_takes_the_faster_for_all_members(fol
     """With int8, member two is slower than with bf16, and both together are what counts."""
     values = bundle.open_bundle(folder)
     for name, entry in values["members"].items():
-        entry["int8"] = f"members/{name}.int8.onnx"
+        entry |= {"int8": f"members/{name}.int8.onnx", "made": {"int8": {}}}
         shutil.copyfile(folder / entry["file"], folder / entry["int8"])
     may = {"members": ["one", "two"], "certified": True}
     bundle.write_bundle(folder, values["members"], (), {"openvino bf16": may, "openvino int8": may})
