@@ -1,12 +1,13 @@
 """What to score: a folder, a CSV or a Parquet file -> rows of an id as given and the image that it means."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from stat import S_ISREG
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pandas as pd
 
@@ -33,12 +34,17 @@ class Inputs:
 
     sha256: of ids, paths, sizes and times of change, in order; where a Parquet file holds the
     images, of ids and that file's size, time of change and rows, not of the images' bytes.
-    items: (start, stop) -> those images, streamed.
+    reader: the rows [start, stop), start, stop -> their images, streamed. That of files can be
+    pickled, for other machines to read by.
     """
 
     rows: Rows
     sha256: str
-    items: Callable[[int, int], Iterator[Item]]
+    reader: Callable[[Iterable[Row], int, int], Iterator[Item]]
+
+    def items(self, start: int, stop: int) -> Iterator[Item]:
+        """The images of the rows [start, stop), streamed."""
+        return self.reader(read(self.rows, start, stop), start, stop)
 
     @property
     def count(self) -> int:
@@ -79,15 +85,7 @@ def read_inputs(source: Path, images: Path | None = None, spill: Path | None = N
     _refuse_images(images, source)
     facts = parquet_input.facts(source)
     rows = _distinct(keep(_named(parquet_input.image_rows(source), source), place), source)
-
-    def items(start: int, stop: int) -> Iterator[Item]:
-        if parquet_input.facts(source) != facts:
-            raise DataError(f"{source} was changed meanwhile; run the same command again")
-        found = parquet_input.image_bytes(source, start, stop)
-        for row, data in zip(read(rows, start, stop), found, strict=True):
-            yield Item(row.id, row.path, data)
-
-    return Inputs(rows, artifacts.json_sha256([rows.sha256, facts]), items)
+    return Inputs(rows, artifacts.json_sha256([rows.sha256, facts]), partial(_in_parquet, source, facts))
 
 
 def resolve_table(frame: pd.DataFrame, table: Path, images: Path | None) -> Inputs:
@@ -105,20 +103,28 @@ def of_open_files(files: Sequence[tuple[str, BinaryIO]]) -> Inputs:
     """Images by name, each read when its turn comes. Names may repeat; sha256 is of them alone."""
     rows = keep((Row(name, name) for name, _ in files), None)
 
-    def items(start: int, stop: int) -> Iterator[Item]:
+    def reader(_: Iterable[Row], start: int, stop: int) -> Iterator[Item]:
         for name, file in files[start:stop]:
             yield Item(name, name, file.read())
 
-    return Inputs(rows, rows.sha256, items)
+    return Inputs(rows, rows.sha256, reader)
 
 
 def _of_files(rows: Rows, root: Path) -> Inputs:
-    def items(start: int, stop: int) -> Iterator[Item]:
-        for row in read(rows, start, stop):
-            file = root / row.path
-            yield Item(row.id, str(file), file)
+    return Inputs(rows, artifacts.json_sha256([ascii(root), rows.sha256]), partial(_in_folder, root))
 
-    return Inputs(rows, artifacts.json_sha256([ascii(root), rows.sha256]), items)
+
+def _in_folder(root: Path, rows: Iterable[Row], start: int, stop: int) -> Iterator[Item]:
+    for row in rows:
+        file = root / row.path
+        yield Item(row.id, str(file), file)
+
+
+def _in_parquet(source: Path, facts: list[Any], rows: Iterable[Row], start: int, stop: int) -> Iterator[Item]:
+    if parquet_input.facts(source) != facts:
+        raise DataError(f"{source} was changed meanwhile; run the same command again")
+    for row, data in zip(rows, parquet_input.image_bytes(source, start, stop), strict=True):
+        yield Item(row.id, row.path, data)
 
 
 def _of_table(parts: Iterator[pd.DataFrame], table: Path, images: Path | None, place: Path | None) -> Inputs:
