@@ -16,10 +16,11 @@ import PIL
 from ensemble import artifacts
 from ensemble.errors import ArtifactError
 from ensemble.stack import Stacker
-from export import bundle
+from export import bundle, places
 from export.ensembles import Ensemble
 from export.hardware import version
 from export.infer import Done, Options
+from export.places import Place
 from export.setting import named
 
 READ = {"stack", "uncertified", "images", "options"}  # what submit reads of `made_by`'s values
@@ -38,7 +39,7 @@ def scoring_sha256(stacker: Stacker, adapted: bool) -> str:
     )
 
 
-def made_by(ensemble: Ensemble, folder: Path | None, options: Options, source: Path, done: Done) -> dict[str, Any]:
+def made_by(ensemble: Ensemble, folder: Path | None, options: Options, source: Place, done: Done) -> dict[str, Any]:
     """What `infer` did, JSON-ready; names of files only, never their folders.
 
     folder: the bundle that was run, None for torch members. `uncertified`: the precisions in use that no
@@ -55,7 +56,7 @@ def made_by(ensemble: Ensemble, folder: Path | None, options: Options, source: P
         "looked_up": [member.name for member in ensemble.externals],
         "device": ensemble.device,
         "options": {**asdict(options), "cascade": ensemble.cascade.to_dict() if ensemble.cascade else None},
-        "input": source.name,
+        "input": places.name(source),
         "images": {"scored": done.scored, "failed": done.failed},
         "versions": versions({named(key).runtime for key in used.values()}),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
