@@ -1,10 +1,12 @@
 """Where bytes lie: a local path, or a URL of an object store, which fsspec reads. Nothing but URLs reaches fsspec."""
 
 import io
+import os
 import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -84,12 +86,18 @@ def filesystem(url: str) -> Any:
     """fsspec's file system for a URL; UnavailableError where the store's package is missing."""
     scheme = url.partition(":")[0]
     try:
-        import fsspec
-
-        return fsspec.filesystem(scheme, use_listings_cache=False, **OPTIONS.get(scheme, {}))
+        return _filesystem(scheme, os.getpid())
     except ImportError:
         package = DRIVERS[scheme]
         raise UnavailableError(f"{url}: {package} is not installed; run: pip install {package}") from None
+
+
+@cache
+def _filesystem(scheme: str, process: int) -> Any:
+    """One for all threads, where fsspec has one for each, with connections of its own; none outlives a fork."""
+    import fsspec
+
+    return fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False, **OPTIONS.get(scheme, {}))
 
 
 @contextmanager
@@ -156,11 +164,11 @@ def _version(info: dict[str, Any]) -> int:
     return int.from_bytes(sha256(told.encode()).digest()[:7])  # fits an int64
 
 
-def opened(place: Place) -> IO[bytes]:
-    """A file for reading with seeks; of an object, a BLOCK is requested at a time. FileNotFoundError."""
+def opened(place: Place, size: int | None = None) -> IO[bytes]:
+    """A file for reading with seeks; of an object, of `size` bytes if known, a BLOCK is requested at a time."""
     if isinstance(place, Path):
         return place.open("rb")
-    return io.BufferedReader(_Ranged(place, facts(place)[0]), BLOCK)
+    return io.BufferedReader(_Ranged(place, facts(place)[0] if size is None else size), BLOCK)
 
 
 class _Ranged(io.RawIOBase):

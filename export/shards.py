@@ -142,9 +142,10 @@ def tar_rows(files: Sequence[Place], shards: list[Shard]) -> Iterator[Row]:
 
 def _lazily(file: Place) -> tuple[Shard, Iterator[Row]]:
     try:
-        return Shard(file, *places.facts(file), 0), _rows(file)
+        size, version = places.facts(file)
     except OSError as error:
         raise DataError(f"no tar at {file} ({error.strerror or 'not found'})") from None
+    return Shard(file, size, version, 0), _rows(file, size)
 
 
 def _listed(file: Place) -> tuple[Shard, list[Row]]:
@@ -152,7 +153,7 @@ def _listed(file: Place) -> tuple[Shard, list[Row]]:
     return shard, list(rows)
 
 
-def _rows(file: Place) -> Iterator[Row]:
+def _rows(file: Place, size: int) -> Iterator[Row]:
     tally, unknown, unreadable = Tally(), Counter[str](), Sample()
 
     def wanted(name: str) -> bool:
@@ -163,15 +164,15 @@ def _rows(file: Place) -> Iterator[Row]:
         return suffix in IMAGE_SUFFIXES
 
     try:
-        with places.opened(file) as opened:
+        with places.opened(file, size) as opened:
             if opened.read(6).startswith(_PACKED):
                 raise _compressed(file)
             opened.seek(0)
-            for name, offset, size in list_tar(opened, wanted, tally):
+            for name, offset, length in list_tar(opened, wanted, tally):
                 path = normpath(name)
                 if path != path.encode(errors="replace").decode():
                     unreadable.add(ascii(path))
-                yield Row(os.path.splitext(path)[0], f"{file}:{path}", size, offset=offset)
+                yield Row(os.path.splitext(path)[0], f"{file}:{path}", length, offset=offset)
     except DamagedArchiveError as error:
         raise DataError(f"{file} is not a whole tar: {error}; fetch or write it again") from None
     except OSError as error:
