@@ -25,7 +25,8 @@ MAX_HEADER_BYTES = 1 << 20
 MAX_NAME = 1024
 TOO_LARGE = f"over {MAX_IMAGE_BYTES >> 20} MiB"
 _NAMED = 3
-_FROM_DAMAGED_HEADERS = (ValueError, ArithmeticError, LookupError)  # tarfile parses their numbers unguarded
+# tarfile parses their numbers unguarded, and calls itself for each of many headers of one member
+_FROM_DAMAGED_HEADERS = (ValueError, ArithmeticError, LookupError, RecursionError)
 
 
 class DamagedArchiveError(DataError):
@@ -135,7 +136,7 @@ def list_tar(file: IO[bytes], wanted: Callable[[str], bool], tally: Tally) -> It
             file.seek(tar.offset)
             if not file.read(1):
                 raise DamagedArchiveError("it has no end, and may have been cut off")
-    except (tarfile.TarError, EOFError, OverflowError, *_FROM_DAMAGED_HEADERS) as error:
+    except (tarfile.TarError, EOFError, *_FROM_DAMAGED_HEADERS) as error:
         raise DamagedArchiveError(str(error) or type(error).__name__) from None
 
 

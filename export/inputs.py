@@ -114,7 +114,7 @@ def _csv_parts(source: Place) -> Iterator[pd.DataFrame]:
         yield from read_parts(source, file)
 
 
-def resolve_table(frame: pd.DataFrame, table: Path, images: Path | None) -> Inputs:
+def resolve_table(frame: pd.DataFrame, table: Path, images: Place | None) -> Inputs:
     """Ids and files of a table's rows, in memory; `table` is where relative paths count from."""
     return _of_table(iter([frame]), table, images, None)
 

@@ -19,13 +19,17 @@ DRIVERS = {"s3": "s3fs", "gs": "gcsfs", "memory": "fsspec"}  # memory: of this p
 BLOCK = 4 << 20  # bytes of one request for neighbouring images, and at most of an image that is fetched ahead
 AHEAD = 16  # requests at the same time: most of their time is waiting
 VERSIONS = ("ETag", "generation", "etag", "mtime", "LastModified", "created")  # what stores call a version
-OPTIONS: dict[str, dict[str, Any]] = {"s3": {"config_kwargs": {"connect_timeout": 5, "read_timeout": 30}}}
+# s3fs tries each of these 5 times: minutes at most for a server that is silent
+OPTIONS: dict[str, dict[str, Any]] = {
+    "s3": {"config_kwargs": {"connect_timeout": 5, "read_timeout": 15, "retries": {"total_max_attempts": 2}}}
+}
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_EXPLAINED = (  # by the names of errors, since each store's library has its own
+_EXPLAINED = (  # by words in errors and their names, since each store's library has its own
     (
         ("credential", "refresherror"),
         "no credentials were found; set the store's own variables or log in with its tool",
     ),
+    (("recursion",), "is redirected without end; set the bucket's region, such as AWS_DEFAULT_REGION"),
     (("connect", "timeout", "dns"), "cannot be reached; check the network, the endpoint and the region"),
 )
 
@@ -112,9 +116,9 @@ def problems(url: str) -> Generator[None, None, None]:
             f"{url}: no right to read it ({_line(error)}); check credentials and the bucket's policy"
         ) from None
     except Exception as error:  # of botocore, aiohttp, google.auth, gcsfs
-        kinds = " ".join(kind.__name__.lower() for kind in type(error).__mro__)
+        told = " ".join([*(kind.__name__ for kind in type(error).__mro__), str(error)]).lower()
         for words, meaning in _EXPLAINED:
-            if any(word in kinds for word in words):
+            if any(word in told for word in words):
                 raise DataError(f"{url}: {meaning} ({_line(error)})") from None
         raise DataError(f"{url} cannot be read: {_line(error)}; check its name and region") from None
 

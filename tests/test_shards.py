@@ -111,6 +111,7 @@ def cut(file, size):
         opened.truncate(file.stat().st_size + size if size < 0 else size)
 
 
+LONG_NAME = member("././@LongLink", 3, tarfile.GNUTYPE_LONGNAME).tobuf(tarfile.GNU_FORMAT) + b"ab\0" + bytes(509)
 HOSTILE = {
     "cut in a member": (lambda file: cut(file, 5000), "is not a whole tar: unexpected end of data; fetch or write"),
     "cut between members": (lambda file: cut(file, 3584), "is not a whole tar: it has no end, and may have been"),
@@ -154,6 +155,10 @@ HOSTILE = {
         lambda file: file.write_bytes(member("a", -512, tarfile.XHDTYPE).tobuf(tarfile.GNU_FORMAT) + bytes(1024)),
         "is not a whole tar: a header of -512 bytes",
     ),
+    "thousands of long names": (
+        lambda file: file.write_bytes(LONG_NAME * 3000 + member("a.png").tobuf(tarfile.GNU_FORMAT) + bytes(1024)),
+        "is not a whole tar: maximum recursion depth",
+    ),
     "doubled": (lambda file: write_tar(file, {"a.png": b"a", "a.jpg": b"a"}), "ids given more than once: 'a'"),
     "no image": (lambda file: write_tar(file, {"a.json": b"a"}), "holds no images"),
 }
@@ -170,6 +175,35 @@ def test_tars_that_leave_a_doubt_are_refused_in_one_line(tmp_path, case):
     assert message in str(raised.value)
     assert str(file) in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_a_damaged_tar_is_read_or_refused_in_one_line(tmp_path, form):
+    files = {"n" * 150 + ".png": b"a" * 700, "é.png": b"b" * 10, "c.json": b"{}", "c.png": b"c" * 600}
+    file, outcomes = tmp_path / "s.tar", set()
+    whole = write_tar(file, files, form).read_bytes()[:9216]
+
+    def outcome():
+        try:
+            return len(rows(read_inputs(file)))
+        except DataError as error:
+            return f"refused in {len(str(error).splitlines())} line"
+
+    @settings(deadline=None, max_examples=150)
+    @given(st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), min_size=1, max_size=5))
+    def check(changes):
+        damaged = bytearray(whole)
+        for place, value in changes:
+            damaged[place] = value
+        for start in range(0, len(damaged), 512):  # sums are made right, or else nothing else is looked at
+            if damaged[start + 257 : start + 262] == b"ustar":
+                damaged[start + 148 : start + 156] = b" " * 8
+                damaged[start + 148 : start + 156] = b"%06o\0 " % sum(damaged[start : start + 512])
+        file.write_bytes(damaged)
+        outcomes.add(outcome())
+
+    check()
+    assert {3, "refused in 1 line"} <= outcomes <= {0, 1, 2, 3, 4, "refused in 1 line"}
 
 
 def test_an_id_in_two_shards_is_refused(tmp_path):

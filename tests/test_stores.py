@@ -1,12 +1,15 @@
 """Against a real S3 server on loopback (moto's), and against fsspec's memory where s3fs is not installed."""
 
+import http.server
 import os
 import pickle
 import re
 import socket
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -263,23 +266,38 @@ def requests(log, since=0):
 
 @needs_s3
 @pytest.mark.parametrize("bucket", ["s3"], indirect=True)
-def test_tars_are_read_in_few_requests_and_images_in_one_each(photos, bucket, server, tmp_path):
+def test_tars_are_read_in_few_requests_and_images_in_one_each(bucket, server, tmp_path, monkeypatch):
     log = server[1]
     for number in range(200):
         write_image(tmp_path / f"many/{number:03}.png", number)
     data = {file.name: file.read_bytes() + bytes(40_000) for file in sorted((tmp_path / "many").iterdir())}
     size = upload(write_tar(tmp_path / "s.tar", data), f"{bucket}/s.tar") and (tmp_path / "s.tar").stat().st_size
     upload_folder(tmp_path / "many", f"{bucket}/many")
-    for source, most in ((f"{bucket}/s.tar", size // places.BLOCK + 4), (f"{bucket}/many", 200)):
-        inputs = read_inputs(source)
+    frame = pd.DataFrame({"id": list(data), "image": list(data.values())})
+    frame.to_parquet(tmp_path / "s.parquet", compression=None, row_group_size=50)
+    upload(tmp_path / "s.parquet", f"{bucket}/s.parquet")
+    few = size // places.BLOCK + 4
+    read_range, sizes = places.read_range, []
+
+    def counted(*arguments):
+        data = read_range(*arguments)
+        sizes.append(len(data))
+        return data
+
+    monkeypatch.setattr(places, "read_range", counted)
+
+    for name, most, ten in (("s.tar", few, 2), ("s.parquet", 3 * few, 8), ("many", 200, 10)):
+        inputs = read_inputs(f"{bucket}/{name}")
         before = len(log.read_text())
+        sizes.clear()
         assert len(list(inputs.items(0, 200))) == 200
+        assert sum(sizes) < 1.1 * size + places.BLOCK
         asked = requests(log, before)
         assert sum(method == "GET" for method, _ in asked) <= most
         assert {status for _, status in asked} <= {"200", "206"}
         before = len(log.read_text())
         assert len(list(inputs.items(150, 160))) == 10
-        assert len(requests(log, before)) <= 2 if source.endswith("tar") else 10
+        assert len(requests(log, before)) <= ten
 
 
 @needs_s3
@@ -319,6 +337,61 @@ def test_what_goes_wrong_at_a_store_is_one_line_and_soon(server, monkeypatch, fa
         read_inputs(url)
     assert len(str(raised.value).splitlines()) == 1
     assert time.monotonic() - began < 60
+    places._filesystem.cache_clear()
+
+
+class _Refusing(http.server.BaseHTTPRequestHandler):
+    """Answers every request with `code` and `error`, after a while."""
+
+    code, error, wait = 403, ("AccessDenied", "Access Denied"), 0.0
+
+    def do_GET(self):
+        time.sleep(self.wait)
+        body = "<Error><Code>{}</Code><Message>{}</Message></Error>".format(*self.error).encode()
+        with suppress(OSError):  # nobody waits for it any more
+            self.send_response(self.code)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body if self.command == "GET" else b"")
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def log_message(self, *arguments):
+        """Say nothing."""
+
+
+ANSWERS = {
+    "no right": (
+        403,
+        ("AccessDenied", "Access Denied"),
+        0,
+        r"no right to read it \(.*\); check credentials",
+    ),
+    "wrong region": (400, ("AuthorizationHeaderMalformed", "expecting 'eu-west-1'"), 0, "check its name and region"),
+    "silence": (200, ("", ""), 2, "cannot be reached; check the network"),
+}
+
+
+@needs_s3
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("url", ["s3://bucket/folder/", "s3://bucket/a.tar"])
+def test_what_a_store_refuses_is_one_line(monkeypatch, answer, url):
+    code, error, wait, message = ANSWERS[answer]
+    handler = type("Handler", (_Refusing,), {"code": code, "error": error, "wait": wait})
+    quick = {"connect_timeout": 1, "read_timeout": 0.2, "retries": {"total_max_attempts": 1}}
+    if wait:
+        monkeypatch.setitem(places.OPTIONS, "s3", {"config_kwargs": quick})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        for key, value in {**KEYS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{serving.server_port}"}.items():
+            monkeypatch.setenv(key, value)
+        places._filesystem.cache_clear()
+        with pytest.raises(DataError, match=message) as raised:
+            read_inputs(url)
+        serving.shutdown()
+    assert len(str(raised.value).splitlines()) == 1
+    assert not any(value in str(raised.value) for value in KEYS.values() if value == "testing")
     places._filesystem.cache_clear()
 
 
