@@ -7,13 +7,13 @@ from functools import partial
 import pandas as pd
 import pytest
 from conftest import HOSTILE_NAMES, encoded, noise, write_files
-from helpers import run_python
+from helpers import CONTRACT, run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble.errors import DataError, ImageError
+from ensemble.errors import ArtifactError, DataError, ImageError
 from ensemble.images import decode
-from export import shards, spans
+from export import bench, shards, spans
 from export.inputs import ids, names, read_inputs
 
 IMAGES = {f"{number:03}.bmp": encoded(noise(number), "BMP") for number in range(9)}
@@ -326,3 +326,11 @@ def test_neighbours_are_read_together(monkeypatch):
         [spans.Span("s3://a/c", 601, 1)],
     )
     assert list(spans.neighbours(span for group in together for span in group)) == list(together)
+
+
+def test_bench_takes_tars(tmp_path):
+    sources, _ = bench.pictures(write_shards(tmp_path), None, tmp_path)
+    assert len(sources) == len(IMAGES)
+    bench.score(sources, [bench.idle(CONTRACT)], "cpu")
+    with pytest.raises(ArtifactError, match="the file is empty"):
+        bench.score([*sources, b""], [bench.idle(CONTRACT)], "cpu")

@@ -26,6 +26,7 @@ from ensemble.images import decode
 from export import places
 from export.infer import infer
 from export.inputs import ids, names, read_inputs
+from export.predictor import Predictor
 from export.rows import read
 
 NAMES = [name for name in HOSTILE_NAMES if "\n" not in name]  # moto has no route to a line break
@@ -417,3 +418,11 @@ def test_infer_reads_tars_of_a_store(photos, bucket, tmp_path):
         code, _, err = run_cli("infer", "--onnx", "--run", run, "--input", source, "--output", outputs[-1])
         assert code == 1, err  # two images cannot be read
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
+
+
+def test_a_predictor_takes_images_of_a_store(photos, bucket, tmp_path):
+    predictor = Predictor.load(exported_run(tmp_path / "run") / "bundle")
+    frame = pd.DataFrame({"id": NAMES})
+    found = predictor.predict(frame, images=upload_folder(photos, f"{bucket}/photos"))
+    pd.testing.assert_frame_equal(found, predictor.predict(frame, images=photos))
+    assert found["target"].notna().all()
