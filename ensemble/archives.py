@@ -5,6 +5,7 @@ Nothing here writes to disk, and no name of an archive becomes a path.
 
 import fnmatch
 import gzip
+import math
 import re
 import stat
 import tarfile
@@ -24,7 +25,8 @@ MAX_HEADER_BYTES = 1 << 20
 MAX_NAME = 1024
 TOO_LARGE = f"over {MAX_IMAGE_BYTES >> 20} MiB"
 _NAMED = 3
-_FROM_DAMAGED_HEADERS = (ValueError, ArithmeticError, LookupError)  # tarfile parses their numbers unguarded
+# tarfile parses their numbers unguarded, and calls itself for each of many headers of one member
+_FROM_DAMAGED_HEADERS = (ValueError, ArithmeticError, LookupError, RecursionError)
 
 
 class DamagedArchiveError(DataError):
@@ -93,7 +95,7 @@ def read_tar(stream: Readable, wanted: Callable[[str], bool], tally: Tally) -> I
         with tarfile.open(fileobj=cast(Any, unpacked), mode="r|", tarinfo=_Member) as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # else every header of a million files stays in memory
-                if _tar_member_is_fine(member, wanted, tally) and (file := tar.extractfile(member)):
+                if _tar_member_is_fine(member, wanted, tally, MAX_IMAGE_BYTES) and (file := tar.extractfile(member)):
                     yield member.name, file.read()
         while unpacked.read(1 << 20):
             pass  # the end of the stream holds its checksum
@@ -101,7 +103,7 @@ def read_tar(stream: Readable, wanted: Callable[[str], bool], tally: Tally) -> I
         raise DamagedArchiveError(str(error) or type(error).__name__) from None
 
 
-def _tar_member_is_fine(member: tarfile.TarInfo, wanted: Callable[[str], bool], tally: Tally) -> bool:
+def _tar_member_is_fine(member: tarfile.TarInfo, wanted: Callable[[str], bool], tally: Tally, most: float) -> bool:
     if reason := unsafe(member.name):
         tally.refuse(reason, member.name)
     elif member.isdir():
@@ -111,10 +113,31 @@ def _tar_member_is_fine(member: tarfile.TarInfo, wanted: Callable[[str], bool], 
     elif not member.isreg() or member.issparse():
         tally.refuse("that are devices, pipes or sparse files", member.name)
     elif wanted(member.name):
-        if member.size <= MAX_IMAGE_BYTES:
+        if member.size <= most:
             return True
         tally.refuse(TOO_LARGE, member.name)
     return False
+
+
+def list_tar(file: IO[bytes], wanted: Callable[[str], bool], tally: Tally) -> Iterator[tuple[str, int, int]]:
+    """(name, offset, bytes) of the wanted files of a tar that is not compressed; their bytes are not read.
+
+    Refuses what `read_tar` does, but for large files, and only of the wanted. Raises
+    DamagedArchiveError, also for a tar without the zeros that end one: the rest may be lost.
+    """
+    try:
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=_Member) as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # as in read_tar
+                if member.size < 0:  # the next would lie before it, and so round and round
+                    raise DamagedArchiveError(f"a member of {member.size} bytes")
+                if wanted(member.name) and _tar_member_is_fine(member, wanted, tally, math.inf):
+                    yield member.name, member.offset_data, member.size
+            file.seek(tar.offset)
+            if not file.read(1):
+                raise DamagedArchiveError("it has no end, and may have been cut off")
+    except (tarfile.TarError, EOFError, *_FROM_DAMAGED_HEADERS) as error:
+        raise DamagedArchiveError(str(error) or type(error).__name__) from None
 
 
 class _Bounded:
@@ -158,7 +181,7 @@ class _Member(tarfile.TarInfo):
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
         extended = not self.isreg() and not self.isdir() and self.type not in _BARE_TYPES
-        if extended and self.size > MAX_HEADER_BYTES:
+        if extended and not 0 <= self.size <= MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {self.size} bytes")
         return super()._proc_member(tar)  # type: ignore[misc]
 

@@ -136,13 +136,13 @@ def texts(array: pa.LargeBinaryArray) -> Iterator[str]:
     return map(_text, array)
 
 
-def find_files(ids: pa.LargeBinaryArray, folder: Path) -> Iterator[str]:
-    """For each id the one image below `folder` that it names, as a relative POSIX path.
+def find_files(ids: pa.LargeBinaryArray, folder: Path | str, images: Iterable[str] | None = None) -> Iterator[str]:
+    """For each id the one image below `folder` that it names, as a relative POSIX path; `images` are known paths.
 
     An id is a relative path or a file name, each with or without its suffix; the fuller
     reading wins. Raises DataError listing ids that name no file, or more than one.
     """
-    paths = compact(walk_images(folder))
+    paths = compact(walk_images(Path(folder)) if images is None else images)
     found, other = np.full((2, len(ids)), -1, dtype=np.int32)
     for keys in _readings(paths):
         matches = pc.index_in(ids, value_set=keys).fill_null(-1).to_numpy()

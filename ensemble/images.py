@@ -10,13 +10,13 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from ensemble.contract import ImageContract
-from ensemble.errors import ImageError
+from ensemble.errors import DataError, ImageError
 
 # Decoders that read pixels and nothing else (Pillow's EPS runs Ghostscript, for one).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
@@ -37,7 +37,23 @@ _TURNS = {
 }
 
 
-def decode(source: Path | bytes, name: str | None = None, large: Callable[[], object] = lambda: None) -> Image.Image:
+class Stored(Protocol):
+    """Encoded bytes that lie elsewhere, such as in an archive or an object store."""
+
+    @property
+    def size(self) -> int:
+        """How many."""
+        ...
+
+    def read(self) -> bytes:
+        """All of them."""
+        ...
+
+
+Source = Path | bytes | Stored  # of one encoded image
+
+
+def decode(source: Source, name: str | None = None, large: Callable[[], object] = lambda: None) -> Image.Image:
     """Decode an image to mode RGB, or RGBA if it has transparency, upright by its EXIF.
 
     The first frame of an animation is taken. 16-bit grey is scaled to 8 bits. Raises
@@ -53,10 +69,10 @@ def decode(source: Path | bytes, name: str | None = None, large: Callable[[], ob
     """
     name = name or (str(source) if isinstance(source, Path) else "image")
     try:
-        size = len(source) if isinstance(source, bytes) else _file_size(source, name)
+        size = _size(source, name)
         if size > LARGE:
             large()
-        data = source if isinstance(source, bytes) else source.read_bytes()
+        data = _data(source)
         if not data:
             raise ImageError(f"{name}: the file is empty")
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -64,7 +80,7 @@ def decode(source: Path | bytes, name: str | None = None, large: Callable[[], ob
                 large()
             image.load()
             return _to_rgb(_upright(image), name)
-    except (ImageError, MemoryError):
+    except (DataError, MemoryError):  # an ImageError, or where it is stored cannot be read at all
         raise
     except Image.DecompressionBombError:
         raise ImageError(f"{name}: over {MAX_PIXELS} pixels, refused as a decompression bomb") from None
@@ -76,14 +92,26 @@ def decode(source: Path | bytes, name: str | None = None, large: Callable[[], ob
         raise ImageError(f"{name}: cannot be decoded ({type(error).__name__}: {error})") from None
 
 
-def _file_size(path: Path, name: str) -> int:
-    """Bytes of a file that can be read as a whole."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, a device read without end
-        raise ImageError(f"{name}: not a file")
-    if found.st_size > MAX_BYTES:
-        raise ImageError(f"{name}: {found.st_size} bytes, more than {MAX_PIXELS} pixels need")
-    return found.st_size
+def _size(source: Source, name: str) -> int:
+    """Bytes of what can be read as a whole."""
+    if isinstance(source, bytes):
+        return len(source)
+    if isinstance(source, Path):
+        found = source.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, a device read without end
+            raise ImageError(f"{name}: not a file")
+        size = found.st_size
+    else:
+        size = source.size
+    if size > MAX_BYTES:
+        raise ImageError(f"{name}: {size} bytes, more than {MAX_PIXELS} pixels need")
+    return size
+
+
+def _data(source: Source) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    return source.read_bytes() if isinstance(source, Path) else source.read()
 
 
 def _checked_pixels(image: Image.Image, data: bytes, name: str) -> int:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import pandas as pd
 
@@ -112,10 +113,10 @@ def read_table(path: Path) -> pd.DataFrame:
     return pd.concat(read_parts(path))
 
 
-def read_parts(path: Path) -> Iterator[pd.DataFrame]:
-    """`read_table`, PART rows at a time."""
+def read_parts(path: Path | str, file: IO[bytes] | None = None) -> Iterator[pd.DataFrame]:
+    """`read_table`, PART rows at a time; of an open `file`, `path` is what errors call it."""
     try:
-        with pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", chunksize=PART) as parts:
+        with pd.read_csv(file or path, dtype=str, keep_default_na=False, encoding="utf-8-sig", chunksize=PART) as parts:
             for part in parts:
                 if part.empty:
                     raise DataError(f"{path} has no rows")
@@ -154,12 +155,17 @@ def images_root(frame: pd.DataFrame, table: Path, images: Path | None) -> Path:
         root = images or table.parent
         # --images may be named for the ids of a CSV whose paths count from itself
         return root if images is None or os.path.isfile(root / frame["path"].iloc[0]) else table.parent
-    if "id" not in frame:
-        raise DataError(f"{table} needs a column id or path; it has: {', '.join(frame.columns)}")
+    require_key(frame, table)
     return images or (table.parent / "images" if (table.parent / "images").is_dir() else table.parent)
 
 
-def refuse_missing(missing: Sample, rows: int, table: Path, root: Path) -> None:
+def require_key(frame: pd.DataFrame, table: Path | str) -> None:
+    """DataError for a table whose columns do not say which images it means."""
+    if "id" not in frame and "path" not in frame:
+        raise DataError(f"{table} needs a column id or path; it has: {', '.join(frame.columns)}")
+
+
+def refuse_missing(missing: Sample, rows: int, table: Path | str, root: Path | str) -> None:
     """DataError for paths of a CSV that do not exist, if there are any."""
     if missing.count:
         raise DataError(

@@ -69,7 +69,7 @@ def end_to_end(
     device: str,
     full: bool,
     runners: Sequence[Runner],
-    sources: Sequence[Path | bytes],
+    sources: Sequence[images.Source],
     progress: Progress,
 ) -> dict[str, Any]:
     """Images a second of a bundle, of preparing their pixels alone, and of ONNX Runtime in turn, alternating."""
@@ -94,7 +94,7 @@ def end_to_end(
     return {"images": count, "different_images": min(count, len(sources)), **speeds, "ratio": ratio}
 
 
-def in_turn(sources: Sequence[Path | bytes], runners: Sequence[Runner]) -> None:
+def in_turn(sources: Sequence[images.Source], runners: Sequence[Runner]) -> None:
     """What one writes with ONNX Runtime alone: for each member, batch by batch, read, decode, resize, run."""
     for runner in runners:
         for start in range(0, len(sources), PEER_BATCH):
@@ -122,7 +122,7 @@ def write_photographs(folder: Path, count: int = 32) -> list[Path]:
     return files
 
 
-def pictures(source: Path | None, run: Path | None, place: Path) -> tuple[Sequence[Path | bytes], str]:
+def pictures(source: Path | None, run: Path | None, place: Path) -> tuple[Sequence[images.Source], str]:
     """Images to score and what they are: those given, the run's held-out images, or generated ones in `place`."""
     if source is not None:
         inputs = read_inputs(source)
@@ -140,7 +140,7 @@ def idle(contract: ImageContract) -> Runner:
     return Runner("idle", contract, lambda pixels: np.zeros(len(pixels), np.float32))
 
 
-def score(sources: Sequence[Path | bytes], runners: Sequence[Runner], device: str) -> None:
+def score(sources: Sequence[images.Source], runners: Sequence[Runner], device: str) -> None:
     """As `infer` does, without a cascade; ArtifactError for an image that cannot be read, which would take no time."""
     chunk = chunk_rows([runner.contract for runner in runners], device)
     stream = score_stream(

@@ -3,19 +3,19 @@
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle, islice
-from pathlib import Path
 
 from tqdm import tqdm
 
 from ensemble.contract import ImageContract
 from ensemble.frontier import Costs
+from ensemble.images import Source
 from export import bench, hardware, tuning
 from export.plan import Planned, Say, device_of, open_member
 
 IMAGES, ROUNDS = 64, 5
 
 
-def measure(plans: Mapping[str, Sequence[Planned]], sources: Sequence[Path | bytes], say: Say) -> Costs:
+def measure(plans: Mapping[str, Sequence[Planned]], sources: Sequence[Source], say: Say) -> Costs:
     """Costs on these images. plans: the same members at each precision; members are remembered, as `--tune` is."""
     (*_, plan) = plans.values()
     device = device_of(plan)
@@ -44,7 +44,7 @@ def _members(plan: Sequence[Planned], say: Say, progress: Callable[[int], object
 
 
 def _pixels(
-    views: Sequence[ImageContract], sources: Sequence[Path | bytes], device: str, progress: Callable[[int], object]
+    views: Sequence[ImageContract], sources: Sequence[Source], device: str, progress: Callable[[int], object]
 ) -> list[float]:
     """Milliseconds an image: to decode it, then to decode it and prepare each view; medians of rounds in turn."""
     drawn = list(islice(cycle(sources), IMAGES))

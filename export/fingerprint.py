@@ -18,9 +18,11 @@ from ensemble import artifacts
 from ensemble.errors import ArtifactError
 from ensemble.labels import NEGATIVE
 from ensemble.stack import Stacker
+from export import places
 from export.ensembles import Ensemble
 from export.hardware import version
 from export.infer import Done, Options
+from export.places import Place
 from export.setting import named
 
 # what submit reads of `made_by`'s values
@@ -42,7 +44,7 @@ def scoring_sha256(stacker: Stacker, adapted: bool) -> str:
 
 
 def made_by(
-    ensemble: Ensemble, source: str, listed: Mapping[str, Any] | None, options: Options, images: Path, done: Done
+    ensemble: Ensemble, source: str, listed: Mapping[str, Any] | None, options: Options, images: Place, done: Done
 ) -> dict[str, Any]:
     """What `infer` did, JSON-ready; names of files only, never their folders.
 
@@ -62,7 +64,7 @@ def made_by(
         "looked_up": [member.name for member in ensemble.externals],
         "device": ensemble.device,
         "options": {**asdict(options), "cascade": ensemble.cascade.to_dict() if ensemble.cascade else None},
-        "input": images.name,
+        "input": places.name(images),
         "images": {"scored": done.scored, "failed": done.failed},
         "versions": versions({named(key).runtime for key in used.values()}),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

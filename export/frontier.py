@@ -13,6 +13,7 @@ from ensemble.cascade import Cascade
 from ensemble.cascade_fit import Rows, fit_cascade
 from ensemble.errors import ArtifactError, some
 from ensemble.frontier import Costs, Measured, Point, Study
+from ensemble.images import Source
 from ensemble.stack import Stacker
 from export import bundle, costs, evidence, hardware, heldout_rows, member_logits, points
 from export.certificate import LEAST_IMAGES, MOST_IMAGES, compare
@@ -65,7 +66,7 @@ class Proof:
     labels: np.ndarray
 
 
-def explore(folder: Path, run: Path | None, wanted: Wanted, sources: Sequence[Path | bytes], say: Say) -> Frontier:
+def explore(folder: Path, run: Path | None, wanted: Wanted, sources: Sequence[Source], say: Say) -> Frontier:
     """A bundle's frontier on this machine, timed on these images. run: that it is of, if it is of one."""
     values = bundle.open_bundle(folder)
     made_from = points.identity(folder, values["members"], values["files"])  # now: it may change while this runs

@@ -11,22 +11,33 @@ from export.setting import Wanted, cascade_option, full, runtime_options
 
 if TYPE_CHECKING:
     from export.ensembles import Ensemble
+    from export.places import Place
+
+
+def _parse_place(context: click.Context, parameter: click.Parameter, value: str | None) -> "Place | None":
+    from export.places import parse
+
+    return None if value is None else parse(value)
 
 
 @click.command("infer")
 @click.option(
     "--input",
     "source",
-    type=click.Path(path_type=Path),
-    default=Path("data/test.csv"),
+    metavar="PATH",
+    default="data/test.csv",
     show_default=True,
-    help="A folder of images; a CSV or Parquet file with a column id or path; a Parquet file with images in it, "
-    "in a column image.",
+    callback=_parse_place,
+    help="A folder of images; a CSV or Parquet file with a column id or path; Parquet files with images in them, in a "
+    "column image; tars in webdataset's layout. Several by their folder or a quoted pattern, such as "
+    "'train-{000..099}.tar' or 'data/*.parquet'. Also s3://, gs://.",
 )
 @click.option(
     "--images",
-    type=click.Path(path_type=Path),
-    help="Where the images of a CSV or Parquet file lie.  [default: images/ beside it, or its folder]",
+    metavar="PATH",
+    callback=_parse_place,
+    help="Where the images of a CSV or Parquet file lie, also s3://, gs://.  [default: images/ beside it, or its "
+    "folder]",
 )
 @click.option(
     "--output",
@@ -68,8 +79,8 @@ if TYPE_CHECKING:
 @click.pass_context
 def infer(
     context: click.Context,
-    source: Path,
-    images: Path | None,
+    source: "Place",
+    images: "Place | None",
     output: Path,
     onnx: bool,
     bundle: str | None,
@@ -103,6 +114,7 @@ def infer(
       python cli.py infer --onnx
       python cli.py infer --onnx --tta
       python cli.py infer --onnx --input photos/ --members --output scores.parquet
+      python cli.py infer --onnx --input 's3://bucket/shards/train-{000..099}.tar'
       python cli.py infer --bundle copied/bundle --input photos/ --cascade
       python cli.py infer --bundle hf://USER/REPO --input photos/
       python cli.py infer --model hf://USER/REPO --positive fake --input photos/
@@ -169,7 +181,7 @@ def _outside(run: Path) -> list[str]:
     return sorted(set(list_members(run)) - set(read_stacker(run).members))
 
 
-def _check_output(output: Path, source: Path) -> None:
+def _check_output(output: Path, source: "Place") -> None:
     """ArtifactError for an output that cannot be written, or that would take the place of the input."""
     from ensemble.errors import ArtifactError
     from export.fingerprint import fingerprint_path
@@ -177,7 +189,7 @@ def _check_output(output: Path, source: Path) -> None:
 
     output_format(output)
     for written in (output, failures_path(output), fingerprint_path(output)):
-        if written.exists() and source.exists() and written.samefile(source):
+        if isinstance(source, Path) and written.exists() and source.exists() and written.samefile(source):
             raise ArtifactError(f"{written} is the input and would be overwritten; choose another --output")
 
 

@@ -1,44 +1,52 @@
-"""What to score: a folder, a CSV or a Parquet file -> rows of an id as given and the image that it means."""
+"""What to score: a folder, a table, Parquet files or tars -> rows of an id as given and the image that it means."""
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from stat import S_ISREG
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pandas as pd
 
 from ensemble import artifacts
-from ensemble.errors import DataError, Sample, some
-from ensemble.files import compact, find_files, texts, walk_images
-from ensemble.sources import images_root, read_parts, refuse_missing
-from export import parquet_input
+from ensemble.errors import DataError, some
+from ensemble.images import Source
+from ensemble.sources import read_parts
+from export import file_rows, parquet_input, places, shards, spans
+from export.places import Place, join
 from export.rows import Row, Rows, keep, read, repeated_ids
+from export.spans import Span
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image to score. path: what a list of errors calls it. source: its file, or its encoded bytes."""
+    """One image to score. path: what a list of errors calls it. source: its file, its bytes, or where they lie."""
 
     id: str
     path: str
-    source: Path | bytes
+    source: Source
 
 
 @dataclass(frozen=True)
 class Inputs:
     """Images to score, in the order of the input: their rows, and the images themselves.
 
-    sha256: of ids, paths, sizes and times of change, in order; where a Parquet file holds the
-    images, of ids and that file's size, time of change and rows, not of the images' bytes.
-    items: (start, stop) -> those images, streamed.
+    sha256: of ids, paths, sizes and times of change (of objects in a store, their ETags), in order;
+    where Parquet files or tars hold the images, of ids and those files' sizes, times of change
+    and rows, not of the images' bytes.
+    reader: the rows [start, stop), start, stop -> their images, streamed. That of files can be
+    pickled, for other machines to read by.
     """
 
     rows: Rows
     sha256: str
-    items: Callable[[int, int], Iterator[Item]]
+    reader: Callable[[Iterable[Row], int, int], Iterator[Item]]
+
+    def items(self, start: int, stop: int) -> Iterator[Item]:
+        """The images of the rows [start, stop), streamed."""
+        return self.reader(read(self.rows, start, stop), start, stop)
 
     @property
     def count(self) -> int:
@@ -56,41 +64,57 @@ def names(inputs: Inputs) -> Iterator[str]:
     return (Path(row.path).name for row in read(inputs.rows, 0, inputs.count))
 
 
-def read_inputs(source: Path, images: Path | None = None, spill: Path | None = None) -> Inputs:
-    """Read a folder (ids are relative POSIX paths), or a CSV or Parquet file with `id` or `path`.
+def read_inputs(source: Place, images: Place | None = None, spill: Path | None = None) -> Inputs:
+    """Read images from a folder, a CSV or Parquet file with `id` or `path`, Parquet files with images, or tars.
 
-    A Parquet file may hold the images themselves in `image`, as bytes or as {bytes, path}.
-    With `spill`, a folder, the list of rows is kept in a file there instead of in memory.
-    Raises DataError for a missing input, no images, or ids missing, doubled or ambiguous.
+    Of a folder ids are relative POSIX paths. Parquet files may hold the images in `image`, as
+    bytes or as {bytes, path}; a folder or a pattern may name several of them, or several tars.
+    Each place may be a URL that `places.parse` gave. With `spill`, a folder, the list of rows is
+    kept in a file there instead of in memory. Raises DataError for a missing input, no images, or
+    ids missing, doubled or ambiguous.
     """
     place = spill / "rows.arrow" if spill else None
-    if source.is_dir():
+    if files := shards.find(source):
         _refuse_images(images, source)
-        rows = keep((_row(path, source, path) for path in walk_images(source)), place)
-        if not rows.count:
-            raise DataError(f"{source} holds no images")
-        return _of_files(rows, source)
-    if not source.is_file():
-        raise DataError(f"no input at {source}; give a CSV with a column id, or a folder of images")
-    if source.suffix.lower() != ".parquet":
-        return _of_table(read_parts(source), source, images, place)
+        return _of_shards(files, source, place)
+    if not _is_table(source):
+        _refuse_images(images, source)
+        rows = keep(file_rows.of_folder(source), place)
+        if rows.count:
+            return _of_files(rows, source)
+        if files := shards.below(source):
+            return _of_shards(files, source, place)
+        raise DataError(f"{source} holds no images")
+    if not places.name(source).lower().endswith(".parquet"):
+        return _of_table(_csv_parts(source), source, images, place)
     if not parquet_input.holds_images(source):
         return _of_table(parquet_input.read_parts(source), source, images, place)
     _refuse_images(images, source)
-    facts = parquet_input.facts(source)
-    rows = _distinct(keep(_named(parquet_input.image_rows(source), source), place), source)
-
-    def items(start: int, stop: int) -> Iterator[Item]:
-        if parquet_input.facts(source) != facts:
-            raise DataError(f"{source} was changed meanwhile; run the same command again")
-        found = parquet_input.image_bytes(source, start, stop)
-        for row, data in zip(read(rows, start, stop), found, strict=True):
-            yield Item(row.id, row.path, data)
-
-    return Inputs(rows, artifacts.json_sha256([rows.sha256, facts]), items)
+    return _of_parquet([source], source, place)
 
 
-def resolve_table(frame: pd.DataFrame, table: Path, images: Path | None) -> Inputs:
+def _is_table(source: Place) -> bool:
+    """Whether it is to be read as a table, not as a folder; DataError for a path where there is nothing."""
+    if isinstance(source, str):
+        return source.lower().endswith((".csv", ".parquet"))
+    if not source.exists() or not (source.is_file() or source.is_dir()):
+        raise DataError(f"no input at {source}; give a CSV with a column id, or a folder of images")
+    return not source.is_dir()
+
+
+def _csv_parts(source: Place) -> Iterator[pd.DataFrame]:
+    if isinstance(source, Path):
+        yield from read_parts(source)
+        return
+    try:
+        opened = places.opened(source)
+    except FileNotFoundError:
+        raise DataError(f"no such file: {source}") from None
+    with opened as file:
+        yield from read_parts(source, file)
+
+
+def resolve_table(frame: pd.DataFrame, table: Path, images: Place | None) -> Inputs:
     """Ids and files of a table's rows, in memory; `table` is where relative paths count from."""
     return _of_table(iter([frame]), table, images, None)
 
@@ -98,79 +122,115 @@ def resolve_table(frame: pd.DataFrame, table: Path, images: Path | None) -> Inpu
 def of_files(names: Sequence[str], paths: Sequence[Path]) -> Inputs:
     """Ids and the file of each, in memory."""
     here = Path()
-    return _of_files(keep((_row(key, here, str(path)) for key, path in zip(names, paths, strict=True)), None), here)
+    rows = (file_rows.row(key, here, str(path)) for key, path in zip(names, paths, strict=True))
+    return _of_files(keep(rows, None), here)
 
 
 def of_open_files(files: Sequence[tuple[str, BinaryIO]]) -> Inputs:
     """Images by name, each read when its turn comes. Names may repeat; sha256 is of them alone."""
     rows = keep((Row(name, name) for name, _ in files), None)
 
-    def items(start: int, stop: int) -> Iterator[Item]:
+    def reader(_: Iterable[Row], start: int, stop: int) -> Iterator[Item]:
         for name, file in files[start:stop]:
             yield Item(name, name, file.read())
 
-    return Inputs(rows, rows.sha256, items)
+    return Inputs(rows, rows.sha256, reader)
 
 
-def _of_files(rows: Rows, root: Path) -> Inputs:
-    def items(start: int, stop: int) -> Iterator[Item]:
-        for row in read(rows, start, stop):
-            file = root / row.path
-            yield Item(row.id, str(file), file)
-
-    return Inputs(rows, artifacts.json_sha256([ascii(root), rows.sha256]), items)
+def _of_files(rows: Rows, root: Place, remote: bool = False) -> Inputs:
+    sha256 = artifacts.json_sha256([ascii(root), rows.sha256])
+    if remote or isinstance(root, str):
+        return Inputs(rows, sha256, partial(_in_store, root))
+    return Inputs(rows, sha256, partial(_in_folder, root))
 
 
-def _of_table(parts: Iterator[pd.DataFrame], table: Path, images: Path | None, place: Path | None) -> Inputs:
-    first = next(parts)
-    root = images_root(first, table, images)
-    choose = _by_path if "path" in first else _by_id
-    rows = choose(chain([first], parts), table, root)
-    kept = keep(_named(rows, table) if "id" in first else rows, place)
-    return _of_files(_distinct(kept, table), root)
+def _of_shards(files: Sequence[Place], source: Place, place: Path | None) -> Inputs:
+    if shards.is_parquet(files):
+        if others := [file for file in files if not parquet_input.holds_images(file)]:
+            raise DataError(f"{source}: no column image in {some(others)}; several files are read for their images")
+        return _of_parquet(files, source, place)
+    known: list[shards.Shard] = []
+    rows = keep(shards.tar_rows(files, known), place)
+    if not rows.count:
+        raise DataError(f"{source} holds no images")
+    facts = [[shard.size, shard.version] for shard in known]
+    _distinct(rows, source)
+    return Inputs(rows, artifacts.json_sha256([rows.sha256, facts]), partial(_in_tars, tuple(known)))
 
 
-def _by_path(parts: Iterator[pd.DataFrame], table: Path, root: Path) -> Iterator[Row]:
-    missing, count = Sample(), 0
-    for part in parts:
-        paths = part["path"].tolist()
-        for key, path in zip(part["id"].tolist() if "id" in part else paths, paths, strict=True):
-            count += 1
-            row = _row(key, root, path)
-            if row.size < 0:
-                missing.add(repr(path))
-            yield row  # also of what is missing, so that rows keep their numbers
-    refuse_missing(missing, count, table, root)
+def _of_parquet(files: Sequence[Place], source: Place, place: Path | None) -> Inputs:
+    known = [(file, parquet_input.facts(file)) for file in files]
+    rows = chain.from_iterable(_named(parquet_input.image_rows(file), file) for file in files)
+    kept = _distinct(keep(rows, place), source)
+    facts = known[0][1] if len(known) == 1 else [each for _, each in known]
+    return Inputs(kept, artifacts.json_sha256([kept.sha256, facts]), partial(_in_parquet, known))
 
 
-def _by_id(parts: Iterator[pd.DataFrame], table: Path, root: Path) -> Iterator[Row]:
-    names = compact(key for part in parts for key in part["id"].tolist())
-    for key, path in zip(texts(names), find_files(names, root), strict=True):
-        yield _row(key, root, path)
+def _in_folder(root: Path, rows: Iterable[Row], start: int, stop: int) -> Iterator[Item]:
+    for row in rows:
+        file = root / row.path
+        yield Item(row.id, str(file), file)
 
 
-def _row(key: str, root: Path, path: str) -> Row:
-    """A row with what is known of its file: no size where it is none, or is gone."""
-    try:
-        found = os.stat(os.path.join(root, path))
-    except (OSError, ValueError):  # a name with a null byte is a ValueError
-        return Row(key, path)
-    return Row(key, path, found.st_size, found.st_mtime_ns) if S_ISREG(found.st_mode) else Row(key, path)
+def _in_store(root: Place, rows: Iterable[Row], start: int, stop: int) -> Iterator[Item]:
+    placed = (
+        (row._replace(path=str(place)), Span(place, 0, row.size)) for row in rows for place in [join(root, row.path)]
+    )
+    return _ahead(placed, lambda spans: ([span] for span in spans))
 
 
-def _refuse_images(images: Path | None, source: Path) -> None:
+def _in_tars(known: Sequence[shards.Shard], rows: Iterable[Row], start: int, stop: int) -> Iterator[Item]:
+    placed = shards.spans(known, rows, start, stop)
+    if isinstance(known[0].place, str):
+        return _ahead(placed, spans.neighbours)
+    return (Item(row.id, row.path, span) for row, span in placed)
+
+
+def _ahead(
+    placed: Iterable[tuple[Row, Span]], group: Callable[[Iterable[Span]], Iterable[list[Span]]]
+) -> Iterator[Item]:
+    """Images of a store, their bytes fetched ahead of who reads them."""
+    waiting: deque[Row] = deque()
+
+    def asked() -> Iterator[Span]:
+        for row, span in placed:
+            waiting.append(row)
+            yield span
+
+    for source in spans.fetched(group(asked())):
+        row = waiting.popleft()
+        yield Item(row.id, row.path, source)
+
+
+def _in_parquet(known: Sequence[tuple[Place, list[Any]]], rows: Iterable[Row], start: int, stop: int) -> Iterator[Item]:
+    given = iter(rows)
+    for number, first, last in shards.stretches([sum(facts[2]) for _, facts in known], start, stop):
+        file, facts = known[number]
+        if parquet_input.facts(file) != facts:
+            raise places.changed(file)
+        for data, row in zip(parquet_input.image_bytes(file, first, last), given, strict=False):
+            yield Item(row.id, row.path, data)
+
+
+def _of_table(parts: Iterator[pd.DataFrame], table: Place, images: Place | None, place: Path | None) -> Inputs:
+    named = file_rows.of_table(parts, table, images)
+    kept = keep(_named(named.rows, table) if named.given else named.rows, place)
+    return _of_files(_distinct(kept, table), named.root, named.remote)
+
+
+def _refuse_images(images: Place | None, source: Place) -> None:
     if images is not None:
         raise DataError(f"{source} has the images itself, none are looked for in {images}; leave out --images")
 
 
-def _named(rows: Iterator[Row], table: Path) -> Iterator[Row]:
+def _named(rows: Iterator[Row], table: Place) -> Iterator[Row]:
     for number, row in enumerate(rows, 1):
         if not row.id:
             raise DataError(f"{table}: row {number} has no id; give every image one")
         yield row
 
 
-def _distinct(rows: Rows, table: Path) -> Rows:
+def _distinct(rows: Rows, table: Place) -> Rows:
     if repeated := repeated_ids(rows):
         raise DataError(f"{table}: ids given more than once: {some(map(repr, repeated))}; each image is scored once")
     return rows

@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from itertools import accumulate, count
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ensemble.errors import DataError
+from export import places
+from export.places import Place
 from export.rows import BATCH, Row
 
 IMAGE = "image"
@@ -21,9 +23,10 @@ BUFFER = 1 << 20  # bytes read at a time; without a buffer a column is read for 
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[pq.ParquetFile]:
+def _opened(file: Place) -> Iterator[pq.ParquetFile]:
     try:
-        with pq.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False) as opened:
+        source = nullcontext(file) if isinstance(file, Path) else closing(places.opened(file))
+        with source as readable, pq.ParquetFile(readable, buffer_size=BUFFER, pre_buffer=False) as opened:
             yield opened
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{file} is not a readable Parquet file: {' '.join(str(error).split())}") from None
@@ -34,7 +37,7 @@ def _batches(parquet: pq.ParquetFile, rows: int, columns: list[str], first: int 
         yield from parquet.iter_batches(rows, [group], columns)
 
 
-def holds_images(file: Path) -> bool:
+def holds_images(file: Place) -> bool:
     """Whether there is a column `image`; DataError if it does not hold bytes, or if there are no rows."""
     with _opened(file) as parquet:
         if not parquet.metadata.num_rows:
@@ -50,7 +53,7 @@ def holds_images(file: Path) -> bool:
         return True
 
 
-def read_parts(file: Path) -> Iterator[pd.DataFrame]:
+def read_parts(file: Place) -> Iterator[pd.DataFrame]:
     """The columns `id` and `path` as text, some thousand rows at a time."""
     with _opened(file) as parquet:
         columns = [name for name in ("id", "path") if name in parquet.schema_arrow.names]
@@ -60,7 +63,7 @@ def read_parts(file: Path) -> Iterator[pd.DataFrame]:
             yield pd.DataFrame({name: _texts(batch[name], name, file) for name in columns})
 
 
-def image_rows(file: Path) -> Iterator[Row]:
+def image_rows(file: Place) -> Iterator[Row]:
     """Rows of a file that holds images; without `id` the struct's path is the id, or else the file's name and row."""
     with _opened(file) as parquet:
         schema = parquet.schema_arrow
@@ -74,10 +77,10 @@ def image_rows(file: Path) -> Iterator[Row]:
             elif named:
                 keys = _texts(pc.struct_field(batch[IMAGE], "path"), f"{IMAGE}.path", file)
             for key, row in zip(keys, rows, strict=False):
-                yield Row(key if key or own else f"{file.name}:{row}", f"{file}:{row}")
+                yield Row(key if key or own else f"{places.name(file)}:{row}", f"{file}:{row}")
 
 
-def image_bytes(file: Path, start: int, stop: int) -> Iterator[bytes]:
+def image_bytes(file: Place, start: int, stop: int) -> Iterator[bytes]:
     """Encoded images of the rows [start, stop), empty for a null; what lies in the row group before is read over."""
     with _opened(file) as parquet:
         structs = bool(_fields(parquet.schema_arrow.field(IMAGE).type))
@@ -93,11 +96,10 @@ def image_bytes(file: Path, start: int, stop: int) -> Iterator[bytes]:
                 return
 
 
-def facts(file: Path) -> list[Any]:
+def facts(file: Place) -> list[Any]:
     """What tells one version of a file from another: its bytes, time of change in ns, and the rows of its groups."""
     with _opened(file) as parquet:
-        found = file.stat()
-        return [found.st_size, found.st_mtime_ns, _group_rows(parquet)]
+        return [*places.facts(file), _group_rows(parquet)]
 
 
 def _group_rows(parquet: pq.ParquetFile) -> list[int]:
@@ -112,7 +114,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return any(is_kind(kind) for is_kind in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view))
 
 
-def _texts(column: pa.Array, name: str, file: Path) -> list[str]:
+def _texts(column: pa.Array, name: str, file: Place) -> list[str]:
     """Text or whole numbers as text, empty for a null; DataError for another kind."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     known = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_integer)

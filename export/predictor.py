@@ -14,7 +14,7 @@ from ensemble.names import RESERVED
 from ensemble.quiet import quiet_decoders
 from ensemble.stack import Stacker
 from ensemble.stack_run import fingerprint, read_stacker
-from export import bundle, cascades, hub, runtime, tuning
+from export import bundle, cascades, hub, places, runtime, tuning
 from export.ensembles import Ensemble
 from export.hardware import available, version
 from export.infer import average, infer
@@ -175,7 +175,9 @@ class Predictor:
         keys = [column for column in ("id", "path") if column in frame]
         if not keys:
             raise DataError("the frame needs a column id or path")
-        inputs = resolve_table(frame[keys].astype(str), Path("frame"), Path(images) if images is not None else None)
+        inputs = resolve_table(
+            frame[keys].astype(str), Path("frame"), None if images is None else places.parse(str(images))
+        )
         result, self.errors = infer(inputs, self._ensemble)
         return frame.assign(target=result["target"].to_numpy())
 

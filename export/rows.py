@@ -16,16 +16,22 @@ from ensemble import artifacts
 
 BATCH = 4096  # rows of every batch but the last
 TEXT = pa.large_binary()  # names may be no UTF-8
-SCHEMA = pa.schema([("id", TEXT), ("path", TEXT), ("size", pa.int64()), ("changed", pa.int64())])
+SCHEMA = pa.schema(
+    [("id", TEXT), ("path", TEXT), ("size", pa.int64()), ("changed", pa.int64()), ("offset", pa.int64())]
+)
 
 
 class Row(NamedTuple):
-    """An id, the path that it means, and that file's bytes and time of change in ns; -1 where there is no file."""
+    """An id, the path that it means, and that file's bytes and time of change in ns; -1 where there is no file.
+
+    offset: of an image inside a file, where its bytes begin; -1 for a file of its own.
+    """
 
     id: str
     path: str
     size: int = -1
     changed: int = -1
+    offset: int = -1
 
 
 @dataclass(frozen=True)
@@ -52,9 +58,10 @@ def keep(rows: Iterable[Row], place: Path | None) -> Rows:
 def _write(rows: Iterable[Row], file: pa.NativeFile) -> tuple[int, str, bool]:
     rows, count, digest, returns = iter(rows), 0, sha256(), False
     with pa.ipc.new_file(file, SCHEMA) as writer:
-        while batch := [(_bytes(row.id), _bytes(row.path), row.size, row.changed) for row in islice(rows, BATCH)]:
-            for key, path, size, changed in batch:
-                digest.update(b"%d,%d,%d,%d\n%b%b" % (len(key), len(path), size, changed, key, path))
+        while batch := [(_bytes(row.id), _bytes(row.path), *row[2:]) for row in islice(rows, BATCH)]:
+            for key, path, size, changed, offset in batch:
+                inside = b",%d" % offset if offset >= 0 else b""
+                digest.update(b"%d,%d,%d,%d%b\n%b%b" % (len(key), len(path), size, changed, inside, key, path))
                 returns = returns or b"\r" in key
             writer.write_batch(pa.record_batch(list(zip(*batch, strict=True)), schema=SCHEMA))
             count += len(batch)
@@ -65,8 +72,8 @@ def read(rows: Rows, start: int, stop: int) -> Iterator[Row]:
     """Rows [start, stop), a batch in memory at a time."""
     for first in range(start - start % BATCH, min(stop, rows.count), BATCH):
         columns = _batch(rows, first // BATCH)[max(start - first, 0) : stop - first].columns
-        for key, path, size, changed in zip(*(column.to_pylist() for column in columns), strict=True):
-            yield Row(_text(key), _text(path), size, changed)
+        for key, path, *rest in zip(*(column.to_pylist() for column in columns), strict=True):
+            yield Row(_text(key), _text(path), *rest)
 
 
 def repeated_ids(rows: Rows) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import encoded, noise
 from helpers import ROOT, exported_run, read_csv, run_python
+from test_shards import write_tar
 
 from export import journal
 
@@ -76,6 +77,20 @@ def test_killed_three_times_and_finished(work, undisturbed, tmp_path):
     codes = [stop_at(work, output, shards, rng.uniform(0, 0.1))[0] for shards in (1, 3, SHARDS)]
     assert codes[:2] == [-signal.SIGKILL] * 2
     assert finish(work, output) == undisturbed
+
+
+def test_killed_among_tars_and_finished(work, undisturbed, tmp_path):
+    for shard in range(5):
+        rows = {f"{row:04}.png": row for row in range(shard * 200, min(shard * 200 + 200, ROWS))}
+        files = {name: (work / "images" / f"{row * 7 % 20}.png").read_bytes() for name, row in rows.items()}
+        write_tar(tmp_path / f"tars/{shard}.tar", files)
+    output, more = tmp_path / "out.csv", ("--input", tmp_path / "tars")
+    codes = [stop_at(work, output, shards, more=more)[0] for shards in (1, 4)]
+    assert codes == [-signal.SIGKILL] * 2
+    finish(work, output, *more)
+    found, expected = read_csv(output), read_csv(work / "undisturbed.csv")
+    assert list(found["id"].astype(int)) == list(range(ROWS))
+    assert found.drop(columns="id").equals(expected.drop(columns="id"))
 
 
 def test_a_killed_cascade_goes_on_with_the_same_order_and_limits(work, undisturbed, tmp_path):

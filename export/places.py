@@ -1,0 +1,246 @@
+"""Where bytes lie: a local path, or a URL of an object store, which fsspec reads. Nothing but URLs reaches fsspec."""
+
+import io
+import os
+import re
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from ensemble.errors import DataError, UnavailableError
+
+Place = Path | str  # a URL is the text
+DRIVERS = {"s3": "s3fs", "gs": "gcsfs", "memory": "fsspec"}  # memory: of this process, for trying out
+BLOCK = 4 << 20  # bytes of one request for neighbouring images, and at most of an image that is fetched ahead
+AHEAD = 16  # requests at the same time: most of their time is waiting
+VERSIONS = ("ETag", "generation", "etag", "mtime", "LastModified", "created")  # what stores call a version
+# s3fs tries each of these 5 times: minutes at most for a server that is silent
+OPTIONS: dict[str, dict[str, Any]] = {
+    "s3": {"config_kwargs": {"connect_timeout": 5, "read_timeout": 15, "retries": {"total_max_attempts": 2}}}
+}
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_EXPLAINED = (  # by words in errors and their names, since each store's library has its own
+    (
+        ("credential", "refresherror"),
+        "no credentials were found; set the store's own variables or log in with its tool",
+    ),
+    (("recursion",), "is redirected without end; set the bucket's region, such as AWS_DEFAULT_REGION"),
+    (("connect", "timeout", "dns"), "cannot be reached; check the network, the endpoint and the region"),
+)
+
+
+class Found(NamedTuple):
+    """A file of a listing: its path below what was listed, its bytes, and what tells its versions apart."""
+
+    path: str
+    size: int
+    version: int
+
+
+def is_url(place: object) -> bool:
+    """Whether a place, or a text that may be one, is a URL."""
+    return isinstance(place, str) and _URL.match(place) is not None
+
+
+def parse(text: str) -> Place:
+    """What a user wrote: a path, also as file://, or a URL; DataError for one that nothing reads."""
+    match = _URL.match(text)
+    if not match:
+        return Path(text)
+    scheme = match[1].lower()
+    if scheme == "file":
+        return Path(unquote(urlsplit(text).path))
+    if scheme == "hf":
+        raise DataError(
+            f"{text}: hf:// names bundles and models; download images first: hf download --repo-type dataset"
+        )
+    if scheme not in DRIVERS:
+        raise DataError(f"{text}: images are read from a path, s3:// or gs://")
+    return scheme + text[len(match[1]) :]
+
+
+def join(root: Place, path: str) -> Place:
+    """A path below a place; one that is absolute, or a URL, stands for itself."""
+    if is_url(path):
+        return parse(path)
+    return f"{root.rstrip('/')}/{path}" if isinstance(root, str) else root / path
+
+
+def parent(place: Place) -> Place:
+    """The folder that a file lies in."""
+    return place.rpartition("/")[0] if isinstance(place, str) else place.parent
+
+
+def name(place: Place) -> str:
+    """The last part of a place."""
+    return place.rstrip("/").rpartition("/")[2] if isinstance(place, str) else place.name
+
+
+def changed(place: Place) -> DataError:
+    """What to raise where the bytes are not those that were listed."""
+    return DataError(f"{place} was changed meanwhile; run the same command again")
+
+
+def filesystem(url: str) -> Any:
+    """fsspec's file system for a URL; UnavailableError where the store's package is missing."""
+    scheme = url.partition(":")[0]
+    try:
+        return _filesystem(scheme, os.getpid())
+    except ImportError:
+        package = DRIVERS[scheme]
+        raise UnavailableError(f"{url}: {package} is not installed; run: pip install {package}") from None
+
+
+@cache
+def _filesystem(scheme: str, process: int) -> Any:
+    """One for all threads, where fsspec has one for each, with connections of its own; none outlives a fork."""
+    import fsspec
+
+    return fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False, **OPTIONS.get(scheme, {}))
+
+
+@contextmanager
+def problems(url: str) -> Generator[None, None, None]:
+    """What a store's library raises in the block becomes one line; only FileNotFoundError stays what it is."""
+    try:
+        yield
+    except (FileNotFoundError, DataError, UnavailableError):
+        raise
+    except PermissionError as error:
+        raise DataError(
+            f"{url}: no right to read it ({_line(error)}); check credentials and the bucket's policy"
+        ) from None
+    except Exception as error:  # of botocore, aiohttp, google.auth, gcsfs
+        told = " ".join([*(kind.__name__ for kind in type(error).__mro__), str(error)]).lower()
+        for words, meaning in _EXPLAINED:
+            if any(word in told for word in words):
+                raise DataError(f"{url}: {meaning} ({_line(error)})") from None
+        raise DataError(f"{url} cannot be read: {_line(error)}; check its name and region") from None
+
+
+def _line(error: Exception) -> str:
+    """An error in one short line, without the query of a signed address."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return re.sub(r"\?\S+", "", text)[:300]
+
+
+def facts(place: Place) -> tuple[int, int]:
+    """A file's bytes, and what tells its versions apart: for a path the time of change in ns. FileNotFoundError."""
+    if isinstance(place, Path):
+        found = place.stat()
+        return found.st_size, found.st_mtime_ns
+    with problems(place):
+        info = filesystem(place).info(place)
+    if info["type"] != "file":
+        raise FileNotFoundError(place)
+    return info["size"] or 0, _version(info)
+
+
+def is_folder(url: str) -> bool:
+    """Whether something lies below a URL."""
+    try:
+        with problems(url):
+            return filesystem(url).info(url)["type"] == "directory"
+    except FileNotFoundError:
+        return False
+
+
+def check(place: Place, known: tuple[int, int]) -> None:
+    """DataError where a file's facts are no longer those known."""
+    try:
+        same = facts(place) == known
+    except OSError:
+        same = False
+    if not same:
+        raise changed(place)
+
+
+def _version(info: dict[str, Any]) -> int:
+    told = next((info[key] for key in VERSIONS if info.get(key)), "")
+    told = str(
+        told.timestamp() if isinstance(told, datetime) else told
+    )  # in memory a listing has the one, info the other
+    return int.from_bytes(sha256(told.encode()).digest()[:7])  # fits an int64
+
+
+def opened(place: Place, size: int | None = None) -> IO[bytes]:
+    """A file for reading with seeks; of an object, of `size` bytes if known, a BLOCK is requested at a time."""
+    if isinstance(place, Path):
+        return place.open("rb")
+    return io.BufferedReader(_Ranged(place, facts(place)[0] if size is None else size), BLOCK)
+
+
+class _Ranged(io.RawIOBase):
+    """An object as a file: every read is a request."""
+
+    def __init__(self, url: str, size: int) -> None:
+        self._url, self._size, self._at = url, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        size = max(0, min(len(buffer), self._size - self._at))
+        data = read_range(self._url, self._at, size)
+        if len(data) != size:
+            raise changed(self._url)
+        buffer[:size] = data
+        self._at += size
+        return size
+
+
+def read_range(place: Place, offset: int, size: int) -> bytes:
+    """Bytes [offset, offset + size), fewer where the file ends before; one request. FileNotFoundError."""
+    if isinstance(place, Path):
+        with place.open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+    if not size:
+        return b""
+    with problems(place):
+        return filesystem(place).cat_file(place, start=offset, end=offset + size)
+
+
+def walk(url: str, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[Found]:
+    """All files below a URL in the order of their paths, names that begin with a dot left out.
+
+    Holds what lies in one folder and in those above it. Raises DataError where nothing lies there.
+    """
+    root = filesystem(url)._strip_protocol(url).rstrip("/")
+    waiting = [iter(_entries(url, root, ""))]
+    while waiting:
+        entry = next(waiting[-1], None)
+        if entry is None:
+            waiting.pop()
+        elif entry.path.endswith("/"):
+            waiting.append(iter(_entries(url, f"{root}/{entry.path.rstrip('/')}", entry.path)))
+        elif wanted(entry.path):
+            yield entry
+
+
+def _entries(url: str, folder: str, start: str) -> list[Found]:
+    """What lies in a folder, sorted; folders end in /, since so they stand in paths."""
+    try:
+        with problems(url):
+            listed = filesystem(url).ls(folder, detail=True)
+    except FileNotFoundError:
+        raise DataError(f"nothing lies at {url}; check the bucket and the path") from None
+    entries = []
+    for info in listed:
+        last = info["name"].rstrip("/")[len(folder) + 1 :].rpartition("/")[2]
+        if last and not last.startswith("."):  # a folder may be an object of its own
+            is_folder = info["type"] == "directory"
+            entries.append(Found(start + last + "/" * is_folder, info["size"] or 0, _version(info)))
+    return sorted(entries)
