@@ -38,6 +38,10 @@ class Options:
     fill: float | None = None
 
 
+# journal, missing shards, what is told of rows as they are scored -> (shard, its file), in any order
+Scoring = Callable[[Journal, Sequence[int], Callable[[int], object]], Generator[tuple[int, bytes], None, None]]
+
+
 @dataclass(frozen=True)
 class Done:
     """What infer_to_file did: images scored and failed, the list of the failed, and how fast it was, by itself.
@@ -92,12 +96,18 @@ def member_logits(
 
 
 def infer_to_file(
-    inputs: Inputs, ensemble: Ensemble, output: Path, folder: Path, options: Options, say: Callable[[str], object]
+    inputs: Inputs,
+    ensemble: Ensemble,
+    output: Path,
+    folder: Path,
+    options: Options,
+    say: Callable[[str], object],
+    scoring: Scoring | None = None,
 ) -> Done:
     """Score every image once into `output`, CSV or Parquet by its suffix, through the journal in the held `folder`.
 
     What was scored before is not scored again, and the same file results. Memory does not grow
-    with the number of images.
+    with the number of images. scoring: what scores shards in place of this process.
     """
     _check_externals(inputs, ensemble)
     journal, changed = journals.open_journal(
@@ -106,8 +116,7 @@ def infer_to_file(
     if changed:
         say(f"Starting anew: changed since {folder.name} was begun: {', '.join(changed)}.")
     todo = journals.missing(journal)
-    spans = [journal.span(shard) for shard in todo]
-    left = sum(stop - start for start, stop in spans)
+    left = sum(stop - start for start, stop in map(journal.span, todo))
     if left < inputs.count:
         say(f"Going on: {inputs.count - left:,} of {inputs.count:,} rows were scored before.")
     began = time.perf_counter()
@@ -115,18 +124,49 @@ def infer_to_file(
         tqdm(
             total=inputs.count, initial=inputs.count - left, desc="infer", unit="image", leave=False, disable=None
         ) as bar,
-        closing(_score_rows(inputs, ensemble, _merged(spans))) as stream,
+        closing((scoring or _scoring_here(inputs, ensemble))(journal, todo, bar.update)) as stream,
     ):
-        for shard, (start, stop) in zip(todo, spans, strict=True):
-            parts: list[Rows] = []
-            while sum(len(part.ids) for part in parts) < stop - start:
-                parts.append(next(stream))
-                bar.update(len(parts[-1].ids))
-            journals.write_shard(journal, shard, _joined(parts))
+        for shard, data in stream:
+            journals.store(journal, shard, data)
     speed = left / (time.perf_counter() - began)
     failed, listing, counts = _write(output, journal, inputs, ensemble, options)
     journals.close(journal)
     return Done(inputs.count - failed, failed, listing, speed, counts)
+
+
+def score_shards(
+    items: Iterable[Item],
+    total: int,
+    ensemble: Ensemble,
+    sizes: Iterable[tuple[int, int]],
+    progress: Callable[[int], object] = lambda count: None,
+    threads: int | None = None,
+) -> Generator[tuple[int, Rows], None, None]:
+    """Each (shard, number of its rows) of `sizes` with its rows, from the items of them all in order.
+
+    total: rows of the whole input. threads: that read and decode; by default one for each core.
+    """
+    with closing(_score_rows(items, total, ensemble, threads)) as stream:
+        for shard, size in sizes:
+            parts: list[Rows] = []
+            while sum(len(part.ids) for part in parts) < size:
+                parts.append(next(stream))
+                progress(len(parts[-1].ids))
+            yield shard, _joined(parts)
+
+
+def _scoring_here(inputs: Inputs, ensemble: Ensemble) -> Scoring:
+    def scoring(
+        journal: Journal, shards: Sequence[int], progress: Callable[[int], object]
+    ) -> Generator[tuple[int, bytes], None, None]:
+        spans = [journal.span(shard) for shard in shards]
+        sizes = [(shard, stop - start) for shard, (start, stop) in zip(shards, spans, strict=True)]
+        items = _items(inputs, _merged(spans))
+        with closing(score_shards(items, inputs.count, ensemble, sizes, progress)) as stream:
+            for shard, rows in stream:
+                yield shard, journals.encoded(journal, shard, rows)
+
+    return scoring
 
 
 def adaptation(inputs: Inputs, ensemble: Ensemble) -> str:
@@ -170,20 +210,27 @@ def _key(inputs: Inputs, ensemble: Ensemble, options: Options) -> dict[str, obje
     }
 
 
-def _score_rows(inputs: Inputs, ensemble: Ensemble, spans: Iterable[tuple[int, int]]) -> Generator[Rows, None, None]:
-    """The rows of each [start, stop), chunk by chunk.
+def _items(inputs: Inputs, spans: Iterable[tuple[int, int]]) -> Iterator[Item]:
+    for start, stop in spans:
+        for _, item in zip(range(start, stop), inputs.items(start, stop), strict=True):  # rows never move
+            yield item
+
+
+def _score_rows(
+    items: Iterable[Item], total: int, ensemble: Ensemble, threads: int | None = None
+) -> Generator[Rows, None, None]:
+    """The items' rows, chunk by chunk.
 
     ArtifactError where a member has no finite logit for an image that could be read.
     """
     named: deque[tuple[str, str]] = deque()
 
-    def items() -> Iterator[Item]:
-        for start, stop in spans:
-            for _, item in zip(range(start, stop), inputs.items(start, stop), strict=True):  # rows never move
-                named.append((item.id, item.path))
-                yield item
+    def noted() -> Iterator[Item]:
+        for item in items:
+            named.append((item.id, item.path))
+            yield item
 
-    with closing(_stream(items(), inputs.count, ensemble)) as stream:
+    with closing(_stream(noted(), total, ensemble, threads)) as stream:
         for scored in stream:
             places = [named.popleft() for _ in scored.logits]
             failures = {row: Failure(*places[row], error) for row, error in scored.errors.items()}
@@ -195,7 +242,9 @@ def _score_rows(inputs: Inputs, ensemble: Ensemble, spans: Iterable[tuple[int, i
             yield Rows([key for key, _ in places], scored.logits, failures)
 
 
-def _stream(items: Iterable[Item], total: int, ensemble: Ensemble) -> Generator[Scored, None, None]:
+def _stream(
+    items: Iterable[Item], total: int, ensemble: Ensemble, threads: int | None
+) -> Generator[Scored, None, None]:
     def read(item: Item, large: Large) -> Image:
         return images.decode(item.source, item.path, large)
 
@@ -208,9 +257,9 @@ def _stream(items: Iterable[Item], total: int, ensemble: Ensemble) -> Generator[
             return ensembles.needs(ensemble, cascade, number, logits, [item.id for item in asking])
 
         chunk = taken_rows(ensemble.runners, ensemble.device)
-        return cascade_stream(items, read, ensemble.runners, chunk, needs, total, name=path)
+        return cascade_stream(items, read, ensemble.runners, chunk, needs, total, threads, name=path)
     together = ensemble.device == "cuda"
-    return score_stream(items, read, ensemble.runners, _chunk(ensemble), together, name=path)
+    return score_stream(items, read, ensemble.runners, _chunk(ensemble), together, threads, name=path)
 
 
 def _merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -227,7 +276,7 @@ def _all_rows(inputs: Inputs, ensemble: Ensemble, progress: Callable[[int], obje
     """Every row, in memory; what is looked up is known to be there."""
     _check_externals(inputs, ensemble)
     parts = []
-    with closing(_score_rows(inputs, ensemble, [(0, inputs.count)])) as stream:
+    with closing(_score_rows(_items(inputs, [(0, inputs.count)]), inputs.count, ensemble)) as stream:
         for part in stream:
             parts.append(part)
             progress(len(part.ids))
