@@ -68,6 +68,8 @@ def scoring(ready: Ready, inputs: Inputs, tta: bool) -> Scoring:
         journal: Journal, shards: Sequence[int], progress: Callable[[int], object]
     ) -> Generator[tuple[int, bytes], None, None]:
         left = set(shards)
+        if not left:
+            return
         with _told(ready.desk), closing(_answers(ready, inputs, journal, shards, tta)) as answers:
             for answer in answers:
                 _check_seen(answer)
@@ -119,18 +121,17 @@ def _answers(
     context.enable_progress_bars = context.print_on_execution_start = False
     context.target_max_block_size = 1  # each answer is sent as soon as it is there
     given = (ready.job, ready.prepared, tta, inputs.reader, replace(journal, folder=Path()), ready.desk)
-    answers = ray.data.from_blocks(_Tasks(inputs.rows, journal, stretches(shards, ready.size.workers))).map_batches(
+    parts = stretches(shards, ready.size.workers)
+    workers = min(ready.size.workers, len(parts))
+    # Lost workers are replaced and their tasks repeated without end, as is Ray Data's default: the desk counts.
+    answers = ray.data.from_blocks(_Tasks(inputs.rows, journal, parts)).map_batches(
         Worker,
         fn_constructor_args=given,
         batch_size=None,
         batch_format="pyarrow",
-        zero_copy_batch=True,
-        compute=ray.data.ActorPoolStrategy(size=ready.size.workers, max_tasks_in_flight_per_actor=2),
+        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
         num_cpus=ready.size.cpus,
         num_gpus=ready.size.gpus,
-        # for as long as it takes: the desk counts, and ends what kills every worker
-        max_restarts=-1,
-        max_task_retries=-1,
     )
     for table in answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
         yield from table.to_pylist()

@@ -2,13 +2,14 @@
 
 import logging
 import os
+import secrets
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from ensemble.errors import UnavailableError
@@ -41,25 +42,40 @@ def load_ray() -> Any:
 
 
 @contextmanager
+def _hushed() -> Iterator[None]:
+    """Nothing on standard error meanwhile, below Python too: Ray says there that it was told to be quiet."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+@contextmanager
 def connected(address: str | None) -> Iterator[list[Node]]:
     """Connect to the cluster at `address`, or at RAY_ADDRESS, or start Ray here; its nodes that are alive.
 
     Afterwards all that was started is gone. UnavailableError, within seconds, where no cluster answers.
     """
-    ray = load_ray()
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    own = tempfile.mkdtemp(prefix="manyeyes-ray-") if address == "local" else None
-    try:
-        if own:
-            _start(ray, own)
-        else:
-            _check(address)
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-        yield nodes(ray)
-    finally:
-        ray.shutdown()
-        if own:
-            shutil.rmtree(own, ignore_errors=True)
+    with _own_token() if address == "local" else nullcontext():
+        ray = load_ray()
+        own = tempfile.mkdtemp(prefix="manyeyes-ray-") if address == "local" else None
+        try:
+            if own:
+                _start(ray, own)
+            else:
+                _check(address)
+                with _hushed():
+                    ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+            yield nodes(ray)
+        finally:
+            ray.shutdown()
+            if own:
+                shutil.rmtree(own, ignore_errors=True)
 
 
 def nodes(ray: Any) -> list[Node]:
@@ -72,17 +88,37 @@ def nodes(ray: Any) -> list[Node]:
     return [node for node in kept if node.cpus]
 
 
+@contextmanager
+def _own_token() -> Iterator[None]:
+    """A token for a Ray that is started meanwhile, so that no other user reaches it; Ray would keep one at home.
+
+    Ray looks for it as it is imported.
+    """
+    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def _start(ray: Any, folder: str) -> None:
     try:
-        ray.init(
-            "local",
-            num_cpus=available_cores(),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=OBJECT_STORE,
-            _temp_dir=folder,
-        )
+        with _hushed():
+            ray.init(
+                "local",
+                num_cpus=available_cores(),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=OBJECT_STORE,
+                _temp_dir=folder,
+            )
     except Exception as error:  # of many kinds: no memory, no ports, a path that is too long
         raise UnavailableError(
             f"Ray could not be started here: {_line(str(error))}; see its logs, or {REMEDY}"
@@ -115,6 +151,11 @@ def _check(address: str) -> None:
         )
     except subprocess.TimeoutExpired:
         raise UnavailableError(f"no Ray cluster answers at {address} within {ANSWERS} s; {start}") from None
+    if "InvalidAuthToken" in trial.stderr or "AuthenticationError" in trial.stderr:
+        raise UnavailableError(
+            f"the Ray cluster at {address} asks for another token than the one here; set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN_PATH here as on its machines"
+        )
     if trial.returncode:
         why = _line(trial.stderr.strip().rpartition("\n")[2])
         raise UnavailableError(f"no Ray cluster can be used at {address} ({why}); {start}")
