@@ -1,8 +1,7 @@
 """infer on a Ray cluster: what runs is decided once, Ray Data hands shards to workers, the journal is written here."""
 
 import functools
-import re
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +12,10 @@ import pyarrow as pa
 
 from ensemble.errors import DataError, ManyeyesError, UnavailableError
 from ensemble.score import Runner
-from export import cluster_bundle, predictor
+from export import cluster_bundle, cluster_look, predictor
 from export.cluster_connect import load_ray
 from export.cluster_size import Asked, Node, Size, sized, told
-from export.cluster_worker import Desk, Job, Prepared, Task, Worker, own_versions, prepare
+from export.cluster_worker import Desk, Job, Prepared, Task, Worker, check_versions, prepare
 from export.ensembles import Ensemble
 from export.infer import Scoring
 from export.inputs import Inputs
@@ -49,8 +48,9 @@ def plan(folder: Path, wanted: Wanted, asked: Asked, nodes: Sequence[Node], inpu
     if not size.gpus and wanted.device == "auto":
         wanted = replace(wanted, device="cpu")
     home = Path.cwd()
-    job = Job(cluster_bundle.source_of(folder), home, _places(inputs, home), size.cpus, own_versions())
-    ray = load_ray()
+    ray, versions = load_ray(), cluster_look.look()
+    _check_nodes(ray, versions, nodes)
+    job = Job(cluster_bundle.source_of(folder), home, _places(inputs, home), size.cpus, versions)
     desk = _desk(ray, job.bundle.folder)
     prepared = _prepare(ray, job, wanted, size, desk, nodes, say)
     for line in prepared.lines:
@@ -170,10 +170,28 @@ def _places(inputs: Inputs, home: Path) -> tuple[Path, ...]:
     return tuple(home / place for place in given if isinstance(place, Path) and place.exists())
 
 
+def _check_nodes(ray: Any, versions: Mapping[str, str], nodes: Sequence[Node]) -> None:
+    """UnavailableError for a machine with other versions; what works by them cannot even be sent there."""
+    ray.cloudpickle.register_pickle_by_value(cluster_look)
+    try:
+        looks = {
+            node: ray.remote(num_cpus=0, scheduling_strategy=_at(ray, node.key))(cluster_look.look).remote()
+            for node in nodes
+        }
+        for node, found in looks.items():
+            with suppress(ray.exceptions.RayError):  # it went meanwhile
+                check_versions(node.name, versions, ray.get(found))
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(cluster_look)
+
+
 def _desk(ray: Any, folder: Path) -> Any:
-    here = ray.get_runtime_context().get_node_id()
-    strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, soft=False)
+    strategy = _at(ray, ray.get_runtime_context().get_node_id())
     return ray.remote(num_cpus=0, scheduling_strategy=strategy)(Desk).remote(folder)
+
+
+def _at(ray: Any, node: str) -> Any:
+    return ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
 
 
 def _prepare(ray: Any, job: Job, wanted: Wanted, size: Size, desk: Any, nodes: Sequence[Node], say: Say) -> Prepared:
@@ -186,10 +204,6 @@ def _prepare(ray: Any, job: Job, wanted: Wanted, size: Size, desk: Any, nodes: S
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, ManyeyesError):
             raise error.cause from None
-        if missing := _missing(str(error)):
-            raise UnavailableError(
-                f"a machine of the cluster has no {missing}; run there: pip install 'manyeyes[cluster]'"
-            ) from None
         raise
     except ray.exceptions.RayError as error:
         raise UnavailableError(
@@ -200,11 +214,6 @@ def _prepare(ray: Any, job: Job, wanted: Wanted, size: Size, desk: Any, nodes: S
 
 def _not_here(pixels: np.ndarray) -> np.ndarray:
     raise UnavailableError("members run on the cluster, not here")
-
-
-def _missing(text: str) -> str:
-    found = re.search(r"No module named '(\w+)", text)
-    return found[1] if found else ""
 
 
 def _line(error: Exception) -> str:

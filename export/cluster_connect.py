@@ -18,6 +18,7 @@ from export.cluster_size import Node
 
 OBJECT_STORE = 256 << 20  # bytes, of a Ray of our own: what is on its way is small, and the rest goes to disk
 CONNECTS, ANSWERS = 5, 30  # seconds
+MOST_TEMPORARY = 16  # characters of the folder for temporary files, before /tmp is taken
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # its C++ parts write to the terminal
@@ -63,7 +64,7 @@ def connected(address: str | None) -> Iterator[list[Node]]:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     with _own_token() if address == "local" else nullcontext():
         ray = load_ray()
-        own = tempfile.mkdtemp(prefix="manyeyes-ray-") if address == "local" else None
+        own = _folder() if address == "local" else None
         try:
             if own:
                 _start(ray, own)
@@ -80,12 +81,23 @@ def connected(address: str | None) -> Iterator[list[Node]]:
 
 def nodes(ray: Any) -> list[Node]:
     """Those that are alive and have cores to give."""
-    found = [node for node in ray.nodes() if node["Alive"]]
     kept = [
-        Node(node["NodeManagerHostname"], int(node["Resources"].get("CPU", 0)), node["Resources"].get("GPU", 0))
-        for node in found
+        Node(
+            f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})",
+            int(node["Resources"].get("CPU", 0)),
+            node["Resources"].get("GPU", 0),
+            node["NodeID"],
+        )
+        for node in ray.nodes()
+        if node["Alive"]
     ]
     return [node for node in kept if node.cpus]
+
+
+def _folder() -> str:
+    """For logs and what does not fit into memory; short, since a socket's path has at most 107 bytes."""
+    base = tempfile.gettempdir()
+    return tempfile.mkdtemp(prefix="manyeyes-ray-", dir=base if len(base) <= MOST_TEMPORARY else "/tmp")  # noqa: S108
 
 
 @contextmanager
@@ -120,9 +132,7 @@ def _start(ray: Any, folder: str) -> None:
                 _temp_dir=folder,
             )
     except Exception as error:  # of many kinds: no memory, no ports, a path that is too long
-        raise UnavailableError(
-            f"Ray could not be started here: {_line(str(error))}; see its logs, or {REMEDY}"
-        ) from None
+        raise UnavailableError(f"Ray could not be started here: {_line(str(error))}; {REMEDY}") from None
 
 
 REMEDY = "name a cluster that runs with --address HOST:PORT"

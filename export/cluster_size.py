@@ -23,11 +23,12 @@ class Asked:
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of the cluster, and what Ray may use of it."""
+    """A machine of the cluster, and what Ray may use of it. key: Ray's own name of it."""
 
     name: str
     cpus: int
     gpus: float = 0
+    key: str = ""
 
 
 @dataclass(frozen=True)

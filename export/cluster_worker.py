@@ -6,24 +6,19 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
-import PIL
 import pyarrow as pa
 
-import ensemble
-import export
 from ensemble.errors import DataError, ManyeyesError, UnavailableError
 from ensemble.quiet import quiet_decoders
 from export import cluster_bundle, predictor
 from export import infer as inference
 from export import journal as journals
 from export.cluster_bundle import Source
+from export.cluster_look import look
 from export.ensembles import Ensemble
-from export.fingerprint import versions
 from export.hardware import available, version
 from export.inputs import Item
 from export.journal import Journal
@@ -115,21 +110,6 @@ class Desk:
         return self._refusal
 
 
-def own_versions() -> dict[str, str]:
-    """Versions of what decides a score whatever runs the members; ours with a hash of our sources."""
-    digest = sha256()
-    for package in (ensemble, export):
-        root = Path(str(package.__file__)).parent
-        for file in sorted(root.rglob("*.py")):
-            digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
-    ours = versions(set())["manyeyes"] or "from its sources"
-    return {
-        "manyeyes": f"{ours} ({digest.hexdigest()[:8]})",
-        "Pillow": PIL.__version__,
-        "numpy": np.__version__,
-    }
-
-
 def node() -> str:
     """This machine's name and address."""
     import ray
@@ -148,7 +128,7 @@ def prepare(job: Job, wanted: Wanted, desk: Any) -> Prepared:
 
 def settle(job: Job, desk: Any) -> Path:
     """Check this machine, and find the bundle on it."""
-    _check_versions(job.versions, own_versions())
+    check_versions(node(), job.versions, look())
     for place in job.places:
         if not place.exists():
             raise DataError(_unseen(place, node()))
@@ -163,11 +143,13 @@ def _unseen(place: object, where: str) -> str:
     return f"{place} is not on {where}, where a worker runs: put it where every machine sees it, on shared storage"
 
 
-def _check_versions(wanted: Mapping[str, str], found: Mapping[str, str]) -> None:
+def check_versions(where: str, wanted: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """UnavailableError if a machine has other versions than those wanted."""
     different = [f"{name} {found[name]} there, {wanted[name]} here" for name in wanted if found[name] != wanted[name]]
     if different:
         raise UnavailableError(
-            f"{node()} has other versions: {'; '.join(different)}; install the same on every machine of the cluster"
+            f"{where} has other versions: {'; '.join(different)}; install the same on every machine of the cluster, "
+            "with 'manyeyes[cluster]'"
         )
 
 
@@ -216,7 +198,7 @@ class Worker:
     def _open(self) -> Ensemble:
         folder = settle(self._job, self._desk)
         libraries = {runtime: version(runtime) for runtime in self._prepared.libraries}
-        _check_versions(self._prepared.libraries, libraries)
+        check_versions(node(), self._prepared.libraries, libraries)
         plan = _moved(self._prepared.plan, lambda path: folder / path)
         opened = predictor.assemble(folder, plan, [open_member(member, lambda line: None) for member in plan.members])
         return inference.with_flips(opened, "") if self._tta else opened

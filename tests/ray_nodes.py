@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import shlex
 import shutil
 import socket
 import subprocess
@@ -33,18 +34,22 @@ class Nodes:
         self.environment = QUIET | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         self.held = []
 
-    def add(self, cpus=2, store=STORE, environment=None):
-        """One more node; waits until it is there."""
+    def add(self, cpus=2, store=STORE, environment=None, gpus=0, hidden=()):
+        """One more node; waits until it is there. hidden: folders that are empty for it, as on another machine."""
         port = self.address.rpartition(":")[2]
-        place = ["--head", "--port", port] if not self.held else ["--address", self.address]
-        ports = ["--dashboard-agent-listen-port", free_port(), "--ray-client-server-port", free_port()]
-        command = [RAY, "start", "--block", *place, "--num-cpus", cpus]
-        command += ["--object-store-memory", store, "--disable-usage-stats", "--include-dashboard=false"]
-        command += ["--temp-dir", self.folder] if not self.held else []
+        place = ["--address", self.address]
+        if not self.held:
+            place = ["--head", "--port", port, "--temp-dir", self.folder, "--include-dashboard=false"]
+            place += ["--dashboard-agent-listen-port", free_port(), "--ray-client-server-port", free_port()]
+        command = [RAY, "start", "--block", *place, "--num-cpus", cpus, "--num-gpus", gpus]
+        command += ["--object-store-memory", store, "--disable-usage-stats"]
+        if hidden:
+            hide = f'for folder in {shlex.join(map(str, hidden))}; do mount -t tmpfs none "$folder"; done; exec "$@"'
+            command = ["unshare", "-m" if os.geteuid() == 0 else "-Urm", "sh", "-c", hide, "sh", *command]
         log = self.folder / f"node{len(self.held)}.log"
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [*map(str, command), *(map(str, ports) if not self.held else ())],
+                [*map(str, command)],
                 env=os.environ | self.environment | (environment or {}),
                 stdout=out,
                 stderr=out,
