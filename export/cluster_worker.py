@@ -24,6 +24,7 @@ from export.inputs import Item
 from export.journal import Journal
 from export.plan import Plan, open_member
 from export.rows import TEXT, Row, Rows, read
+from export.scored_rows import score_shards
 from export.setting import Wanted
 
 MOST_ATTEMPTS = 4  # to score the same rows, each ended by the death of its worker
@@ -209,7 +210,7 @@ class Worker:
         listed = list(read(Rows(stop - start, "", False, pa.py_buffer(task.rows)), 0, stop - start))
         sizes = [(shard, after - before) for shard, (before, after) in spans.items()]
         items, threads = self._reader(iter(listed), start, stop), min(self._job.cpus, MOST_THREADS)
-        scored = inference.score_shards(items, self._journal.count, opened, sizes, threads=threads)
+        scored = score_shards(items, self._journal.count, opened, sizes, threads=threads)
         with closing(scored) as stream:
             for shard, found in stream:
                 places = [spans[shard][0] + row for row in found.failures]

@@ -1,7 +1,6 @@
 """Score images with a loaded ensemble and write the result. Runs without torch."""
 
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -10,14 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import PIL
-from PIL.Image import Image
 from tqdm import tqdm
 
-from ensemble import artifacts, images, metrics
-from ensemble.cascade_stream import cascade_stream, taken_rows
-from ensemble.errors import ArtifactError, some
+from ensemble import artifacts, metrics
+from ensemble.errors import ArtifactError
 from ensemble.external import test_column
-from ensemble.score import Large, Scored, chunk_rows, score_stream, with_flip
+from ensemble.score import with_flip
 from ensemble.shift import names_sha256
 from ensemble.stack import Stacker
 from export import ensembles
@@ -26,6 +23,7 @@ from export.ensembles import Ensemble
 from export.inputs import Inputs, Item, ids, names
 from export.journal import Journal, Rows
 from export.results import Failure, Scores, write_failures, write_scores
+from export.scored_rows import chunk_of, joined, score_rows, score_shards
 
 
 @dataclass(frozen=True)
@@ -134,27 +132,6 @@ def infer_to_file(
     return Done(inputs.count - failed, failed, listing, speed, counts)
 
 
-def score_shards(
-    items: Iterable[Item],
-    total: int,
-    ensemble: Ensemble,
-    sizes: Iterable[tuple[int, int]],
-    progress: Callable[[int], object] = lambda count: None,
-    threads: int | None = None,
-) -> Generator[tuple[int, Rows], None, None]:
-    """Each (shard, number of its rows) of `sizes` with its rows, from the items of them all in order.
-
-    total: rows of the whole input. threads: that read and decode; by default one for each core.
-    """
-    with closing(_score_rows(items, total, ensemble, threads)) as stream:
-        for shard, size in sizes:
-            parts: list[Rows] = []
-            while sum(len(part.ids) for part in parts) < size:
-                parts.append(next(stream))
-                progress(len(parts[-1].ids))
-            yield shard, _joined(parts)
-
-
 def _scoring_here(inputs: Inputs, ensemble: Ensemble) -> Scoring:
     def scoring(
         journal: Journal, shards: Sequence[int], progress: Callable[[int], object]
@@ -192,10 +169,6 @@ def _check_externals(inputs: Inputs, ensemble: Ensemble) -> None:
         test_column(member, keys)
 
 
-def _chunk(ensemble: Ensemble) -> int:
-    return chunk_rows([runner.contract for runner in ensemble.runners], ensemble.device)
-
-
 def _key(inputs: Inputs, ensemble: Ensemble, options: Options) -> dict[str, object]:
     """All that decides the output, by what a user calls it."""
     return {
@@ -206,7 +179,7 @@ def _key(inputs: Inputs, ensemble: Ensemble, options: Options) -> dict[str, obje
         **({"--cascade": ensemble.cascade.to_dict()} if ensemble.cascade else {}),
         "the version of Pillow": PIL.__version__,
         # the first is nothing to a cascade, and changes with the members alone
-        "the size of chunks": [_chunk(ensemble), journals.ROWS],
+        "the size of chunks": [chunk_of(ensemble), journals.ROWS],
     }
 
 
@@ -214,52 +187,6 @@ def _items(inputs: Inputs, spans: Iterable[tuple[int, int]]) -> Iterator[Item]:
     for start, stop in spans:
         for _, item in zip(range(start, stop), inputs.items(start, stop), strict=True):  # rows never move
             yield item
-
-
-def _score_rows(
-    items: Iterable[Item], total: int, ensemble: Ensemble, threads: int | None = None
-) -> Generator[Rows, None, None]:
-    """The items' rows, chunk by chunk.
-
-    ArtifactError where a member has no finite logit for an image that could be read.
-    """
-    named: deque[tuple[str, str]] = deque()
-
-    def noted() -> Iterator[Item]:
-        for item in items:
-            named.append((item.id, item.path))
-            yield item
-
-    with closing(_stream(noted(), total, ensemble, threads)) as stream:
-        for scored in stream:
-            places = [named.popleft() for _ in scored.logits]
-            failures = {row: Failure(*places[row], error) for row, error in scored.errors.items()}
-            silent = np.flatnonzero(ensembles.silent(ensemble, scored.logits, [key for key, _ in places]))
-            if lost := [places[row][0] for row in silent if row not in failures]:
-                raise ArtifactError(
-                    f"a member gave no finite logit for images it could read ({some(lost)}); train it again"
-                )
-            yield Rows([key for key, _ in places], scored.logits, failures)
-
-
-def _stream(
-    items: Iterable[Item], total: int, ensemble: Ensemble, threads: int | None
-) -> Generator[Scored, None, None]:
-    def read(item: Item, large: Large) -> Image:
-        return images.decode(item.source, item.path, large)
-
-    def path(item: Item) -> str:
-        return item.path
-
-    if cascade := ensemble.cascade:
-
-        def needs(number: int, logits: np.ndarray, asking: Sequence[Item]) -> np.ndarray:
-            return ensembles.needs(ensemble, cascade, number, logits, [item.id for item in asking])
-
-        chunk = taken_rows(ensemble.runners, ensemble.device)
-        return cascade_stream(items, read, ensemble.runners, chunk, needs, total, threads, name=path)
-    together = ensemble.device == "cuda"
-    return score_stream(items, read, ensemble.runners, _chunk(ensemble), together, threads, name=path)
 
 
 def _merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -276,20 +203,11 @@ def _all_rows(inputs: Inputs, ensemble: Ensemble, progress: Callable[[int], obje
     """Every row, in memory; what is looked up is known to be there."""
     _check_externals(inputs, ensemble)
     parts = []
-    with closing(_score_rows(_items(inputs, [(0, inputs.count)]), inputs.count, ensemble)) as stream:
+    with closing(score_rows(_items(inputs, [(0, inputs.count)]), inputs.count, ensemble)) as stream:
         for part in stream:
             parts.append(part)
             progress(len(part.ids))
-    return _joined(parts)
-
-
-def _joined(parts: Sequence[Rows]) -> Rows:
-    keys: list[str] = []
-    failures: dict[int, Failure] = {}
-    for part in parts:
-        failures |= {len(keys) + row: failure for row, failure in part.failures.items()}
-        keys += part.ids
-    return Rows(keys, np.concatenate([part.logits for part in parts]), failures)
+    return joined(parts)
 
 
 def _stack_logits(rows: Rows, ensemble: Ensemble) -> np.ndarray:
