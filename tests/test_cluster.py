@@ -4,12 +4,16 @@ import json
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 
 import cluster_job
 import pandas as pd
 import pytest
 import ray_nodes
-from helpers import read_csv, write_csv
+from helpers import STACKER, read_csv, write_csv
+
+from ensemble import artifacts
+from export import bundle as bundles
 
 pytestmark = pytest.mark.cluster
 
@@ -76,6 +80,19 @@ def test_two_workers_and_a_cascade_that_was_fitted_by_one(nodes, work, tmp_path)
 
 def test_another_runtime_and_batch(nodes, work, tmp_path):
     same(nodes, work, tmp_path, "--runtime", "onnxruntime", "--batch-size", "5", "--members")
+
+
+def test_mirrored_images(nodes, work, tmp_path):
+    """What the bundle's stack says of mirroring reaches the workers: they run that member twice."""
+    shutil.copytree(work / "bundle", tmp_path / "bundle")
+    os.symlink(work / "images", tmp_path / "images")
+    values = bundles.contents(tmp_path / "bundle")
+    artifacts.write_json(tmp_path / "bundle" / "stacker.json", replace(STACKER, flips=("one",)).to_dict())
+    values["files"]["stacker.json"] = artifacts.file_sha256(tmp_path / "bundle" / "stacker.json")
+    bundles.write_contents(tmp_path / "bundle", values)
+    said, told = same(nodes, tmp_path, tmp_path, "--tta", "--members", source="images")
+    assert "Averaged over mirrored images: one" in said
+    assert "Averaged over mirrored images: one" in told
 
 
 def test_images_in_a_parquet_file(nodes, work, tmp_path):

@@ -1,13 +1,16 @@
 """Workers for a cluster, tasks for workers, and the options that ask for them; no Ray runs."""
 
+import PIL
 import pytest
-from helpers import exported_run, run_cli, run_python, write_image
+from helpers import ROOT, exported_run, run_cli, run_python, write_image
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble.errors import UnavailableError
 from export.cluster import stretches
+from export.cluster_look import look
 from export.cluster_size import Asked, Node, Size, sized
+from export.cluster_worker import check_versions
 
 PLAIN = (Node("a", 8), Node("b", 4))
 WITH_GPUS = (Node("head", 4), Node("a", 16, 4), Node("b", 16, 2))
@@ -116,6 +119,27 @@ def test_a_cluster_runs_bundles_alone(tmp_path):
     code, _, err = run_cli("infer", "--input", tmp_path, "--engine", "ray")
     assert code == 2
     assert "Error: --engine ray runs a bundle: add --onnx, or name one with --bundle" in err
+
+
+def test_versions_differ_by_sources_and_libraries_not_by_how_ours_are_installed():
+    here = {"manyeyes": "0.1.0 (0a1b)", "Pillow": "13.0", "numpy": "2.4"}
+    check_versions("node (ip)", here, here | {"manyeyes": "none (0a1b)"})
+    with pytest.raises(UnavailableError) as error:
+        check_versions("node (ip)", here, here | {"manyeyes": "0.1.0 (ffff)", "numpy": "2.3"})
+    assert str(error.value).startswith(
+        "node (ip) has other versions: manyeyes 0.1.0 (ffff) there, 0.1.0 (0a1b) here; numpy 2.3 there, 2.4 here; "
+    )
+
+
+def test_what_is_here_is_told_by_the_standard_library_alone(tmp_path):
+    """On a machine that has nothing of ours, too."""
+    source = (ROOT / "export" / "cluster_look.py").read_text(encoding="utf-8")
+    (tmp_path / "seen.py").write_text(f"{source}\nprint(look())", encoding="utf-8")
+    done = run_python("-S", "-I", tmp_path / "seen.py")
+    assert done.returncode == 0, done.stderr
+    assert "'Pillow': 'none'" in done.stdout
+    assert look()["Pillow"] == PIL.__version__
+    assert look()["manyeyes"] not in done.stdout
 
 
 def test_without_ray_it_is_named(bundle):
