@@ -1,7 +1,6 @@
 """Score images with a loaded ensemble and write the result. Runs without torch."""
 
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -10,14 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import PIL
-from PIL.Image import Image
 from tqdm import tqdm
 
-from ensemble import artifacts, images, metrics
-from ensemble.cascade_stream import cascade_stream, taken_rows
-from ensemble.errors import ArtifactError, some
+from ensemble import artifacts, metrics
+from ensemble.errors import ArtifactError
 from ensemble.external import test_column
-from ensemble.score import Large, Scored, chunk_rows, score_stream, with_flip
+from ensemble.score import with_flip
 from ensemble.shift import names_sha256
 from ensemble.stack import Stacker
 from export import ensembles
@@ -26,6 +23,7 @@ from export.ensembles import Ensemble
 from export.inputs import Inputs, Item, ids, names
 from export.journal import Journal, Rows
 from export.results import Failure, Scores, write_failures, write_scores
+from export.scored_rows import chunk_of, joined, score_rows, score_shards
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,10 @@ class Options:
     tta: bool = False
     adapted: bool = False
     fill: float | None = None
+
+
+# journal, missing shards, what is told of rows as they are scored -> (shard, its file), in any order
+Scoring = Callable[[Journal, Sequence[int], Callable[[int], object]], Generator[tuple[int, bytes], None, None]]
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,18 @@ def member_logits(
 
 
 def infer_to_file(
-    inputs: Inputs, ensemble: Ensemble, output: Path, folder: Path, options: Options, say: Callable[[str], object]
+    inputs: Inputs,
+    ensemble: Ensemble,
+    output: Path,
+    folder: Path,
+    options: Options,
+    say: Callable[[str], object],
+    scoring: Scoring | None = None,
 ) -> Done:
     """Score every image once into `output`, CSV or Parquet by its suffix, through the journal in the held `folder`.
 
     What was scored before is not scored again, and the same file results. Memory does not grow
-    with the number of images.
+    with the number of images. scoring: what scores shards in place of this process.
     """
     _check_externals(inputs, ensemble)
     journal, changed = journals.open_journal(
@@ -106,8 +114,7 @@ def infer_to_file(
     if changed:
         say(f"Starting anew: changed since {folder.name} was begun: {', '.join(changed)}.")
     todo = journals.missing(journal)
-    spans = [journal.span(shard) for shard in todo]
-    left = sum(stop - start for start, stop in spans)
+    left = sum(stop - start for start, stop in map(journal.span, todo))
     if left < inputs.count:
         say(f"Going on: {inputs.count - left:,} of {inputs.count:,} rows were scored before.")
     began = time.perf_counter()
@@ -115,18 +122,28 @@ def infer_to_file(
         tqdm(
             total=inputs.count, initial=inputs.count - left, desc="infer", unit="image", leave=False, disable=None
         ) as bar,
-        closing(_score_rows(inputs, ensemble, _merged(spans))) as stream,
+        closing((scoring or _scoring_here(inputs, ensemble))(journal, todo, bar.update)) as stream,
     ):
-        for shard, (start, stop) in zip(todo, spans, strict=True):
-            parts: list[Rows] = []
-            while sum(len(part.ids) for part in parts) < stop - start:
-                parts.append(next(stream))
-                bar.update(len(parts[-1].ids))
-            journals.write_shard(journal, shard, _joined(parts))
+        for shard, data in stream:
+            journals.store(journal, shard, data)
     speed = left / (time.perf_counter() - began)
     failed, listing, counts = _write(output, journal, inputs, ensemble, options)
     journals.close(journal)
     return Done(inputs.count - failed, failed, listing, speed, counts)
+
+
+def _scoring_here(inputs: Inputs, ensemble: Ensemble) -> Scoring:
+    def scoring(
+        journal: Journal, shards: Sequence[int], progress: Callable[[int], object]
+    ) -> Generator[tuple[int, bytes], None, None]:
+        spans = [journal.span(shard) for shard in shards]
+        sizes = [(shard, stop - start) for shard, (start, stop) in zip(shards, spans, strict=True)]
+        items = _items(inputs, _merged(spans))
+        with closing(score_shards(items, inputs.count, ensemble, sizes, progress)) as stream:
+            for shard, rows in stream:
+                yield shard, journals.encoded(journal, shard, rows)
+
+    return scoring
 
 
 def adaptation(inputs: Inputs, ensemble: Ensemble) -> str:
@@ -152,10 +169,6 @@ def _check_externals(inputs: Inputs, ensemble: Ensemble) -> None:
         test_column(member, keys)
 
 
-def _chunk(ensemble: Ensemble) -> int:
-    return chunk_rows([runner.contract for runner in ensemble.runners], ensemble.device)
-
-
 def _key(inputs: Inputs, ensemble: Ensemble, options: Options) -> dict[str, object]:
     """All that decides the output, by what a user calls it."""
     return {
@@ -166,51 +179,14 @@ def _key(inputs: Inputs, ensemble: Ensemble, options: Options) -> dict[str, obje
         **({"--cascade": ensemble.cascade.to_dict()} if ensemble.cascade else {}),
         "the version of Pillow": PIL.__version__,
         # the first is nothing to a cascade, and changes with the members alone
-        "the size of chunks": [_chunk(ensemble), journals.ROWS],
+        "the size of chunks": [chunk_of(ensemble), journals.ROWS],
     }
 
 
-def _score_rows(inputs: Inputs, ensemble: Ensemble, spans: Iterable[tuple[int, int]]) -> Generator[Rows, None, None]:
-    """The rows of each [start, stop), chunk by chunk.
-
-    ArtifactError where a member has no finite logit for an image that could be read.
-    """
-    named: deque[tuple[str, str]] = deque()
-
-    def items() -> Iterator[Item]:
-        for start, stop in spans:
-            for _, item in zip(range(start, stop), inputs.items(start, stop), strict=True):  # rows never move
-                named.append((item.id, item.path))
-                yield item
-
-    with closing(_stream(items(), inputs.count, ensemble)) as stream:
-        for scored in stream:
-            places = [named.popleft() for _ in scored.logits]
-            failures = {row: Failure(*places[row], error) for row, error in scored.errors.items()}
-            silent = np.flatnonzero(ensembles.silent(ensemble, scored.logits, [key for key, _ in places]))
-            if lost := [places[row][0] for row in silent if row not in failures]:
-                raise ArtifactError(
-                    f"a member gave no finite logit for images it could read ({some(lost)}); train it again"
-                )
-            yield Rows([key for key, _ in places], scored.logits, failures)
-
-
-def _stream(items: Iterable[Item], total: int, ensemble: Ensemble) -> Generator[Scored, None, None]:
-    def read(item: Item, large: Large) -> Image:
-        return images.decode(item.source, item.path, large)
-
-    def path(item: Item) -> str:
-        return item.path
-
-    if cascade := ensemble.cascade:
-
-        def needs(number: int, logits: np.ndarray, asking: Sequence[Item]) -> np.ndarray:
-            return ensembles.needs(ensemble, cascade, number, logits, [item.id for item in asking])
-
-        chunk = taken_rows(ensemble.runners, ensemble.device)
-        return cascade_stream(items, read, ensemble.runners, chunk, needs, total, name=path)
-    together = ensemble.device == "cuda"
-    return score_stream(items, read, ensemble.runners, _chunk(ensemble), together, name=path)
+def _items(inputs: Inputs, spans: Iterable[tuple[int, int]]) -> Iterator[Item]:
+    for start, stop in spans:
+        for _, item in zip(range(start, stop), inputs.items(start, stop), strict=True):  # rows never move
+            yield item
 
 
 def _merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -227,20 +203,11 @@ def _all_rows(inputs: Inputs, ensemble: Ensemble, progress: Callable[[int], obje
     """Every row, in memory; what is looked up is known to be there."""
     _check_externals(inputs, ensemble)
     parts = []
-    with closing(_score_rows(inputs, ensemble, [(0, inputs.count)])) as stream:
+    with closing(score_rows(_items(inputs, [(0, inputs.count)]), inputs.count, ensemble)) as stream:
         for part in stream:
             parts.append(part)
             progress(len(part.ids))
-    return _joined(parts)
-
-
-def _joined(parts: Sequence[Rows]) -> Rows:
-    keys: list[str] = []
-    failures: dict[int, Failure] = {}
-    for part in parts:
-        failures |= {len(keys) + row: failure for row, failure in part.failures.items()}
-        keys += part.ids
-    return Rows(keys, np.concatenate([part.logits for part in parts]), failures)
+    return joined(parts)
 
 
 def _stack_logits(rows: Rows, ensemble: Ensemble) -> np.ndarray:

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble import options
+from export.cluster_options import cluster_options
+from export.cluster_size import Asked
 from export.setting import Wanted, cascade_option, full, runtime_options
 
 if TYPE_CHECKING:
+    from export.cluster_size import Node
     from export.ensembles import Ensemble
     from export.places import Place
 
@@ -74,6 +77,7 @@ def _parse_place(context: click.Context, parameter: click.Parameter, value: str 
     "--adapted", is_flag=True, help="Add the shift that adapt estimated to target, and say so. All members run."
 )
 @click.option("--fill", type=click.FloatRange(0, 1), help="Target of images that cannot be read.  [default: empty]")
+@cluster_options
 @options.run
 @runtime_options
 @click.pass_context
@@ -94,6 +98,7 @@ def infer(
     fill: float | None,
     run: Path,
     wanted: Wanted,
+    cluster: Asked | None,
 ) -> int:
     """Score images and write `id,target`; target is the probability of AI-made.
 
@@ -118,11 +123,14 @@ def infer(
       python cli.py infer --bundle copied/bundle --input photos/ --cascade
       python cli.py infer --bundle hf://USER/REPO --input photos/
       python cli.py infer --model hf://USER/REPO --positive fake --input photos/
+      python cli.py infer --onnx --input photos/ --engine ray --address auto
     """
     if cascade is not None and not (onnx or bundle):
         raise click.UsageError("--cascade runs a bundle: add --onnx, or name one with --bundle")
     if cascade is not None and tta:
         raise click.UsageError("--cascade and --tta exclude each other: the cascade is fitted on images as they are")
+    if cluster and not (onnx or bundle):
+        raise click.UsageError("--engine ray runs a bundle: add --onnx, or name one with --bundle")
     from ensemble import artifacts
     from ensemble.quiet import quiet_decoders
     from export import cascades, fingerprint, hub, journal
@@ -131,14 +139,23 @@ def infer(
     from export.inputs import read_inputs
 
     _check_source(context, onnx, bundle, model, positive, adapted or tta)
-    click.get_current_context().with_resource(quiet_decoders())
+    context.with_resource(quiet_decoders())
     _check_output(output, source)
     artifacts.ensure_writable(output.absolute().parent)
+    nodes = _nodes(context, cluster)
     with journal.held(output) as partial:
         inputs = read_inputs(source, images, partial)
         folder = hub.locate_bundle(bundle) if bundle else None
         wanted = replace(wanted, cascade=cascade, full=full or adapted)
-        ensemble = open_ensemble(run, onnx, Source(folder, model, positive), adapted, wanted)
+        ready = None
+        if cluster:
+            from export import cluster as clusters
+
+            folder = folder or export_bundle(run, adapted)
+            ready = clusters.plan(folder, wanted, cluster, nodes, inputs, click.echo)
+            ensemble = ready.ensemble
+        else:
+            ensemble = open_ensemble(run, onnx, Source(folder, model, positive), adapted, wanted)
         used = folder or (artifacts.bundle_path(run) if onnx else None)
         listed = contents(used) if used else None  # now: another export may replace it while images are scored
         if tta and ensemble.cascade:
@@ -160,7 +177,8 @@ def infer(
         if ensemble.cascade:
             click.echo("\n".join(cascades.told(ensemble.cascade)))
         chosen = inference.Options(members, tta, adapted, fill)
-        done = inference.infer_to_file(inputs, ensemble, output, partial, chosen, click.echo)
+        scoring = clusters.scoring(ready, inputs, tta) if ready else None
+        done = inference.infer_to_file(inputs, ensemble, output, partial, chosen, click.echo, scoring)
         kind = fingerprint.MODEL if model else "bundle" if bundle else "run"
         fingerprint.write_fingerprint(output, fingerprint.made_by(ensemble, kind, listed, chosen, source, done))
     speed = f", {done.images_per_second:,.1f} images per second" if done.images_per_second else ""
@@ -219,17 +237,36 @@ class Source:
 
 def open_ensemble(run: Path, onnx: bool, source: Source, adapted: bool, wanted: Wanted) -> "Ensemble":
     """The bundle or model, or the run's members or bundle, exported first where it is out of date."""
-    from ensemble.stack_run import read_stacker
-    from export import bundle, predictor
-    from export.export_run import export_run
+    from export import predictor
 
     if source.bundle:
         return predictor.load_bundle(source.bundle, wanted, click.echo)
     if source.model:
         return predictor.load(source.model, wanted, source.positive, click.echo)
-    if onnx and not bundle.is_current(run):
+    if onnx:
+        export_bundle(run, adapted)
+    return predictor.load_run(run, onnx, wanted, click.echo)
+
+
+def export_bundle(run: Path, adapted: bool) -> Path:
+    """The run's bundle, exported first where it is out of date."""
+    from ensemble import artifacts
+    from ensemble.stack_run import read_stacker
+    from export import bundle
+    from export.export_run import export_run
+
+    if not bundle.is_current(run):
         if adapted:
             read_stacker(run).adaptation()  # told before anything is exported
         click.echo("The bundle is missing or older than the members or the stack: exporting first.")
         export_run(run, click.echo)
-    return predictor.load_run(run, onnx, wanted, click.echo)
+    return artifacts.bundle_path(run)
+
+
+def _nodes(context: click.Context, cluster: Asked | None) -> "list[Node]":
+    """Machines of the cluster, connected until the command ends."""
+    if not cluster:
+        return []
+    from export.cluster_connect import connected
+
+    return context.with_resource(connected(cluster.address))

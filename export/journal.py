@@ -6,6 +6,7 @@ NAME.csv.partial/
   00000.parquet    ROWS rows: id, and a logit a member, or the path and why it cannot be read
 """
 
+import io
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -115,6 +116,11 @@ def missing(journal: Journal) -> list[int]:
 
 def write_shard(journal: Journal, shard: int, rows: Rows) -> None:
     """Write one shard; it is whole and on the disk, or not there."""
+    store(journal, shard, encoded(journal, shard, rows))
+
+
+def encoded(journal: Journal, shard: int, rows: Rows) -> bytes:
+    """A shard's file, wherever its rows were scored."""
     found = [rows.failures.get(row) for row in range(len(rows.ids))]
     columns = [
         pa.array([_text(key) for key in rows.ids], pa.string()),
@@ -122,12 +128,18 @@ def write_shard(journal: Journal, shard: int, rows: Rows) -> None:
         pa.array([failure and _text(failure.error) for failure in found], pa.string()),
         *(pa.array(rows.logits[:, member], pa.float32()) for member in range(len(journal.members))),
     ]
-    table = pa.Table.from_arrays(columns, schema=_schema(journal, shard))
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays(columns, schema=_schema(journal, shard)), file, write_page_checksum=True)
+    return file.getvalue()
+
+
+def store(journal: Journal, shard: int, data: bytes) -> None:
+    """Write one encoded shard; it is whole and on the disk, or not there."""
     path = journal.path(shard)
     temporary = path.with_suffix(".tmp")
     try:
         with temporary.open("wb") as file:
-            pq.write_table(table, file, write_page_checksum=True)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -43,15 +43,15 @@ class Plan:
     cascade: Cascade | None
 
 
-def plan_bundle(folder: Path, wanted: Wanted, say: Say) -> Plan:
+def plan_bundle(folder: Path, wanted: Wanted, say: Say, machine: Machine | None = None) -> Plan:
     """What a bundle runs: what frontier chose for it, unless `wanted.full`, else all; every file is checked.
 
     `say` is told what was chosen and why. What was measured before is used; with `wanted.tune` the
-    rest is measured first.
+    rest is measured first. machine: what this one has, if not all of it may be used.
     """
     values = bundle.open_bundle(folder)
     point = None if wanted.full else points.read(folder, values)
-    machine = available()
+    machine = machine or available()
     stacker, allowed, cascade = bundle.stacker_of(folder), bundle.may_run(values), None
     if point:
         say(points.told(point, len(stacker.members)))

@@ -1,6 +1,6 @@
 """Predictor: a run, a bundle or a single classifier, as one object for notebooks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -12,14 +12,15 @@ from ensemble import artifacts, external
 from ensemble.errors import BackboneError, DataError, UnavailableError
 from ensemble.names import RESERVED
 from ensemble.quiet import quiet_decoders
+from ensemble.score import Runner
 from ensemble.stack import Stacker
 from ensemble.stack_run import fingerprint, read_stacker
 from export import bundle, cascades, hub, places, runtime, tuning
 from export.ensembles import Ensemble
-from export.hardware import available, version
+from export.hardware import Machine, available, version
 from export.infer import average, infer
 from export.inputs import resolve_table
-from export.plan import device_of, open_member, plan_bundle
+from export.plan import Plan, device_of, open_member, plan_bundle
 from export.setting import Setting, Wanted
 
 if TYPE_CHECKING:
@@ -57,22 +58,34 @@ def load_networks(run: Path, stacker: Stacker, wanted: Wanted = ANY) -> tuple[En
 
 def load_bundle(folder: Path, wanted: Wanted = ANY, say: Say = silent) -> Ensemble:
     """A bundle's ensemble, every file checked; `say` is told what was chosen and why."""
-    plan = plan_bundle(folder, wanted, say)
-    runners, cascade = [open_member(member, say) for member in plan.members], plan.cascade
+    plan, runners = open_plan(folder, wanted, say, available())
+    return assemble(folder, plan, runners)
+
+
+def open_plan(folder: Path, wanted: Wanted, say: Say, machine: Machine) -> tuple[Plan, list[Runner]]:
+    """What a bundle runs on this machine, or the part of it that may be used, and its members ready to run."""
+    plan = plan_bundle(folder, wanted, say, machine)
+    runners = [open_member(member, say) for member in plan.members]
     if wanted.cascade is not None:
-        machine = available()
         costs = {
             m.name: tuning.image_seconds(r, m.setting, m.sha256, machine)
             for m, r in zip(plan.members, runners, strict=True)
         }
-        cascade = cascades.fit_bundle(folder, plan.stacker, costs, wanted.cascade, say)
-    if cascade:
-        order = cascade.order
-        runners.sort(key=lambda runner: order.index(runner.name))
+        plan = replace(plan, cascade=cascades.fit_bundle(folder, plan.stacker, costs, wanted.cascade, say))
+    return plan, runners
+
+
+def assemble(folder: Path, plan: Plan, runners: Iterable[Runner]) -> Ensemble:
+    """The ensemble of a bundle's plan and its members, in the order of the plan."""
+    ordered = list(runners)
+    if plan.cascade:
+        order = plan.cascade.order
+        ordered.sort(key=lambda runner: order.index(runner.name))
     used = [[m.contract.to_dict(), m.sha256, asdict(m.setting), version(m.setting.runtime)] for m in plan.members]
     externals = external.externals_of(folder, plan.stacker.members)
     identity, settings = artifacts.json_sha256(used), tuple((m.name, str(m.setting)) for m in plan.members)
-    return Ensemble(tuple(runners), plan.stacker, device_of(plan.members), externals, identity, cascade, settings)
+    device = device_of(plan.members)
+    return Ensemble(tuple(ordered), plan.stacker, device, externals, identity, plan.cascade, settings)
 
 
 def load_classifier(

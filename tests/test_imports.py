@@ -36,7 +36,7 @@ import sys
 
 for name in ("torch", "torchvision", "transformers", "timm", "sklearn", "onnx", "accelerate", "safetensors",
              "pydantic", "yaml", "jinja2", "datasets", "kagglehub", "faiss",
-             "peft", "rich", "tensorboard", "matplotlib", "psutil", "captum", "nncf"):
+             "peft", "rich", "tensorboard", "matplotlib", "psutil", "captum", "nncf", "ray"):
     sys.modules[name] = None
 """
 COMMAND = f"{WITHOUT_TORCH}import cli; cli.main()"
@@ -54,6 +54,7 @@ LIGHT = {
     "numpy,torch,pandas": "ensemble.errors ensemble.recipe ensemble.contract ensemble.commands ensemble.catalogue "
     "ensemble.data_commands ensemble.fetch_command ensemble.select_command ensemble.stack_command ensemble.names "
     "ensemble.report_command export.export_command export.infer_command export.adapt_command "
+    "export.cluster_options export.cluster_size "
     "export.evaluate_command export.explain_command export.bench_command export.frontier_command "
     "export.submit_command export.kaggle_command export.hub_commands export.serve_command export.setting "
     "export cli",
@@ -64,16 +65,18 @@ LIGHT = {
     "ensemble.degrade ensemble.grid ensemble.bootstrap ensemble.breakdown ensemble.report ensemble.gallery "
     "ensemble.shift ensemble.files ensemble.sources ensemble.quiet ensemble.cascade ensemble.cascade_fit "
     "ensemble.cascade_limits ensemble.frontier ensemble.subsets",
-    "torch,sklearn,transformers,onnx,openvino,onnxruntime,nncf": "export.infer export.runtime export.hardware "
+    "torch,sklearn,transformers,onnx,openvino,onnxruntime,nncf,ray": "export.infer export.runtime export.hardware "
     "export.choice "
     "export.precisions export.evidence export.records export.member_logits export.classifier export.foreign "
     "export.half export.int8 export.layers export.second_files "
     "export.plan export.tuning export.bench export.libraries export.onnx_sessions export.openvino_runtime "
     "export.batches export.predictor export.submission export.bundle export.inputs export.rows export.parquet_input "
-    "export.results export.journal export.certificate export.export_run export.evaluate_model export.ensembles "
+    "export.results export.journal export.scored_rows export.certificate export.export_run export.evaluate_model "
+    "export.ensembles "
     "export.cascades export.heldout_rows export.points export.costs export.frontier export.fingerprint export.kernel "
     "export.wheels export.hub export.hub_push export.model_card export.serve export.gate export.listen export.explain "
-    "export.card_scores export.markdown ensemble.download",
+    "export.cluster export.cluster_worker export.cluster_bundle export.cluster_connect export.cluster_look "
+    "export.card_scores export.markdown export.places export.spans export.shards export.file_rows ensemble.download",
 }
 
 

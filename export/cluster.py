@@ -1,0 +1,220 @@
+"""infer on a Ray cluster: what runs is decided once, Ray Data hands shards to workers, the journal is written here."""
+
+import functools
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+
+from ensemble.errors import DataError, ManyeyesError, UnavailableError
+from ensemble.score import Runner
+from export import cluster_bundle, cluster_look, predictor
+from export.cluster_connect import load_ray
+from export.cluster_size import Asked, Node, Size, sized, told
+from export.cluster_worker import Desk, Job, Prepared, Task, Worker, check_versions, prepare
+from export.ensembles import Ensemble
+from export.infer import Scoring
+from export.inputs import Inputs
+from export.journal import Journal
+from export.rows import Rows, keep, read
+from export.setting import ON_CPU, ON_GPU, Wanted
+
+MOST_SHARDS = 8  # to a task, which is lost with its worker
+TASKS = 4  # that each worker gets at least, so that all end at about the same time
+WAITING = 15  # seconds for room in the cluster, before that is said
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A bundle that was planned on the cluster. ensemble: its facts; its members do not run here."""
+
+    ensemble: Ensemble
+    size: Size
+    job: Job
+    prepared: Prepared
+    desk: Any
+
+
+def plan(folder: Path, wanted: Wanted, asked: Asked, nodes: Sequence[Node], inputs: Inputs, say: Say) -> Ready:
+    """Decide on one worker what runs the bundle on all, as `predictor.load_bundle` does on one machine."""
+    may = wanted.device != "cpu" and wanted.runtime not in ON_CPU
+    size = sized(nodes, asked, may, wanted.device == "cuda" or wanted.runtime in ON_GPU)
+    if not size.gpus and wanted.device == "auto":
+        wanted = replace(wanted, device="cpu")
+    home = Path.cwd()
+    ray, versions = load_ray(), cluster_look.look()
+    _check_nodes(ray, versions, nodes)
+    job = Job(cluster_bundle.source_of(folder), home, _places(inputs, home), size.cpus, versions)
+    desk = _desk(ray, job.bundle.folder)
+    prepared = _prepare(ray, job, wanted, size, desk, nodes, say)
+    for line in prepared.lines:
+        say(line)
+    say(f"{size} on a Ray cluster: {told(nodes)}")
+    runners = [Runner(member.name, member.contract, _not_here) for member in prepared.plan.members]
+    facts = replace(predictor.assemble(folder, prepared.plan, runners), identity=prepared.identity)
+    return Ready(facts, size, job, prepared, desk)
+
+
+def scoring(ready: Ready, inputs: Inputs, tta: bool) -> Scoring:
+    """What has the cluster score shards, for `infer.infer_to_file`."""
+
+    def score(
+        journal: Journal, shards: Sequence[int], progress: Callable[[int], object]
+    ) -> Generator[tuple[int, bytes], None, None]:
+        left = set(shards)
+        if not left:
+            return
+        with _told(ready.desk), closing(_answers(ready, inputs, journal, shards, tta)) as answers:
+            for answer in answers:
+                _check_seen(answer)
+                shard = answer["shard"]
+                if shard in left:  # what a lost worker had done may come twice
+                    left.remove(shard)
+                    start, stop = journal.span(shard)
+                    progress(stop - start)
+                    yield shard, answer["data"]
+        if left:
+            raise UnavailableError(f"the cluster left {len(left)} parts of the list out; the same command goes on")
+
+    return score
+
+
+def stretches(shards: Sequence[int], workers: int) -> list[range]:
+    """Tasks of consecutive shards: up to MOST_SHARDS, and fewer where each worker would get fewer than TASKS."""
+    most = max(1, min(MOST_SHARDS, len(shards) // (TASKS * workers)))
+    found: list[range] = []
+    for shard in shards:
+        if found and found[-1].stop == shard and len(found[-1]) < most:
+            found.append(range(found.pop().start, shard + 1))
+        else:
+            found.append(range(shard, shard + 1))
+    return found
+
+
+class _Tasks(Sequence[pa.Table]):
+    """Tasks as tables, each made when it is asked for: a list of millions of images is never in memory."""
+
+    def __init__(self, rows: Rows, journal: Journal, parts: Sequence[range]) -> None:
+        self._rows, self._journal, self._parts = rows, journal, parts
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, number: Any) -> Any:
+        shards = self._parts[number]
+        start, stop = self._journal.span(shards[0])[0], self._journal.span(shards[-1])[1]
+        kept = keep(read(self._rows, start, stop), None)
+        return Task(shards, bytes(cast(pa.Buffer, kept.place))).table()
+
+
+def _answers(
+    ready: Ready, inputs: Inputs, journal: Journal, shards: Sequence[int], tta: bool
+) -> Generator[dict[str, Any], None, None]:
+    ray = load_ray()
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.target_max_block_size = 1  # each answer is sent as soon as it is there
+    given = (ready.job, ready.prepared, tta, inputs.reader, replace(journal, folder=Path()), ready.desk)
+    parts = stretches(shards, ready.size.workers)
+    workers = min(ready.size.workers, len(parts))
+    # Lost workers are replaced and their tasks repeated without end, as is Ray Data's default: the desk counts.
+    answers = ray.data.from_blocks(_Tasks(inputs.rows, journal, parts)).map_batches(
+        Worker,
+        fn_constructor_args=given,
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
+        num_cpus=ready.size.cpus,
+        num_gpus=ready.size.gpus,
+    )
+    for table in answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+        yield from table.to_pylist()
+
+
+@contextmanager
+def _told(desk: Any) -> Iterator[None]:
+    """What ends the job on the cluster as one error, in place of all that Ray says of it."""
+    ray = load_ray()
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        refusal = None
+        with suppress(ray.exceptions.RayError):
+            refusal = ray.get(desk.refusal.remote(), timeout=10)
+        if refusal:
+            raise refusal from None
+        if isinstance(error, ray.exceptions.RayTaskError):
+            raise  # an error in the code of a worker
+        raise UnavailableError(f"the cluster failed: {_line(error)}; the same command goes on") from None
+
+
+def _check_seen(answer: dict[str, Any]) -> None:
+    for name in answer["unseen"]:
+        path = Path(name.decode(errors="surrogatepass"))
+        if path.exists():  # else it is gone everywhere, and fails as it would on one machine
+            raise DataError(
+                f"{path} is not on {answer['node']}, where a worker runs: put the images where every machine sees "
+                "them, on shared storage"
+            )
+
+
+def _places(inputs: Inputs, home: Path) -> tuple[Path, ...]:
+    """Files and folders that the reader reads from, as far as they are here."""
+    given = inputs.reader.args if isinstance(inputs.reader, functools.partial) else ()
+    return tuple(home / place for place in given if isinstance(place, Path) and place.exists())
+
+
+def _check_nodes(ray: Any, versions: Mapping[str, str], nodes: Sequence[Node]) -> None:
+    """UnavailableError for a machine with other versions; what works by them cannot even be sent there."""
+    ray.cloudpickle.register_pickle_by_value(cluster_look)
+    try:
+        looks = {
+            node: ray.remote(num_cpus=0, scheduling_strategy=_at(ray, node.key))(cluster_look.look).remote()
+            for node in nodes
+        }
+        for node, found in looks.items():
+            with suppress(ray.exceptions.RayError):  # it went meanwhile
+                check_versions(node.name, versions, ray.get(found))
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(cluster_look)
+
+
+def _desk(ray: Any, folder: Path) -> Any:
+    strategy = _at(ray, ray.get_runtime_context().get_node_id())
+    return ray.remote(num_cpus=0, scheduling_strategy=strategy)(Desk).remote(folder)
+
+
+def _at(ray: Any, node: str) -> Any:
+    return ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
+
+
+def _prepare(ray: Any, job: Job, wanted: Wanted, size: Size, desk: Any, nodes: Sequence[Node], say: Say) -> Prepared:
+    remote = ray.remote(num_cpus=size.cpus, num_gpus=size.gpus, max_retries=1)(prepare)
+    found = remote.remote(job, wanted, desk)
+    try:
+        if not ray.wait([found], timeout=WAITING)[0]:
+            say(f"Waiting for a worker to open the bundle, or for room: {told(nodes)}, which others may use")
+        return ray.get(found)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ManyeyesError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.RayError as error:
+        raise UnavailableError(
+            f"a worker died as it opened the bundle ({_line(error)}); most likely for want of memory: give fewer "
+            "--workers, or machines with more"
+        ) from None
+
+
+def _not_here(pixels: np.ndarray) -> np.ndarray:
+    raise UnavailableError("members run on the cluster, not here")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

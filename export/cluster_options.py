@@ -1,0 +1,71 @@
+"""--engine ray and what goes with it, as options of a command. Light: no Ray."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from export.cluster_size import Asked
+
+OPTIONS = ("address", "workers", "cpus_per_worker", "gpus_per_worker")
+
+
+def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--engine, --address, --workers and what each may use, handed to the command as `cluster`; None for local."""
+
+    @functools.wraps(command)
+    def call(
+        *,
+        engine: str,
+        address: str | None,
+        workers: int | None,
+        cpus_per_worker: int | None,
+        gpus_per_worker: float | None,
+        **others: Any,
+    ) -> object:
+        given = dict(zip(OPTIONS, (address, workers, cpus_per_worker, gpus_per_worker), strict=True))
+        for name, value in given.items():
+            if engine == "local" and value is not None:
+                raise click.UsageError(f"--{name.replace('_', '-')} is of a cluster: add --engine ray")
+        cluster = Asked(address, workers, cpus_per_worker, gpus_per_worker) if engine == "ray" else None
+        return command(cluster=cluster, **others)
+
+    decorators = [
+        click.option(
+            "--engine",
+            type=click.Choice(["local", "ray"]),
+            default="local",
+            show_default=True,
+            help="ray scores a bundle on all machines of a Ray cluster: the same file results. Needs --onnx or "
+            "--bundle, and pip install 'manyeyes[cluster]' on every machine.",
+        ),
+        click.option(
+            "--address",
+            metavar="HOST:PORT",
+            help="With --engine ray: the cluster's head, or auto for one on this machine.  [default: RAY_ADDRESS, "
+            "or else Ray is started on this machine for the job]",
+        ),
+        click.option(
+            "--workers",
+            type=click.IntRange(1),
+            metavar="N",
+            help="With --engine ray: processes that score.  [default: one for each GPU, or each machine]",
+        ),
+        click.option(
+            "--cpus-per-worker",
+            type=click.IntRange(1),
+            metavar="N",
+            help="With --engine ray: cores of each.  [default: an equal share]",
+        ),
+        click.option(
+            "--gpus-per-worker",
+            type=click.FloatRange(0),
+            metavar="X",
+            help="With --engine ray: GPUs of each, 0.5 for two that share one.  [default: 1, if there are any]",
+        ),
+    ]
+    decorated: Callable[..., Any] = call
+    for decorator in reversed(decorators):
+        decorated = decorator(decorated)
+    return decorated

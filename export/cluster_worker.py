@@ -1,0 +1,242 @@
+"""What runs on the machines of a Ray cluster: the plan of a bundle, and the worker that scores shards by it."""
+
+import os
+import platform
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pyarrow as pa
+
+from ensemble.errors import DataError, ManyeyesError, UnavailableError
+from ensemble.quiet import quiet_decoders
+from export import cluster_bundle, predictor
+from export import infer as inference
+from export import journal as journals
+from export.cluster_bundle import Source
+from export.cluster_look import look
+from export.ensembles import Ensemble
+from export.hardware import available, version
+from export.inputs import Item
+from export.journal import Journal
+from export.plan import Plan, open_member
+from export.rows import TEXT, Row, Rows, read
+from export.scored_rows import score_shards
+from export.setting import Wanted
+
+MOST_ATTEMPTS = 4  # to score the same rows, each ended by the death of its worker
+MOST_THREADS = 16  # that read and decode, as on one machine
+
+TASK = pa.schema([("start", pa.int64()), ("stop", pa.int64()), ("rows", pa.large_binary())])
+ANSWER = pa.schema(
+    [("shard", pa.int64()), ("data", pa.large_binary()), ("unseen", pa.list_(TEXT)), ("node", pa.string())]
+)
+
+Reader = Callable[[Iterable[Row], int, int], Iterator[Item]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all workers are given.
+
+    home: the working folder where the job was started. places: folders and files of the input, which every machine
+    has to see. cpus: cores of a worker. versions: of what decides a score, where the job was started.
+    """
+
+    bundle: Source
+    home: Path
+    places: tuple[Path, ...]
+    cpus: int
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a worker found to run the bundle with: its plan, of files relative to the bundle, and lines to say.
+
+    libraries: versions of what runs the members, by runtime.
+    """
+
+    plan: Plan
+    identity: str
+    libraries: Mapping[str, str]
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Consecutive shards to score, and an Arrow file of their rows."""
+
+    shards: range
+    rows: bytes
+
+    def table(self) -> pa.Table:
+        """As Ray carries it, in one row."""
+        columns = {"start": [self.shards.start], "stop": [self.shards.stop], "rows": [self.rows]}
+        return pa.table(columns, schema=TASK)
+
+    @classmethod
+    def of(cls, table: pa.Table) -> "Task":
+        """The task that such a table holds."""
+        (row,) = table.to_pylist()
+        return cls(range(row["start"], row["stop"]), row["rows"])
+
+
+class Desk:
+    """Stands by where the job was started: hands out the bundle, counts attempts, and hears why a worker stopped."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._attempts: dict[int, int] = {}
+        self._refusal: ManyeyesError | None = None
+
+    def piece(self, name: str, start: int) -> bytes:
+        """Up to PIECE bytes of a file of the bundle."""
+        return cluster_bundle.piece(self._folder, name, start)
+
+    def begin(self, task: int) -> int:
+        """How often a task was begun, with this time."""
+        self._attempts[task] = self._attempts.get(task, 0) + 1
+        return self._attempts[task]
+
+    def refuse(self, error: ManyeyesError) -> None:
+        """A worker cannot go on."""
+        self._refusal = self._refusal or error
+
+    def refusal(self) -> ManyeyesError | None:
+        """Why a worker could not go on, if one could not."""
+        return self._refusal
+
+
+def node() -> str:
+    """This machine's name and address."""
+    import ray
+
+    return f"{socket.gethostname() or platform.node()} ({ray.util.get_node_ip_address()})"
+
+
+def prepare(job: Job, wanted: Wanted, desk: Any) -> Prepared:
+    """Decide, on a worker's share of a machine, what runs the bundle, and try that it does."""
+    folder, lines = settle(job, desk), list[str]()
+    plan, runners = predictor.open_plan(folder, wanted, lines.append, replace(available(), cores=job.cpus))
+    identity = predictor.assemble(folder, plan, runners).identity
+    libraries = {member.setting.runtime: version(member.setting.runtime) for member in plan.members}
+    return Prepared(_moved(plan, lambda path: path.relative_to(folder)), identity, libraries, tuple(lines))
+
+
+def settle(job: Job, desk: Any) -> Path:
+    """Check this machine, and find the bundle on it."""
+    check_versions(node(), job.versions, look())
+    for place in job.places:
+        if not place.exists():
+            raise DataError(_unseen(place, node()))
+    if job.home.is_dir():
+        os.chdir(job.home)  # the names of images may count from there
+    import ray
+
+    return cluster_bundle.located(job.bundle, lambda name, start: bytes(ray.get(desk.piece.remote(name, start))))
+
+
+def _unseen(place: object, where: str) -> str:
+    return f"{place} is not on {where}, where a worker runs: put it where every machine sees it, on shared storage"
+
+
+def check_versions(where: str, wanted: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """UnavailableError if a machine has other versions than those wanted."""
+
+    def compared(name: str, text: str) -> str:
+        # by the hash of our sources alone: they may be installed here and lie in a folder there
+        return text.rpartition(" ")[2] if name == "manyeyes" else text
+
+    different = [
+        f"{name} {found[name]} there, {version} here"
+        for name, version in wanted.items()
+        if compared(name, found[name]) != compared(name, version)
+    ]
+    if different:
+        raise UnavailableError(
+            f"{where} has other versions: {'; '.join(different)}; install the same on every machine of the cluster, "
+            "with 'manyeyes[cluster]'"
+        )
+
+
+def _answer(shard: int, data: bytes, unseen: Sequence[str]) -> pa.Table:
+    names = [path.encode(errors="surrogatepass") for path in unseen]
+    return pa.table({"shard": [shard], "data": [data], "unseen": [names], "node": [node()]}, schema=ANSWER)
+
+
+def _moved(plan: Plan, move: Callable[[Path], Path]) -> Plan:
+    return replace(plan, members=tuple(replace(member, path=move(member.path)) for member in plan.members))
+
+
+class Worker:
+    """Scores tasks: consecutive shards, each with its rows. Opens the bundle with the first.
+
+    Each answer is a table of one row: `shard`; `data`, the bytes of its file; `unseen`, files that this machine lacks,
+    as far as the list of images has their size; `node`, this machine.
+    """
+
+    def __init__(self, job: Job, prepared: Prepared, tta: bool, reader: Reader, journal: Journal, desk: Any) -> None:
+        self._job, self._prepared, self._tta = job, prepared, tta
+        self._reader, self._journal, self._desk = reader, journal, desk
+        self._ensemble: Ensemble | None = None
+
+    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+        """An answer for each shard of the task that `table` holds."""
+        task = Task.of(table)
+        try:
+            self._begin(task.shards[0])
+            with quiet_decoders():
+                self._ensemble = self._ensemble or self._open()
+                yield from self._answers(self._ensemble, task)
+        except ManyeyesError as error:
+            self._refuse(error)
+
+    def _begin(self, shard: int) -> None:
+        import ray
+
+        if ray.get(self._desk.begin.remote(shard)) > MOST_ATTEMPTS:
+            start = self._journal.span(shard)[0]
+            raise UnavailableError(
+                f"workers died {MOST_ATTEMPTS} times at the images from row {start + 1} on, most likely for want of "
+                "memory; give fewer --workers, or machines with more"
+            )
+
+    def _open(self) -> Ensemble:
+        folder = settle(self._job, self._desk)
+        libraries = {runtime: version(runtime) for runtime in self._prepared.libraries}
+        check_versions(node(), self._prepared.libraries, libraries)
+        plan = _moved(self._prepared.plan, lambda path: folder / path)
+        opened = predictor.assemble(folder, plan, [open_member(member, lambda line: None) for member in plan.members])
+        return inference.with_flips(opened, "") if self._tta else opened
+
+    def _answers(self, opened: Ensemble, task: Task) -> Iterator[pa.Table]:
+        spans = {shard: self._journal.span(shard) for shard in task.shards}
+        start, stop = spans[task.shards[0]][0], spans[task.shards[-1]][1]
+        listed = list(read(Rows(stop - start, "", False, pa.py_buffer(task.rows)), 0, stop - start))
+        sizes = [(shard, after - before) for shard, (before, after) in spans.items()]
+        items, threads = self._reader(iter(listed), start, stop), min(self._job.cpus, MOST_THREADS)
+        scored = score_shards(items, self._journal.count, opened, sizes, threads=threads)
+        with closing(scored) as stream:
+            for shard, found in stream:
+                places = [spans[shard][0] + row for row in found.failures]
+                unseen = [path for place in places for path in self._absent(listed[place - start], place)]
+                yield _answer(shard, journals.encoded(self._journal, shard, found), unseen)
+
+    def _absent(self, row: Row, place: int) -> list[str]:
+        """The file of a row that was there when it was listed, and is not on this machine."""
+        if row.size < 0:
+            return []
+        (item,) = self._reader(iter([row]), place, place + 1)
+        return [str(item.source)] if isinstance(item.source, Path) and not item.source.exists() else []
+
+    def _refuse(self, error: ManyeyesError) -> NoReturn:
+        import ray
+
+        where = node()
+        text = str(error) if where in str(error) else f"on {where}: {error}"
+        ray.get(self._desk.refuse.remote(type(error)(text)))
+        raise error

@@ -1,0 +1,100 @@
+"""An ensemble's members over a stream of images: rows of logits by chunks or shards. Runs without torch."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+
+import numpy as np
+from PIL.Image import Image
+
+from ensemble import images
+from ensemble.cascade_stream import cascade_stream, taken_rows
+from ensemble.errors import ArtifactError, some
+from ensemble.score import Large, Scored, chunk_rows, score_stream
+from export import ensembles
+from export.ensembles import Ensemble
+from export.inputs import Item
+from export.journal import Rows
+from export.results import Failure
+
+
+def score_shards(
+    items: Iterable[Item],
+    total: int,
+    ensemble: Ensemble,
+    sizes: Iterable[tuple[int, int]],
+    progress: Callable[[int], object] = lambda count: None,
+    threads: int | None = None,
+) -> Generator[tuple[int, Rows], None, None]:
+    """Each (shard, number of its rows) of `sizes` with its rows, from the items of them all in order.
+
+    total: rows of the whole input. threads: that read and decode; by default one for each core.
+    """
+    with closing(score_rows(items, total, ensemble, threads)) as stream:
+        for shard, size in sizes:
+            parts: list[Rows] = []
+            while sum(len(part.ids) for part in parts) < size:
+                parts.append(next(stream))
+                progress(len(parts[-1].ids))
+            yield shard, joined(parts)
+
+
+def score_rows(
+    items: Iterable[Item], total: int, ensemble: Ensemble, threads: int | None = None
+) -> Generator[Rows, None, None]:
+    """The items' rows, chunk by chunk.
+
+    ArtifactError where a member has no finite logit for an image that could be read.
+    """
+    named: deque[tuple[str, str]] = deque()
+
+    def noted() -> Iterator[Item]:
+        for item in items:
+            named.append((item.id, item.path))
+            yield item
+
+    with closing(_stream(noted(), total, ensemble, threads)) as stream:
+        for scored in stream:
+            places = [named.popleft() for _ in scored.logits]
+            failures = {row: Failure(*places[row], error) for row, error in scored.errors.items()}
+            silent = np.flatnonzero(ensembles.silent(ensemble, scored.logits, [key for key, _ in places]))
+            if lost := [places[row][0] for row in silent if row not in failures]:
+                raise ArtifactError(
+                    f"a member gave no finite logit for images it could read ({some(lost)}); train it again"
+                )
+            yield Rows([key for key, _ in places], scored.logits, failures)
+
+
+def _stream(
+    items: Iterable[Item], total: int, ensemble: Ensemble, threads: int | None
+) -> Generator[Scored, None, None]:
+    def read(item: Item, large: Large) -> Image:
+        return images.decode(item.source, item.path, large)
+
+    def path(item: Item) -> str:
+        return item.path
+
+    if cascade := ensemble.cascade:
+
+        def needs(number: int, logits: np.ndarray, asking: Sequence[Item]) -> np.ndarray:
+            return ensembles.needs(ensemble, cascade, number, logits, [item.id for item in asking])
+
+        chunk = taken_rows(ensemble.runners, ensemble.device)
+        return cascade_stream(items, read, ensemble.runners, chunk, needs, total, threads, name=path)
+    together = ensemble.device == "cuda"
+    return score_stream(items, read, ensemble.runners, chunk_of(ensemble), together, threads, name=path)
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """Rows that follow on each other as one."""
+    keys: list[str] = []
+    failures: dict[int, Failure] = {}
+    for part in parts:
+        failures |= {len(keys) + row: failure for row, failure in part.failures.items()}
+        keys += part.ids
+    return Rows(keys, np.concatenate([part.logits for part in parts]), failures)
+
+
+def chunk_of(ensemble: Ensemble) -> int:
+    """Rows that run together without a cascade."""
+    return chunk_rows([runner.contract for runner in ensemble.runners], ensemble.device)

@@ -1,0 +1,93 @@
+"""A bundle that a machine of a cluster lacks is sent to it, once, in pieces, and checked; no Ray runs."""
+
+import shutil
+
+import pytest
+from helpers import exported_run
+
+from ensemble.errors import ArtifactError
+from export import cluster_bundle
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """A bundle that this machine lacks, and what hands it out from elsewhere."""
+    monkeypatch.setattr(cluster_bundle, "PIECE", 100)
+    monkeypatch.setenv("MANYEYES_CACHE", str(tmp_path / "a cache"))
+    folder = exported_run(tmp_path / "run") / "bundle"
+    source = cluster_bundle.source_of(folder)
+    shutil.move(folder, tmp_path / "elsewhere")
+    asked = []
+
+    def fetch(name, start):
+        asked.append((name, start))
+        return cluster_bundle.piece(tmp_path / "elsewhere", name, start)
+
+    return source, fetch, asked, tmp_path
+
+
+def files(folder):
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_it_is_sent_once_in_pieces(source):
+    source, fetch, asked, tmp_path = source
+    found = cluster_bundle.located(source, fetch)
+    assert files(found) == files(tmp_path / "elsewhere")
+    assert len(asked) == sum(-(-size // 100) for size in source.sizes.values()) > len(source.sizes)
+    asked.clear()
+    assert cluster_bundle.located(source, fetch) == found
+    assert asked == []
+
+
+def test_the_same_bundle_at_the_same_place_is_used(source):
+    source, fetch, asked, tmp_path = source
+    shutil.copytree(tmp_path / "elsewhere", source.folder)
+    assert cluster_bundle.located(source, fetch) == source.folder
+    assert asked == []
+
+
+def test_another_bundle_at_the_same_place_is_left_alone(source):
+    source, fetch, _, tmp_path = source
+    shutil.copytree(tmp_path / "elsewhere", source.folder)
+    (source.folder / "bundle.json").write_text("{}")
+    assert cluster_bundle.located(source, fetch).is_relative_to(tmp_path / "a cache")
+    assert (source.folder / "bundle.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("left", ["damaged", "half"])
+def test_what_was_damaged_or_cut_short_is_sent_again(source, left):
+    source, fetch, asked, tmp_path = source
+    found = cluster_bundle.located(source, fetch)
+    if left == "damaged":
+        (found / "stacker.json").write_bytes(b"x")
+    else:
+        found.rename(found.with_name(f"{found.name}.arriving"))
+    asked.clear()
+    assert files(cluster_bundle.located(source, fetch)) == files(tmp_path / "elsewhere")
+    assert asked
+    assert [path.name for path in found.parent.iterdir() if path.is_dir()] == [found.name]
+
+
+def test_bytes_that_changed_on_the_way_are_refused(source):
+    source, fetch, _, _ = source
+    with pytest.raises(ArtifactError, match="is damaged"):
+        cluster_bundle.located(source, lambda name, start: fetch(name, start).replace(b"\n", b" "))
+
+
+def test_no_room_says_so(source, monkeypatch):
+    source, fetch, _, _ = source
+
+    def full(name, start):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(ArtifactError, match=r"cannot be kept in .*: No space left on device; make room"):
+        cluster_bundle.located(source, full)
+    assert cluster_bundle.located(source, fetch).is_dir()
+
+
+def test_a_file_that_is_missing_where_the_job_starts(source):
+    source, _, _, tmp_path = source
+    (tmp_path / "elsewhere" / "stacker.json").unlink()
+    with pytest.raises(ArtifactError, match=r"stacker\.json is missing; make it anew"):
+        cluster_bundle.source_of(tmp_path / "elsewhere")
