@@ -16,8 +16,7 @@ SPARE = 64 * 2**20  # bytes for all that is not weights
 
 def kind_of_work(recipe: Recipe, data_sha256: str, seed: int, version: int) -> dict[str, Any]:
     """What decides a training; two with the same may go on from each other."""
-    values = recipe.model_dump(mode="json", exclude={"name"})
-    return {"recipe": values, "data_sha256": data_sha256, "seed": seed, "training_version": version}
+    return {"recipe": recipe.values(), "data_sha256": data_sha256, "seed": seed, "training_version": version}
 
 
 def open_work(run: Path, name: str, kind: Mapping[str, Any]) -> Path:
