@@ -23,7 +23,6 @@ OBJECT_STORE = 100 * 2**20  # bytes of a local Ray's: little travels through it
 CLIENT = "ray://"
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else Ray advises to set it
 }
 
