@@ -4,12 +4,9 @@ ORDER is an `Order` as JSON. What comes of it stands in the run's events of this
 when its standard input does.
 """
 
-import _thread
 import json
-import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,11 +17,9 @@ from ensemble import artifacts, distributed, machine
 from ensemble import train_all as runs
 from ensemble.errors import ManyeyesError
 from ensemble.events import Events
-from ensemble.ray_worker import Order
+from ensemble.ray_worker import Order, end_with_input
 from ensemble.recipe import Recipe
 from ensemble.train import Setup
-
-GRACE = 10.0  # seconds for trackers and processes to be closed
 
 
 class Silent:
@@ -49,7 +44,7 @@ class Silent:
 
 def main() -> None:
     """Train the member that the command line orders, and write its outcome."""
-    threading.Thread(target=_end_with_input, daemon=True).start()
+    threading.Thread(target=end_with_input, daemon=True).start()
     values = json.loads(sys.argv[1])
     order = Order(**values | {"report_to": tuple(values["report_to"])})
     events = Events(artifacts.beside_work_path(Path(order.run), order.name, "events"))
@@ -80,15 +75,6 @@ def train(order: Order, events: Events) -> runs.Outcome | None:
     checkpoint = distributed.first_does(processes, lambda: runs.locate(recipe))
     outcome = runs.train_one(recipe, checkpoint, frame, run, setup, events if processes.first else Silent())
     return outcome if processes.first else None
-
-
-def _end_with_input() -> None:
-    """Interrupt the training at the end of standard input: whoever ordered it is gone."""
-    while os.read(0, 4096):
-        pass
-    _thread.interrupt_main()
-    time.sleep(GRACE)
-    os._exit(130)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def check(recipes: Sequence[Recipe], nodes: Sequence[Node], asked: str, cpus_per
     if greedy:
         names = ", ".join(f"{recipe.name} asks for {recipe.train.gpus} GPUs" for recipe in greedy)
         raise UnavailableError(
-            f"{names} (train.gpus), and the cluster has {told(nodes)}; set train.gpus to what one has"
+            f"{names} (train.gpus), and the cluster has {told(nodes)}; lower it, or add --device cpu"
         )
     largest = max((node.cpus for node in nodes), default=0)
     if largest < 1:

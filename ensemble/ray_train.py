@@ -204,15 +204,19 @@ def _follow(
 def _replay(task: _Task, board: Board, clock: _Clock, leads: Mapping[str, str]) -> None:
     """Tell the board what a member told since the last time, at the times when it did."""
     found, task.read = events.read(task.path, task.read)
+    if not found:
+        return
+    begins = any(event["what"] == "begin" for event in found)  # maybe on another machine
+    ahead = found[-1]["time"] - time.monotonic()  # or more: what arrived may have been on its way
+    task.ahead = ahead if begins else max(ahead, task.ahead)
     for event in found:
-        what, told = event.pop("what"), event.pop("time")
+        what, clock.moment = event.pop("what"), event.pop("time") - task.ahead
         if what == "begin":
-            task.ahead, task.node = told - time.monotonic(), event["node_id"]
+            task.node = event["node_id"]
             again = f" (try {event['attempt']})" if event["attempt"] > 1 else ""
             board.say(f"{leads[task.name]}{event['node']}{again}")
             board.member(task.name, event["node"])
         board.turn(task.name)
-        clock.moment = min(told - task.ahead, time.monotonic())
         if what == "say":
             board.say(f"  {task.name}: {event['line'].strip().removeprefix(f'{task.name}: ')}")
         elif what == "scoring":

@@ -4,6 +4,7 @@ In its own, so that a crash or a lack of memory ends that process and not Ray's.
 worker does, since it watches a pipe from it: a task whose driver or node is lost trains on for no one.
 """
 
+import _thread
 import json
 import os
 import platform
@@ -24,7 +25,8 @@ from ensemble.errors import ManyeyesError, TrainingError, UnavailableError
 PACKAGES = ("manyeyes", "torch", "transformers", "timm")  # whose versions decide what comes of a training
 TRIES = 4  # of a member whose process, worker or node is lost
 APPEARS = 15.0  # seconds until a file that was just written shows on other machines
-GRACE = 20.0  # seconds for a training to end once it is told to
+CLOSES = 10.0  # seconds for a training that is told to end to close its trackers and processes
+GRACE = 20.0  # seconds until it is killed
 
 
 class LostError(ManyeyesError):
@@ -127,6 +129,15 @@ def environment(order: Order) -> dict[str, str]:
     paths = [here, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     threads = max(order.cpus // order.processes, 1)
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(threads)}
+
+
+def end_with_input() -> None:
+    """Interrupt this process at the end of its standard input: whoever ordered its work is gone. For a thread."""
+    while os.read(0, 4096):
+        pass
+    _thread.interrupt_main()
+    time.sleep(CLOSES)
+    os._exit(130)
 
 
 def _run(command: list[str], environment: dict[str, str], folder: Path, log: Path) -> int:

@@ -57,6 +57,7 @@ LIGHT = {
     "export.evaluate_command export.explain_command export.bench_command export.frontier_command "
     "export.submit_command export.kaggle_command export.hub_commands export.serve_command export.setting "
     "export cli",
+    "ray,torch,transformers": "ensemble.ray_cluster ensemble.ray_plan ensemble.ray_worker ensemble.events",
     "torch,sklearn,transformers": "ensemble.images ensemble.artifacts ensemble.metrics ensemble.stack ensemble.score "
     "ensemble.members ensemble.stack_run ensemble.stack_table ensemble.stack_rows ensemble.threshold ensemble.external "
     "ensemble.stackers ensemble.calibrate ensemble.weights ensemble.drop_one ensemble.flips "
