@@ -111,6 +111,10 @@ def _orders(
     nodes = ray_cluster.nodes(cluster.ray)
     ray_plan.check(todo, nodes, cluster.device, cluster.cpus)  # they may be others than at the start
     shares = ray_plan.shares(todo, weights, nodes, cluster.device, cluster.cpus)
+    for name, share in shares.items():
+        if not any(ray_plan.holds(share, node) for node in nodes):
+            asked = f"{share.cpus} CPUs and {share.gpus} GPUs"
+            raise UnavailableError(f"{name} needs {asked} on one node, and the cluster has {ray_plan.told(nodes)}")
     data, versions = artifacts.file_sha256(artifacts.dataset_path(run)), ray_worker.versions()
     orders = {
         recipe.name: Order(

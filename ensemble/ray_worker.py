@@ -90,8 +90,8 @@ def problem(wanted: Mapping[str, str], run: Path, data_sha256: str, patience: fl
 def train(order: Order) -> dict[str, Any]:
     """The Outcome of this member's training, as a dict; Ray runs this on a worker.
 
-    Raises UnavailableError where this node cannot, TrainingError where it was tried too often,
-    and LostError where the process ended without an outcome.
+    Raises UnavailableError where this node cannot, LostError where the process ended without an outcome, and
+    TrainingError where that was once too often.
     """
     run = Path(order.run)
     if why := problem(order.versions, run, order.data_sha256):
@@ -100,7 +100,9 @@ def train(order: Order) -> dict[str, Any]:
     before = [event for event in events.read(path)[0] if event["what"] == "begin"]
     log = artifacts.beside_work_path(run, order.name, "log")
     if len(before) >= TRIES:
-        raise TrainingError(f"its process was lost {len(before)} times{_last_words(log)}")
+        raise TrainingError(
+            f"its worker was lost {len(before)} times: fewer members at once (--cpus-per-member) need less memory"
+        )
     events.Events(path).tell("begin", node=platform.node(), node_id=_node_id(), attempt=len(before) + 1)
     code = _run(command(order), environment(order), Path(order.folder), log)
     told = events.read(path)[0]
@@ -108,7 +110,12 @@ def train(order: Order) -> dict[str, Any]:
     outcomes = [event["values"] for event in told[begun:] if event["what"] == "outcome"]
     if not outcomes:
         how = f"killed by signal {-code} (out of memory?)" if code < 0 else f"exit code {code}"
-        raise LostError(f"its process ended without a result on {platform.node()}: {how}{_last_words(log)}")
+        lost = f"its process ended without a result on {platform.node()}: {how}{_last_words(log)}"
+        if len(before) + 1 >= TRIES:
+            raise TrainingError(
+                f"{lost}; tried {TRIES} times: fewer members at once (--cpus-per-member) need less memory"
+            )
+        raise LostError(lost)
     if outcomes[0]["status"] != "failed":
         log.unlink(missing_ok=True)
     return dict(outcomes[0])  # of several processes, the others only tell that one failed
