@@ -14,7 +14,7 @@ import psutil
 import pytest
 from helpers import run_cli
 from small_job import ROOT, SHARES
-from test_cluster_plan import order
+from test_cluster_train_plan import order
 
 from ensemble import artifacts, events, ray_cluster, ray_plan, ray_train, ray_worker, unfinished
 from ensemble.errors import UnavailableError
@@ -208,7 +208,7 @@ def test_interrupted_it_ends_the_members_and_says_how_to_go_on(cluster, work, da
         training(run, name)
     driver.send_signal(signal.SIGINT)
     _, err = finish(driver, code=130)
-    assert err == "Stopped. What was finished is kept; the same command goes on from there.\n"
+    assert err.strip() == "Stopped. What was finished is kept; the same command goes on from there."
     wait_for(lambda: not trainings(run), seconds=5)
     for name in NAMES:
         assert (artifacts.work_path(run, name) / "fit" / "state.safetensors").exists()
