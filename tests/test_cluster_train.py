@@ -28,6 +28,7 @@ pytestmark = [
 ]
 
 NAMES = ("tiny_convnext", "tiny_vit")
+FP32 = "train.precision=fp32"  # auto is timed, and answers by how busy the machine is
 LONG = ("--set", "train.epochs=40", "--save-every", "0")
 
 
@@ -44,7 +45,8 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def data(work):
-    return ("--data", work / "data" / "train.csv", "--group-column", "photo", *SHARES, "--device", "cpu")
+    places = ("--data", work / "data" / "train.csv", "--group-column", "photo")
+    return (*places, *SHARES, "--device", "cpu", "--set", FP32)
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +250,7 @@ def test_several_processes_train_the_member_that_one_does(work, data, local, run
     assert run_cli("train-all", work / "recipes", *data, "--set", "train.epochs=1", "--run", run)[0] == 0
     from ensemble.recipe_files import load_recipes
 
-    (recipe,) = load_recipes([work / "recipes" / "tiny_vit.yaml"])
+    (recipe,) = load_recipes([work / "recipes" / "tiny_vit.yaml"], [FP32])
     both = order(
         run, recipe=recipe.model_dump(mode="json"), processes=2, cpus=2, seed=int(SHARES[-1]), folder=str(ROOT)
     )
