@@ -51,11 +51,13 @@ def main() -> None:
     try:
         outcome = train(order, events)
     except Exception as error:
-        text = str(error).strip() or type(error).__name__
-        failed = runs.Outcome(order.name, "failed", error=text.splitlines()[0])
-        events.tell("outcome", values=asdict(failed))
-        if not isinstance(error, ManyeyesError):
+        ours = isinstance(error, ManyeyesError)
+        if ours or order.processes == 1:  # else another process may have been killed, which is worth another try
+            text = str(error).strip() or type(error).__name__
+            events.tell("outcome", values=asdict(runs.Outcome(order.name, "failed", error=text.splitlines()[0])))
+        if not ours:
             raise
+        sys.exit(1)
     else:
         if outcome is not None:
             events.tell("outcome", values=asdict(outcome))

@@ -5,9 +5,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -18,6 +18,7 @@ from test_cluster_train_plan import order
 
 from ensemble import artifacts, events, ray_cluster, ray_plan, ray_train, ray_worker, unfinished
 from ensemble.errors import UnavailableError
+from ensemble.recipe_files import load_recipes
 
 ray = pytest.importorskip("ray")
 pytestmark = [
@@ -245,18 +246,46 @@ def test_a_node_that_cannot_train_is_named_before_any_training(cluster, tmp_path
             ray_train._check_nodes(on, replace(here, run=str(tmp_path / "elsewhere")), [share])
 
 
-def test_several_processes_train_the_member_that_one_does(work, data, local, run):
-    """As on several GPUs, by gloo on CPUs; no cluster is asked."""
-    assert run_cli("train-all", work / "recipes", *data, "--set", "train.epochs=1", "--run", run)[0] == 0
-    from ensemble.recipe_files import load_recipes
+@pytest.fixture
+def both(work, data, run):
+    """What orders tiny_vit of two processes: as on two GPUs, by gloo on CPUs; no cluster is asked."""
+    assert run_cli("train-all", work / "recipes", *data, "--set", "train.epochs=1", "--run", run)[0] == 0  # its data
 
-    (recipe,) = load_recipes([work / "recipes" / "tiny_vit.yaml"], [FP32])
-    both = order(
-        run, recipe=recipe.model_dump(mode="json"), processes=2, cpus=2, seed=int(SHARES[-1]), folder=str(ROOT)
-    )
-    log = run / "log"
-    code = ray_worker._run(ray_worker.command(both), ray_worker.environment(both), Path(both.folder), log)
-    assert code == 0, log.read_text()
-    outcome = events.read(artifacts.beside_work_path(run, "tiny_vit", "events"))[0][-1]
-    assert outcome["values"]["status"] == "trained"
+    def ordered(*changes):
+        (recipe,) = load_recipes([work / "recipes" / "tiny_vit.yaml"], [FP32, *changes])
+        more = {"processes": 2, "cpus": 2, "seed": int(SHARES[-1]), "folder": str(ROOT)}
+        return order(run, recipe=recipe.model_dump(mode="json"), **more)
+
+    return ordered
+
+
+def train(two, run):
+    """The exit code of torchrun, and what the processes told last."""
+    code = ray_worker._run(ray_worker.command(two), ray_worker.environment(two), ROOT, run / "log")
+    return code, events.read(artifacts.beside_work_path(run, "tiny_vit", "events"))[0][-1]
+
+
+def test_several_processes_train_the_member_that_one_does(local, both, run):
+    code, last = train(both(), run)
+    assert (code, last["values"]["status"]) == (0, "trained"), (run / "log").read_text()
     np.testing.assert_allclose(logits(run, "tiny_vit"), logits(local, "tiny_vit"), atol=1e-3)
+
+
+def test_one_of_several_processes_that_is_killed_is_no_failure_of_the_member(both, run):
+    def kill():
+        state = artifacts.work_path(run, "tiny_vit") / "fit" / "state.safetensors"
+        wait_for(state.exists)
+        next(process for process in trainings(run) if process.environ().get("RANK") == "1").kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    code, last = train(both("train.epochs=200"), run)
+    killer.join()
+    assert (code, last["what"] != "outcome") == (1, True)
+    assert not trainings(run)
+
+
+def test_an_error_of_ours_is_a_failure_of_the_member_in_several_processes_too(both, run):
+    code, last = train(both("train.accumulate=1", "train.batch_size=1"), run)
+    assert code == 1
+    assert last["values"]["error"] == "2 processes share steps of 1 images; start fewer processes"
