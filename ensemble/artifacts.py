@@ -42,6 +42,11 @@ def work_path(run: Path, name: str) -> Path:
     return run / "work" / name
 
 
+def beside_work_path(run: Path, name: str, kind: str) -> Path:
+    """A file about a member's training that outlives its work folder: kind "lock", "events" or "log"."""
+    return work_path(run, f".{name}.{kind}")
+
+
 def logs_path(run: Path) -> Path:
     """What trackers such as TensorBoard write of the members' training."""
     return run / "logs"

@@ -1,6 +1,6 @@
 """How the board looks on a terminal: a table of the members and a line for the whole."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
@@ -13,7 +13,7 @@ from ensemble import eta
 STATUS = (23, 40)  # columns of the status, on a terminal of 80 and on a wide one
 OTHERS = 37  # columns of scores and time, with the gaps
 BAR = 8
-AROUND = 6  # lines of the heading, the running member's bar, the count of other members, the footer, the cursor
+AROUND = 5  # lines of the heading, the count of other members, the footer, the cursor
 
 STYLES = {"trained": "green", "unchanged": "dim", "waiting": "dim", "failed": "red"}
 
@@ -39,8 +39,8 @@ class Running:
     speed: float | None = None  # images per second
 
 
-def draw(rows: Sequence[Row], current: str, running: Running, footer: str, size: tuple[int, int]) -> RenderableType:
-    """The table on a terminal of `size` (columns, lines); the running member has a bar on a second line."""
+def draw(rows: Sequence[Row], running: Mapping[str, Running], footer: str, size: tuple[int, int]) -> RenderableType:
+    """The table on a terminal of `size` (columns, lines); running members have a bar on a second line."""
     width, height = size
     least, most = STATUS
     name_width = max(min(max((len(row.name) for row in rows), default=0), width - OTHERS - least), len("member"))
@@ -51,12 +51,13 @@ def draw(rows: Sequence[Row], current: str, running: Running, footer: str, size:
     table.add_column("tune\nAUROC", no_wrap=True)
     table.add_column("held-out\nAUROC", no_wrap=True)
     table.add_column("time", no_wrap=True)
-    shown = window(len(rows), next((i for i, row in enumerate(rows) if row.name == current), 0), height - AROUND)
+    first = next((number for number, row in enumerate(rows) if row.name in running), 0)
+    shown = window(len(rows), first, height - AROUND - max(len(running), 1))
     for row in rows[shown.start : shown.stop]:
-        here = row.name == current
+        here = row.name in running
         table.add_row(
             Text(row.name, style="bold" if here else ""),
-            _progress(running) if here else _status(row),
+            _progress(running[row.name]) if here else _status(row),
             Text(row.tune),
             Text(row.heldout),
             Text(_time(row, here)),

@@ -1,6 +1,7 @@
 """train, train-all: parse, call one function, print."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from ensemble import options
 from ensemble.errors import UnavailableError
 
 if TYPE_CHECKING:
+    from ensemble.ray_train import Cluster
     from ensemble.recipe import Recipe
     from ensemble.train import Setup
     from ensemble.train_all import Outcome
@@ -80,6 +82,24 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--dry-run", is_flag=True, help="Train and write nothing; say what it would take, from a few timed steps."
         ),
+        click.option(
+            "--engine",
+            type=click.Choice(["local", "ray"]),
+            default="local",
+            show_default=True,
+            help="ray trains members side by side on a Ray cluster, each with the GPUs of its recipe's train.gpus.",
+        ),
+        click.option(
+            "--address",
+            metavar="HOST:PORT",
+            help="Of the Ray cluster.  [default: RAY_ADDRESS, or else a Ray on this machine for this job]",
+        ),
+        click.option(
+            "--cpus-per-member",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="More let fewer members train at once, with more memory each.  [default: so few that all do]",
+        ),
         options.seed,
         options.run,
         options.device,
@@ -118,8 +138,8 @@ def train_all(recipes: Path, **settings: Any) -> int:
 
     The same command may be repeated after a failure, a kill or an interruption: it goes on
     from the last saved state, and members whose recipe, data and seed are unchanged are not
-    trained again. With several GPUs, start it by a launcher; the effective batch stays the
-    recipe's.
+    trained again. With several GPUs, start it by a launcher, or with --engine ray, which needs
+    RUN and the images on storage that all nodes share; the effective batch stays the recipe's.
 
     \b
     Examples:
@@ -127,6 +147,7 @@ def train_all(recipes: Path, **settings: Any) -> int:
       python cli.py train-all recipes/ --dry-run
       python cli.py train-all recipes/quick --data photos.csv --run runs/quick --folds 5
       torchrun --nproc-per-node 4 -- cli.py train-all recipes/
+      python cli.py train-all recipes/ --engine ray --address head:6379 --run /shared/run
     """
     return _train(recipes, **settings)
 
@@ -149,8 +170,12 @@ def _train(
     run: Path,
     seed: int,
     device: str,
+    engine: str,
+    address: str | None,
+    cpus_per_member: int | None,
     **settings: Any,
 ) -> int:
+    _check_engine(engine, address, cpus_per_member, dry_run)
     require_training_packages()
     from ensemble.recipe_files import find_recipes, load_recipes
 
@@ -161,30 +186,60 @@ def _train(
     from ensemble.splits import Fractions
     from ensemble.train import Setup
 
-    processes = distributed.join(device)
+    with _joined(engine, address, recipes, device, cpus_per_member) as cluster:
+        trained_on = device if cluster is None else cluster.device
+        processes = distributed.join(device) if cluster is None else distributed.Processes(device=trained_on)
 
-    def prepared(folder: Path) -> None:
-        labelled, notes = sources.read_data(data, images, classes, positive, group_column)
-        for note in notes:
-            click.echo(note)
-        wanted = preparing.Wanted(
-            Fractions(tune, heldout), seed, folds=folds, notes=tuple(notes), images=images, data=tuple(data), **settings
-        )
-        runs.check_ready(recipes, device, report_to)
-        preparing.prepare(folder, labelled, wanted, click.echo)
-        if not dry_run:
-            click.echo(f"-> {artifacts.dataset_path(folder)}")
+        def prepared(folder: Path) -> None:
+            labelled, notes = sources.read_data(data, images, classes, positive, group_column)
+            for note in notes:
+                click.echo(note)
+            fractions, told = Fractions(tune, heldout), tuple(notes)
+            wanted = preparing.Wanted(
+                fractions, seed, folds=folds, notes=told, images=images, data=tuple(data), **settings
+            )
+            runs.check_ready(recipes, trained_on, report_to, elsewhere=cluster is not None)
+            preparing.prepare(folder, labelled, wanted, click.echo)
+            if not dry_run:
+                click.echo(f"-> {artifacts.dataset_path(folder)}")
 
-    setup = Setup(seed, processes, report_to, save_every)
-    if dry_run:
-        return _dry_run(recipes, run, setup, prepared)
-    try:
-        distributed.first_does(processes, lambda: prepared(run))
-        frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all again")
-        outcomes = runs.train_all(recipes, frame, run, setup, click.echo, fresh)
-    finally:
-        distributed.leave()
+        setup = Setup(seed, processes, report_to, save_every)
+        if dry_run:
+            return _dry_run(recipes, run, setup, prepared)
+        try:
+            distributed.first_does(processes, lambda: prepared(run))
+            frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all again")
+            outcomes = runs.train_all(recipes, frame, run, setup, click.echo, fresh, cluster)
+        finally:
+            distributed.leave()
     return report(run, outcomes) if processes.first else 0
+
+
+def _check_engine(engine: str, address: str | None, cpus: int | None, dry_run: bool) -> None:
+    """UsageError for options that do not go together."""
+    from os import environ
+
+    given = [f"--{name}" for name, value in (("address", address), ("cpus-per-member", cpus)) if value is not None]
+    if engine == "local" and given:
+        raise click.UsageError(f"{given[0]} needs --engine ray")
+    if engine == "ray" and dry_run:
+        raise click.UsageError("--dry-run times steps on this machine; leave --engine ray out")
+    if engine == "ray" and "WORLD_SIZE" in environ:
+        raise click.UsageError("--engine ray starts the processes itself; start this command without a launcher")
+
+
+def _joined(
+    engine: str, address: str | None, recipes: "Sequence[Recipe]", device: str, cpus: int | None
+) -> "AbstractContextManager[Cluster | None]":
+    """The cluster to train on; none to train here."""
+    if engine == "local":
+        return nullcontext()
+    from ensemble import ray_cluster
+
+    ray_cluster.load_ray()  # says how to install it, before heavier imports
+    from ensemble import ray_train
+
+    return ray_train.joined(address, recipes, device, cpus)
 
 
 def _dry_run(recipes: "Sequence[Recipe]", run: Path, setup: "Setup", prepare: Callable[[Path], None]) -> int:

@@ -19,15 +19,18 @@ def member_left(pace: float, step: int, steps: int, share: float, before: float)
     return pace * (steps - step) + later * member_seconds(pace, steps, share)
 
 
-def run_left(running: float | None, waiting: Sequence[float | None], known: Sequence[float]) -> float | None:
+def run_left(running: Sequence[float | None], waiting: Sequence[float | None], known: Sequence[float]) -> float | None:
     """Seconds left of the whole run; None while nothing is known.
 
-    running: seconds left of the member that is worked on (0 if there is none). waiting: expected
-    seconds of each other member. What is None counts as the mean of `known`, whole members' seconds.
+    running: seconds left of each member that is worked on. waiting: expected seconds of each other
+    member; as many are worked on at once as now. What is None counts as the mean of `known`, whole
+    members' seconds.
     """
     missing = sum(known) / len(known) if known else None
-    seconds = [missing if value is None else value for value in (running, *waiting)]
-    return None if any(value is None for value in seconds) else sum(value for value in seconds if value is not None)
+    seconds = [value for value in (missing if s is None else s for s in (*running, *waiting)) if value is not None]
+    if len(seconds) < len(running) + len(waiting):
+        return None
+    return max(sum(seconds) / max(len(running), 1), *seconds[: len(running)], 0.0)
 
 
 def duration(seconds: float) -> str:

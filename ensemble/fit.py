@@ -14,12 +14,12 @@ import torch
 
 from ensemble import artifacts, batches, machine, state
 from ensemble.backbone import Member, save_classifier
-from ensemble.board import Board
 from ensemble.distributed import Processes, any_of, first_does
 from ensemble.errors import DataError, TrainingError
 from ensemble.loader import Rows
 from ensemble.lora import merge_lora
 from ensemble.optimize import lr_factor, set_lr
+from ensemble.progress import Watch
 from ensemble.recipe import Recipe
 from ensemble.step import Engine, build_engine, optimizer_step
 from ensemble.tracking import Trackers
@@ -63,7 +63,7 @@ class _Progress:
     steps: list[dict[str, float]] = field(default_factory=list)
 
 
-def fit(member: Member, job: Job, board: Board, track: Callable[[int], Trackers]) -> dict[str, Any]:
+def fit(member: Member, job: Job, board: Watch, track: Callable[[int], Trackers]) -> dict[str, Any]:
     """Train in place and leave the best epoch's weights in `member`; returns its history.
 
     track: opens the trackers, told how many steps an interrupted run has done.
@@ -104,7 +104,7 @@ def _ways(member: Member, job: Job, facts: Mapping[str, Any] | None) -> tuple[st
     return machine.choose_ways(member, job.recipe.train, job.processes.kind)
 
 
-def _run_epoch(engine: Engine, job: Job, progress: _Progress, in_epoch: int, board: Board, trackers: Trackers) -> None:
+def _run_epoch(engine: Engine, job: Job, progress: _Progress, in_epoch: int, board: Watch, trackers: Trackers) -> None:
     train, processes = job.recipe.train, job.processes
     steps = batches.epoch_steps(len(job.train), train.batch_size * train.accumulate, job.seed, progress.epoch)
     todo = [rows[processes.rank :: processes.count] for rows in steps[progress.step :]]
@@ -139,7 +139,7 @@ def _run_epoch(engine: Engine, job: Job, progress: _Progress, in_epoch: int, boa
             saved_at = time.monotonic()
 
 
-def _end_epoch(engine: Engine, job: Job, progress: _Progress, board: Board, trackers: Trackers) -> None:
+def _end_epoch(engine: Engine, job: Job, progress: _Progress, board: Watch, trackers: Trackers) -> None:
     """Score the epoch, keep its weights if they are the best, and write the state."""
     before = best_epoch(progress.epochs, job.recipe.train.tune_score)
     record: dict[str, Any] = {"epoch": progress.epoch + 1, "train_loss": progress.losses / progress.step}

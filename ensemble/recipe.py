@@ -130,6 +130,7 @@ class Train(Section):
     checkpointing: bool = False  # activations are computed again in the backward pass: slower, less memory
     compile: bool = False  # torch.compile
     seed: int | None = Field(None, ge=0)  # in place of the run's, for several members of one backbone
+    gpus: int = Field(1, ge=1)  # with --engine ray, on a cluster that has GPUs; the same member comes of any number
 
 
 class Recipe(Section):
@@ -162,8 +163,11 @@ class Recipe(Section):
             raise ValueError(f"adapt.targets is for adapt.mode lora, not {self.adapt.mode}")
         return self
 
+    def values(self) -> dict[str, Any]:
+        """What decides the member, JSON-ready: neither its name nor the number of GPUs."""
+        return self.model_dump(mode="json", exclude={"name": True, "train": {"gpus"}})
+
     @property
     def sha256(self) -> str:
-        """Hash of the resolved values; the name and the file's comments do not enter."""
-        values = self.model_dump(mode="json", exclude={"name"})
-        return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+        """Hash of `values`; the file's comments do not enter."""
+        return sha256(json.dumps(self.values(), sort_keys=True).encode()).hexdigest()

@@ -17,7 +17,6 @@ import transformers
 from ensemble import artifacts, canonical, curves, dataset, folds, unfinished
 from ensemble.adapt import adapt
 from ensemble.backbone import Member, build_member, save_classifier
-from ensemble.board import Board
 from ensemble.canonical import Plan
 from ensemble.checkpoints import hub_name
 from ensemble.distributed import Processes, first_does
@@ -27,6 +26,7 @@ from ensemble.loader import Rows
 from ensemble.lora import merge_lora
 from ensemble.members import FITTED_SPLITS
 from ensemble.probe import fit_probe
+from ensemble.progress import Watch
 from ensemble.recipe import Recipe
 from ensemble.tracking import open_trackers
 from ensemble.tune import Reading, logits_of
@@ -42,13 +42,15 @@ SCORE_COLUMNS = ["id", "label", "split", "fold"]
 class Setup:
     """How members are trained, whatever their recipe.
 
-    report_to: trackers by name. save_minutes: between states of an unfinished epoch.
+    report_to: trackers by name. save_minutes: between states of an unfinished epoch. beside: how many
+    members may be trained on this machine at once, which share its memory.
     """
 
     seed: int = 0
     processes: Processes = ALONE
     report_to: tuple[str, ...] = ()
     save_minutes: float = 10.0
+    beside: int = 1
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class _Task:
     plan: Plan | None
     run: Path
     work: Path
-    board: Board
+    board: Watch
 
     @property
     def seed(self) -> int:
@@ -73,7 +75,7 @@ class _Task:
 
 
 def train_member(
-    recipe: Recipe, checkpoint: Path | None, frame: pd.DataFrame, run: Path, setup: Setup, board: Board
+    recipe: Recipe, checkpoint: Path | None, frame: pd.DataFrame, run: Path, setup: Setup, board: Watch
 ) -> dict[str, Any]:
     """Train one member and move it to its place in the run; returns its member.json.
 
@@ -187,7 +189,7 @@ def _fit(
         return member, {"title": title, "epochs": [record], "steps": [], "best": 1}
     adapt(member, recipe)
     device = setup.processes.kind
-    keep = psutil.virtual_memory().available // 4 if device == "cpu" else 0
+    keep = psutil.virtual_memory().available // (4 * setup.beside) if device == "cpu" else 0
     labels = train["label"].to_numpy()
     augment, files = recipe.augment, dataset.files(train)
     rows = Rows(files, labels, member.contract, augment, task.seed, task.plan, keep)

@@ -3,12 +3,14 @@
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pandas as pd
+import torch
 from rich.console import Console
 from tqdm import tqdm
 
@@ -19,11 +21,15 @@ from ensemble.checkpoints import check_source, locate_checkpoint, weights_file
 from ensemble.distributed import first_does
 from ensemble.errors import BackboneError, ManyeyesError
 from ensemble.estimate import Estimate, estimate
+from ensemble.progress import Watch
 from ensemble.recipe import Recipe
 from ensemble.torch_runner import choose_device
 from ensemble.tracking import check_trackers
 from ensemble.train import TRAINING_VERSION, Say, Setup, train_member
 from ensemble.tune import Reading
+
+if TYPE_CHECKING:
+    from ensemble.ray_train import Cluster
 
 T = TypeVar("T")
 
@@ -39,46 +45,69 @@ class Outcome:
     score: str = ""
 
 
-def check_ready(recipes: Sequence[Recipe], device: str, report_to: Sequence[str] = ()) -> None:
-    """Raise, all problems together, for what is known to fail before any image is read."""
-    kind = choose_device(device)
+def check_ready(recipes: Sequence[Recipe], device: str, report_to: Sequence[str] = (), elsewhere: bool = False) -> None:
+    """Raise, all problems together, for what is known to fail before any image is read.
+
+    elsewhere: members are trained on other machines, whose GPUs this one cannot ask.
+    """
+    kind = device if elsewhere else choose_device(device)
     check_trackers(report_to)
     for recipe in recipes:
-        machine.check_precision(recipe.train.precision, kind)
+        if kind != "cuda" or torch.cuda.is_available():
+            machine.check_precision(recipe.train.precision, kind)
     _each(recipes, lambda recipe: check_source(recipe.backbone))
 
 
 def train_all(
-    recipes: Sequence[Recipe], frame: pd.DataFrame, run: Path, setup: Setup, say: Say, fresh: bool = False
+    recipes: Sequence[Recipe],
+    frame: pd.DataFrame,
+    run: Path,
+    setup: Setup,
+    say: Say,
+    fresh: bool = False,
+    cluster: "Cluster | None" = None,
 ) -> list[Outcome]:
     """Train each recipe whose member is missing or was made from other values.
 
     A member that fails is reported and the others go on; its traceback is kept in the
     run's work folder. Interrupted trainings are gone on from, or with `fresh` thrown away.
     Raises before any training if a checkpoint cannot be had, the disk is too small, or a network
-    cannot be trained as its recipe says.
+    cannot be trained as its recipe says. cluster: where members are trained, in place of this process.
     """
     machine.keep_freed_memory()
     kinds = work_kinds(recipes, frame, run, setup)
     todo = [recipe for recipe in recipes if not members.is_current(run, recipe.name, kinds[recipe.name])]
     first, say = setup.processes.first, say if setup.processes.first else _nothing
     wanted = {recipe.name: kinds[recipe.name] for recipe in todo}
-    goes_on = first_does(setup.processes, lambda: unfinished.check(run, wanted, fresh))
-    checkpoints = first_does(setup.processes, lambda: _each(todo, _locate))
+    goes_on = first_does(setup.processes, lambda: unfinished.check(run, wanted, fresh, say))
+    checkpoints = first_does(setup.processes, lambda: _each(todo, locate))
+    weights = {recipe.name: _weight_bytes(recipe, checkpoints[recipe.name]) for recipe in todo}
     if first:
-        unfinished.check_disk(run, [_weight_bytes(recipe, checkpoints[recipe.name]) for recipe in todo])
+        unfinished.check_disk(run, list(weights.values()), at_once=1 if cluster is None else len(todo))
     first_does(setup.processes, lambda: _each(todo, lambda recipe: check_network(recipe, checkpoints[recipe.name])))
+    leads = {
+        recipe.name: f"[{number}/{len(recipes)}] {recipe.name}: "
+        + (
+            "unchanged, not trained again"
+            if recipe not in todo
+            else f"{'going on with its training' if recipe.name in goes_on else 'training'} on "
+        )
+        for number, recipe in enumerate(recipes, start=1)
+    }
+    if cluster is not None:
+        from ensemble import ray_train
+
+        return ray_train.train_members(cluster, recipes, todo, weights, run, setup, say, leads)
     outcomes = []
     with Board([recipe.name for recipe in recipes], say, console=None if first else Console(quiet=True)) as board:
-        for number, recipe in enumerate(recipes, start=1):
+        for recipe in recipes:
             if recipe not in todo:
-                board.say(f"[{number}/{len(recipes)}] {recipe.name}: unchanged, not trained again")
+                board.say(leads[recipe.name])
                 outcome = Outcome(recipe.name, "unchanged")
             else:
-                how = "going on with its training" if recipe.name in goes_on else "training"
-                board.say(f"[{number}/{len(recipes)}] {recipe.name}: {how} on {setup.processes.device}")
+                board.say(f"{leads[recipe.name]}{setup.processes.device}")
                 board.member(recipe.name, setup.processes.device)
-                outcome = _train_one(recipe, checkpoints[recipe.name], frame, run, setup, board)
+                outcome = train_one(recipe, checkpoints[recipe.name], frame, run, setup, board)
             board.finished(recipe.name, outcome.status, outcome.score, outcome.seconds, outcome.error)
             outcomes.append(outcome)
     return outcomes
@@ -94,7 +123,7 @@ def dry_run(
     machine.keep_freed_memory()
     kinds = work_kinds(recipes, frame, drawn, setup)
     todo = [recipe for recipe in recipes if not members.is_current(run, recipe.name, kinds[recipe.name])]
-    checkpoints = _each(todo, _locate)
+    checkpoints = _each(todo, locate)
     unfinished.check_disk(run, [_weight_bytes(recipe, checkpoints[recipe.name]) for recipe in todo])
     _each(todo, lambda recipe: check_network(recipe, checkpoints[recipe.name]))
     reading = Reading(canonical.read_plan(artifacts.canonical_path(drawn)), setup.seed)
@@ -121,7 +150,8 @@ def _weight_bytes(recipe: Recipe, checkpoint: Path | None) -> int:
     return weights_file(recipe.backbone.weights).stat().st_size if recipe.backbone.weights is not None else 0
 
 
-def _locate(recipe: Recipe) -> Path | None:
+def locate(recipe: Recipe) -> Path | None:
+    """The folder of the recipe's checkpoint, which may be downloaded for it; None for an architecture."""
     name = recipe.backbone.checkpoint
     return locate_checkpoint(name) if name is not None else None
 
@@ -140,12 +170,24 @@ def _each(recipes: Sequence[Recipe], function: Callable[[Recipe], T]) -> dict[st
     return found
 
 
-def _train_one(
-    recipe: Recipe, checkpoint: Path | None, frame: pd.DataFrame, run: Path, setup: Setup, board: Board
+def train_one(
+    recipe: Recipe, checkpoint: Path | None, frame: pd.DataFrame, run: Path, setup: Setup, board: Watch
 ) -> Outcome:
+    """Train a member of a prepared run, unless another process is found to have just done so.
+
+    An error is the outcome's, except where several processes train together.
+    """
     started = time.monotonic()
+    kind = work_kinds([recipe], frame, run, setup)[recipe.name]
     try:
-        train_member(recipe, checkpoint, frame, run, setup, board)
+        with ExitStack() as stack:
+
+            def current() -> bool:
+                stack.enter_context(unfinished.held(run, recipe.name, board.say))
+                return members.is_current(run, recipe.name, kind)
+
+            if not first_does(setup.processes, current):
+                train_member(recipe, checkpoint, frame, run, setup, board)
     except Exception as error:
         # Whatever broke this member, the others are worth their hours.
         brief = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

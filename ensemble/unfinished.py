@@ -1,9 +1,12 @@
 """Interrupted trainings: what they were of, whether they may be gone on from, and what disk space all will need."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from ensemble import artifacts
 from ensemble.errors import ArtifactError, some
@@ -16,8 +19,27 @@ SPARE = 64 * 2**20  # bytes for all that is not weights
 
 def kind_of_work(recipe: Recipe, data_sha256: str, seed: int, version: int) -> dict[str, Any]:
     """What decides a training; two with the same may go on from each other."""
-    values = recipe.model_dump(mode="json", exclude={"name"})
-    return {"recipe": values, "data_sha256": data_sha256, "seed": seed, "training_version": version}
+    return {"recipe": recipe.values(), "data_sha256": data_sha256, "seed": seed, "training_version": version}
+
+
+@contextmanager
+def held(run: Path, name: str, say: Callable[[str], object]) -> Iterator[None]:
+    """The member's training for this process alone; another that has it is waited for, which is said."""
+    path = artifacts.beside_work_path(run, name, "lock")
+    artifacts.ensure_folder(path.parent)
+    lock = FileLock(path)
+    try:
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            say(f"  {name}: another process trains it; waiting for that one to end")
+            lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        raise ArtifactError(f"cannot lock {path} ({error}); choose a --run on storage with file locks") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def open_work(run: Path, name: str, kind: Mapping[str, Any]) -> Path:
@@ -29,16 +51,20 @@ def open_work(run: Path, name: str, kind: Mapping[str, Any]) -> Path:
     return work
 
 
-def check(run: Path, kinds: Mapping[str, Mapping[str, Any]], fresh: bool) -> list[str]:
+def check(
+    run: Path, kinds: Mapping[str, Mapping[str, Any]], fresh: bool, say: Callable[[str], object] = print
+) -> list[str]:
     """Names of members whose interrupted training will be gone on from.
 
-    fresh: remove what was begun. Raises ArtifactError, saying what changed, for one of another kind.
+    fresh: remove what was begun, once nobody works on it. Raises ArtifactError, saying what changed,
+    for one of another kind.
     """
     found, problems = [], []
     for name, kind in kinds.items():
         work = artifacts.work_path(run, name)
         if fresh:
-            shutil.rmtree(work, ignore_errors=True)
+            with held(run, name, say):
+                shutil.rmtree(work, ignore_errors=True)
         if not begun(work):
             continue
         before = _kind_on_disk(work)
@@ -84,14 +110,14 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def check_disk(run: Path, weights: Sequence[int]) -> None:
+def check_disk(run: Path, weights: Sequence[int], at_once: int = 1) -> None:
     """ArtifactError where the run's disk cannot hold what training writes.
 
-    weights: bytes of each member's weights. While a member is trained its state holds them,
-    their average and two moments each, once more while it is replaced, and the best epoch's
-    weights twice; afterwards its weights alone.
+    weights: bytes of each member's weights. at_once: how many are trained side by side.
+    While a member is trained its state holds them, their average and two moments each, once
+    more while it is replaced, and the best epoch's weights twice; afterwards its weights alone.
     """
-    needed = SPARE + 10 * max(weights, default=0) + sum(weights)
+    needed = SPARE + 10 * sum(sorted(weights)[-at_once:]) + sum(weights)
     free = shutil.disk_usage(next(folder for folder in (run, *run.absolute().parents) if folder.is_dir())).free
     if weights and free < needed:
         raise ArtifactError(

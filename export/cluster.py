@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 
 from ensemble.errors import DataError, ManyeyesError, UnavailableError
+from ensemble.ray_cluster import Node, load_ray
 from ensemble.score import Runner
 from export import cluster_bundle, cluster_look, predictor
-from export.cluster_connect import load_ray
-from export.cluster_size import Asked, Node, Size, sized, told
+from export.cluster_size import Asked, Size, sized, told
 from export.cluster_worker import Desk, Job, Prepared, Task, Worker, check_versions, prepare
 from export.ensembles import Ensemble
 from export.infer import Scoring
@@ -175,7 +175,7 @@ def _check_nodes(ray: Any, versions: Mapping[str, str], nodes: Sequence[Node]) -
     ray.cloudpickle.register_pickle_by_value(cluster_look)
     try:
         looks = {
-            node: ray.remote(num_cpus=0, scheduling_strategy=_at(ray, node.key))(cluster_look.look).remote()
+            node: ray.remote(num_cpus=0, scheduling_strategy=_at(ray, node.id))(cluster_look.look).remote()
             for node in nodes
         }
         for node, found in looks.items():

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import inf
 
 from ensemble.errors import UnavailableError
+from ensemble.ray_cluster import Node
 
 
 @dataclass(frozen=True)
@@ -19,16 +20,6 @@ class Asked:
     workers: int | None = None
     cpus: int | None = None
     gpus: float | None = None
-
-
-@dataclass(frozen=True)
-class Node:
-    """A machine of the cluster, and what Ray may use of it. key: Ray's own name of it."""
-
-    name: str
-    cpus: int
-    gpus: float = 0
-    key: str = ""
 
 
 @dataclass(frozen=True)

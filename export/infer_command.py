@@ -12,7 +12,7 @@ from export.cluster_size import Asked
 from export.setting import Wanted, cascade_option, full, runtime_options
 
 if TYPE_CHECKING:
-    from export.cluster_size import Node
+    from ensemble.ray_cluster import Node
     from export.ensembles import Ensemble
     from export.places import Place
 
@@ -267,6 +267,6 @@ def _nodes(context: click.Context, cluster: Asked | None) -> "list[Node]":
     """Machines of the cluster, connected until the command ends."""
     if not cluster:
         return []
-    from export.cluster_connect import connected
+    from ensemble.ray_cluster import connected, nodes
 
-    return context.with_resource(connected(cluster.address))
+    return nodes(context.with_resource(connected(cluster.address)))

@@ -280,3 +280,27 @@ def test_an_epoch_without_tune_rows_tells_its_loss():
         board.part("refit", epochs=3, steps=300)
         board.epoch({"epoch": 1, "train_loss": 0.6}, better=False)
     assert said == ["  refit, epoch 1/3: train loss 0.6000"]
+
+
+def test_members_that_are_trained_at_once_have_a_bar_each_and_lines_with_names():
+    clock, console = Clock(), terminal()
+    with Board(["swin", "vit", "probe"], print, console=console, clock=clock, several=True) as board:
+        for name, where in (("swin", "a"), ("vit", "b")):
+            board.member(name, where)
+            board.part("", epochs=5, steps=500)
+        assert row(console, "vit") == ["vit", "epoch 1/5 on b"]
+        board.turn("swin")
+        steps(board, clock, 1, 200)
+        assert row(console, "swin") == ["swin", "epoch 3/5 on a", "5 min left"]
+        assert row(console, "vit") == ["vit", "epoch 1/5 on b"], "of its own steps alone"
+        board.epoch(EPOCH, better=True)
+        assert row(console, "swin") == ["swin", "epoch 3/5 on a", "0.8000", "5 min left"]
+        board.turn("vit")
+        board.epoch(EPOCH, better=False)
+        board.waits("swin")
+        assert row(console, "swin") == ["swin", "waiting", "0.8000"]
+        board.finished("vit", "trained", score="0.9812", seconds=725)
+        assert row(console, "vit") == ["vit", "done", "0.9812", "12 min"]
+    lines = screen(console).replace(",\nbest", ", best").splitlines()
+    assert LINE.replace("  ", "  vit: ", 1) in lines
+    assert LINE.replace("  ", "  swin: ", 1) + ", best" in lines

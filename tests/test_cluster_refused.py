@@ -11,7 +11,7 @@ from helpers import exported_run, run_python, write_image
 
 from ensemble import artifacts
 
-SHORT = "from export import cluster_connect; cluster_connect.ANSWERS = 4; import cli; cli.main()"
+SHORT = "from ensemble import ray_cluster; ray_cluster.ANSWERS = 4; import cli; cli.main()"
 
 
 @pytest.fixture(scope="module")

@@ -44,11 +44,16 @@ def test_time_left_falls_to_what_later_parts_take(pace, steps, share, before, da
 
 
 def test_a_member_that_nothing_is_known_of_counts_as_the_mean():
-    assert eta.run_left(100.0, [None, 60.0], known=[200.0, 60.0]) == 100 + 130 + 60
-    assert eta.run_left(None, [], known=[50.0]) == 50
-    assert eta.run_left(0.0, [], known=[]) == 0
+    assert eta.run_left([100.0], [None, 60.0], known=[200.0, 60.0]) == 100 + 130 + 60
+    assert eta.run_left([None], [], known=[50.0]) == 50
+    assert eta.run_left([], [], known=[]) == 0
+
+
+def test_members_side_by_side_share_what_waits():
+    assert eta.run_left([100.0, 20.0], [60.0, 60.0], known=[]) == 120
+    assert eta.run_left([100.0, 20.0], [], known=[]) == 100, "the longest"
 
 
 def test_nothing_is_said_while_nothing_is_known():
-    assert eta.run_left(100.0, [None], known=[]) is None
-    assert eta.run_left(None, [60.0], known=[]) is None
+    assert eta.run_left([100.0], [None], known=[]) is None
+    assert eta.run_left([None], [60.0], known=[]) is None

@@ -1,4 +1,4 @@
-"""To a Ray cluster and back: one that runs, or one started on this machine for the job."""
+"""To a Ray cluster and back: one that runs, or one started on this machine for the job. Ray is imported late."""
 
 import logging
 import os
@@ -8,13 +8,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 from ensemble.errors import UnavailableError
 from ensemble.parallel import available_cores
-from export.cluster_size import Node
 
 OBJECT_STORE = 256 << 20  # bytes, of a Ray of our own: what is on its way is small, and the rest goes to disk
 CONNECTS, ANSWERS = 5, 30  # seconds
@@ -27,6 +27,17 @@ QUIET = {
 }
 # Ray itself waits for minutes for a cluster that does not answer, and may end the process then
 TRIAL = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR'); ray.shutdown()"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of the cluster, and what Ray may use of it; memory in bytes. id: Ray's own name of it."""
+
+    name: str
+    cpus: int
+    gpus: int = 0
+    memory: int = 0
+    id: str = ""
 
 
 def load_ray() -> Any:
@@ -56,8 +67,8 @@ def _hushed() -> Iterator[None]:
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[list[Node]]:
-    """Connect to the cluster at `address`, or at RAY_ADDRESS, or start Ray here; its nodes that are alive.
+def connected(address: str | None) -> Iterator[Any]:
+    """The package ray, connected to the cluster at `address`, or at RAY_ADDRESS, or to one started here for the block.
 
     Afterwards all that was started is gone. UnavailableError, within seconds, where no cluster answers.
     """
@@ -72,7 +83,7 @@ def connected(address: str | None) -> Iterator[list[Node]]:
                 _check(address)
                 with _hushed():
                     ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-            yield nodes(ray)
+            yield ray
         finally:
             ray.shutdown()
             if own:
@@ -80,18 +91,17 @@ def connected(address: str | None) -> Iterator[list[Node]]:
 
 
 def nodes(ray: Any) -> list[Node]:
-    """Those that are alive and have cores to give."""
-    kept = [
-        Node(
-            f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})",
-            int(node["Resources"].get("CPU", 0)),
-            node["Resources"].get("GPU", 0),
-            node["NodeID"],
-        )
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
-    return [node for node in kept if node.cpus]
+    """Those that are alive and have cores to give, by name."""
+    return sorted(
+        (_node(entry) for entry in ray.nodes() if entry["Alive"] and entry["Resources"].get("CPU", 0) >= 1),
+        key=lambda node: (node.name, node.id),
+    )
+
+
+def _node(entry: Mapping[str, Any]) -> Node:
+    has = entry["Resources"]
+    name = f"{entry['NodeManagerHostname']} ({entry['NodeManagerAddress']})"
+    return Node(name, int(has["CPU"]), int(has.get("GPU", 0)), int(has.get("memory", 0)), entry["NodeID"])
 
 
 def _folder() -> str:

@@ -1,0 +1,83 @@
+"""One member of a prepared run in a process of its own: python -m ensemble.one_member ORDER
+
+ORDER is an `Order` as JSON. What comes of it stands in the run's events of this member. The process ends
+when its standard input does.
+"""
+
+import json
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ensemble import artifacts, distributed, machine
+from ensemble import train_all as runs
+from ensemble.errors import ManyeyesError
+from ensemble.events import Events
+from ensemble.ray_worker import Order, end_with_input
+from ensemble.recipe import Recipe
+from ensemble.train import Setup
+
+
+class Silent:
+    """A Watch for the processes that do not speak."""
+
+    def say(self, line: str) -> None:
+        """Nothing; so do the next."""
+
+    def part(self, title: str, epochs: int, steps: int, done: int = 0, share: float = 1.0) -> None:
+        """As `Watch.part`."""
+
+    def step(self, step: int, loss: float | None, lr: float, images: int) -> None:
+        """As `Watch.step`."""
+
+    def epoch(self, record: Mapping[str, float], better: bool) -> None:
+        """As `Watch.epoch`."""
+
+    def scoring(self, title: str, total: int) -> Callable[[int], object]:
+        """As `Watch.scoring`."""
+        return lambda count: None
+
+
+def main() -> None:
+    """Train the member that the command line orders, and write its outcome."""
+    threading.Thread(target=end_with_input, daemon=True).start()
+    values = json.loads(sys.argv[1])
+    order = Order(**values | {"report_to": tuple(values["report_to"])})
+    events = Events(artifacts.beside_work_path(Path(order.run), order.name, "events"))
+    try:
+        outcome = train(order, events)
+    except Exception as error:
+        ours = isinstance(error, ManyeyesError)
+        if ours or order.processes == 1:  # else another process may have been killed, which is worth another try
+            text = str(error).strip() or type(error).__name__
+            events.tell("outcome", values=asdict(runs.Outcome(order.name, "failed", error=text.splitlines()[0])))
+        if not ours:
+            raise
+        sys.exit(1)
+    else:
+        if outcome is not None:
+            events.tell("outcome", values=asdict(outcome))
+    finally:
+        distributed.leave()
+
+
+def train(order: Order, events: Events) -> runs.Outcome | None:
+    """The outcome, of the first process alone."""
+    recipe, run = Recipe.model_validate(order.recipe), Path(order.run)
+    processes = distributed.join(order.device)
+    if processes.kind == "cpu":
+        torch.set_num_threads(max(order.cpus // order.processes, 1))
+    machine.keep_freed_memory()
+    setup = Setup(order.seed, processes, order.report_to, order.save_minutes, order.beside)
+    frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all again")
+    checkpoint = distributed.first_does(processes, lambda: runs.locate(recipe))
+    outcome = runs.train_one(recipe, checkpoint, frame, run, setup, events if processes.first else Silent())
+    return outcome if processes.first else None
+
+
+if __name__ == "__main__":
+    main()

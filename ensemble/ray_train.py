@@ -1,0 +1,262 @@
+"""train-all on a Ray cluster: a task a member, and the table of them all here."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ensemble import artifacts, events, ray_cluster, ray_plan, ray_worker
+from ensemble.board import Board
+from ensemble.errors import ManyeyesError, UnavailableError
+from ensemble.ray_plan import Share
+from ensemble.ray_worker import Order
+from ensemble.recipe import Recipe
+from ensemble.train import Say, Setup
+from ensemble.train_all import Outcome
+
+LOOK = 0.5  # seconds between two looks at what the tasks tell
+NODES = 5.0  # seconds between two looks at which nodes live
+ANSWERS = 120.0  # seconds for a node to say whether it can train
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A connected cluster. device: cpu or cuda, of all members. cpus: that each member gets; None: as there are."""
+
+    ray: Any
+    device: str
+    cpus: int | None = None
+
+
+@contextmanager
+def joined(address: str | None, recipes: Sequence[Recipe], device: str, cpus: int | None) -> Iterator[Cluster]:
+    """The cluster at the address, or a local one for the block, if it can train these recipes.
+
+    device: auto, cpu or cuda.
+    """
+    with ray_cluster.connected(address) as ray:
+        yield Cluster(ray, ray_plan.check(recipes, ray_cluster.nodes(ray), device, cpus), cpus)
+
+
+def train_members(
+    cluster: Cluster,
+    recipes: Sequence[Recipe],
+    todo: Sequence[Recipe],
+    weights: Mapping[str, int],
+    run: Path,
+    setup: Setup,
+    say: Say,
+    leads: Mapping[str, str],
+) -> list[Outcome]:
+    """The outcomes of all recipes; those `todo` are trained, as many at once as the cluster holds.
+
+    weights: bytes of each one's. leads: what is said of each, up to where it is trained. Raises UnavailableError,
+    before any training, where a node that a member may come to lacks what it needs.
+    """
+    clock = _Clock()
+    outcomes = {recipe.name: Outcome(recipe.name, "unchanged") for recipe in recipes}
+    with Board([recipe.name for recipe in recipes], say, clock=clock, several=True) as board:
+        for recipe in recipes:
+            if recipe not in todo:
+                board.say(leads[recipe.name])
+                board.finished(recipe.name, "unchanged")
+        if not todo:
+            return list(outcomes.values())
+        orders, shares = _orders(cluster, todo, weights, run.absolute(), setup)
+        _check_nodes(cluster, next(iter(orders.values())), list(shares.values()))
+        tasks = {_submit(cluster.ray, orders[name], shares[name]): _Task(name, run) for name in orders}
+        try:
+            for outcome in _follow(cluster.ray, tasks, board, clock, leads):
+                if outcome.status == "failed":
+                    board.say(f"  {outcome.name}: failed: {outcome.error}")
+                board.finished(outcome.name, outcome.status, outcome.score, outcome.seconds, outcome.error)
+                outcomes[outcome.name] = outcome
+        except BaseException:
+            _cancel(cluster.ray, list(tasks))
+            raise
+    return list(outcomes.values())
+
+
+@dataclass
+class _Clock:
+    """Seconds of this process, or of a moment that an event tells of."""
+
+    moment: float | None = None
+
+    def __call__(self) -> float:
+        return time.monotonic() if self.moment is None else self.moment
+
+
+@dataclass
+class _Task:
+    """A member's task, as far as it was followed."""
+
+    name: str
+    run: Path
+    read: int = 0  # bytes of its events
+    node: str = ""  # where it is, by id
+    ahead: float = 0.0  # seconds that its clock is ahead of this process's
+    scored: Callable[[int], object] = field(default=lambda count: None)
+
+    @property
+    def path(self) -> Path:
+        return artifacts.beside_work_path(self.run, self.name, "events")
+
+
+def _orders(
+    cluster: Cluster, todo: Sequence[Recipe], weights: Mapping[str, int], run: Path, setup: Setup
+) -> tuple[dict[str, Order], dict[str, Share]]:
+    nodes = ray_cluster.nodes(cluster.ray)
+    ray_plan.check(todo, nodes, cluster.device, cluster.cpus)  # they may be others than at the start
+    shares = ray_plan.shares(todo, weights, nodes, cluster.device, cluster.cpus)
+    for name, share in shares.items():
+        if not any(ray_plan.holds(share, node) for node in nodes):
+            asked = f"{share.cpus} CPUs and {share.gpus} GPUs"
+            raise UnavailableError(f"{name} needs {asked} on one node, and the cluster has {ray_plan.told(nodes)}")
+    data, versions = artifacts.file_sha256(artifacts.dataset_path(run)), ray_worker.versions()
+    orders = {
+        recipe.name: Order(
+            recipe=recipe.model_dump(mode="json"),
+            run=str(run),
+            data_sha256=data,
+            versions=versions,
+            folder=str(Path.cwd()),
+            device=cluster.device,
+            processes=max(shares[recipe.name].gpus, 1),
+            cpus=shares[recipe.name].cpus,
+            beside=ray_plan.together(shares[recipe.name], len(todo), nodes),
+            seed=setup.seed,
+            report_to=setup.report_to,
+            save_minutes=setup.save_minutes,
+        )
+        for recipe in todo
+    }
+    return orders, shares
+
+
+def _check_nodes(cluster: Cluster, order: Order, shares: Sequence[Share]) -> None:
+    """UnavailableError that names the first node where members would fail; others that join later check themselves."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    ray = cluster.ray
+    nodes = [n for n in ray_cluster.nodes(ray) if any(ray_plan.holds(share, n) for share in shares)]
+    check = ray.remote(num_cpus=0, max_retries=1)(_by_value())
+    asked = {
+        node.name: check.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(
+            order.versions, order.run, order.data_sha256
+        )
+        for node in nodes
+    }
+    for name, answer in asked.items():
+        try:
+            why = ray.get(answer, timeout=ANSWERS)
+        except ray.exceptions.RayError as error:
+            why = f"it does not answer: {_first_line(error)}"
+        if why:
+            raise UnavailableError(f"node {name}: {why}")
+
+
+def _by_value() -> Callable[..., str]:
+    """`ray_worker.problem` for a machine that may lack it: what is nested travels by value."""
+
+    def check(versions: dict[str, str], run: str, data_sha256: str) -> str:
+        try:
+            from pathlib import Path
+
+            from ensemble import ray_worker
+        except ImportError as error:
+            return f"it lacks this version of manyeyes ({error}); run there: pip install 'manyeyes[train,cluster]'"
+        return ray_worker.problem(versions, Path(run), data_sha256)
+
+    return check
+
+
+def _submit(ray: Any, order: Order, share: Share) -> Any:
+    """The task's reference. Ray repeats it when its node, worker or process is lost, not for an error of ours."""
+    artifacts.beside_work_path(Path(order.run), order.name, "events").unlink(missing_ok=True)
+    task = ray.remote(
+        num_cpus=share.cpus,
+        num_gpus=share.gpus,
+        memory=share.memory or None,
+        max_retries=ray_worker.TRIES,
+        retry_exceptions=[ray_worker.LostError],
+        name=order.name,
+    )(ray_worker.train)
+    return task.remote(order)
+
+
+def _follow(
+    ray: Any, tasks: dict[Any, _Task], board: Board, clock: _Clock, leads: Mapping[str, str]
+) -> Iterator[Outcome]:
+    """Outcomes as they come; meanwhile the board is told what the members tell. Finished tasks leave `tasks`."""
+    looked = time.monotonic()
+    while tasks:
+        ready, _ = ray.wait(list(tasks), num_returns=len(tasks), timeout=0)
+        if not ready:
+            time.sleep(LOOK)
+        for task in tasks.values():
+            _replay(task, board, clock, leads)
+        for reference in ready:
+            yield _outcome(ray, reference, tasks.pop(reference))
+        if time.monotonic() - looked > NODES:
+            looked = time.monotonic()
+            _miss_nodes(ray, list(tasks.values()), board)
+
+
+def _replay(task: _Task, board: Board, clock: _Clock, leads: Mapping[str, str]) -> None:
+    """Tell the board what a member told since the last time, at the times when it did."""
+    found, task.read = events.read(task.path, task.read)
+    if not found:
+        return
+    begins = any(event["what"] == "begin" for event in found)  # maybe on another machine
+    ahead = found[-1]["time"] - time.monotonic()  # or more: what arrived may have been on its way
+    task.ahead = ahead if begins else max(ahead, task.ahead)
+    for event in found:
+        what, clock.moment = event.pop("what"), event.pop("time") - task.ahead
+        if what == "begin":
+            task.node = event["node_id"]
+            again = f" (try {event['attempt']})" if event["attempt"] > 1 else ""
+            board.say(f"{leads[task.name]}{event['node']}{again}")
+            board.member(task.name, event["node"])
+        board.turn(task.name)
+        if what == "say":
+            board.say(f"  {task.name}: {event['line'].strip().removeprefix(f'{task.name}: ')}")
+        elif what == "scoring":
+            task.scored = board.scoring(**event)
+        elif what == "scored":
+            task.scored(event["count"])
+        elif what in ("part", "step", "epoch"):
+            getattr(board, what)(**event)
+    clock.moment = None
+
+
+def _outcome(ray: Any, reference: Any, task: _Task) -> Outcome:
+    try:
+        return Outcome(**ray.get(reference))
+    except (ray.exceptions.RayError, ManyeyesError) as error:
+        return Outcome(task.name, "failed", error=_first_line(getattr(error, "cause", None) or error))
+
+
+def _miss_nodes(ray: Any, tasks: Sequence[_Task], board: Board) -> None:
+    """Say which members' nodes are gone: Ray repeats them where there is room."""
+    alive = {node.id for node in ray_cluster.nodes(ray)}
+    for task in tasks:
+        if task.node and task.node not in alive:
+            task.node = ""
+            board.say(f"  {task.name}: its node is gone; it goes on from its last saved state where there is room")
+            board.waits(task.name)
+
+
+def _cancel(ray: Any, references: list[Any]) -> None:
+    """End the members' processes; what they saved is kept."""
+    for reference in references:
+        ray.cancel(reference)
+    if references:
+        ray.wait(references, num_returns=len(references), timeout=ray_worker.GRACE)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

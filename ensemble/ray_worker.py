@@ -1,0 +1,193 @@
+"""What a node of a cluster does for one member: see that all is there, and train it in a process of its own.
+
+In its own, so that a crash or a lack of memory ends that process and not Ray's. It ends when Ray's
+worker does, since it watches a pipe from it: a task whose driver or node is lost trains on for no one.
+"""
+
+import _thread
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ensemble import artifacts, events
+from ensemble.errors import ManyeyesError, TrainingError, UnavailableError
+
+PACKAGES = ("manyeyes", "torch", "transformers", "timm")  # whose versions decide what comes of a training
+TRIES = 4  # of a member whose process, worker or node is lost
+APPEARS = 15.0  # seconds until a file that was just written shows on other machines
+CLOSES = 10.0  # seconds for a training that is told to end to close its trackers and processes
+GRACE = 20.0  # seconds until it is killed
+
+
+class LostError(ManyeyesError):
+    """The process that trained the member ended without a word: it is worth trying again."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """One member's training, JSON-ready.
+
+    recipe: its values and name. data_sha256: of the run's dataset.parquet. versions: see `versions`.
+    folder: the driver's working directory, which relative names in a recipe start from. processes:
+    of torchrun, one a GPU. The others: see `Setup`.
+    """
+
+    recipe: dict[str, Any]
+    run: str
+    data_sha256: str
+    versions: dict[str, str]
+    folder: str
+    device: str
+    processes: int
+    cpus: int
+    beside: int
+    seed: int
+    report_to: tuple[str, ...]
+    save_minutes: float
+
+    @property
+    def name(self) -> str:
+        """The member's."""
+        return str(self.recipe["name"])
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that decide a training, here."""
+    found = {"Python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def problem(wanted: Mapping[str, str], run: Path, data_sha256: str, patience: float = APPEARS) -> str:
+    """Why members of this run cannot be trained on this machine, as the rest of a line; empty if they can."""
+    here = versions()
+    other = [
+        f"{name} {here.get(name, 'missing')} (here {wanted[name]})" for name in wanted if here.get(name) != wanted[name]
+    ]
+    if other:
+        return f"it has {', '.join(other)}; install the same versions on all nodes"
+    path, until = artifacts.dataset_path(run), time.monotonic() + patience
+    while not (path.is_file() and artifacts.file_sha256(path) == data_sha256):
+        if time.monotonic() >= until:
+            seen = "has another" if path.is_file() else "does not see"
+            return f"it {seen} {path}; put --run, and the images, on storage that all nodes share at the same path"
+        time.sleep(0.5)
+    return ""
+
+
+def train(order: Order) -> dict[str, Any]:
+    """The Outcome of this member's training, as a dict; Ray runs this on a worker.
+
+    Raises UnavailableError where this node cannot, LostError where the process ended without an outcome, and
+    TrainingError where that was once too often.
+    """
+    run = Path(order.run)
+    if why := problem(order.versions, run, order.data_sha256):
+        raise UnavailableError(f"node {platform.node()}: {why}")
+    path = artifacts.beside_work_path(run, order.name, "events")
+    before = [event for event in events.read(path)[0] if event["what"] == "begin"]
+    log = artifacts.beside_work_path(run, order.name, "log")
+    if len(before) >= TRIES:
+        raise TrainingError(
+            f"its worker was lost {len(before)} times: fewer members at once (--cpus-per-member) need less memory"
+        )
+    events.Events(path).tell("begin", node=platform.node(), node_id=_node_id(), attempt=len(before) + 1)
+    code = _run(command(order), environment(order), Path(order.folder), log)
+    told = events.read(path)[0]
+    begun = max(number for number, event in enumerate(told) if event["what"] == "begin")
+    outcomes = [event["values"] for event in told[begun:] if event["what"] == "outcome"]
+    if not outcomes:
+        how = f"killed by signal {-code} (out of memory?)" if code < 0 else f"exit code {code}"
+        lost = f"its process ended without a result on {platform.node()}: {how}{_last_words(log)}"
+        if len(before) + 1 >= TRIES:
+            raise TrainingError(
+                f"{lost}; tried {TRIES} times: fewer members at once (--cpus-per-member) need less memory"
+            )
+        raise LostError(lost)
+    if outcomes[0]["status"] != "failed":
+        log.unlink(missing_ok=True)
+    return dict(outcomes[0])  # of several processes, the others only tell that one failed
+
+
+def command(order: Order) -> list[str]:
+    """The member's own process, or torchrun with one for each GPU."""
+    entry = ["-m", "ensemble.one_member", json.dumps(asdict(order))]
+    if order.processes == 1:
+        return [sys.executable, *entry]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(order.processes)]
+    return [sys.executable, *launcher, *entry]
+
+
+def environment(order: Order) -> dict[str, str]:
+    """What the process inherits: Ray has chosen the GPUs; threads are the CPUs that were asked for."""
+    here = str(Path(__file__).resolve().parent.parent)
+    paths = [here, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    threads = max(order.cpus // order.processes, 1)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(threads)}
+
+
+def end_with_input() -> None:
+    """Interrupt this process at the end of its standard input: whoever ordered its work is gone. For a thread."""
+    while os.read(0, 4096):
+        pass
+    _thread.interrupt_main()
+    time.sleep(CLOSES)
+    os._exit(130)
+
+
+def _run(command: list[str], environment: dict[str, str], folder: Path, log: Path) -> int:
+    """The exit code of the command, whose words go to `log`; it ends with this process, or if this is interrupted."""
+    with log.open("ab") as words:
+        process = subprocess.Popen(  # noqa: S603 our own module
+            command,
+            stdin=subprocess.PIPE,
+            stdout=words,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=folder if folder.is_dir() else None,
+            start_new_session=True,
+        )
+    try:
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                return process.wait(0.5)  # in turns: Ray interrupts between them
+    finally:
+        _end(process)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Close the pipe, which tells the training to end, and see that it does."""
+    if process.stdin is not None:
+        process.stdin.close()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE)
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _node_id() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def _last_words(log: Path) -> str:
+    """The end of the log, for a message."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return f"; it last said: {lines[-1].strip()[:200]} (more in {log})" if lines else ""
