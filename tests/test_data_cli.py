@@ -40,7 +40,7 @@ def trained(monkeypatch):
     """Instead of training, writes members with random logits; holds the frames they were to be trained on."""
     frames = []
 
-    def stub(recipes, frame, run, setup, say, fresh):
+    def stub(recipes, frame, run, setup, say, fresh, cluster):
         frames.append(frame)
         rows = frame[~frame["split"].isin(["train", "tune"])]
         logits = np.random.default_rng(0).normal(size=len(rows))
@@ -51,7 +51,7 @@ def trained(monkeypatch):
         return [Outcome(recipe.name, "trained", 1.0) for recipe in recipes]
 
     monkeypatch.setattr(train_all, "train_all", stub)
-    monkeypatch.setattr(train_all, "check_ready", lambda recipes, device, report_to: None)
+    monkeypatch.setattr(train_all, "check_ready", lambda recipes, device, report_to, elsewhere: None)
     return frames
 
 
