@@ -27,7 +27,9 @@ def listed(count: int, place: Path) -> None:
     """List `count` rows to `place`, and tell what it took."""
     began = time.perf_counter()
     found = (
-        rows.Row(f"{row:09}", f"s3://bucket/shards/{row // TAR:05}.tar:{row:09}.jpg", 47_104, -1, row % TAR * 47_616 + 512)
+        rows.Row(
+            f"{row:09}", f"s3://bucket/shards/{row // TAR:05}.tar:{row:09}.jpg", 47_104, -1, row % TAR * 47_616 + 512
+        )
         for row in range(count)
     )
     kept = rows.keep(found, place)

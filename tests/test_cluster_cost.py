@@ -39,6 +39,6 @@ def test_costs_follow_from_speed_units_and_price():
 def test_what_else_images_take_follows_from_their_number_and_size():
     text = printed("--bytes", "1000000", "--images", "3.6e7", "--job", "3.6e6")
     assert cells(text, "bytes to read, TB") == ["1,000,000 bytes", "36.00", "3.60"]
-    assert cells(text, "hours at 1,000 MB/s")[1:] == ["10.0", "1.0"]
-    assert cells(text, "hours at 10 Gbit/s")[1:] == ["8.0", "0.8"]
+    assert cells(text, "hours at 1,000 MB/s")[1:] == ["10.00", "1.00"]
+    assert cells(text, "hours at 10 Gbit/s")[1:] == ["8.00", "0.80"]
     assert cells(text, "files of the journal")[1:] == ["281,250", "28,125"]
