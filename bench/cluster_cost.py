@@ -57,13 +57,13 @@ def parse() -> argparse.Namespace:
 
 def costs(speeds: tuple[Speed, ...], images: float, price: float) -> list[list[str]]:
     """The first table: what each of `speeds` takes for a million images, and for all."""
-    head = ["what runs", "images/s of one core or GPU", "hours per million", "$ per million"]
+    head = ["what runs", "images/s measured", "of one core or GPU", "hours per million", "$ per million"]
     rows = [[*head, f"$ for {count(images)}", "cores or GPUs for a day"]]
     for speed in speeds:
         one = speed.images / speed.units
         hours, each = 1 / one / 3_600, price if speed.price is None else speed.price
         cells = (f"{one:.2f}", f"{1e6 * hours:,.0f}", f"{1e6 * hours * each:,.2f}", f"{images * hours * each:,.0f}")
-        rows.append([speed.name, *cells, f"{ceil(images * hours / 24):,}"])
+        rows.append([speed.name, f"{speed.images:g}", *cells, f"{ceil(images * hours / 24):,}"])
     return rows
 
 

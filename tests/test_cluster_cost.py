@@ -32,8 +32,8 @@ def test_the_pages_tables_are_what_the_script_prints():
 
 def test_costs_follow_from_speed_units_and_price():
     # 100 images a second of two: a million takes 20,000 s of one, and a billion in a day needs 231.5
-    assert cells(printed("--mine", "100", "2", "0.9"), "yours") == ["50.00", "6", "5.00", "5,000", "232"]
-    assert cells(printed("--mine", "100", "2", "0.9", "--images", "1e7"), "yours")[3:] == ["50", "3"]
+    assert cells(printed("--mine", "100", "2", "0.9"), "yours") == ["100", "50.00", "6", "5.00", "5,000", "232"]
+    assert cells(printed("--mine", "100", "2", "0.9", "--images", "1e7"), "yours")[4:] == ["50", "3"]
 
 
 def test_what_else_images_take_follows_from_their_number_and_size():
