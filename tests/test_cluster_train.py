@@ -35,6 +35,7 @@ HOST = socket.gethostname()
 NAMES = ("tiny_convnext", "tiny_vit")
 FP32 = "train.precision=fp32"  # auto is timed, and answers by how busy the machine is
 LONG = ("--set", "train.epochs=40", "--save-every", "0")
+LONGER = ("--set", "train.epochs=400", "--save-every", "0")  # where none may end, however late the other begins
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +108,8 @@ def trainings(run):
 
 
 def training(run, name):
-    """The process of a member that has saved some of its work."""
-    state = artifacts.work_path(run, name) / "fit" / "state.safetensors"
-    wait_for(state.exists)
+    """The process of a member that has saved some of its work, and has told so."""
+    wait_for(lambda: any(event["what"] == "epoch" for event in told(run, name)))
     (process,) = [process for process in trainings(run) if f'"name": "{name}"' in process.info["cmdline"][-1]]
     return process
 
@@ -121,9 +121,9 @@ def wait_for(true, seconds=120):
         time.sleep(0.02)
 
 
-def told(run):
+def told(run, name="*"):
     """What was told of the members, as far as it is still there."""
-    return [event for path in (run / "work").glob(".*.events") for event in events.read(path)[0]]
+    return [event for path in (run / "work").glob(f".{name}.*.events") for event in events.read(path)[0]]
 
 
 def logits(run, name):
@@ -215,7 +215,7 @@ def test_a_member_that_another_process_trains_is_waited_for(cluster, work, data,
 
 
 def test_interrupted_it_ends_the_members_and_says_how_to_go_on(cluster, work, data, run):
-    driver = start(cluster, "train-all", work / "recipes", *data, *LONG, "--run", run)
+    driver = start(cluster, "train-all", work / "recipes", *data, *LONGER, "--run", run)
     for name in NAMES:
         training(run, name)
     driver.send_signal(signal.SIGINT)
