@@ -43,7 +43,7 @@ def work_path(run: Path, name: str) -> Path:
 
 
 def beside_work_path(run: Path, name: str, kind: str) -> Path:
-    """A file about a member's training that outlives its work folder: kind "lock", "events" or "log"."""
+    """A file about a member's training that outlives its work folder: kind "lock", "log" or "JOB.events"."""
     return work_path(run, f".{name}.{kind}")
 
 

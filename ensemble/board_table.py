@@ -52,7 +52,8 @@ def draw(rows: Sequence[Row], running: Mapping[str, Running], footer: str, size:
     table.add_column("held-out\nAUROC", no_wrap=True)
     table.add_column("time", no_wrap=True)
     first = next((number for number, row in enumerate(rows) if row.name in running), 0)
-    shown = window(len(rows), first, height - AROUND - max(len(running), 1))
+    lines = [2 if row.name in running and running[row.name].done is not None else 1 for row in rows]
+    shown = window(lines, first, height - AROUND)
     for row in rows[shown.start : shown.stop]:
         here = row.name in running
         table.add_row(
@@ -66,11 +67,20 @@ def draw(rows: Sequence[Row], running: Mapping[str, Running], footer: str, size:
     return Group(table, Text(f"and {hidden} more members", style="dim") if hidden else Text(), Text(footer))
 
 
-def window(count: int, current: int, limit: int) -> range:
-    """At most `limit` (and at least 1) of `count` rows, with the current one amid them where that can be."""
-    size = min(max(limit, 1), count)
-    start = min(max(current - size // 2, 0), count - size)
-    return range(start, start + size)
+def window(lines: Sequence[int], current: int, limit: int) -> range:
+    """Rows, of so many lines each, that take at most `limit`; with the current one, amid them where that can be."""
+    start, stop, left = current, min(current + 1, len(lines)), limit - sum(lines[current : current + 1])
+    while True:
+        before = start > 0 and lines[start - 1] <= left
+        after = stop < len(lines) and lines[stop] <= left
+        if before and (current - start < stop - current or not after):
+            start -= 1
+            left -= lines[start]
+        elif after:
+            left -= lines[stop]
+            stop += 1
+        else:
+            return range(start, stop)
 
 
 def speed(images: float) -> str:

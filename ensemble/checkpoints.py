@@ -30,6 +30,12 @@ def locate_checkpoint(name: str) -> Path:
     return download_classifier(name)
 
 
+def local_places(backbone: Backbone) -> tuple[str, ...]:
+    """Absolute paths of what the backbone names in this machine's files."""
+    names = [name for name in (backbone.checkpoint, backbone.weights) if name is not None]
+    return tuple(str(path.absolute()) for name in names if (path := Path(name).expanduser()).exists())
+
+
 def hub_name(name: str | None, located: Path | None) -> str | None:
     """`name`, where `locate_checkpoint` found it on the Hub; None for a folder of this machine, or no checkpoint."""
     return name if name and located and located != Path(name).expanduser() else None

@@ -92,7 +92,8 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--address",
             metavar="HOST:PORT",
-            help="Of the Ray cluster.  [default: RAY_ADDRESS, or else a Ray on this machine for this job]",
+            help="Of the Ray cluster's head, or auto for one on this machine.  [default: RAY_ADDRESS, or else a Ray on "
+            "this machine for this job]",
         ),
         click.option(
             "--cpus-per-member",
@@ -221,7 +222,7 @@ def _check_engine(engine: str, address: str | None, cpus: int | None, dry_run: b
 
     given = [f"--{name}" for name, value in (("address", address), ("cpus-per-member", cpus)) if value is not None]
     if engine == "local" and given:
-        raise click.UsageError(f"{given[0]} needs --engine ray")
+        raise click.UsageError(f"{given[0]} is of a cluster: add --engine ray")
     if engine == "ray" and dry_run:
         raise click.UsageError("--dry-run times steps on this machine; leave --engine ray out")
     if engine == "ray" and "WORLD_SIZE" in environ:
@@ -234,9 +235,6 @@ def _joined(
     """The cluster to train on; none to train here."""
     if engine == "local":
         return nullcontext()
-    from ensemble import ray_cluster
-
-    ray_cluster.load_ray()  # says how to install it, before heavier imports
     from ensemble import ray_train
 
     return ray_train.joined(address, recipes, device, cpus)

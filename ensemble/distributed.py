@@ -18,6 +18,10 @@ T = TypeVar("T")
 PATIENCE = timedelta(hours=12)  # others wait while the first process reads the data
 
 
+class FirstFailedError(ManyeyesError):
+    """The first process ended with an error that is not of ours; only that one knows more."""
+
+
 @dataclass(frozen=True)
 class Processes:
     """This process among those that train together; alone it is 0 of 1.
@@ -86,16 +90,17 @@ def first_does(processes: Processes, work: Callable[[], T]) -> T:
         try:
             box[0] = work()
         except ManyeyesError as error:
-            box[1] = (type(error).__name__, str(error))
+            box[1] = (True, str(error))
             shared(box)
             raise
         except BaseException as error:
-            box[1] = ("ManyeyesError", f"the first process failed: {error}")
+            box[1] = (False, f"the first process failed: {error}")
             shared(box)
             raise
     shared(box)
     if box[1] is not None:
-        raise ManyeyesError(box[1][1])
+        ours, text = box[1]
+        raise (ManyeyesError if ours else FirstFailedError)(text)
     return box[0]
 
 

@@ -4,7 +4,6 @@ ORDER is an `Order` as JSON. What comes of it stands in the run's events of this
 when its standard input does.
 """
 
-import json
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -45,13 +44,12 @@ class Silent:
 def main() -> None:
     """Train the member that the command line orders, and write its outcome."""
     threading.Thread(target=end_with_input, daemon=True).start()
-    values = json.loads(sys.argv[1])
-    order = Order(**values | {"report_to": tuple(values["report_to"])})
-    events = Events(artifacts.beside_work_path(Path(order.run), order.name, "events"))
+    order = Order.of(sys.argv[1])
+    events = Events(order.events)
     try:
         outcome = train(order, events)
     except Exception as error:
-        ours = isinstance(error, ManyeyesError)
+        ours = isinstance(error, ManyeyesError) and not isinstance(error, distributed.FirstFailedError)
         if ours or order.processes == 1:  # else another process may have been killed, which is worth another try
             text = str(error).strip() or type(error).__name__
             events.tell("outcome", values=asdict(runs.Outcome(order.name, "failed", error=text.splitlines()[0])))

@@ -2,23 +2,28 @@
 
 import logging
 import os
+import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from ensemble.errors import UnavailableError
 from ensemble.parallel import available_cores
 
 OBJECT_STORE = 256 << 20  # bytes, of a Ray of our own: what is on its way is small, and the rest goes to disk
 CONNECTS, ANSWERS = 5, 30  # seconds
-MOST_TEMPORARY = 16  # characters of the folder for temporary files, before /tmp is taken
+FOLDER = "manyeyes-ray-"  # and the process's number
+MOST_TEMPORARY = 8  # characters of the folder for temporary files, before /tmp is taken
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # its C++ parts write to the terminal
@@ -70,11 +75,17 @@ def _hushed() -> Iterator[None]:
 def connected(address: str | None) -> Iterator[Any]:
     """The package ray, connected to the cluster at `address`, or at RAY_ADDRESS, or to one started here for the block.
 
-    Afterwards all that was started is gone. UnavailableError, within seconds, where no cluster answers.
+    Afterwards all that was started is gone, after SIGTERM too. UnavailableError, within seconds, where no cluster
+    answers.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     with _own_token() if address == "local" else nullcontext():
+        loaded = "ray" in sys.modules
         ray = load_ray()
+        if loaded and address == "local":
+            raise UnavailableError(
+                f"Ray was loaded in this process before the token of a Ray of its own was set; {REMEDY}"
+            )
         own = _folder() if address == "local" else None
         try:
             if own:
@@ -83,7 +94,8 @@ def connected(address: str | None) -> Iterator[Any]:
                 _check(address)
                 with _hushed():
                     ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-            yield ray
+            with _ended_by_sigterm():  # Ray sets its own as it starts, which would leave everything behind
+                yield ray
         finally:
             ray.shutdown()
             if own:
@@ -100,14 +112,51 @@ def nodes(ray: Any) -> list[Node]:
 
 def _node(entry: Mapping[str, Any]) -> Node:
     has = entry["Resources"]
-    name = f"{entry['NodeManagerHostname']} ({entry['NodeManagerAddress']})"
+    name = shown(entry["NodeManagerHostname"], entry["NodeManagerAddress"])
     return Node(name, int(has["CPU"]), int(has.get("GPU", 0)), int(has.get("memory", 0)), entry["NodeID"])
 
 
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the block like Ctrl-C, with exit code 143; a signal is for the main thread alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def shown(host: str, address: str) -> str:
+    """How a node is named wherever it is told of."""
+    return f"{host} ({address})"
+
+
 def _folder() -> str:
-    """For logs and what does not fit into memory; short, since a socket's path has at most 107 bytes."""
-    base = tempfile.gettempdir()
-    return tempfile.mkdtemp(prefix="manyeyes-ray-", dir=base if len(base) <= MOST_TEMPORARY else "/tmp")  # noqa: S108
+    """For logs and what does not fit into memory; short, since a socket's path has at most 107 bytes.
+
+    Those of processes that were killed are removed.
+    """
+    base = tempfile.gettempdir() if len(tempfile.gettempdir()) <= MOST_TEMPORARY else "/tmp"  # noqa: S108
+    for left in Path(base).glob(f"{FOLDER}*-*"):
+        number = left.name.removeprefix(FOLDER).partition("-")[0]
+        if number.isdecimal() and _gone(int(number)):  # another user's cannot be removed, and stays
+            shutil.rmtree(left, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir=base)
+
+
+def _gone(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (OSError, OverflowError) as error:
+        return isinstance(error, ProcessLookupError)
+    return False
 
 
 @contextmanager
@@ -142,10 +191,12 @@ def _start(ray: Any, folder: str) -> None:
                 _temp_dir=folder,
             )
     except Exception as error:  # of many kinds: no memory, no ports, a path that is too long
-        raise UnavailableError(f"Ray could not be started here: {_line(str(error))}; {REMEDY}") from None
+        why = LOGS.sub("", str(error))
+        raise UnavailableError(f"Ray could not be started here: {_line(why)}; {REMEDY}") from None
 
 
 REMEDY = "name a cluster that runs with --address HOST:PORT"
+LOGS = re.compile(r"\s*(Last 0 lines|Please check).*", re.DOTALL)  # and where: in a folder that is gone by then
 
 
 def _check(address: str) -> None:

@@ -1,6 +1,6 @@
 """What of a cluster each member gets: numbers alone, without Ray."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ensemble.errors import UnavailableError
@@ -33,6 +33,9 @@ def check(recipes: Sequence[Recipe], nodes: Sequence[Node], asked: str, cpus_per
 
     asked: auto, cpu or cuda.
     """
+    largest = max((node.cpus for node in nodes), default=0)
+    if largest < 1:
+        raise UnavailableError("no node of the cluster has a CPU for tasks; add one: ray start --num-cpus N")
     device = choose_device(asked, nodes)
     most = max((node.gpus for node in nodes), default=0)
     greedy = [recipe for recipe in recipes if recipe.train.gpus > max(most, 1)] if asked != "cpu" else []
@@ -41,9 +44,6 @@ def check(recipes: Sequence[Recipe], nodes: Sequence[Node], asked: str, cpus_per
         raise UnavailableError(
             f"{names} (train.gpus), and the cluster has {told(nodes)}; lower it, or add --device cpu"
         )
-    largest = max((node.cpus for node in nodes), default=0)
-    if largest < 1:
-        raise UnavailableError("no node of the cluster has a CPU for tasks; add one: ray start --num-cpus N")
     if cpus_per_member is not None and cpus_per_member > largest:
         raise UnavailableError(f"--cpus-per-member {cpus_per_member}: the cluster has {told(nodes)}; choose fewer")
     return device
@@ -60,13 +60,13 @@ def shares(
 
     On CPUs as many as let all members run at once, at least 1. On GPUs the CPUs that go with them.
     """
-    memory = max((node.memory for node in nodes), default=0)
     at_once = cpus_each(len(recipes), nodes)
     found = {}
     for recipe in recipes:
         gpus = recipe.train.gpus if device == "cuda" else 0
         cpus = cpus_per_member or (cpus_beside(gpus, nodes) if gpus else at_once)
-        found[recipe.name] = Share(cpus, gpus, min(BASE_MEMORY + WEIGHTS * weights[recipe.name], memory))
+        most = max((node.memory for node in nodes if node.cpus >= cpus and node.gpus >= gpus), default=0)
+        found[recipe.name] = Share(cpus, gpus, min(BASE_MEMORY + WEIGHTS * weights[recipe.name], most))
     return found
 
 
@@ -84,13 +84,25 @@ def cpus_beside(gpus: int, nodes: Sequence[Node]) -> int:
 
 def together(share: Share, members: int, nodes: Sequence[Node]) -> int:
     """How many such members may be on one node at once, of so many in all."""
-    most = max(node.gpus // share.gpus if share.gpus else node.cpus // share.cpus for node in nodes)
-    return max(min(most, members), 1)
+    return max(min(max(fits(share, node) for node in nodes), members), 1)
 
 
-def holds(share: Share, node: Node) -> bool:
-    """Whether a member with this share may come to this node."""
-    return node.cpus >= share.cpus and node.gpus >= share.gpus
+def slots(shares: Iterable[Share], nodes: Sequence[Node]) -> int:
+    """How many members of these shares the cluster trains at once, at most; 0 where it has no room for one."""
+    each = list(shares)
+    return min(sum(max((fits(share, node) for share in each), default=0) for node in nodes), len(each))
+
+
+def fits(share: Share, node: Node) -> int:
+    """How many members with this share the node holds at once."""
+    both = [(node.cpus, share.cpus), (node.gpus, share.gpus), (node.memory, share.memory)]
+    return min(has // needs for has, needs in both if needs)
+
+
+def asked(share: Share) -> str:
+    """A share in words: '2 CPUs, 1 GPUs, 3.0 GiB of memory'."""
+    gpus = f", {share.gpus} GPUs" if share.gpus else ""
+    return f"{share.cpus} CPUs{gpus}, {share.memory / 2**30:.1f} GiB of memory"
 
 
 def told(nodes: Sequence[Node]) -> str:

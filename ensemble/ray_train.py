@@ -1,5 +1,7 @@
 """train-all on a Ray cluster: a task a member, and the table of them all here."""
 
+import math
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -7,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ensemble import artifacts, events, ray_cluster, ray_plan, ray_worker
+from ensemble import artifacts, checkpoints, events, ray_cluster, ray_look, ray_plan, ray_worker
 from ensemble.board import Board
 from ensemble.errors import ManyeyesError, UnavailableError
 from ensemble.ray_plan import Share
@@ -18,7 +20,7 @@ from ensemble.train_all import Outcome
 
 LOOK = 0.5  # seconds between two looks at what the tasks tell
 NODES = 5.0  # seconds between two looks at which nodes live
-ANSWERS = 120.0  # seconds for a node to say whether it can train
+ROOM = 30.0  # seconds without a member that begins, before that is said
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,11 @@ def train_members(
         if not todo:
             return list(outcomes.values())
         orders, shares = _orders(cluster, todo, weights, run.absolute(), setup)
-        _check_nodes(cluster, next(iter(orders.values())), list(shares.values()))
-        tasks = {_submit(cluster.ray, orders[name], shares[name]): _Task(name, run) for name in orders}
+        _check_nodes(cluster, list(orders.values()), shares)
+        tasks = {
+            _submit(cluster.ray, order, shares[name]): _Task(name, order.events, shares[name])
+            for name, order in orders.items()
+        }
         try:
             for outcome in _follow(cluster.ray, tasks, board, clock, leads):
                 if outcome.status == "failed":
@@ -76,7 +81,16 @@ def train_members(
         except BaseException:
             _cancel(cluster.ray, list(tasks))
             raise
+        finally:
+            for order in orders.values():
+                order.events.unlink(missing_ok=True)
     return list(outcomes.values())
+
+
+def at_once(cluster: Cluster, todo: Sequence[Recipe], weights: Mapping[str, int]) -> int:
+    """How many of these members the cluster trains side by side, at most. weights: bytes of each one's."""
+    nodes = ray_cluster.nodes(cluster.ray)
+    return ray_plan.slots(ray_plan.shares(todo, weights, nodes, cluster.device, cluster.cpus).values(), nodes)
 
 
 @dataclass
@@ -94,15 +108,12 @@ class _Task:
     """A member's task, as far as it was followed."""
 
     name: str
-    run: Path
+    path: Path  # of its events
+    share: Share
     read: int = 0  # bytes of its events
     node: str = ""  # where it is, by id
     ahead: float = 0.0  # seconds that its clock is ahead of this process's
     scored: Callable[[int], object] = field(default=lambda count: None)
-
-    @property
-    def path(self) -> Path:
-        return artifacts.beside_work_path(self.run, self.name, "events")
 
 
 def _orders(
@@ -112,17 +123,20 @@ def _orders(
     ray_plan.check(todo, nodes, cluster.device, cluster.cpus)  # they may be others than at the start
     shares = ray_plan.shares(todo, weights, nodes, cluster.device, cluster.cpus)
     for name, share in shares.items():
-        if not any(ray_plan.holds(share, node) for node in nodes):
-            asked = f"{share.cpus} CPUs and {share.gpus} GPUs"
+        if not any(ray_plan.fits(share, node) for node in nodes):
+            asked = ray_plan.asked(share)
             raise UnavailableError(f"{name} needs {asked} on one node, and the cluster has {ray_plan.told(nodes)}")
-    data, versions = artifacts.file_sha256(artifacts.dataset_path(run)), ray_worker.versions()
+    job = secrets.token_hex(4)
+    data, versions = artifacts.file_sha256(artifacts.dataset_path(run)), ray_look.look(ray_worker.PACKAGES)
     orders = {
         recipe.name: Order(
+            job=job,
             recipe=recipe.model_dump(mode="json"),
             run=str(run),
             data_sha256=data,
             versions=versions,
             folder=str(Path.cwd()),
+            places=checkpoints.local_places(recipe.backbone),
             device=cluster.device,
             processes=max(shares[recipe.name].gpus, 1),
             cpus=shares[recipe.name].cpus,
@@ -136,46 +150,27 @@ def _orders(
     return orders, shares
 
 
-def _check_nodes(cluster: Cluster, order: Order, shares: Sequence[Share]) -> None:
+def _check_nodes(cluster: Cluster, orders: Sequence[Order], shares: Mapping[str, Share]) -> None:
     """UnavailableError that names the first node where members would fail; others that join later check themselves."""
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    ray = cluster.ray
-    nodes = [n for n in ray_cluster.nodes(ray) if any(ray_plan.holds(share, n) for share in shares)]
-    check = ray.remote(num_cpus=0, max_retries=1)(_by_value())
-    asked = {
-        node.name: check.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(
-            order.versions, order.run, order.data_sha256
-        )
-        for node in nodes
-    }
-    for name, answer in asked.items():
+    ray, run, data = cluster.ray, Path(orders[0].run), orders[0].data_sha256
+    asked = {}
+    for node in ray_cluster.nodes(ray):
+        come = [order for order in orders if ray_plan.fits(shares[order.name], node)]
+        if come:
+            asked[node] = [place for order in come for place in order.places]
+    ray_look.check_nodes(ray, list(asked), ray_worker.PACKAGES)
+    answers = {node: ray_look.at(ray, node.id, ray_worker.problem).remote(run, data, asked[node]) for node in asked}
+    for node, answer in answers.items():
         try:
-            why = ray.get(answer, timeout=ANSWERS)
+            why = ray.get(answer, timeout=ray_look.ANSWERS)
         except ray.exceptions.RayError as error:
-            why = f"it does not answer: {_first_line(error)}"
+            why = f"does not answer: {_first_line(getattr(error, 'cause', None) or error)}"
         if why:
-            raise UnavailableError(f"node {name}: {why}")
-
-
-def _by_value() -> Callable[..., str]:
-    """`ray_worker.problem` for a machine that may lack it: what is nested travels by value."""
-
-    def check(versions: dict[str, str], run: str, data_sha256: str) -> str:
-        try:
-            from pathlib import Path
-
-            from ensemble import ray_worker
-        except ImportError as error:
-            return f"it lacks this version of manyeyes ({error}); run there: pip install 'manyeyes[train,cluster]'"
-        return ray_worker.problem(versions, Path(run), data_sha256)
-
-    return check
+            raise UnavailableError(f"{node.name} {why}")
 
 
 def _submit(ray: Any, order: Order, share: Share) -> Any:
     """The task's reference. Ray repeats it when its node, worker or process is lost, not for an error of ours."""
-    artifacts.beside_work_path(Path(order.run), order.name, "events").unlink(missing_ok=True)
     task = ray.remote(
         num_cpus=share.cpus,
         num_gpus=share.gpus,
@@ -192,12 +187,20 @@ def _follow(
 ) -> Iterator[Outcome]:
     """Outcomes as they come; meanwhile the board is told what the members tell. Finished tasks leave `tasks`."""
     looked = time.monotonic()
+    room = looked + ROOM
     while tasks:
         ready, _ = ray.wait(list(tasks), num_returns=len(tasks), timeout=0)
         if not ready:
             time.sleep(LOOK)
         for task in tasks.values():
             _replay(task, board, clock, leads)
+        if any(task.read for task in tasks.values()):
+            room = math.inf
+        elif time.monotonic() > room:
+            room = math.inf
+            wanted, nodes = next(iter(tasks.values())), ray_cluster.nodes(ray)
+            needs = f"{wanted.name} needs {ray_plan.asked(wanted.share)}"
+            board.say(f"  waiting for room: {needs}; the cluster has {ray_plan.told(nodes)}, which others may use")
         for reference in ready:
             yield _outcome(ray, reference, tasks.pop(reference))
         if time.monotonic() - looked > NODES:

@@ -7,22 +7,21 @@ worker does, since it watches a pipe from it: a task whose driver or node is los
 import _thread
 import json
 import os
-import platform
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ensemble import artifacts, events
+from ensemble import artifacts, events, ray_cluster, ray_look
 from ensemble.errors import ManyeyesError, TrainingError, UnavailableError
 
-PACKAGES = ("manyeyes", "torch", "transformers", "timm")  # whose versions decide what comes of a training
+PACKAGES = ("Python", "torch", "transformers", "timm")  # whose versions decide what comes of a training
 TRIES = 4  # of a member whose process, worker or node is lost
 APPEARS = 15.0  # seconds until a file that was just written shows on other machines
 CLOSES = 10.0  # seconds for a training that is told to end to close its trackers and processes
@@ -37,16 +36,19 @@ class LostError(ManyeyesError):
 class Order:
     """One member's training, JSON-ready.
 
-    recipe: its values and name. data_sha256: of the run's dataset.parquet. versions: see `versions`.
-    folder: the driver's working directory, which relative names in a recipe start from. processes:
-    of torchrun, one a GPU. The others: see `Setup`.
+    job: a word for the driver's command, which another one on the same run does not have. recipe: its values
+    and name. data_sha256: of the run's dataset.parquet. versions: of PACKAGES and ours, on the driver's machine.
+    folder: the driver's working directory, which relative names in a recipe start from. places: files and folders
+    that the recipe names there, absolute. processes: of torchrun, one a GPU. The others: see `Setup`.
     """
 
+    job: str
     recipe: dict[str, Any]
     run: str
     data_sha256: str
     versions: dict[str, str]
     folder: str
+    places: tuple[str, ...]
     device: str
     processes: int
     cpus: int
@@ -60,30 +62,29 @@ class Order:
         """The member's."""
         return str(self.recipe["name"])
 
+    @property
+    def events(self) -> Path:
+        """The file where what the member tells stands, for this job alone."""
+        return artifacts.beside_work_path(Path(self.run), self.name, f"{self.job}.events")
 
-def versions() -> dict[str, str]:
-    """Of Python and the packages that decide a training, here."""
-    found = {"Python": platform.python_version()}
-    for name in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+    @classmethod
+    def of(cls, text: str) -> "Order":
+        """From its JSON."""
+        values = json.loads(text)
+        return cls(**values | {name: tuple(values[name]) for name in ("places", "report_to")})
 
 
-def problem(wanted: Mapping[str, str], run: Path, data_sha256: str, patience: float = APPEARS) -> str:
+def problem(run: Path, data_sha256: str, places: Sequence[str], patience: float = APPEARS) -> str:
     """Why members of this run cannot be trained on this machine, as the rest of a line; empty if they can."""
-    here = versions()
-    other = [
-        f"{name} {here.get(name, 'missing')} (here {wanted[name]})" for name in wanted if here.get(name) != wanted[name]
-    ]
-    if other:
-        return f"it has {', '.join(other)}; install the same versions on all nodes"
     path, until = artifacts.dataset_path(run), time.monotonic() + patience
     while not (path.is_file() and artifacts.file_sha256(path) == data_sha256):
         if time.monotonic() >= until:
             seen = "has another" if path.is_file() else "does not see"
-            return f"it {seen} {path}; put --run, and the images, on storage that all nodes share at the same path"
+            return f"{seen} {path}; put --run, and the images, on storage that all nodes share at the same path"
         time.sleep(0.5)
+    unseen = [place for place in places if not Path(place).exists()]
+    if unseen:  # a checkpoint's folder would be taken for a name on the Hub
+        return f"does not see {unseen[0]}; put checkpoints and weights on storage that all nodes share at the same path"
     return ""
 
 
@@ -94,23 +95,24 @@ def train(order: Order) -> dict[str, Any]:
     TrainingError where that was once too often.
     """
     run = Path(order.run)
-    if why := problem(order.versions, run, order.data_sha256):
-        raise UnavailableError(f"node {platform.node()}: {why}")
-    path = artifacts.beside_work_path(run, order.name, "events")
-    before = [event for event in events.read(path)[0] if event["what"] == "begin"]
+    node, number = _node()
+    ray_look.check_versions(node, order.versions, ray_look.look(PACKAGES))  # of one that joined later
+    if why := problem(run, order.data_sha256, order.places):
+        raise UnavailableError(f"{node} {why}")
+    before = [event for event in events.read(order.events)[0] if event["what"] == "begin"]
     log = artifacts.beside_work_path(run, order.name, "log")
     if len(before) >= TRIES:
         raise TrainingError(
             f"its worker was lost {len(before)} times: fewer members at once (--cpus-per-member) need less memory"
         )
-    events.Events(path).tell("begin", node=platform.node(), node_id=_node_id(), attempt=len(before) + 1)
+    events.Events(order.events).tell("begin", node=node, node_id=number, attempt=len(before) + 1)
     code = _run(command(order), environment(order), Path(order.folder), log)
-    told = events.read(path)[0]
-    begun = max(number for number, event in enumerate(told) if event["what"] == "begin")
+    told = events.read(order.events)[0]
+    begun = max((place for place, event in enumerate(told) if event["what"] == "begin"), default=0)
     outcomes = [event["values"] for event in told[begun:] if event["what"] == "outcome"]
     if not outcomes:
         how = f"killed by signal {-code} (out of memory?)" if code < 0 else f"exit code {code}"
-        lost = f"its process ended without a result on {platform.node()}: {how}{_last_words(log)}"
+        lost = f"its process ended without a result on {node}: {how}{_last_words(log)}"
         if len(before) + 1 >= TRIES:
             raise TrainingError(
                 f"{lost}; tried {TRIES} times: fewer members at once (--cpus-per-member) need less memory"
@@ -178,10 +180,12 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def _node_id() -> str:
+def _node() -> tuple[str, str]:
+    """This machine's name, as `ray_cluster.Node` has it, and Ray's id of it."""
     import ray
 
-    return str(ray.get_runtime_context().get_node_id())
+    name = ray_cluster.shown(socket.gethostname(), ray.util.get_node_ip_address())
+    return name, str(ray.get_runtime_context().get_node_id())
 
 
 def _last_words(log: Path) -> str:

@@ -83,7 +83,12 @@ def train_all(
     checkpoints = first_does(setup.processes, lambda: _each(todo, locate))
     weights = {recipe.name: _weight_bytes(recipe, checkpoints[recipe.name]) for recipe in todo}
     if first:
-        unfinished.check_disk(run, list(weights.values()), at_once=1 if cluster is None else len(todo))
+        at_once = 1
+        if cluster is not None:
+            from ensemble import ray_train
+
+            at_once = max(ray_train.at_once(cluster, todo, weights), 1)
+        unfinished.check_disk(run, list(weights.values()), at_once)
     first_does(setup.processes, lambda: _each(todo, lambda recipe: check_network(recipe, checkpoints[recipe.name])))
     leads = {
         recipe.name: f"[{number}/{len(recipes)}] {recipe.name}: "
@@ -108,6 +113,8 @@ def train_all(
                 board.say(f"{leads[recipe.name]}{setup.processes.device}")
                 board.member(recipe.name, setup.processes.device)
                 outcome = train_one(recipe, checkpoints[recipe.name], frame, run, setup, board)
+                if outcome.status == "failed":
+                    board.say(f"  failed: {outcome.error}")
             board.finished(recipe.name, outcome.status, outcome.score, outcome.seconds, outcome.error)
             outcomes.append(outcome)
     return outcomes
@@ -198,7 +205,6 @@ def train_one(
             brief = f"{brief} (details in {log})"
         if setup.processes.count > 1:
             raise  # the other processes wait for this one: the launcher ends them all
-        board.say(f"  failed: {brief}")
         return Outcome(recipe.name, "failed", time.monotonic() - started, brief)
     rows, logits = members.heldout_logits(run, [recipe.name])
     score = metrics.auroc(rows["label"].to_numpy(), logits[:, 0])

@@ -1,7 +1,7 @@
 """infer on a Ray cluster: what runs is decided once, Ray Data hands shards to workers, the journal is written here."""
 
 import functools
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,12 +10,13 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 
+from ensemble import ray_look
 from ensemble.errors import DataError, ManyeyesError, UnavailableError
 from ensemble.ray_cluster import Node, load_ray
 from ensemble.score import Runner
-from export import cluster_bundle, cluster_look, predictor
+from export import cluster_bundle, predictor
 from export.cluster_size import Asked, Size, sized, told
-from export.cluster_worker import Desk, Job, Prepared, Task, Worker, check_versions, prepare
+from export.cluster_worker import PACKAGES, Desk, Job, Prepared, Task, Worker, prepare
 from export.ensembles import Ensemble
 from export.infer import Scoring
 from export.inputs import Inputs
@@ -48,8 +49,8 @@ def plan(folder: Path, wanted: Wanted, asked: Asked, nodes: Sequence[Node], inpu
     if not size.gpus and wanted.device == "auto":
         wanted = replace(wanted, device="cpu")
     home = Path.cwd()
-    ray, versions = load_ray(), cluster_look.look()
-    _check_nodes(ray, versions, nodes)
+    ray, versions = load_ray(), ray_look.look(PACKAGES)
+    ray_look.check_nodes(ray, nodes, PACKAGES)
     job = Job(cluster_bundle.source_of(folder), home, _places(inputs, home), size.cpus, versions)
     desk = _desk(ray, job.bundle.folder)
     prepared = _prepare(ray, job, wanted, size, desk, nodes, say)
@@ -170,28 +171,8 @@ def _places(inputs: Inputs, home: Path) -> tuple[Path, ...]:
     return tuple(home / place for place in given if isinstance(place, Path) and place.exists())
 
 
-def _check_nodes(ray: Any, versions: Mapping[str, str], nodes: Sequence[Node]) -> None:
-    """UnavailableError for a machine with other versions; what works by them cannot even be sent there."""
-    ray.cloudpickle.register_pickle_by_value(cluster_look)
-    try:
-        looks = {
-            node: ray.remote(num_cpus=0, scheduling_strategy=_at(ray, node.id))(cluster_look.look).remote()
-            for node in nodes
-        }
-        for node, found in looks.items():
-            with suppress(ray.exceptions.RayError):  # it went meanwhile
-                check_versions(node.name, versions, ray.get(found))
-    finally:
-        ray.cloudpickle.unregister_pickle_by_value(cluster_look)
-
-
 def _desk(ray: Any, folder: Path) -> Any:
-    strategy = _at(ray, ray.get_runtime_context().get_node_id())
-    return ray.remote(num_cpus=0, scheduling_strategy=strategy)(Desk).remote(folder)
-
-
-def _at(ray: Any, node: str) -> Any:
-    return ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray_look.at(ray, ray.get_runtime_context().get_node_id(), Desk).remote(folder)
 
 
 def _prepare(ray: Any, job: Job, wanted: Wanted, size: Size, desk: Any, nodes: Sequence[Node], say: Say) -> Prepared:

@@ -13,11 +13,11 @@ import pyarrow as pa
 
 from ensemble.errors import DataError, ManyeyesError, UnavailableError
 from ensemble.quiet import quiet_decoders
+from ensemble.ray_look import check_versions, look
 from export import cluster_bundle, predictor
 from export import infer as inference
 from export import journal as journals
 from export.cluster_bundle import Source
-from export.cluster_look import look
 from export.ensembles import Ensemble
 from export.hardware import available, version
 from export.inputs import Item
@@ -27,6 +27,7 @@ from export.rows import TEXT, Row, Rows, read
 from export.scored_rows import score_shards
 from export.setting import Wanted
 
+PACKAGES = ("Pillow", "numpy")  # that decide a score, whatever runs the members
 MOST_ATTEMPTS = 4  # to score the same rows, each ended by the death of its worker
 MOST_THREADS = 16  # that read and decode, as on one machine
 
@@ -129,7 +130,7 @@ def prepare(job: Job, wanted: Wanted, desk: Any) -> Prepared:
 
 def settle(job: Job, desk: Any) -> Path:
     """Check this machine, and find the bundle on it."""
-    check_versions(node(), job.versions, look())
+    check_versions(node(), job.versions, look(PACKAGES))
     for place in job.places:
         if not place.exists():
             raise DataError(_unseen(place, node()))
@@ -142,25 +143,6 @@ def settle(job: Job, desk: Any) -> Path:
 
 def _unseen(place: object, where: str) -> str:
     return f"{place} is not on {where}, where a worker runs: put it where every machine sees it, on shared storage"
-
-
-def check_versions(where: str, wanted: Mapping[str, str], found: Mapping[str, str]) -> None:
-    """UnavailableError if a machine has other versions than those wanted."""
-
-    def compared(name: str, text: str) -> str:
-        # by the hash of our sources alone: they may be installed here and lie in a folder there
-        return text.rpartition(" ")[2] if name == "manyeyes" else text
-
-    different = [
-        f"{name} {found[name]} there, {version} here"
-        for name, version in wanted.items()
-        if compared(name, found[name]) != compared(name, version)
-    ]
-    if different:
-        raise UnavailableError(
-            f"{where} has other versions: {'; '.join(different)}; install the same on every machine of the cluster, "
-            "with 'manyeyes[cluster]'"
-        )
 
 
 def _answer(shard: int, data: bytes, unseen: Sequence[str]) -> pa.Table:

@@ -140,13 +140,32 @@ def test_many_members_leave_the_footer_on_the_screen():
         assert row(console, "member-20")[1] == "epoch 1/2"
 
 
-@given(count=st.integers(1, 60), limit=st.integers(-3, 60), data=st.data())
-def test_the_window_holds_the_current_row(count, limit, data):
-    current = data.draw(st.integers(0, count - 1))
-    shown = window(count, current, limit)
+def test_many_members_at_once_fill_the_screen():
+    console = terminal(height=24)
+    names = [f"member-{number:02}" for number in range(20)]
+    with Board(names, print, console=console, clock=Clock(), several=True) as board:
+        for name in names:
+            board.member(name, "a")
+            board.part("", epochs=2, steps=10)
+            board.step(1, 0.5, 1e-4, 32)
+        board.finished("member-19", "trained")
+        shown = screen(console).splitlines()
+    assert 21 <= len(shown) < 24
+    assert sum(line.startswith("member-") for line in shown) == 9
+    assert "and 11 more members" in shown
+    assert shown[-1].startswith("1 of 20 members")
+
+
+@given(lines=st.lists(st.integers(1, 2), min_size=1, max_size=60), limit=st.integers(-3, 120), data=st.data())
+def test_the_window_holds_the_current_row_and_as_many_more_as_fit(lines, limit, data):
+    current = data.draw(st.integers(0, len(lines) - 1))
+    shown = window(lines, current, limit)
     assert current in shown
-    assert len(shown) == min(max(limit, 1), count)
-    assert 0 <= shown.start <= shown.stop <= count
+    assert 0 <= shown.start <= shown.stop <= len(lines)
+    taken = sum(lines[row] for row in shown)
+    assert taken <= limit or len(shown) == 1
+    beside = [row for row in (shown.start - 1, shown.stop) if 0 <= row < len(lines)]
+    assert all(taken + lines[row] > limit for row in beside)
 
 
 @pytest.mark.parametrize("done", [0, 100])

@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble.errors import UnavailableError
+from ensemble.ray_look import check_versions, look
 from export.cluster import stretches
-from export.cluster_look import look
 from export.cluster_size import Asked, Node, Size, sized
-from export.cluster_worker import check_versions
 
 PLAIN = (Node("a", 8), Node("b", 4))
 WITH_GPUS = (Node("head", 4), Node("a", 16, 4), Node("b", 16, 2))
@@ -133,13 +132,13 @@ def test_versions_differ_by_sources_and_libraries_not_by_how_ours_are_installed(
 
 def test_what_is_here_is_told_by_the_standard_library_alone(tmp_path):
     """On a machine that has nothing of ours, too."""
-    source = (ROOT / "export" / "cluster_look.py").read_text(encoding="utf-8")
-    (tmp_path / "seen.py").write_text(f"{source}\nprint(look())", encoding="utf-8")
+    source = (ROOT / "ensemble" / "ray_look.py").read_text(encoding="utf-8")
+    (tmp_path / "seen.py").write_text(f"{source}\nprint(look(['Pillow']))", encoding="utf-8")
     done = run_python("-S", "-I", tmp_path / "seen.py")
     assert done.returncode == 0, done.stderr
     assert "'Pillow': 'none'" in done.stdout
-    assert look()["Pillow"] == PIL.__version__
-    assert look()["manyeyes"] not in done.stdout
+    assert look(["Pillow"])["Pillow"] == PIL.__version__
+    assert look([])["manyeyes"] not in done.stdout
 
 
 def test_without_ray_it_is_named(bundle):

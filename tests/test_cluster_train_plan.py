@@ -3,22 +3,25 @@
 import json
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from hashlib import sha256
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from helpers import run_cli
+from helpers import run_cli, run_python
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble import artifacts, events, ray_plan, ray_train, ray_worker, unfinished
+from ensemble import artifacts, checkpoints, events, ray_cluster, ray_look, ray_plan, ray_train, ray_worker, unfinished
 from ensemble.board import Board
 from ensemble.errors import TrainingError, UnavailableError
 from ensemble.ray_cluster import Node
 from ensemble.ray_worker import Order
-from ensemble.recipe import Recipe
+from ensemble.recipe import Backbone, Recipe
 
 SMALL, LARGE = Node("small", 4, id="1", memory=8 * 2**30), Node("large", 16, id="2", gpus=4, memory=64 * 2**30)
 NODES = st.lists(st.integers(1, 64), min_size=1, max_size=6).map(
@@ -34,8 +37,9 @@ def recipe(name="vit", **train):
 def order(run, **changes):
     digest = artifacts.file_sha256(artifacts.dataset_path(run)) if artifacts.dataset_path(run).exists() else ""
     values = {
+        "job": "a", "places": (), "versions": ray_look.look(ray_worker.PACKAGES),
         "recipe": recipe().model_dump(mode="json"), "run": str(run), "data_sha256": digest, "folder": str(run),
-        "versions": ray_worker.versions(), "device": "cpu", "processes": 1, "cpus": 1, "beside": 1, "seed": 0,
+        "device": "cpu", "processes": 1, "cpus": 1, "beside": 1, "seed": 0,
         "report_to": (), "save_minutes": 10.0,
     }  # fmt: skip
     return Order(**values | changes)
@@ -74,9 +78,25 @@ def test_gpus_come_with_their_share_of_cpus_and_weights_with_memory():
     assert found["one"] == ray_plan.Share(cpus=4, gpus=1, memory=7 * 2**30)
     assert found["two"] == ray_plan.Share(cpus=8, gpus=2, memory=LARGE.memory), "no more than any node has"
     assert ray_plan.together(found["one"], 9, [SMALL, LARGE]) == 4
-    assert [node.name for node in (SMALL, LARGE) if ray_plan.holds(found["one"], node)] == ["large"]
+    assert [node.name for node in (SMALL, LARGE) if ray_plan.fits(found["one"], node)] == ["large"]
     on_cpus = ray_plan.shares(asked, weights, [SMALL, LARGE], "cpu", cpus_per_member=3)
     assert [(share.cpus, share.gpus) for share in on_cpus.values()] == [(3, 0), (3, 0)]
+
+
+def test_memory_is_no_more_than_a_node_has_that_may_take_the_member():
+    gib = 2**30
+    nodes = [Node("cpu", 64, memory=256 * gib, id="1"), Node("gpu", 16, gpus=4, memory=16 * gib, id="2")]
+    share = ray_plan.shares([recipe()], {"vit": 5 * gib}, nodes, "cuda")["vit"]
+    assert share == ray_plan.Share(cpus=4, gpus=1, memory=16 * gib)
+    assert [ray_plan.fits(share, node) for node in nodes] == [0, 1]
+    assert ray_plan.fits(ray_plan.Share(4, 0, 9 * gib), nodes[1]) == 1, "by memory, not by CPUs"
+
+
+@given(st.integers(1, 30), NODES)
+def test_the_disk_is_asked_for_what_is_trained_at_once(members, nodes):
+    asked = [recipe(f"m{number}") for number in range(members)]
+    shares = ray_plan.shares(asked, {each.name: 0 for each in asked}, nodes, "cpu", 1).values()
+    assert ray_plan.slots(shares, nodes) == min(members, sum(node.cpus for node in nodes))
 
 
 def test_gpus_are_taken_where_the_cluster_has_any():
@@ -97,6 +117,8 @@ REFUSED = {
         "--cpus-per-member 5: the cluster has small: 4 CPUs; choose fewer"),
     "no CPU at all": ([recipe()], [Node("head", 0)], "auto", None,
         "no node of the cluster has a CPU for tasks; add one: ray start --num-cpus N"),
+    "no node": ([recipe(gpus=2)], [], "cuda", None,
+        "no node of the cluster has a CPU for tasks; add one: ray start --num-cpus N"),
 }  # fmt: skip
 
 
@@ -110,8 +132,8 @@ def test_what_no_node_can_give_is_refused(recipes, nodes, device, cpus, message)
 @pytest.mark.parametrize(
     ("options", "environment", "message"),
     [
-        (("--address", "head:6379"), {}, "--address needs --engine ray"),
-        (("--cpus-per-member", "2"), {}, "--cpus-per-member needs --engine ray"),
+        (("--address", "head:6379"), {}, "--address is of a cluster: add --engine ray"),
+        (("--cpus-per-member", "2"), {}, "--cpus-per-member is of a cluster: add --engine ray"),
         (("--engine", "ray", "--dry-run"), {}, "--dry-run times steps on this machine; leave --engine ray out"),
         (("--engine", "ray"), {"WORLD_SIZE": "1"}, "--engine ray starts the processes itself; start this command with"),
         (("--engine", "ray", "--address", "head"), {}, "--address head is not HOST:PORT, and not auto"),
@@ -148,32 +170,123 @@ def test_missing_ray_says_how_to_get_it(monkeypatch, tmp_path):
 
 def test_a_node_says_what_it_lacks(tmp_path):
     path = artifacts.dataset_path(tmp_path)
-    here, digest = ray_worker.versions(), "0" * 64
-    assert "does not see" in ray_worker.problem(here, tmp_path, digest, patience=0)
+    assert "does not see" in ray_worker.problem(tmp_path, "0" * 64, (), patience=0)
     path.write_bytes(b"rows")
-    assert f"has another {path}; put --run" in ray_worker.problem(here, tmp_path, digest, patience=0)
-    assert ray_worker.problem(here, tmp_path, artifacts.file_sha256(path), patience=0) == ""
-    other = ray_worker.problem({**here, "torch": "1.0"}, tmp_path, digest, patience=0)
-    assert other == f"it has torch {here['torch']} (here 1.0); install the same versions on all nodes"
+    assert f"has another {path}; put --run" in ray_worker.problem(tmp_path, "0" * 64, (), patience=0)
+    digest, network = artifacts.file_sha256(path), tmp_path / "org" / "net"
+    assert ray_worker.problem(tmp_path, digest, (), patience=0) == ""
+    assert f"does not see {network}; put checkpoints" in ray_worker.problem(tmp_path, digest, (str(network),), 0)
+    network.mkdir(parents=True)
+    assert ray_worker.problem(tmp_path, digest, (str(network),), patience=0) == ""
+
+
+def test_checkpoints_and_weights_of_this_machine_are_named_with_their_place(tmp_path, monkeypatch):
+    """So that a node that lacks them says so, and does not ask the Hub for their name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "net").mkdir(parents=True)
+    (tmp_path / "w.safetensors").write_bytes(b"")
+    assert checkpoints.local_places(Backbone(checkpoint="org/net")) == (str(tmp_path / "org" / "net"),)
+    weights = Backbone(architecture="resnet", weights="w.safetensors")
+    assert checkpoints.local_places(weights) == (str(tmp_path / "w.safetensors"),)
+    for elsewhere in (Backbone(checkpoint="org/other"), Backbone(architecture="resnet", weights="package:timm/x")):
+        assert checkpoints.local_places(elsewhere) == ()
 
 
 def test_a_file_that_appears_late_is_waited_for(tmp_path):
     path = artifacts.dataset_path(tmp_path)
     threading.Timer(0.3, path.write_bytes, [b"rows"]).start()
     digest = sha256(b"rows").hexdigest()
-    assert ray_worker.problem(ray_worker.versions(), tmp_path, digest, patience=10) == ""
+    assert ray_worker.problem(tmp_path, digest, (), patience=10) == ""
+
+
+NODE = ("a (10.0.0.1)", "1")
+
+
+def test_what_another_command_on_the_same_run_tells_is_not_read(tmp_path, monkeypatch):
+    artifacts.dataset_path(tmp_path).write_bytes(b"rows")
+    mine, other = order(tmp_path), order(tmp_path, job="b")
+    for _ in range(ray_worker.TRIES):
+        events.Events(other.events).tell("begin", node="a", node_id="1", attempt=1)
+    done = f"from ensemble import events; from pathlib import Path; events.Events(Path({str(mine.events)!r}))"
+    outcome = f"{done}.tell('outcome', values={{'name': 'vit', 'status': 'trained'}})"
+    monkeypatch.setattr(ray_worker, "command", lambda order: [sys.executable, "-c", outcome])
+    monkeypatch.setattr(ray_worker, "_node", lambda: NODE)
+    assert ray_worker.train(mine) == {"name": "vit", "status": "trained"}
+    assert len(events.read(other.events)[0]) == ray_worker.TRIES
+
+
+def test_a_node_of_other_versions_refuses_and_names_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_worker, "_node", lambda: NODE)
+    here = ray_look.look(ray_worker.PACKAGES)
+    other = order(tmp_path, versions={**here, "manyeyes": "0.1 (00000000)", "torch": "1.0"})
+    with pytest.raises(
+        UnavailableError, match=r"^a \(10\.0\.0\.1\) has other versions: manyeyes .* torch .* 1\.0 here; "
+    ):
+        ray_worker.train(other)
+
+
+@pytest.mark.parametrize("bad", ["1", "2"])
+def test_nodes_of_one_name_are_all_asked(tmp_path, monkeypatch, bad):
+    nodes = [Node("vm (10.0.0.1)", 2, id="1"), Node("vm (10.0.0.1)", 2, id="2")]
+    ray = SimpleNamespace(
+        exceptions=SimpleNamespace(RayError=OSError), get=lambda node, timeout: "lacks it" if node == bad else ""
+    )
+    monkeypatch.setattr(ray_train.ray_cluster, "nodes", lambda ray: nodes)
+    monkeypatch.setattr(ray_look, "check_nodes", lambda *given: None)
+    monkeypatch.setattr(ray_look, "at", lambda ray, node, work: SimpleNamespace(remote=lambda *given: node))
+    with pytest.raises(UnavailableError, match=r"^vm \(10\.0\.0\.1\) lacks it$"):
+        ray_train._check_nodes(ray_train.Cluster(ray, "cpu"), [order(tmp_path)], {"vit": ray_plan.Share(1, 0, 0)})
+
+
+def test_a_wait_for_room_is_said_once(tmp_path, monkeypatch):
+    lines, looks = [], iter(range(8))
+    ray = SimpleNamespace(
+        wait=lambda tasks, **how: (tasks if next(looks) == 7 else [], []),
+        get=lambda reference: {"name": "vit", "status": "trained"},
+    )
+    monkeypatch.setattr(ray_train.ray_cluster, "nodes", lambda ray: [SMALL])
+    monkeypatch.setattr(ray_train, "ROOM", 0.03)
+    monkeypatch.setattr(ray_train, "LOOK", 0.02)
+    tasks = {1: ray_train._Task("vit", tmp_path / "events", ray_plan.Share(4, 0, 2**31))}
+    with Board(["vit"], lines.append, several=True) as board:
+        assert [found.status for found in ray_train._follow(ray, tasks, board, ray_train._Clock(), {})] == ["trained"]
+    assert lines == [
+        "  waiting for room: vit needs 4 CPUs, 2.0 GiB of memory; the cluster has small: 4 CPUs, which others may use"
+    ]
+
+
+def test_folders_of_killed_processes_are_removed():
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    left = Path(tempfile.mkdtemp(prefix=f"{ray_cluster.FOLDER}{gone.pid}-", dir="/tmp"))
+    mine = Path(ray_cluster._folder())
+    try:
+        assert not left.exists()
+        other = Path(ray_cluster._folder())
+        assert mine.exists(), "this process lives"
+        other.rmdir()
+    finally:
+        mine.rmdir()
+
+
+def test_a_ray_of_our_own_needs_a_process_that_has_not_loaded_it():
+    pytest.importorskip("ray")
+    code = "from ensemble import ray_cluster\nray_cluster.load_ray()\nwith ray_cluster.connected('local'): pass"
+    done = run_python("-c", code)
+    assert done.returncode == 1
+    assert "UnavailableError: Ray was loaded in this process before" in done.stderr
 
 
 @pytest.mark.parametrize("tries", [1, 3, 4])
 def test_a_member_whose_process_is_lost_again_and_again_is_given_up(tmp_path, monkeypatch, tries):
     artifacts.dataset_path(tmp_path).write_bytes(b"rows")
-    path = artifacts.beside_work_path(tmp_path, "vit", "events")
+    path = order(tmp_path).events
     for attempt in range(1, tries):
         events.Events(path).tell("begin", node="a", node_id="1", attempt=attempt)
     artifacts.ensure_folder(path.parent)
     dies = [sys.executable, "-c", "import os; print('loading', flush=True); os.kill(os.getpid(), 9)"]
     monkeypatch.setattr(ray_worker, "command", lambda order: dies)
-    monkeypatch.setattr(ray_worker, "_node_id", lambda: "1")
+    monkeypatch.setattr(ray_worker, "_node", lambda: NODE)
     again = ray_worker.LostError if tries < ray_worker.TRIES else TrainingError
     told = r"^its process ended without a result on .*: killed by signal 9 \(out of memory\?\); it last said: loading "
     with pytest.raises(again, match=told) as raised:
@@ -183,9 +296,10 @@ def test_a_member_whose_process_is_lost_again_and_again_is_given_up(tmp_path, mo
         ray_worker.train(order(tmp_path))
 
 
-def test_a_worker_that_is_lost_again_and_again_is_given_up(tmp_path):
+def test_a_worker_that_is_lost_again_and_again_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_worker, "_node", lambda: NODE)
     artifacts.dataset_path(tmp_path).write_bytes(b"rows")
-    told = events.Events(artifacts.beside_work_path(tmp_path, "vit", "events"))
+    told = events.Events(order(tmp_path).events)
     for attempt in range(1, ray_worker.TRIES + 1):
         told.tell("begin", node="a", node_id="1", attempt=attempt)
     with pytest.raises(TrainingError, match=r"^its worker was lost 4 times: fewer members at once"):
@@ -221,9 +335,7 @@ def test_events_carry_to_another_board_what_the_training_tells(tmp_path):
     assert events.read(path, end) == ([], end)
     assert sum(event["images"] for event in found if event["what"] == "step") == 400, "none lost"
     assert len(found) < 30, "and few written"
-    task, clock = ray_train._Task("vit", tmp_path), ray_train._Clock()
-    artifacts.ensure_folder(task.path.parent)
-    path.rename(task.path)
+    task, clock = ray_train._Task("vit", path, ray_plan.Share(1, 0, 0)), ray_train._Clock()
     with Board(["vit"], lines.append, clock=clock, several=True) as board:
         ray_train._replay(task, board, clock, {"vit": "[1/1] vit: training on "})
         left = board._running["vit"].line(time.monotonic())
@@ -275,7 +387,6 @@ def test_a_training_ends_with_its_pipe():
 
 
 def test_an_order_travels_as_json(tmp_path):
-    whole = order(tmp_path, report_to=("tensorboard",))
-    values = json.loads(json.dumps(asdict(whole)))
-    assert replace(Order(**values), report_to=tuple(values["report_to"])) == whole
-    assert Recipe.model_validate(values["recipe"]) == recipe()
+    whole = order(tmp_path, report_to=("tensorboard",), places=("/a",))
+    assert Order.of(json.dumps(asdict(whole))) == whole
+    assert Recipe.model_validate(whole.recipe) == recipe()

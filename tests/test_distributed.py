@@ -32,6 +32,14 @@ except Exception as error:
     assert str(error) == "no images", error
 else:
     raise AssertionError
+try:
+    distributed.first_does(processes, lambda: {}["broken"])
+except KeyError:
+    assert processes.first
+except distributed.FirstFailedError as error:
+    assert str(error) == "the first process failed: 'broken'", error
+else:
+    raise AssertionError
 distributed.leave()
 print(f"rank {processes.rank} of {processes.count}\\n", end="", flush=True)
 """

@@ -58,7 +58,8 @@ LIGHT = {
     "export.evaluate_command export.explain_command export.bench_command export.frontier_command "
     "export.submit_command export.kaggle_command export.hub_commands export.serve_command export.setting "
     "export cli",
-    "ray,torch,transformers": "ensemble.ray_cluster ensemble.ray_plan ensemble.ray_worker ensemble.events",
+    "ray,torch,transformers": "ensemble.ray_cluster ensemble.ray_plan ensemble.ray_worker ensemble.events "
+    "ensemble.ray_look",
     "torch,sklearn,transformers": "ensemble.images ensemble.artifacts ensemble.metrics ensemble.stack ensemble.score "
     "ensemble.members ensemble.stack_run ensemble.stack_table ensemble.stack_rows ensemble.threshold ensemble.external "
     "ensemble.stackers ensemble.calibrate ensemble.weights ensemble.drop_one ensemble.flips "
@@ -76,7 +77,7 @@ LIGHT = {
     "export.ensembles "
     "export.cascades export.heldout_rows export.points export.costs export.frontier export.fingerprint export.kernel "
     "export.wheels export.hub export.hub_push export.model_card export.serve export.gate export.listen export.explain "
-    "export.cluster export.cluster_worker export.cluster_bundle export.cluster_look "
+    "export.cluster export.cluster_worker export.cluster_bundle "
     "export.card_scores export.markdown export.places export.spans export.shards export.file_rows ensemble.download",
 }
 

@@ -1,0 +1,81 @@
+"""Whether the machines of a cluster have the same manyeyes and libraries as this one. Ray is imported late.
+
+`look` needs nothing of ours where it runs, so none may be there: Ray carries it there whole.
+"""
+
+import contextlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+ANSWERS = 120.0  # seconds for a node to say what it has
+
+
+def look(packages: Sequence[str]) -> dict[str, str]:
+    """Versions of these packages (or Python) on this machine, and of ours with a hash of our sources.
+
+    The standard library alone, and nothing outside the function.
+    """
+    import hashlib
+    import importlib.metadata
+    import importlib.util
+    import pathlib
+    import platform
+
+    def version(name: str) -> str:
+        if name == "Python":
+            return platform.python_version()
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return "none"
+
+    digest = hashlib.sha256()
+    for package in ("ensemble", "export"):
+        spec = importlib.util.find_spec(package)
+        for root in map(pathlib.Path, (spec.submodule_search_locations or ()) if spec else ()):
+            for file in sorted(root.rglob("*.py")):
+                digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    return {
+        "manyeyes": f"{version('manyeyes')} ({digest.hexdigest()[:8]})",
+        **{name: version(name) for name in packages},
+    }
+
+
+def check_nodes(ray: Any, nodes: Sequence[Any], packages: Sequence[str]) -> None:
+    """UnavailableError for a `Node` with other versions; what works by them cannot even be sent there."""
+    here, ours = look(packages), sys.modules[__name__]
+    ray.cloudpickle.register_pickle_by_value(ours)
+    try:
+        looks = {node: at(ray, node.id, look).remote(packages) for node in nodes}
+        for node, found in looks.items():
+            with contextlib.suppress(ray.exceptions.RayError):  # it went meanwhile
+                check_versions(node.name, here, ray.get(found, timeout=ANSWERS))
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(ours)
+
+
+def at(ray: Any, node: str, work: Any) -> Any:
+    """A function or class that Ray runs on this node, by id, beside what else runs there."""
+    strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=strategy)(work)
+
+
+def check_versions(where: str, wanted: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """UnavailableError if a machine has other versions than those wanted."""
+    from ensemble.errors import UnavailableError
+
+    def compared(name: str, text: str) -> str:
+        # by the hash of our sources alone: they may be installed here and lie in a folder there
+        return text.rpartition(" ")[2] if name == "manyeyes" else text
+
+    different = [
+        f"{name} {found[name]} there, {version} here"
+        for name, version in wanted.items()
+        if compared(name, found[name]) != compared(name, version)
+    ]
+    if different:
+        raise UnavailableError(
+            f"{where} has other versions: {'; '.join(different)}; install the same on every machine of the cluster, "
+            "with 'manyeyes[cluster]'"
+        )
