@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 
 import pyarrow as pa
 
-from ensemble.errors import DataError, ManyeyesError, UnavailableError
+from ensemble.errors import ArtifactError, DataError, ManyeyesError, UnavailableError
 from ensemble.quiet import quiet_decoders
-from export import cluster_bundle, predictor
+from export import bundle, cluster_bundle, predictor
 from export import infer as inference
 from export import journal as journals
 from export.cluster_bundle import Source
@@ -163,6 +163,13 @@ def check_versions(where: str, wanted: Mapping[str, str], found: Mapping[str, st
         )
 
 
+def check_planned(folder: Path, plan: Plan) -> None:
+    """ArtifactError unless the files that a plan runs, relative to the bundle, are those that were planned."""
+    files = bundle.contents(folder)["files"]
+    if any(files.get(member.path.as_posix()) != member.sha256 for member in plan.members):
+        raise ArtifactError(f"{folder} was changed meanwhile; run the same command again")
+
+
 def _answer(shard: int, data: bytes, unseen: Sequence[str]) -> pa.Table:
     names = [path.encode(errors="surrogatepass") for path in unseen]
     return pa.table({"shard": [shard], "data": [data], "unseen": [names], "node": [node()]}, schema=ANSWER)
@@ -209,6 +216,7 @@ class Worker:
         folder = settle(self._job, self._desk)
         libraries = {runtime: version(runtime) for runtime in self._prepared.libraries}
         check_versions(node(), self._prepared.libraries, libraries)
+        check_planned(folder, self._prepared.plan)
         plan = _moved(self._prepared.plan, lambda path: folder / path)
         opened = predictor.assemble(folder, plan, [open_member(member, lambda line: None) for member in plan.members])
         return inference.with_flips(opened, "") if self._tta else opened

@@ -153,11 +153,11 @@ def infer(
 
             folder = folder or export_bundle(run, adapted)
             ready = clusters.plan(folder, wanted, cluster, nodes, inputs, click.echo)
-            ensemble = ready.ensemble
+            ensemble, listed = ready.ensemble, ready.job.bundle.listed
         else:
             ensemble = open_ensemble(run, onnx, Source(folder, model, positive), adapted, wanted)
-        used = folder or (artifacts.bundle_path(run) if onnx else None)
-        listed = contents(used) if used else None  # now: another export may replace it while images are scored
+            used = folder or (artifacts.bundle_path(run) if onnx else None)
+            listed = contents(used) if used else None  # now: another export may replace it while images are scored
         if tta and ensemble.cascade:
             raise click.UsageError("--tta excludes the cascade that frontier chose for this bundle: add --full")
         if tta:
