@@ -1,6 +1,5 @@
 """infer on a Ray cluster: what runs is decided once, Ray Data hands shards to workers, the journal is written here."""
 
-import functools
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -13,13 +12,15 @@ import pyarrow as pa
 from ensemble.errors import DataError, ManyeyesError, UnavailableError
 from ensemble.ray_cluster import Node, load_ray
 from ensemble.score import Runner
-from export import cluster_bundle, cluster_look, predictor
-from export.cluster_size import Asked, Size, sized, told
+from export import cluster_bundle, cluster_kept, cluster_look, predictor
+from export.cluster_kept import Kept
+from export.cluster_size import Asked, Size, sized, sized_as, told
 from export.cluster_worker import Desk, Job, Prepared, Task, Worker, check_versions, prepare
 from export.ensembles import Ensemble
 from export.infer import Scoring
 from export.inputs import Inputs
 from export.journal import Journal
+from export.places import readable
 from export.rows import Rows, keep, read
 from export.setting import ON_CPU, ON_GPU, Wanted
 
@@ -41,18 +42,26 @@ class Ready:
     desk: Any
 
 
-def plan(folder: Path, wanted: Wanted, asked: Asked, nodes: Sequence[Node], inputs: Inputs, say: Say) -> Ready:
-    """Decide on one worker what runs the bundle on all, as `predictor.load_bundle` does on one machine."""
-    may = wanted.device != "cpu" and wanted.runtime not in ON_CPU
-    size = sized(nodes, asked, may, wanted.device == "cuda" or wanted.runtime in ON_GPU)
-    if not size.gpus and wanted.device == "auto":
-        wanted = replace(wanted, device="cpu")
-    home = Path.cwd()
+def plan(
+    folder: Path, wanted: Wanted, asked: Asked, nodes: Sequence[Node], inputs: Inputs, partial: Path, say: Say
+) -> Ready:
+    """Decide on one worker what runs the bundle on all, as `predictor.load_bundle` does on one machine.
+
+    It is kept in `partial`, the journal's held folder, and holds for a job that goes on, where a machine has room.
+    """
+    home, source = Path.cwd(), cluster_bundle.source_of(folder)
+    kept = cluster_kept.read(partial, source, wanted, asked)
+    size = sized_as(nodes, asked, kept.cpus, kept.gpus) if kept else None
+    if not size:
+        may = wanted.device != "cpu" and wanted.runtime not in ON_CPU
+        size, kept = sized(nodes, asked, may, wanted.device == "cuda" or wanted.runtime in ON_GPU), None
     ray, versions = load_ray(), cluster_look.look()
     _check_nodes(ray, versions, nodes)
-    job = Job(cluster_bundle.source_of(folder), home, _places(inputs, home), size.cpus, versions)
-    desk = _desk(ray, job.bundle.folder)
-    prepared = _prepare(ray, job, wanted, size, desk, nodes, say)
+    job = Job(source, home, _places(inputs, home), size.cpus, versions)
+    desk = _desk(ray, source.folder)
+    here = replace(wanted, device="cpu") if not size.gpus and wanted.device == "auto" else wanted
+    prepared = _prepare(ray, job, here, size, desk, kept.prepared if kept else None, nodes, say)
+    cluster_kept.write(partial, source, wanted, Kept(prepared, size.cpus, size.gpus))
     for line in prepared.lines:
         say(line)
     say(f"{size} on a Ray cluster: {told(nodes)}")
@@ -157,7 +166,7 @@ def _told(desk: Any) -> Iterator[None]:
 def _check_seen(answer: dict[str, Any]) -> None:
     for name in answer["unseen"]:
         path = Path(name.decode(errors="surrogatepass"))
-        if path.exists():  # else it is gone everywhere, and fails as it would on one machine
+        if readable(path):  # else it is gone everywhere, and fails as it would on one machine
             raise DataError(
                 f"{path} is not on {answer['node']}, where a worker runs: put the images where every machine sees "
                 "them, on shared storage"
@@ -165,9 +174,8 @@ def _check_seen(answer: dict[str, Any]) -> None:
 
 
 def _places(inputs: Inputs, home: Path) -> tuple[Path, ...]:
-    """Files and folders that the reader reads from, as far as they are here."""
-    given = inputs.reader.args if isinstance(inputs.reader, functools.partial) else ()
-    return tuple(home / place for place in given if isinstance(place, Path) and place.exists())
+    """What every machine has to see, as far as it is here: else it is gone, and is told as on one machine."""
+    return tuple(home / place for place in inputs.needs if readable(place))
 
 
 def _check_nodes(ray: Any, versions: Mapping[str, str], nodes: Sequence[Node]) -> None:
@@ -194,9 +202,18 @@ def _at(ray: Any, node: str) -> Any:
     return ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
 
 
-def _prepare(ray: Any, job: Job, wanted: Wanted, size: Size, desk: Any, nodes: Sequence[Node], say: Say) -> Prepared:
+def _prepare(
+    ray: Any,
+    job: Job,
+    wanted: Wanted,
+    size: Size,
+    desk: Any,
+    before: Prepared | None,
+    nodes: Sequence[Node],
+    say: Say,
+) -> Prepared:
     remote = ray.remote(num_cpus=size.cpus, num_gpus=size.gpus, max_retries=1)(prepare)
-    found = remote.remote(job, wanted, desk)
+    found = remote.remote(job, wanted, desk, before)
     try:
         if not ray.wait([found], timeout=WAITING)[0]:
             say(f"Waiting for a worker to open the bundle, or for room: {told(nodes)}, which others may use")

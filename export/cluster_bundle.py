@@ -12,6 +12,7 @@ from filelock import FileLock
 from ensemble import artifacts
 from ensemble.errors import ArtifactError
 from export import bundle
+from export.places import readable
 
 PIECE = 16 << 20  # bytes on their way at a time, to each machine
 
@@ -63,6 +64,8 @@ def located(source: Source, fetch: Fetch) -> Path:
 
 
 def _same(folder: Path, source: Source) -> bool:
+    if not all(readable(folder / name) for name in source.sizes):  # another user's, perhaps
+        return False
     try:
         return artifacts.json_sha256(bundle.contents(folder)) == source.sha256
     except ArtifactError:

@@ -1,7 +1,7 @@
 """How many workers a Ray cluster has room for, and what each may use. Light: no Ray."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 from ensemble.errors import UnavailableError
@@ -61,6 +61,15 @@ def sized(nodes: Sequence[Node], asked: Asked, gpus_may: bool, gpus_must: bool) 
     most = min(sum(node.cpus for node in able) // workers, min(node.cpus for node in able))
     cpus = next(cpus for cpus in range(max(most, 1), 0, -1) if _room(able, cpus, gpus) >= workers)
     return Size(workers, cpus, gpus)
+
+
+def sized_as(nodes: Sequence[Node], asked: Asked, cpus: int, gpus: float) -> Size | None:
+    """Workers of the cores and GPUs that a job was begun with: as many as were asked for or have room; None if none."""
+    try:
+        found = sized(nodes, replace(asked, workers=None, cpus=cpus, gpus=gpus), False, False)
+    except UnavailableError:
+        return None
+    return replace(found, workers=min(found.workers, asked.workers or found.workers))
 
 
 def told(nodes: Sequence[Node]) -> str:

@@ -4,7 +4,7 @@ import os
 import platform
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,10 +22,12 @@ from export.ensembles import Ensemble
 from export.hardware import available, version
 from export.inputs import Item
 from export.journal import Journal
+from export.places import readable
 from export.plan import Plan, open_member
 from export.rows import TEXT, Row, Rows, read
 from export.scored_rows import score_shards
 from export.setting import Wanted
+from export.spans import Span
 
 MOST_ATTEMPTS = 4  # to score the same rows, each ended by the death of its worker
 MOST_THREADS = 16  # that read and decode, as on one machine
@@ -118,22 +120,41 @@ def node() -> str:
     return f"{socket.gethostname() or platform.node()} ({ray.util.get_node_ip_address()})"
 
 
-def prepare(job: Job, wanted: Wanted, desk: Any) -> Prepared:
-    """Decide, on a worker's share of a machine, what runs the bundle, and try that it does."""
+def prepare(job: Job, wanted: Wanted, desk: Any, before: Prepared | None = None) -> Prepared:
+    """Decide, on a worker's share of a machine, what runs the bundle, and try that it does.
+
+    before: what was decided when the job was begun, which holds where it can still be run alike.
+    """
     folder, lines = settle(job, desk), list[str]()
+    if before and still_runs(folder, before):
+        return before
     plan, runners = predictor.open_plan(folder, wanted, lines.append, replace(available(), cores=job.cpus))
     identity = predictor.assemble(folder, plan, runners).identity
-    libraries = {member.setting.runtime: version(member.setting.runtime) for member in plan.members}
-    return Prepared(_moved(plan, lambda path: path.relative_to(folder)), identity, libraries, tuple(lines))
+    relative = _moved(plan, lambda path: path.relative_to(folder))
+    return Prepared(relative, identity, libraries_of(plan), tuple(lines))
+
+
+def still_runs(folder: Path, before: Prepared) -> bool:
+    """Whether this machine can run what was decided before; ArtifactError for another bundle."""
+    check_planned(folder, before.plan)
+    lacks = available().lacks
+    return libraries_of(before.plan) == before.libraries and not any(
+        (member.setting.runtime, member.setting.precision) in lacks for member in before.plan.members
+    )
+
+
+def libraries_of(plan: Plan) -> dict[str, str]:
+    """Versions of what runs the members here, by runtime."""
+    return {member.setting.runtime: version(member.setting.runtime) for member in plan.members}
 
 
 def settle(job: Job, desk: Any) -> Path:
     """Check this machine, and find the bundle on it."""
     check_versions(node(), job.versions, look())
     for place in job.places:
-        if not place.exists():
+        if not readable(place):
             raise DataError(_unseen(place, node()))
-    if job.home.is_dir():
+    with suppress(OSError):  # it may be another machine's, or another user's
         os.chdir(job.home)  # the names of images may count from there
     import ray
 
@@ -214,8 +235,7 @@ class Worker:
 
     def _open(self) -> Ensemble:
         folder = settle(self._job, self._desk)
-        libraries = {runtime: version(runtime) for runtime in self._prepared.libraries}
-        check_versions(node(), self._prepared.libraries, libraries)
+        check_versions(node(), self._prepared.libraries, libraries_of(self._prepared.plan))
         check_planned(folder, self._prepared.plan)
         plan = _moved(self._prepared.plan, lambda path: folder / path)
         opened = predictor.assemble(folder, plan, [open_member(member, lambda line: None) for member in plan.members])
@@ -239,7 +259,8 @@ class Worker:
         if row.size < 0:
             return []
         (item,) = self._reader(iter([row]), place, place + 1)
-        return [str(item.source)] if isinstance(item.source, Path) and not item.source.exists() else []
+        source = item.source.place if isinstance(item.source, Span) else item.source
+        return [str(source)] if isinstance(source, Path) and not readable(source) else []
 
     def _refuse(self, error: ManyeyesError) -> NoReturn:
         import ray

@@ -152,12 +152,13 @@ def infer(
             from export import cluster as clusters
 
             folder = folder or export_bundle(run, adapted)
-            ready = clusters.plan(folder, wanted, cluster, nodes, inputs, click.echo)
-            ensemble, listed = ready.ensemble, ready.job.bundle.listed
+            ready = clusters.plan(folder, wanted, cluster, nodes, inputs, partial, click.echo)
+            ensemble = ready.ensemble
         else:
             ensemble = open_ensemble(run, onnx, Source(folder, model, positive), adapted, wanted)
-            used = folder or (artifacts.bundle_path(run) if onnx else None)
-            listed = contents(used) if used else None  # now: another export may replace it while images are scored
+        used = folder or (artifacts.bundle_path(run) if onnx else None)
+        # now: another export may replace it while images are scored
+        listed = ready.job.bundle.listed if ready else contents(used) if used else None
         if tta and ensemble.cascade:
             raise click.UsageError("--tta excludes the cascade that frontier chose for this bundle: add --full")
         if tta:

@@ -151,13 +151,20 @@ def is_folder(url: str) -> bool:
 
 
 def check(place: Place, known: tuple[int, int]) -> None:
-    """DataError where a file's facts are no longer those known."""
+    """DataError where a file's facts are no longer those known, or it is gone."""
     try:
         same = facts(place) == known
-    except OSError:
-        same = False
+    except OSError as error:
+        raise DataError(
+            f"{place} is gone ({error.strerror or 'not found'}); run the command on what is there"
+        ) from None
     if not same:
         raise changed(place)
+
+
+def readable(path: Path) -> bool:
+    """Whether a file or folder is there for this process's user to read."""
+    return os.access(path, os.R_OK)
 
 
 def _version(info: dict[str, Any]) -> int:

@@ -1,5 +1,6 @@
 """A bundle that a machine of a cluster lacks is sent to it, once, in pieces, and checked; no Ray runs."""
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -120,3 +121,13 @@ def test_a_worker_runs_the_files_that_were_planned_alone(source):
     check_planned(folder, Plan(None, (planned,), None))
     with pytest.raises(ArtifactError, match=r"was changed meanwhile; run the same command again"):
         check_planned(folder, Plan(None, (replace(planned, sha256="0" * 64),), None))
+
+
+def test_a_bundle_that_another_user_may_not_read_is_sent(source, monkeypatch):
+    source, fetch, asked, tmp_path = source
+    shutil.copytree(tmp_path / "elsewhere", source.folder)
+    mine = os.access
+    hidden = source.folder / "stacker.json"
+    monkeypatch.setattr(os, "access", lambda path, how: path != hidden and mine(path, how))
+    assert cluster_bundle.located(source, fetch).is_relative_to(tmp_path / "a cache")
+    assert asked
