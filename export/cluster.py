@@ -4,10 +4,9 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from ensemble.errors import DataError, ManyeyesError, UnavailableError
 from ensemble.ray_cluster import Node, load_ray
@@ -15,13 +14,13 @@ from ensemble.score import Runner
 from export import cluster_bundle, cluster_kept, cluster_look, predictor
 from export.cluster_kept import Kept
 from export.cluster_size import Asked, Size, sized, sized_as, told
-from export.cluster_worker import Desk, Job, Prepared, Task, Worker, check_versions, prepare
+from export.cluster_worker import Desk, Job, Prepared, Worker, check_versions, prepare, task
 from export.ensembles import Ensemble
 from export.infer import Scoring
 from export.inputs import Inputs
 from export.journal import Journal
 from export.places import readable
-from export.rows import Rows, keep, read
+from export.rows import Rows
 from export.setting import ON_CPU, ON_GPU, Wanted
 
 MOST_SHARDS = 8  # to a task, which is lost with its worker
@@ -58,7 +57,7 @@ def plan(
     ray, versions = load_ray(), cluster_look.look()
     _check_nodes(ray, versions, nodes)
     job = Job(source, home, _places(inputs, home), size.cpus, versions)
-    desk = _desk(ray, source.folder)
+    desk = _desk(ray, source.folder, inputs.rows)
     here = replace(wanted, device="cpu") if not size.gpus and wanted.device == "auto" else wanted
     prepared = _prepare(ray, job, here, size, desk, kept.prepared if kept else None, nodes, say)
     cluster_kept.write(partial, source, wanted, Kept(prepared, size.cpus, size.gpus))
@@ -106,22 +105,6 @@ def stretches(shards: Sequence[int], workers: int) -> list[range]:
     return found
 
 
-class _Tasks(Sequence[pa.Table]):
-    """Tasks as tables, each made when it is asked for: a list of millions of images is never in memory."""
-
-    def __init__(self, rows: Rows, journal: Journal, parts: Sequence[range]) -> None:
-        self._rows, self._journal, self._parts = rows, journal, parts
-
-    def __len__(self) -> int:
-        return len(self._parts)
-
-    def __getitem__(self, number: Any) -> Any:
-        shards = self._parts[number]
-        start, stop = self._journal.span(shards[0])[0], self._journal.span(shards[-1])[1]
-        kept = keep(read(self._rows, start, stop), None)
-        return Task(shards, bytes(cast(pa.Buffer, kept.place))).table()
-
-
 def _answers(
     ready: Ready, inputs: Inputs, journal: Journal, shards: Sequence[int], tta: bool
 ) -> Generator[dict[str, Any], None, None]:
@@ -133,7 +116,7 @@ def _answers(
     parts = stretches(shards, ready.size.workers)
     workers = min(ready.size.workers, len(parts))
     # Lost workers are replaced and their tasks repeated without end, as is Ray Data's default: the desk counts.
-    answers = ray.data.from_blocks(_Tasks(inputs.rows, journal, parts)).map_batches(
+    answers = ray.data.from_blocks([task(part) for part in parts]).map_batches(
         Worker,
         fn_constructor_args=given,
         batch_size=None,
@@ -193,9 +176,11 @@ def _check_nodes(ray: Any, versions: Mapping[str, str], nodes: Sequence[Node]) -
         ray.cloudpickle.unregister_pickle_by_value(cluster_look)
 
 
-def _desk(ray: Any, folder: Path) -> Any:
+def _desk(ray: Any, folder: Path, rows: Rows) -> Any:
+    if isinstance(rows.place, Path):
+        rows = replace(rows, place=rows.place.absolute())
     strategy = _at(ray, ray.get_runtime_context().get_node_id())
-    return ray.remote(num_cpus=0, scheduling_strategy=strategy)(Desk).remote(folder)
+    return ray.remote(num_cpus=0, scheduling_strategy=strategy)(Desk).remote(folder, rows)
 
 
 def _at(ray: Any, node: str) -> Any:

@@ -77,7 +77,7 @@ def call(nodes, work, output, *more, **options):
     [
         (
             ["--gpus-per-worker", 2],
-            "no node has room for a worker of 1 core and 2 GPU: the cluster has 2 cores and 1 GPU",
+            "no node has room for a worker of 1 core and 2 GPUs: the cluster has 2 cores and 1 GPU",
         ),
         (["--workers", 3], "there is no room for 3 workers of 1 core, only for 2: the cluster has 2 cores"),
         (["--cpus-per-worker", 64], "no node has room for a worker of 64 cores: the cluster has 2 cores"),
