@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ensemble.errors import DataError, ManyeyesError, UnavailableError
+from ensemble.errors import DataError, ManyeyesError, UnavailableError, in_one_line
 from ensemble.ray_cluster import Node, load_ray
 from ensemble.score import Runner
 from export import cluster_bundle, cluster_kept, cluster_look, predictor
 from export.cluster_kept import Kept
 from export.cluster_size import Asked, Size, sized, sized_as, told
-from export.cluster_worker import Desk, Job, Prepared, Worker, check_versions, prepare, task
+from export.cluster_worker import Desk, Job, Prepared, Worker, check_versions, prepare, task, unseen
 from export.ensembles import Ensemble
 from export.infer import Scoring
 from export.inputs import Inputs
@@ -143,17 +143,14 @@ def _told(desk: Any) -> Iterator[None]:
             raise refusal from None
         if isinstance(error, ray.exceptions.RayTaskError):
             raise  # an error in the code of a worker
-        raise UnavailableError(f"the cluster failed: {_line(error)}; the same command goes on") from None
+        raise UnavailableError(f"the cluster failed: {in_one_line(error)}; the same command goes on") from None
 
 
 def _check_seen(answer: dict[str, Any]) -> None:
     for name in answer["unseen"]:
         path = Path(name.decode(errors="surrogatepass"))
         if readable(path):  # else it is gone everywhere, and fails as it would on one machine
-            raise DataError(
-                f"{path} is not on {answer['node']}, where a worker runs: put the images where every machine sees "
-                "them, on shared storage"
-            )
+            raise DataError(unseen(path, answer["node"]))
 
 
 def _places(inputs: Inputs, home: Path) -> tuple[Path, ...]:
@@ -209,14 +206,10 @@ def _prepare(
         raise
     except ray.exceptions.RayError as error:
         raise UnavailableError(
-            f"a worker died as it opened the bundle ({_line(error)}); most likely for want of memory: give fewer "
+            f"a worker died as it opened the bundle ({in_one_line(error)}); most likely for want of memory: give fewer "
             "--workers, or machines with more"
         ) from None
 
 
 def _not_here(pixels: np.ndarray) -> np.ndarray:
     raise UnavailableError("members run on the cluster, not here")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

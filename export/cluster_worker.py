@@ -155,7 +155,7 @@ def settle(job: Job, desk: Any) -> Path:
     check_versions(node(), job.versions, look())
     for place in job.places:
         if not readable(place):
-            raise DataError(_unseen(place, node()))
+            raise DataError(unseen(place, node()))
     with suppress(OSError):  # it may be another machine's, or another user's
         os.chdir(job.home)  # the names of images may count from there
     return cluster_bundle.located(job.bundle, lambda name, start: bytes(_asked(desk.piece.remote(name, start))))
@@ -180,8 +180,12 @@ def _told() -> Iterator[None]:
         raise DataError(str(error)) from None
 
 
-def _unseen(place: object, where: str) -> str:
-    return f"{place} is not on {where}, where a worker runs: put it where every machine sees it, on shared storage"
+def unseen(place: Path, where: str) -> str:
+    """What is said of a file or folder that is here, and not on a machine where a worker runs."""
+    return (
+        f"{place} is not on {where}, where a worker runs, or may not be read there: put it where every machine sees "
+        "it, on shared storage"
+    )
 
 
 def check_versions(where: str, wanted: Mapping[str, str], found: Mapping[str, str]) -> None:

@@ -131,6 +131,8 @@ def infer(
         raise click.UsageError("--cascade and --tta exclude each other: the cascade is fitted on images as they are")
     if cluster and not (onnx or bundle):
         raise click.UsageError("--engine ray runs a bundle: add --onnx, or name one with --bundle")
+    if cluster and any(str(place).startswith("memory://") for place in (source, images)):
+        raise click.UsageError("memory:// is of one process alone, and a cluster has several: leave out --engine ray")
     from ensemble import artifacts
     from ensemble.quiet import quiet_decoders
     from export import cascades, fingerprint, hub, journal
@@ -181,7 +183,9 @@ def infer(
         scoring = clusters.scoring(ready, inputs, tta) if ready else None
         done = inference.infer_to_file(inputs, ensemble, output, partial, chosen, click.echo, scoring)
         kind = fingerprint.MODEL if model else "bundle" if bundle else "run"
-        fingerprint.write_fingerprint(output, fingerprint.made_by(ensemble, kind, listed, chosen, source, done))
+        libraries = ready.prepared.libraries if ready else None
+        made = fingerprint.made_by(ensemble, kind, listed, chosen, source, done, libraries)
+        fingerprint.write_fingerprint(output, made)
     speed = f", {done.images_per_second:,.1f} images per second" if done.images_per_second else ""
     click.echo(f"{done.scored} images scored -> {output}{speed}")
     if ensemble.cascade:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from ensemble.errors import DataError, UnavailableError
+from ensemble.errors import DataError, UnavailableError, in_one_line
 
 Place = Path | str  # a URL is the text
 DRIVERS = {"s3": "s3fs", "gs": "gcsfs", "memory": "fsspec"}  # memory: of this process, for trying out
@@ -125,8 +125,7 @@ def problems(url: str) -> Generator[None, None, None]:
 
 def _line(error: Exception) -> str:
     """An error in one short line, without the query of a signed address."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return re.sub(r"\?\S+", "", text)[:300]
+    return re.sub(r"\?\S+", "", in_one_line(error))
 
 
 def facts(place: Place) -> tuple[int, int]:

@@ -125,6 +125,13 @@ def test_a_cluster_runs_bundles_alone(tmp_path):
     assert "Error: --engine ray runs a bundle: add --onnx, or name one with --bundle" in err
 
 
+@pytest.mark.parametrize("option", ["--input", "--images"])
+def test_what_lies_in_one_process_is_no_input_for_several(tmp_path, option):
+    code, _, err = run_cli("infer", "--bundle", tmp_path, option, "memory://a/b", "--engine", "ray")
+    assert code == 2
+    assert "Error: memory:// is of one process alone" in err
+
+
 def test_versions_differ_by_sources_and_libraries_not_by_how_ours_are_installed():
     here = {"manyeyes": "0.1.0 (0a1b)", "Pillow": "13.0", "numpy": "2.4"}
     check_versions("node (ip)", here, here | {"manyeyes": "none (0a1b)"})
