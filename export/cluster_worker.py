@@ -11,7 +11,7 @@ from typing import Any, NoReturn, cast
 
 import pyarrow as pa
 
-from ensemble.errors import ArtifactError, DataError, ManyeyesError, UnavailableError
+from ensemble.errors import ArtifactError, DataError, ManyeyesError, UnavailableError, in_one_line
 from ensemble.quiet import quiet_decoders
 from export import bundle, cluster_bundle, predictor
 from export import infer as inference
@@ -177,7 +177,7 @@ def _told() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(str(error)) from None
+        raise DataError(f"{in_one_line(error)}; mend that there, and the same command goes on") from None
 
 
 def unseen(place: Path, where: str) -> str:
