@@ -56,6 +56,11 @@ def shown(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
+def in_one_line(error: Exception) -> str:
+    """What a library says of its error, in one short line."""
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+
+
 @dataclass
 class Sample:
     """The first few of many things, for a message, and how many there are: 'a, b and 3 more'."""

@@ -1,27 +1,27 @@
 """infer on a Ray cluster: what runs is decided once, Ray Data hands shards to workers, the journal is written here."""
 
-import functools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from ensemble import ray_look
-from ensemble.errors import DataError, ManyeyesError, UnavailableError
+from ensemble.errors import DataError, ManyeyesError, UnavailableError, in_one_line
 from ensemble.ray_cluster import Node, load_ray
 from ensemble.score import Runner
-from export import cluster_bundle, predictor
-from export.cluster_size import Asked, Size, sized, told
-from export.cluster_worker import PACKAGES, Desk, Job, Prepared, Task, Worker, prepare
+from export import cluster_bundle, cluster_kept, predictor
+from export.cluster_kept import Kept
+from export.cluster_size import Asked, Size, sized, sized_as, told
+from export.cluster_worker import PACKAGES, Desk, Job, Prepared, Worker, prepare, task, unseen
 from export.ensembles import Ensemble
 from export.infer import Scoring
 from export.inputs import Inputs
 from export.journal import Journal
-from export.rows import Rows, keep, read
+from export.places import readable
+from export.rows import Rows
 from export.setting import ON_CPU, ON_GPU, Wanted
 
 MOST_SHARDS = 8  # to a task, which is lost with its worker
@@ -42,18 +42,26 @@ class Ready:
     desk: Any
 
 
-def plan(folder: Path, wanted: Wanted, asked: Asked, nodes: Sequence[Node], inputs: Inputs, say: Say) -> Ready:
-    """Decide on one worker what runs the bundle on all, as `predictor.load_bundle` does on one machine."""
-    may = wanted.device != "cpu" and wanted.runtime not in ON_CPU
-    size = sized(nodes, asked, may, wanted.device == "cuda" or wanted.runtime in ON_GPU)
-    if not size.gpus and wanted.device == "auto":
-        wanted = replace(wanted, device="cpu")
-    home = Path.cwd()
+def plan(
+    folder: Path, wanted: Wanted, asked: Asked, nodes: Sequence[Node], inputs: Inputs, partial: Path, say: Say
+) -> Ready:
+    """Decide on one worker what runs the bundle on all, as `predictor.load_bundle` does on one machine.
+
+    It is kept in `partial`, the journal's held folder, and holds for a job that goes on, where a machine has room.
+    """
+    home, source = Path.cwd(), cluster_bundle.source_of(folder)
+    kept = cluster_kept.read(partial, source, wanted, asked)
+    size = sized_as(nodes, asked, kept.cpus, kept.gpus) if kept else None
+    if not size:
+        may = wanted.device != "cpu" and wanted.runtime not in ON_CPU
+        size, kept = sized(nodes, asked, may, wanted.device == "cuda" or wanted.runtime in ON_GPU), None
     ray, versions = load_ray(), ray_look.look(PACKAGES)
     ray_look.check_nodes(ray, nodes, PACKAGES)
-    job = Job(cluster_bundle.source_of(folder), home, _places(inputs, home), size.cpus, versions)
-    desk = _desk(ray, job.bundle.folder)
-    prepared = _prepare(ray, job, wanted, size, desk, nodes, say)
+    job = Job(source, home, _places(inputs, home), size.cpus, versions)
+    desk = _desk(ray, source.folder, inputs.rows)
+    here = replace(wanted, device="cpu") if not size.gpus and wanted.device == "auto" else wanted
+    prepared = _prepare(ray, job, here, size, desk, kept.prepared if kept else None, nodes, say)
+    cluster_kept.write(partial, source, wanted, Kept(prepared, size.cpus, size.gpus))
     for line in prepared.lines:
         say(line)
     say(f"{size} on a Ray cluster: {told(nodes)}")
@@ -98,22 +106,6 @@ def stretches(shards: Sequence[int], workers: int) -> list[range]:
     return found
 
 
-class _Tasks(Sequence[pa.Table]):
-    """Tasks as tables, each made when it is asked for: a list of millions of images is never in memory."""
-
-    def __init__(self, rows: Rows, journal: Journal, parts: Sequence[range]) -> None:
-        self._rows, self._journal, self._parts = rows, journal, parts
-
-    def __len__(self) -> int:
-        return len(self._parts)
-
-    def __getitem__(self, number: Any) -> Any:
-        shards = self._parts[number]
-        start, stop = self._journal.span(shards[0])[0], self._journal.span(shards[-1])[1]
-        kept = keep(read(self._rows, start, stop), None)
-        return Task(shards, bytes(cast(pa.Buffer, kept.place))).table()
-
-
 def _answers(
     ready: Ready, inputs: Inputs, journal: Journal, shards: Sequence[int], tta: bool
 ) -> Generator[dict[str, Any], None, None]:
@@ -125,7 +117,7 @@ def _answers(
     parts = stretches(shards, ready.size.workers)
     workers = min(ready.size.workers, len(parts))
     # Lost workers are replaced and their tasks repeated without end, as is Ray Data's default: the desk counts.
-    answers = ray.data.from_blocks(_Tasks(inputs.rows, journal, parts)).map_batches(
+    answers = ray.data.from_blocks([task(part) for part in parts]).map_batches(
         Worker,
         fn_constructor_args=given,
         batch_size=None,
@@ -152,32 +144,39 @@ def _told(desk: Any) -> Iterator[None]:
             raise refusal from None
         if isinstance(error, ray.exceptions.RayTaskError):
             raise  # an error in the code of a worker
-        raise UnavailableError(f"the cluster failed: {_line(error)}; the same command goes on") from None
+        raise UnavailableError(f"the cluster failed: {in_one_line(error)}; the same command goes on") from None
 
 
 def _check_seen(answer: dict[str, Any]) -> None:
     for name in answer["unseen"]:
         path = Path(name.decode(errors="surrogatepass"))
-        if path.exists():  # else it is gone everywhere, and fails as it would on one machine
-            raise DataError(
-                f"{path} is not on {answer['node']}, where a worker runs: put the images where every machine sees "
-                "them, on shared storage"
-            )
+        if readable(path):  # else it is gone everywhere, and fails as it would on one machine
+            raise DataError(unseen(path, answer["node"]))
 
 
 def _places(inputs: Inputs, home: Path) -> tuple[Path, ...]:
-    """Files and folders that the reader reads from, as far as they are here."""
-    given = inputs.reader.args if isinstance(inputs.reader, functools.partial) else ()
-    return tuple(home / place for place in given if isinstance(place, Path) and place.exists())
+    """What every machine has to see, as far as it is here: else it is gone, and is told as on one machine."""
+    return tuple(home / place for place in inputs.needs if readable(place))
 
 
-def _desk(ray: Any, folder: Path) -> Any:
-    return ray_look.at(ray, ray.get_runtime_context().get_node_id(), Desk).remote(folder)
+def _desk(ray: Any, folder: Path, rows: Rows) -> Any:
+    if isinstance(rows.place, Path):
+        rows = replace(rows, place=rows.place.absolute())
+    return ray_look.at(ray, ray.get_runtime_context().get_node_id(), Desk).remote(folder, rows)
 
 
-def _prepare(ray: Any, job: Job, wanted: Wanted, size: Size, desk: Any, nodes: Sequence[Node], say: Say) -> Prepared:
+def _prepare(
+    ray: Any,
+    job: Job,
+    wanted: Wanted,
+    size: Size,
+    desk: Any,
+    before: Prepared | None,
+    nodes: Sequence[Node],
+    say: Say,
+) -> Prepared:
     remote = ray.remote(num_cpus=size.cpus, num_gpus=size.gpus, max_retries=1)(prepare)
-    found = remote.remote(job, wanted, desk)
+    found = remote.remote(job, wanted, desk, before)
     try:
         if not ray.wait([found], timeout=WAITING)[0]:
             say(f"Waiting for a worker to open the bundle, or for room: {told(nodes)}, which others may use")
@@ -188,14 +187,10 @@ def _prepare(ray: Any, job: Job, wanted: Wanted, size: Size, desk: Any, nodes: S
         raise
     except ray.exceptions.RayError as error:
         raise UnavailableError(
-            f"a worker died as it opened the bundle ({_line(error)}); most likely for want of memory: give fewer "
+            f"a worker died as it opened the bundle ({in_one_line(error)}); most likely for want of memory: give fewer "
             "--workers, or machines with more"
         ) from None
 
 
 def _not_here(pixels: np.ndarray) -> np.ndarray:
     raise UnavailableError("members run on the cluster, not here")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__

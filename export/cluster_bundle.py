@@ -5,12 +5,14 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
 from ensemble import artifacts
 from ensemble.errors import ArtifactError
 from export import bundle
+from export.places import readable
 
 PIECE = 16 << 20  # bytes on their way at a time, to each machine
 
@@ -19,21 +21,26 @@ Fetch = Callable[[str, int], bytes]  # a file's name in the bundle, where a piec
 
 @dataclass(frozen=True)
 class Source:
-    """A bundle where the job was started: its folder, the hash of bundle.json, and each file's size in bytes."""
+    """A bundle where the job was started: its folder, what bundle.json lists, and each file's size in bytes.
+
+    sha256: of what bundle.json lists, which has every other file's.
+    """
 
     folder: Path
+    listed: Mapping[str, Any]
     sha256: str
     sizes: Mapping[str, int]
 
 
 def source_of(folder: Path) -> Source:
     """What to know of a bundle to have the same elsewhere."""
-    names = ["bundle.json", *bundle.contents(folder)["files"]]
+    listed = bundle.contents(folder)
+    names = ["bundle.json", *listed["files"]]
     try:
         sizes = {name: (folder / name).stat().st_size for name in names}
     except OSError as error:
         raise ArtifactError(f"{error.filename} is missing; {bundle.REMEDY}") from None
-    return Source(folder.absolute(), artifacts.file_sha256(folder / "bundle.json"), sizes)
+    return Source(folder.absolute(), listed, artifacts.json_sha256(listed), sizes)
 
 
 def piece(folder: Path, name: str, start: int) -> bytes:
@@ -53,13 +60,16 @@ def located(source: Source, fetch: Fetch) -> Path:
     with FileLock(kept.with_suffix(".lock")):  # the first worker of a machine fetches it for all
         if not _whole(kept, source):
             _fetch(kept, source, fetch)
-        bundle.open_bundle(kept)
     return kept
 
 
 def _same(folder: Path, source: Source) -> bool:
-    file = folder / "bundle.json"
-    return file.is_file() and artifacts.file_sha256(file) == source.sha256
+    if not all(readable(folder / name) for name in source.sizes):  # another user's, perhaps
+        return False
+    try:
+        return artifacts.json_sha256(bundle.contents(folder)) == source.sha256
+    except ArtifactError:
+        return False
 
 
 def _whole(folder: Path, source: Source) -> bool:
@@ -81,6 +91,9 @@ def _fetch(kept: Path, source: Source, fetch: Fetch) -> None:
             with (arriving / name).open("wb") as file:
                 for start in range(0, size, PIECE):
                     file.write(fetch(name, start))
+        if not _same(arriving, source):
+            raise ArtifactError(f"{source.folder} was changed while it was sent; run the same command again")
+        bundle.open_bundle(arriving)
         shutil.rmtree(kept, ignore_errors=True)
         os.replace(arriving, kept)
     except OSError as error:

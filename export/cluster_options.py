@@ -56,7 +56,7 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--cpus-per-worker",
             type=click.IntRange(1),
             metavar="N",
-            help="With --engine ray: cores of each.  [default: an equal share]",
+            help="With --engine ray: cores of each.  [default: an equal share; going on, as it was begun]",
         ),
         click.option(
             "--gpus-per-worker",

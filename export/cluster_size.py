@@ -1,11 +1,13 @@
 """How many workers a Ray cluster has room for, and what each may use. Light: no Ray."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 from ensemble.errors import UnavailableError
 from ensemble.ray_cluster import Node
+
+LEAST_GPU = 0.0001  # that Ray can count
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,7 @@ class Size:
     gpus: float
 
     def __str__(self) -> str:
-        each = f"{_count(self.cpus, 'core')}{f' and {self.gpus:g} GPU' if self.gpus else ''}"
-        return f"{_count(self.workers, 'worker')} of {each}{' each' * (self.workers > 1)}"
+        return f"{_count(self.workers, 'worker')} of {_told(self.cpus, self.gpus)}{' each' * (self.workers > 1)}"
 
 
 def sized(nodes: Sequence[Node], asked: Asked, gpus_may: bool, gpus_must: bool) -> Size:
@@ -46,6 +47,8 @@ def sized(nodes: Sequence[Node], asked: Asked, gpus_may: bool, gpus_must: bool) 
     gpus = asked.gpus
     if gpus is None:
         gpus = 1.0 if gpus_may and any(node.gpus for node in nodes) else 0.0
+    if gpus and not LEAST_GPU <= gpus < inf:  # nor NaN
+        raise UnavailableError(f"--gpus-per-worker is 0, or from {LEAST_GPU} on, not {gpus:g}")
     if gpus > 1 and gpus != int(gpus):
         raise UnavailableError(f"--gpus-per-worker {gpus:g}: above 1 only whole GPUs can be given to a worker")
     able = [node for node in nodes if node.cpus >= (asked.cpus or 1) and node.gpus >= gpus]
@@ -61,6 +64,15 @@ def sized(nodes: Sequence[Node], asked: Asked, gpus_may: bool, gpus_must: bool) 
     most = min(sum(node.cpus for node in able) // workers, min(node.cpus for node in able))
     cpus = next(cpus for cpus in range(max(most, 1), 0, -1) if _room(able, cpus, gpus) >= workers)
     return Size(workers, cpus, gpus)
+
+
+def sized_as(nodes: Sequence[Node], asked: Asked, cpus: int, gpus: float) -> Size | None:
+    """Workers of the cores and GPUs that a job was begun with: as many as were asked for or have room; None if none."""
+    try:
+        found = sized(nodes, replace(asked, workers=None, cpus=cpus, gpus=gpus), False, False)
+    except UnavailableError:
+        return None
+    return replace(found, workers=min(found.workers, asked.workers or found.workers))
 
 
 def told(nodes: Sequence[Node]) -> str:
@@ -82,7 +94,7 @@ def _room(nodes: Sequence[Node], cpus: int, gpus: float) -> int:
 
 
 def _told(cpus: int, gpus: float) -> str:
-    return f"{_count(cpus, 'core')}{f' and {gpus:g} GPU' if gpus else ''}"
+    return " and ".join([_count(cpus, "core"), *([_count(gpus, "GPU")] if gpus else [])])
 
 
 def _count(number: float, what: str) -> str:

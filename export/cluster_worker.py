@@ -4,14 +4,14 @@ import os
 import platform
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import pyarrow as pa
 
-from ensemble.errors import DataError, ManyeyesError, UnavailableError
+from ensemble.errors import ArtifactError, DataError, ManyeyesError, UnavailableError, in_one_line
 from ensemble.quiet import quiet_decoders
 from ensemble.ray_look import check_versions, look
 from export import cluster_bundle, predictor
@@ -22,16 +22,18 @@ from export.ensembles import Ensemble
 from export.hardware import available, version
 from export.inputs import Item
 from export.journal import Journal
+from export.places import readable
 from export.plan import Plan, open_member
-from export.rows import TEXT, Row, Rows, read
+from export.rows import TEXT, Row, Rows, keep, read
 from export.scored_rows import score_shards
 from export.setting import Wanted
+from export.spans import Span
 
 PACKAGES = ("Pillow", "numpy")  # that decide a score, whatever runs the members
 MOST_ATTEMPTS = 4  # to score the same rows, each ended by the death of its worker
 MOST_THREADS = 16  # that read and decode, as on one machine
 
-TASK = pa.schema([("start", pa.int64()), ("stop", pa.int64()), ("rows", pa.large_binary())])
+TASK = pa.schema([("start", pa.int64()), ("stop", pa.int64())])
 ANSWER = pa.schema(
     [("shard", pa.int64()), ("data", pa.large_binary()), ("unseen", pa.list_(TEXT)), ("node", pa.string())]
 )
@@ -67,36 +69,37 @@ class Prepared:
     lines: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Task:
-    """Consecutive shards to score, and an Arrow file of their rows."""
-
-    shards: range
-    rows: bytes
-
-    def table(self) -> pa.Table:
-        """As Ray carries it, in one row."""
-        columns = {"start": [self.shards.start], "stop": [self.shards.stop], "rows": [self.rows]}
-        return pa.table(columns, schema=TASK)
-
-    @classmethod
-    def of(cls, table: pa.Table) -> "Task":
-        """The task that such a table holds."""
-        (row,) = table.to_pylist()
-        return cls(range(row["start"], row["stop"]), row["rows"])
+def task(shards: range) -> pa.Table:
+    """Consecutive shards to score, as Ray carries them, in one row; whoever scores them asks for their images."""
+    return pa.table({"start": [shards.start], "stop": [shards.stop]}, schema=TASK)
 
 
 class Desk:
-    """Stands by where the job was started: hands out the bundle, counts attempts, and hears why a worker stopped."""
+    """Stands by where the job was started: hands out the bundle and the list of images, counts attempts, and hears why
+    a worker stopped.
+    """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, rows: Rows) -> None:
+        self._folder, self._rows = folder, rows
         self._attempts: dict[int, int] = {}
         self._refusal: ManyeyesError | None = None
 
     def piece(self, name: str, start: int) -> bytes:
         """Up to PIECE bytes of a file of the bundle."""
-        return cluster_bundle.piece(self._folder, name, start)
+        try:
+            return cluster_bundle.piece(self._folder, name, start)
+        except OSError as error:
+            raise ArtifactError(
+                f"{self._folder / name} cannot be read: {error.strerror or error}; run the same command again"
+            ) from None
+
+    def rows(self, start: int, stop: int) -> bytes:
+        """An Arrow file of the rows [start, stop)."""
+        try:
+            kept = keep(read(self._rows, start, stop), None)
+        except (OSError, pa.ArrowException) as error:
+            raise ArtifactError(f"{self._rows.place} cannot be read: {error}; the same command goes on") from None
+        return bytes(cast(pa.Buffer, kept.place))
 
     def begin(self, task: int) -> int:
         """How often a task was begun, with this time."""
@@ -119,30 +122,78 @@ def node() -> str:
     return f"{socket.gethostname() or platform.node()} ({ray.util.get_node_ip_address()})"
 
 
-def prepare(job: Job, wanted: Wanted, desk: Any) -> Prepared:
-    """Decide, on a worker's share of a machine, what runs the bundle, and try that it does."""
-    folder, lines = settle(job, desk), list[str]()
-    plan, runners = predictor.open_plan(folder, wanted, lines.append, replace(available(), cores=job.cpus))
+def prepare(job: Job, wanted: Wanted, desk: Any, before: Prepared | None = None) -> Prepared:
+    """Decide, on a worker's share of a machine, what runs the bundle, and try that it does.
+
+    before: what was decided when the job was begun, which holds where it can still be run alike.
+    """
+    with _told():
+        folder, lines = settle(job, desk), list[str]()
+        if before and still_runs(folder, before):
+            return before
+        plan, runners = predictor.open_plan(folder, wanted, lines.append, replace(available(), cores=job.cpus))
     identity = predictor.assemble(folder, plan, runners).identity
-    libraries = {member.setting.runtime: version(member.setting.runtime) for member in plan.members}
-    return Prepared(_moved(plan, lambda path: path.relative_to(folder)), identity, libraries, tuple(lines))
+    relative = _moved(plan, lambda path: path.relative_to(folder))
+    return Prepared(relative, identity, libraries_of(plan), tuple(lines))
+
+
+def check_planned(folder: Path, plan: Plan) -> None:
+    """ArtifactError unless the files that a plan runs, relative to the bundle, are those that were planned."""
+    files = bundle.contents(folder)["files"]
+    if any(files.get(member.path.as_posix()) != member.sha256 for member in plan.members):
+        raise ArtifactError(f"{folder} was changed meanwhile; run the same command again")
+
+
+def still_runs(folder: Path, before: Prepared) -> bool:
+    """Whether this machine can run what was decided before; ArtifactError for another bundle."""
+    check_planned(folder, before.plan)
+    lacks = available().lacks
+    return libraries_of(before.plan) == before.libraries and not any(
+        (member.setting.runtime, member.setting.precision) in lacks for member in before.plan.members
+    )
+
+
+def libraries_of(plan: Plan) -> dict[str, str]:
+    """Versions of what runs the members here, by runtime."""
+    return {member.setting.runtime: version(member.setting.runtime) for member in plan.members}
 
 
 def settle(job: Job, desk: Any) -> Path:
     """Check this machine, and find the bundle on it."""
     check_versions(node(), job.versions, look(PACKAGES))
     for place in job.places:
-        if not place.exists():
-            raise DataError(_unseen(place, node()))
-    if job.home.is_dir():
+        if not readable(place):
+            raise DataError(unseen(place, node()))
+    with suppress(OSError):  # it may be another machine's, or another user's
         os.chdir(job.home)  # the names of images may count from there
+    return cluster_bundle.located(job.bundle, lambda name, start: bytes(_asked(desk.piece.remote(name, start))))
+
+
+def _asked(answer: Any) -> Any:
+    """What the desk answers; an error of ours as it was raised there."""
     import ray
 
-    return cluster_bundle.located(job.bundle, lambda name, start: bytes(ray.get(desk.piece.remote(name, start))))
+    try:
+        return ray.get(answer)
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, ManyeyesError) else error) from None
 
 
-def _unseen(place: object, where: str) -> str:
-    return f"{place} is not on {where}, where a worker runs: put it where every machine sees it, on shared storage"
+@contextmanager
+def _told() -> Iterator[None]:
+    """What the system refuses in the block, as an error of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{in_one_line(error)}; mend that there, and the same command goes on") from None
+
+
+def unseen(place: Path, where: str) -> str:
+    """What is said of a file or folder that is here, and not on a machine where a worker runs."""
+    return (
+        f"{place} is not on {where}, where a worker runs, or may not be read there: put it where every machine sees "
+        "it, on shared storage"
+    )
 
 
 def _answer(shard: int, data: bytes, unseen: Sequence[str]) -> pa.Table:
@@ -155,7 +206,7 @@ def _moved(plan: Plan, move: Callable[[Path], Path]) -> Plan:
 
 
 class Worker:
-    """Scores tasks: consecutive shards, each with its rows. Opens the bundle with the first.
+    """Scores tasks: consecutive shards. Opens the bundle with the first.
 
     Each answer is a table of one row: `shard`; `data`, the bytes of its file; `unseen`, files that this machine lacks,
     as far as the list of images has their size; `node`, this machine.
@@ -167,20 +218,20 @@ class Worker:
         self._ensemble: Ensemble | None = None
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        """An answer for each shard of the task that `table` holds."""
-        task = Task.of(table)
+        """An answer for each shard of the `task` that `table` holds."""
+        (row,) = table.to_pylist()
+        shards = range(row["start"], row["stop"])
         try:
-            self._begin(task.shards[0])
-            with quiet_decoders():
-                self._ensemble = self._ensemble or self._open()
-                yield from self._answers(self._ensemble, task)
+            with _told():
+                self._begin(shards[0])
+                with quiet_decoders():
+                    self._ensemble = self._ensemble or self._open()
+                    yield from self._answers(self._ensemble, shards)
         except ManyeyesError as error:
             self._refuse(error)
 
     def _begin(self, shard: int) -> None:
-        import ray
-
-        if ray.get(self._desk.begin.remote(shard)) > MOST_ATTEMPTS:
+        if _asked(self._desk.begin.remote(shard)) > MOST_ATTEMPTS:
             start = self._journal.span(shard)[0]
             raise UnavailableError(
                 f"workers died {MOST_ATTEMPTS} times at the images from row {start + 1} on, most likely for want of "
@@ -189,16 +240,17 @@ class Worker:
 
     def _open(self) -> Ensemble:
         folder = settle(self._job, self._desk)
-        libraries = {runtime: version(runtime) for runtime in self._prepared.libraries}
-        check_versions(node(), self._prepared.libraries, libraries)
+        check_versions(node(), self._prepared.libraries, libraries_of(self._prepared.plan))
+        check_planned(folder, self._prepared.plan)
         plan = _moved(self._prepared.plan, lambda path: folder / path)
         opened = predictor.assemble(folder, plan, [open_member(member, lambda line: None) for member in plan.members])
         return inference.with_flips(opened, "") if self._tta else opened
 
-    def _answers(self, opened: Ensemble, task: Task) -> Iterator[pa.Table]:
-        spans = {shard: self._journal.span(shard) for shard in task.shards}
-        start, stop = spans[task.shards[0]][0], spans[task.shards[-1]][1]
-        listed = list(read(Rows(stop - start, "", False, pa.py_buffer(task.rows)), 0, stop - start))
+    def _answers(self, opened: Ensemble, shards: range) -> Iterator[pa.Table]:
+        spans = {shard: self._journal.span(shard) for shard in shards}
+        start, stop = spans[shards[0]][0], spans[shards[-1]][1]
+        sent = pa.py_buffer(_asked(self._desk.rows.remote(start, stop)))
+        listed = list(read(Rows(stop - start, "", False, sent), 0, stop - start))
         sizes = [(shard, after - before) for shard, (before, after) in spans.items()]
         items, threads = self._reader(iter(listed), start, stop), min(self._job.cpus, MOST_THREADS)
         scored = score_shards(items, self._journal.count, opened, sizes, threads=threads)
@@ -213,7 +265,8 @@ class Worker:
         if row.size < 0:
             return []
         (item,) = self._reader(iter([row]), place, place + 1)
-        return [str(item.source)] if isinstance(item.source, Path) and not item.source.exists() else []
+        source = item.source.place if isinstance(item.source, Span) else item.source
+        return [str(source)] if isinstance(source, Path) and not readable(source) else []
 
     def _refuse(self, error: ManyeyesError) -> NoReturn:
         import ray

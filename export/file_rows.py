@@ -20,21 +20,19 @@ from export.rows import Row
 
 
 class Named(NamedTuple):
-    """Rows whose paths count from `root`; remote: whether they lie in a store; given: whether they have ids."""
+    """Rows whose paths count from `root`; given: whether they have ids."""
 
     rows: Iterator[Row]
     given: bool
     root: Place
-    remote: bool
 
 
 def of_table(parts: Iterator[pd.DataFrame], table: Place, images: Place | None) -> Named:
     """The rows of a table with `id` or `path`, from which relative paths count unless `images` is given."""
     first = next(parts)
     root = _root(first, table, images)
-    remote = isinstance(root, str) or ("path" in first and is_url(first["path"].iloc[0]))
     choose = _by_path if "path" in first else _by_id
-    return Named(choose(chain([first], parts), table, root, remote), "id" in first, root, remote)
+    return Named(choose(chain([first], parts), table, root), "id" in first, root)
 
 
 def of_folder(folder: Place) -> Iterator[Row]:
@@ -70,14 +68,9 @@ def _rows(pairs: Iterable[tuple[str, str]], root: Place, remote: bool) -> Iterat
     return (row(key, root, path) for key, path in pairs)
 
 
-def _by_path(parts: Iterator[pd.DataFrame], table: Place, root: Place, remote: bool) -> Iterator[Row]:
+def _by_path(parts: Iterator[pd.DataFrame], table: Place, root: Place) -> Iterator[Row]:
     missing, count = Sample(), 0
-    pairs = (
-        pair
-        for part in parts
-        for pair in zip(part["id" if "id" in part else "path"].tolist(), part["path"].tolist(), strict=True)
-    )
-    for found in _rows(pairs, root, remote):
+    for found in chain.from_iterable(_named(part, root) for part in parts):
         count += 1
         if found.size < 0:
             missing.add(repr(found.path))
@@ -85,7 +78,13 @@ def _by_path(parts: Iterator[pd.DataFrame], table: Place, root: Place, remote: b
     refuse_missing(missing, count, table, root)
 
 
-def _by_id(parts: Iterator[pd.DataFrame], table: Place, root: Place, remote: bool) -> Iterator[Row]:
+def _named(part: pd.DataFrame, root: Place) -> Iterator[Row]:
+    keys, paths = part["id" if "id" in part else "path"].tolist(), part["path"].tolist()
+    return _rows(zip(keys, paths, strict=True), root, isinstance(root, str) or any(map(is_url, paths)))
+
+
+def _by_id(parts: Iterator[pd.DataFrame], table: Place, root: Place) -> Iterator[Row]:
+    remote = isinstance(root, str)
     names = compact(key for part in parts for key in part["id"].tolist())
     images = (found.path for found in of_folder(root)) if remote else None
     return _rows(zip(texts(names), find_files(names, root, images), strict=True), root, remote)

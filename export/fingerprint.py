@@ -44,16 +44,24 @@ def scoring_sha256(stacker: Stacker, adapted: bool) -> str:
 
 
 def made_by(
-    ensemble: Ensemble, source: str, listed: Mapping[str, Any] | None, options: Options, images: Place, done: Done
+    ensemble: Ensemble,
+    source: str,
+    listed: Mapping[str, Any] | None,
+    options: Options,
+    images: Place,
+    done: Done,
+    libraries: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """What `infer` did, JSON-ready; names of files only, never their folders.
 
     source: run, bundle or MODEL. listed: bundle.json of the bundle that was run, as it was opened; None for torch
     members. `identity`: of the ensemble, so of all its weights. `uncertified`: the precisions in use that no
-    certificate covers, such as "openvino bf16".
+    certificate covers, such as "openvino bf16". libraries: versions of what ran the members, by
+    runtime, where that was on other machines.
     """
     allowed = (listed or {}).get("precisions", {})
     used = dict(ensemble.settings)
+    runtimes = {named(key).runtime for key in used.values()}
     return {
         "source": source,
         "bundle": None if listed is None else artifacts.json_sha256(listed),
@@ -66,13 +74,16 @@ def made_by(
         "options": {**asdict(options), "cascade": ensemble.cascade.to_dict() if ensemble.cascade else None},
         "input": places.name(images),
         "images": {"scored": done.scored, "failed": done.failed},
-        "versions": versions({named(key).runtime for key in used.values()}),
+        "versions": versions(libraries or {runtime: version(runtime) for runtime in runtimes}),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def versions(runtimes: set[str]) -> dict[str, str | None]:
-    """Versions of what decides a score; manyeyes is None where it is not installed but run from its sources."""
+def versions(libraries: Mapping[str, str]) -> dict[str, str | None]:
+    """Versions of what decides a score; manyeyes is None where it is not installed but run from its sources.
+
+    libraries: of what runs the members, by runtime.
+    """
     own = None
     with suppress(metadata.PackageNotFoundError):
         own = metadata.version("manyeyes")
@@ -82,7 +93,7 @@ def versions(runtimes: set[str]) -> dict[str, str | None]:
         "numpy": np.__version__,
         "pandas": pd.__version__,
         "pillow": PIL.__version__,
-        **{runtime: version(runtime) for runtime in sorted(runtimes)},
+        **dict(sorted(libraries.items())),
     }
 
 

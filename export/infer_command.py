@@ -131,6 +131,8 @@ def infer(
         raise click.UsageError("--cascade and --tta exclude each other: the cascade is fitted on images as they are")
     if cluster and not (onnx or bundle):
         raise click.UsageError("--engine ray runs a bundle: add --onnx, or name one with --bundle")
+    if cluster and any(str(place).startswith("memory://") for place in (source, images)):
+        raise click.UsageError("memory:// is of one process alone, and a cluster has several: leave out --engine ray")
     from ensemble import artifacts
     from ensemble.quiet import quiet_decoders
     from export import cascades, fingerprint, hub, journal
@@ -152,12 +154,13 @@ def infer(
             from export import cluster as clusters
 
             folder = folder or export_bundle(run, adapted)
-            ready = clusters.plan(folder, wanted, cluster, nodes, inputs, click.echo)
+            ready = clusters.plan(folder, wanted, cluster, nodes, inputs, partial, click.echo)
             ensemble = ready.ensemble
         else:
             ensemble = open_ensemble(run, onnx, Source(folder, model, positive), adapted, wanted)
         used = folder or (artifacts.bundle_path(run) if onnx else None)
-        listed = contents(used) if used else None  # now: another export may replace it while images are scored
+        # now: another export may replace it while images are scored
+        listed = ready.job.bundle.listed if ready else contents(used) if used else None
         if tta and ensemble.cascade:
             raise click.UsageError("--tta excludes the cascade that frontier chose for this bundle: add --full")
         if tta:
@@ -180,7 +183,9 @@ def infer(
         scoring = clusters.scoring(ready, inputs, tta) if ready else None
         done = inference.infer_to_file(inputs, ensemble, output, partial, chosen, click.echo, scoring)
         kind = fingerprint.MODEL if model else "bundle" if bundle else "run"
-        fingerprint.write_fingerprint(output, fingerprint.made_by(ensemble, kind, listed, chosen, source, done))
+        libraries = ready.prepared.libraries if ready else None
+        made = fingerprint.made_by(ensemble, kind, listed, chosen, source, done, libraries)
+        fingerprint.write_fingerprint(output, made)
     speed = f", {done.images_per_second:,.1f} images per second" if done.images_per_second else ""
     click.echo(f"{done.scored} images scored -> {output}{speed}")
     if ensemble.cascade:

@@ -4,9 +4,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pandas as pd
 
@@ -38,11 +38,14 @@ class Inputs:
     and rows, not of the images' bytes.
     reader: the rows [start, stop), start, stop -> their images, streamed. That of files can be
     pickled, for other machines to read by.
+    needs: the folder or the files that are read from, without which no image can be; none for a
+    table, whose images may lie anywhere, and for a store.
     """
 
     rows: Rows
     sha256: str
     reader: Callable[[Iterable[Row], int, int], Iterator[Item]]
+    needs: tuple[Path, ...] = ()
 
     def items(self, start: int, stop: int) -> Iterator[Item]:
         """The images of the rows [start, stop), streamed."""
@@ -81,7 +84,7 @@ def read_inputs(source: Place, images: Place | None = None, spill: Path | None =
         _refuse_images(images, source)
         rows = keep(file_rows.of_folder(source), place)
         if rows.count:
-            return _of_files(rows, source)
+            return _of_files(rows, source, _paths([source]))
         if files := shards.below(source):
             return _of_shards(files, source, place)
         raise DataError(f"{source} holds no images")
@@ -137,11 +140,12 @@ def of_open_files(files: Sequence[tuple[str, BinaryIO]]) -> Inputs:
     return Inputs(rows, rows.sha256, reader)
 
 
-def _of_files(rows: Rows, root: Place, remote: bool = False) -> Inputs:
-    sha256 = artifacts.json_sha256([ascii(root), rows.sha256])
-    if remote or isinstance(root, str):
-        return Inputs(rows, sha256, partial(_in_store, root))
-    return Inputs(rows, sha256, partial(_in_folder, root))
+def _of_files(rows: Rows, root: Place, needs: tuple[Path, ...] = ()) -> Inputs:
+    return Inputs(rows, artifacts.json_sha256([ascii(root), rows.sha256]), partial(_in_files, root), needs)
+
+
+def _paths(given: Iterable[Place]) -> tuple[Path, ...]:
+    return tuple(place for place in given if isinstance(place, Path))
 
 
 def _of_shards(files: Sequence[Place], source: Place, place: Path | None) -> Inputs:
@@ -155,7 +159,7 @@ def _of_shards(files: Sequence[Place], source: Place, place: Path | None) -> Inp
         raise DataError(f"{source} holds no images")
     facts = [[shard.size, shard.version] for shard in known]
     _distinct(rows, source)
-    return Inputs(rows, artifacts.json_sha256([rows.sha256, facts]), partial(_in_tars, tuple(known)))
+    return Inputs(rows, artifacts.json_sha256([rows.sha256, facts]), partial(_in_tars, tuple(known)), _paths(files))
 
 
 def _of_parquet(files: Sequence[Place], source: Place, place: Path | None) -> Inputs:
@@ -163,20 +167,17 @@ def _of_parquet(files: Sequence[Place], source: Place, place: Path | None) -> In
     rows = chain.from_iterable(_named(parquet_input.image_rows(file), file) for file in files)
     kept = _distinct(keep(rows, place), source)
     facts = known[0][1] if len(known) == 1 else [each for _, each in known]
-    return Inputs(kept, artifacts.json_sha256([kept.sha256, facts]), partial(_in_parquet, known))
+    return Inputs(kept, artifacts.json_sha256([kept.sha256, facts]), partial(_in_parquet, known), _paths(files))
 
 
-def _in_folder(root: Path, rows: Iterable[Row], start: int, stop: int) -> Iterator[Item]:
-    for row in rows:
-        file = root / row.path
-        yield Item(row.id, str(file), file)
-
-
-def _in_store(root: Place, rows: Iterable[Row], start: int, stop: int) -> Iterator[Item]:
-    placed = (
-        (row._replace(path=str(place)), Span(place, 0, row.size)) for row in rows for place in [join(root, row.path)]
-    )
-    return _ahead(placed, lambda spans: ([span] for span in spans))
+def _in_files(root: Place, rows: Iterable[Row], start: int, stop: int) -> Iterator[Item]:
+    placed = ((row, join(root, row.path)) for row in rows)
+    for in_store, some_rows in groupby(placed, lambda each: isinstance(each[1], str)):
+        if in_store:
+            found = ((row._replace(path=str(place)), Span(place, 0, row.size)) for row, place in some_rows)
+            yield from _ahead(found, lambda spans: ([span] for span in spans))
+        else:
+            yield from (Item(row.id, str(place), cast(Path, place)) for row, place in some_rows)
 
 
 def _in_tars(known: Sequence[shards.Shard], rows: Iterable[Row], start: int, stop: int) -> Iterator[Item]:
@@ -215,7 +216,7 @@ def _in_parquet(known: Sequence[tuple[Place, list[Any]]], rows: Iterable[Row], s
 def _of_table(parts: Iterator[pd.DataFrame], table: Place, images: Place | None, place: Path | None) -> Inputs:
     named = file_rows.of_table(parts, table, images)
     kept = keep(_named(named.rows, table) if named.given else named.rows, place)
-    return _of_files(_distinct(kept, table), named.root, named.remote)
+    return _of_files(_distinct(kept, table), named.root)
 
 
 def _refuse_images(images: Place | None, source: Place) -> None:

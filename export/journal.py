@@ -3,6 +3,7 @@
 NAME.csv.partial/
   lock             held by the process that scores
   journal.json     what decides the output; written before the first shard
+  prepared.json    of a job on a cluster: what runs its members (cluster_kept.py)
   00000.parquet    ROWS rows: id, and a logit a member, or the path and why it cannot be read
 """
 

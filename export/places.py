@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from ensemble.errors import DataError, UnavailableError
+from ensemble.errors import DataError, UnavailableError, in_one_line
 
 Place = Path | str  # a URL is the text
 DRIVERS = {"s3": "s3fs", "gs": "gcsfs", "memory": "fsspec"}  # memory: of this process, for trying out
@@ -125,8 +125,7 @@ def problems(url: str) -> Generator[None, None, None]:
 
 def _line(error: Exception) -> str:
     """An error in one short line, without the query of a signed address."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return re.sub(r"\?\S+", "", text)[:300]
+    return re.sub(r"\?\S+", "", in_one_line(error))
 
 
 def facts(place: Place) -> tuple[int, int]:
@@ -151,13 +150,20 @@ def is_folder(url: str) -> bool:
 
 
 def check(place: Place, known: tuple[int, int]) -> None:
-    """DataError where a file's facts are no longer those known."""
+    """DataError where a file's facts are no longer those known, or it is gone."""
     try:
         same = facts(place) == known
-    except OSError:
-        same = False
+    except OSError as error:
+        raise DataError(
+            f"{place} is gone ({error.strerror or 'not found'}); run the command on what is there"
+        ) from None
     if not same:
         raise changed(place)
+
+
+def readable(path: Path) -> bool:
+    """Whether a file or folder is there for this process's user to read."""
+    return os.access(path, os.R_OK)
 
 
 def _version(info: dict[str, Any]) -> int:

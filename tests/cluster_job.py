@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 from conftest import HOSTILE_NAMES, encoded, noise
 from helpers import ROOT, exported_run
+from test_shards import write_tar
 
 from export import journal
 
@@ -25,6 +27,19 @@ def make(work: Path, side: int = 12, rows: int = ROWS) -> Path:
     lines = ['"{}",images/{}.png\n'.format(key.replace('"', '""'), row * 7 % 20) for row, key in enumerate(keys)]
     (work / "test.csv").write_text("id,path\n" + "".join(lines), encoding="utf-8")
     return work
+
+
+def write_shards(work: Path, folder: Path, count: int = 300) -> None:
+    """Images of the list again, as `tars` and as `sets` of Parquet files below a folder."""
+    files = sorted((work / "images").iterdir())
+    images = {f"{row:04}": files[row % len(files)].read_bytes() for row in range(count)}
+    (folder / "sets").mkdir()
+    for number, start in enumerate(range(0, count, 130)):
+        part = list(images.items())[start : start + 130]
+        write_tar(folder / "tars" / f"{number}.tar", {f"{key}.png": data for key, data in part})
+        keys, data = zip(*part, strict=True)
+        frame = pd.DataFrame({"id": keys, "image": data})
+        frame.to_parquet(folder / "sets" / f"{number}.parquet", row_group_size=40)
 
 
 def command(work: Path, output: Path, *more: object, source: object = "test.csv") -> list[str]:

@@ -4,18 +4,22 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from dataclasses import replace
 
 import cluster_job
-import pandas as pd
 import pytest
 import ray_nodes
+import test_stores
 from helpers import STACKER, read_csv, write_csv
+from test_stores import KEYS, needs_s3, upload_folder
 
 from ensemble import artifacts
 from export import bundle as bundles
+from export import places
 
 pytestmark = pytest.mark.cluster
+server = test_stores.server  # the fixture
 
 
 @pytest.fixture(scope="module")
@@ -95,13 +99,33 @@ def test_mirrored_images(nodes, work, tmp_path):
     assert "Averaged over mirrored images: one" in told
 
 
-def test_images_in_a_parquet_file(nodes, work, tmp_path):
-    files = sorted((work / "images").iterdir())
-    frame = pd.DataFrame(
-        {"id": [str(row) for row in range(300)], "image": [files[row % 20].read_bytes() for row in range(300)]}
-    )
-    frame.to_parquet(work / "images.parquet", row_group_size=70)
-    same(nodes, work, tmp_path, "--members", source="images.parquet")
+@pytest.mark.parametrize("kind", ["sets", "tars"])
+def test_images_in_parquet_files_and_in_tars(nodes, work, tmp_path, kind):
+    cluster_job.write_shards(work, tmp_path)
+    same(nodes, work, tmp_path, "--members", source=tmp_path / kind)
+
+
+@needs_s3
+def test_images_of_a_store(work, tmp_path, server):
+    """The workers have the credentials of those who started them."""
+    url = f"s3://bucket-{time.time_ns()}"
+    cluster_job.write_shards(work, tmp_path)
+    keys = KEYS | {"AWS_ENDPOINT_URL": server[0]}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in keys.items():
+            patch.setenv(name, value)
+        places._filesystem.cache_clear()
+        places.filesystem(url).mkdir(url)
+        upload_folder(tmp_path / "tars", f"{url}/tars")
+    places._filesystem.cache_clear()
+    output = tmp_path / "out.csv"
+    with ray_nodes.cluster(2, environment=keys) as nodes:
+        call = cluster_job.command(work, output, "--engine", "ray", "--address", nodes.address)
+        call[call.index("--input") + 1] = f"{url}/tars"
+        cluster_job.run(call, nodes.environment | keys)
+    scores = cluster_job.written(output)[0]
+    cluster_job.run(cluster_job.command(work, output, source=tmp_path / "tars"))
+    assert cluster_job.written(output)[0] == scores
 
 
 def test_a_folder_named_from_where_the_command_runs(nodes, work, tmp_path):

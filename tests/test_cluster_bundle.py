@@ -1,12 +1,18 @@
 """A bundle that a machine of a cluster lacks is sent to it, once, in pieces, and checked; no Ray runs."""
 
+import os
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from helpers import exported_run
 
 from ensemble.errors import ArtifactError
-from export import cluster_bundle
+from export import bundle, cluster_bundle
+from export.cluster_worker import check_planned
+from export.plan import Plan, Planned
+from export.setting import Setting
 
 
 @pytest.fixture
@@ -71,8 +77,14 @@ def test_what_was_damaged_or_cut_short_is_sent_again(source, left):
 
 def test_bytes_that_changed_on_the_way_are_refused(source):
     source, fetch, _, _ = source
-    with pytest.raises(ArtifactError, match="is damaged"):
-        cluster_bundle.located(source, lambda name, start: fetch(name, start).replace(b"\n", b" "))
+    for changed, message in ((b"stacker.json", "is damaged"), (b"bundle.json", "was changed while it was sent")):
+        with pytest.raises(ArtifactError, match=message):
+            cluster_bundle.located(
+                source,
+                lambda name, start, changed=changed: (
+                    fetch(name, start).replace(b"1", b"7") if name == changed.decode() else fetch(name, start)
+                ),
+            )
 
 
 def test_no_room_says_so(source, monkeypatch):
@@ -91,3 +103,31 @@ def test_a_file_that_is_missing_where_the_job_starts(source):
     (tmp_path / "elsewhere" / "stacker.json").unlink()
     with pytest.raises(ArtifactError, match=r"stacker\.json is missing; make it anew"):
         cluster_bundle.source_of(tmp_path / "elsewhere")
+
+
+def test_a_bundle_that_was_replaced_meanwhile_is_not_taken_for_the_one_that_was_planned(source):
+    source, fetch, _, tmp_path = source
+    other = bundle.contents(tmp_path / "elsewhere")
+    bundle.write_contents(tmp_path / "elsewhere", other | {"precisions": {}, "more": "a"})
+    with pytest.raises(ArtifactError, match=r"was changed while it was sent; run the same command again"):
+        cluster_bundle.located(source, fetch)
+    assert not [path for path in (tmp_path / "a cache" / "bundles").iterdir() if path.suffix == ""]
+
+
+def test_a_worker_runs_the_files_that_were_planned_alone(source):
+    folder = source[3] / "elsewhere"
+    (name, sha256), *_ = bundle.contents(folder)["files"].items()
+    planned = Planned("one", Path(name), sha256, None, 0.0, Setting("onnxruntime"))
+    check_planned(folder, Plan(None, (planned,), None))
+    with pytest.raises(ArtifactError, match=r"was changed meanwhile; run the same command again"):
+        check_planned(folder, Plan(None, (replace(planned, sha256="0" * 64),), None))
+
+
+def test_a_bundle_that_another_user_may_not_read_is_sent(source, monkeypatch):
+    source, fetch, asked, tmp_path = source
+    shutil.copytree(tmp_path / "elsewhere", source.folder)
+    mine = os.access
+    hidden = source.folder / "stacker.json"
+    monkeypatch.setattr(os, "access", lambda path, how: path != hidden and mine(path, how))
+    assert cluster_bundle.located(source, fetch).is_relative_to(tmp_path / "a cache")
+    assert asked

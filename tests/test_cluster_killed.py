@@ -99,6 +99,21 @@ def test_the_command_killed_and_started_again_scores_only_what_is_missing(nodes,
     assert cluster_job.written(output) == undisturbed
 
 
+def test_a_job_goes_on_with_its_cores_on_a_cluster_that_has_changed(work, undisturbed, tmp_path):
+    """A smaller machine joins: a new job's equal share would be one core."""
+    output = tmp_path / "out.csv"
+    with ray_nodes.cluster(2) as nodes:
+        process = start(nodes, work, output)
+        wait_for(process, output, 3)
+        process.kill()
+        process.communicate()
+        nodes.add(1)
+        out = finish(start(nodes, work, output), output)
+    assert "Going on: " in out
+    assert "1 worker of 2 cores on a Ray cluster: the cluster has 3 cores" in out
+    assert cluster_job.written(output) == undisturbed
+
+
 def test_interrupted_it_stops_at_once_and_goes_on_on_one_machine(nodes, work, undisturbed, tmp_path):
     output = tmp_path / "out.csv"
     process = start(nodes, work, output, "--cpus-per-worker", "2")

@@ -77,7 +77,7 @@ def call(nodes, work, output, *more, **options):
     [
         (
             ["--gpus-per-worker", 2],
-            "no node has room for a worker of 1 core and 2 GPU: the cluster has 2 cores and 1 GPU",
+            "no node has room for a worker of 1 core and 2 GPUs: the cluster has 2 cores and 1 GPU",
         ),
         (["--workers", 3], "there is no room for 3 workers of 1 core, only for 2: the cluster has 2 cores"),
         (["--cpus-per-worker", 64], "no node has room for a worker of 64 cores: the cluster has 2 cores"),
@@ -115,6 +115,7 @@ def elsewhere(work, tmp_path_factory):
     """A cluster whose one worker runs on a machine that has neither the bundle nor `hidden`."""
     hidden = tmp_path_factory.mktemp("hidden")
     shutil.copytree(work / "images", hidden / "inner")
+    cluster_job.write_shards(work, hidden)
     cache = tmp_path_factory.mktemp("cache of the node")
     with ray_nodes.cluster(0) as nodes:
         nodes.add(2, environment={"MANYEYES_CACHE": str(cache)}, hidden=[work / "bundle", hidden])
@@ -136,12 +137,17 @@ def test_a_machine_without_the_bundle_is_sent_it_once(elsewhere, work, tmp_path)
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("how", ["folder", "csv"])
+@pytest.mark.parametrize("how", ["folder", "csv", "tars", "sets"])
 def test_images_that_a_worker_does_not_see_end_the_job(elsewhere, work, tmp_path, how):
     nodes, hidden, _ = elsewhere
     lines = [f"{row},{hidden}/inner/{row % 20}.png\n" for row in range(300)]
     (tmp_path / "test.csv").write_text("id,path\n" + "".join(lines))
-    source, missed = (tmp_path / "test.csv", hidden / "inner" / "0.png") if how == "csv" else [hidden / "inner"] * 2
+    source, missed = {
+        "folder": (hidden / "inner", hidden / "inner"),
+        "csv": (tmp_path / "test.csv", hidden / "inner" / "0.png"),
+        "tars": (hidden / "tars", hidden / "tars" / "0.tar"),
+        "sets": (hidden / "sets", hidden / "sets" / "0.parquet"),
+    }[how]
     err = cluster_job.run(call(nodes, work, tmp_path / "out.csv", source=source), nodes.environment, code=2)
     assert err.count("\n") == 1
     assert f"{missed} is not on {socket.gethostname()} (" in err

@@ -47,8 +47,12 @@ def test_workers_share_what_there_is(nodes, asked, expected):
         (PLAIN, {"gpus": 1}, "no node has room for a worker of 1 core and 1 GPU: the cluster has 12 cores and 0 GPUs"),
         (PLAIN, {"gpus_must": True}, "members should run on GPUs, and the cluster has 12 cores and 0 GPUs on 2 nodes"),
         (WITH_GPUS, {"gpus": 0, "gpus_must": True}, "members should run on GPUs"),
-        (WITH_GPUS, {"gpus": 8}, "no node has room for a worker of 1 core and 8 GPU: the cluster has 36 cores and 6"),
+        (WITH_GPUS, {"gpus": 8}, "no node has room for a worker of 1 core and 8 GPUs: the cluster has 36 cores and 6"),
         (WITH_GPUS, {"gpus": 1.5}, "--gpus-per-worker 1.5: above 1 only whole GPUs"),
+        *(
+            (WITH_GPUS, {"gpus": gpus}, f"--gpus-per-worker is 0, or from 0.0001 on, not {gpus:g}")
+            for gpus in (float("inf"), float("nan"), 1e-05)
+        ),
         (WITH_GPUS, {"workers": 7}, "there is no room for 7 workers of 1 core and 1 GPU, only for 6: the cluster has"),
         (PLAIN, {"workers": 13}, "there is no room for 13 workers of 1 core, only for 12: the cluster has 12 cores"),
         (
@@ -118,6 +122,13 @@ def test_a_cluster_runs_bundles_alone(tmp_path):
     code, _, err = run_cli("infer", "--input", tmp_path, "--engine", "ray")
     assert code == 2
     assert "Error: --engine ray runs a bundle: add --onnx, or name one with --bundle" in err
+
+
+@pytest.mark.parametrize("option", ["--input", "--images"])
+def test_what_lies_in_one_process_is_no_input_for_several(tmp_path, option):
+    code, _, err = run_cli("infer", "--bundle", tmp_path, option, "memory://a/b", "--engine", "ray")
+    assert code == 2
+    assert "Error: memory:// is of one process alone" in err
 
 
 def test_versions_differ_by_sources_and_libraries_not_by_how_ours_are_installed():

@@ -132,6 +132,20 @@ def test_tables_of_a_store_name_images_there(photos, bucket, tmp_path):
         np.testing.assert_array_equal(each["target"], by_id["target"])
 
 
+@pytest.mark.parametrize("first", ["path", "url"])
+def test_a_table_may_name_files_here_and_in_a_store(photos, bucket, tmp_path, first):
+    upload_folder(photos, f"{bucket}/set")
+    paths = [
+        f"{bucket}/set/x/{name}.png" if number % 3 == (first == "path") else str(photos / f"x/{name}.png")
+        for number, name in enumerate(NAMES)
+    ]
+    pd.DataFrame({"path": paths, "id": NAMES}).to_csv(tmp_path / "mixed.csv", index=False)
+    pd.DataFrame({"path": [f"x/{name}.png" for name in NAMES], "id": NAMES}).to_csv(photos / "local.csv", index=False)
+    found, errors = score(tmp_path / "mixed.csv")
+    assert errors.empty
+    pd.testing.assert_frame_equal(found, score(photos / "local.csv")[0])
+
+
 def write_sets(photos, folder):
     """The photos as tars, and as Parquet files, of three images each; names as ids."""
     files = sorted(photos.rglob("*.png"))

@@ -1,0 +1,84 @@
+"""What was prepared for a job on a cluster is kept, and holds as long as the cluster has room for it; no Ray runs."""
+
+from dataclasses import replace
+
+import pytest
+from helpers import exported_run
+
+from ensemble.errors import ArtifactError
+from export import cluster_bundle, cluster_kept, cluster_worker, predictor
+from export.cluster_kept import Kept
+from export.cluster_size import Asked, Node, Size, sized_as
+from export.cluster_worker import Prepared
+from export.hardware import available
+from export.plan import Plan
+from export.setting import Wanted
+
+WANTED = Wanted(device="cpu", cascade=0.01)
+NODES = (Node("a", 8), Node("b", 4))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = exported_run(tmp_path_factory.mktemp("run"), cascade=True) / "bundle"
+    return cluster_bundle.source_of(folder)
+
+
+@pytest.fixture(scope="module")
+def kept(source):
+    plan, runners = predictor.open_plan(source.folder, WANTED, lambda line: None, replace(available(), cores=2))
+    assert plan.cascade
+    members = tuple(replace(member, path=member.path.relative_to(source.folder)) for member in plan.members)
+    identity = predictor.assemble(source.folder, plan, runners).identity
+    libraries = cluster_worker.libraries_of(plan)
+    return Kept(Prepared(replace(plan, members=members), identity, libraries, ("a line", "é")), 2, 0.5)
+
+
+def test_it_is_read_as_it_was_written(source, kept, tmp_path):
+    assert cluster_kept.read(tmp_path, source, WANTED, Asked()) is None
+    cluster_kept.write(tmp_path, source, WANTED, kept)
+    assert cluster_kept.read(tmp_path, source, WANTED, Asked()) == kept
+    assert cluster_kept.read(tmp_path, source, WANTED, Asked("auto", 7, 2, 0.5)) == kept
+
+
+def test_other_cores_options_or_bundles_are_prepared_anew(source, kept, tmp_path):
+    cluster_kept.write(tmp_path, source, WANTED, kept)
+    assert cluster_kept.read(tmp_path, source, WANTED, Asked(cpus=1)) is None
+    assert cluster_kept.read(tmp_path, source, WANTED, Asked(gpus=0)) is None
+    assert cluster_kept.read(tmp_path, source, replace(WANTED, cascade=0.02), Asked()) is None
+    assert cluster_kept.read(tmp_path, replace(source, sha256="0" * 64), WANTED, Asked()) is None
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"cascade", b"sha256", b"setting"])
+def test_what_was_damaged_is_prepared_anew(source, kept, tmp_path, damage):
+    cluster_kept.write(tmp_path, source, WANTED, kept)
+    file = tmp_path / cluster_kept.FILE
+    file.write_bytes(file.read_bytes().replace(damage, b"x") if len(damage) > 2 else damage)
+    assert cluster_kept.read(tmp_path, source, WANTED, Asked()) is None
+
+
+def test_what_cannot_be_run_alike_is_prepared_anew(source, kept):
+    (first, *others), plan = kept.prepared.plan.members, kept.prepared.plan
+    assert cluster_worker.still_runs(source.folder, kept.prepared)
+    assert not cluster_worker.still_runs(source.folder, replace(kept.prepared, libraries={"openvino": "0.1"}))
+    lacking = replace(first, setting=replace(first.setting, runtime="cuda", precision="int8"))
+    other = Plan(plan.stacker, (lacking, *others), plan.cascade)
+    libraries = cluster_worker.libraries_of(other)
+    assert not cluster_worker.still_runs(source.folder, replace(kept.prepared, plan=other, libraries=libraries))
+    with pytest.raises(ArtifactError, match="was changed meanwhile"):
+        cluster_worker.still_runs(
+            source.folder, replace(kept.prepared, plan=replace(plan, members=(replace(first, sha256="0"),)))
+        )
+
+
+@pytest.mark.parametrize(
+    ("asked", "cpus", "expected"),
+    [
+        ({}, 2, Size(6, 2, 0)),
+        ({"workers": 3}, 2, Size(3, 2, 0)),
+        ({"workers": 9}, 4, Size(3, 4, 0)),  # a machine has gone
+        ({}, 9, None),
+    ],
+)
+def test_a_job_goes_on_with_the_cores_that_it_was_begun_with(asked, cpus, expected):
+    assert sized_as(NODES, Asked(**asked), cpus, 0) == expected
