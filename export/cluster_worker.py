@@ -14,7 +14,7 @@ import pyarrow as pa
 from ensemble.errors import ArtifactError, DataError, ManyeyesError, UnavailableError, in_one_line
 from ensemble.quiet import quiet_decoders
 from ensemble.ray_look import check_versions, look
-from export import cluster_bundle, predictor
+from export import bundle, cluster_bundle, predictor
 from export import infer as inference
 from export import journal as journals
 from export.cluster_bundle import Source
