@@ -5,7 +5,6 @@ when its standard input does.
 """
 
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -43,7 +42,7 @@ class Silent:
 
 def main() -> None:
     """Train the member that the command line orders, and write its outcome."""
-    threading.Thread(target=end_with_input, daemon=True).start()
+    end_with_input()
     order = Order.of(sys.argv[1])
     events = Events(order.events)
     try:

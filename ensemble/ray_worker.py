@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -141,7 +142,12 @@ def environment(order: Order) -> dict[str, str]:
 
 
 def end_with_input() -> None:
-    """Interrupt this process at the end of its standard input: whoever ordered its work is gone. For a thread."""
+    """From now on, the end of standard input interrupts this process: whoever ordered its work is gone."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
+    threading.Thread(target=_wait_for_end, daemon=True).start()
+
+
+def _wait_for_end() -> None:
     while os.read(0, 4096):
         pass
     _thread.interrupt_main()

@@ -9,7 +9,7 @@ from itertools import count, islice
 import numpy as np
 import pytest
 from helpers import CONTRACT
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -55,6 +55,7 @@ def scored(items, runners, chunk, needs, read=grey, total=MANY):
     return np.concatenate([each.logits for each in found]), errors, [len(each.logits) for each in found]
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(
     values=st.lists(st.integers(0, 99), min_size=1, max_size=60),
     limits=st.lists(st.integers(-1, 99), min_size=1, max_size=4),

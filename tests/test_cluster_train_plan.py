@@ -367,8 +367,7 @@ def test_a_member_is_trained_by_one_process_at_a_time(tmp_path):
 WAITS = """
 import sys, time
 from ensemble import ray_worker
-import threading
-threading.Thread(target=ray_worker.end_with_input, daemon=True).start()
+ray_worker.end_with_input()
 print("up", flush=True)
 while True:
     time.sleep(0.1)
