@@ -105,9 +105,7 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         options.run,
         options.device,
     ]
-    for decorator in reversed(decorators):
-        command = decorator(command)
-    return command
+    return options.decorated(command, decorators)
 
 
 @click.command("train")

@@ -1,10 +1,18 @@
 """Command-line options that several commands share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+
+
+def decorated(command: Callable[..., Any], decorators: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
+    """The command with these options, which --help lists in this order."""
+    for decorator in reversed(decorators):
+        command = decorator(command)
+    return command
+
 
 run = click.option(
     "--run",
@@ -76,9 +84,7 @@ def reading(command: Callable[..., Any]) -> Callable[..., Any]:
             "--group-column", default="group", show_default=True, help="CSV column whose equal values stay together."
         ),
     ]
-    for decorator in reversed(decorators):
-        command = decorator(command)
-    return command
+    return decorated(command, decorators)
 
 
 def table(frame: object) -> None:

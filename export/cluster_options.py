@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ensemble import options
 from export.cluster_size import Asked
 
 OPTIONS = ("address", "workers", "cpus_per_worker", "gpus_per_worker")
@@ -65,7 +66,4 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="With --engine ray: GPUs of each, 0.5 for two that share one.  [default: 1, if there are any]",
         ),
     ]
-    decorated: Callable[..., Any] = call
-    for decorator in reversed(decorators):
-        decorated = decorator(decorated)
-    return decorated
+    return options.decorated(call, decorators)

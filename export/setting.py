@@ -124,7 +124,4 @@ def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         options.device,
     ]
-    decorated: Callable[..., Any] = call
-    for decorator in reversed(decorators):
-        decorated = decorator(decorated)
-    return decorated
+    return options.decorated(call, decorators)
