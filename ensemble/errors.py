@@ -56,9 +56,15 @@ def shown(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
-def in_one_line(error: Exception) -> str:
+def in_one_line(error: Exception | str) -> str:
     """What a library says of its error, in one short line."""
-    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+    named = "no reason given" if isinstance(error, str) else type(error).__name__
+    return " ".join(str(error).split())[:300].rstrip(".") or named
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error, or what it is."""
+    return str(error).strip().partition("\n")[0].rstrip() or type(error).__name__
 
 
 @dataclass

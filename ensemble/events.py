@@ -49,12 +49,12 @@ class Events:
     def scoring(self, title: str, total: int) -> Callable[[int], object]:
         """As `Watch.scoring`."""
         self.tell("scoring", title=title, total=total)
-        waiting = 0
+        waiting = done = 0
 
         def scored(count: int) -> None:
-            nonlocal waiting
-            waiting += count
-            if self._clock() - self._told >= EVERY:
+            nonlocal waiting, done
+            waiting, done = waiting + count, done + count
+            if self._clock() - self._told >= EVERY or done >= total:
                 self.tell("scored", count=waiting)
                 waiting = 0
 

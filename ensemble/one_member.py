@@ -13,7 +13,7 @@ import torch
 
 from ensemble import artifacts, distributed, machine
 from ensemble import train_all as runs
-from ensemble.errors import ManyeyesError
+from ensemble.errors import ManyeyesError, first_line
 from ensemble.events import Events
 from ensemble.ray_worker import Order, end_with_input
 from ensemble.recipe import Recipe
@@ -50,8 +50,7 @@ def main() -> None:
     except Exception as error:
         ours = isinstance(error, ManyeyesError) and not isinstance(error, distributed.FirstFailedError)
         if ours or order.processes == 1:  # else another process may have been killed, which is worth another try
-            text = str(error).strip() or type(error).__name__
-            events.tell("outcome", values=asdict(runs.Outcome(order.name, "failed", error=text.splitlines()[0])))
+            events.tell("outcome", values=asdict(runs.Outcome(order.name, "failed", error=first_line(error))))
         if not ours:
             raise
         sys.exit(1)

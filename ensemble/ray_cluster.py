@@ -2,28 +2,23 @@
 
 import logging
 import os
-import re
-import secrets
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
-from ensemble.errors import UnavailableError
-from ensemble.parallel import available_cores
+from tqdm import tqdm
 
-OBJECT_STORE = 256 << 20  # bytes, of a Ray of our own: what is on its way is small, and the rest goes to disk
+from ensemble import ray_own
+from ensemble.errors import UnavailableError, in_one_line
+
 CONNECTS, ANSWERS = 5, 30  # seconds
-FOLDER = "manyeyes-ray-"  # and the process's number
-MOST_TEMPORARY = 8  # characters of the folder for temporary files, before /tmp is taken
+LOOKS, MISSES = 5.0, 3  # seconds between two looks for the head; in vain, until it is gone
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # its C++ parts write to the terminal
@@ -59,47 +54,35 @@ def load_ray() -> Any:
 
 
 @contextmanager
-def _hushed() -> Iterator[None]:
-    """Nothing on standard error meanwhile, below Python too: Ray says there that it was told to be quiet."""
-    kept = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
-@contextmanager
 def connected(address: str | None) -> Iterator[Any]:
     """The package ray, connected to the cluster at `address`, or at RAY_ADDRESS, or to one started here for the block.
 
     Afterwards all that was started is gone, after SIGTERM too. UnavailableError, within seconds, where no cluster
     answers.
     """
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    with _own_token() if address == "local" else nullcontext():
+    if address is None:
+        address = os.environ.get("RAY_ADDRESS") or "local"
+    with ExitStack() as stack:
+        if address == "local":
+            stack.enter_context(ray_own.token())
         loaded = "ray" in sys.modules
         ray = load_ray()
-        if loaded and address == "local":
-            raise UnavailableError(
-                f"Ray was loaded in this process before the token of a Ray of its own was set; {REMEDY}"
-            )
-        own = _folder() if address == "local" else None
-        try:
-            if own:
-                _start(ray, own)
-            else:
-                _check(address)
-                with _hushed():
-                    ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-            with _ended_by_sigterm():  # Ray sets its own as it starts, which would leave everything behind
-                yield ray
-        finally:
-            ray.shutdown()
-            if own:
-                shutil.rmtree(own, ignore_errors=True)
+        if address == "local":
+            if loaded:
+                raise UnavailableError(
+                    f"Ray was loaded in this process before the token of a Ray of its own was set; {ray_own.REMEDY}"
+                )
+            own = stack.enter_context(ray_own.folder())
+            stack.callback(ray.shutdown)
+            ray_own.start(ray, own)
+        else:
+            _check(address)
+            stack.callback(ray.shutdown)
+            with ray_own.hushed():
+                ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+            stack.enter_context(_head_watched(ray.get_runtime_context().gcs_address))
+        stack.enter_context(_ended_by_sigterm())  # Ray sets its own as it starts, which would leave everything behind
+        yield ray
 
 
 def nodes(ray: Any) -> list[Node]:
@@ -133,70 +116,49 @@ def _ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def shown(host: str, address: str) -> str:
-    """How a node is named wherever it is told of."""
-    return f"{host} ({address})"
-
-
-def _folder() -> str:
-    """For logs and what does not fit into memory; short, since a socket's path has at most 107 bytes.
-
-    Those of processes that were killed are removed.
-    """
-    base = tempfile.gettempdir() if len(tempfile.gettempdir()) <= MOST_TEMPORARY else "/tmp"  # noqa: S108
-    for left in Path(base).glob(f"{FOLDER}*-*"):
-        number = left.name.removeprefix(FOLDER).partition("-")[0]
-        if number.isdecimal() and _gone(int(number)):  # another user's cannot be removed, and stays
-            shutil.rmtree(left, ignore_errors=True)
-    return tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir=base)
-
-
-def _gone(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (OSError, OverflowError) as error:
-        return isinstance(error, ProcessLookupError)
-    return False
-
-
 @contextmanager
-def _own_token() -> Iterator[None]:
-    """A token for a Ray that is started meanwhile, so that no other user reaches it; Ray would keep one at home.
+def _head_watched(address: str) -> Iterator[None]:
+    """Say once on standard error if the cluster's head is gone: Ray waits for it, then ends the process without a word.
 
-    Ray looks for it as it is imported.
+    address: HOST:PORT.
     """
-    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    before = {name: os.environ.get(name) for name in own}
-    os.environ.update(own)
+    host, _, port = address.rpartition(":")
+    done = threading.Event()
+
+    def watch() -> None:
+        silent = 0
+        while silent < MISSES:
+            if done.wait(LOOKS):
+                return
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), CONNECTS).close()
+                silent = 0
+            except OSError:
+                silent += 1
+        tqdm.write(
+            f"The head of the cluster at {address} is gone. If it does not come back, this command ends within about "
+            "a minute; what was finished is kept, and the same command goes on, on a cluster that runs.",
+            file=sys.stderr,
+        )
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        done.set()
 
 
-def _start(ray: Any, folder: str) -> None:
-    try:
-        with _hushed():
-            ray.init(
-                "local",
-                num_cpus=available_cores(),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=OBJECT_STORE,
-                _temp_dir=folder,
-            )
-    except Exception as error:  # of many kinds: no memory, no ports, a path that is too long
-        why = LOGS.sub("", str(error))
-        raise UnavailableError(f"Ray could not be started here: {_line(why)}; {REMEDY}") from None
+def this_node() -> str:
+    """The machine where this runs, on a cluster, as `Node` has its name."""
+    import ray
+
+    return shown(socket.gethostname(), ray.util.get_node_ip_address())
 
 
-REMEDY = "name a cluster that runs with --address HOST:PORT"
-LOGS = re.compile(r"\s*(Last 0 lines|Please check).*", re.DOTALL)  # and where: in a folder that is gone by then
+def shown(host: str, address: str) -> str:
+    """How a node is named wherever it is told of."""
+    return f"{host} ({address})"
 
 
 def _check(address: str) -> None:
@@ -209,16 +171,16 @@ def _check(address: str) -> None:
     host, _, port = address.rpartition(":")
     start = "start one with: ray start --head, or leave out --address"
     if address != "auto":
-        if not host or not port.isdigit():
+        if not host or not (port.isascii() and port.isdigit()):
             raise UnavailableError(f"--address {address} is not HOST:PORT, and not auto")
         try:
             socket.create_connection((host.strip("[]"), int(port)), CONNECTS).close()
-        except (OSError, OverflowError, UnicodeError) as error:
-            why = _line(getattr(error, "strerror", None) or str(error))
+        except (OSError, OverflowError, ValueError) as error:  # ValueError: a port of thousands of digits, a bad name
+            why = in_one_line(getattr(error, "strerror", None) or error)
             raise UnavailableError(f"no Ray cluster at {address} ({why}); {start}") from None
     try:
         trial = subprocess.run(  # noqa: S603  # our own words; the address is an argument
-            [sys.executable, "-c", TRIAL, address], capture_output=True, text=True, timeout=ANSWERS, check=False
+            [sys.executable, "-P", "-c", TRIAL, address], capture_output=True, text=True, timeout=ANSWERS, check=False
         )
     except subprocess.TimeoutExpired:
         raise UnavailableError(f"no Ray cluster answers at {address} within {ANSWERS} s; {start}") from None
@@ -228,9 +190,5 @@ def _check(address: str) -> None:
             "RAY_AUTH_TOKEN_PATH here as on its machines"
         )
     if trial.returncode:
-        why = _line(trial.stderr.strip().rpartition("\n")[2])
+        why = in_one_line(trial.stderr.strip().rpartition("\n")[2])
         raise UnavailableError(f"no Ray cluster can be used at {address} ({why}); {start}")
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())[:300].rstrip(".") or "no reason given"

@@ -5,10 +5,11 @@
 
 import contextlib
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-ANSWERS = 120.0  # seconds for a node to say what it has
+ANSWERS = 120.0  # seconds for all nodes to say what they have
 
 
 def look(packages: Sequence[str]) -> dict[str, str]:
@@ -48,9 +49,10 @@ def check_nodes(ray: Any, nodes: Sequence[Any], packages: Sequence[str]) -> None
     ray.cloudpickle.register_pickle_by_value(ours)
     try:
         looks = {node: at(ray, node.id, look).remote(packages) for node in nodes}
+        until = time.monotonic() + ANSWERS
         for node, found in looks.items():
             with contextlib.suppress(ray.exceptions.RayError):  # it went meanwhile
-                check_versions(node.name, here, ray.get(found, timeout=ANSWERS))
+                check_versions(node.name, here, ray.get(found, timeout=max(until - time.monotonic(), 0)))
     finally:
         ray.cloudpickle.unregister_pickle_by_value(ours)
 

@@ -58,23 +58,29 @@ def shares(
 ) -> dict[str, Share]:
     """Each member's share, by name. weights: bytes of each one's.
 
-    On CPUs as many as let all members run at once, at least 1. On GPUs the CPUs that go with them.
+    On CPUs as many as let all members run at once, or as many of them as memory does; at least 1. On GPUs the CPUs
+    that go with them.
     """
-    at_once = cpus_each(len(recipes), nodes)
+    needed = {recipe.name: BASE_MEMORY + WEIGHTS * weights[recipe.name] for recipe in recipes}
+    at_once = cpus_each(len(recipes), nodes, max(needed.values(), default=0))
     found = {}
     for recipe in recipes:
         gpus = recipe.train.gpus if device == "cuda" else 0
         cpus = cpus_per_member or (cpus_beside(gpus, nodes) if gpus else at_once)
         most = max((node.memory for node in nodes if node.cpus >= cpus and node.gpus >= gpus), default=0)
-        found[recipe.name] = Share(cpus, gpus, min(BASE_MEMORY + WEIGHTS * weights[recipe.name], most))
+        found[recipe.name] = Share(cpus, gpus, min(needed[recipe.name], most))
     return found
 
 
-def cpus_each(members: int, nodes: Sequence[Node]) -> int:
-    """The most CPUs a member with which all of them run at once, or 1 where they cannot."""
+def cpus_each(members: int, nodes: Sequence[Node], memory: int = 0) -> int:
+    """The most CPUs a member with which as many of them run at once as with 1. memory: bytes of the largest member."""
+    memory = min(memory, max((node.memory for node in nodes), default=0))
+
+    def at_once(cpus: int) -> int:
+        return min(sum(fits(Share(cpus, 0, memory), node) for node in nodes), members)
+
     largest = max((node.cpus for node in nodes), default=1)
-    fits = [cpus for cpus in range(1, largest + 1) if sum(node.cpus // cpus for node in nodes) >= members]
-    return max(fits, default=1)
+    return max((cpus for cpus in range(1, largest + 1) if at_once(cpus) >= at_once(1)), default=1)
 
 
 def cpus_beside(gpus: int, nodes: Sequence[Node]) -> int:

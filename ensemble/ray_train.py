@@ -1,17 +1,18 @@
 """train-all on a Ray cluster: a task a member, and the table of them all here."""
 
+import glob
 import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ensemble import artifacts, checkpoints, events, ray_cluster, ray_look, ray_plan, ray_worker
 from ensemble.board import Board
-from ensemble.errors import ManyeyesError, UnavailableError
+from ensemble.errors import ManyeyesError, UnavailableError, first_line
 from ensemble.ray_plan import Share
 from ensemble.ray_worker import Order
 from ensemble.recipe import Recipe
@@ -21,6 +22,7 @@ from ensemble.train_all import Outcome
 LOOK = 0.5  # seconds between two looks at what the tasks tell
 NODES = 5.0  # seconds between two looks at which nodes live
 ROOM = 30.0  # seconds without a member that begins, before that is said
+LEFT = 86400.0  # seconds since a word of a member's, after which its process is surely gone
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ def train_members(
         if not todo:
             return list(outcomes.values())
         orders, shares = _orders(cluster, todo, weights, run.absolute(), setup)
+        _remove_left(run, list(orders))
         _check_nodes(cluster, list(orders.values()), shares)
         tasks = {
             _submit(cluster.ray, order, shares[name]): _Task(name, order.events, shares[name])
@@ -160,11 +163,12 @@ def _check_nodes(cluster: Cluster, orders: Sequence[Order], shares: Mapping[str,
             asked[node] = [place for order in come for place in order.places]
     ray_look.check_nodes(ray, list(asked), ray_worker.PACKAGES)
     answers = {node: ray_look.at(ray, node.id, ray_worker.problem).remote(run, data, asked[node]) for node in asked}
+    until = time.monotonic() + ray_look.ANSWERS
     for node, answer in answers.items():
         try:
-            why = ray.get(answer, timeout=ray_look.ANSWERS)
+            why = ray.get(answer, timeout=max(until - time.monotonic(), 0))
         except ray.exceptions.RayError as error:
-            why = f"does not answer: {_first_line(getattr(error, 'cause', None) or error)}"
+            why = f"does not answer: {first_line(getattr(error, 'cause', None) or error)}"
         if why:
             raise UnavailableError(f"{node.name} {why}")
 
@@ -239,7 +243,7 @@ def _outcome(ray: Any, reference: Any, task: _Task) -> Outcome:
     try:
         return Outcome(**ray.get(reference))
     except (ray.exceptions.RayError, ManyeyesError) as error:
-        return Outcome(task.name, "failed", error=_first_line(getattr(error, "cause", None) or error))
+        return Outcome(task.name, "failed", error=first_line(getattr(error, "cause", None) or error))
 
 
 def _miss_nodes(ray: Any, tasks: Sequence[_Task], board: Board) -> None:
@@ -252,14 +256,19 @@ def _miss_nodes(ray: Any, tasks: Sequence[_Task], board: Board) -> None:
             board.waits(task.name)
 
 
+def _remove_left(run: Path, names: Sequence[str]) -> None:
+    """Remove events of earlier jobs whose driver was killed; a young file may have a worker that still writes it."""
+    for name in names:
+        path = artifacts.beside_work_path(run, name, "events")
+        for left in path.parent.glob(f"{glob.escape(path.stem)}.*{path.suffix}"):
+            with suppress(OSError):  # another command may remove it at the same time
+                if time.time() - left.stat().st_mtime > LEFT:
+                    left.unlink()
+
+
 def _cancel(ray: Any, references: list[Any]) -> None:
     """End the members' processes; what they saved is kept."""
     for reference in references:
         ray.cancel(reference)
     if references:
         ray.wait(references, num_returns=len(references), timeout=ray_worker.GRACE)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -8,7 +8,6 @@ import _thread
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,11 +21,13 @@ from typing import Any
 from ensemble import artifacts, events, ray_cluster, ray_look
 from ensemble.errors import ManyeyesError, TrainingError, UnavailableError
 
-PACKAGES = ("Python", "torch", "transformers", "timm")  # whose versions decide what comes of a training
+# whose versions decide what comes of a training: what computes, decodes, draws, fits probes and adapters
+PACKAGES = ("Python", "torch", "transformers", "timm", "Pillow", "numpy", "scikit-learn", "accelerate", "peft")
 TRIES = 4  # of a member whose process, worker or node is lost
 APPEARS = 15.0  # seconds until a file that was just written shows on other machines
 CLOSES = 10.0  # seconds for a training that is told to end to close its trackers and processes
 GRACE = 20.0  # seconds until it is killed
+LAST = 4096  # bytes at the end of a log, where a process's last words are
 
 
 class LostError(ManyeyesError):
@@ -106,6 +107,7 @@ def train(order: Order) -> dict[str, Any]:
         raise TrainingError(
             f"its worker was lost {len(before)} times: fewer members at once (--cpus-per-member) need less memory"
         )
+    spoken = log.stat().st_size if log.exists() else 0
     events.Events(order.events).tell("begin", node=node, node_id=number, attempt=len(before) + 1)
     code = _run(command(order), environment(order), Path(order.folder), log)
     told = events.read(order.events)[0]
@@ -113,7 +115,7 @@ def train(order: Order) -> dict[str, Any]:
     outcomes = [event["values"] for event in told[begun:] if event["what"] == "outcome"]
     if not outcomes:
         how = f"killed by signal {-code} (out of memory?)" if code < 0 else f"exit code {code}"
-        lost = f"its process ended without a result on {node}: {how}{_last_words(log)}"
+        lost = f"its process ended without a result on {node}: {how}{_last_words(log, spoken)}"
         if len(before) + 1 >= TRIES:
             raise TrainingError(
                 f"{lost}; tried {TRIES} times: fewer members at once (--cpus-per-member) need less memory"
@@ -138,7 +140,8 @@ def environment(order: Order) -> dict[str, str]:
     here = str(Path(__file__).resolve().parent.parent)
     paths = [here, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     threads = max(order.cpus // order.processes, 1)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(threads)}
+    safe = {"PYTHONSAFEPATH": "1"}  # nothing is imported from the working directory
+    return {**os.environ, **safe, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(threads)}
 
 
 def end_with_input() -> None:
@@ -187,17 +190,18 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _node() -> tuple[str, str]:
-    """This machine's name, as `ray_cluster.Node` has it, and Ray's id of it."""
+    """This machine's name, and Ray's id of it."""
     import ray
 
-    name = ray_cluster.shown(socket.gethostname(), ray.util.get_node_ip_address())
-    return name, str(ray.get_runtime_context().get_node_id())
+    return ray_cluster.this_node(), str(ray.get_runtime_context().get_node_id())
 
 
-def _last_words(log: Path) -> str:
-    """The end of the log, for a message."""
+def _last_words(log: Path, start: int) -> str:
+    """The end of what stands in the log from byte `start` on, for a message."""
     try:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        with log.open("rb") as file:
+            file.seek(max(start, file.seek(0, os.SEEK_END) - LAST))
+            lines = file.read().decode("utf-8", "replace").strip().splitlines()
     except OSError:
         return ""
     return f"; it last said: {lines[-1].strip()[:200]} (more in {log})" if lines else ""

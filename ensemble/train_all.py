@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pandas as pd
-import torch
 from rich.console import Console
 from tqdm import tqdm
 
@@ -19,7 +18,7 @@ from ensemble.adapt import check_network
 from ensemble.board import Board
 from ensemble.checkpoints import check_source, locate_checkpoint, weights_file
 from ensemble.distributed import first_does
-from ensemble.errors import BackboneError, ManyeyesError
+from ensemble.errors import BackboneError, ManyeyesError, first_line
 from ensemble.estimate import Estimate, estimate
 from ensemble.progress import Watch
 from ensemble.recipe import Recipe
@@ -48,12 +47,12 @@ class Outcome:
 def check_ready(recipes: Sequence[Recipe], device: str, report_to: Sequence[str] = (), elsewhere: bool = False) -> None:
     """Raise, all problems together, for what is known to fail before any image is read.
 
-    elsewhere: members are trained on other machines, whose GPUs this one cannot ask.
+    elsewhere: members are trained on other machines, which say themselves in what precision they compute.
     """
     kind = device if elsewhere else choose_device(device)
     check_trackers(report_to)
     for recipe in recipes:
-        if kind != "cuda" or torch.cuda.is_available():
+        if not elsewhere or (recipe.train.precision, kind) == ("fp16", "cpu"):  # which no CPU trains in
             machine.check_precision(recipe.train.precision, kind)
     _each(recipes, lambda recipe: check_source(recipe.backbone))
 
@@ -197,7 +196,7 @@ def train_one(
                 train_member(recipe, checkpoint, frame, run, setup, board)
     except Exception as error:
         # Whatever broke this member, the others are worth their hours.
-        brief = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        brief = first_line(error)
         if not isinstance(error, ManyeyesError):
             log = artifacts.work_path(run, recipe.name) / "error.txt"
             artifacts.ensure_folder(log.parent)

@@ -1,7 +1,7 @@
 """infer on a Ray cluster: what runs is decided once, Ray Data hands shards to workers, the journal is written here."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -137,9 +137,15 @@ def _told(desk: Any) -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayError as error:
-        refusal = None
-        with suppress(ray.exceptions.RayError):
+        try:
             refusal = ray.get(desk.refusal.remote(), timeout=10)
+        except ray.exceptions.RayActorError:
+            raise UnavailableError(
+                "what hands out bundle and images beside this command died, most likely for want of memory here; the "
+                "same command goes on"
+            ) from None
+        except ray.exceptions.RayError:
+            refusal = None
         if refusal:
             raise refusal from None
         if isinstance(error, ray.exceptions.RayTaskError):

@@ -1,8 +1,6 @@
 """What runs on the machines of a Ray cluster: the plan of a bundle, and the worker that scores shards by it."""
 
 import os
-import platform
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -13,6 +11,7 @@ import pyarrow as pa
 
 from ensemble.errors import ArtifactError, DataError, ManyeyesError, UnavailableError, in_one_line
 from ensemble.quiet import quiet_decoders
+from ensemble.ray_cluster import this_node
 from ensemble.ray_look import check_versions, look
 from export import bundle, cluster_bundle, predictor
 from export import infer as inference
@@ -115,13 +114,6 @@ class Desk:
         return self._refusal
 
 
-def node() -> str:
-    """This machine's name and address."""
-    import ray
-
-    return f"{socket.gethostname() or platform.node()} ({ray.util.get_node_ip_address()})"
-
-
 def prepare(job: Job, wanted: Wanted, desk: Any, before: Prepared | None = None) -> Prepared:
     """Decide, on a worker's share of a machine, what runs the bundle, and try that it does.
 
@@ -160,10 +152,10 @@ def libraries_of(plan: Plan) -> dict[str, str]:
 
 def settle(job: Job, desk: Any) -> Path:
     """Check this machine, and find the bundle on it."""
-    check_versions(node(), job.versions, look(PACKAGES))
+    check_versions(this_node(), job.versions, look(PACKAGES))
     for place in job.places:
         if not readable(place):
-            raise DataError(unseen(place, node()))
+            raise DataError(unseen(place, this_node()))
     with suppress(OSError):  # it may be another machine's, or another user's
         os.chdir(job.home)  # the names of images may count from there
     return cluster_bundle.located(job.bundle, lambda name, start: bytes(_asked(desk.piece.remote(name, start))))
@@ -198,7 +190,7 @@ def unseen(place: Path, where: str) -> str:
 
 def _answer(shard: int, data: bytes, unseen: Sequence[str]) -> pa.Table:
     names = [path.encode(errors="surrogatepass") for path in unseen]
-    return pa.table({"shard": [shard], "data": [data], "unseen": [names], "node": [node()]}, schema=ANSWER)
+    return pa.table({"shard": [shard], "data": [data], "unseen": [names], "node": [this_node()]}, schema=ANSWER)
 
 
 def _moved(plan: Plan, move: Callable[[Path], Path]) -> Plan:
@@ -240,7 +232,7 @@ class Worker:
 
     def _open(self) -> Ensemble:
         folder = settle(self._job, self._desk)
-        check_versions(node(), self._prepared.libraries, libraries_of(self._prepared.plan))
+        check_versions(this_node(), self._prepared.libraries, libraries_of(self._prepared.plan))
         check_planned(folder, self._prepared.plan)
         plan = _moved(self._prepared.plan, lambda path: folder / path)
         opened = predictor.assemble(folder, plan, [open_member(member, lambda line: None) for member in plan.members])
@@ -271,7 +263,7 @@ class Worker:
     def _refuse(self, error: ManyeyesError) -> NoReturn:
         import ray
 
-        where = node()
+        where = this_node()
         text = str(error) if where in str(error) else f"on {where}: {error}"
         ray.get(self._desk.refuse.remote(type(error)(text)))
         raise error

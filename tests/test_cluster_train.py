@@ -19,7 +19,7 @@ from helpers import run_cli
 from small_job import ROOT, SHARES
 from test_cluster_train_plan import order
 
-from ensemble import artifacts, events, ray_cluster, ray_look, ray_plan, ray_train, ray_worker, unfinished
+from ensemble import artifacts, events, ray_cluster, ray_look, ray_own, ray_plan, ray_train, ray_worker, unfinished
 from ensemble.errors import UnavailableError
 from ensemble.recipe_files import load_recipes
 
@@ -43,7 +43,7 @@ def cluster():
     from ray.cluster_utils import Cluster
 
     os.environ.update(ray_cluster.QUIET)
-    head = {"num_cpus": 2, "object_store_memory": ray_cluster.OBJECT_STORE, "include_dashboard": False}
+    head = {"num_cpus": 2, "object_store_memory": ray_own.OBJECT_STORE, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     yield cluster
     cluster.shutdown()
@@ -226,10 +226,16 @@ def test_interrupted_it_ends_the_members_and_says_how_to_go_on(cluster, work, da
         assert (artifacts.work_path(run, name) / "fit" / "state.safetensors").exists()
 
 
+def folders():
+    return set(Path("/tmp").glob(f"{ray_own.FOLDER}*"))  # noqa: S108 where Ray's own files go
+
+
 def test_without_an_address_a_ray_is_started_and_ends_with_the_command(work, data, run):
+    before = folders()
     driver = start(None, "train-all", work / "recipes", *data, *LONG, "--run", run)
     wait_for(lambda: trainings(run))
-    (own,) = Path("/tmp").glob(f"{ray_cluster.FOLDER}{driver.pid}-*")  # noqa: S108 where Ray's own files go
+    (own,) = folders() - before
+    assert own.stat().st_mode & 0o077 == 0, "no other user reaches its sockets"
     driver.send_signal(signal.SIGTERM)
     finish(driver, code=143)
     wait_for(lambda: not trainings(run), seconds=5)
@@ -238,13 +244,13 @@ def test_without_an_address_a_ray_is_started_and_ends_with_the_command(work, dat
 
 
 def test_a_lost_node_s_member_goes_on_elsewhere(cluster, work, data, long, run):
-    node = cluster.add_node(num_cpus=3, object_store_memory=ray_cluster.OBJECT_STORE)
+    node = cluster.add_node(num_cpus=3, object_store_memory=ray_own.OBJECT_STORE)
     cluster.wait_for_nodes()
     more = ("--cpus-per-member", 3)  # only the new node has them
     driver = start(cluster, "train", work / "recipes" / "tiny_vit.yaml", *data, *LONG, *more, "--run", run)
     training(run, "tiny_vit")
     cluster.remove_node(node, allow_graceful=False)
-    other = cluster.add_node(num_cpus=3, object_store_memory=ray_cluster.OBJECT_STORE)
+    other = cluster.add_node(num_cpus=3, object_store_memory=ray_own.OBJECT_STORE)
     out, _ = finish(driver)
     cluster.remove_node(other)
     assert "(try 2)" in out

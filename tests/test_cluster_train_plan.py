@@ -1,6 +1,8 @@
 """What each member gets of a cluster, and what is refused before Ray is asked: without Ray."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,7 +18,19 @@ from helpers import run_cli, run_python
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble import artifacts, checkpoints, events, ray_cluster, ray_look, ray_plan, ray_train, ray_worker, unfinished
+from ensemble import (
+    artifacts,
+    checkpoints,
+    events,
+    ray_cluster,
+    ray_look,
+    ray_own,
+    ray_plan,
+    ray_train,
+    ray_worker,
+    train_all,
+    unfinished,
+)
 from ensemble.board import Board
 from ensemble.errors import TrainingError, UnavailableError
 from ensemble.ray_cluster import Node
@@ -69,6 +83,13 @@ def test_cpus_are_as_many_as_let_all_members_run_at_once(members, nodes):
 )
 def test_cpus_of_a_member(members, nodes, cpus):
     assert ray_plan.cpus_each(members, nodes) == cpus
+
+
+@pytest.mark.parametrize(
+    ("members", "gib", "cpus"), [(5, 2, 3), (5, 6.5, 16), (5, 4, 8), (5, 3, 5), (5, 100, 16), (1, 1, 16)]
+)
+def test_cpus_of_a_member_leave_none_idle_where_memory_is_short(members, gib, cpus):
+    assert ray_plan.cpus_each(members, [Node("a", 16, memory=10 * 2**30)], int(gib * 2**30)) == cpus
 
 
 def test_gpus_come_with_their_share_of_cpus_and_weights_with_memory():
@@ -137,6 +158,13 @@ def test_what_no_node_can_give_is_refused(recipes, nodes, device, cpus, message)
         (("--engine", "ray", "--dry-run"), {}, "--dry-run times steps on this machine; leave --engine ray out"),
         (("--engine", "ray"), {"WORLD_SIZE": "1"}, "--engine ray starts the processes itself; start this command with"),
         (("--engine", "ray", "--address", "head"), {}, "--address head is not HOST:PORT, and not auto"),
+        (("--engine", "ray", "--address", ""), {}, "--address  is not HOST:PORT, and not auto"),
+        (("--engine", "ray", "--address", "localhost:²"), {}, "--address localhost:² is not HOST:PORT, and not auto"),
+        (
+            ("--engine", "ray", "--address", f"localhost:{'9' * 5000}"),
+            {},
+            f"no Ray cluster at localhost:{'9' * 5000} (",
+        ),
         (
             ("--engine", "ray", "--address", "127.0.0.1:1"),
             {},
@@ -255,18 +283,48 @@ def test_a_wait_for_room_is_said_once(tmp_path, monkeypatch):
     ]
 
 
-def test_folders_of_killed_processes_are_removed():
-    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
-        pass
-    left = Path(tempfile.mkdtemp(prefix=f"{ray_cluster.FOLDER}{gone.pid}-", dir="/tmp"))
-    mine = Path(ray_cluster._folder())
-    try:
-        assert not left.exists()
-        other = Path(ray_cluster._folder())
-        assert mine.exists(), "this process lives"
-        other.rmdir()
-    finally:
-        mine.rmdir()
+HOLDS = """
+import sys, time
+from ensemble import ray_own
+with ray_own.folder() as found:
+    print(found, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_folders_of_killed_processes_are_removed_and_of_no_others(monkeypatch):
+    with subprocess.Popen([sys.executable, "-c", HOLDS], stdout=subprocess.PIPE, text=True) as process:
+        other = Path(process.stdout.readline().strip())
+        assert other.stat().st_mode & 0o077 == 0, "nobody else's"
+        monkeypatch.setattr(ray_own, "BEGUN", -1)
+        with ray_own.folder() as mine:
+            assert mine.exists()
+            assert other.exists(), "its process lives"
+            process.kill()
+            process.wait()
+            with ray_own.folder():
+                assert mine.exists()
+                assert not other.exists()
+    assert not mine.exists()
+
+
+def test_a_folder_that_is_being_made_is_left_alone():
+    with tempfile.TemporaryDirectory(prefix=ray_own.FOLDER, dir="/tmp") as made, ray_own.folder():
+        assert Path(made).exists()
+
+
+def test_a_head_that_is_gone_is_told_once(monkeypatch, capsys):
+    monkeypatch.setattr(ray_cluster, "LOOKS", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with ray_cluster._head_watched(address):
+            time.sleep(0.5)
+            assert capsys.readouterr().err == ""
+            server.close()
+            time.sleep(1)
+    err = capsys.readouterr().err
+    assert err.startswith(f"The head of the cluster at {address} is gone. ")
+    assert err.count("\n") == 1
 
 
 def test_a_ray_of_our_own_needs_a_process_that_has_not_loaded_it():
@@ -314,6 +372,60 @@ def test_several_gpus_are_torchrun_and_their_threads_shared(tmp_path):
     assert json.loads(ray_worker.command(two)[-1])["recipe"] == two.recipe
     threads = [ray_worker.environment(o)["OMP_NUM_THREADS"] for o in (one, two)]
     assert threads == ["8", "4"]
+
+
+def test_a_member_s_process_imports_nothing_of_the_working_directory(tmp_path):
+    for name in ("random", "ensemble"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(7)")
+    call = [sys.executable, "-m", "ensemble.one_member", "--not-json"]
+    for environment, told in ((ray_worker.environment(order(tmp_path)), "JSONDecodeError"), ({**os.environ}, "")):
+        done = subprocess.run(call, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode != 7) == bool(told)
+        assert told in done.stderr
+
+
+def test_the_last_words_are_those_of_this_try(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("ValueError: of last week\n")
+    start = log.stat().st_size
+    assert ray_worker._last_words(log, start) == ""
+    with log.open("a") as file:
+        file.write("x" * 10_000 + "\nnow\n")
+    assert ray_worker._last_words(log, start) == f"; it last said: now (more in {log})"
+    assert ray_worker._last_words(tmp_path / "none", 0) == ""
+
+
+def test_events_of_a_killed_job_are_removed_after_a_day(tmp_path):
+    old, young, other = (
+        artifacts.beside_work_path(tmp_path, name, f"{job}.events")
+        for name, job in (("vit", "a"), ("vit", "b"), ("vit_2", "a"))
+    )
+    artifacts.ensure_folder(old.parent)
+    for path in (old, young, other):
+        path.touch()
+    for path in (old, other):
+        os.utime(path, (time.time() - 90_000,) * 2)
+    ray_train._remove_left(tmp_path, ["vit"])
+    assert [path.exists() for path in (old, young, other)] == [False, True, True]
+
+
+def test_other_machines_say_themselves_in_what_they_compute(monkeypatch):
+    monkeypatch.setattr(train_all.machine, "_bf16_capable", lambda device: False)
+    for device in ("cpu", "cuda"):
+        train_all.check_ready([recipe(precision="bf16")], device, elsewhere=True)
+    with pytest.raises(UnavailableError, match="fp16 needs a GPU"):
+        train_all.check_ready([recipe(precision="fp16")], "cpu", elsewhere=True)
+    with pytest.raises(UnavailableError, match="does not compute in bf16"):
+        train_all.check_ready([recipe(precision="bf16")], "cpu")
+
+
+def test_the_last_scored_images_are_told(tmp_path):
+    told = events.Events(tmp_path / "events", clock=lambda: 0.0)
+    scored = told.scoring("tune", 100)
+    for _ in range(10):
+        scored(10)
+    found, _ = events.read(tmp_path / "events")
+    assert sum(event["count"] for event in found if event["what"] == "scored") == 100
 
 
 def test_events_carry_to_another_board_what_the_training_tells(tmp_path):

@@ -1,0 +1,101 @@
+"""A Ray started on this machine for one job: no other user reaches it, and nothing of it stays. Imports it late."""
+
+import logging
+import os
+import re
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ensemble.errors import UnavailableError, in_one_line
+from ensemble.parallel import available_cores
+
+OBJECT_STORE = 256 << 20  # bytes: what is on its way is small, and the rest goes to disk
+FOLDER = "manyeyes-ray-"  # and some characters, in the folder for temporary files
+LOCK = "held"  # in the folder, by the process whose it is
+MOST_TEMPORARY = 8  # characters of the folder for temporary files, before /tmp is taken
+BEGUN = 60.0  # seconds until a folder's lock is surely taken
+LOGS = re.compile(r"\s*(Last 0 lines|Please check).*", re.DOTALL)  # and where: in a folder that is gone by then
+REMEDY = "name a cluster that runs with --address HOST:PORT"
+
+
+@contextmanager
+def token() -> Iterator[None]:
+    """A token for a Ray that is started meanwhile, so that no other user reaches it; Ray would keep one at home.
+
+    Ray looks for it as it is imported.
+    """
+    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """For logs and what does not fit into memory, this user's alone; short, since a socket has 107 bytes for its path.
+
+    Those of processes that were killed are removed.
+    """
+    base = tempfile.gettempdir() if len(tempfile.gettempdir()) <= MOST_TEMPORARY else "/tmp"  # noqa: S108
+    for left in Path(base).glob(f"{FOLDER}*"):
+        _remove_unheld(left)
+    found = Path(tempfile.mkdtemp(prefix=FOLDER, dir=base))
+    try:
+        with FileLock(found / LOCK):
+            yield found
+    finally:
+        shutil.rmtree(found, ignore_errors=True)
+
+
+def start(ray: Any, folder: Path) -> None:
+    """Start Ray on this machine's cores, and connect; UnavailableError, saying why, where it cannot."""
+    try:
+        with hushed():
+            ray.init(
+                "local",
+                num_cpus=available_cores(),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=OBJECT_STORE,
+                _temp_dir=str(folder / "r"),  # Ray opens its own folder to all users: one that others cannot come to
+            )
+    except Exception as error:  # of many kinds: no memory, no ports, a path that is too long
+        why = in_one_line(LOGS.sub("", str(error)))
+        raise UnavailableError(f"Ray could not be started here: {why}; {REMEDY}") from None
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Nothing on standard error meanwhile, below Python too: Ray says there that it was told to be quiet."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _remove_unheld(left: Path) -> None:
+    """Remove a folder that no process holds, in whatever container; another user's cannot be, and stays."""
+    with suppress(OSError, Timeout):
+        if time.time() - left.stat().st_mtime > BEGUN:
+            with FileLock(left / LOCK, timeout=0):
+                shutil.rmtree(left, ignore_errors=True)
