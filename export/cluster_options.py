@@ -51,7 +51,8 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--workers",
             type=click.IntRange(1),
             metavar="N",
-            help="With --engine ray: processes that score.  [default: one for each GPU, or each machine]",
+            help="With --engine ray: processes that score.  [default: one for each GPU, or each machine; with "
+            "--cpus-per-worker as many as have room]",
         ),
         click.option(
             "--cpus-per-worker",

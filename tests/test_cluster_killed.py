@@ -158,6 +158,20 @@ def test_a_killed_node_among_several(work, undisturbed, tmp_path):
     assert cluster_job.written(output) == undisturbed
 
 
+def test_a_head_that_dies_is_told_and_the_job_goes_on_elsewhere(work, undisturbed, tmp_path):
+    output = tmp_path / "out.csv"
+    with ray_nodes.cluster(2) as nodes:
+        process = start(nodes, work, output)
+        wait_for(process, output, 2)
+        nodes.kill(nodes.held[0])
+        out, err = process.communicate(timeout=150)  # Ray itself ends it after a minute
+    assert process.returncode == 1, out + err
+    assert re.match(rf"The head of the cluster at .*:{nodes.address.rpartition(':')[2]} is gone\. ", err)
+    assert err.count("\n") == 1
+    assert "Going on: " in cluster_job.run(cluster_job.command(work, output, "--members"))
+    assert cluster_job.written(output) == undisturbed
+
+
 def test_a_small_object_store(work, undisturbed, tmp_path):
     output = tmp_path / "out.csv"
     with ray_nodes.cluster(2, store=80_000_000) as nodes:
