@@ -3,6 +3,7 @@ import statistics
 import time
 
 import click
+import pandas as pd
 import pytest
 from conftest import write_files
 from helpers import (
@@ -33,6 +34,7 @@ train:
 """
 BARE = """
 import click
+import pandas as pd
 
 @click.group()
 def cli(): ...
@@ -216,6 +218,23 @@ def test_the_input_is_never_overwritten(here, run, name, output):
     assert (code, out) == (2, "")
     assert err == f"Error: data/{name} is the input and would be overwritten; choose another --output\n"
     assert table.read_bytes() == before
+
+
+@pytest.mark.parametrize(("source", "output"), [("sets/*.parquet", "sets/b.parquet"), ("sets", "linked.parquet")])
+def test_one_of_several_inputs_is_never_overwritten(here, run, source, output):
+    table, file = here / "data" / "sets", here / "data" / output
+    table.mkdir()
+    for name in "ab":
+        frame = pd.DataFrame({"id": [name], "image": [(here / "data/images/0.png").read_bytes()]})
+        frame.to_parquet(table / f"{name}.parquet")
+    if not file.exists():
+        file.hardlink_to(table / "b.parquet")
+    before = file.read_bytes()
+    code, out, err = run_cli(*SCORE, "--input", f"data/{source}", "--output", f"data/{output}")
+    assert (code, out) == (2, "")
+    assert err == f"Error: data/{output} is the input and would be overwritten; choose another --output\n"
+    assert file.read_bytes() == before
+    assert not file.with_name(f"{file.name}.partial").exists()
 
 
 def test_failures_listed_exit_with_1(here, run):
