@@ -167,11 +167,15 @@ def readable(path: Path) -> bool:
 
 
 def _version(info: dict[str, Any]) -> int:
-    told = next((info[key] for key in VERSIONS if info.get(key)), "")
+    told = _told(info)
     told = str(
         told.timestamp() if isinstance(told, datetime) else told
     )  # in memory a listing has the one, info the other
     return int.from_bytes(sha256(told.encode()).digest()[:7])  # fits an int64
+
+
+def _told(info: dict[str, Any]) -> Any:
+    return next((info[key] for key in VERSIONS if info.get(key)), "")
 
 
 def opened(place: Place, size: int | None = None) -> IO[bytes]:
@@ -246,7 +250,9 @@ def _entries(url: str, folder: str, start: str) -> list[Found]:
     entries = []
     for info in listed:
         last = info["name"].rstrip("/")[len(folder) + 1 :].rpartition("/")[2]
-        if last and not last.startswith("."):  # a folder may be an object of its own
-            is_folder = info["type"] == "directory"
+        is_folder = info["type"] == "directory"
+        if not last and is_folder and not _told(info):  # a folder that is an object of its own has a version
+            raise DataError(f"{url}: keys that begin with {folder}// cannot be listed; rename them")
+        if last and not last.startswith("."):
             entries.append(Found(start + last + "/" * is_folder, info["size"] or 0, _version(info)))
     return sorted(entries)

@@ -236,6 +236,17 @@ def test_what_is_not_there_is_said_so(bucket, source, message):
     assert len(str(raised.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("key", ["a//y.png", "a/sub//deep/z.png", "/y.png"])
+def test_keys_with_an_empty_part_are_not_left_out_in_silence(bucket, key):
+    for name in ("a/", "a/sub/") if bucket.startswith("s3") else ():  # folders that are objects of their own
+        places.filesystem(bucket).pipe_file(f"{bucket}/{name}", b"")
+    places.filesystem(bucket).pipe_file(f"{bucket}/a/x.png", b"a")
+    assert ids(read_inputs(bucket)) == ["a/x.png"]
+    places.filesystem(bucket).pipe_file(f"{bucket}/{key}", b"a")
+    with pytest.raises(DataError, match=r"keys that begin with \S*// cannot be listed; rename them"):
+        read_inputs(bucket)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
