@@ -151,6 +151,8 @@ def infer(
     with journal.held(output) as partial:
         inputs = read_inputs(source, images, partial)
         _check_output(output, inputs.needs)
+        if inputs.note:
+            click.echo(inputs.note, err=True)
         folder = hub.locate_bundle(bundle) if bundle else None
         wanted = replace(wanted, cascade=cascade, full=full or adapted)
         ready = None
@@ -191,12 +193,13 @@ def infer(
         made = fingerprint.made_by(ensemble, kind, listed, chosen, source, done, libraries)
         fingerprint.write_fingerprint(output, made)
     speed = f", {done.images_per_second:,.1f} images per second" if done.images_per_second else ""
-    click.echo(f"{done.scored} images scored -> {output}{speed}")
+    click.echo(f"{done.scored} images scored -> {click.format_filename(output)}{speed}")
     if ensemble.cascade:
         click.echo(cascades.seen(ensemble.cascade, done.left))
     if done.listing is None:
         return 0
-    click.echo(f"Error: {done.failed} images could not be read, listed in {done.listing}", err=True)
+    listing = click.format_filename(done.listing)
+    click.echo(f"Error: {done.failed} images could not be read, listed in {listing}", err=True)
     return 1 if done.scored else 2
 
 

@@ -3,12 +3,14 @@
 import io
 import os
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from errno import ENOENT
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from stat import S_ISREG
 from typing import IO, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -132,6 +134,8 @@ def facts(place: Place) -> tuple[int, int]:
     """A file's bytes, and what tells its versions apart: for a path the time of change in ns. FileNotFoundError."""
     if isinstance(place, Path):
         found = place.stat()
+        if not S_ISREG(found.st_mode):  # a pipe may never end
+            raise FileNotFoundError(ENOENT, "not a regular file", str(place))
         return found.st_size, found.st_mtime_ns
     with problems(place):
         info = filesystem(place).info(place)
@@ -140,13 +144,22 @@ def facts(place: Place) -> tuple[int, int]:
     return info["size"] or 0, _version(info)
 
 
-def is_folder(url: str) -> bool:
-    """Whether something lies below a URL."""
+def exists(place: Place) -> bool:
+    """Whether a file or a folder is there; False also for a name that is too long to be one."""
+    return os.path.exists(place) if isinstance(place, Path) else bool(_type(place))
+
+
+def is_folder(place: Place) -> bool:
+    """Whether it is a folder, or something lies below a URL."""
+    return os.path.isdir(place) if isinstance(place, Path) else _type(place) == "directory"
+
+
+def _type(url: str) -> str:
     try:
         with problems(url):
-            return filesystem(url).info(url)["type"] == "directory"
+            return filesystem(url).info(url)["type"]
     except FileNotFoundError:
-        return False
+        return ""
 
 
 def check(place: Place, known: tuple[int, int]) -> None:
@@ -223,7 +236,7 @@ def read_range(place: Place, offset: int, size: int) -> bytes:
         return filesystem(place).cat_file(place, start=offset, end=offset + size)
 
 
-def walk(url: str, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[Found]:
+def walk(url: str) -> Iterator[Found]:
     """All files below a URL in the order of their paths, names that begin with a dot left out.
 
     Holds what lies in one folder and in those above it. Raises DataError where nothing lies there.
@@ -236,7 +249,7 @@ def walk(url: str, wanted: Callable[[str], bool] = lambda name: True) -> Iterato
             waiting.pop()
         elif entry.path.endswith("/"):
             waiting.append(iter(_entries(url, f"{root}/{entry.path.rstrip('/')}", entry.path)))
-        elif wanted(entry.path):
+        else:
             yield entry
 
 

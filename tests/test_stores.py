@@ -236,6 +236,23 @@ def test_what_is_not_there_is_said_so(bucket, source, message):
     assert len(str(raised.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("name", ["x[1].tar", "what?.tar", "a*.tar", "[1]/a.tar"])
+def test_a_tar_of_a_store_whose_name_looks_like_a_pattern_is_that_file(bucket, tmp_path, name):
+    upload(write_tar(tmp_path / "a.tar", {"a.png": b"a"}), f"{bucket}/t/{name}")
+    upload(write_tar(tmp_path / "b.tar", {"b.png": b"b"}), f"{bucket}/t/ab.tar")
+    assert ids(read_inputs(f"{bucket}/t/{name}")) == ["a"]
+    if name.startswith("["):
+        assert ids(read_inputs(f"{bucket}/t/[1]")) == ["a"]
+
+
+def test_shards_among_images_of_a_store_are_spoken_of(bucket):
+    for name in ("a.png", "x/b.tar", "c.txt"):
+        places.filesystem(bucket).pipe_file(f"{bucket}/photos/{name}", b"a")
+    inputs = read_inputs(f"{bucket}/photos/")
+    assert ids(inputs) == ["a.png"]
+    assert inputs.note.endswith(f"'x/b.tar'. For the images inside of such files name them: '{bucket}/photos/x/*.tar'")
+
+
 @pytest.mark.parametrize("key", ["a//y.png", "a/sub//deep/z.png", "/y.png"])
 def test_keys_with_an_empty_part_are_not_left_out_in_silence(bucket, key):
     for name in ("a/", "a/sub/") if bucket.startswith("s3") else ():  # folders that are objects of their own
