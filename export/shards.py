@@ -5,10 +5,12 @@ import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from glob import glob, has_magic
 from itertools import accumulate, product
 from pathlib import Path
 from posixpath import normpath
+from threading import Event
 from typing import NamedTuple
 
 from ensemble.archives import DamagedArchiveError, Tally, list_tar
@@ -136,10 +138,11 @@ def tar_rows(files: Sequence[Place], shards: list[Shard]) -> Iterator[Row]:
     object in a store that takes reading most of it, several at a time. DataError for a tar that
     is damaged, or holds images that would be left out.
     """
+    stop = Event()
     if len(files) == 1 or isinstance(files[0], Path):
-        listings: Iterable[tuple[Shard, Iterable[Row]]] = map(_lazily, files)
+        listings: Iterable[tuple[Shard, Iterable[Row]]] = (_lazily(file, stop) for file in files)
     else:
-        listings = ordered_map(_listed, files, places.AHEAD, places.AHEAD)
+        listings = ordered_map(lambda file: _listed(file, stop), files, places.AHEAD, places.AHEAD, stop)
     for shard, rows in listings:
         count = 0
         for count, row in enumerate(rows, 1):  # noqa: B007  # counts what was given out
@@ -147,23 +150,25 @@ def tar_rows(files: Sequence[Place], shards: list[Shard]) -> Iterator[Row]:
         shards.append(shard._replace(rows=count))
 
 
-def _lazily(file: Place) -> tuple[Shard, Iterator[Row]]:
+def _lazily(file: Place, stop: Event) -> tuple[Shard, Iterator[Row]]:
     try:
         size, version = places.facts(file)
     except OSError as error:
         raise DataError(f"no tar at {file} ({error.strerror or 'not found'})") from None
-    return Shard(file, size, version, 0), _rows(file, size)
+    return Shard(file, size, version, 0), _rows(file, size, stop)
 
 
-def _listed(file: Place) -> tuple[Shard, list[Row]]:
-    shard, rows = _lazily(file)
+def _listed(file: Place, stop: Event) -> tuple[Shard, list[Row]]:
+    shard, rows = _lazily(file, stop)
     return shard, list(rows)
 
 
-def _rows(file: Place, size: int) -> Iterator[Row]:
+def _rows(file: Place, size: int, stop: Event) -> Iterator[Row]:
     tally, unknown, unreadable = Tally(), Counter[str](), Sample()
 
     def wanted(name: str) -> bool:
+        if stop.is_set():
+            raise CancelledError
         suffix = os.path.splitext(name)[1].lower()
         if any(part.startswith(".") for part in normpath(name).split("/") if part != ".."):
             return False
@@ -175,7 +180,7 @@ def _rows(file: Place, size: int) -> Iterator[Row]:
             if opened.read(6).startswith(_PACKED):
                 raise _compressed(file)
             opened.seek(0)
-            for name, offset, length in list_tar(opened, wanted, tally):
+            for name, offset, length in list_tar(opened, size, wanted, tally):
                 path = normpath(name)
                 if path != path.encode(errors="replace").decode():
                     unreadable.add(ascii(path))

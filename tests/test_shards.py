@@ -125,6 +125,14 @@ HOSTILE = {
         lambda file: file.write_bytes(member("a.png", -512).tobuf(tarfile.GNU_FORMAT) + bytes(1024)),
         "is not a whole tar: a member of -512 bytes",
     ),
+    "beyond numbers": (
+        lambda file: file.write_bytes(
+            write_tar(file, {f"{number}.png": b"" for number in range(4095)}).read_bytes()[: 4095 * 512]
+            + member("z.png", 1 << 70).tobuf(tarfile.GNU_FORMAT)
+            + bytes(1024)
+        ),
+        "is not a whole tar: unexpected end of data",
+    ),
     "gzip": (
         lambda file: write_tar(file, {"a.png": b"a"}, mode="w:gz"),
         "a compressed tar cannot be read",
@@ -367,6 +375,20 @@ def test_neighbours_are_read_together(monkeypatch):
         [spans.Span("s3://a/c", 601, 1)],
     )
     assert list(spans.neighbours(span for group in together for span in group)) == list(together)
+
+
+def test_neighbours_are_cut_out_of_what_was_read_without_another_copy(monkeypatch):
+    copied = []
+
+    class Data(bytes):
+        def __getitem__(self, key):
+            copied.append(len(super().__getitem__(key)))
+            return super().__getitem__(key)
+
+    monkeypatch.setattr("export.places.read_range", lambda place, offset, size: Data(range(size)))
+    group = [spans.Span("s3://a/b.tar", 1 + 10 * number, 10) for number in range(20)]
+    assert b"".join(spans.fetched([group])) == bytes(range(200))
+    assert copied == [10] * 20
 
 
 def test_bench_takes_tars(tmp_path):

@@ -203,6 +203,26 @@ def test_what_has_changed_since_it_was_listed_is_said_so(photos, bucket, tmp_pat
         list(inputs.items(0, 6))
 
 
+@pytest.mark.parametrize("bucket", ["memory"], indirect=True)
+def test_a_tar_that_is_refused_is_told_of_before_the_others_are_read(bucket, tmp_path, monkeypatch):
+    many = write_tar(tmp_path / "many.tar", {f"{number}.json": bytes(9000) for number in range(100)})
+    for number in range(8):
+        upload(many, f"{bucket}/{number}.tar")
+    upload(write_tar(tmp_path / "bad.tar", {"../a.png": b"a"}), f"{bucket}/0.tar")
+    read_range, reads = places.read_range, []
+
+    def slow(url, *arguments):
+        reads.append(url)
+        time.sleep(0.05)
+        return read_range(url, *arguments)
+
+    monkeypatch.setattr(places, "read_range", slow)
+    monkeypatch.setattr(places, "BLOCK", 10_000)
+    with pytest.raises(DataError, match=r"0\.tar: images would be left out"):
+        read_inputs(f"{bucket}/")
+    assert len(reads) < 200  # of 700
+
+
 def test_an_image_that_has_changed_is_said_so_and_one_that_is_gone_is_an_unreadable_row(photos, bucket):
     inputs = read_inputs(upload_folder(photos, f"{bucket}/photos"))
     first, second = ids(inputs)[:2]
@@ -210,7 +230,7 @@ def test_an_image_that_has_changed_is_said_so_and_one_that_is_gone_is_an_unreada
     gone = next(iter(inputs.items(0, 1)))
     with pytest.raises(ImageError, match="no such file"):
         decode(gone.source, gone.path)
-    for data in (b"longer" * 100, b"short"):
+    for data in (b"longer" * 100, b"short", b""):
         places.filesystem(bucket).pipe_file(f"{bucket}/photos/{second}", data)
         with pytest.raises(DataError, match="was changed meanwhile; run the same command again"):
             list(inputs.items(1, 2))
