@@ -14,7 +14,7 @@ from stat import S_ISREG
 from typing import IO, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from ensemble.errors import DataError, UnavailableError, in_one_line
+from ensemble.errors import DataError, UnavailableError, in_one_line, shown
 
 Place = Path | str  # a URL is the text
 DRIVERS = {"s3": "s3fs", "gs": "gcsfs", "memory": "fsspec"}  # memory: of this process, for trying out
@@ -26,6 +26,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"config_kwargs": {"connect_timeout": 5, "read_timeout": 15, "retries": {"total_max_attempts": 2}}}
 }
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SECRET = re.compile(r"(?<=://)[^/?#]*@|[?#].*=.*", re.DOTALL)  # NAME:PASSWORD@, ?SIGNATURE=...
 _EXPLAINED = (  # by words in errors and their names, since each store's library has its own
     (
         ("credential", "refresherror"),
@@ -50,24 +51,30 @@ def is_url(place: object) -> bool:
 
 
 def parse(text: str) -> Place:
-    """What a user wrote: a path, also as file://, or a URL; DataError for one that nothing reads."""
+    """What a user wrote: a path, also as file://, or a URL; DataError for one that nothing reads.
+
+    URLs with a name and password, or signed, are refused, so that none is printed later.
+    """
     match = _URL.match(text)
     if not match:
         return Path(text)
     scheme = match[1].lower()
     if scheme == "file":
         return Path(unquote(urlsplit(text).path))
+    told = shown(_SECRET.sub("", text))
     if scheme == "hf":
         raise DataError(
-            f"{text}: hf:// names bundles and models; download images first: hf download --repo-type dataset"
+            f"{told}: hf:// names bundles and models; download images first: hf download --repo-type dataset"
         )
     if scheme not in DRIVERS:
-        raise DataError(f"{text}: images are read from a path, s3:// or gs://")
+        raise DataError(f"{told}: images are read from a path, s3:// or gs://")
+    if re.search(r"://[^/]*@|[?&][^/]*(signature|credential|token)[^/]*=", text, re.IGNORECASE):
+        raise DataError(f"{told}: leave the password or signature out of it; credentials are the store's own variables")
     return scheme + text[len(match[1]) :]
 
 
 def join(root: Place, path: str) -> Place:
-    """A path below a place; one that is absolute, or a URL, stands for itself."""
+    """A path below a place; a URL stands for itself, and so does an absolute path, unless the place is a URL."""
     if is_url(path):
         return parse(path)
     return f"{root.rstrip('/')}/{path}" if isinstance(root, str) else root / path
@@ -126,8 +133,8 @@ def problems(url: str) -> Generator[None, None, None]:
 
 
 def _line(error: Exception) -> str:
-    """An error in one short line, without the query of a signed address."""
-    return re.sub(r"\?\S+", "", in_one_line(error))
+    """An error in one short line, without the query of a signed address, nor the name and password of an endpoint."""
+    return re.sub(r"\?\S+|(?<=://)[^/\s]*@", "", in_one_line(error))
 
 
 def facts(place: Place) -> tuple[int, int]:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import HOSTILE_NAMES
-from helpers import exported_run, run_cli, run_python, write_image
+from helpers import exported_run, run_cli, run_python, write_csv, write_image
 from test_infer import ENSEMBLE
 from test_shards import write_tar
 
@@ -288,20 +288,29 @@ def test_keys_with_an_empty_part_are_not_left_out_in_silence(bucket, key):
     ("text", "message"),
     [
         ("hf://user/repo", "hf:// names bundles and models; download images first: hf download --repo-type dataset"),
-        ("https://example.org/a.jpg", "images are read from a path, s3:// or gs://"),
+        ("https://example.org/a.jpg", "https://example.org/a.jpg: images are read from a path, s3:// or gs://"),
+        ("https://me:SECRET@example.org/a?x=SECRET", "https://example.org/a: images are read from a path, s3://"),
+        ("https://example.org/a?X-Amz-Signature=SECRET/", "https://example.org/a: images are read from a path"),
+        ("HF://me:SECRET@user/repo", "HF://user/repo: hf:// names bundles"),
+        ("s3://ME:SECRET@bucket/a.tar", "s3://bucket/a.tar: leave the password or signature out of it"),
+        ("s3://bucket/a.tar?X-Amz-Date=1&X-Amz-Signature=SECRET", "s3://bucket/a.tar: leave the password or signature"),
+        ("gs://bucket/a.tar?X-Goog-Credential=SECRET", "gs://bucket/a.tar: leave the password or signature out of it"),
     ],
 )
-def test_urls_that_nothing_reads_are_refused(text, message):
+def test_urls_that_nothing_reads_are_refused_without_their_secrets(tmp_path, text, message):
     with pytest.raises(DataError, match=re.escape(message)):
         places.parse(text)
-    code, _, err = run_cli("infer", "--input", text)
-    assert (code, message in err, len(err.splitlines())) == (2, True, 1)
+    for source in (text, write_csv(tmp_path / "list.csv", path=[text])):
+        code, out, err = run_cli("infer", "--input", source, "--output", tmp_path / "scores.csv")
+        assert (code, message in err, len(err.splitlines())) == (2, True, 1)
+        assert "SECRET" not in out + err
 
 
 def test_what_a_user_writes_is_a_path_or_a_url():
     assert places.parse("a/b:c") == Path("a/b:c")
     assert places.parse("file:///a%20b/c") == Path("/a b/c")
     assert places.parse("S3://Bucket/Key") == "s3://Bucket/Key"
+    assert places.parse("s3://bucket/what?/me@home=1/*.tar") == "s3://bucket/what?/me@home=1/*.tar"
 
 
 @pytest.mark.parametrize(("url", "package"), [("s3://bucket/a/", "s3fs"), ("gs://bucket/a.tar", "gcsfs")])
@@ -456,6 +465,11 @@ def test_what_a_store_refuses_is_one_line(monkeypatch, answer, url):
     assert len(str(raised.value).splitlines()) == 1
     assert not any(value in str(raised.value) for value in KEYS.values() if value == "testing")
     places._filesystem.cache_clear()
+
+
+def test_addresses_in_errors_of_a_store_have_no_secrets():
+    with pytest.raises(DataError, match="no answer of http://host/key; check"), places.problems("gs://bucket/key"):
+        raise ValueError("no answer of http://me:SECRET@host/key?X-Goog-Signature=SECRET")
 
 
 def test_no_right_to_read_is_one_line(monkeypatch, bucket):
