@@ -119,8 +119,8 @@ def _tar_member_is_fine(member: tarfile.TarInfo, wanted: Callable[[str], bool], 
     return False
 
 
-def list_tar(file: IO[bytes], wanted: Callable[[str], bool], tally: Tally) -> Iterator[tuple[str, int, int]]:
-    """(name, offset, bytes) of the wanted files of a tar that is not compressed; their bytes are not read.
+def list_tar(file: IO[bytes], size: int, wanted: Callable[[str], bool], tally: Tally) -> Iterator[tuple[str, int, int]]:
+    """(name, offset, bytes) of the wanted files of a tar of `size` bytes, not compressed; their bytes are not read.
 
     Refuses what `read_tar` does, but for large files, and only of the wanted. Raises
     DamagedArchiveError, also for a tar without the zeros that end one: the rest may be lost.
@@ -132,6 +132,8 @@ def list_tar(file: IO[bytes], wanted: Callable[[str], bool], tally: Tally) -> It
                 if member.size < 0:  # the next would lie before it, and so round and round
                     raise DamagedArchiveError(f"a member of {member.size} bytes")
                 if wanted(member.name) and _tar_member_is_fine(member, wanted, tally, math.inf):
+                    if member.offset_data + member.size > size:  # no int64 may hold it
+                        raise DamagedArchiveError("unexpected end of data")
                     yield member.name, member.offset_data, member.size
             file.seek(tar.offset)
             if not file.read(1):

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -29,13 +29,15 @@ def list_images(folder: Path, skipped: Counter[str] | None = None) -> list[str]:
     return list(walk_images(folder, skipped))
 
 
-def walk_images(folder: Path, skipped: Counter[str] | None = None) -> Iterator[str]:
+def walk_images(
+    folder: Path, skipped: Counter[str] | None = None, passed: Callable[[str], object] | None = None
+) -> Iterator[str]:
     """POSIX paths of all images below `folder`, relative to it, sorted; hidden files are left out.
 
     Holds the names of one folder and of those above it. Raises DataError, at the end, if there
     are images of a kind that cannot be read: leaving them out silently would change the data.
     With `skipped` they are counted there by suffix instead. Other files (a CSV, a text) are
-    passed over.
+    passed over; `passed` is called with the path of each.
     """
     if not folder.is_dir():
         raise DataError(f"no such folder: {folder}")
@@ -49,6 +51,8 @@ def walk_images(folder: Path, skipped: Counter[str] | None = None) -> Iterator[s
                 unreadable.add(ascii(path))
         elif suffix in OTHER_IMAGE_SUFFIXES or _starts_like_an_image(folder / path):
             unknown[suffix or "without suffix"] += 1
+        elif passed:
+            passed(path)
     if skipped is not None:
         skipped.update(unknown)
     elif unknown:

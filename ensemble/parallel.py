@@ -4,6 +4,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -16,10 +17,15 @@ def available_cores() -> int:
 
 
 def ordered_map(
-    function: Callable[[T], R], items: Iterable[T], workers: int | None = None, ahead: int | None = None
+    function: Callable[[T], R],
+    items: Iterable[T],
+    workers: int | None = None,
+    ahead: int | None = None,
+    stop: Event | None = None,
 ) -> Generator[R, None, None]:
     """`map` on threads: results in the order of `items`, at most `ahead` of them waiting.
 
+    `stop` is set once no more results are wanted, for a long `function` to look at: its end is waited for.
     Image decoding and hashing release Python's lock, so threads do run side by side.
     """
     workers = workers or min(available_cores(), 16)
@@ -34,5 +40,7 @@ def ordered_map(
             while waiting:
                 yield waiting.popleft().result()
         finally:
+            if stop:
+                stop.set()
             for future in waiting:
                 future.cancel()

@@ -149,7 +149,7 @@ def locate(frame: pd.DataFrame, table: Path, images: Path | None) -> tuple[Path,
 
 def images_root(frame: pd.DataFrame, table: Path, images: Path | None) -> Path:
     """Where `locate` looks for the images of a CSV, by its columns and its first row."""
-    if images is not None and not images.is_dir():
+    if images is not None and not os.path.isdir(images):
         raise DataError(f"no such folder: {images} (--images)")
     if "path" in frame:
         root = images or table.parent

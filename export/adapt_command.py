@@ -61,6 +61,8 @@ def adapt(source: Path, share: float | None, seed: int, run: Path, wanted: Wante
     from export.inputs import names, read_inputs
 
     inputs = read_inputs(source)
+    if inputs.note:
+        click.echo(inputs.note, err=True)
     exported = bundle.is_current(run)
     ensemble = predictor.load_run(run, exported, replace(wanted, full=True), click.echo)
     stacker, fitted_prior = ensemble.stacker, stack_run.fitted_prior(run, ensemble.stacker)

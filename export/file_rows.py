@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from stat import S_ISREG
@@ -35,18 +35,24 @@ def of_table(parts: Iterator[pd.DataFrame], table: Place, images: Place | None) 
     return Named(choose(chain([first], parts), table, root), "id" in first, root)
 
 
-def of_folder(folder: Place) -> Iterator[Row]:
-    """All images below a folder, their ids relative paths; DataError, at the end, for kinds that cannot be read."""
+def of_folder(folder: Place, passed: Callable[[str], object] = lambda path: None) -> Iterator[Row]:
+    """All images below a folder, their ids relative paths; DataError, at the end, for kinds that cannot be read.
+
+    `passed` is called with the path of each other file.
+    """
     if isinstance(folder, Path):
-        yield from (row(path, folder, path) for path in walk_images(folder))
+        yield from (row(path, folder, path) for path in walk_images(folder, passed=passed))
         return
     unknown = Counter[str]()
     for found in places.walk(folder):
         suffix = os.path.splitext(found.path)[1].lower()
         if suffix in IMAGE_SUFFIXES:
             yield Row(found.path, *found)
-        unknown[suffix] += suffix in OTHER_IMAGE_SUFFIXES
-    if kinds := [f"{count} {suffix}" for suffix, count in sorted((+unknown).items())]:
+        elif suffix in OTHER_IMAGE_SUFFIXES:
+            unknown[suffix] += 1
+        else:
+            passed(found.path)
+    if kinds := [f"{count} {suffix}" for suffix, count in sorted(unknown.items())]:
         raise DataError(f"{folder}: images that cannot be read would be skipped ({some(kinds)}); convert or move them")
 
 

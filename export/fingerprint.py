@@ -1,6 +1,7 @@
 """What made a file of scores: a small JSON beside it, which `infer` writes and `submit` checks and carries on."""
 
 import json
+import os
 import platform
 from collections.abc import Mapping
 from contextlib import suppress
@@ -72,7 +73,7 @@ def made_by(
         "looked_up": [member.name for member in ensemble.externals],
         "device": ensemble.device,
         "options": {**asdict(options), "cascade": ensemble.cascade.to_dict() if ensemble.cascade else None},
-        "input": places.name(images),
+        "input": _text(places.name(images)),
         "images": {"scored": done.scored, "failed": done.failed},
         "versions": versions(libraries or {runtime: version(runtime) for runtime in runtimes}),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -102,9 +103,14 @@ def write_fingerprint(
 ) -> Path:
     """Write it beside finished `scores`; `made` of `made_by`, None where it is not known."""
     path = fingerprint_path(scores)
-    values = {"file": scores.name, "sha256": artifacts.file_sha256(scores), "made": made}
+    values = {"file": _text(scores.name), "sha256": artifacts.file_sha256(scores), "made": made}
     artifacts.write_json(path, {**values, **({"submission": submission} if submission else {})})
     return path
+
+
+def _text(name: str) -> str:
+    """A name as UTF-8, which its bytes need not be."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def read_made(scores: Path) -> dict[str, Any] | None:

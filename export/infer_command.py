@@ -1,5 +1,6 @@
 """infer: parse, call one function, print."""
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ from export.cluster_size import Asked
 from export.setting import Wanted, cascade_option, full, runtime_options
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ensemble.ray_cluster import Node
     from export.ensembles import Ensemble
     from export.places import Place
@@ -142,11 +145,14 @@ def infer(
 
     _check_source(context, onnx, bundle, model, positive, adapted or tta)
     context.with_resource(quiet_decoders())
-    _check_output(output, source)
+    _check_output(output, (source,))
     artifacts.ensure_writable(output.absolute().parent)
     nodes = _nodes(context, cluster)
     with journal.held(output) as partial:
         inputs = read_inputs(source, images, partial)
+        _check_output(output, inputs.needs)
+        if inputs.note:
+            click.echo(inputs.note, err=True)
         folder = hub.locate_bundle(bundle) if bundle else None
         wanted = replace(wanted, cascade=cascade, full=full or adapted)
         ready = None
@@ -187,12 +193,13 @@ def infer(
         made = fingerprint.made_by(ensemble, kind, listed, chosen, source, done, libraries)
         fingerprint.write_fingerprint(output, made)
     speed = f", {done.images_per_second:,.1f} images per second" if done.images_per_second else ""
-    click.echo(f"{done.scored} images scored -> {output}{speed}")
+    click.echo(f"{done.scored} images scored -> {click.format_filename(output)}{speed}")
     if ensemble.cascade:
         click.echo(cascades.seen(ensemble.cascade, done.left))
     if done.listing is None:
         return 0
-    click.echo(f"Error: {done.failed} images could not be read, listed in {done.listing}", err=True)
+    listing = click.format_filename(done.listing)
+    click.echo(f"Error: {done.failed} images could not be read, listed in {listing}", err=True)
     return 1 if done.scored else 2
 
 
@@ -204,16 +211,27 @@ def _outside(run: Path) -> list[str]:
     return sorted(set(list_members(run)) - set(read_stacker(run).members))
 
 
-def _check_output(output: Path, source: "Place") -> None:
-    """ArtifactError for an output that cannot be written, or that would take the place of the input."""
+def _check_output(output: Path, read: "Iterable[Place]") -> None:
+    """ArtifactError for an output that cannot be written, or that would take the place of what is read."""
     from ensemble.errors import ArtifactError
     from export.fingerprint import fingerprint_path
     from export.results import failures_path, output_format
 
     output_format(output)
+    there = {}
     for written in (output, failures_path(output), fingerprint_path(output)):
-        if isinstance(source, Path) and written.exists() and source.exists() and written.samefile(source):
-            raise ArtifactError(f"{written} is the input and would be overwritten; choose another --output")
+        with suppress(OSError):  # not there, or a name that no file can have
+            there[_identity(written)] = written
+    for place in read if there else ():  # a million tars need no look where nothing is overwritten
+        with suppress(OSError):
+            if isinstance(place, Path) and (taken := there.get(_identity(place))):
+                raise ArtifactError(f"{taken} is the input and would be overwritten; choose another --output")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """What a file has in common with its links alone."""
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 def _check_source(

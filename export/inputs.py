@@ -1,8 +1,9 @@
 """What to score: a folder, a table, Parquet files or tars -> rows of an id as given and the image that it means."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
@@ -40,12 +41,14 @@ class Inputs:
     pickled, for other machines to read by.
     needs: the folder or the files that are read from, without which no image can be; none for a
     table, whose images may lie anywhere, and for a store.
+    note: what a user should be told, if anything: of tars or Parquet files among a folder's images.
     """
 
     rows: Rows
     sha256: str
     reader: Callable[[Iterable[Row], int, int], Iterator[Item]]
     needs: tuple[Path, ...] = ()
+    note: str = ""
 
     def items(self, start: int, stop: int) -> Iterator[Item]:
         """The images of the rows [start, stop), streamed."""
@@ -82,10 +85,16 @@ def read_inputs(source: Place, images: Place | None = None, spill: Path | None =
         return _of_shards(files, source, place)
     if not _is_table(source):
         _refuse_images(images, source)
-        rows = keep(file_rows.of_folder(source), place)
+        others: list[str] = []
+
+        def passed(path: str) -> None:
+            if shards.kind(path):
+                others.append(path)
+
+        rows = keep(file_rows.of_folder(source, passed), place)
         if rows.count:
-            return _of_files(rows, source, _paths([source]))
-        if files := shards.below(source):
+            return replace(_of_files(rows, source, _paths([source])), note=shards.passed_over(source, others))
+        if files := shards.below(source, others):
             return _of_shards(files, source, place)
         raise DataError(f"{source} holds no images")
     if not places.name(source).lower().endswith(".parquet"):
@@ -100,9 +109,9 @@ def _is_table(source: Place) -> bool:
     """Whether it is to be read as a table, not as a folder; DataError for a path where there is nothing."""
     if isinstance(source, str):
         return source.lower().endswith((".csv", ".parquet"))
-    if not source.exists() or not (source.is_file() or source.is_dir()):
+    if not (os.path.isfile(source) or os.path.isdir(source)):  # False where a name is too long to be one
         raise DataError(f"no input at {source}; give a CSV with a column id, or a folder of images")
-    return not source.is_dir()
+    return not os.path.isdir(source)
 
 
 def _csv_parts(source: Place) -> Iterator[pd.DataFrame]:

@@ -3,6 +3,7 @@
 NAME.csv.partial/
   lock             held by the process that scores
   journal.json     what decides the output; written before the first shard
+  rows.arrow       the list of what is scored (rows.py), written anew by each start
   prepared.json    of a job on a cluster: what runs its members (cluster_kept.py)
   00000.parquet    ROWS rows: id, and a logit a member, or the path and why it cannot be read
 """
@@ -69,7 +70,7 @@ class Journal:
 def held(output: Path) -> Iterator[Path]:
     """The journal's folder for `output`, for this process alone; it goes at the end unless it holds a journal."""
     folder = output.with_name(f"{output.name}.partial")
-    if folder.is_dir() and not (folder / LOCK).exists() and any(folder.iterdir()):
+    if os.path.isdir(folder) and not (folder / LOCK).exists() and any(folder.iterdir()):
         raise ArtifactError(f"{folder} is in the way and no journal of infer; move it, or choose another --output")
     artifacts.ensure_folder(folder)
     lock = FileLock(folder / LOCK)
@@ -154,7 +155,8 @@ def read_shard(journal: Journal, shard: int) -> Rows | None:
     """A shard's rows; None if it is absent, damaged, or of another key."""
     start, stop = journal.span(shard)
     try:
-        with pq.ParquetFile(journal.path(shard), page_checksum_verification=True) as file:
+        path = os.fsencode(journal.path(shard))  # as text it would have to be UTF-8
+        with pa.OSFile(path) as opened, pq.ParquetFile(opened, page_checksum_verification=True) as file:
             table = file.read()
     except (OSError, ValueError, pa.ArrowException):
         return None

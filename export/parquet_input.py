@@ -1,8 +1,9 @@
 """Parquet files to score: rows that name images, or that hold them as bytes."""
 
+import os
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from itertools import accumulate, count
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,10 @@ BUFFER = 1 << 20  # bytes read at a time; without a buffer a column is read for 
 @contextmanager
 def _opened(file: Place) -> Iterator[pq.ParquetFile]:
     try:
-        source = nullcontext(file) if isinstance(file, Path) else closing(places.opened(file))
-        with source as readable, pq.ParquetFile(readable, buffer_size=BUFFER, pre_buffer=False) as opened:
+        size, _ = places.facts(file)
+        # as bytes: a name may be no UTF-8
+        source = pa.OSFile(os.fsencode(file)) if isinstance(file, Path) else places.opened(file, size)
+        with closing(source) as readable, pq.ParquetFile(readable, buffer_size=BUFFER, pre_buffer=False) as opened:
             yield opened
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{file} is not a readable Parquet file: {' '.join(str(error).split())}") from None

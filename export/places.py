@@ -3,16 +3,18 @@
 import io
 import os
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from errno import ENOENT
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from stat import S_ISREG
 from typing import IO, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from ensemble.errors import DataError, UnavailableError, in_one_line
+from ensemble.errors import DataError, UnavailableError, in_one_line, shown
 
 Place = Path | str  # a URL is the text
 DRIVERS = {"s3": "s3fs", "gs": "gcsfs", "memory": "fsspec"}  # memory: of this process, for trying out
@@ -24,6 +26,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"config_kwargs": {"connect_timeout": 5, "read_timeout": 15, "retries": {"total_max_attempts": 2}}}
 }
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SECRET = re.compile(r"(?<=://)[^/?#]*@|[?#].*=.*", re.DOTALL)  # NAME:PASSWORD@, ?SIGNATURE=...
 _EXPLAINED = (  # by words in errors and their names, since each store's library has its own
     (
         ("credential", "refresherror"),
@@ -48,24 +51,30 @@ def is_url(place: object) -> bool:
 
 
 def parse(text: str) -> Place:
-    """What a user wrote: a path, also as file://, or a URL; DataError for one that nothing reads."""
+    """What a user wrote: a path, also as file://, or a URL; DataError for one that nothing reads.
+
+    URLs with a name and password, or signed, are refused, so that none is printed later.
+    """
     match = _URL.match(text)
     if not match:
         return Path(text)
     scheme = match[1].lower()
     if scheme == "file":
         return Path(unquote(urlsplit(text).path))
+    told = shown(_SECRET.sub("", text))
     if scheme == "hf":
         raise DataError(
-            f"{text}: hf:// names bundles and models; download images first: hf download --repo-type dataset"
+            f"{told}: hf:// names bundles and models; download images first: hf download --repo-type dataset"
         )
     if scheme not in DRIVERS:
-        raise DataError(f"{text}: images are read from a path, s3:// or gs://")
+        raise DataError(f"{told}: images are read from a path, s3:// or gs://")
+    if re.search(r"://[^/]*@|[?&][^/]*(signature|credential|token)[^/]*=", text, re.IGNORECASE):
+        raise DataError(f"{told}: leave the password or signature out of it; credentials are the store's own variables")
     return scheme + text[len(match[1]) :]
 
 
 def join(root: Place, path: str) -> Place:
-    """A path below a place; one that is absolute, or a URL, stands for itself."""
+    """A path below a place; a URL stands for itself, and so does an absolute path, unless the place is a URL."""
     if is_url(path):
         return parse(path)
     return f"{root.rstrip('/')}/{path}" if isinstance(root, str) else root / path
@@ -124,14 +133,16 @@ def problems(url: str) -> Generator[None, None, None]:
 
 
 def _line(error: Exception) -> str:
-    """An error in one short line, without the query of a signed address."""
-    return re.sub(r"\?\S+", "", in_one_line(error))
+    """An error in one short line, without the query of a signed address, nor the name and password of an endpoint."""
+    return re.sub(r"\?\S+|(?<=://)[^/\s]*@", "", in_one_line(error))
 
 
 def facts(place: Place) -> tuple[int, int]:
     """A file's bytes, and what tells its versions apart: for a path the time of change in ns. FileNotFoundError."""
     if isinstance(place, Path):
         found = place.stat()
+        if not S_ISREG(found.st_mode):  # a pipe may never end
+            raise FileNotFoundError(ENOENT, "not a regular file", str(place))
         return found.st_size, found.st_mtime_ns
     with problems(place):
         info = filesystem(place).info(place)
@@ -140,13 +151,22 @@ def facts(place: Place) -> tuple[int, int]:
     return info["size"] or 0, _version(info)
 
 
-def is_folder(url: str) -> bool:
-    """Whether something lies below a URL."""
+def exists(place: Place) -> bool:
+    """Whether a file or a folder is there; False also for a name that is too long to be one."""
+    return os.path.exists(place) if isinstance(place, Path) else bool(_type(place))
+
+
+def is_folder(place: Place) -> bool:
+    """Whether it is a folder, or something lies below a URL."""
+    return os.path.isdir(place) if isinstance(place, Path) else _type(place) == "directory"
+
+
+def _type(url: str) -> str:
     try:
         with problems(url):
-            return filesystem(url).info(url)["type"] == "directory"
+            return filesystem(url).info(url)["type"]
     except FileNotFoundError:
-        return False
+        return ""
 
 
 def check(place: Place, known: tuple[int, int]) -> None:
@@ -167,11 +187,15 @@ def readable(path: Path) -> bool:
 
 
 def _version(info: dict[str, Any]) -> int:
-    told = next((info[key] for key in VERSIONS if info.get(key)), "")
+    told = _told(info)
     told = str(
         told.timestamp() if isinstance(told, datetime) else told
     )  # in memory a listing has the one, info the other
     return int.from_bytes(sha256(told.encode()).digest()[:7])  # fits an int64
+
+
+def _told(info: dict[str, Any]) -> Any:
+    return next((info[key] for key in VERSIONS if info.get(key)), "")
 
 
 def opened(place: Place, size: int | None = None) -> IO[bytes]:
@@ -216,10 +240,15 @@ def read_range(place: Place, offset: int, size: int) -> bytes:
     if not size:
         return b""
     with problems(place):
-        return filesystem(place).cat_file(place, start=offset, end=offset + size)
+        try:
+            return filesystem(place).cat_file(place, start=offset, end=offset + size)
+        except Exception as error:  # s3fs and gcsfs have no kind of their own for status 416
+            if getattr(error, "code", None) == 416 or "not satisfiable" in str(error).lower():
+                return b""
+            raise
 
 
-def walk(url: str, wanted: Callable[[str], bool] = lambda name: True) -> Iterator[Found]:
+def walk(url: str) -> Iterator[Found]:
     """All files below a URL in the order of their paths, names that begin with a dot left out.
 
     Holds what lies in one folder and in those above it. Raises DataError where nothing lies there.
@@ -232,7 +261,7 @@ def walk(url: str, wanted: Callable[[str], bool] = lambda name: True) -> Iterato
             waiting.pop()
         elif entry.path.endswith("/"):
             waiting.append(iter(_entries(url, f"{root}/{entry.path.rstrip('/')}", entry.path)))
-        elif wanted(entry.path):
+        else:
             yield entry
 
 
@@ -246,7 +275,9 @@ def _entries(url: str, folder: str, start: str) -> list[Found]:
     entries = []
     for info in listed:
         last = info["name"].rstrip("/")[len(folder) + 1 :].rpartition("/")[2]
-        if last and not last.startswith("."):  # a folder may be an object of its own
-            is_folder = info["type"] == "directory"
+        is_folder = info["type"] == "directory"
+        if not last and is_folder and not _told(info):  # a folder that is an object of its own has a version
+            raise DataError(f"{url}: keys that begin with {folder}// cannot be listed; rename them")
+        if last and not last.startswith("."):
             entries.append(Found(start + last + "/" * is_folder, info["size"] or 0, _version(info)))
     return sorted(entries)

@@ -91,7 +91,8 @@ def write_csv(file: Path, columns: list[str], frames: Iterable[pd.DataFrame], re
 
 def _write_parquet(file: Path, columns: list[str], frames: Iterable[pd.DataFrame]) -> None:
     schema = pa.schema([(name, pa.float64() if at else pa.string()) for at, name in enumerate(columns)])
-    with pq.ParquetWriter(file, schema) as writer:
+    # as bytes: a name may be no UTF-8
+    with pa.OSFile(os.fsencode(file), "wb") as opened, pq.ParquetWriter(opened, schema) as writer:
         for group in _groups(frames):
             writer.write_table(pa.Table.from_pandas(group, schema, preserve_index=False))
 

@@ -5,14 +5,16 @@ import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from glob import glob, has_magic
 from itertools import accumulate, product
 from pathlib import Path
 from posixpath import normpath
+from threading import Event
 from typing import NamedTuple
 
 from ensemble.archives import DamagedArchiveError, Tally, list_tar
-from ensemble.errors import DataError, Sample, some
+from ensemble.errors import DataError, Sample, shown, some
 from ensemble.files import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES
 from ensemble.parallel import ordered_map
 from export import places
@@ -23,7 +25,7 @@ from export.spans import Span
 MOST = 1_000_000  # files that braces may name
 COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
 _PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # how gzip, bzip2, xz and zstd begin
-_BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
+_BRACES = re.compile(r"\{(?:([0-9]{1,18})\.\.([0-9]{1,18})|([^{}]*,[^{}]*))\}")
 
 
 class Shard(NamedTuple):
@@ -41,10 +43,10 @@ def find(source: Place) -> list[Place]:
     They are in the order of their names. DataError for a pattern that means none, or other files.
     """
     text = str(source)
-    if isinstance(source, Path) and source.exists():  # also where its name looks like a pattern
-        return _of_one_kind([source], text) if not source.is_dir() and _kind(source) != ".parquet" else []
+    if (isinstance(source, Path) or has_magic(text)) and places.exists(source):  # its name may look like a pattern
+        return [] if places.is_folder(source) or kind(source) == ".parquet" else _of_one_kind([source], text)
     if not (has_magic(text) or _BRACES.search(text)):
-        return _of_one_kind([source], text) if _kind(source) == ".tar" else []
+        return _of_one_kind([source], text) if kind(source) == ".tar" else []
     found = [place for each in expand(text) for place in (_matching(each, source) if has_magic(each) else [each])]
     if not found:
         raise DataError(f"no file matches {text}")
@@ -52,14 +54,20 @@ def find(source: Place) -> list[Place]:
     return _of_one_kind([wrap(each) for each in sorted(set(found))], text)
 
 
-def below(folder: Place) -> list[Place]:
-    """All tars, or all Parquet files, below a folder without images, by name; DataError if there are both."""
-    if isinstance(folder, Path):
-        paths = (Path(parent) / name for parent, _, names in os.walk(folder) for name in names)
-        found: list[Place] = [path for path in paths if not path.name.startswith(".") and _kind(path)]
-    else:
-        found = [places.join(folder, entry.path) for entry in places.walk(folder, lambda path: bool(_kind(path)))]
-    return _of_one_kind(sorted(found, key=str), str(folder)) if found else []
+def below(folder: Place, paths: Sequence[str]) -> list[Place]:
+    """The tars, or the Parquet files, at these paths below a folder without images; DataError if there are both."""
+    return _of_one_kind([places.join(folder, path) for path in paths], str(folder)) if paths else []
+
+
+def passed_over(folder: Place, paths: Sequence[str]) -> str:
+    """What to say of tars and Parquet files at these paths below a folder of images; empty if there are none."""
+    if not paths:
+        return ""
+    like = places.join(folder, os.path.join(os.path.dirname(paths[0]), f"*{kind(paths[0])}"))
+    return shown(
+        f"{folder} is read as a folder of images; passed over in it: {some(map(repr, paths))}. "
+        f"For the images inside of such files name them: '{like}'"
+    )
 
 
 def expand(pattern: str) -> list[str]:
@@ -69,7 +77,8 @@ def expand(pattern: str) -> list[str]:
         parts.append([pattern[at : match.start()]])
         first, last, names = match.groups()
         if names is None:
-            width = max(len(first), len(last)) if "0" in (first[0], last[0]) else 0
+            padded = any(len(number) > 1 and number[0] == "0" for number in (first, last))
+            width = max(len(first), len(last)) if padded else 0
             count *= abs(int(last) - int(first)) + 1
             if count > MOST:
                 break
@@ -93,23 +102,23 @@ def _matching(pattern: str, source: Place) -> list[str]:
         return [f"{scheme}://{path.lstrip('/')}" for path in places.filesystem(pattern).glob(pattern)]
 
 
-def _kind(place: Place) -> str:
-    """.tar or .parquet, also for a tar that is compressed; empty for other files."""
+def kind(place: Place) -> str:
+    """.tar or .parquet, by a file's name, also for a tar that is compressed; empty for other files."""
     name = places.name(place).lower()
     return ".tar" if name.endswith((".tar", *COMPRESSED)) else ".parquet" if name.endswith(".parquet") else ""
 
 
 def is_parquet(files: Sequence[Place]) -> bool:
     """Whether files of one kind are Parquet files; else they are tars."""
-    return _kind(files[0]) == ".parquet"
+    return kind(files[0]) == ".parquet"
 
 
 def _of_one_kind(files: list[Place], given: str) -> list[Place]:
-    kinds = {_kind(file) for file in files}
+    kinds = {kind(file) for file in files}
     if kinds == {""} and len(files) == 1:
         return []  # a table
     if len(kinds) > 1 or "" in kinds:
-        others = some(repr(places.name(file)) for file in files if _kind(file) != _kind(files[0]) or not _kind(file))
+        others = some(repr(places.name(file)) for file in files if kind(file) != kind(files[0]) or not kind(file))
         raise DataError(
             f"{given}: several files are read as one list if all are .tar or all are .parquet, not {others}"
         )
@@ -129,10 +138,11 @@ def tar_rows(files: Sequence[Place], shards: list[Shard]) -> Iterator[Row]:
     object in a store that takes reading most of it, several at a time. DataError for a tar that
     is damaged, or holds images that would be left out.
     """
+    stop = Event()
     if len(files) == 1 or isinstance(files[0], Path):
-        listings: Iterable[tuple[Shard, Iterable[Row]]] = map(_lazily, files)
+        listings: Iterable[tuple[Shard, Iterable[Row]]] = (_lazily(file, stop) for file in files)
     else:
-        listings = ordered_map(_listed, files, places.AHEAD, places.AHEAD)
+        listings = ordered_map(lambda file: _listed(file, stop), files, places.AHEAD, places.AHEAD, stop)
     for shard, rows in listings:
         count = 0
         for count, row in enumerate(rows, 1):  # noqa: B007  # counts what was given out
@@ -140,23 +150,25 @@ def tar_rows(files: Sequence[Place], shards: list[Shard]) -> Iterator[Row]:
         shards.append(shard._replace(rows=count))
 
 
-def _lazily(file: Place) -> tuple[Shard, Iterator[Row]]:
+def _lazily(file: Place, stop: Event) -> tuple[Shard, Iterator[Row]]:
     try:
         size, version = places.facts(file)
     except OSError as error:
         raise DataError(f"no tar at {file} ({error.strerror or 'not found'})") from None
-    return Shard(file, size, version, 0), _rows(file, size)
+    return Shard(file, size, version, 0), _rows(file, size, stop)
 
 
-def _listed(file: Place) -> tuple[Shard, list[Row]]:
-    shard, rows = _lazily(file)
+def _listed(file: Place, stop: Event) -> tuple[Shard, list[Row]]:
+    shard, rows = _lazily(file, stop)
     return shard, list(rows)
 
 
-def _rows(file: Place, size: int) -> Iterator[Row]:
+def _rows(file: Place, size: int, stop: Event) -> Iterator[Row]:
     tally, unknown, unreadable = Tally(), Counter[str](), Sample()
 
     def wanted(name: str) -> bool:
+        if stop.is_set():
+            raise CancelledError
         suffix = os.path.splitext(name)[1].lower()
         if any(part.startswith(".") for part in normpath(name).split("/") if part != ".."):
             return False
@@ -168,7 +180,7 @@ def _rows(file: Place, size: int) -> Iterator[Row]:
             if opened.read(6).startswith(_PACKED):
                 raise _compressed(file)
             opened.seek(0)
-            for name, offset, length in list_tar(opened, wanted, tally):
+            for name, offset, length in list_tar(opened, size, wanted, tally):
                 path = normpath(name)
                 if path != path.encode(errors="replace").decode():
                     unreadable.add(ascii(path))

@@ -53,7 +53,8 @@ def fetched(groups: Iterable[list[Span]]) -> Iterator[Span | bytes]:
             except FileNotFoundError:
                 return list(group)
         data = Span(first.place, first.offset, last.offset + last.size - first.offset).read()
-        return [data[span.offset - first.offset :][: span.size] for span in group]
+        starts = [span.offset - first.offset for span in group]
+        return [data[start : start + span.size] for start, span in zip(starts, group, strict=True)]
 
     for group in ordered_map(fetch, groups, places.AHEAD, places.AHEAD):
         yield from group

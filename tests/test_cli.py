@@ -1,8 +1,10 @@
+import os
 import re
 import statistics
 import time
 
 import click
+import pandas as pd
 import pytest
 from conftest import write_files
 from helpers import (
@@ -33,6 +35,7 @@ train:
 """
 BARE = """
 import click
+import pandas as pd
 
 @click.group()
 def cli(): ...
@@ -216,6 +219,43 @@ def test_the_input_is_never_overwritten(here, run, name, output):
     assert (code, out) == (2, "")
     assert err == f"Error: data/{name} is the input and would be overwritten; choose another --output\n"
     assert table.read_bytes() == before
+
+
+@pytest.mark.parametrize(("source", "output"), [("sets/*.parquet", "sets/b.parquet"), ("sets", "linked.parquet")])
+def test_one_of_several_inputs_is_never_overwritten(here, run, source, output):
+    table, file = here / "data" / "sets", here / "data" / output
+    table.mkdir()
+    for name in "ab":
+        frame = pd.DataFrame({"id": [name], "image": [(here / "data/images/0.png").read_bytes()]})
+        frame.to_parquet(table / f"{name}.parquet")
+    if not file.exists():
+        file.hardlink_to(table / "b.parquet")
+    before = file.read_bytes()
+    code, out, err = run_cli(*SCORE, "--input", f"data/{source}", "--output", f"data/{output}")
+    assert (code, out) == (2, "")
+    assert err == f"Error: data/{output} is the input and would be overwritten; choose another --output\n"
+    assert file.read_bytes() == before
+    assert not file.with_name(f"{file.name}.partial").exists()
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_names_may_be_no_utf8_nor_longer_than_a_file_can_have(here, run, suffix):
+    assert run_cli(*SCORE, "--output", f"plain.{suffix}")[0] == 0
+    output = here / os.fsdecode(b"o\xe9." + suffix.encode())
+    code, out, err = run_cli(*SCORE, "--output", output)
+    assert (code, err) == (0, "")
+    assert "images scored -> " in out.encode().decode()  # a terminal takes UTF-8 alone
+    assert output.read_bytes() == (here / f"plain.{suffix}").read_bytes()
+    code, _, err = run_cli(*SCORE, "--output", f"{'n' * 300}.{suffix}")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "File name too long; choose another place" in err
+
+
+def test_shards_among_images_are_spoken_of(here, run):
+    write_files(here / "data", "images/more.tar")
+    code, _, err = run_cli(*SCORE, "--input", "data/images")
+    assert (code, len(err.splitlines())) == (0, 1)
+    assert "passed over in it: 'more.tar'" in err
 
 
 def test_failures_listed_exit_with_1(here, run):

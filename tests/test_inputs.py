@@ -104,9 +104,10 @@ def test_a_missing_input_is_refused(tmp_path, listed, make, message):
         listed(make(tmp_path))
 
 
-def test_a_missing_image_folder_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"no such folder: .*photos \(--images\)"):
-        read_inputs(write_csv(tmp_path / "test.csv", id=["a"]), tmp_path / "photos")
+@pytest.mark.parametrize("name", ["photos", "n" * 300])
+def test_a_missing_image_folder_is_refused(tmp_path, name):
+    with pytest.raises(DataError, match=rf"no such folder: .*{name} \(--images\)"):
+        read_inputs(write_csv(tmp_path / "test.csv", id=["a"]), tmp_path / name)
 
 
 def test_rows_have_an_id_a_name_for_errors_and_a_file(tmp_path, listed):

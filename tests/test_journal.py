@@ -49,6 +49,14 @@ def test_a_shard_comes_back_as_it_was_written(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.parquet", "journal.json"]
 
 
+def test_a_folder_may_have_a_name_that_is_not_utf8(tmp_path):
+    folder = tmp_path / os.fsdecode(b"o\xe9.csv.partial")
+    folder.mkdir()
+    book = opened(folder)
+    journal.write_shard(book, 0, ROWS)
+    assert same(journal.read_shard(book, 0))
+
+
 def test_a_damaged_shard_is_done_again_or_says_the_same(tmp_path):
     book = opened(tmp_path)
     journal.write_shard(book, 0, ROWS)

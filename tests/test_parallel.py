@@ -76,6 +76,19 @@ def test_an_exception_of_the_items_is_passed_on():
         list(ordered_map(str, items(), ahead=1))
 
 
+def test_work_that_runs_is_told_that_nobody_waits_for_it_any_more():
+    stop = threading.Event()
+
+    def work(number):
+        return "told" if stop.wait(10 * number) else "not told"
+
+    began = time.monotonic()
+    results = ordered_map(work, range(9), workers=4, stop=stop)
+    assert next(results) == "not told"
+    results.close()
+    assert time.monotonic() - began < 5
+
+
 def test_closing_early_cancels_what_waits():
     started, go_on = [], threading.Event()
 

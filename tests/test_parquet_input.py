@@ -156,6 +156,15 @@ def test_files_that_leave_a_doubt_are_refused(tmp_path, columns, message):
         read_inputs(write_parquet(tmp_path / "set.parquet", **columns))
 
 
+@pytest.mark.parametrize("spill", [False, True])
+def test_a_file_may_have_a_name_that_is_not_utf8(tmp_path, spill):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    (folder / "set.parquet").write_bytes(write_parquet(tmp_path / "set.parquet", image=IMAGES).read_bytes())
+    inputs = read_inputs(folder / "set.parquet", spill=folder if spill else None)
+    assert [item.source for item in inputs.items(0, 7)] == IMAGES
+
+
 def test_what_is_no_parquet_file_is_said_so(tmp_path):
     write_files(tmp_path, "set.parquet", data=b"id\na\n")
     with pytest.raises(DataError, match=r"set\.parquet is not a readable Parquet file: "):

@@ -125,6 +125,14 @@ HOSTILE = {
         lambda file: file.write_bytes(member("a.png", -512).tobuf(tarfile.GNU_FORMAT) + bytes(1024)),
         "is not a whole tar: a member of -512 bytes",
     ),
+    "beyond numbers": (
+        lambda file: file.write_bytes(
+            write_tar(file, {f"{number}.png": b"" for number in range(4095)}).read_bytes()[: 4095 * 512]
+            + member("z.png", 1 << 70).tobuf(tarfile.GNU_FORMAT)
+            + bytes(1024)
+        ),
+        "is not a whole tar: unexpected end of data",
+    ),
     "gzip": (
         lambda file: write_tar(file, {"a.png": b"a"}, mode="w:gz"),
         "a compressed tar cannot be read",
@@ -206,6 +214,32 @@ def test_a_damaged_tar_is_read_or_refused_in_one_line(tmp_path, form):
     assert {3, "refused in 1 line"} <= outcomes <= {0, 1, 2, 3, 4, "refused in 1 line"}
 
 
+def test_a_folder_of_shards_is_walked_as_one_of_images(tmp_path):
+    write_shards(tmp_path / "elsewhere")
+    folder = write_shards(tmp_path / "folder" / "s", (3,))  # s/s-00.tar s/s-01.tar
+    for number, name in enumerate((".hidden/a", ".trash", "s-", "t/.hidden/a")):
+        write_tar(folder.parent / f"{name}.tar", {f"{number}.png": b"a"})
+    (folder / "z").symlink_to(tmp_path / "elsewhere")
+    (folder / "loop").symlink_to(folder)
+    os.mkfifo(folder / "pipe.tar")
+    with pytest.raises(DataError, match=r"ids given more than once: '000', '001'"):
+        read_inputs(folder)
+    (folder / "s-00.tar").unlink()
+    (folder / "s-01.tar").unlink()
+    assert ids(read_inputs(folder.parent)) == ["2", *(name[:3] for name in IMAGES)]  # s-.tar before s/
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_shards_among_images_are_spoken_of(tmp_path, kind):
+    write_files(tmp_path, "photos/a.png", "photos/b.txt", f"photos/x/c.{kind}", f"photos/.d.{kind}")
+    inputs = read_inputs(tmp_path / "photos")
+    assert ids(inputs) == ["a.png"]
+    assert f"passed over in it: 'x/c.{kind}'. For the images inside of such files name them" in inputs.note
+    assert inputs.note.endswith(f"'{tmp_path}/photos/x/*.{kind}'")
+    (tmp_path / f"photos/x/c.{kind}").unlink()
+    assert read_inputs(tmp_path / "photos").note == ""
+
+
 def test_an_id_in_two_shards_is_refused(tmp_path):
     for name in "ab":
         write_tar(tmp_path / f"{name}.tar", {"same.png": b"a"})
@@ -220,6 +254,15 @@ def test_an_id_in_two_shards_is_refused(tmp_path):
         ("*.csv", r"several files are read as one list if all are \.tar or all are \.parquet, not 'x\.csv', 'y\.csv'"),
         ("none*.tar", "no file matches"),
         ("s-{00..09}.tar", r"no tar at .*s-04\.tar \(No such file"),
+        ("{" + ",".join(f"{number:05}" for number in range(99)) + "}.tar", r"no tar at .*00000\.tar \(No such file"),
+        ("n" * 300 + ".tar", r"no tar at .*n\.tar \(File name too long"),
+        ("n" * 300 + ".csv", r"no input at .*n\.csv; give"),
+        ("n" * 300 + "*.tar", "no file matches"),
+        ("pipe.tar", r"no tar at .*pipe\.tar \(not a regular file"),
+        ("{s-00,pipe}.tar", r"no tar at .*pipe\.tar \(not a regular file"),
+        ("pipe.parquet", r"no input at .*pipe\.parquet; give"),
+        ("{pipe,pipe}.parquet", r"pipe\.parquet is not a readable Parquet file: .*not a regular file"),
+        ("pipe*.tar", "no file matches"),
         ("{0..9999999}.tar", "names more than 1,000,000 files"),
         ("gone.tar", r"no tar at .*gone\.tar"),
         ("mixed", r"all are \.tar or all are \.parquet, not 'b\.tar'"),
@@ -228,6 +271,8 @@ def test_an_id_in_two_shards_is_refused(tmp_path):
 def test_patterns_that_leave_a_doubt_are_refused(tmp_path, given, message):
     write_shards(tmp_path)
     write_files(tmp_path, "x.csv", "y.csv", "z.tar.gz", "mixed/a.parquet", "mixed/b.tar")
+    for kind in ("tar", "parquet"):
+        os.mkfifo(tmp_path / f"pipe.{kind}")
     with pytest.raises(DataError, match=message):
         read_inputs(tmp_path / given)
 
@@ -241,6 +286,10 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path):
     [
         ("a{08..11}b", "a08b a09b a10b a11b"),
         ("{8..11}", "8 9 10 11"),
+        ("{0..10}", "0 1 2 3 4 5 6 7 8 9 10"),
+        ("{00..10}", "00 01 02 03 04 05 06 07 08 09 10"),
+        ("{10..08}", "08 09 10"),
+        ("{0..1" + "0" * 5000 + "}", "{0..1" + "0" * 5000 + "}"),
         ("{a,b}-{0..1}", "a-0 a-1 b-0 b-1"),
         ("{x}{1..}", "{x}{1..}"),
     ],
@@ -326,6 +375,20 @@ def test_neighbours_are_read_together(monkeypatch):
         [spans.Span("s3://a/c", 601, 1)],
     )
     assert list(spans.neighbours(span for group in together for span in group)) == list(together)
+
+
+def test_neighbours_are_cut_out_of_what_was_read_without_another_copy(monkeypatch):
+    copied = []
+
+    class Data(bytes):
+        def __getitem__(self, key):
+            copied.append(len(super().__getitem__(key)))
+            return super().__getitem__(key)
+
+    monkeypatch.setattr("export.places.read_range", lambda place, offset, size: Data(range(size)))
+    group = [spans.Span("s3://a/b.tar", 1 + 10 * number, 10) for number in range(20)]
+    assert b"".join(spans.fetched([group])) == bytes(range(200))
+    assert copied == [10] * 20
 
 
 def test_bench_takes_tars(tmp_path):

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import HOSTILE_NAMES
-from helpers import exported_run, run_cli, run_python, write_image
+from helpers import exported_run, run_cli, run_python, write_csv, write_image
 from test_infer import ENSEMBLE
 from test_shards import write_tar
 
@@ -203,6 +203,26 @@ def test_what_has_changed_since_it_was_listed_is_said_so(photos, bucket, tmp_pat
         list(inputs.items(0, 6))
 
 
+@pytest.mark.parametrize("bucket", ["memory"], indirect=True)
+def test_a_tar_that_is_refused_is_told_of_before_the_others_are_read(bucket, tmp_path, monkeypatch):
+    many = write_tar(tmp_path / "many.tar", {f"{number}.json": bytes(9000) for number in range(100)})
+    for number in range(8):
+        upload(many, f"{bucket}/{number}.tar")
+    upload(write_tar(tmp_path / "bad.tar", {"../a.png": b"a"}), f"{bucket}/0.tar")
+    read_range, reads = places.read_range, []
+
+    def slow(url, *arguments):
+        reads.append(url)
+        time.sleep(0.05)
+        return read_range(url, *arguments)
+
+    monkeypatch.setattr(places, "read_range", slow)
+    monkeypatch.setattr(places, "BLOCK", 10_000)
+    with pytest.raises(DataError, match=r"0\.tar: images would be left out"):
+        read_inputs(f"{bucket}/")
+    assert len(reads) < 200  # of 700
+
+
 def test_an_image_that_has_changed_is_said_so_and_one_that_is_gone_is_an_unreadable_row(photos, bucket):
     inputs = read_inputs(upload_folder(photos, f"{bucket}/photos"))
     first, second = ids(inputs)[:2]
@@ -210,7 +230,7 @@ def test_an_image_that_has_changed_is_said_so_and_one_that_is_gone_is_an_unreada
     gone = next(iter(inputs.items(0, 1)))
     with pytest.raises(ImageError, match="no such file"):
         decode(gone.source, gone.path)
-    for data in (b"longer" * 100, b"short"):
+    for data in (b"longer" * 100, b"short", b""):
         places.filesystem(bucket).pipe_file(f"{bucket}/photos/{second}", data)
         with pytest.raises(DataError, match="was changed meanwhile; run the same command again"):
             list(inputs.items(1, 2))
@@ -236,24 +256,61 @@ def test_what_is_not_there_is_said_so(bucket, source, message):
     assert len(str(raised.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("name", ["x[1].tar", "what?.tar", "a*.tar", "[1]/a.tar"])
+def test_a_tar_of_a_store_whose_name_looks_like_a_pattern_is_that_file(bucket, tmp_path, name):
+    upload(write_tar(tmp_path / "a.tar", {"a.png": b"a"}), f"{bucket}/t/{name}")
+    upload(write_tar(tmp_path / "b.tar", {"b.png": b"b"}), f"{bucket}/t/ab.tar")
+    assert ids(read_inputs(f"{bucket}/t/{name}")) == ["a"]
+    if name.startswith("["):
+        assert ids(read_inputs(f"{bucket}/t/[1]")) == ["a"]
+
+
+def test_shards_among_images_of_a_store_are_spoken_of(bucket):
+    for name in ("a.png", "x/b.tar", "c.txt"):
+        places.filesystem(bucket).pipe_file(f"{bucket}/photos/{name}", b"a")
+    inputs = read_inputs(f"{bucket}/photos/")
+    assert ids(inputs) == ["a.png"]
+    assert inputs.note.endswith(f"'x/b.tar'. For the images inside of such files name them: '{bucket}/photos/x/*.tar'")
+
+
+@pytest.mark.parametrize("key", ["a//y.png", "a/sub//deep/z.png", "/y.png"])
+def test_keys_with_an_empty_part_are_not_left_out_in_silence(bucket, key):
+    for name in ("a/", "a/sub/") if bucket.startswith("s3") else ():  # folders that are objects of their own
+        places.filesystem(bucket).pipe_file(f"{bucket}/{name}", b"")
+    places.filesystem(bucket).pipe_file(f"{bucket}/a/x.png", b"a")
+    assert ids(read_inputs(bucket)) == ["a/x.png"]
+    places.filesystem(bucket).pipe_file(f"{bucket}/{key}", b"a")
+    with pytest.raises(DataError, match=r"keys that begin with \S*// cannot be listed; rename them"):
+        read_inputs(bucket)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("hf://user/repo", "hf:// names bundles and models; download images first: hf download --repo-type dataset"),
-        ("https://example.org/a.jpg", "images are read from a path, s3:// or gs://"),
+        ("https://example.org/a.jpg", "https://example.org/a.jpg: images are read from a path, s3:// or gs://"),
+        ("https://me:SECRET@example.org/a?x=SECRET", "https://example.org/a: images are read from a path, s3://"),
+        ("https://example.org/a?X-Amz-Signature=SECRET/", "https://example.org/a: images are read from a path"),
+        ("HF://me:SECRET@user/repo", "HF://user/repo: hf:// names bundles"),
+        ("s3://ME:SECRET@bucket/a.tar", "s3://bucket/a.tar: leave the password or signature out of it"),
+        ("s3://bucket/a.tar?X-Amz-Date=1&X-Amz-Signature=SECRET", "s3://bucket/a.tar: leave the password or signature"),
+        ("gs://bucket/a.tar?X-Goog-Credential=SECRET", "gs://bucket/a.tar: leave the password or signature out of it"),
     ],
 )
-def test_urls_that_nothing_reads_are_refused(text, message):
+def test_urls_that_nothing_reads_are_refused_without_their_secrets(tmp_path, text, message):
     with pytest.raises(DataError, match=re.escape(message)):
         places.parse(text)
-    code, _, err = run_cli("infer", "--input", text)
-    assert (code, message in err, len(err.splitlines())) == (2, True, 1)
+    for source in (text, write_csv(tmp_path / "list.csv", path=[text])):
+        code, out, err = run_cli("infer", "--input", source, "--output", tmp_path / "scores.csv")
+        assert (code, message in err, len(err.splitlines())) == (2, True, 1)
+        assert "SECRET" not in out + err
 
 
 def test_what_a_user_writes_is_a_path_or_a_url():
     assert places.parse("a/b:c") == Path("a/b:c")
     assert places.parse("file:///a%20b/c") == Path("/a b/c")
     assert places.parse("S3://Bucket/Key") == "s3://Bucket/Key"
+    assert places.parse("s3://bucket/what?/me@home=1/*.tar") == "s3://bucket/what?/me@home=1/*.tar"
 
 
 @pytest.mark.parametrize(("url", "package"), [("s3://bucket/a/", "s3fs"), ("gs://bucket/a.tar", "gcsfs")])
@@ -408,6 +465,11 @@ def test_what_a_store_refuses_is_one_line(monkeypatch, answer, url):
     assert len(str(raised.value).splitlines()) == 1
     assert not any(value in str(raised.value) for value in KEYS.values() if value == "testing")
     places._filesystem.cache_clear()
+
+
+def test_addresses_in_errors_of_a_store_have_no_secrets():
+    with pytest.raises(DataError, match="no answer of http://host/key; check"), places.problems("gs://bucket/key"):
+        raise ValueError("no answer of http://me:SECRET@host/key?X-Goog-Signature=SECRET")
 
 
 def test_no_right_to_read_is_one_line(monkeypatch, bucket):
