@@ -124,15 +124,26 @@ def explain(error: BaseException) -> str | None:
         return _refusal(error)
     if isinstance(error, ValueError) and str(error).startswith(REFUSALS):
         return f"the Hub refused ({brief(error)} {brief(Exception(str(error).partition(chr(10))[2]))})"
-    if isinstance(error, UnicodeEncodeError) or "Illegal header value" in str(error):  # which shows the token
+    if _is_of_the_token(error):
         return NO_SUCH_LOGIN
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full; make room, or move the cache with HF_HOME, and run the same command again"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    if isinstance(error, OSError) or "http" in type(error).__module__:  # the client's own change with its version
+    if is_transport(error):
         return f"the Hub cannot be reached ({brief(error)}); connect and run it again, or name a local folder"
     return None
+
+
+def is_transport(error: BaseException) -> bool:
+    """Whether an error may be of the connection, so that another try may help."""
+    # the HTTP client's own classes change with its version
+    return (isinstance(error, OSError) or "http" in type(error).__module__) and not _is_of_the_token(error)
+
+
+def _is_of_the_token(error: BaseException) -> bool:
+    """Whether a token does not fit into a request's head; such an error's text shows it."""
+    return isinstance(error, UnicodeEncodeError) or "Illegal header value" in str(error)
 
 
 def patiently(call: Callable[[], Result]) -> Result:
