@@ -9,6 +9,7 @@ from pathlib import Path
 from ensemble import artifacts
 from ensemble.download import download, download_classifier, has_weights, require_hub
 from ensemble.errors import ArtifactError, BackboneError, HubError, some
+from ensemble.files import at_home
 from export import bundle
 
 PREFIX = "hf://"
@@ -21,7 +22,7 @@ def locate(source: str | Path) -> Path:
     text = str(source)
     if text.startswith(PREFIX):
         return _fetch(*parse(text))
-    folder = Path(text).expanduser()
+    folder = at_home(text)
     if not folder.is_dir():
         raise BackboneError(f"{text} is not a folder; for a model on the Hub write {PREFIX}USER/REPO")
     return folder
