@@ -212,6 +212,10 @@ def listing(values):
             lambda files: files.update({"bundle.json": listing({"files": {"../x": ""}, "members": {}})}),
             "names files that",
         ),
+        (
+            lambda files: files.update({"bundle.json": listing({"files": {"members/": ""}, "members": {}})}),
+            "names files that",
+        ),
         (lambda files: files.update({"bundle.json": listing({})}), "its bundle.json lacks what one has"),
         (lambda files: files.update({"bundle.json": listing({"files": 3, "members": 4})}), "its bundle.json lacks"),
     ],
