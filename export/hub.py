@@ -56,7 +56,11 @@ def parse(text: str) -> tuple[str, str | None]:
 
 def fetch_bundle(repo: str, revision: str | None) -> Path:
     """A bundle's every file, of one commit and as bundle.json lists it, in the cache; HubError if it is no bundle."""
-    folder = _fetch_list(repo, revision)
+    return _complete(repo, _fetch_list(repo, revision))
+
+
+def _complete(repo: str, folder: Path) -> Path:
+    """Fetch what a commit's folder in the cache lacks of the files that its bundle.json lists."""
     commit, files = folder.name, _listed(repo, folder)
     if absent := [name for name in files if not (folder / name).is_file()]:
         require_hub(repo, commit)
@@ -118,7 +122,7 @@ def _commit(repo: str, revision: str | None) -> str:
 def _fetch(repo: str, revision: str | None) -> Path:
     folder = download(repo, ("bundle.json", "config.json"), revision, bars=False)
     if (folder / "bundle.json").is_file():
-        return fetch_bundle(repo, folder.name)
+        return _complete(repo, folder)
     if not has_weights(folder):
         require_hub(repo, folder.name)  # fails at once, where a download would try for long
     return download_classifier(repo, folder.name)

@@ -154,6 +154,7 @@ def test_what_half_a_cache_lacks_is_not_blamed_on_its_owner(
             ["infer", "--bundle", f"hf://{repo}", *scored],
             ["infer", "--bundle", f"hf://{other}", *scored],
             ["infer", "--model", f"hf://{other}", *scored],
+            ["infer", "--model", f"hf://{repo}", *scored],
             ["export", "--member", f"a={other}", "--bundle", tmp_path / "made"],
             ["pull", other, run / "bundle"],
             ["pull", repo, tmp_path / "pulled"],
