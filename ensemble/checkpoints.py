@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 from ensemble.errors import BackboneError, some
+from ensemble.files import at_home
 from ensemble.recipe import Backbone
 
 
@@ -33,18 +34,18 @@ def locate_checkpoint(name: str) -> Path:
 def local_places(backbone: Backbone) -> tuple[str, ...]:
     """Absolute paths of what the backbone names in this machine's files."""
     names = [name for name in (backbone.checkpoint, backbone.weights) if name is not None]
-    return tuple(str(path.absolute()) for name in names if (path := Path(name).expanduser()).exists())
+    return tuple(str(path.absolute()) for name in names if (path := at_home(name)).exists())
 
 
 def hub_name(name: str | None, located: Path | None) -> str | None:
     """`name`, where `locate_checkpoint` found it on the Hub; None for a folder of this machine, or no checkpoint."""
-    return name if name and located and located != Path(name).expanduser() else None
+    return name if name and located and located != at_home(name) else None
 
 
 def weights_file(weights: str) -> Path:
     """FILE, or package:MODULE/FILE inside an installed package (which is not imported)."""
     if not weights.startswith("package:"):
-        path = Path(weights).expanduser()
+        path = at_home(weights)
         if not path.is_file():
             raise BackboneError(f"no weights file {weights}")
         return path
@@ -61,7 +62,7 @@ def weights_file(weights: str) -> Path:
 
 def _local_folder(name: str) -> Path | None:
     """The folder that `name` is, or None for a Hub id; BackboneError for neither."""
-    folder = Path(name).expanduser()
+    folder = at_home(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise BackboneError(f"{name} has no config.json; a checkpoint folder holds config.json and weights")

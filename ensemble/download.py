@@ -28,6 +28,7 @@ CLASSIFIER_FILES = (
 WORKERS = 2  # files at a time: a kill loses what has arrived of these
 WAITS = (1, 2, 4)  # seconds, where the Hub asks to wait and does not say how long
 LONGEST_WAIT = 60
+TIMEOUT = 10  # seconds
 NO_SUCH_LOGIN = "your token has characters that none has; set HF_TOKEN anew, or unset it and run: hf auth login"
 REFUSALS = ("LFS batch API returned errors", "Invalid metadata in README.md")  # how such a ValueError begins
 
@@ -37,16 +38,37 @@ Result = TypeVar("Result")
 def download_classifier(repo: str, revision: str | None = None) -> Path:
     """A Hub classifier's config, processor and weights at one commit as a local folder; safetensors if it has them."""
     folder = download(repo, CLASSIFIER_FILES, revision)
-    if not any(folder.glob("*.safetensors")):
+    if not has_weights(folder):
         # Older repositories have the PyTorch form only; it is read as tensors, never as code.
+        require_hub(repo, folder.name)
         folder = download(repo, (*CLASSIFIER_FILES, "pytorch_model.bin"), folder.name)
     if not (folder / "config.json").is_file():
+        require_hub(repo, folder.name)
         raise BackboneError(f"{repo} on the Hub has no config.json, so it is not a checkpoint of transformers or timm")
-    if not any(folder.glob("*.safetensors")) and not (folder / "pytorch_model.bin").is_file():
+    if not has_weights(folder):
         raise BackboneError(
             f"{repo} on the Hub has neither model.safetensors nor pytorch_model.bin: no weights to load"
         )
     return folder
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a classifier's folder holds weights in either form, or a part of them."""
+    return any(folder.glob("*.safetensors")) or (folder / "pytorch_model.bin").is_file()
+
+
+def require_hub(repo: str, revision: str | None = None) -> str:
+    """The commit that the Hub says a revision is now; HubError at once where it does not tell, or lists no files of it.
+
+    `download` then gives what the cache has, and only after many tries: what that lacks may be on the Hub.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    with hub_errors(repo):
+        commit = str(patiently(lambda: api.model_info(repo, revision=revision, timeout=TIMEOUT)).sha)
+        patiently(lambda: list(api.list_repo_tree(repo, revision=commit)))
+    return commit
 
 
 def download(
@@ -124,15 +146,26 @@ def explain(error: BaseException) -> str | None:
         return _refusal(error)
     if isinstance(error, ValueError) and str(error).startswith(REFUSALS):
         return f"the Hub refused ({brief(error)} {brief(Exception(str(error).partition(chr(10))[2]))})"
-    if isinstance(error, UnicodeEncodeError) or "Illegal header value" in str(error):  # which shows the token
+    if _is_of_the_token(error):
         return NO_SUCH_LOGIN
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full; make room, or move the cache with HF_HOME, and run the same command again"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    if isinstance(error, OSError) or "http" in type(error).__module__:  # the client's own change with its version
+    if is_transport(error):
         return f"the Hub cannot be reached ({brief(error)}); connect and run it again, or name a local folder"
     return None
+
+
+def is_transport(error: BaseException) -> bool:
+    """Whether an error may be of the connection, so that another try may help."""
+    # the HTTP client's own classes change with its version
+    return (isinstance(error, OSError) or "http" in type(error).__module__) and not _is_of_the_token(error)
+
+
+def _is_of_the_token(error: BaseException) -> bool:
+    """Whether a token does not fit into a request's head; such an error's text shows it."""
+    return isinstance(error, UnicodeEncodeError) or "Illegal header value" in str(error)
 
 
 def patiently(call: Callable[[], Result]) -> Result:

@@ -17,6 +17,7 @@ from ensemble.backbone import Member, build_member
 from ensemble.checkpoints import check_source, locate_checkpoint
 from ensemble.contract import ImageContract
 from ensemble.errors import BackboneError, ImageError, some
+from ensemble.files import at_home
 from ensemble.heads import head_of
 from ensemble.members import load_member
 from ensemble.parallel import ordered_map
@@ -63,7 +64,7 @@ def find_embedder(name: str | None) -> Recipe | tuple[Path, str]:
     name: "RUN:MEMBER", a recipe's YAML file, a checkpoint's folder or its Hub id "org/name";
     None: the quick EfficientNet-Lite0. Raises for what is known to fail without reading weights.
     """
-    path = recipes_folder() / "quick" / f"{DEFAULT}.yaml" if name is None else Path(name).expanduser()
+    path = recipes_folder() / "quick" / f"{DEFAULT}.yaml" if name is None else at_home(name)
     if path.suffix.lower() in {".yaml", ".yml"}:
         recipe = load_recipes([path])[0]
         check_source(recipe.backbone)

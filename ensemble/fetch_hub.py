@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ensemble.archives import group_parts
+from ensemble.download import brief, explain, is_transport
 from ensemble.errors import DataError, some
 from ensemble.fetch_store import require_room
 
@@ -45,31 +46,22 @@ def hub_errors(repo: str) -> Iterator[None]:
     url = f"https://huggingface.co/datasets/{repo}"
     try:
         yield
-        return
-    except errors.GatedRepoError:
-        reason = f"access is granted on request: accept its terms at {url}, then run: hf auth login"
-    except errors.RevisionNotFoundError:
-        reason = "it has no such revision"
-    except errors.RepositoryNotFoundError:
-        reason = "no such data set, or it is private: check the name, or run: hf auth login"
-    except errors.HFValidationError as error:
-        reason = _brief(error)
-    except errors.EntryNotFoundError:
-        reason = f"the files have moved; see {url}/tree/main"
     except Exception as error:
-        if not is_transport(error):
+        reason: str | None
+        match error:
+            case errors.GatedRepoError():
+                reason = f"access is granted on request: accept its terms at {url}, then run: hf auth login"
+            case errors.RevisionNotFoundError():
+                reason = "it has no such revision"
+            case errors.RepositoryNotFoundError():
+                reason = "no such data set, or it is private: check the name, or run: hf auth login"
+            case errors.RemoteEntryNotFoundError():
+                reason = f"the files have moved; see {url}/tree/main"
+            case _:
+                reason = explain(error)
+        if reason is None:
             raise
-        reason = f"the Hub cannot be reached, or what it sent not be read ({_brief(error)}); run the command again"
-    raise DataError(f"{repo}: {reason}")
-
-
-def is_transport(error: Exception) -> bool:
-    """Whether an error came from the connection; the HTTP client's own classes change with its version."""
-    return isinstance(error, OSError) or "http" in type(error).__module__
-
-
-def _brief(error: Exception) -> str:
-    return str(error).split("\n")[0].strip()[:120] or type(error).__name__
+        raise DataError(f"{repo}: {reason}") from None
 
 
 def pin(repo: str, revision: str | None = None) -> tuple[str, str | None]:
@@ -197,7 +189,7 @@ def _download(repo: str, commit: str, part: Part, start: int) -> Iterator[bytes]
             if not is_transport(error) or _is_refusal(error) or failures >= RETRIES:
                 with hub_errors(repo):
                     raise
-            problem = _brief(error)
+            problem = brief(error)
         if failures >= RETRIES:
             raise DataError(f"{repo}: the download of {part.path} broke off ({problem}); run the same command again")
         time.sleep(RETRY_SECONDS * 4**failures)

@@ -105,6 +105,8 @@ def _open(source: Source, commit: str) -> tuple[Any, Callable[[Any], str]]:
         rows = datasets.load_dataset(source.hub, source.config, split=source.split, revision=commit, streaming=True)
         features = rows.features or next(iter(rows.take(1))).keys()
     except (ValueError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
+        if isinstance(error, UnicodeEncodeError):  # of the token
+            raise
         if "gated" in str(error):
             reason = f"access is granted on request: accept its terms at {source.url}, then run: hf auth login"
         else:  # no such split or configuration, no data, a format that datasets does not read

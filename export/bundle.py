@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from ensemble import artifacts, external, members
@@ -97,8 +97,8 @@ def _stays_inside(values: Mapping[str, Any]) -> bool:
 
 
 def _leads_out(name: str) -> bool:
-    """Whether a relative path leaves its folder on any system."""
-    return any(path.anchor or ".." in path.parts for path in (PurePosixPath(name), PureWindowsPath(name)))
+    """Whether a name is no plain relative path of one file, on any system; to the Hub's client, "x/" is all below x."""
+    return bool(PureWindowsPath(name).anchor) or "\\" in name or not {"", ".", ".."}.isdisjoint(name.split("/"))
 
 
 def write_bundle(

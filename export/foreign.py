@@ -10,6 +10,7 @@ from ensemble import artifacts, dataset, stack_rows, stack_run
 from ensemble.cascade_fit import Rows
 from ensemble.download import download_classifier
 from ensemble.errors import ArtifactError, BackboneError
+from ensemble.files import at_home
 from ensemble.sources import Labelled
 from ensemble.splits import Fractions
 from ensemble.stack import Stacker
@@ -60,7 +61,7 @@ def export_foreign(
 
 def locate(source: str) -> Path:
     """The folder that `source` names; what is no folder is looked for on the Hub."""
-    folder = Path(source).expanduser()
+    folder = at_home(source)
     if folder.is_dir():
         return folder
     if not hub.is_remote(source) and not hub.NAME.fullmatch(source.partition("@")[0]):

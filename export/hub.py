@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ensemble import artifacts
-from ensemble.download import download, download_classifier, hub_errors, patiently
+from ensemble.download import download, download_classifier, has_weights, require_hub
 from ensemble.errors import ArtifactError, BackboneError, HubError, some
+from ensemble.files import at_home
 from export import bundle
 
 PREFIX = "hf://"
@@ -21,7 +22,7 @@ def locate(source: str | Path) -> Path:
     text = str(source)
     if text.startswith(PREFIX):
         return _fetch(*parse(text))
-    folder = Path(text).expanduser()
+    folder = at_home(text)
     if not folder.is_dir():
         raise BackboneError(f"{text} is not a folder; for a model on the Hub write {PREFIX}USER/REPO")
     return folder
@@ -55,20 +56,33 @@ def parse(text: str) -> tuple[str, str | None]:
 
 def fetch_bundle(repo: str, revision: str | None) -> Path:
     """A bundle's every file, of one commit and as bundle.json lists it, in the cache; HubError if it is no bundle."""
-    folder = download(repo, ("bundle.json",), revision, bars=False)
-    if not (folder / "bundle.json").is_file():
-        raise HubError(
-            f"{repo} holds no bundle (no bundle.json); a single classifier scores by: "
-            f"python cli.py infer --model {PREFIX}{repo}"
-        )
-    commit = folder.name
-    files = _listed(repo, folder)
-    download(repo, ["bundle.json", *_exactly(files)], commit)
+    return _complete(repo, _fetch_list(repo, revision))
+
+
+def _complete(repo: str, folder: Path) -> Path:
+    """Fetch what a commit's folder in the cache lacks of the files that its bundle.json lists."""
+    commit, files = folder.name, _listed(repo, folder)
+    if absent := [name for name in files if not (folder / name).is_file()]:
+        require_hub(repo, commit)
+        download(repo, _exactly(absent), commit)
     if damaged := _damaged(folder, files):  # cut off by a full disk, say: the client looks at sizes only
+        require_hub(repo, commit)
         download(repo, _exactly(damaged), commit, again=True)
     if damaged := _damaged(folder, files):
         raise HubError(
             f"{repo} does not hold what its bundle.json lists ({some(damaged)}); its owner should push it again"
+        )
+    return folder
+
+
+def _fetch_list(repo: str, revision: str | None) -> Path:
+    """The folder in the cache with a bundle's bundle.json; HubError if there is none on the Hub."""
+    folder = download(repo, ("bundle.json",), revision, bars=False)
+    if not (folder / "bundle.json").is_file():
+        require_hub(repo, folder.name)
+        raise HubError(
+            f"{repo} holds no bundle (no bundle.json); a single classifier scores by: "
+            f"python cli.py infer --model {PREFIX}{repo}"
         )
     return folder
 
@@ -85,7 +99,7 @@ def pull(repo: str, revision: str | None, target: Path, replace: bool = False) -
     if target.is_dir() and any(target.iterdir()):
         if not (target / "bundle.json").is_file():
             raise ArtifactError(f"{target} is there and is no bundle; name another folder")
-        newest = download(repo, ("bundle.json",), commit, bars=False)
+        newest = _fetch_list(repo, commit)
         if not _same(target, newest) and not replace:
             raise ArtifactError(f"{target} holds another bundle; name another folder, or replace it with --force")
         if _same(target, newest):
@@ -98,12 +112,9 @@ def pull(repo: str, revision: str | None, target: Path, replace: bool = False) -
 
 def _commit(repo: str, revision: str | None) -> str:
     """What the Hub says that a revision is; with HF_HUB_OFFLINE, what it was when last asked."""
-    from huggingface_hub import HfApi, is_offline_mode
+    from huggingface_hub import is_offline_mode
 
-    commit = ""
-    if not is_offline_mode():
-        with hub_errors(repo):
-            commit = str(patiently(lambda: HfApi().model_info(repo, revision=revision)).sha)
+    commit = "" if is_offline_mode() else require_hub(repo, revision)
     noted = download(repo, ("bundle.json",), revision, bars=False).name  # the cache notes a revision's commit
     return commit or noted
 
@@ -111,7 +122,9 @@ def _commit(repo: str, revision: str | None) -> str:
 def _fetch(repo: str, revision: str | None) -> Path:
     folder = download(repo, ("bundle.json", "config.json"), revision, bars=False)
     if (folder / "bundle.json").is_file():
-        return fetch_bundle(repo, folder.name)
+        return _complete(repo, folder)
+    if not has_weights(folder):
+        require_hub(repo, folder.name)  # fails at once, where a download would try for long
     return download_classifier(repo, folder.name)
 
 
@@ -139,8 +152,7 @@ def _damaged(folder: Path, files: Mapping[str, str]) -> list[str]:
 
 def _same(target: Path, snapshot: Path) -> bool:
     """Whether both are the same bundle, by their bundle.json."""
-    theirs = snapshot / "bundle.json"
-    return theirs.is_file() and (target / "bundle.json").read_bytes() == theirs.read_bytes()
+    return (target / "bundle.json").read_bytes() == (snapshot / "bundle.json").read_bytes()
 
 
 def _mend(source: Path, target: Path, names: Sequence[str]) -> None:

@@ -202,11 +202,12 @@ def _bars_on_terminals() -> Iterator[None]:
 def _prepare(api: "HfApi", repo: str, private: bool, branch: str | None) -> str:
     """Make the repository and the branch where they are missing; returns the commit they are at."""
     patiently(lambda: api.create_repo(repo, private=private or None, exist_ok=True))
-    if branch:
-        patiently(lambda: api.create_branch(repo, branch=branch, exist_ok=True))
-    info = patiently(lambda: api.model_info(repo, revision=branch))
+    info = patiently(lambda: api.model_info(repo))
     if private and info.private is False:
         raise HubError(f"{repo} is there and public; make it private in its settings, or leave out --private")
+    if branch:
+        patiently(lambda: api.create_branch(repo, branch=branch, exist_ok=True))
+        info = patiently(lambda: api.model_info(repo, revision=branch))
     return str(info.sha)
 
 

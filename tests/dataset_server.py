@@ -29,6 +29,7 @@ class Hub:
     ranges: bool = True
     pause: float = 0.0  # seconds before each piece
     refuse: int = 0  # status for every Kaggle call
+    status: int = 0  # of every answer of the Hub, in place of what was asked for
     seen: list[str] = field(default_factory=list)
     sent: dict[str, int] = field(default_factory=dict)  # path -> bytes
 
@@ -53,6 +54,8 @@ class _Handler(BaseHTTPRequestHandler):
         parts = unquote(urlsplit(self.path).path).strip("/").split("/")
         if parts[0] == "archive":
             return self._file("/".join(parts[1:]), self.hub.kaggle["/".join(parts[1:3])])
+        if self.hub.status:
+            return self._json({"error": "no"}, self.hub.status)
         api, parts = parts[0] == "api", parts[1:] if parts[0] == "api" else parts
         repo, rest = "/".join(parts[1:3]), parts[3:]
         if repo in self.hub.gated:

@@ -233,6 +233,8 @@ def test_size_the_network_cannot_take_is_refused_before_training(tmp_path):
     [
         ({"checkpoint": "nowhere/at/all"}, "neither a folder here nor a Hub id"),
         ({"checkpoint": "./missing"}, "neither a folder here nor a Hub id"),
+        ({"checkpoint": "~nosuchuser/x"}, "neither a folder here nor a Hub id"),
+        ({"architecture": "swin", "weights": "~nosuchuser/x.pth"}, "no weights file ~nosuchuser/x"),
         ({"architecture": "timm/efficientnet_lite9"}, "timm has no architecture 'efficientnet_lite9'; near it"),
         ({"architecture": "swim"}, "neither timm/NAME nor an image classifier"),
         (
@@ -247,6 +249,13 @@ def test_bad_source_is_refused(values, message):
 
     with pytest.raises(BackboneError, match=message):
         check_source(Backbone(**values))
+
+
+def test_a_folder_in_the_home_folder_is_found(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "swin").mkdir()
+    (tmp_path / "swin" / "config.json").write_text("{}")
+    assert locate_checkpoint("~/swin") == tmp_path / "swin"
 
 
 def test_unreachable_hub_says_so(monkeypatch, tmp_path):

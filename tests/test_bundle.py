@@ -1,5 +1,6 @@
 import re
 import shutil
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -187,6 +188,20 @@ def test_a_bundle_that_names_files_outside_its_folder_is_refused_and_they_stay(r
     assert code == 2
     assert "names files that no bundle has" in err
     assert victim.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "members/", "/", "members/./x", "./x", "a//x", "/x", "a/../x", "a/..", "a\\x", "C:x", "//h/s/x"],
+)
+def test_a_name_that_is_not_plainly_a_files_is_refused(run, name):
+    path = artifacts.bundle_path(run) / "bundle.json"
+    sound = bundle.contents(path.parent)
+    for more, refused in ({name: "0"}, True), ({"a b/é.x..[1]*": "0"}, False):
+        values = {**sound, "files": {**sound["files"], **more}}
+        artifacts.write_json(path, {**values, "digest": artifacts.json_sha256(values)})
+        with pytest.raises(ArtifactError, match="names files that no bundle has") if refused else nullcontext():
+            bundle.contents(path.parent)
 
 
 def test_a_damaged_bundle_is_said_not_exported_over(run):

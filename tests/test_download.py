@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -79,6 +80,8 @@ def test_second_use_downloads_nothing(repos, tmp_path):
 def test_old_repository_without_safetensors_gives_its_pytorch_weights(repos, tmp_path):
     folder = Path(locate(repos, "org/old", tmp_path).stdout.strip())
     assert (folder / "pytorch_model.bin").is_file()
+    without_network = SimpleNamespace(url="http://127.0.0.1:9")
+    assert Path(locate(without_network, "org/old", tmp_path).stdout.strip()) == folder
 
 
 @pytest.mark.parametrize(

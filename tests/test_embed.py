@@ -217,6 +217,7 @@ def test_names_are_recipes_members_folders_or_hub_ids(checkpoint, tmp_path):
         ("{run}", BackboneError, r"is a run; name a member of it: --embedder .*:swin"),
         ("{run}:vit", ArtifactError, "no member 'vit'"),
         ("nowhere:vit", ArtifactError, "no member 'vit' in nowhere"),
+        ("~nosuchuser/x", BackboneError, "neither a folder here nor a Hub id"),
         ("nothing", BackboneError, "neither a folder here nor a Hub id"),
         (str(ROOT / "recipes" / "quick" / "swin_small.yaml"), BackboneError, "random weights"),
     ],

@@ -244,6 +244,23 @@ def test_what_the_hub_refuses_is_explained(hub, tmp_path, change, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (401, "the Hub does not accept your token; run: hf auth login"),
+        (403, "your token has no right to do this"),
+        (404, r"the Hub refused \("),
+        (429, "the Hub asks to wait"),
+        (503, r"the Hub is in trouble \(it answers 503\); run the same command again"),
+    ],
+)
+def test_what_the_hub_answers_is_not_called_unreachable(hub, tmp_path, status, message):
+    hub.status = status
+    with pytest.raises(DataError, match=f"^{REPO}: .*{message}") as caught:
+        take(MJ, tmp_path / "out")
+    assert "cannot be reached" not in str(caught.value)
+
+
 def test_a_full_disk_is_said_before_it_is_full(hub, tmp_path, monkeypatch):
     put(hub, MIDJOURNEY, images(3))
     usage = namedtuple("usage", "total used free")

@@ -1,10 +1,11 @@
-"""Archives on the Hub, through the real huggingface_hub, in parts, broken, cut off and killed."""
+"""Archives on the Hub, through the real huggingface_hub, in parts, broken, cut off, killed and refused."""
 
+import errno
 import signal
 import time
 
 import pytest
-from dataset_server import Hub, serve
+from dataset_server import COMMIT, Hub, serve
 from fetch_cases import (
     MIDJOURNEY,
     REPO,
@@ -21,7 +22,10 @@ from fetch_cases import (
 )
 from helpers import read_csv
 
+from ensemble import fetch_hub, fetch_rows
+from ensemble.archives import Tally
 from ensemble.catalogue import load_catalogue
+from ensemble.download import NO_SUCH_LOGIN
 from ensemble.errors import DataError
 
 SOURCES = load_catalogue()
@@ -140,7 +144,7 @@ def test_a_server_without_ranges_is_read_from_the_start(hub, tmp_path):
 def test_a_connection_that_stays_down_says_how_to_go_on(hub, tmp_path):
     put(hub, MIDJOURNEY, images(40))
     hub.drops[MIDJOURNEY] = [60_000] + [0] * 20
-    with pytest.raises(DataError, match="run the command again"):
+    with pytest.raises(DataError, match=r"cannot be reached .*; connect and run it again"):
         take(MJ, tmp_path)
     done = len(originals(tmp_path))
     assert 5 < done < 40
@@ -185,3 +189,34 @@ def test_an_image_that_was_deleted_is_fetched_again(hub, tmp_path):
     take(MJ, tmp_path, limit=4)
     next((tmp_path / "ai").iterdir()).unlink()
     assert take(MJ, tmp_path, limit=4).new == 1
+
+
+@pytest.mark.parametrize("token", ["hf_SECRETSECRET\x0babc", "hf_sécret"])
+@pytest.mark.parametrize("call", ["pin", "list", "download"])
+def test_a_token_that_no_request_takes_is_not_shown(hub, monkeypatch, token, call):
+    data = put(hub, MIDJOURNEY, images(1))
+    monkeypatch.setenv("HF_TOKEN", token)
+    calls = {
+        "pin": lambda: fetch_hub.pin(REPO),
+        "list": lambda: fetch_hub.list_archives(REPO, COMMIT, MIDJOURNEY),
+        "download": lambda: next(fetch_hub._download(REPO, COMMIT, fetch_hub.Part(MIDJOURNEY, len(data)), 0)),
+    }
+    with pytest.raises(DataError) as caught:
+        calls[call]()
+    assert str(caught.value).endswith(f": {NO_SUCH_LOGIN}")
+    assert hub.asked("/resolve/") == []  # nor is it tried again
+
+
+def test_nor_by_a_data_set_of_rows(monkeypatch):
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_TOKEN", "hf_sécret")
+    with pytest.raises(DataError) as caught:
+        next(fetch_rows.read_rows(SOURCES["human-action"], COMMIT, 0, lambda *row: True, Tally()))
+    assert str(caught.value).endswith(f": {NO_SUCH_LOGIN}")
+
+
+def test_a_full_disk_and_a_fault_of_our_own_are_not_the_connections():
+    with pytest.raises(DataError, match=r"^a/b: the disk is full; make room"), fetch_hub.hub_errors("a/b"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(KeyError, match="ours"), fetch_hub.hub_errors("a/b"):
+        raise KeyError("ours")

@@ -135,8 +135,9 @@ def test_branches_and_private_repositories(hub, call, run, repo, tmp_path):
     bundle.open_bundle(tmp_path / "second")
     hub.repos[repo].private = False
     assert "is there and public; make it private in its settings" in call(
-        "push", repo, "--run", run, "--private", code=2
+        "push", repo, "--run", run, "--private", "--revision", "v3", code=2
     )
+    assert set(found.heads) == {"main", "v2"}
 
 
 def test_a_branch_that_moves_between_two_requests_mixes_no_files(hub, call, run, repo, tmp_path):
@@ -210,6 +211,10 @@ def listing(values):
         (lambda files: files.update({"bundle.json": b"{}"}), "cannot be used"),
         (
             lambda files: files.update({"bundle.json": listing({"files": {"../x": ""}, "members": {}})}),
+            "names files that",
+        ),
+        (
+            lambda files: files.update({"bundle.json": listing({"files": {"members/": ""}, "members": {}})}),
             "names files that",
         ),
         (lambda files: files.update({"bundle.json": listing({})}), "its bundle.json lacks what one has"),

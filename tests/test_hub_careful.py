@@ -2,11 +2,14 @@
 
 import os
 import shutil
+import time
+from pathlib import Path
 
 import pytest
 from helpers import exported_run, write_bundle, write_image, write_stacker
 from hub_api import TOKEN
 from hub_client import client
+from hub_state import Fault
 from test_hub import listing
 
 from ensemble.download import NO_SUCH_LOGIN, explain
@@ -115,6 +118,60 @@ def test_with_hf_hub_offline_a_pull_takes_what_is_cached(hub, hub_child, call, r
         assert err == (
             "Error: me/other: HF_HUB_OFFLINE is set and it is not in the cache; unset it, or name a local folder\n"
         )
+
+
+def cache_of(hub, home, repo, kept, trees):
+    """huggingface_hub's cache after a fetch of all files of a repository that kept one file of them."""
+    from huggingface_hub import snapshot_download
+
+    place = snapshot_download(repo, cache_dir=home / "hub", endpoint=hub.url, token=TOKEN)
+    for path in Path(place).rglob("*"):
+        if path.is_file() and path.name != kept:
+            path.unlink()
+    if not trees:  # as versions before 2 leave it
+        shutil.rmtree(Path(place).parents[1] / "trees")
+
+
+@pytest.mark.parametrize("trees", [True, False])
+@pytest.mark.parametrize("url", ["offline", "http://127.0.0.1:9"])
+def test_what_half_a_cache_lacks_is_not_blamed_on_its_owner(
+    url, trees, hub, call, run, repo, tmp_path, tiles, monkeypatch
+):
+    call("push", repo, "--run", run)
+    other = f"{repo}-other"
+    hub.add(other, {"config.json": b"{}", "model.safetensors": b"weights", "bundle.json": b"{}"})
+    home = tmp_path / "home"
+    cache_of(hub, home, repo, "bundle.json", trees)
+    cache_of(hub, home, other, "config.json", trees)
+    message = "the Hub cannot be reached"
+    if url == "offline":
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        url, message = hub.url, "HF_HUB_OFFLINE is set and it is not in the cache"
+    scored = ("--input", tiles, "--output", tmp_path / "scores.csv")
+    with client(url, home) as child:
+        child("fetch")  # modules are loaded
+        for command in (
+            ["infer", "--bundle", f"hf://{repo}", *scored],
+            ["infer", "--bundle", f"hf://{other}", *scored],
+            ["infer", "--model", f"hf://{other}", *scored],
+            ["infer", "--model", f"hf://{repo}", *scored],
+            ["export", "--member", f"a={other}", "--bundle", tmp_path / "made"],
+            ["pull", other, run / "bundle"],
+            ["pull", repo, tmp_path / "pulled"],
+        ):
+            begun = time.monotonic()
+            code, _, err = child(*command)
+            assert code == 2
+            assert err.startswith(f"Error: {other if any(other in str(word) for word in command) else repo}: {message}")
+            assert err.count("\n") == 1
+            assert time.monotonic() - begun < 15
+
+
+def test_what_the_hub_does_not_list_is_not_blamed_on_its_owner(hub, hub_child, call, run, repo, tmp_path):
+    call("push", repo, "--run", run)
+    cache_of(hub, hub_child.home, repo, "bundle.json", trees=False)
+    hub.faults.append(Fault("GET .*/tree/", 403, 99))
+    assert call("pull", repo, tmp_path / "pulled", code=2).startswith(f"Error: {repo}: your token has no right")
 
 
 def test_a_predictor_that_moves_stays_the_same_model(run, tmp_path, monkeypatch):

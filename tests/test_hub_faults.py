@@ -168,6 +168,16 @@ def test_wrong_use_is_told_before_the_hub_is_asked(run, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "arguments", [["infer", "--bundle"], ["infer", "--model"], ["export", "--bundle", "made", "--member"]]
+)
+def test_a_home_that_nobody_has_is_no_folder(arguments, tiles):
+    source = ("a=" if "--member" in arguments else "") + "~nosuchuser/x"
+    code, _, err = run_cli(*arguments, source, *(["--input", tiles] if "infer" in arguments else []))
+    assert code == 2
+    assert re.search(r"^Error: ~nosuchuser/x is (not|neither) a folder", one_line(err))
+
+
+@pytest.mark.parametrize(
     "name", ["a/b/c", "a", "a/b@", "a/..", "a/b@../c", "hf://a/b@x/../y", "é/b", "a b/c", "a/b\n", ""]
 )
 def test_what_cannot_be_a_name_on_the_hub(name):
