@@ -64,6 +64,7 @@ def folder() -> Iterator[Path]:
 
 def start(ray: Any, folder: Path) -> None:
     """Start Ray on this machine's cores, and connect; UnavailableError, saying why, where it cannot."""
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as without Ray: its 15 gives way to all else that runs here
     try:
         with hushed():
             ray.init(

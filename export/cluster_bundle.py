@@ -51,9 +51,8 @@ def piece(folder: Path, name: str, start: int) -> bytes:
 
 
 def located(source: Source, fetch: Fetch) -> Path:
-    """The bundle on this machine, every file checked: where it lies at the start of the job, or in the user's cache."""
+    """The bundle on this machine, by its list: where it lies at the start of the job, or in the user's cache."""
     if _same(source.folder, source):
-        bundle.open_bundle(source.folder)
         return source.folder
     kept = artifacts.cache_path() / "bundles" / source.sha256[:32]
     artifacts.ensure_folder(kept.parent)

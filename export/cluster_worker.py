@@ -22,7 +22,7 @@ from export.hardware import available, version
 from export.inputs import Item
 from export.journal import Journal
 from export.places import readable
-from export.plan import Plan, open_member
+from export.plan import Plan, open_member, plan_bundle
 from export.rows import TEXT, Row, Rows, keep, read
 from export.scored_rows import score_shards
 from export.setting import Wanted
@@ -115,7 +115,9 @@ class Desk:
 
 
 def prepare(job: Job, wanted: Wanted, desk: Any, before: Prepared | None = None) -> Prepared:
-    """Decide, on a worker's share of a machine, what runs the bundle, and try that it does.
+    """Decide, on a worker's share of a machine, what runs the bundle.
+
+    Members are opened only for their speeds, or where that takes minutes, to say so: each worker opens them anyway.
 
     before: what was decided when the job was begun, which holds where it can still be run alike.
     """
@@ -123,8 +125,11 @@ def prepare(job: Job, wanted: Wanted, desk: Any, before: Prepared | None = None)
         folder, lines = settle(job, desk), list[str]()
         if before and still_runs(folder, before):
             return before
-        plan, runners = predictor.open_plan(folder, wanted, lines.append, replace(available(), cores=job.cpus))
-    identity = predictor.assemble(folder, plan, runners).identity
+        machine = replace(available(), cores=job.cpus)
+        plan = plan_bundle(folder, wanted, lines.append, machine)
+        if wanted.cascade is not None or "tensorrt" in libraries_of(plan):
+            plan, _ = predictor.open_plan(folder, plan, wanted, lines.append, machine)
+    identity = predictor.assemble(folder, plan, ()).identity
     relative = _moved(plan, lambda path: path.relative_to(folder))
     return Prepared(relative, identity, libraries_of(plan), tuple(lines))
 
@@ -151,7 +156,7 @@ def libraries_of(plan: Plan) -> dict[str, str]:
 
 
 def settle(job: Job, desk: Any) -> Path:
-    """Check this machine, and find the bundle on it."""
+    """Check this machine, and find the bundle on it; whoever opens the bundle checks its files."""
     check_versions(this_node(), job.versions, look(PACKAGES))
     for place in job.places:
         if not readable(place):
@@ -232,6 +237,7 @@ class Worker:
 
     def _open(self) -> Ensemble:
         folder = settle(self._job, self._desk)
+        bundle.open_bundle(folder)
         check_versions(this_node(), self._prepared.libraries, libraries_of(self._prepared.plan))
         check_planned(folder, self._prepared.plan)
         plan = _moved(self._prepared.plan, lambda path: folder / path)

@@ -58,13 +58,13 @@ def load_networks(run: Path, stacker: Stacker, wanted: Wanted = ANY) -> tuple[En
 
 def load_bundle(folder: Path, wanted: Wanted = ANY, say: Say = silent) -> Ensemble:
     """A bundle's ensemble, every file checked; `say` is told what was chosen and why."""
-    plan, runners = open_plan(folder, wanted, say, available())
-    return assemble(folder, plan, runners)
-
-
-def open_plan(folder: Path, wanted: Wanted, say: Say, machine: Machine) -> tuple[Plan, list[Runner]]:
-    """What a bundle runs on this machine, or the part of it that may be used, and its members ready to run."""
+    machine = available()
     plan = plan_bundle(folder, wanted, say, machine)
+    return assemble(folder, *open_plan(folder, plan, wanted, say, machine))
+
+
+def open_plan(folder: Path, plan: Plan, wanted: Wanted, say: Say, machine: Machine) -> tuple[Plan, list[Runner]]:
+    """A bundle's plan, with the cascade that is wanted, fitted to this machine, and its members ready to run."""
     runners = [open_member(member, say) for member in plan.members]
     if wanted.cascade is not None:
         costs = {

@@ -11,7 +11,7 @@ from export.cluster_kept import Kept
 from export.cluster_size import Asked, Node, Size, sized_as
 from export.cluster_worker import Prepared
 from export.hardware import available
-from export.plan import Plan
+from export.plan import Plan, plan_bundle
 from export.setting import Wanted
 
 WANTED = Wanted(device="cpu", cascade=0.01)
@@ -26,7 +26,9 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def kept(source):
-    plan, runners = predictor.open_plan(source.folder, WANTED, lambda line: None, replace(available(), cores=2))
+    machine = replace(available(), cores=2)
+    plan = plan_bundle(source.folder, WANTED, predictor.silent, machine)
+    plan, runners = predictor.open_plan(source.folder, plan, WANTED, predictor.silent, machine)
     assert plan.cascade
     members = tuple(replace(member, path=member.path.relative_to(source.folder)) for member in plan.members)
     identity = predictor.assemble(source.folder, plan, runners).identity

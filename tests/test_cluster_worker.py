@@ -126,6 +126,16 @@ def test_what_the_system_refuses_is_one_line_for_the_desk(job, monkeypatch):
         prepare(job, Wanted(device="cpu"), Remote(desk))
 
 
+def test_a_member_that_was_damaged_meanwhile_is_not_run(job):
+    desk = Remote(desk_of(job))
+    ready = worker(job, desk)
+    file = next((job.bundle.folder / "members").rglob("*.onnx"))
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    for call in (lambda: prepare(job, Wanted(device="cpu"), desk), lambda: list(ready(task(range(1))))):
+        with pytest.raises(ArtifactError, match=rf"{file.name} is damaged"):
+            call()
+
+
 def test_what_the_desk_cannot_hand_out_is_told_as_it_was_there(job):
     desk = desk_of(job)
     ready = worker(job, Remote(desk))
