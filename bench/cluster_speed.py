@@ -33,6 +33,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for the bundle, the images and the scores")
     parser.add_argument("--kinds", default="swin_tiny", help=f"members, of: {', '.join(full_size.KINDS)}")
+    parser.add_argument("--bundle", type=Path, help="a bundle of your own, in place of --kinds")
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--photos", type=int, default=64, help="JPEGs that the images are links to")
     parser.add_argument("--rounds", type=int, default=3)
@@ -43,8 +44,10 @@ def parse() -> argparse.Namespace:
 def make(arguments: argparse.Namespace) -> tuple[Path, Path]:
     """The bundle and the folder of images, kept from before."""
     kinds = arguments.kinds.split(",")
-    bundle = arguments.output / f"bundle-{'-'.join(kinds)}"
+    bundle: Path = arguments.bundle or arguments.output / f"bundle-{'-'.join(kinds)}"
     if not (bundle / "bundle.json").is_file():
+        if arguments.bundle:
+            sys.exit(f"no bundle at {bundle}")
         folders = [full_size.write_classifier(arguments.output / "hub" / kind, full_size.KINDS[kind]) for kind in kinds]
         members = [f"--member={kind}={folder}" for kind, folder in zip(kinds, folders, strict=True)]
         subprocess.run([sys.executable, ROOT / "cli.py", "export", *members, "--bundle", bundle], check=True)
@@ -103,7 +106,8 @@ def main() -> None:
     seconds = {name: statistics.median(taken for taken, _ in each) for name, each in found.items()}
     speeds = {name: statistics.median(speed for _, speed in each) for name, each in found.items()}
     overhead = seconds["ray, one worker"] / seconds["alone"] - 1
-    print(f"{arguments.images} images, {arguments.kinds}, medians of {arguments.rounds} rounds, {cores} cores")
+    members = arguments.bundle or arguments.kinds
+    print(f"{arguments.images} images, {members}, medians of {arguments.rounds} rounds, {cores} cores")
     print(f"overhead of Ray with one worker: {overhead:+.1%} (at most 10 % wanted)")
     same = written["alone"] == written["ray, one worker"]
     if not arguments.overhead:
