@@ -185,7 +185,9 @@ def _prepare(
     found = remote.remote(job, wanted, desk, before)
     try:
         if not ray.wait([found], timeout=WAITING)[0]:
-            say(f"Waiting for a worker to open the bundle, or for room: {told(nodes)}, which others may use")
+            say(
+                f"Waiting for a worker to decide what runs the bundle, or for room: {told(nodes)}, which others may use"
+            )
         return ray.get(found)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, ManyeyesError):
@@ -193,7 +195,7 @@ def _prepare(
         raise
     except ray.exceptions.RayError as error:
         raise UnavailableError(
-            f"a worker died as it opened the bundle ({in_one_line(error)}); most likely for want of memory: give fewer "
+            f"a worker died as it decided what runs the bundle ({in_one_line(error)}); most likely for want of memory: give fewer "
             "--workers, or machines with more"
         ) from None
 

@@ -93,6 +93,7 @@ def test_killed_among_tars_and_finished(work, undisturbed, tmp_path):
     assert found.drop(columns="id").equals(expected.drop(columns="id"))
 
 
+@pytest.mark.slow
 def test_a_killed_cascade_goes_on_with_the_same_order_and_limits(work, undisturbed, tmp_path):
     more = ("--cascade", "0.01")
     whole = finish(work, work / "cascade.csv", *more)
