@@ -185,9 +185,8 @@ def _prepare(
     found = remote.remote(job, wanted, desk, before)
     try:
         if not ray.wait([found], timeout=WAITING)[0]:
-            say(
-                f"Waiting for a worker to decide what runs the bundle, or for room: {told(nodes)}, which others may use"
-            )
+            waits = "Waiting for a worker to decide what runs the bundle, or for room"
+            say(f"{waits}: {told(nodes)}, which others may use")
         return ray.get(found)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, ManyeyesError):
@@ -195,8 +194,8 @@ def _prepare(
         raise
     except ray.exceptions.RayError as error:
         raise UnavailableError(
-            f"a worker died as it decided what runs the bundle ({in_one_line(error)}); most likely for want of memory: give fewer "
-            "--workers, or machines with more"
+            f"a worker died as it decided what runs the bundle ({in_one_line(error)}); most likely for want of memory: "
+            "give fewer --workers, or machines with more"
         ) from None
 
 
