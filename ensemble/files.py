@@ -29,6 +29,11 @@ def at_home(name: str) -> Path:
     return Path(os.path.expanduser(name))  # Path.expanduser raises for such a user
 
 
+def as_utf8(name: str | os.PathLike[str]) -> str:
+    """A name as UTF-8, which its bytes need not be: others stand as U+FFFD."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
 def list_images(folder: Path, skipped: Counter[str] | None = None) -> list[str]:
     """`walk_images` as a list."""
     return list(walk_images(folder, skipped))

@@ -6,7 +6,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 ANSWERS = 120.0  # seconds for all nodes to say what they have
@@ -49,12 +49,18 @@ def check_nodes(ray: Any, nodes: Sequence[Any], packages: Sequence[str]) -> None
     ray.cloudpickle.register_pickle_by_value(ours)
     try:
         looks = {node: at(ray, node.id, look).remote(packages) for node in nodes}
-        until = time.monotonic() + ANSWERS
+        get = patiently(ray)
         for node, found in looks.items():
             with contextlib.suppress(ray.exceptions.RayError):  # it went meanwhile
-                check_versions(node.name, here, ray.get(found, timeout=max(until - time.monotonic(), 0)))
+                check_versions(node.name, here, get(found))
     finally:
         ray.cloudpickle.unregister_pickle_by_value(ours)
+
+
+def patiently(ray: Any) -> Callable[[Any], Any]:
+    """`ray.get`, whose calls wait ANSWERS seconds together."""
+    until = time.monotonic() + ANSWERS
+    return lambda answer: ray.get(answer, timeout=max(until - time.monotonic(), 0))
 
 
 def at(ray: Any, node: str, work: Any) -> Any:

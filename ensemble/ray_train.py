@@ -163,10 +163,10 @@ def _check_nodes(cluster: Cluster, orders: Sequence[Order], shares: Mapping[str,
             asked[node] = [place for order in come for place in order.places]
     ray_look.check_nodes(ray, list(asked), ray_worker.PACKAGES)
     answers = {node: ray_look.at(ray, node.id, ray_worker.problem).remote(run, data, asked[node]) for node in asked}
-    until = time.monotonic() + ray_look.ANSWERS
+    get = ray_look.patiently(ray)
     for node, answer in answers.items():
         try:
-            why = ray.get(answer, timeout=max(until - time.monotonic(), 0))
+            why = get(answer)
         except ray.exceptions.RayError as error:
             why = f"does not answer: {first_line(getattr(error, 'cause', None) or error)}"
         if why:

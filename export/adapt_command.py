@@ -1,6 +1,5 @@
 """adapt: score unlabelled target images, estimate one shift, store it beside the stacker."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +53,7 @@ def adapt(source: Path, share: float | None, seed: int, run: Path, wanted: Wante
     from tqdm import tqdm
 
     from ensemble import artifacts, shift, stack_run
+    from ensemble.files import as_utf8
     from ensemble.metrics import sigmoid
     from export import bundle, predictor
     from export.export_run import export_run
@@ -75,7 +75,7 @@ def adapt(source: Path, share: float | None, seed: int, run: Path, wanted: Wante
         shift=found.shift.value,
         prior=found.prior.value,
         images=len(logits),
-        data=os.fsencode(source).decode("utf-8", "replace"),
+        data=as_utf8(source),
         estimator="em" if share is None else "share",
         names=shift.names_sha256(names(inputs)),
     )

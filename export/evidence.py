@@ -1,6 +1,5 @@
 """The images that an export is checked on: a few for fp32, hundreds that no member was fitted on below it. No torch."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from ensemble import artifacts, dataset, images
 from ensemble.contract import ImageContract
 from ensemble.errors import ArtifactError, ImageError, some
 from ensemble.external import External, test_column
+from ensemble.files import as_utf8
 from ensemble.sources import Labelled
 
 FEW = 14  # for fp32: two batches of seven
@@ -96,7 +96,7 @@ def _rows(run: Path, split: str) -> pd.DataFrame:
 
 def labelled(items: Sequence[Labelled], paths: Sequence[Path]) -> Evidence:
     """Images that the user labelled, as read from `paths`."""
-    what = f"images of {some(os.fsencode(path.name).decode('utf-8', 'replace') for path in paths)}"
+    what = f"images of {some(as_utf8(path.name) for path in paths)}"
     ids, files = tuple(item.id for item in items), tuple(item.file for item in items)
     return Evidence(what, False, ids, files, np.array([item.label for item in items]))
 

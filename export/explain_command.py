@@ -1,7 +1,6 @@
 """explain: one image's target, each member's part in it, and where its evidence lies."""
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,11 +128,12 @@ def _write(file: Path, image: Path, values: dict[str, Any], heats: "dict[str, np
     """The numbers and coarse heat maps, rows from the top, as JSON."""
     from ensemble import artifacts
     from ensemble.explain import coarse
+    from ensemble.files import as_utf8
     from export.explain import NOTE
 
     cells = {name: coarse(heat, CELLS).round(3).tolist() for name, heat in heats.items()}
     members = {name: own | ({"heat": cells[name]} if name in cells else {}) for name, own in values["members"].items()}
-    image_name = os.fsencode(image).decode("utf-8", "replace")
+    image_name = as_utf8(image)
     result = {"image": image_name, **values, "members": members, "note": NOTE}
     if file == Path("-"):
         click.echo(json.dumps({"format_version": artifacts.FORMAT_VERSION, **result}, indent=1, ensure_ascii=False))

@@ -1,7 +1,6 @@
 """What made a file of scores: a small JSON beside it, which `infer` writes and `submit` checks and carries on."""
 
 import json
-import os
 import platform
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,6 +16,7 @@ import PIL
 
 from ensemble import artifacts
 from ensemble.errors import ArtifactError
+from ensemble.files import as_utf8
 from ensemble.labels import NEGATIVE
 from ensemble.stack import Stacker
 from export import places
@@ -73,7 +73,7 @@ def made_by(
         "looked_up": [member.name for member in ensemble.externals],
         "device": ensemble.device,
         "options": {**asdict(options), "cascade": ensemble.cascade.to_dict() if ensemble.cascade else None},
-        "input": _text(places.name(images)),
+        "input": as_utf8(places.name(images)),
         "images": {"scored": done.scored, "failed": done.failed},
         "versions": versions(libraries or {runtime: version(runtime) for runtime in runtimes}),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -103,14 +103,9 @@ def write_fingerprint(
 ) -> Path:
     """Write it beside finished `scores`; `made` of `made_by`, None where it is not known."""
     path = fingerprint_path(scores)
-    values = {"file": _text(scores.name), "sha256": artifacts.file_sha256(scores), "made": made}
+    values = {"file": as_utf8(scores.name), "sha256": artifacts.file_sha256(scores), "made": made}
     artifacts.write_json(path, {**values, **({"submission": submission} if submission else {})})
     return path
-
-
-def _text(name: str) -> str:
-    """A name as UTF-8, which its bytes need not be."""
-    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def read_made(scores: Path) -> dict[str, Any] | None:

@@ -26,6 +26,7 @@ from ensemble import artifacts
 from ensemble.errors import ArtifactError
 from ensemble.score import MOST_ROWS
 from export.results import Failure
+from export.rows import os_file
 
 # Fixed, so that the list alone decides which rows share a shard: a minute's work at 2 images per
 # second, and at 2,000 no more than 16 small files per second. Chunks divide it.
@@ -155,8 +156,7 @@ def read_shard(journal: Journal, shard: int) -> Rows | None:
     """A shard's rows; None if it is absent, damaged, or of another key."""
     start, stop = journal.span(shard)
     try:
-        path = os.fsencode(journal.path(shard))  # as text it would have to be UTF-8
-        with pa.OSFile(path) as opened, pq.ParquetFile(opened, page_checksum_verification=True) as file:
+        with os_file(journal.path(shard)) as opened, pq.ParquetFile(opened, page_checksum_verification=True) as file:
             table = file.read()
     except (OSError, ValueError, pa.ArrowException):
         return None

@@ -1,6 +1,5 @@
 """Parquet files to score: rows that name images, or that hold them as bytes."""
 
-import os
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 from ensemble.errors import DataError
 from export import places
 from export.places import Place
-from export.rows import BATCH, Row
+from export.rows import BATCH, Row, os_file
 
 IMAGE = "image"
 AT_ONCE = 16  # images in memory
@@ -27,8 +26,7 @@ BUFFER = 1 << 20  # bytes read at a time; without a buffer a column is read for 
 def _opened(file: Place) -> Iterator[pq.ParquetFile]:
     try:
         size, _ = places.facts(file)
-        # as bytes: a name may be no UTF-8
-        source = pa.OSFile(os.fsencode(file)) if isinstance(file, Path) else places.opened(file, size)
+        source = os_file(file) if isinstance(file, Path) else places.opened(file, size)
         with closing(source) as readable, pq.ParquetFile(readable, buffer_size=BUFFER, pre_buffer=False) as opened:
             yield opened
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from ensemble import artifacts
 from ensemble.errors import ArtifactError
+from export.rows import os_file
 
 FORMATS = {".csv": "csv", ".parquet": "parquet"}
 GROUP = 1 << 16  # rows of a Parquet file's row groups
@@ -91,8 +92,7 @@ def write_csv(file: Path, columns: list[str], frames: Iterable[pd.DataFrame], re
 
 def _write_parquet(file: Path, columns: list[str], frames: Iterable[pd.DataFrame]) -> None:
     schema = pa.schema([(name, pa.float64() if at else pa.string()) for at, name in enumerate(columns)])
-    # as bytes: a name may be no UTF-8
-    with pa.OSFile(os.fsencode(file), "wb") as opened, pq.ParquetWriter(opened, schema) as writer:
+    with os_file(file, "wb") as opened, pq.ParquetWriter(opened, schema) as writer:
         for group in _groups(frames):
             writer.write_table(pa.Table.from_pandas(group, schema, preserve_index=False))
 

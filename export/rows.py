@@ -50,7 +50,7 @@ def keep(rows: Iterable[Row], place: Path | None) -> Rows:
     if place is None:
         memory = pa.BufferOutputStream()
         return Rows(*_write(rows, memory), memory.getvalue())
-    with artifacts.replacing(place) as temporary, _os_file(temporary, "wb") as file:
+    with artifacts.replacing(place) as temporary, os_file(temporary, "wb") as file:
         told = _write(rows, file)
     pa.default_memory_pool().release_unused()  # what looking up ids took would stay with the process
     return Rows(*told, place)
@@ -100,13 +100,14 @@ def _hashes(batch: pa.RecordBatch) -> np.ndarray:
 
 def _batch(rows: Rows, number: int) -> pa.RecordBatch:
     # read, not mapped: the pages of a mapped file would count as this process's memory
-    source = _os_file(rows.place) if isinstance(rows.place, Path) else pa.BufferReader(rows.place)
+    source = os_file(rows.place) if isinstance(rows.place, Path) else pa.BufferReader(rows.place)
     with source as file:
         return pa.ipc.open_file(file).get_batch(number)
 
 
-def _os_file(path: Path, mode: str = "rb") -> pa.NativeFile:
-    return pa.OSFile(os.fsencode(path), mode)  # as text it would have to be UTF-8
+def os_file(path: Path, mode: str = "rb") -> pa.NativeFile:
+    """A file for pyarrow, to which a path as text would have to be UTF-8."""
+    return pa.OSFile(os.fsencode(path), mode)
 
 
 def _bytes(text: str) -> bytes:
