@@ -11,7 +11,7 @@ import sys
 
 import click
 
-from ensemble.errors import ManyeyesError, shown
+from ensemble.core.errors import ManyeyesError, shown
 
 # command -> (module, line for --help)
 COMMANDS = {

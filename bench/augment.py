@@ -26,12 +26,12 @@ from torchvision.transforms.v2 import functional as tv
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from ensemble import degrade, images  # noqa: E402
-from ensemble.contract import ImageContract  # noqa: E402
+from ensemble.core.preprocess_config import ImageContract  # noqa: E402
+from ensemble.core.recipe import Augment  # noqa: E402
+from ensemble.core.recipe_files import find_recipes, load_recipes  # noqa: E402
 from ensemble.demo_data import packaged_photos  # noqa: E402
 from ensemble.files import list_images  # noqa: E402
 from ensemble.loader import Rows  # noqa: E402
-from ensemble.recipe import Augment  # noqa: E402
-from ensemble.recipe_files import find_recipes, load_recipes  # noqa: E402
 
 TILE = 256  # pixels
 SIZE = 224  # of a member's input

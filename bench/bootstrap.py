@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 
-from ensemble import bootstrap, metrics  # noqa: E402
+from ensemble.core import bootstrap, metrics  # noqa: E402
 
 
 def main() -> None:

@@ -20,8 +20,9 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from ensemble import bootstrap, options, sources  # noqa: E402
-from ensemble.errors import ManyeyesError  # noqa: E402
+from ensemble import options, sources  # noqa: E402
+from ensemble.core import bootstrap  # noqa: E402
+from ensemble.core.errors import ManyeyesError  # noqa: E402
 from ensemble.sources import Labelled  # noqa: E402
 
 SPEED = re.compile(r", ([\d,.]+) images per second$", re.MULTILINE)

@@ -25,7 +25,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from ensemble import groups, near  # noqa: E402
-from ensemble.parallel import ordered_map  # noqa: E402
+from ensemble.core.parallel import ordered_map  # noqa: E402
 
 SKIMAGE = (
     "astronaut brick camera chelsea coffee coins grass gravel moon motorcycle_left hubble_deep_field retina rocket"

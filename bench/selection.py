@@ -23,7 +23,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from ensemble import ablate, images, select  # noqa: E402
-from ensemble.errors import ImageError  # noqa: E402
+from ensemble.core.errors import ImageError  # noqa: E402
 from ensemble.files import list_images  # noqa: E402
 from ensemble.select_run import Job, Result, ablate_selection, select_images  # noqa: E402
 

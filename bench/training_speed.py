@@ -46,14 +46,14 @@ from ensemble import machine  # noqa: E402
 from ensemble.backbone import Member, build_member  # noqa: E402
 from ensemble.batches import AHEAD  # noqa: E402
 from ensemble.board import Board  # noqa: E402
+from ensemble.core.errors import UnavailableError  # noqa: E402
+from ensemble.core.recipe import Recipe  # noqa: E402
+from ensemble.core.recipe_files import find_recipes, load_recipes  # noqa: E402
 from ensemble.demo_data import packaged_photos  # noqa: E402
 from ensemble.distributed import Processes  # noqa: E402
-from ensemble.errors import UnavailableError  # noqa: E402
 from ensemble.files import list_images  # noqa: E402
 from ensemble.fit import Job, fit  # noqa: E402
 from ensemble.loader import Rows  # noqa: E402
-from ensemble.recipe import Recipe  # noqa: E402
-from ensemble.recipe_files import find_recipes, load_recipes  # noqa: E402
 from ensemble.tracking import Trackers  # noqa: E402
 from ensemble.tune import Reading  # noqa: E402
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from ensemble.bootstrap import score_intervals  # noqa: E402
+from ensemble.core.bootstrap import score_intervals  # noqa: E402
 
 
 def run(*arguments: object) -> None:

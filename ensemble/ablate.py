@@ -12,15 +12,16 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from ensemble import bootstrap, dataset, groups, metrics, select
+from ensemble import dataset, groups, select
 from ensemble.board import Board
 from ensemble.checkpoints import locate_checkpoint
+from ensemble.core import bootstrap, metrics
+from ensemble.core.errors import DataError
+from ensemble.core.metrics import Interval
+from ensemble.core.recipe import Recipe
 from ensemble.distributed import Processes
 from ensemble.embed import Features
-from ensemble.errors import DataError
 from ensemble.members import load_member
-from ensemble.metrics import Interval
-from ensemble.recipe import Recipe
 from ensemble.score import score_images
 from ensemble.sources import Labelled
 from ensemble.splits import Fractions

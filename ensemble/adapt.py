@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from ensemble.backbone import Member, build_member
+from ensemble.core.recipe import Recipe
 from ensemble.heads import head_of
 from ensemble.lora import add_lora
 from ensemble.optimize import parameter_groups
-from ensemble.recipe import Recipe
 from ensemble.surgery import enable_checkpointing
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from ensemble import files, groups, null, probes, sources
 from ensemble.audit_checks import Finding, by_class
-from ensemble.errors import DataError, some
+from ensemble.core.errors import DataError, some
 from ensemble.index import Indexed, index_files
 from ensemble.null import CONTENT_C, PROBED, SPECTRUM_C, WARN, thumb_table
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, Protocol, Self, cast
 
-from ensemble.errors import DataError, some
+from ensemble.core.errors import DataError, some
 
 MAX_IMAGE_BYTES = 64 << 20
 MAX_RATIO = 100  # unpacked to packed; photographs and PNGs stay below 3

@@ -13,7 +13,7 @@ import pandas as pd
 
 from ensemble import audit_checks, dataset, null, probes
 from ensemble.audit_checks import Finding
-from ensemble.errors import DataError
+from ensemble.core.errors import DataError
 from ensemble.index import Indexed
 from ensemble.null import CONTENT_C, PROBED, SPECTRUM_C, WARN, Probe, thumb_table
 from ensemble.sources import Labelled, Skipped

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ensemble import dataset, metrics
-from ensemble.errors import some
+from ensemble import dataset
+from ensemble.core import metrics
+from ensemble.core.errors import some
+from ensemble.core.names import LABELS, NEGATIVE_NAMES, POSITIVE_NAMES
 from ensemble.index import Indexed
-from ensemble.labels import LABELS, NEGATIVE_NAMES, POSITIVE_NAMES
 from ensemble.sources import Labelled, Skipped
 
 NUMBERED = 0.9  # AUROC of the numbers in file names that is worth a note

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 
-from ensemble import artifacts, images, page, probes, swap
+from ensemble import images, page, probes, swap
 from ensemble.against import Test
 from ensemble.audit import BLOCK, Audited
+from ensemble.core import artifacts
+from ensemble.core.parallel import ordered_map
 from ensemble.null import PROBED
-from ensemble.parallel import ordered_map
 
 SHEET = 32  # images of a contact sheet
 COLOURS = {"ai": "#b3261e", "real": "#1f5fae"}

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from ensemble import against as other
-from ensemble import artifacts, audit, canonicalise, dataset, sources
+from ensemble import audit, canonicalise, dataset, sources
 from ensemble.canonical import make_plan
-from ensemble.errors import DataError
-from ensemble.labels import LABELS
+from ensemble.core import artifacts
+from ensemble.core.errors import DataError
+from ensemble.core.names import LABELS
 from ensemble.splits import Fractions
 
 

@@ -20,10 +20,10 @@ from torch import nn
 from ensemble import contracts, headless
 from ensemble import spectrum as _spectrum  # noqa: F401 our own architectures join timm's
 from ensemble.checkpoints import check_source, weights_file
-from ensemble.contract import ImageContract
-from ensemble.errors import BackboneError, some
-from ensemble.labels import LABELS
-from ensemble.recipe import Backbone, Recipe
+from ensemble.core.errors import BackboneError, some
+from ensemble.core.names import LABELS
+from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.recipe import Backbone, Recipe
 from ensemble.surgery import scale_head, set_stem_stride
 
 LABEL_MAPS: dict[str, Any] = {

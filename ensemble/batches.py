@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from ensemble.core.parallel import available_cores, ordered_map
 from ensemble.loader import Rows, collate
-from ensemble.parallel import available_cores, ordered_map
 
 CHANNEL = 4  # of random draws, apart from those of augmentation and of the canonical form
 AHEAD = 3  # batches that wait for the network

@@ -11,8 +11,9 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from ensemble import board_table, eta
+from ensemble import board_table
 from ensemble.board_table import Row
+from ensemble.core import eta
 from ensemble.progress import Progress
 
 REFRESH = 1.0  # seconds between two drawings of the table, each some milliseconds

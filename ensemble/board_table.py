@@ -8,7 +8,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ensemble import eta
+from ensemble.core import eta
 
 STATUS = (23, 40)  # columns of the status, on a terminal of 80 and on a wide one
 OTHERS = 37  # columns of scores and time, with the gaps

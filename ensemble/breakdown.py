@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ensemble.bootstrap import score_intervals
-from ensemble.metrics import Interval, sigmoid
+from ensemble.core.bootstrap import score_intervals
+from ensemble.core.metrics import Interval, sigmoid
 
 TITLES = {
     "auroc": "AUROC",

@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ensemble import artifacts
+from ensemble.core import artifacts
+from ensemble.core.errors import DataError, ImageError
 from ensemble.degrade import jpeg
-from ensemble.errors import DataError, ImageError
 from ensemble.images import decode, flatten, format_name
 
 LEFT_OUT = 0.05  # share of a class that may be too small for the common crop

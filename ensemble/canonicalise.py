@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ensemble import artifacts, images
+from ensemble import images
 from ensemble.canonical import JPEGS, Plan, canonical, last_compression
-from ensemble.errors import ArtifactError, DataError, ImageError
-from ensemble.labels import LABELS
-from ensemble.parallel import ordered_map
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError, DataError, ImageError
+from ensemble.core.names import LABELS
+from ensemble.core.parallel import ordered_map
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ensemble.metrics import Interval
+from ensemble.core.metrics import Interval
 from ensemble.stack import Stacker, weighted_sum
 
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ensemble import bootstrap
 from ensemble.cascade import Cascade, Report, Step, leave
 from ensemble.cascade_limits import Material, by_cost, by_worth, fit_steps
-from ensemble.errors import ArtifactError
-from ensemble.metrics import auroc, sigmoid
+from ensemble.core import bootstrap
+from ensemble.core.errors import ArtifactError
+from ensemble.core.metrics import auroc, sigmoid
 from ensemble.stack import Stacker
 
 LEAST_ROWS, MOST_ROWS = 100, 4000

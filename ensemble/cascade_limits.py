@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ensemble import bootstrap
 from ensemble.cascade import Step, leave
-from ensemble.metrics import sigmoid
+from ensemble.core import bootstrap
+from ensemble.core.metrics import sigmoid
 
 PRICES = np.geomspace(1e5, 1, 51)  # of all AUROC, in milliseconds of the full stack; at the first hardly any leave
 WINDOW, LEAST_WINDOW = 0.1, 20  # rows that are averaged over: this share of all, and no fewer than that

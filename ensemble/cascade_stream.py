@@ -14,8 +14,8 @@ import numpy as np
 from PIL.Image import Image
 
 from ensemble import images
-from ensemble.errors import ImageError
-from ensemble.parallel import available_cores, ordered_map
+from ensemble.core.errors import ImageError
+from ensemble.core.parallel import available_cores, ordered_map
 from ensemble.score import AHEAD, Large, Runner, Scored, T, Views, chunk_rows, run_views
 
 # a runner's number, logits float32 [N, runners] so far (NaN where none ran), items -> bool [N]: who needs that runner

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ensemble.errors import DataError
-from ensemble.labels import NEGATIVE, NEGATIVE_NAMES, POSITIVE, POSITIVE_NAMES
+from ensemble.core.errors import DataError
+from ensemble.core.names import NEGATIVE, NEGATIVE_NAMES, POSITIVE, POSITIVE_NAMES
 
 CATALOGUE = Path(__file__).with_name("catalogue.toml")
 HUB_PREFIX = "hf://datasets/"

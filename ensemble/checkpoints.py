@@ -3,9 +3,9 @@
 import importlib.util
 from pathlib import Path
 
-from ensemble.errors import BackboneError, some
+from ensemble.core.errors import BackboneError, some
+from ensemble.core.recipe import Backbone
 from ensemble.files import at_home
-from ensemble.recipe import Backbone
 
 
 def check_source(backbone: Backbone) -> None:
@@ -26,7 +26,7 @@ def locate_checkpoint(name: str) -> Path:
     folder = _local_folder(name)
     if folder is not None:
         return folder
-    from ensemble.download import download_classifier
+    from ensemble.core.hub_download import download_classifier
 
     return download_classifier(name)
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensemble import options
-from ensemble.errors import UnavailableError
+from ensemble.core.errors import UnavailableError
 
 if TYPE_CHECKING:
+    from ensemble.core.recipe import Recipe
     from ensemble.ray_train import Cluster
-    from ensemble.recipe import Recipe
     from ensemble.train import Setup
     from ensemble.train_all import Outcome
 
@@ -176,12 +176,13 @@ def _train(
 ) -> int:
     _check_engine(engine, address, cpus_per_member, dry_run)
     require_training_packages()
-    from ensemble.recipe_files import find_recipes, load_recipes
+    from ensemble.core.recipe_files import find_recipes, load_recipes
 
     recipes = load_recipes(find_recipes(source), overrides, str(source))
-    from ensemble import artifacts, distributed, sources
+    from ensemble import distributed, sources
     from ensemble import prepare as preparing
     from ensemble import train_all as runs
+    from ensemble.core import artifacts
     from ensemble.splits import Fractions
     from ensemble.train import Setup
 
@@ -242,8 +243,9 @@ def _dry_run(recipes: "Sequence[Recipe]", run: Path, setup: "Setup", prepare: Ca
     """Print what training would take; the data is prepared in a folder that is thrown away."""
     from tempfile import TemporaryDirectory
 
-    from ensemble import artifacts, estimate
+    from ensemble import estimate
     from ensemble import train_all as runs
+    from ensemble.core import artifacts
 
     with TemporaryDirectory(prefix="manyeyes-") as folder:
         prepare(Path(folder))
@@ -272,8 +274,8 @@ def report(run: Path, outcomes: "Sequence[Outcome]") -> int:
 
 def audit_headline(run: Path) -> str:
     """What the audit said of the data that these scores were made on."""
-    from ensemble import artifacts
-    from ensemble.errors import ArtifactError
+    from ensemble.core import artifacts
+    from ensemble.core.errors import ArtifactError
 
     levelled = " Images were read in their canonical form." if artifacts.canonical_path(run).exists() else ""
     try:

@@ -9,8 +9,8 @@ import timm
 import transformers
 from PIL import Image
 
-from ensemble.contract import FILTERS, ImageContract
-from ensemble.errors import BackboneError, shown, some
+from ensemble.core.errors import BackboneError, shown, some
+from ensemble.core.preprocess_config import FILTERS, ImageContract
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ensemble import artifacts
+from ensemble.core import artifacts
 
 SMOOTHED = 0.05  # share of a part's steps in the window of the moving mean
 INK, QUIET = "#333333", "#bbbbbb"

@@ -48,9 +48,10 @@ def audit(
       python cli.py audit data/train --against data/test.csv
     """
     require_training_packages()
-    from ensemble import artifacts, audit_page, sources
     from ensemble import audit as auditing
+    from ensemble import audit_page, sources
     from ensemble.audit_run import audit_data
+    from ensemble.core import artifacts
 
     for path in filter(None, (html, as_json)):
         artifacts.ensure_writable(path.resolve().parent)

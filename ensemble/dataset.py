@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ensemble import artifacts, canonical, groups, sources, splits
-from ensemble.errors import DataError, some
+from ensemble import canonical, groups, sources, splits
+from ensemble.core import artifacts
+from ensemble.core.errors import DataError, some
 from ensemble.index import Indexed, index_files
 from ensemble.splits import FITTED, SPLITS, Fractions
 

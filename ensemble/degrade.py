@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 import numpy as np
 from PIL import Image
 
-from ensemble.contract import FILTERS
+from ensemble.core.preprocess_config import FILTERS
 
 if TYPE_CHECKING:
-    from ensemble.recipe import Augment  # what only looks at images needs no recipe
+    from ensemble.core.recipe import Augment  # what only looks at images needs no recipe
 
 P = ParamSpec("P")
 

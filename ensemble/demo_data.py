@@ -16,8 +16,9 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional
 
-from ensemble import artifacts, images
-from ensemble.errors import DataError
+from ensemble import images
+from ensemble.core import artifacts
+from ensemble.core.errors import DataError
 
 # Sharp ones: a blurred tile holds nothing that a generator could have changed.
 PHOTOS = {

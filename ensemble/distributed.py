@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import distributed
 
-from ensemble.errors import ManyeyesError, UnavailableError
+from ensemble.core.errors import ManyeyesError, UnavailableError
 from ensemble.torch_runner import choose_device
 
 T = TypeVar("T")

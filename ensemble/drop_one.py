@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ensemble import artifacts, dataset, images, metrics
-from ensemble.errors import ArtifactError, DataError, ImageError
+from ensemble import dataset, images
+from ensemble.core import artifacts, metrics
+from ensemble.core.errors import ArtifactError, DataError, ImageError
 from ensemble.grouped import one_thread
 from ensemble.score import Runner
 from ensemble.stack_rows import Material, scores_at, stack_scores, subset

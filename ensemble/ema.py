@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from ensemble.backbone import Member
-from ensemble.errors import ArtifactError
+from ensemble.core.errors import ArtifactError
 
 
 class Ema:

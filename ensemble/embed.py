@@ -12,17 +12,18 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ensemble import artifacts, feature_cache, groups, images
+from ensemble import groups, images
 from ensemble.backbone import Member, build_member
 from ensemble.checkpoints import check_source, locate_checkpoint
-from ensemble.contract import ImageContract
-from ensemble.errors import BackboneError, ImageError, some
+from ensemble.core import artifacts, feature_cache
+from ensemble.core.errors import BackboneError, ImageError, some
+from ensemble.core.parallel import ordered_map
+from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.recipe import Backbone, Recipe, Train
+from ensemble.core.recipe_files import load_recipes, recipes_folder
 from ensemble.files import at_home
 from ensemble.heads import head_of
 from ensemble.members import load_member
-from ensemble.parallel import ordered_map
-from ensemble.recipe import Backbone, Recipe, Train
-from ensemble.recipe_files import load_recipes, recipes_folder
 
 DEFAULT = "efficientnet_lite0"  # of recipes/quick: its weights come with a package
 

@@ -11,12 +11,13 @@ import pandas as pd
 import psutil
 import torch
 
-from ensemble import batches, dataset, eta, grid, machine
+from ensemble import batches, dataset, grid, machine
 from ensemble.adapt import adapt
 from ensemble.backbone import Member, build_member
+from ensemble.core import eta
+from ensemble.core.recipe import Recipe
 from ensemble.distributed import Processes
 from ensemble.loader import Rows
-from ensemble.recipe import Recipe
 from ensemble.step import Engine, build_engine, optimizer_step
 from ensemble.tune import Reading, logits_of
 

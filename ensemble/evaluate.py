@@ -15,13 +15,14 @@ import numpy as np
 import pandas as pd
 from PIL.Image import Image
 
-from ensemble import artifacts, images
-from ensemble.bootstrap import interval, score_intervals
+from ensemble import images
 from ensemble.breakdown import TITLES, Part, by
-from ensemble.errors import ArtifactError, ImageError, some
+from ensemble.core import artifacts
+from ensemble.core.bootstrap import interval, score_intervals
+from ensemble.core.errors import ArtifactError, ImageError, some
+from ensemble.core.metrics import SCORES, Interval, sigmoid
+from ensemble.core.parallel import ordered_map
 from ensemble.grid import GRID_VERSION, Cell
-from ensemble.metrics import SCORES, Interval, sigmoid
-from ensemble.parallel import ordered_map
 from ensemble.sources import Labelled
 from ensemble.stack import Stacker
 

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ensemble import artifacts, published, tracks
-from ensemble.errors import DataError
+from ensemble import published, tracks
+from ensemble.core import artifacts
+from ensemble.core.errors import DataError
+from ensemble.core.names import LABELS
 from ensemble.evaluate import CLEAN
 from ensemble.evaluate_tables import TITLES
-from ensemble.labels import LABELS
 from ensemble.leave_out import known_generators
 from ensemble.sources import Labelled
 from ensemble.stack import Stacker

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ensemble import breakdown
-from ensemble.metrics import Interval
+from ensemble.core.metrics import Interval
 
 TITLES = breakdown.TITLES | {
     "average_precision": "average precision",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ensemble import artifacts
+from ensemble.core import artifacts
 
 EVERY = 1.0  # seconds between two lines about steps, or about scored images
 

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ensemble import artifacts
+from ensemble.core import artifacts
 
 COLUMNS = 4
 PANEL = 3.2  # width of a picture, in inches

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ensemble import artifacts
-from ensemble.errors import ArtifactError, DataError, some
-from ensemble.names import is_member_name
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError, DataError, some
+from ensemble.core.names import is_member_name
 from ensemble.sources import read_table
 
 CLIP = 1e-6  # probabilities are clipped to [1e-6, 1 - 1e-6] before they become logits

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ensemble.archives import Tally
 from ensemble.catalogue import Source
-from ensemble.errors import DataError, some
+from ensemble.core.errors import DataError, some
 from ensemble.fetch_archives import fetch_archives
 from ensemble.fetch_job import Job, shares
 from ensemble.fetch_kaggle import fetch_zip

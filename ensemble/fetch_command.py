@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble import options
-from ensemble.errors import DataError
+from ensemble.core.errors import DataError
 
 if TYPE_CHECKING:
     from ensemble.catalogue import Source
@@ -112,7 +112,7 @@ def _classes(source: "Source") -> str:
 
 def report(source: "Source", folder: Path, limit: int, outcome: "Outcome", keep_archive: bool) -> list[str]:
     """What to tell after a fetch: counts, what was left, licence, and the next command."""
-    from ensemble.labels import LABELS
+    from ensemble.core.names import LABELS
 
     counts = ", ".join(f"{count:,} {LABELS[label]}" for label, count in sorted(outcome.counts.items(), reverse=True))
     total, megabytes = sum(outcome.counts.values()), outcome.downloaded / 1e6

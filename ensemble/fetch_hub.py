@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ensemble.archives import group_parts
-from ensemble.download import brief, explain, is_transport
-from ensemble.errors import DataError, some
+from ensemble.core.errors import DataError, some
+from ensemble.core.hub_download import brief, explain, is_transport
 from ensemble.fetch_store import require_room
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ensemble.archives import Tally, printable
 from ensemble.catalogue import Source
-from ensemble.errors import ImageError, UnavailableError
+from ensemble.core.errors import ImageError, UnavailableError
 from ensemble.fetch_hub import pin
 from ensemble.fetch_store import Store
 from ensemble.files import IMAGE_SUFFIXES

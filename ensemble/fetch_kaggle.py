@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from ensemble.archives import DamagedArchiveError, Tally, read_zip
 from ensemble.catalogue import Source
-from ensemble.errors import DataError
+from ensemble.core.errors import DataError
 from ensemble.fetch_job import Job, file_filter, file_label, require_package
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ensemble.archives import MAX_IMAGE_BYTES, TOO_LARGE, Tally, printable
 from ensemble.catalogue import Source
-from ensemble.errors import DataError, some
+from ensemble.core.errors import DataError, some
 from ensemble.fetch_hub import hub_errors
 from ensemble.fetch_job import Job, pinned_commit, require_package
 

@@ -15,12 +15,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ensemble import artifacts
 from ensemble.catalogue import Source
-from ensemble.errors import DataError
+from ensemble.core import artifacts
+from ensemble.core.errors import DataError
+from ensemble.core.names import LABELS
 from ensemble.files import IMAGE_SUFFIXES
 from ensemble.images import format_name
-from ensemble.labels import LABELS
 
 COLUMNS = ("id", "path", "label", "source", "generator", "original")
 MIN_FREE_BYTES = 256 << 20

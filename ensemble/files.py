@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ensemble.errors import DataError, Sample, some
+from ensemble.core.errors import DataError, Sample, some
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg .jpeg .jpe .jfif .mpo .png .webp .gif .bmp .tif .tiff .avif .ppm .pgm .pbm .pnm").split()

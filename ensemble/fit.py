@@ -12,15 +12,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ensemble import artifacts, batches, machine, state
+from ensemble import batches, machine, state
 from ensemble.backbone import Member, save_classifier
+from ensemble.core import artifacts
+from ensemble.core.errors import DataError, TrainingError
+from ensemble.core.recipe import Recipe
 from ensemble.distributed import Processes, any_of, first_does
-from ensemble.errors import DataError, TrainingError
 from ensemble.loader import Rows
 from ensemble.lora import merge_lora
 from ensemble.optimize import lr_factor, set_lr
 from ensemble.progress import Watch
-from ensemble.recipe import Recipe
 from ensemble.step import Engine, build_engine, optimizer_step
 from ensemble.tracking import Trackers
 from ensemble.tune import Reading, best_epoch, tune_scores

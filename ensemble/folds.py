@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from ensemble.errors import DataError
-from ensemble.labels import LABELS
+from ensemble.core.errors import DataError
+from ensemble.core.names import LABELS
 from ensemble.members import FITTED_SPLITS
 from ensemble.splits import group_strata, place
 

@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ensemble import bootstrap
 from ensemble.calibrate import fit_calibration
 from ensemble.cascade import Cascade
 from ensemble.cascade_fit import MORE_ROWS, Rows, fit_cascade, halves, lacking_groups
-from ensemble.errors import ArtifactError, ManyeyesError
+from ensemble.core import bootstrap
+from ensemble.core.errors import ArtifactError, ManyeyesError
+from ensemble.core.metrics import Interval, auroc, sigmoid
 from ensemble.grouped import Fold, grouped_folds, one_thread
-from ensemble.metrics import Interval, auroc, sigmoid
 from ensemble.stack import Stacker
 from ensemble.stack_rows import Material, Part, same_rows
 from ensemble.stackers import fit, held_logits, out_of_fold, solve

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ensemble import page
 from ensemble.canonical import WHITE
-from ensemble.errors import ImageError
+from ensemble.core.errors import ImageError
 from ensemble.images import flatten
 from ensemble.report_rows import Rows
 

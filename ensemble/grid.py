@@ -8,8 +8,9 @@ from functools import partial, reduce
 import numpy as np
 from PIL import Image
 
-from ensemble import degrade, metrics
-from ensemble.errors import DataError, some
+from ensemble import degrade
+from ensemble.core import metrics
+from ensemble.core.errors import DataError, some
 
 GRID_VERSION = 1  # raised by hand when a cell of the same name would give other pixels
 

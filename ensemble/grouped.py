@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ensemble.errors import ArtifactError
+from ensemble.core.errors import ArtifactError
 
 FOLDS = 5
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-from ensemble.errors import BackboneError
+from ensemble.core.errors import BackboneError
 
 # Of an image-text model: what a classifier of images has no place for.
 LEFT_OUT = {"siglip": ("text_model.", "logit_scale", "logit_bias", "vision_model.head.")}

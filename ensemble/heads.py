@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ensemble.backbone import Member
-from ensemble.errors import BackboneError
+from ensemble.core.errors import BackboneError
 
 Layer = nn.Linear | nn.Conv2d
 

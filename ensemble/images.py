@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
-from ensemble.contract import ImageContract
-from ensemble.errors import DataError, ImageError
+from ensemble.core.errors import DataError, ImageError
+from ensemble.core.preprocess_config import ImageContract
 
 # Decoders that read pixels and nothing else (Pillow's EPS runs Ghostscript, for one).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")

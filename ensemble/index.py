@@ -23,9 +23,10 @@ import pandas as pd
 from PIL.Image import Image
 from tqdm import tqdm
 
-from ensemble import artifacts, groups, headers, images
-from ensemble.errors import ImageError
-from ensemble.parallel import ordered_map
+from ensemble import groups, headers, images
+from ensemble.core import artifacts
+from ensemble.core.errors import ImageError
+from ensemble.core.parallel import ordered_map
 
 VERSION = 3  # raised by hand when a pass would find other values in the same file
 COMMIT = 500  # files between two writes of the cache

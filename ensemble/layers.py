@@ -5,7 +5,7 @@ from typing import Any
 from timm.models import group_parameters
 
 from ensemble.backbone import Member
-from ensemble.errors import BackboneError
+from ensemble.core.errors import BackboneError
 
 # Matchers in timm's form. What no pattern names is the head, and with it the last norm, as in the authors' own
 # fine-tuning code (BEiT's and ConvNeXt's optim_factory.py, SimMIM's optimizer.py for Swin).

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ensemble.errors import DataError, some
+from ensemble.core.errors import DataError, some
+from ensemble.core.names import class_labels
 from ensemble.files import list_images
-from ensemble.labels import class_labels
 from ensemble.sources import Labelled, Reading, read_data
 
 # GenImage's generators, by what their folders are called (github.com/GenImage-Dataset/GenImage):

@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 
 from ensemble import degrade, images
 from ensemble.canonical import Plan, read_canonical
-from ensemble.contract import ImageContract
-from ensemble.recipe import Augment
+from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.recipe import Augment
 
 Key = tuple[int, int]  # epoch, row
 

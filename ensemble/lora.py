@@ -8,9 +8,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ensemble.backbone import Member
-from ensemble.errors import BackboneError, some
+from ensemble.core.errors import BackboneError, some
+from ensemble.core.recipe import Adapt
 from ensemble.heads import called_layers, head_of
-from ensemble.recipe import Adapt
 
 
 def add_lora(member: Member, adapt: Adapt) -> None:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ensemble import artifacts, dataset, external
-from ensemble.contract import ImageContract
-from ensemble.errors import ArtifactError, some
+from ensemble import dataset, external
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError, some
+from ensemble.core.preprocess_config import ImageContract
 
 if TYPE_CHECKING:
     from ensemble.backbone import Member

@@ -12,7 +12,7 @@ from itertools import product
 
 import numpy as np
 
-from ensemble.parallel import ordered_map
+from ensemble.core.parallel import ordered_map
 from ensemble.register import one_picture
 
 # How far sorted colours may lie apart, in grey values, by their spread: a crop changes plain pictures less.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ensemble.errors import UnavailableError
+from ensemble.core.errors import UnavailableError
 
 EXACT_LIMIT = 1_000_000  # vectors; beyond, an index answers
 BLOCK = 16_384  # rows of the base in one product

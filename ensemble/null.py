@@ -19,10 +19,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from ensemble import metrics
-from ensemble.bootstrap import score_intervals
-from ensemble.labels import NEGATIVE_NAMES, POSITIVE_NAMES
-from ensemble.metrics import Interval
+from ensemble.core import metrics
+from ensemble.core.bootstrap import score_intervals
+from ensemble.core.metrics import Interval
+from ensemble.core.names import NEGATIVE_NAMES, POSITIVE_NAMES
 
 FOLDS = 5
 LEVELS = 24  # distinct texts of a column that are kept; rarer ones count as one

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import torch
 
-from ensemble import artifacts, distributed, machine
+from ensemble import distributed, machine
 from ensemble import train_all as runs
-from ensemble.errors import ManyeyesError, first_line
+from ensemble.core import artifacts
+from ensemble.core.errors import ManyeyesError, first_line
+from ensemble.core.recipe import Recipe
 from ensemble.events import Events
 from ensemble.ray_worker import Order, end_with_input
-from ensemble.recipe import Recipe
 from ensemble.train import Setup
 
 

@@ -60,7 +60,7 @@ accept_shortcuts = click.option(
 
 
 def _classes(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, str]:
-    from ensemble.labels import parse_classes
+    from ensemble.core.names import parse_classes
 
     try:
         return parse_classes(value)

@@ -16,15 +16,16 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from ensemble import artifacts, dataset, feature_cache, metrics
+from ensemble import dataset
 from ensemble.backbone import Member
 from ensemble.canonical import Plan
+from ensemble.core import artifacts, feature_cache, metrics
+from ensemble.core.errors import BackboneError
+from ensemble.core.parallel import ordered_map
+from ensemble.core.recipe import Recipe
 from ensemble.embed import Embedder, embedder_of
-from ensemble.errors import BackboneError
 from ensemble.heads import head_of
 from ensemble.loader import Rows
-from ensemble.parallel import ordered_map
-from ensemble.recipe import Recipe
 from ensemble.tune import named_scores
 
 FEATURES_VERSION = 1  # raised by hand when the same image and draw would give other features

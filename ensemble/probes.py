@@ -12,8 +12,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from ensemble import images
-from ensemble.errors import ImageError
-from ensemble.parallel import ordered_map
+from ensemble.core.errors import ImageError
+from ensemble.core.parallel import ordered_map
 
 SIDE = 256  # pixels; the middle of an image is looked at, at its own resolution
 BINS = 48  # of the radial spectrum

@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from ensemble import board_table, eta
+from ensemble import board_table
 from ensemble.board_table import Running
+from ensemble.core import eta
 
 WINDOW = 30  # steps that images per second are taken over
 

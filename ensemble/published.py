@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from ensemble.core.metrics import Interval
 from ensemble.evaluate_tables import read_interval
-from ensemble.metrics import Interval
 
 FIGURES = Path(__file__).with_name("published.toml")
 

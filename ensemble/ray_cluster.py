@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from ensemble import ray_own
-from ensemble.errors import UnavailableError, in_one_line
+from ensemble.core.errors import UnavailableError, in_one_line
 
 CONNECTS, ANSWERS = 5, 30  # seconds
 LOOKS, MISSES = 5.0, 3  # seconds between two looks for the head; in vain, until it is gone

@@ -71,7 +71,7 @@ def at(ray: Any, node: str, work: Any) -> Any:
 
 def check_versions(where: str, wanted: Mapping[str, str], found: Mapping[str, str]) -> None:
     """UnavailableError if a machine has other versions than those wanted."""
-    from ensemble.errors import UnavailableError
+    from ensemble.core.errors import UnavailableError
 
     def compared(name: str, text: str) -> str:
         # by the hash of our sources alone: they may be installed here and lie in a folder there

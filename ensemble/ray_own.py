@@ -14,8 +14,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ensemble.errors import UnavailableError, in_one_line
-from ensemble.parallel import available_cores
+from ensemble.core.errors import UnavailableError, in_one_line
+from ensemble.core.parallel import available_cores
 
 OBJECT_STORE = 256 << 20  # bytes: what is on its way is small, and the rest goes to disk
 FOLDER = "manyeyes-ray-"  # and some characters, in the folder for temporary files

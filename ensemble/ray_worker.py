@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ensemble import artifacts, events, ray_cluster, ray_look
-from ensemble.errors import ManyeyesError, TrainingError, UnavailableError
+from ensemble import events, ray_cluster, ray_look
+from ensemble.core import artifacts
+from ensemble.core.errors import ManyeyesError, TrainingError, UnavailableError
 
 # whose versions decide what comes of a training: what computes, decodes, draws, fits probes and adapters
 PACKAGES = ("Python", "torch", "transformers", "timm", "Pillow", "numpy", "scikit-learn", "accelerate", "peft")

@@ -6,23 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from ensemble import (
-    artifacts,
-    breakdown,
-    gallery,
-    members,
-    metrics,
-    page,
-    report_data,
-    report_facts,
-    report_plots,
-    report_rows,
-)
+from ensemble import breakdown, gallery, members, page, report_data, report_facts, report_plots, report_rows
 from ensemble.commands import audit_headline
-from ensemble.errors import ArtifactError
+from ensemble.core import artifacts, metrics
+from ensemble.core.errors import ArtifactError
+from ensemble.core.metrics import Interval, sigmoid
 from ensemble.evaluate_tables import TITLES
 from ensemble.gallery import Look
-from ensemble.metrics import Interval, sigmoid
 from ensemble.report_data import Heat, Line, Versus
 from ensemble.report_plots import Plot
 from ensemble.report_rows import Rows

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ensemble import breakdown, metrics
-from ensemble.bootstrap import Paired, paired, score_intervals
+from ensemble import breakdown
+from ensemble.core import metrics
+from ensemble.core.bootstrap import Paired, paired, score_intervals
+from ensemble.core.metrics import Interval
 from ensemble.evaluate import CLEAN
-from ensemble.metrics import Interval
 from ensemble.report_rows import Rows, member_logits
 from ensemble.stack import Stacker
 

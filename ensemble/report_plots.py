@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from ensemble import metrics, page
-from ensemble.metrics import BINS
+from ensemble import page
+from ensemble.core import metrics
+from ensemble.core.metrics import BINS
 
 INK, QUIET, GRID = "#333333", "#8a8a8a", "#bbbbbb"
 AI, REAL = "#b3261e", "#1f5fae"

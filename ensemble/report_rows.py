@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 from PIL.Image import Image
 
-from ensemble import artifacts, canonical, dataset, external, images, members
-from ensemble.errors import ArtifactError, some
+from ensemble import canonical, dataset, external, images, members
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError, some
+from ensemble.core.metrics import sigmoid
 from ensemble.evaluate import CLEAN, PREFIX
-from ensemble.metrics import sigmoid
 from ensemble.stack import Stacker
 from ensemble.stack_rows import read_material, stack_scores
 

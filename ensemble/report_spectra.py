@@ -6,9 +6,9 @@ import numpy as np
 from tqdm import tqdm
 
 from ensemble.canonical import WHITE
-from ensemble.errors import ImageError
+from ensemble.core.errors import ImageError
+from ensemble.core.parallel import ordered_map
 from ensemble.images import flatten
-from ensemble.parallel import ordered_map
 from ensemble.probes import SIDE, SMALLEST, radial_spectrum
 from ensemble.report_rows import Rows
 

@@ -15,9 +15,9 @@ import numpy as np
 from PIL.Image import Image
 
 from ensemble import images
-from ensemble.contract import ImageContract
-from ensemble.errors import ImageError
-from ensemble.parallel import ordered_map
+from ensemble.core.errors import ImageError
+from ensemble.core.parallel import ordered_map
+from ensemble.core.preprocess_config import ImageContract
 
 T = TypeVar("T")
 Views = dict[tuple[Any, ...], np.ndarray]  # pixels by ImageContract.view

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ensemble import groups
+from ensemble.core.errors import DataError
+from ensemble.core.names import LABELS
 from ensemble.embed import Features
-from ensemble.errors import DataError
-from ensemble.labels import LABELS
 from ensemble.neighbours import EXACT_LIMIT, Search, exact_search, make_search
 
 UNLABELLED = -1  # label of images of which the class is not known

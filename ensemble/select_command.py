@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensemble import options
-from ensemble.errors import some
+from ensemble.core.errors import some
 
 if TYPE_CHECKING:
     from ensemble.select_run import Job, Result

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ensemble import sources
-from ensemble.errors import DataError, some
+from ensemble.core.errors import DataError, some
+from ensemble.core.names import NEGATIVE_NAMES, POSITIVE_NAMES
 from ensemble.files import IMAGE_SUFFIXES, list_images
-from ensemble.labels import NEGATIVE_NAMES, POSITIVE_NAMES
 from ensemble.select import UNLABELLED
 from ensemble.sources import Labelled
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from ensemble import artifacts
-from ensemble.errors import DataError, some
-from ensemble.labels import LABELS
+from ensemble.core import artifacts
+from ensemble.core.errors import DataError, some
+from ensemble.core.names import LABELS
 from ensemble.select import UNLABELLED, Selection
 from ensemble.select_picture import Row, write_picture
 from ensemble.sources import Labelled

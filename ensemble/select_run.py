@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ensemble import artifacts, embed, feature_cache, neighbours, select
+from ensemble import embed, neighbours, select
 from ensemble import train_all as runs
 from ensemble.ablate import Material, ablate
-from ensemble.errors import DataError, some
-from ensemble.recipe import Recipe
-from ensemble.recipe_files import load_recipes
+from ensemble.core import artifacts, feature_cache
+from ensemble.core.errors import DataError, some
+from ensemble.core.recipe import Recipe
+from ensemble.core.recipe_files import load_recipes
 from ensemble.select import UNLABELLED, Selection
 from ensemble.select_data import read_pools, read_test, refuse_overlap
 from ensemble.select_output import ABLATION, check_output, write_selection

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ensemble.bootstrap import interval
-from ensemble.errors import ArtifactError, DataError
-from ensemble.metrics import Interval, sigmoid
+from ensemble.core.bootstrap import interval
+from ensemble.core.errors import ArtifactError, DataError
+from ensemble.core.metrics import Interval, sigmoid
 
 FEWEST = 10  # images
 HALVINGS = 35  # of the interval that holds the estimate

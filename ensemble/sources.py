@@ -9,9 +9,9 @@ from typing import IO
 
 import pandas as pd
 
-from ensemble.errors import DataError, Sample, some
+from ensemble.core.errors import DataError, Sample, some
+from ensemble.core.names import LABELS, class_labels
 from ensemble.files import IMAGE_SUFFIXES, list_images, resolve_ids
-from ensemble.labels import LABELS, class_labels
 
 PART = 4096  # rows of a table in memory
 

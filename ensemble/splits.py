@@ -8,8 +8,8 @@ from hashlib import sha256
 import numpy as np
 import pandas as pd
 
-from ensemble.errors import DataError, some
-from ensemble.labels import LABELS
+from ensemble.core.errors import DataError, some
+from ensemble.core.names import LABELS
 
 FITTED = ("train", "tune", "heldout")  # what members and stacker are made from
 SPLITS = (*FITTED, "unseen")

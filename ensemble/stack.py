@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ensemble.errors import ArtifactError
-from ensemble.metrics import sigmoid
-from ensemble.names import is_member_name
+from ensemble.core.errors import ArtifactError
+from ensemble.core.metrics import sigmoid
+from ensemble.core.names import is_member_name
 from ensemble.shift import Shift
 
 KINDS = ("logistic", "nonnegative", "mean", "best")  # the first is the default

@@ -95,7 +95,8 @@ def stack(
       python cli.py stack --external clip=clip_heldout.csv,clip_test.csv
     """
     require_training_packages()
-    from ensemble import artifacts, external, stack_run
+    from ensemble import external, stack_run
+    from ensemble.core import artifacts
 
     loaded = tuple(external.load_external(*value) for value in externals)
     choices = stack_run.Choices(kind, calibration, threshold, loaded, tta)

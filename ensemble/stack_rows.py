@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ensemble import external, members
-from ensemble.errors import ArtifactError, some
+from ensemble.core.errors import ArtifactError, some
 from ensemble.external import External
 from ensemble.grouped import Nest, nested_folds
 from ensemble.stackers import Scores, fit_stacker, held_logits, out_of_fold, solve

@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ensemble import artifacts, calibrate, external, flips, members, metrics, stack_table, stackers, weights
-from ensemble.bootstrap import score_intervals
-from ensemble.errors import ArtifactError
+from ensemble import calibrate, external, flips, members, stack_table, stackers, weights
+from ensemble.core import artifacts, metrics
+from ensemble.core.bootstrap import score_intervals
+from ensemble.core.errors import ArtifactError
+from ensemble.core.metrics import Interval
 from ensemble.external import External
 from ensemble.grouped import grouped_folds, one_thread
-from ensemble.metrics import Interval
 from ensemble.shift import Shift
 from ensemble.stack import KINDS, Stacker
 from ensemble.stack_rows import Material, read_material, stack_scores

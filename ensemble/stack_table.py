@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ensemble import bootstrap, metrics
-from ensemble.metrics import Interval
+from ensemble.core import bootstrap, metrics
+from ensemble.core.metrics import Interval
 
 CLIP = 1e-12  # probabilities that a CSV holds as 0 or 1 still have a logit
 

@@ -12,11 +12,11 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from ensemble.backbone import Member
+from ensemble.core.errors import TrainingError
+from ensemble.core.recipe import Train
 from ensemble.distributed import Processes
 from ensemble.ema import Ema
-from ensemble.errors import TrainingError
 from ensemble.optimize import make_optimizer
-from ensemble.recipe import Train
 from ensemble.torch_runner import autocast
 
 Batch = dict[str, torch.Tensor]

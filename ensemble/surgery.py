@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ensemble.errors import BackboneError
+from ensemble.core.errors import BackboneError
 
 STEM_STRIDE = "first_conv_stride"  # the key in config.json
 

@@ -12,10 +12,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ensemble import images, metrics, probes
+from ensemble import images, probes
 from ensemble.canonical import WHITE
+from ensemble.core import metrics
+from ensemble.core.parallel import ordered_map
 from ensemble.images import FORMATS
-from ensemble.parallel import ordered_map
 
 SWAPPED = 100  # images of a class
 

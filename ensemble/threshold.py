@@ -4,8 +4,8 @@ from math import floor
 
 import numpy as np
 
-from ensemble.errors import DataError
-from ensemble.metrics import resolvable
+from ensemble.core.errors import DataError
+from ensemble.core.metrics import resolvable
 
 BALANCED = "balanced"
 ROUNDING = 1e-9  # 0.05 of 20 reals is 1, whatever floating point makes of it

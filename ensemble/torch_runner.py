@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ensemble.backbone import Member
-from ensemble.errors import UnavailableError
+from ensemble.core.errors import UnavailableError
 from ensemble.score import Runner
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

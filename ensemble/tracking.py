@@ -9,7 +9,7 @@ from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 from torch.utils.tensorboard import SummaryWriter
 
-from ensemble.errors import UnavailableError
+from ensemble.core.errors import UnavailableError
 
 PROJECT = "manyeyes"
 # What each tracker calls the name of a run within a project; the others go by the project alone.

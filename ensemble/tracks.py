@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ensemble import artifacts
-from ensemble.errors import ArtifactError, DataError, some
-from ensemble.parallel import ordered_map
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError, DataError, some
+from ensemble.core.parallel import ordered_map
 from ensemble.sources import Labelled, read_table
 
 TRACKS = ("inductive", "transductive")

@@ -14,20 +14,21 @@ import psutil
 import torch
 import transformers
 
-from ensemble import artifacts, canonical, curves, dataset, folds, unfinished
+from ensemble import canonical, curves, dataset, folds, unfinished
 from ensemble.adapt import adapt
 from ensemble.backbone import Member, build_member, save_classifier
 from ensemble.canonical import Plan
 from ensemble.checkpoints import hub_name
+from ensemble.core import artifacts
+from ensemble.core.names import LABELS
+from ensemble.core.recipe import Recipe
 from ensemble.distributed import Processes, first_does
 from ensemble.fit import Job, fit
-from ensemble.labels import LABELS
 from ensemble.loader import Rows
 from ensemble.lora import merge_lora
 from ensemble.members import FITTED_SPLITS
 from ensemble.probe import fit_probe
 from ensemble.progress import Watch
-from ensemble.recipe import Recipe
 from ensemble.tracking import open_trackers
 from ensemble.tune import Reading, logits_of
 

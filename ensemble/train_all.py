@@ -13,15 +13,16 @@ import pandas as pd
 from rich.console import Console
 from tqdm import tqdm
 
-from ensemble import artifacts, canonical, dataset, machine, members, metrics, unfinished
+from ensemble import canonical, dataset, machine, members, unfinished
 from ensemble.adapt import check_network
 from ensemble.board import Board
 from ensemble.checkpoints import check_source, locate_checkpoint, weights_file
+from ensemble.core import artifacts, metrics
+from ensemble.core.errors import BackboneError, ManyeyesError, first_line
+from ensemble.core.recipe import Recipe
 from ensemble.distributed import first_does
-from ensemble.errors import BackboneError, ManyeyesError, first_line
 from ensemble.estimate import Estimate, estimate
 from ensemble.progress import Watch
-from ensemble.recipe import Recipe
 from ensemble.torch_runner import choose_device
 from ensemble.tracking import check_trackers
 from ensemble.train import TRAINING_VERSION, Say, Setup, train_member

@@ -10,12 +10,13 @@ import pandas as pd
 import torch
 from PIL.Image import Image
 
-from ensemble import canonical, dataset, grid, images, metrics
+from ensemble import canonical, dataset, grid, images
 from ensemble.backbone import Member
 from ensemble.canonical import Plan
+from ensemble.core import metrics
+from ensemble.core.errors import DataError
+from ensemble.core.recipe import Recipe
 from ensemble.distributed import Processes, gathered, mine
-from ensemble.errors import DataError
-from ensemble.recipe import Recipe
 from ensemble.score import score_images
 from ensemble.torch_runner import torch_runner
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ensemble import artifacts
-from ensemble.errors import ArtifactError, some
-from ensemble.recipe import Recipe
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError, some
+from ensemble.core.recipe import Recipe
 
 REMEDY = "train with --fresh to start anew"
 FILE = "work.json"

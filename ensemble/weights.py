@@ -5,8 +5,8 @@ from itertools import combinations
 
 import numpy as np
 
+from ensemble.core.metrics import Interval
 from ensemble.grouped import one_thread
-from ensemble.metrics import Interval
 from ensemble.stackers import PENALISED, solve
 
 DRAWS = 200

@@ -52,9 +52,10 @@ def adapt(source: Path, share: float | None, seed: int, run: Path, wanted: Wante
     import numpy as np
     from tqdm import tqdm
 
-    from ensemble import artifacts, shift, stack_run
+    from ensemble import shift, stack_run
+    from ensemble.core import artifacts
+    from ensemble.core.metrics import sigmoid
     from ensemble.files import as_utf8
-    from ensemble.metrics import sigmoid
     from export import bundle, predictor
     from export.export_run import export_run
     from export.infer import member_logits

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ensemble import artifacts, dataset, images
-from ensemble.contract import ImageContract
-from ensemble.errors import ArtifactError
+from ensemble import dataset, images
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError
+from ensemble.core.preprocess_config import ImageContract
 from ensemble.score import Runner, chunk_rows, score_stream
 from export.inputs import read_inputs
 from export.libraries import load_openvino, openvino_core

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ensemble import artifacts, report_facts, report_rows
-from ensemble.errors import ArtifactError
+from ensemble import report_facts, report_rows
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError
+from ensemble.core.metrics import Interval
 from ensemble.evaluate import CLEAN
 from ensemble.evaluate_run import describe_stacker
 from ensemble.evaluate_tables import TITLES, read_interval
-from ensemble.metrics import Interval
 from ensemble.stack import Stacker
 from ensemble.tracks import TRACKS
 from export.markdown import escaped, table

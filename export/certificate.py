@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ensemble.errors import ArtifactError
-from ensemble.metrics import auroc, sigmoid
+from ensemble.core.errors import ArtifactError
+from ensemble.core.metrics import auroc, sigmoid
 from ensemble.score import Runner
 from ensemble.stack import Stacker
 

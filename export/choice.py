@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ensemble.errors import UnavailableError, some
+from ensemble.core.errors import UnavailableError, some
 from export.hardware import Machine
 from export.setting import ON_CPU, ON_GPU, PRECISIONS, Setting, Wanted
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ensemble import artifacts
-from ensemble.contract import ImageContract
-from ensemble.errors import BackboneError, some
-from ensemble.labels import resolve_polarity
+from ensemble.core import artifacts
+from ensemble.core.errors import BackboneError, some
+from ensemble.core.names import resolve_polarity
+from ensemble.core.preprocess_config import ImageContract
 
 if TYPE_CHECKING:
     from ensemble.backbone import Member

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ensemble import ray_look
-from ensemble.errors import DataError, ManyeyesError, UnavailableError, in_one_line
+from ensemble.core.errors import DataError, ManyeyesError, UnavailableError, in_one_line
 from ensemble.ray_cluster import Node, load_ray
 from ensemble.score import Runner
 from export import cluster_bundle, cluster_kept, predictor

@@ -9,8 +9,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from ensemble import artifacts
-from ensemble.errors import ArtifactError
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError
 from export import bundle
 from export.places import readable
 

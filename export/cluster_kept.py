@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ensemble import artifacts
 from ensemble.cascade import Cascade
-from ensemble.contract import ImageContract
-from ensemble.errors import ManyeyesError
+from ensemble.core import artifacts
+from ensemble.core.errors import ManyeyesError
+from ensemble.core.preprocess_config import ImageContract
 from ensemble.stack import Stacker
 from export.cluster_bundle import Source
 from export.cluster_size import Asked

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ensemble.backbone import Member
-from ensemble.errors import ArtifactError
+from ensemble.core.errors import ArtifactError
 
 
 def convert(member: Member, path: Path) -> None:

@@ -6,7 +6,7 @@ from itertools import cycle, islice
 
 from tqdm import tqdm
 
-from ensemble.contract import ImageContract
+from ensemble.core.preprocess_config import ImageContract
 from ensemble.frontier import Costs
 from ensemble.images import Source
 from export import bench, hardware, tuning

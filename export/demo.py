@@ -38,8 +38,8 @@ def demo(run: Path) -> int:
 
     started = time.monotonic()
     require_training_packages()
+    from ensemble.core.recipe_files import recipes_folder
     from ensemble.demo_data import make_demo_data
-    from ensemble.recipe_files import recipes_folder
 
     data, output = run / "data", run / "submission.csv"
     make_demo_data(data, click.echo)
@@ -68,8 +68,9 @@ def _finish(run: Path, data: Path, output: Path) -> None:
     """Scores on the test photographs, and where to look."""
     import pandas as pd
 
-    from ensemble import artifacts, options, stack_table
+    from ensemble import options, stack_table
     from ensemble.commands import audit_headline
+    from ensemble.core import artifacts
 
     scores = pd.read_csv(run / "scores.csv", dtype={"id": str})
     labels = pd.read_csv(data / "labels.csv", dtype={"id": str})

@@ -132,8 +132,9 @@ def evaluate(
 
 
 def _evaluate(job: Job, items: "Sequence[Labelled]", benchmarks: Sequence[str]) -> int:
-    from ensemble import artifacts, evaluate_run
     from ensemble import evaluate as protocol
+    from ensemble import evaluate_run
+    from ensemble.core import artifacts
     from ensemble.grid import choose_cells
     from export.evaluate_model import load_model, run_of
 
@@ -185,7 +186,7 @@ def _describe(job: Job, run: Path | None, model: "Model") -> dict[str, Any]:
 
 
 def _say_time(items: "Sequence[Labelled]", cells: "Sequence[Cell]", known: "pd.DataFrame", model: "Model") -> None:
-    from ensemble.eta import duration
+    from ensemble.core.eta import duration
     from ensemble.evaluate import missing, seconds_per_image
     from ensemble.grid import full_grid
 

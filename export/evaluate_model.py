@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ensemble import artifacts, external
-from ensemble.errors import ArtifactError, BackboneError, some
+from ensemble import external
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError, BackboneError, some
 from ensemble.evaluate import Model
 from ensemble.score import image_score
 from ensemble.stack_run import read_stacker

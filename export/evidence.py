@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ensemble import artifacts, dataset, images
-from ensemble.contract import ImageContract
-from ensemble.errors import ArtifactError, ImageError, some
+from ensemble import dataset, images
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError, ImageError, some
+from ensemble.core.preprocess_config import ImageContract
 from ensemble.external import External, test_column
 from ensemble.files import as_utf8
 from ensemble.sources import Labelled

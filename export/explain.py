@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from ensemble import images
-from ensemble.errors import ImageError, UnavailableError
-from ensemble.metrics import sigmoid
+from ensemble.core.errors import ImageError, UnavailableError
+from ensemble.core.metrics import sigmoid
 from ensemble.stack import Stacker
 from export.ensembles import Ensemble
 from export.infer import member_logits

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensemble import options
-from ensemble.errors import ArtifactError
+from ensemble.core.errors import ArtifactError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +54,8 @@ def explain(
       python cli.py explain photo.jpg
       python cli.py explain photo.jpg --members swin_tiny --output swin.png --json -
     """
-    from ensemble import artifacts, external
+    from ensemble import external
+    from ensemble.core import artifacts
     from ensemble.images import decode
     from ensemble.stack_run import read_stacker
     from export import explain, predictor, runtime
@@ -126,7 +127,7 @@ def _print(values: dict[str, Any], err: bool) -> None:
 
 def _write(file: Path, image: Path, values: dict[str, Any], heats: "dict[str, np.ndarray]") -> None:
     """The numbers and coarse heat maps, rows from the top, as JSON."""
-    from ensemble import artifacts
+    from ensemble.core import artifacts
     from ensemble.explain import coarse
     from ensemble.files import as_utf8
     from export.explain import NOTE

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensemble import options
-from ensemble.names import is_member_name
+from ensemble.core.names import is_member_name
 
 if TYPE_CHECKING:
     from ensemble.sources import Labelled
@@ -126,7 +126,7 @@ def export(
         raise click.UsageError("a bundle on the Hub is not changed there; get a folder of it first: pull USER/REPO")
     if bundle is not None and force and not sources:
         raise click.UsageError("--force converts members anew: name them with --member, or leave it out")
-    from ensemble.artifacts import bundle_path
+    from ensemble.core.artifacts import bundle_path
     from ensemble.quiet import quiet_decoders
     from ensemble.sources import read_data
     from export import certificate, evidence

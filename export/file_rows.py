@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from ensemble.errors import DataError, Sample, some
+from ensemble.core.errors import DataError, Sample, some
+from ensemble.core.parallel import ordered_map
 from ensemble.files import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, compact, find_files, texts, walk_images
-from ensemble.parallel import ordered_map
 from ensemble.sources import images_root, refuse_missing, require_key
 from export import places
 from export.places import Place, is_url, join

@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 import PIL
 
-from ensemble import artifacts
-from ensemble.errors import ArtifactError
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError
+from ensemble.core.names import NEGATIVE
 from ensemble.files import as_utf8
-from ensemble.labels import NEGATIVE
 from ensemble.stack import Stacker
 from export import places
 from export.ensembles import Ensemble

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from ensemble import artifacts, dataset, stack_rows, stack_run
+from ensemble import dataset, stack_rows, stack_run
 from ensemble.cascade_fit import Rows
-from ensemble.download import download_classifier
-from ensemble.errors import ArtifactError, BackboneError
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError, BackboneError
+from ensemble.core.hub_download import download_classifier
 from ensemble.files import at_home
 from ensemble.sources import Labelled
 from ensemble.splits import Fractions

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ensemble import artifacts, external, frontier
+from ensemble import external, frontier
 from ensemble.cascade import Cascade
 from ensemble.cascade_fit import Rows, fit_cascade
-from ensemble.errors import ArtifactError, some
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError, some
 from ensemble.frontier import Costs, Measured, Point, Study
 from ensemble.images import Source
 from ensemble.stack import Stacker

@@ -98,8 +98,8 @@ def frontier(
         raise click.UsageError("--bundle stands for itself: leave out --run")
     if wanted.runtime == "torch":
         raise click.UsageError("frontier is about bundles, which torch does not run; choose another --runtime")
-    from ensemble.artifacts import bundle_path, ensure_writable
     from ensemble.commands import require_training_packages
+    from ensemble.core.artifacts import bundle_path, ensure_writable
     from ensemble.quiet import quiet_decoders
     from export import hub, points
     from export.bundle import current_bundle
@@ -142,7 +142,7 @@ def frontier(
 def _print(found: "Frontier", listed: Mapping["Point", "Measured"], what: str) -> None:
     import pandas as pd
 
-    from ensemble.errors import some
+    from ensemble.core.errors import some
 
     full, measured = found.full
     doubt = {precision: f"{precision} (uncertified)" for precision in found.uncertified}

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from ensemble import artifacts
+from ensemble.core import artifacts
 from ensemble.frontier import Measured, Point
 
 INK, GRID = "#333333", "#bbbbbb"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from ensemble.parallel import available_cores
+from ensemble.core.parallel import available_cores
 from export.libraries import load_onnxruntime
 from export.setting import ON_GPU, PRECISIONS, RUNTIMES
 

@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ensemble import artifacts
-from ensemble.download import download, download_classifier, has_weights, require_hub
-from ensemble.errors import ArtifactError, BackboneError, HubError, some
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError, BackboneError, HubError, some
+from ensemble.core.hub_download import download, download_classifier, has_weights, require_hub
 from ensemble.files import at_home
 from export import bundle
 

@@ -61,7 +61,7 @@ def push(
         raise click.UsageError("--bundle stands for itself: leave out --run")
     if folder and members:
         raise click.UsageError("--members are those of a run: leave out --bundle")
-    from ensemble import artifacts
+    from ensemble.core import artifacts
     from ensemble.stack_run import read_stacker
     from export import bundle, hub, hub_push, model_card
 

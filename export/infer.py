@@ -11,8 +11,8 @@ import pandas as pd
 import PIL
 from tqdm import tqdm
 
-from ensemble import artifacts, metrics
-from ensemble.errors import ArtifactError
+from ensemble.core import artifacts, metrics
+from ensemble.core.errors import ArtifactError
 from ensemble.external import test_column
 from ensemble.score import with_flip
 from ensemble.shift import names_sha256

@@ -136,7 +136,7 @@ def infer(
         raise click.UsageError("--engine ray runs a bundle: add --onnx, or name one with --bundle")
     if cluster and any(str(place).startswith("memory://") for place in (source, images)):
         raise click.UsageError("memory:// is of one process alone, and a cluster has several: leave out --engine ray")
-    from ensemble import artifacts
+    from ensemble.core import artifacts
     from ensemble.quiet import quiet_decoders
     from export import cascades, fingerprint, hub, journal
     from export import infer as inference
@@ -205,7 +205,7 @@ def infer(
 
 def _outside(run: Path) -> list[str]:
     """The run's members that its stack leaves out."""
-    from ensemble.artifacts import list_members
+    from ensemble.core.artifacts import list_members
     from ensemble.stack_run import read_stacker
 
     return sorted(set(list_members(run)) - set(read_stacker(run).members))
@@ -213,7 +213,7 @@ def _outside(run: Path) -> list[str]:
 
 def _check_output(output: Path, read: "Iterable[Place]") -> None:
     """ArtifactError for an output that cannot be written, or that would take the place of what is read."""
-    from ensemble.errors import ArtifactError
+    from ensemble.core.errors import ArtifactError
     from export.fingerprint import fingerprint_path
     from export.results import failures_path, output_format
 
@@ -273,7 +273,7 @@ def open_ensemble(run: Path, onnx: bool, source: Source, adapted: bool, wanted: 
 
 def export_bundle(run: Path, adapted: bool) -> Path:
     """The run's bundle, exported first where it is out of date."""
-    from ensemble import artifacts
+    from ensemble.core import artifacts
     from ensemble.stack_run import read_stacker
     from export import bundle
     from export.export_run import export_run

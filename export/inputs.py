@@ -11,8 +11,8 @@ from typing import Any, BinaryIO, cast
 
 import pandas as pd
 
-from ensemble import artifacts
-from ensemble.errors import DataError, some
+from ensemble.core import artifacts
+from ensemble.core.errors import DataError, some
 from ensemble.images import Source
 from ensemble.sources import read_parts
 from export import file_rows, parquet_input, places, shards, spans

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ensemble.errors import ArtifactError, UnavailableError
+from ensemble.core.errors import ArtifactError, UnavailableError
 from export import hardware, libraries
 from export.layers import PRODUCTS
 

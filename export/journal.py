@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from ensemble import artifacts
-from ensemble.errors import ArtifactError
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError
 from ensemble.score import MOST_ROWS
 from export.results import Failure
 from export.rows import os_file

@@ -15,8 +15,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ensemble import artifacts
-from ensemble.errors import ArtifactError, DataError
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError, DataError
 from export import bundle, wheels
 from export.wheels import Target
 

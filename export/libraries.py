@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
-from ensemble.errors import UnavailableError
+from ensemble.core.errors import UnavailableError
 
 TELEMETRY = "openvino_telemetry"
 

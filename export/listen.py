@@ -6,7 +6,7 @@ from contextlib import suppress
 import uvicorn
 from starlette.types import ASGIApp
 
-from ensemble.errors import UnavailableError
+from ensemble.core.errors import UnavailableError
 
 
 def bound(host: str, port: int) -> socket.socket:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ensemble import artifacts, feature_cache
-from ensemble.contract import ImageContract
+from ensemble.core import artifacts, feature_cache
+from ensemble.core.preprocess_config import ImageContract
 from ensemble.score import Runner, chunk_rows, score_images
 from export import hardware, runtime
 from export.setting import ON_GPU, Setting

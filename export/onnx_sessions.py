@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ensemble import artifacts
-from ensemble.errors import ArtifactError, UnavailableError
-from ensemble.parallel import available_cores
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError, UnavailableError
+from ensemble.core.parallel import available_cores
 from export.batches import Run, padded
 from export.hardware import CUDA_REMEDY, find_gpu, version
 from export.libraries import load_onnxruntime, out_of_memory, reason

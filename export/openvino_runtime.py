@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ensemble.errors import ArtifactError, UnavailableError
-from ensemble.parallel import available_cores
+from ensemble.core.errors import ArtifactError, UnavailableError
+from ensemble.core.parallel import available_cores
 from export import hardware
 from export.batches import Run, padded
 from export.libraries import load_openvino, openvino_core, out_of_memory, reason

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ensemble.errors import DataError
+from ensemble.core.errors import DataError
 from export import places
 from export.places import Place
 from export.rows import BATCH, Row, os_file

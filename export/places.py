@@ -14,7 +14,7 @@ from stat import S_ISREG
 from typing import IO, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from ensemble.errors import DataError, UnavailableError, in_one_line, shown
+from ensemble.core.errors import DataError, UnavailableError, in_one_line, shown
 
 Place = Path | str  # a URL is the text
 DRIVERS = {"s3": "s3fs", "gs": "gcsfs", "memory": "fsspec"}  # memory: of this process, for trying out

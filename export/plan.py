@@ -8,8 +8,8 @@ from typing import Any
 
 from ensemble import external
 from ensemble.cascade import Cascade
-from ensemble.contract import ImageContract
-from ensemble.errors import UnavailableError, some
+from ensemble.core.errors import UnavailableError, some
+from ensemble.core.preprocess_config import ImageContract
 from ensemble.score import Runner
 from ensemble.stack import Stacker
 from export import bundle, choice, points, runtime, tuning

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ensemble import artifacts, external
-from ensemble.contract import ImageContract
-from ensemble.errors import DataError, UnavailableError, some
+from ensemble import external
+from ensemble.core import artifacts
+from ensemble.core.errors import DataError, UnavailableError, some
+from ensemble.core.preprocess_config import ImageContract
 from ensemble.stack import Stacker
 from export import bundle, evidence, hardware, member_logits, second_files
 from export.certificate import LEAST_IMAGES, MOST_IMAGES, judge

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import pandas as pd
 
-from ensemble import artifacts, external
-from ensemble.errors import BackboneError, DataError, UnavailableError
-from ensemble.names import RESERVED
+from ensemble import external
+from ensemble.core import artifacts
+from ensemble.core.errors import BackboneError, DataError, UnavailableError
+from ensemble.core.names import RESERVED
 from ensemble.quiet import quiet_decoders
 from ensemble.score import Runner
 from ensemble.stack import Stacker

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ensemble import artifacts
-from ensemble.errors import ArtifactError
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError
 from export import bundle, points, precisions
 from export.certificate import AUROC_LIMIT, FLIPS_LIMIT, LEAST_IMAGES, certify
 from export.evidence import Samples

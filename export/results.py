@@ -13,8 +13,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ensemble import artifacts
-from ensemble.errors import ArtifactError
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError
 from export.rows import os_file
 
 FORMATS = {".csv": "csv", ".parquet": "parquet"}

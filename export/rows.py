@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from ensemble import artifacts
+from ensemble.core import artifacts
 
 BATCH = 4096  # rows of every batch but the last
 TEXT = pa.large_binary()  # names may be no UTF-8

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ensemble.contract import ImageContract
-from ensemble.errors import ManyeyesError, UnavailableError
+from ensemble.core.errors import ManyeyesError, UnavailableError
+from ensemble.core.preprocess_config import ImageContract
 from ensemble.score import Runner
 from export.libraries import reason
 from export.setting import Setting

@@ -9,7 +9,7 @@ from PIL.Image import Image
 
 from ensemble import images
 from ensemble.cascade_stream import cascade_stream, taken_rows
-from ensemble.errors import ArtifactError, some
+from ensemble.core.errors import ArtifactError, some
 from ensemble.score import Large, Scored, chunk_rows, score_stream
 from export import ensembles
 from export.ensembles import Ensemble

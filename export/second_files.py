@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ensemble.contract import ImageContract
-from ensemble.errors import ArtifactError, UnavailableError, some
-from ensemble.metrics import sigmoid
+from ensemble.core.errors import ArtifactError, UnavailableError, some
+from ensemble.core.metrics import sigmoid
+from ensemble.core.preprocess_config import ImageContract
 from ensemble.score import Runner
 from export import bundle, evidence, member_logits, runtime, tuning
 from export.certificate import AUROC_LIMIT, FLIPS_LIMIT, Change, compare

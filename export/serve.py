@@ -27,8 +27,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ensemble import metrics
-from ensemble.errors import ImageError, ManyeyesError, UnavailableError, some
+from ensemble.core import metrics
+from ensemble.core.errors import ImageError, ManyeyesError, UnavailableError, some
 from export import ensembles
 from export.ensembles import Ensemble
 from export.gate import LOCAL, Names, guarded

@@ -93,7 +93,7 @@ def serve(
         raise click.UsageError("a bundle has no PyTorch members: leave out --explain and --runtime torch")
     # Pillow reads it when it is imported: blocks that malloc gives back, not keeps in the arena of each thread
     os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")
-    from ensemble.errors import UnavailableError
+    from ensemble.core.errors import UnavailableError
     from ensemble.quiet import quiet_decoders
     from ensemble.stack_run import read_stacker
     from export import hub

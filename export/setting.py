@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ensemble import options
-from ensemble.errors import UnavailableError
+from ensemble.core.errors import UnavailableError
 
 # torch runs a run's own members, the others its bundle; cuda and tensorrt are ONNX Runtime's providers
 ON_CPU, ON_GPU = ("onnxruntime", "openvino"), ("cuda", "tensorrt")

@@ -14,9 +14,9 @@ from threading import Event
 from typing import NamedTuple
 
 from ensemble.archives import DamagedArchiveError, Tally, list_tar
-from ensemble.errors import DataError, Sample, shown, some
+from ensemble.core.errors import DataError, Sample, shown, some
+from ensemble.core.parallel import ordered_map
 from ensemble.files import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES
-from ensemble.parallel import ordered_map
 from export import places
 from export.places import Place
 from export.rows import Row

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from ensemble.parallel import ordered_map
+from ensemble.core.parallel import ordered_map
 from export import places
 from export.places import Place
 

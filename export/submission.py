@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ensemble import artifacts
-from ensemble.errors import DataError, some
-from ensemble.labels import LABELS, NEGATIVE, NEGATIVE_NAMES, POSITIVE, POSITIVE_NAMES
+from ensemble.core import artifacts
+from ensemble.core.errors import DataError, some
+from ensemble.core.names import LABELS, NEGATIVE, NEGATIVE_NAMES, POSITIVE, POSITIVE_NAMES
 from ensemble.sources import read_table
 from export.results import write_csv
 

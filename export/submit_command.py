@@ -8,7 +8,7 @@ import click
 from ensemble import options
 
 if TYPE_CHECKING:
-    from ensemble.metrics import Interval
+    from ensemble.core.metrics import Interval
     from ensemble.stack import Stacker
     from export.submission import Sample, Wish
 
@@ -82,7 +82,7 @@ def submit(
       python cli.py submit --scores scores.csv --sample data/sample_submission.csv --hard
       kaggle competitions submit COMPETITION -f submission.csv -m "manyeyes"
     """
-    from ensemble import artifacts
+    from ensemble.core import artifacts
     from export import fingerprint, hub, submission
 
     given = context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE
@@ -116,7 +116,7 @@ def submit(
 
 def _check_places(scores: Path, sample: Path, output: Path, changes: bool) -> None:
     """ArtifactError for an output that is no CSV, would replace the sample, or the scores by something else."""
-    from ensemble.errors import ArtifactError
+    from ensemble.core.errors import ArtifactError
     from export.fingerprint import fingerprint_path
 
     if output.suffix.lower() != ".csv":
@@ -140,8 +140,8 @@ def _stack(place: Path, asked: bool, made: dict[str, Any] | None) -> dict[str, A
 
     None too where a single classifier made the scores. ArtifactError where another stack did.
     """
-    from ensemble import artifacts
-    from ensemble.errors import ArtifactError
+    from ensemble.core import artifacts
+    from ensemble.core.errors import ArtifactError
     from ensemble.stack import Stacker
     from export.fingerprint import MODEL, scoring_sha256
 
@@ -166,8 +166,8 @@ def _stack(place: Path, asked: bool, made: dict[str, Any] | None) -> dict[str, A
 
 def _heldout_auroc(values: dict[str, Any], path: Path) -> "Interval | None":
     """What stacker.json says of its stack's held-out images; None where it says nothing."""
-    from ensemble.errors import ArtifactError
-    from ensemble.metrics import Interval
+    from ensemble.core.errors import ArtifactError
+    from ensemble.core.metrics import Interval
 
     try:
         found = ((values.get("scores") or {}).get("stack") or {}).get("auroc")
@@ -183,7 +183,7 @@ def _heldout_auroc(values: dict[str, Any], path: Path) -> "Interval | None":
 
 def _chosen(place: Path, path: Path) -> "Stacker | None":
     """The stack of the members that frontier chose in a bundle of this stack; None where it chose none."""
-    from ensemble import artifacts
+    from ensemble.core import artifacts
     from export import bundle, points
 
     folder = place if (place / "bundle.json").is_file() else artifacts.bundle_path(place)
@@ -197,7 +197,7 @@ def _chosen(place: Path, path: Path) -> "Stacker | None":
 
 
 def _check_made(made: dict[str, Any] | None, uncertified: bool, scores: Path) -> None:
-    from ensemble.errors import ArtifactError
+    from ensemble.core.errors import ArtifactError
 
     if made and made["uncertified"] and not uncertified:
         raise ArtifactError(
@@ -207,7 +207,7 @@ def _check_made(made: dict[str, Any] | None, uncertified: bool, scores: Path) ->
 
 
 def _threshold(stack: dict[str, Any] | None, given: float | None) -> float:
-    from ensemble.errors import ArtifactError
+    from ensemble.core.errors import ArtifactError
 
     if given is not None:
         return given
@@ -228,7 +228,7 @@ def _notes(
     scores: Path,
 ) -> list[str]:
     """What a competitor should know; ArtifactError where the held-out scores say that the stack is reversed."""
-    from ensemble.errors import ArtifactError
+    from ensemble.core.errors import ArtifactError
     from export.fingerprint import MODEL
 
     notes = []

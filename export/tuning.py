@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from tqdm import tqdm
 
-from ensemble import artifacts
-from ensemble.errors import ArtifactError, UnavailableError, some
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError, UnavailableError, some
 from ensemble.score import Runner
 from export.hardware import Machine, version
 from export.setting import RUNTIMES, Setting

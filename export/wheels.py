@@ -21,7 +21,7 @@ from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import NormalizedName, canonicalize_name, parse_wheel_filename
 
-from ensemble.errors import UnavailableError
+from ensemble.core.errors import UnavailableError
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN = "manyeyes"

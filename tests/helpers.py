@@ -16,11 +16,12 @@ import pytest
 from PIL import Image
 
 import cli
-from ensemble import artifacts, dataset, images
+from ensemble import dataset, images
 from ensemble.cascade_fit import Rows
-from ensemble.contract import ImageContract
-from ensemble.labels import LABELS
-from ensemble.metrics import sigmoid
+from ensemble.core import artifacts
+from ensemble.core.metrics import sigmoid
+from ensemble.core.names import LABELS
+from ensemble.core.preprocess_config import ImageContract
 from ensemble.stack import Stacker
 from ensemble.stack_run import fingerprint
 from export import bundle

@@ -8,7 +8,7 @@ import pandas as pd
 from helpers import CONTRACT, make_frame, noisy_logits, save_graph, write_bundle, write_member, write_stacker
 from PIL import Image
 
-from ensemble import artifacts
+from ensemble.core import artifacts
 from export import bundle
 
 LAYERS = ("first", "makes", "reads", "last")

@@ -7,7 +7,7 @@ import pandas as pd
 from conftest import noise
 from helpers import heldout, make_frame, noisy_logits, write_member, write_stacker
 
-from ensemble import artifacts
+from ensemble.core import artifacts
 from ensemble.stack import Stacker
 
 SCRIPT = "<script>alert(1)</script>"

@@ -14,7 +14,7 @@ from conftest import encoded
 from helpers import CONTRACT, ROOT, SCALES, STACKER
 from PIL import Image
 
-from ensemble.metrics import sigmoid
+from ensemble.core.metrics import sigmoid
 from ensemble.score import Runner
 from export import listen
 from export.infer import Ensemble

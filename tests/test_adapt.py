@@ -15,8 +15,9 @@ from helpers import (
     write_image,
 )
 
-from ensemble import artifacts, stack_run
-from ensemble.metrics import sigmoid
+from ensemble import stack_run
+from ensemble.core import artifacts
+from ensemble.core.metrics import sigmoid
 from export import bundle
 from export.predictor import load_bundle
 

@@ -5,7 +5,7 @@ from helpers import write_csv
 from test_audit import crops
 
 from ensemble import against, dataset
-from ensemble.errors import DataError
+from ensemble.core.errors import DataError
 from ensemble.sources import Labelled
 
 

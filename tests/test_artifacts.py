@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ensemble import artifacts
-from ensemble.errors import ArtifactError
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError
 
 HELP = "run it again"
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ensemble import audit, audit_checks, dataset, swap
 from ensemble.audit_run import audit_data
-from ensemble.errors import DataError
+from ensemble.core.errors import DataError
 from ensemble.sources import read_data
 
 NAMES = [*PHOTOS, "brick.png", "camera.png", "grass.png", "gravel.png", "hubble_deep_field.jpg"]

@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from ensemble import backbone
 from ensemble.checkpoints import check_source, locate_checkpoint
+from ensemble.core.errors import ArtifactError, BackboneError
+from ensemble.core.recipe import Train
+from ensemble.core.recipe_files import find_recipes, load_recipes, recipes_folder
 from ensemble.distributed import Processes
-from ensemble.errors import ArtifactError, BackboneError
-from ensemble.recipe import Train
-from ensemble.recipe_files import find_recipes, load_recipes, recipes_folder
 from ensemble.step import build_engine, optimizer_step
 from ensemble.torch_runner import torch_runner
 from export import certificate
@@ -245,7 +245,7 @@ def test_size_the_network_cannot_take_is_refused_before_training(tmp_path):
     ],
 )
 def test_bad_source_is_refused(values, message):
-    from ensemble.recipe import Backbone
+    from ensemble.core.recipe import Backbone
 
     with pytest.raises(BackboneError, match=message):
         check_source(Backbone(**values))

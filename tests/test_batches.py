@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble import batches
-from ensemble.contract import ImageContract
+from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.recipe import Augment
 from ensemble.loader import Rows
-from ensemble.recipe import Augment
 
 CONTRACT = ImageContract(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, geometry="native_crops")
 

@@ -9,7 +9,7 @@ from helpers import exported_run, run_cli, write_image
 from mutations import tag_bomb
 from PIL import Image
 
-from ensemble import artifacts
+from ensemble.core import artifacts
 from export import bench, tuning
 from export.plan import plan_bundle
 from export.setting import Setting, Wanted

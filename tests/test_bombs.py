@@ -6,7 +6,7 @@ from mutations import png_of_zeros, scanned_jpeg, tag_bomb, tiled_tiff
 from PIL import Image
 
 from ensemble import images
-from ensemble.errors import ImageError
+from ensemble.core.errors import ImageError
 
 
 def refusal(data: bytes) -> str:

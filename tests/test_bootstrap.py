@@ -3,9 +3,9 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from ensemble import bootstrap, metrics
-from ensemble.bootstrap import paired, score_intervals
-from ensemble.metrics import SCORES, sigmoid
+from ensemble.core import bootstrap, metrics
+from ensemble.core.bootstrap import paired, score_intervals
+from ensemble.core.metrics import SCORES, sigmoid
 
 APART = 1.5  # of the classes' normal scores, in standard deviations
 SHARED = 0.8  # of the variance within a class: what images of one group have in common

@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ensemble import metrics
-from ensemble.bootstrap import score_intervals
 from ensemble.breakdown import as_table, by
-from ensemble.metrics import sigmoid
+from ensemble.core import metrics
+from ensemble.core.bootstrap import score_intervals
+from ensemble.core.metrics import sigmoid
 
 HOSTILE = "<script>|`$x\n"
 

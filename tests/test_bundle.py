@@ -19,8 +19,8 @@ from helpers import (
     write_stacker,
 )
 
-from ensemble import artifacts
-from ensemble.errors import ArtifactError
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError
 from ensemble.score import score_images
 from ensemble.stack import Stacker
 from export import bundle, records

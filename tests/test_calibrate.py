@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble.calibrate import clustered_mean, fit_calibration
-from ensemble.errors import DataError
+from ensemble.core.errors import DataError
+from ensemble.core.metrics import auroc, balanced_accuracy, ece, log_loss, sigmoid
 from ensemble.grouped import grouped_folds
-from ensemble.metrics import auroc, balanced_accuracy, ece, log_loss, sigmoid
 from ensemble.threshold import choose_threshold, parse_rule
 
 

@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ensemble import artifacts, canonical, dataset, images, members, train_all
+from ensemble import canonical, dataset, images, members, train_all
 from ensemble.canonical import Plan, last_compression, make_plan, read_canonical, read_plan
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError, DataError, ImageError
+from ensemble.core.recipe import Augment, Recipe
 from ensemble.distributed import Processes
-from ensemble.errors import ArtifactError, DataError, ImageError
 from ensemble.headers import read_header
 from ensemble.loader import Rows
-from ensemble.recipe import Augment, Recipe
 from ensemble.score import Runner, score_images
 from ensemble.train import Setup
 from ensemble.tune import Reading, logits_of

@@ -10,11 +10,12 @@ from helpers import read_csv, write_csv
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ensemble import artifacts, canonicalise, dataset, images, null
+from ensemble import canonicalise, dataset, images, null
 from ensemble.audit import BLOCK
 from ensemble.audit_run import canonicalise_data
 from ensemble.canonical import Plan, read_plan
-from ensemble.errors import ArtifactError, DataError
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError, DataError
 from ensemble.index import index_files
 from ensemble.sources import read_data
 

@@ -7,7 +7,7 @@ import pytest
 from helpers import change_json, exported_run, run_cli
 from huggingface_hub import ModelCard
 
-from ensemble import artifacts
+from ensemble.core import artifacts
 from export.card_scores import evaluations
 from export.model_card import bases, write_card
 

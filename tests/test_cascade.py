@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble import bootstrap, cascade_fit, cascade_limits
+from ensemble import cascade_fit, cascade_limits
 from ensemble.cascade import Cascade, Report, leave
 from ensemble.cascade_fit import Rows, check_rows, drawn, fit_cascade, halves
 from ensemble.cascade_limits import fit_steps
-from ensemble.errors import ArtifactError
-from ensemble.metrics import Interval, auroc
+from ensemble.core import bootstrap
+from ensemble.core.errors import ArtifactError
+from ensemble.core.metrics import Interval, auroc
 from ensemble.stack import Calibration, Stacker
 
 STACKER = Stacker(("dear", "cheap"), (1.0, 0.5), -0.2, calibration=Calibration("temperature", 0.8))

@@ -16,7 +16,7 @@ from PIL import Image
 from ensemble import cascade_stream as module
 from ensemble import images
 from ensemble.cascade_stream import MOST_WAITING, TAKEN, WAITING_BATCHES, cascade_stream, full_rows, taken_rows
-from ensemble.errors import ImageError
+from ensemble.core.errors import ImageError
 from ensemble.score import AHEAD, Runner
 
 SMALL = replace(CONTRACT, size=4)

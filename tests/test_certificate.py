@@ -4,7 +4,7 @@ from helpers import CONTRACT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble.errors import ArtifactError
+from ensemble.core.errors import ArtifactError
 from ensemble.score import Runner
 from ensemble.stack import Stacker
 from export.certificate import certify, compare, judge

@@ -1,6 +1,6 @@
 import pytest
 
-from ensemble.errors import UnavailableError
+from ensemble.core.errors import UnavailableError
 from export.choice import choices, choose
 from export.hardware import Machine
 from export.setting import PRECISIONS, RUNTIMES, Setting, Wanted

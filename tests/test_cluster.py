@@ -14,7 +14,7 @@ import test_stores
 from helpers import STACKER, read_csv, write_csv
 from test_stores import KEYS, needs_s3, upload_folder
 
-from ensemble import artifacts
+from ensemble.core import artifacts
 from export import bundle as bundles
 from export import places
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from helpers import exported_run
 
-from ensemble.errors import ArtifactError
+from ensemble.core.errors import ArtifactError
 from export import bundle, cluster_bundle
 from export.cluster_worker import check_planned
 from export.plan import Plan, Planned

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from ensemble.errors import ArtifactError
+from ensemble.core.errors import ArtifactError
 from export.cluster_worker import Desk, task
 from export.rows import Row, Rows, keep, read
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from helpers import exported_run
 
-from ensemble.errors import ArtifactError
+from ensemble.core.errors import ArtifactError
 from export import cluster_bundle, cluster_kept, cluster_worker, predictor
 from export.cluster_kept import Kept
 from export.cluster_size import Asked, Node, Size, sized_as

@@ -9,7 +9,7 @@ import pytest
 import ray_nodes
 from helpers import exported_run, run_python, write_image
 
-from ensemble import artifacts
+from ensemble.core import artifacts
 
 SHORT = "from ensemble import ray_cluster; ray_cluster.ANSWERS = 4; import cli; cli.main()"
 

@@ -19,9 +19,10 @@ from helpers import run_cli
 from small_job import ROOT, SHARES
 from test_cluster_train_plan import order
 
-from ensemble import artifacts, events, ray_cluster, ray_look, ray_own, ray_plan, ray_train, ray_worker, unfinished
-from ensemble.errors import UnavailableError
-from ensemble.recipe_files import load_recipes
+from ensemble import events, ray_cluster, ray_look, ray_own, ray_plan, ray_train, ray_worker, unfinished
+from ensemble.core import artifacts
+from ensemble.core.errors import UnavailableError
+from ensemble.core.recipe_files import load_recipes
 
 ray = pytest.importorskip("ray")
 pytestmark = [

@@ -19,7 +19,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble import (
-    artifacts,
     checkpoints,
     events,
     ray_cluster,
@@ -32,10 +31,11 @@ from ensemble import (
     unfinished,
 )
 from ensemble.board import Board
-from ensemble.errors import TrainingError, UnavailableError
+from ensemble.core import artifacts
+from ensemble.core.errors import TrainingError, UnavailableError
+from ensemble.core.recipe import Backbone, Recipe
 from ensemble.ray_cluster import Node
 from ensemble.ray_worker import Order
-from ensemble.recipe import Backbone, Recipe
 
 SMALL, LARGE = Node("small", 4, id="1", memory=8 * 2**30), Node("large", 16, id="2", gpus=4, memory=64 * 2**30)
 NODES = st.lists(st.integers(1, 64), min_size=1, max_size=6).map(

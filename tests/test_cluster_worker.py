@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from helpers import exported_run, write_csv, write_image
 
-from ensemble.errors import ArtifactError, DataError
+from ensemble.core.errors import ArtifactError, DataError
 from export import cluster_bundle, cluster_worker, journal
 from export.cluster_worker import PACKAGES, Desk, Job, Worker, look, prepare, task
 from export.inputs import read_inputs

@@ -7,8 +7,8 @@ import pytest
 from conftest import encoded, noise
 from helpers import CONTRACT, exported_run
 
-from ensemble import artifacts
-from ensemble.errors import ArtifactError
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError
 from ensemble.score import Runner
 from export import costs, tuning
 from export.plan import plan_bundle

@@ -9,8 +9,8 @@ from helpers import change_json, exported_run, run_cli, write_image
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ensemble import artifacts
-from ensemble.errors import ManyeyesError
+from ensemble.core import artifacts
+from ensemble.core.errors import ManyeyesError
 from export import model_card
 from export.export_run import certify_bundle
 from export.precisions import Wish

@@ -7,9 +7,10 @@ import pytest
 from conftest import encoded, noise
 from PIL import Image
 
-from ensemble import artifacts, dataset, splits
+from ensemble import dataset, splits
+from ensemble.core import artifacts
+from ensemble.core.errors import DataError
 from ensemble.dataset import build_dataset
-from ensemble.errors import DataError
 from ensemble.sources import Labelled, read_data
 from ensemble.splits import Fractions
 

@@ -7,8 +7,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from ensemble import degrade, images
-from ensemble.contract import ImageContract
-from ensemble.recipe import DEGRADATIONS, Augment
+from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.recipe import DEGRADATIONS, Augment
 
 RANGES = {
     "jpeg": (30, 100), "webp": (30, 100), "blur": (0.1, 3.0), "resize": (0.5, 2.0), "noise": (0.01, 0.1),

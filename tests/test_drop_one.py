@@ -6,10 +6,11 @@ import pytest
 from helpers import CONTRACT, heldout, make_frame, noisy_logits, run_cli, write_image, write_run
 from PIL import Image
 
-from ensemble import artifacts, drop_one, flips, stack_run, subsets
+from ensemble import drop_one, flips, stack_run, subsets
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError, DataError
+from ensemble.core.metrics import auroc
 from ensemble.drop_one import Point, frontier, milliseconds, without_each
-from ensemble.errors import ArtifactError, DataError
-from ensemble.metrics import auroc
 from ensemble.score import Runner, score_images, with_flip
 from ensemble.stack_rows import read_material, scores_at, subset
 from ensemble.stackers import Scores

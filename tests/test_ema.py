@@ -2,8 +2,8 @@ import pytest
 import torch
 from small_members import small_member
 
+from ensemble.core.errors import ArtifactError
 from ensemble.ema import Ema
-from ensemble.errors import ArtifactError
 
 FAMILY = "timm/test_efficientnet"  # it has batch norms: floating and integer buffers
 WEIGHT, MEAN, COUNT = (

@@ -13,11 +13,12 @@ from hub_layouts import LAYOUTS, VIT_EXTRACTOR, Layout, write_checkpoint
 from small_pool import TINY, one_thread
 from torch import nn
 
-from ensemble import artifacts, embed, images
+from ensemble import embed, images
 from ensemble.backbone import Member
-from ensemble.contract import ImageContract
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError, BackboneError
+from ensemble.core.preprocess_config import ImageContract
 from ensemble.embed import embed_images, embedder_of, find_embedder, load_embedder
-from ensemble.errors import ArtifactError, BackboneError
 
 TINY_SWIN = Layout(
     "tiny_swin",

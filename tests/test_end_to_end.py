@@ -185,7 +185,7 @@ def test_bundle_scores_alone_and_predictor_keeps_rows_and_index(work, run, tmp_p
 
 
 def test_predictor_takes_any_two_class_classifier_by_its_label_names(work, run, tmp_path):
-    from ensemble.errors import BackboneError
+    from ensemble.core.errors import BackboneError
     from export import Predictor
 
     frame = pd.DataFrame({"path": [str(path) for path in sorted((work / "data" / "images").iterdir())]})
@@ -206,7 +206,7 @@ def test_predictor_takes_any_two_class_classifier_by_its_label_names(work, run, 
 
 
 def test_bare_name_never_reaches_the_network():
-    from ensemble.errors import BackboneError
+    from ensemble.core.errors import BackboneError
     from export import Predictor
 
     with pytest.raises(BackboneError, match="for a model on the Hub write hf:"):
@@ -241,7 +241,7 @@ def test_killed_training_goes_on_with_what_is_finished(work, tmp_path):
 
 
 def test_export_that_fails_keeps_the_older_bundle_and_what_was_converted(copy, monkeypatch):
-    from ensemble.errors import ArtifactError
+    from ensemble.core.errors import ArtifactError
     from export import convert as converting
     from export import export_run
 

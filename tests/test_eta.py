@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble import eta
+from ensemble.core import eta
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ import pytest
 from helpers import write_image
 from PIL import Image
 
-from ensemble import evaluate, images, metrics
-from ensemble.errors import ArtifactError, ImageError
+from ensemble import evaluate, images
+from ensemble.core import metrics
+from ensemble.core.errors import ArtifactError, ImageError
 from ensemble.evaluate import Model, score_cells, summarise
 from ensemble.grid import Cell, unchanged
 from ensemble.sources import Labelled

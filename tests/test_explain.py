@@ -9,7 +9,7 @@ from torch import nn
 
 from ensemble import explain, images
 from ensemble.backbone import LABEL_MAPS, Member
-from ensemble.contract import ImageContract
+from ensemble.core.preprocess_config import ImageContract
 
 # family -> the layer found, as its network names it, and its side for 32 pixels
 LAYERS = {

@@ -8,9 +8,10 @@ from helpers import heldout, noisy_logits, read_csv, run_cli, write_csv
 from PIL import Image
 from small_members import write_networks
 
-from ensemble import artifacts, explain_picture
+from ensemble import explain_picture
+from ensemble.core import artifacts
+from ensemble.core.metrics import sigmoid
 from ensemble.explain_picture import Panel, drawable, write_picture
-from ensemble.metrics import sigmoid
 
 
 @pytest.fixture(scope="module")

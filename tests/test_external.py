@@ -18,9 +18,10 @@ from helpers import (
     write_run,
 )
 
-from ensemble import artifacts, external, members
-from ensemble.errors import ArtifactError, DataError
-from ensemble.metrics import sigmoid
+from ensemble import external, members
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError, DataError
+from ensemble.core.metrics import sigmoid
 from ensemble.stack_run import Choices, read_stacker, stack_run
 from export import bundle
 from export.infer import infer

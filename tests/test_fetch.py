@@ -23,7 +23,7 @@ from helpers import read_csv
 
 from ensemble import fetch_hub, fetch_store, sources
 from ensemble.catalogue import Source, load_catalogue
-from ensemble.errors import DataError
+from ensemble.core.errors import DataError
 from ensemble.fetch import shares
 from ensemble.fetch_store import local_name
 

@@ -9,7 +9,7 @@ from helpers import read_csv
 
 from ensemble import fetch_kaggle
 from ensemble.catalogue import Source, load_catalogue
-from ensemble.errors import DataError, UnavailableError
+from ensemble.core.errors import DataError, UnavailableError
 from ensemble.fetch import fetch
 
 kaggle_env = pytest.importorskip("kagglesdk.kaggle_env")

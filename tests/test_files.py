@@ -8,7 +8,7 @@ from conftest import HOSTILE_NAMES, encoded, noise, write_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble.errors import DataError
+from ensemble.core.errors import DataError
 from ensemble.files import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, list_images, resolve_ids
 
 NAMES = st.one_of(st.text("aA.- é\n/", min_size=1, max_size=3), st.sampled_from(HOSTILE_NAMES))

@@ -13,10 +13,10 @@ from ensemble import fit as fits
 from ensemble import state, step
 from ensemble.backbone import load_classifier
 from ensemble.board import Board
+from ensemble.core.errors import TrainingError
+from ensemble.core.recipe import Recipe
 from ensemble.distributed import Processes
-from ensemble.errors import TrainingError
 from ensemble.loader import Rows
-from ensemble.recipe import Recipe
 from ensemble.tracking import open_trackers
 from ensemble.tune import Reading, best_epoch, logits_of
 
@@ -138,7 +138,7 @@ def test_the_best_epoch_is_what_is_left(frame, tmp_path):
     assert best["tune_auroc"] == max(epoch["tune_auroc"] for epoch in history["epochs"])
     assert best["tune_score"] == best["tune_auroc"]
     logits = logits_of(member, recipe_of(), frame[22:], Reading(None, 3), Processes())
-    from ensemble.metrics import auroc, log_loss, sigmoid
+    from ensemble.core.metrics import auroc, log_loss, sigmoid
 
     labels = frame[22:]["label"].to_numpy()
     assert auroc(labels, logits) == pytest.approx(best["tune_auroc"])

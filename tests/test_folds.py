@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble.errors import DataError
+from ensemble.core.errors import DataError
 from ensemble.folds import assign_folds, chosen_epochs, fold_parts
 
 

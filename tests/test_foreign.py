@@ -11,10 +11,11 @@ from conftest import encoded, noise
 from helpers import run_cli, write_csv
 from small_members import small_member
 
-from ensemble import artifacts, backbone, images
-from ensemble.contract import ImageContract
-from ensemble.errors import ArtifactError, BackboneError
-from ensemble.metrics import auroc, sigmoid
+from ensemble import backbone, images
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError, BackboneError
+from ensemble.core.metrics import auroc, sigmoid
+from ensemble.core.preprocess_config import ImageContract
 from ensemble.torch_runner import torch_runner
 from export import Predictor, bundle, convert, foreign
 from export.classifier import read_classifiers

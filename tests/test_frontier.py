@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble import bootstrap, frontier
+from ensemble import frontier
 from ensemble.cascade import Cascade, Report, Step
 from ensemble.cascade_fit import Rows
-from ensemble.errors import ArtifactError
+from ensemble.core import bootstrap
+from ensemble.core.errors import ArtifactError
+from ensemble.core.metrics import Interval, sigmoid
 from ensemble.frontier import Costs, Point, apart, begin, measure, refit, settle, stacks
-from ensemble.metrics import Interval, sigmoid
 from ensemble.stack import Stacker
 from ensemble.stackers import fit_stacker
 from ensemble.subsets import undominated

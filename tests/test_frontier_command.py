@@ -21,9 +21,9 @@ from helpers import (
 )
 from PIL import Image
 
-from ensemble import artifacts
 from ensemble.cascade_fit import Rows
-from ensemble.metrics import Interval, sigmoid
+from ensemble.core import artifacts
+from ensemble.core.metrics import Interval, sigmoid
 from ensemble.stack import Stacker
 from export import bundle, costs, evidence, frontier, hardware, heldout_rows, member_logits, plan, points, tuning
 from export.evaluate_model import load_model

@@ -12,7 +12,7 @@ from hub_layouts import CONVNEXT_EXTRACTOR, LAYOUTS
 from timm.data import create_transform, resolve_data_config
 
 from ensemble import contracts, images
-from ensemble.contract import ImageContract
+from ensemble.core.preprocess_config import ImageContract
 
 ODD_SIZES = ((1, 1), (37, 1), (17, 333), (224, 224), (401, 500))
 EVEN_SIZES = ((256, 256), (300, 300), (1, 1), (512, 256), (300, 600))

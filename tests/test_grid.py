@@ -5,7 +5,7 @@ import pytest
 from conftest import noise
 
 from ensemble import degrade, grid
-from ensemble.errors import DataError
+from ensemble.core.errors import DataError
 from ensemble.grid import SMALL_GRID, Cell, choose_cells, full_grid, worst_cell
 
 LABELS = np.array([0, 0, 1, 1])

@@ -17,7 +17,7 @@ from mutations import KINDS, mutated, png_of_zeros, tag_bomb, tiled_tiff
 from PIL import Image
 
 from ensemble import images
-from ensemble.errors import ImageError
+from ensemble.core.errors import ImageError
 from export import Predictor
 
 

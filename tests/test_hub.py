@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from helpers import change_json, exported_run, write_bundle, write_csv, write_image, write_onnx, write_stacker
 
-from ensemble import artifacts
-from ensemble.errors import ArtifactError
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError
 from ensemble.stack import Stacker
 from export import bundle
 from export import hub as hub_names

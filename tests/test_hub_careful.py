@@ -12,8 +12,8 @@ from hub_client import client
 from hub_state import Fault
 from test_hub import listing
 
-from ensemble.download import NO_SUCH_LOGIN, explain
-from ensemble.errors import some
+from ensemble.core.errors import some
+from ensemble.core.hub_download import NO_SUCH_LOGIN, explain
 from ensemble.stack import Stacker
 from export import Predictor, bundle
 from export import hub as hub_names

@@ -8,8 +8,8 @@ import pytest
 from helpers import exported_run, run_cli
 from small_members import small_member
 
-from ensemble import artifacts
 from ensemble.backbone import save_classifier
+from ensemble.core import artifacts
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from hub_api import READER, TOKEN
 from hub_client import client
 from hub_state import Fault
 
-from ensemble.download import brief, explain, hub_errors
-from ensemble.errors import HubError
+from ensemble.core.errors import HubError
+from ensemble.core.hub_download import brief, explain, hub_errors
 from export import hub as hub_names
 
 WRONG = "hf_aTokenThatNobodyKnows"

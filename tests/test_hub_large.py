@@ -12,7 +12,7 @@ import pytest
 from helpers import ROOT, exported_run
 from hub_client import environment
 
-from ensemble import artifacts
+from ensemble.core import artifacts
 from export import bundle
 
 SIZES = {"one": 400_000_000, "two": 600_000_000}

@@ -13,7 +13,7 @@ from helpers import ROOT, exported_run
 from hub_client import environment
 from hub_state import Fault
 
-from ensemble import artifacts
+from ensemble.core import artifacts
 from export import bundle
 
 PIECE = 3 << 20

@@ -10,7 +10,7 @@ from conftest import encoded, noise
 from PIL import Image
 
 from ensemble import images
-from ensemble.errors import ImageError
+from ensemble.core.errors import ImageError
 
 
 def pixels_of(data: bytes) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 from helpers import ROOT, exported_run, read_csv, run_python, write_image
 
 import cli
-from ensemble.metrics import sigmoid
+from ensemble.core.metrics import sigmoid
 
 PROBE = """
 import importlib, json, sys
@@ -51,8 +51,8 @@ print(frame.to_csv(index=False))
 """
 
 LIGHT = {
-    "numpy,torch,pandas": "ensemble.errors ensemble.recipe ensemble.contract ensemble.commands ensemble.catalogue "
-    "ensemble.data_commands ensemble.fetch_command ensemble.select_command ensemble.stack_command ensemble.names "
+    "numpy,torch,pandas": "ensemble.core.errors ensemble.core.recipe ensemble.core.preprocess_config ensemble.commands ensemble.catalogue "
+    "ensemble.data_commands ensemble.fetch_command ensemble.select_command ensemble.stack_command ensemble.core.names "
     "ensemble.report_command export.export_command export.infer_command export.adapt_command "
     "export.cluster_options export.cluster_size "
     "export.evaluate_command export.explain_command export.bench_command export.frontier_command "
@@ -60,11 +60,11 @@ LIGHT = {
     "export cli",
     "ray,torch,transformers": "ensemble.ray_cluster ensemble.ray_plan ensemble.ray_worker ensemble.events "
     "ensemble.ray_look",
-    "torch,sklearn,transformers": "ensemble.images ensemble.artifacts ensemble.metrics ensemble.stack ensemble.score "
+    "torch,sklearn,transformers": "ensemble.images ensemble.core.artifacts ensemble.core.metrics ensemble.stack ensemble.score "
     "ensemble.members ensemble.stack_run ensemble.stack_table ensemble.stack_rows ensemble.threshold ensemble.external "
     "ensemble.stackers ensemble.calibrate ensemble.weights ensemble.drop_one ensemble.flips "
     "ensemble.dataset ensemble.index ensemble.probes ensemble.canonical "
-    "ensemble.degrade ensemble.grid ensemble.bootstrap ensemble.breakdown ensemble.report ensemble.gallery "
+    "ensemble.degrade ensemble.grid ensemble.core.bootstrap ensemble.breakdown ensemble.report ensemble.gallery "
     "ensemble.shift ensemble.files ensemble.sources ensemble.quiet ensemble.cascade ensemble.cascade_fit "
     "ensemble.cascade_limits ensemble.frontier ensemble.subsets",
     "torch,sklearn,transformers,onnx,openvino,onnxruntime,nncf,ray": "export.infer export.runtime export.hardware "
@@ -78,7 +78,7 @@ LIGHT = {
     "export.cascades export.heldout_rows export.points export.costs export.frontier export.fingerprint export.kernel "
     "export.wheels export.hub export.hub_push export.model_card export.serve export.gate export.listen export.explain "
     "export.cluster export.cluster_worker export.cluster_bundle "
-    "export.card_scores export.markdown export.places export.spans export.shards export.file_rows ensemble.download",
+    "export.card_scores export.markdown export.places export.spans export.shards export.file_rows ensemble.core.hub_download",
 }
 
 

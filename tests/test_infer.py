@@ -7,8 +7,8 @@ from conftest import HOSTILE_NAMES
 from helpers import CONTRACT, SCALES, STACKER, expected_logits, read_csv, write_csv, write_image
 from PIL import Image
 
-from ensemble.errors import ArtifactError
-from ensemble.metrics import sigmoid
+from ensemble.core.errors import ArtifactError
+from ensemble.core.metrics import sigmoid
 from ensemble.score import Runner
 from export import journal
 from export.infer import Ensemble, Options, average, infer, infer_to_file, member_logits, with_flips

@@ -20,11 +20,12 @@ from helpers import (
     write_stacker,
 )
 
-from ensemble import artifacts, cascade_stream
+from ensemble import cascade_stream
 from ensemble.cascade import Cascade, Report, Step
-from ensemble.errors import ArtifactError, UnavailableError
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError, UnavailableError
+from ensemble.core.metrics import Interval, sigmoid
 from ensemble.external import External
-from ensemble.metrics import Interval, sigmoid
 from ensemble.score import Runner
 from export import Predictor, bundle, cascades, heldout_rows, journal, predictor, tuning
 from export.ensembles import Ensemble

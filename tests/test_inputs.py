@@ -10,7 +10,7 @@ from helpers import run_python, write_csv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble.errors import DataError, ImageError
+from ensemble.core.errors import DataError, ImageError
 from ensemble.images import decode
 from export.inputs import Item, ids, names, of_files, read_inputs
 

@@ -9,7 +9,8 @@ import pytest
 from helpers import CONTRACT, run_cli
 from small_nets import LAYERS, PIXELS, write_image_run, write_network
 
-from ensemble import artifacts, dataset, images
+from ensemble import dataset, images
+from ensemble.core import artifacts
 from ensemble.score import Runner
 from export import bundle, evidence, hardware, int8, libraries, precisions, second_files
 from export.int8 import write_int8

@@ -8,7 +8,7 @@ from helpers import CONTRACT, run_cli, save_graph
 from onnx import numpy_helper
 from small_nets import PIXELS, write_image_run, write_network
 
-from ensemble.errors import UnavailableError
+from ensemble.core.errors import UnavailableError
 from export import bundle, evidence, libraries, precisions, second_files
 from export.choice import choose
 from export.hardware import Machine

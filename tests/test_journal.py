@@ -9,7 +9,7 @@ import pytest
 from conftest import HOSTILE_NAMES
 from helpers import CONTRACT, ROOT, STACKER, read_csv, write_image
 
-from ensemble.errors import ArtifactError
+from ensemble.core.errors import ArtifactError
 from ensemble.score import Runner
 from export import infer, journal
 from export.inputs import of_files

@@ -11,8 +11,8 @@ import pytest
 from filelock import FileLock
 from helpers import exported_run, run_cli, write_bundle, write_onnx, write_stacker
 
-from ensemble import artifacts
-from ensemble.errors import UnavailableError
+from ensemble.core import artifacts
+from ensemble.core.errors import UnavailableError
 from ensemble.stack import Stacker
 from export import bundle, wheels
 from export.wheels import Target

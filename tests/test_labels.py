@@ -1,6 +1,6 @@
 import pytest
 
-from ensemble.labels import class_labels, parse_classes, resolve_polarity
+from ensemble.core.names import class_labels, parse_classes, resolve_polarity
 
 
 @pytest.mark.parametrize(

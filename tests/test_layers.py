@@ -8,8 +8,8 @@ from hub_layouts import LAYOUTS
 from small_members import SMALL, small_member
 
 from ensemble.backbone import LABEL_MAPS, Member
-from ensemble.contract import ImageContract
-from ensemble.errors import BackboneError
+from ensemble.core.errors import BackboneError
+from ensemble.core.preprocess_config import ImageContract
 from ensemble.layers import layer_of
 
 UNKNOWN = "resnet"

@@ -3,9 +3,9 @@ import pytest
 from helpers import write_csv, write_image
 
 from ensemble import published
-from ensemble.errors import DataError
+from ensemble.core.errors import DataError
+from ensemble.core.metrics import SCORES
 from ensemble.layouts import read_benchmarks, recognise
-from ensemble.metrics import SCORES
 from ensemble.sources import Reading
 
 GENIMAGE = {

@@ -4,9 +4,9 @@ from conftest import noise
 from PIL import Image
 
 from ensemble import degrade, images, loader
-from ensemble.contract import ImageContract
+from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.recipe import Augment
 from ensemble.loader import Rows, around
-from ensemble.recipe import Augment
 
 CONTRACT = ImageContract(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, geometry="native_crops")
 PLACES = [(0.0, 0.0), (0.5, 0.5), (1.0, 0.3), (0.21, 0.87)]

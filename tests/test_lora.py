@@ -6,9 +6,9 @@ import torch
 from small_pool import one_thread
 
 from ensemble import backbone
-from ensemble.errors import BackboneError
+from ensemble.core.errors import BackboneError
+from ensemble.core.recipe import Adapt, Backbone, Image, Recipe, Train
 from ensemble.lora import add_lora, merge_lora
-from ensemble.recipe import Adapt, Backbone, Image, Recipe, Train
 from ensemble.step import summed_loss
 from ensemble.torch_runner import torch_runner
 

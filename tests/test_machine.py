@@ -7,8 +7,8 @@ from test_backbone import QUICK
 
 from ensemble import machine
 from ensemble.backbone import build_member
-from ensemble.errors import UnavailableError
-from ensemble.recipe import Train
+from ensemble.core.errors import UnavailableError
+from ensemble.core.recipe import Train
 
 FAULTS = """
 import resource, sys

@@ -16,8 +16,9 @@ from helpers import (
     write_scores,
 )
 
-from ensemble import artifacts, members, metrics
-from ensemble.errors import ArtifactError
+from ensemble import members
+from ensemble.core import artifacts, metrics
+from ensemble.core.errors import ArtifactError
 from ensemble.train_all import Outcome, summary
 
 

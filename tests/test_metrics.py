@@ -14,9 +14,9 @@ from sklearn.metrics import (
 )
 from sklearn.metrics import log_loss as sklearn_log_loss
 
-from ensemble import metrics
-from ensemble.errors import DataError
-from ensemble.metrics import SCORES, auroc, ece, log_loss, sigmoid, tpr_at_fpr
+from ensemble.core import metrics
+from ensemble.core.errors import DataError
+from ensemble.core.metrics import SCORES, auroc, ece, log_loss, sigmoid, tpr_at_fpr
 
 # few distinct values among many, so that ties are common
 PROBABILITIES = st.integers(0, 6).map(lambda i: i / 6) | st.floats(0, 1)

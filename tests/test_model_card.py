@@ -10,9 +10,9 @@ from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble import artifacts
-from ensemble.errors import HubError
-from ensemble.metrics import Interval
+from ensemble.core import artifacts
+from ensemble.core.errors import HubError
+from ensemble.core.metrics import Interval
 from ensemble.stack import Stacker
 from export import bundle, points
 from export.markdown import escaped

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ensemble import neighbours
-from ensemble.errors import UnavailableError
+from ensemble.core.errors import UnavailableError
 from ensemble.neighbours import check_search, exact_search, make_search
 
 ALLOWED = {

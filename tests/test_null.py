@@ -2,7 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ensemble import metrics, null
+from ensemble import null
+from ensemble.core import metrics
 from ensemble.null import file_features, probe_table
 
 RNG = np.random.default_rng(0)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from helpers import CONTRACT, write_onnx
 
-from ensemble import artifacts
-from ensemble.errors import UnavailableError
+from ensemble.core import artifacts
+from ensemble.core.errors import UnavailableError
 from export import onnx_sessions, runtime
 from export.libraries import load_onnxruntime
 from export.setting import Setting

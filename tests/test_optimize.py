@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_members import small_member
 
+from ensemble.core.recipe import Train
 from ensemble.optimize import lr_factor, make_optimizer, parameter_groups, set_lr
-from ensemble.recipe import Train
 
 TRAIN = Train(lr=0.1, epochs=1, batch_size=1)
 DECAYED = TRAIN.model_copy(update={"layer_decay": 0.5})

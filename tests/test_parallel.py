@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ensemble.parallel import ordered_map
+from ensemble.core.parallel import ordered_map
 
 
 class Counter:

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import HOSTILE_NAMES, encoded, noise, write_files
 
-from ensemble.errors import DataError, ImageError
+from ensemble.core.errors import DataError, ImageError
 from ensemble.images import decode
 from export import parquet_input
 from export.inputs import Item, ids, names, read_inputs

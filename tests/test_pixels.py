@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ensemble import images
-from ensemble.contract import CROP_COUNTS, FILTERS, ImageContract
-from ensemble.errors import ImageError
+from ensemble.core.errors import ImageError
+from ensemble.core.preprocess_config import CROP_COUNTS, FILTERS, ImageContract
 
 GREEN = (0, 200, 0)
 

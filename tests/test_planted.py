@@ -16,7 +16,7 @@ from planted_photos import Wanted, cut
 from planted_set import CODECS, Style, encode
 
 from ensemble import images
-from ensemble.errors import ImageError
+from ensemble.core.errors import ImageError
 
 EVERY = [(kind, variant) for kind in ("clean", *planted.KINDS) for variant in range(10)]
 BY_HEADER = ("format", "size", "jpeg_quality", "metadata", "names")

@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from helpers import STACKER, exported_run, run_cli, write_bundle, write_image, write_stacker
 
-from ensemble import artifacts
 from ensemble.cascade import Report
-from ensemble.errors import ArtifactError, UnavailableError
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError, UnavailableError
+from ensemble.core.metrics import Interval, sigmoid
 from ensemble.external import External, write_external
-from ensemble.metrics import Interval, sigmoid
 from ensemble.shift import Shift
 from ensemble.stack import Stacker
 from ensemble.stack_run import store_shift

@@ -27,8 +27,8 @@ from helpers import (
 from mutations import tag_bomb
 from PIL import Image
 
-from ensemble import artifacts
-from ensemble.errors import ArtifactError
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError
 from ensemble.external import External, write_external
 from ensemble.score import Runner
 from ensemble.stack import Stacker

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from conftest import encoded, noise, write_files
 
-from ensemble import artifacts, audit, canonical, dataset, prepare, sources
-from ensemble.errors import ArtifactError, DataError
+from ensemble import audit, canonical, dataset, prepare, sources
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError, DataError
 from ensemble.prepare import Wanted
 from ensemble.splits import Fractions
 

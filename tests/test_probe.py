@@ -10,12 +10,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from small_pool import one_thread
 
-from ensemble import artifacts, backbone, dataset, metrics, probe
+from ensemble import backbone, dataset, probe
 from ensemble.canonical import Plan
+from ensemble.core import artifacts, metrics
+from ensemble.core.errors import BackboneError
+from ensemble.core.recipe import Adapt, Augment, Backbone, Image, Recipe, Train
 from ensemble.embed import embedder_of
-from ensemble.errors import BackboneError
 from ensemble.loader import Rows
-from ensemble.recipe import Adapt, Augment, Backbone, Image, Recipe, Train
 from ensemble.score import score_images
 from ensemble.torch_runner import torch_runner
 

@@ -1,9 +1,9 @@
 import pytest
 from pydantic import ValidationError
 
-from ensemble.errors import RecipeError
-from ensemble.recipe import Recipe
-from ensemble.recipe_files import find_recipes, load_recipes, recipes_folder
+from ensemble.core.errors import RecipeError
+from ensemble.core.recipe import Recipe
+from ensemble.core.recipe_files import find_recipes, load_recipes, recipes_folder
 
 RECIPE = """
 backbone:

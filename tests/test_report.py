@@ -8,11 +8,12 @@ from helpers import change_json, run_cli
 from small_members import small_member
 from small_report import MEMBERS, SCRIPT, STACKER, Page, make_run, problems, write_evaluation
 
-from ensemble import artifacts, gallery, metrics, report, report_rows
-from ensemble.bootstrap import paired, score_intervals
+from ensemble import gallery, report, report_rows
+from ensemble.core import artifacts, metrics
+from ensemble.core.bootstrap import paired, score_intervals
+from ensemble.core.errors import ArtifactError
+from ensemble.core.metrics import Interval, sigmoid
 from ensemble.dataset import dataset_sha256
-from ensemble.errors import ArtifactError
-from ensemble.metrics import Interval, sigmoid
 
 CELLS = ("clean", "jpeg 30", "$blur$ <2>")
 AUDIT = {

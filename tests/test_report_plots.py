@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ensemble import metrics, page, report_plots
+from ensemble import page, report_plots
+from ensemble.core import metrics
 from ensemble.report_rows import Rows
 from ensemble.report_spectra import mean_spectra, middle, plane
 

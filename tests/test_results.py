@@ -9,7 +9,7 @@ from helpers import read_csv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble.errors import ArtifactError
+from ensemble.core.errors import ArtifactError
 from export.results import Failure, Scores, output_format, write_failures, write_scores
 
 HOSTILE = [*HOSTILE_NAMES, "", " spaces ", "😀", "-0", "=1+1", "'", '"', "\ufeff", "a\rb", "a\r\nb"]

@@ -8,7 +8,7 @@ from helpers import CONTRACT, run_python, write_onnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble.errors import ArtifactError, UnavailableError
+from ensemble.core.errors import ArtifactError, UnavailableError
 from export import openvino_runtime, runtime
 from export.hardware import find_gpu
 from export.libraries import openvino_core

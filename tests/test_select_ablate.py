@@ -6,10 +6,11 @@ from helpers import write_csv
 from hub_layouts import write_checkpoint
 from small_pool import TINY, one_thread, patch, write_pool, write_test
 
-from ensemble import ablate, artifacts, metrics, select_run
+from ensemble import ablate, select_run
 from ensemble.ablate import compare, halves, paired_interval
-from ensemble.bootstrap import score_intervals
-from ensemble.errors import DataError
+from ensemble.core import artifacts, metrics
+from ensemble.core.bootstrap import score_intervals
+from ensemble.core.errors import DataError
 from ensemble.select_command import select
 
 RECIPE = """

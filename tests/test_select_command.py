@@ -13,8 +13,9 @@ from hub_layouts import write_checkpoint
 from PIL import Image
 from small_pool import TEST_COLOURS, TINY, one_thread, patch, write_pool, write_test
 
-from ensemble import artifacts, neighbours, select_output, select_picture, select_run, sources
-from ensemble.errors import ArtifactError, DataError, RecipeError, UnavailableError
+from ensemble import neighbours, select_output, select_picture, select_run, sources
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError, DataError, RecipeError, UnavailableError
 from ensemble.select_command import select
 
 COLUMNS = "id path label group source generator distance test_id original".split()

@@ -11,7 +11,7 @@ from helpers import exported_run, write_image
 from small_server import ENSEMBLE, FILES, grey, parts, refused, runner, scored
 from starlette.testclient import TestClient
 
-from ensemble.errors import UnavailableError
+from ensemble.core.errors import UnavailableError
 from ensemble.external import External
 from export.infer import infer
 from export.inputs import read_inputs

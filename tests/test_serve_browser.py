@@ -8,7 +8,7 @@ from conftest import photo_file
 from small_members import write_networks
 from small_server import ENSEMBLE, expected, grey, running
 
-from ensemble.errors import UnavailableError
+from ensemble.core.errors import UnavailableError
 from ensemble.stack_run import read_stacker
 from export.explain import explained
 from export.infer import infer

@@ -4,7 +4,7 @@ import pytest
 from conftest import write_files
 from helpers import write_csv
 
-from ensemble.errors import DataError
+from ensemble.core.errors import DataError
 from ensemble.sources import read_data
 
 

@@ -11,7 +11,7 @@ from helpers import CONTRACT, run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble.errors import ArtifactError, DataError, ImageError
+from ensemble.core.errors import ArtifactError, DataError, ImageError
 from ensemble.images import decode
 from export import bench, shards, spans
 from export.inputs import ids, names, read_inputs

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble import shift
-from ensemble.errors import ArtifactError, DataError
-from ensemble.metrics import sigmoid
+from ensemble.core.errors import ArtifactError, DataError
+from ensemble.core.metrics import sigmoid
 from ensemble.shift import Shift
 from ensemble.stack import Stacker
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from conftest import HOSTILE_NAMES, write_files
 
-from ensemble.errors import DataError
+from ensemble.core.errors import DataError
 from ensemble.sources import locate, read_data, read_table
 
 

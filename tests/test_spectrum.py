@@ -5,8 +5,8 @@ import torch
 from scipy.fft import dctn
 
 from ensemble import backbone
-from ensemble.errors import BackboneError
-from ensemble.recipe import Recipe
+from ensemble.core.errors import BackboneError
+from ensemble.core.recipe import Recipe
 from ensemble.spectrum import FAINT, FAINTEST, LUMA, Spectrum, dct_basis
 from ensemble.torch_runner import torch_runner
 from export.certificate import certify

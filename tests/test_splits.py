@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble import splits
-from ensemble.errors import DataError
+from ensemble.core.errors import DataError
 from ensemble.splits import Fractions, assign_splits, place
 
 SHARES = Fractions()

@@ -9,8 +9,8 @@ from hypothesis.extra.numpy import arrays
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from ensemble.errors import ArtifactError
-from ensemble.metrics import auroc, sigmoid
+from ensemble.core.errors import ArtifactError
+from ensemble.core.metrics import auroc, sigmoid
 from ensemble.stack import Calibration, Stacker
 from ensemble.stackers import fit_stacker
 from ensemble.stackers import out_of_fold as nested

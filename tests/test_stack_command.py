@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from helpers import make_frame, noisy_logits, run_cli, write_member, write_run
 
-from ensemble import artifacts, stack_run
-from ensemble.errors import ArtifactError
+from ensemble import stack_run
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError
 from ensemble.stack_run import read_stacker
 
 

@@ -15,10 +15,11 @@ from helpers import (
     write_stacker,
 )
 
-from ensemble import artifacts, metrics, stack_run
-from ensemble.bootstrap import paired, score_intervals
-from ensemble.errors import ArtifactError
-from ensemble.metrics import Interval
+from ensemble import stack_run
+from ensemble.core import artifacts, metrics
+from ensemble.core.bootstrap import paired, score_intervals
+from ensemble.core.errors import ArtifactError
+from ensemble.core.metrics import Interval
 from ensemble.stack_run import read_stacker
 from ensemble.stack_table import Scored, as_table, score_frames, score_models, score_table, verdict
 from ensemble.stackers import fit_stacker

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from ensemble import weights
+from ensemble.core.metrics import auroc, log_loss, sigmoid
 from ensemble.grouped import grouped_folds
-from ensemble.metrics import auroc, log_loss, sigmoid
 from ensemble.stack import KINDS
 from ensemble.stackers import fit, fit_stacker, out_of_fold, solve
 

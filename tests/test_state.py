@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from ensemble import state
-from ensemble.errors import ArtifactError
+from ensemble.core.errors import ArtifactError
 
 
 def test_tensors_and_facts_come_back(tmp_path):

@@ -21,7 +21,7 @@ from helpers import exported_run, run_cli, run_python, write_csv, write_image
 from test_infer import ENSEMBLE
 from test_shards import write_tar
 
-from ensemble.errors import DataError, ImageError, ManyeyesError
+from ensemble.core.errors import DataError, ImageError, ManyeyesError
 from ensemble.images import decode
 from export import places
 from export.infer import infer

@@ -12,8 +12,8 @@ from helpers import ROOT, run_cli, write_image
 from small_members import small_member
 
 from ensemble.backbone import save_classifier
-from ensemble.contract import ImageContract
-from ensemble.recipe import Backbone
+from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.recipe import Backbone
 
 CODE = """
 from pathlib import Path
@@ -163,7 +163,7 @@ def test_a_contract_holds_numbers_within_bounds(changes):
 
 def test_backbones_of_recipes_are_asked_alike():
     from ensemble.checkpoints import check_source
-    from ensemble.errors import BackboneError
+    from ensemble.core.errors import BackboneError
 
     with pytest.raises(BackboneError, match="timm has no architecture"):
         check_source(Backbone(architecture="timm/hf-hub:evil/model"))

@@ -8,7 +8,7 @@ from helpers import read_csv, run_cli, write_csv, write_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble.errors import DataError
+from ensemble.core.errors import DataError
 from export.submission import Wish, in_order, read_sample, read_scores, values_of, write_submission
 
 IDS = ["007", "NA", "c"]

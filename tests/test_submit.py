@@ -6,8 +6,8 @@ import shutil
 import pytest
 from helpers import STACKER, change_json, exported_run, read_csv, run_cli, write_csv, write_image, write_onnx
 
-from ensemble import artifacts
-from ensemble.metrics import Interval
+from ensemble.core import artifacts
+from ensemble.core.metrics import Interval
 from ensemble.stack import Stacker
 from export import bundle, points
 from export import infer as inference

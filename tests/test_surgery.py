@@ -4,8 +4,8 @@ import transformers
 from small_members import small_member
 
 from ensemble import backbone
-from ensemble.errors import BackboneError
-from ensemble.recipe import Recipe
+from ensemble.core.errors import BackboneError
+from ensemble.core.recipe import Recipe
 from ensemble.surgery import enable_checkpointing, set_stem_stride
 from ensemble.torch_runner import torch_runner
 

@@ -3,7 +3,7 @@ from accelerate import tracking as accelerate_tracking
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ensemble import tracking
-from ensemble.errors import UnavailableError
+from ensemble.core.errors import UnavailableError
 from ensemble.tracking import check_trackers, open_trackers
 
 

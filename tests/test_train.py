@@ -8,14 +8,15 @@ from PIL import Image
 from small_members import small_member
 from test_backbone import QUICK
 
-from ensemble import artifacts, dataset, train_all
+from ensemble import dataset, train_all
 from ensemble.backbone import build_member, save_classifier
-from ensemble.contract import ImageContract
-from ensemble.errors import UnavailableError
+from ensemble.core import artifacts
+from ensemble.core.errors import UnavailableError
+from ensemble.core.metrics import auroc
+from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.recipe import Augment, Recipe
 from ensemble.loader import Rows, collate
 from ensemble.members import heldout_logits, load_member, read_info
-from ensemble.metrics import auroc
-from ensemble.recipe import Augment, Recipe
 from ensemble.score import score_images
 from ensemble.step import summed_loss, view_logits
 from ensemble.torch_runner import choose_device, torch_runner
@@ -146,7 +147,7 @@ def test_a_member_records_whether_its_checkpoint_was_of_the_hub(run, tmp_path, m
     (tmp_path / "org" / "name").rename(tmp_path / "cached")
     save_classifier(small_member("swin"), tmp_path / "client" / "model")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ensemble.download.download_classifier", lambda name: tmp_path / "cached")
+    monkeypatch.setattr("ensemble.core.hub_download.download_classifier", lambda name: tmp_path / "cached")
     values = {"image": {"size": 32}, "adapt": {"mode": "probe"}, "train": {"batch_size": 32, "lr": 1e-3, "epochs": 1}}
     recipes = [
         Recipe.model_validate({"name": name, "backbone": {"checkpoint": checkpoint}, **values})

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from helpers import CONTRACT, change_json, exported_run
 
-from ensemble import artifacts
-from ensemble.errors import UnavailableError
+from ensemble.core import artifacts
+from ensemble.core.errors import UnavailableError
 from ensemble.score import Runner
 from export import bundle, choice, plan, predictor, tuning
 from export.choice import choose

@@ -3,9 +3,10 @@ from collections import namedtuple
 
 import pytest
 
-from ensemble import artifacts, unfinished
-from ensemble.errors import ArtifactError
-from ensemble.recipe import Recipe
+from ensemble import unfinished
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError
+from ensemble.core.recipe import Recipe
 
 
 def recipe(**train):

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from ensemble.errors import ArtifactError
+from ensemble.core.errors import ArtifactError
 
 FORMAT_VERSION = 1
 

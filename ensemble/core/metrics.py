@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from ensemble.errors import DataError
+from ensemble.core.errors import DataError
 
 EPSILON = 1e-15  # probabilities are clipped to [eps, 1 - eps] in the logarithm
 BINS = 15  # of the calibration error, as in Guo et al. (2017)

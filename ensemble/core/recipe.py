@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ensemble.contract import CROP_COUNTS
+from ensemble.core.preprocess_config import CROP_COUNTS
 
 DEGRADATIONS = ("jpeg", "webp", "blur", "resize", "noise", "crop")
 PROBE_TRAIN = {"lr": 1e-3, "epochs": 1, "batch_size": 32}  # a probe reads the batch size alone

@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from ensemble.errors import RecipeError, some
-from ensemble.names import RESERVED, is_member_name
-from ensemble.recipe import Recipe, Section
+from ensemble.core.errors import RecipeError, some
+from ensemble.core.names import RESERVED, is_member_name
+from ensemble.core.recipe import Recipe, Section
 
 
 def load_recipes(paths: Sequence[Path], overrides: Sequence[str] = (), seen_in: str = "recipes") -> list[Recipe]:
@@ -51,7 +51,7 @@ def find_recipes(folder: Path) -> list[Path]:
 
 def recipes_folder() -> Path:
     """The recipes that come with manyeyes: of this checkout, or inside the installed package."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parent.parent
     return next((p for p in (here.parent / "recipes", here / "recipes") if p.is_dir()), here / "recipes")
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ensemble.errors import BackboneError, HubError
+from ensemble.core.errors import BackboneError, HubError
 
 if TYPE_CHECKING:
     from huggingface_hub import errors

@@ -1,9 +1,13 @@
-"""Which of two class names is the positive one (`ai`) and which the negative (`real`)."""
+"""Which of two class names is the positive one (`ai`) and which the negative (`real`).
 
+What a member may be called: its name becomes a folder, a file, a column and a row.
+"""
+
+import re
 from collections.abc import Mapping, Sequence
 from unicodedata import normalize
 
-from ensemble.errors import shown, some
+from ensemble.core.errors import shown, some
 
 NEGATIVE, POSITIVE = "real", "ai"
 LABELS = (NEGATIVE, POSITIVE)  # the index is the label: real = 0, ai = 1
@@ -80,3 +84,11 @@ def parse_classes(text: str) -> dict[str, str]:
 def _folded(name: str) -> str:
     """Without case, and accents composed: some file systems take them apart."""
     return normalize("NFC", name.casefold())
+
+
+RESERVED = {"id", "target", "mean", "stack", "label"}  # column and row names of our tables
+
+
+def is_member_name(name: str) -> bool:
+    """Letters, digits, - and _, beginning with a letter or digit, and no reserved word."""
+    return bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name)) and name not in RESERVED

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ensemble import metrics
-from ensemble.metrics import LOWER_IS_BETTER, SCORES, Interval
+from ensemble.core import metrics
+from ensemble.core.metrics import LOWER_IS_BETTER, SCORES, Interval
 
 CHUNK = 1 << 20  # weights held at a time: 8 MiB, and a few times that in passing
 
