@@ -25,12 +25,12 @@ from torchvision.transforms.v2 import functional as tv
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from ensemble import degrade, images  # noqa: E402
 from ensemble.core.preprocess_config import ImageContract  # noqa: E402
 from ensemble.core.recipe import Augment  # noqa: E402
 from ensemble.core.recipe_files import find_recipes, load_recipes  # noqa: E402
 from ensemble.demo_data import packaged_photos  # noqa: E402
 from ensemble.files import list_images  # noqa: E402
+from ensemble.images import decode, degradations  # noqa: E402
 from ensemble.loader import Rows  # noqa: E402
 
 TILE = 256  # pixels
@@ -41,21 +41,21 @@ EVERYTHING = Augment(
     crop=(0.5, 1),
 )  # fmt: skip
 CASES: dict[str, tuple[Callable[[Image.Image], object], Callable[[torch.Tensor], object] | None]] = {
-    "jpeg 70": (partial(degrade.jpeg, quality=70), partial(tv.jpeg, quality=70)),
-    "webp 70, as augmentation": (partial(degrade.webp, quality=70, method=degrade.FAST_WEBP), None),
-    "webp 70, as the grid": (partial(degrade.webp, quality=70), None),
-    "blur 1": (partial(degrade.blur, sigma=1.0), v2.GaussianBlur(7, 1.0)),
-    "blur 3": (partial(degrade.blur, sigma=3.0), v2.GaussianBlur(19, 3.0)),
+    "jpeg 70": (partial(degradations.jpeg, quality=70), partial(tv.jpeg, quality=70)),
+    "webp 70, as augmentation": (partial(degradations.webp, quality=70, method=degradations.FAST_WEBP), None),
+    "webp 70, as the grid": (partial(degradations.webp, quality=70), None),
+    "blur 1": (partial(degradations.blur, sigma=1.0), v2.GaussianBlur(7, 1.0)),
+    "blur 3": (partial(degradations.blur, sigma=3.0), v2.GaussianBlur(19, 3.0)),
     "resize 0.5, bicubic": (
-        partial(degrade.resize, scale=0.5, filter_name="bicubic"),
+        partial(degradations.resize, scale=0.5, filter_name="bicubic"),
         lambda x: tv.resize(x, [x.shape[1] // 2, x.shape[2] // 2], BICUBIC),
     ),
     "resize 2, bicubic": (
-        partial(degrade.resize, scale=2.0, filter_name="bicubic"),
+        partial(degradations.resize, scale=2.0, filter_name="bicubic"),
         lambda x: tv.resize(x, [x.shape[1] * 2, x.shape[2] * 2], BICUBIC),
     ),
-    "noise 0.05": (partial(degrade.noise, sigma=0.05, seed=0), v2.GaussianNoise(sigma=0.05)),
-    "crop 0.8": (partial(degrade.crop, scale=0.8, y=0.5, x=0.5), None),
+    "noise 0.05": (partial(degradations.noise, sigma=0.05, seed=0), v2.GaussianNoise(sigma=0.05)),
+    "crop 0.8": (partial(degradations.crop, scale=0.8, y=0.5, x=0.5), None),
 }
 
 
@@ -82,7 +82,7 @@ def each(pictures: Sequence[Image.Image], repeats: int) -> None:
     data = [encoded(picture) for picture in pictures]
     tensors = [tv.pil_to_tensor(picture) for picture in pictures]
     print(f"  {'':48}{'ours':>10}{'torchvision':>14}{'ratio':>8}")
-    [decoding] = medians([partial(images.decode)], [data], repeats)
+    [decoding] = medians([partial(decode.decode)], [data], repeats)
     print(f"  {'decode alone':48}{decoding:7.2f} ms")
     for name, (ours, theirs) in CASES.items():
         if theirs is None:
@@ -102,10 +102,10 @@ def whole(pictures: Sequence[Image.Image], augments: dict[str, Augment], folder:
         files[-1].write_bytes(encoded(picture))
     geometries = ("squash", "native_crops")
     print(f"  {'':48}{'degrade':>10}{'over decode':>14}   images/s a process, {' / '.join(geometries)}")
-    decoding = statistics.mean(seconds(images.decode, file) for file in files for _ in range(repeats)) * 1000
+    decoding = statistics.mean(seconds(decode.decode, file) for file in files for _ in range(repeats)) * 1000
     for name, augment in {"none": Augment(), **augments}.items():
         times = [
-            seconds(degrade.degrade, picture, augment, np.random.default_rng([row, turn]))
+            seconds(degradations.degrade, picture, augment, np.random.default_rng([row, turn]))
             for turn in range(8 * repeats)
             for row, picture in enumerate(pictures)
         ]
@@ -142,7 +142,7 @@ def seconds(call: Callable, *arguments: object) -> float:
 
 def read_photos(folder: Path | None, side: int) -> list[Image.Image]:
     if folder is not None:
-        return [images.flatten(images.decode(folder / name), (255, 255, 255)) for name in list_images(folder)]
+        return [decode.flatten(decode.decode(folder / name), (255, 255, 255)) for name in list_images(folder)]
     photos = packaged_photos().values()
     return [photo.resize([round(edge * side / max(photo.size)) for edge in photo.size], 3) for photo in photos]
 
@@ -151,7 +151,7 @@ def tiles_of(photos: Sequence[Image.Image], most: int = 24) -> list[Image.Image]
     tiles = []
     for number in range(most):
         photo = photos[number % len(photos)]
-        tiles.append(degrade.cut(photo, TILE, TILE, *np.random.default_rng(number).random(2)))
+        tiles.append(degradations.cut(photo, TILE, TILE, *np.random.default_rng(number).random(2)))
     return tiles
 
 

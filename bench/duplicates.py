@@ -24,8 +24,8 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from ensemble import groups, near  # noqa: E402
 from ensemble.core.parallel import ordered_map  # noqa: E402
+from ensemble.images import near_duplicates  # noqa: E402
 
 SKIMAGE = (
     "astronaut brick camera chelsea coffee coins grass gravel moon motorcycle_left hubble_deep_field retina rocket"
@@ -117,21 +117,23 @@ def versions(job: tuple[int, int, Image.Image]) -> tuple[bool, np.ndarray]:
     seed, grid, image = job
     rng = np.random.default_rng(seed)
     image.thumbnail((LARGEST, LARGEST))
-    changed = [groups.thumbnail(change(image, rng)) for change in CHANGES.values()]
-    return grid == 1, np.stack([groups.thumbnail(image), *changed])
+    changed = [near_duplicates.thumbnail(change(image, rng)) for change in CHANGES.values()]
+    return grid == 1, np.stack([near_duplicates.thumbnail(image), *changed])
 
 
 def recall(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """bool [N]: whether image n after the change is found as image n before it."""
     rows = np.arange(len(before))
-    a, b = near.describe(before, rows), near.describe(after, rows)
-    found = {i for x, y in ((a, b), (b, a)) for i, _ in near.matches(x, y, lambda image, other: image == other)}
+    a, b = near_duplicates.describe(before, rows), near_duplicates.describe(after, rows)
+    found = {
+        i for x, y in ((a, b), (b, a)) for i, _ in near_duplicates.matches(x, y, lambda image, other: image == other)
+    }
     equal = (before == after).all(axis=(1, 2, 3))
     return equal | np.isin(rows, list(found))
 
 
 def groups_of(count: int, pairs: list[tuple[int, int]]) -> str:
-    sizes = [size for size in Counter(groups.connected(count, pairs)).values() if size > 1]
+    sizes = [size for size in Counter(near_duplicates.connected(count, pairs)).values() if size > 1]
     return f"{sum(sizes)} images in {len(sizes)} groups, the largest of {max(sizes, default=0)}"
 
 
@@ -145,10 +147,10 @@ def report_false_groups(thumbnails: np.ndarray, photo: np.ndarray) -> None:
     with tempfile.NamedTemporaryFile(suffix=".npy") as file:
         np.save(file.name, thumbnails)
         thumbs = np.load(file.name, mmap_mode="r")
-        hashes = [groups.perceptual_hash(thumb) for thumb in thumbs]
+        hashes = [near_duplicates.perceptual_hash(thumb) for thumb in thumbs]
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         started, busy = time.perf_counter(), time.process_time()
-        pairs = groups.near_duplicates(hashes, thumbs)
+        pairs = near_duplicates.near_duplicates(hashes, thumbs)
         seconds, busy = time.perf_counter() - started, time.process_time() - busy
     more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) / 1024
     print(f"{len(photo):,} different pictures of {len(set(photo))} photographs:")
@@ -180,7 +182,7 @@ def main() -> None:
 
     all_photos, thumbnails = [], []
     for photo, _, picture in pictures(files, options.grids):
-        thumb = groups.thumbnail(picture)
+        thumb = near_duplicates.thumbnail(picture)
         if np.ptp(thumb.reshape(-1, 3), axis=0).max() > 1:
             all_photos.append(photo)
             thumbnails.append(thumb)

@@ -45,7 +45,7 @@ from inference_peers import Job, peak_mib, start  # noqa: E402
 from ensemble.core import artifacts  # noqa: E402
 from ensemble.core.parallel import available_cores  # noqa: E402
 from ensemble.core.preprocess_config import ImageContract  # noqa: E402
-from ensemble.images import decode, to_pixels  # noqa: E402
+from ensemble.images.decode import decode, to_pixels  # noqa: E402
 from export import bundle as bundles  # noqa: E402
 from export import hardware, int8  # noqa: E402
 from export.layers import read_layers  # noqa: E402

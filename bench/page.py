@@ -23,7 +23,7 @@ from pathlib import Path
 import httpx2
 from PIL import Image
 
-from ensemble.images import MAX_PIXELS
+from ensemble.images.decode import MAX_PIXELS
 
 WARM_UP, ROUNDS = 2, 10
 MOST_PLAIN = 4  # a large image is decoded alone: more take time, not memory

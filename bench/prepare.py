@@ -24,9 +24,9 @@ from PIL import Image, features
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from ensemble import images  # noqa: E402
 from ensemble.core.preprocess_config import ImageContract  # noqa: E402
 from ensemble.files import list_images  # noqa: E402
+from ensemble.images import decode  # noqa: E402
 
 HALF = (0.5, 0.5, 0.5)
 SWIN = ImageContract(size=224, mean=HALF, std=HALF)
@@ -70,7 +70,7 @@ def keep_freed_memory() -> bool:
 def photographs(folder: Path | None) -> list[Image.Image]:
     """Sixteen of the folder's, or four of scikit-image's."""
     if folder is not None:
-        return [images.decode(folder / name).convert("RGB") for name in list_images(folder)[:16]]
+        return [decode.decode(folder / name).convert("RGB") for name in list_images(folder)[:16]]
     from skimage import data
 
     return [Image.fromarray(picture) for picture in (data.astronaut(), data.chelsea(), data.coffee(), data.rocket())]
@@ -85,11 +85,11 @@ def encoded(picture: Image.Image) -> bytes:
 def measured(jpegs: list[bytes], rounds: int) -> dict[str, float]:
     """Milliseconds an image of each way, the median over rounds in which the ways alternate."""
     contracts = list(MEMBERS.values())
-    ways: dict[str, Callable[[bytes], object]] = {"decode alone": images.decode}
+    ways: dict[str, Callable[[bytes], object]] = {"decode alone": decode.decode}
     for name, contract in MEMBERS.items():
-        ways[name] = lambda data, contract=contract: images.prepare(images.decode(data), [contract])
-    ways["all five"] = lambda data: images.prepare(images.decode(data), contracts)
-    ways["all five, each by itself"] = lambda data: [images.to_pixels(images.decode(data), c) for c in contracts]
+        ways[name] = lambda data, contract=contract: decode.prepare(decode.decode(data), [contract])
+    ways["all five"] = lambda data: decode.prepare(decode.decode(data), contracts)
+    ways["all five, each by itself"] = lambda data: [decode.to_pixels(decode.decode(data), c) for c in contracts]
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():

@@ -22,9 +22,10 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from ensemble import ablate, images, select  # noqa: E402
+from ensemble import ablate, select  # noqa: E402
 from ensemble.core.errors import ImageError  # noqa: E402
 from ensemble.files import list_images  # noqa: E402
+from ensemble.images import decode  # noqa: E402
 from ensemble.select_run import Job, Result, ablate_selection, select_images  # noqa: E402
 
 TILE = 256  # pixels, as the benchmark's own
@@ -90,7 +91,7 @@ def photographs(folders: list[Path]) -> list[Image.Image]:
     for folder in folders:
         for path in list_images(folder, Counter()):
             try:
-                image = images.decode(folder / path)
+                image = decode.decode(folder / path)
             except ImageError:
                 continue
             image.thumbnail((2000, 2000))

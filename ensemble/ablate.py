@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from ensemble import dataset, groups, select
+from ensemble import dataset, select
 from ensemble.board import Board
 from ensemble.checkpoints import locate_checkpoint
 from ensemble.core import bootstrap, metrics
@@ -21,6 +21,7 @@ from ensemble.core.metrics import Interval
 from ensemble.core.recipe import Recipe
 from ensemble.distributed import Processes
 from ensemble.embed import Features
+from ensemble.images import near_duplicates
 from ensemble.members import load_member
 from ensemble.score import score_images
 from ensemble.sources import Labelled
@@ -54,12 +55,12 @@ class Material:
 
 def test_groups(items: Sequence[Labelled], test: Features) -> list[int]:
     """For each test image a number of its group: the user's groups, joined by copies and near-duplicates."""
-    pairs = groups.near_duplicates(test.hashes.tolist(), test.thumbs)
+    pairs = near_duplicates.near_duplicates(test.hashes.tolist(), test.thumbs)
     first: dict[object, int] = {}
     for row, (item, pixels) in enumerate(zip(items, test.pixels, strict=True)):
         keys = [pixels.tobytes()] + ([item.group] if item.group is not None else [])
         pairs += [(first.setdefault(key, row), row) for key in keys]
-    return groups.connected(len(items), pairs)
+    return near_duplicates.connected(len(items), pairs)
 
 
 def halves(names: Sequence[int], labels: np.ndarray, seed: int) -> np.ndarray:

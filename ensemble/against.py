@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ensemble import files, groups, null, probes, sources
+from ensemble import files, null, sources
 from ensemble.audit_checks import Finding, by_class
 from ensemble.core.errors import DataError, some
+from ensemble.images import near_duplicates, pixel_traces
 from ensemble.index import Indexed, index_files
 from ensemble.null import CONTENT_C, PROBED, SPECTRUM_C, WARN, thumb_table
 
@@ -50,7 +51,7 @@ def overlapping(indexed: Indexed, test: Test) -> list[tuple[int, int]]:
     by_pixels = {value: i for i, value in enumerate(test.indexed.facts["pixels"])}
     pairs = [(i, by_pixels[value]) for i, value in enumerate(indexed.facts["pixels"]) if value in by_pixels]
     shown = test.indexed
-    pairs += groups.near_duplicates_between(indexed.hashes, indexed.thumbs, shown.hashes, shown.thumbs)
+    pairs += near_duplicates.near_duplicates_between(indexed.hashes, indexed.thumbs, shown.hashes, shown.thumbs)
     return sorted(dict(reversed(pairs)).items())
 
 
@@ -92,12 +93,12 @@ def compare(
 def _pixels(train: Sequence[Path], test: Sequence[Path], names: np.ndarray) -> list[Finding]:
     """The spectra of equally many images of both."""
     count = min(PROBED, len(train), len(test))
-    traces = probes.probe_files([*train[:count], *test[:count]], label="probe test")
+    traces = pixel_traces.probe_files([*train[:count], *test[:count]], label="probe test")
     kept = np.concatenate([names[:count], names[len(train) : len(train) + count]])
     is_test = np.repeat([0, 1], count)
     measured = traces.notna().all(axis=1).to_numpy()
     return _probe(
-        "spectrum", traces.loc[measured, probes.SPECTRUM], is_test[measured], kept[measured], linear=SPECTRUM_C
+        "spectrum", traces.loc[measured, pixel_traces.SPECTRUM], is_test[measured], kept[measured], linear=SPECTRUM_C
     )
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ensemble import audit_checks, dataset, null, probes
+from ensemble import audit_checks, dataset, null
 from ensemble.audit_checks import Finding
 from ensemble.core.errors import DataError
+from ensemble.images import pixel_traces
 from ensemble.index import Indexed
 from ensemble.null import CONTENT_C, PROBED, SPECTRUM_C, WARN, Probe, thumb_table
 from ensemble.sources import Labelled, Skipped
@@ -85,7 +86,7 @@ def audit(
     blind = null.probe_table(features[names], labels, groups, top=5)
     with_bytes = null.probe_table(features[[*names, *null.BYTES]], labels, groups, top=5)
     rows = _sample(labels)
-    traces = probes.probe_files([items[row].file for row in rows])
+    traces = pixel_traces.probe_files([items[row].file for row in rows])
     findings = [
         *_null_findings(blind, with_bytes),
         *_family_findings(features, labels, groups),
@@ -158,13 +159,20 @@ def _family_findings(features: pd.DataFrame, labels: np.ndarray, groups: np.ndar
 
 _PIXEL_PROBES = {
     "hidden_jpeg": (
-        ["comb", "step", "grid_7", "grid_most", "grid_off", *(name for name in probes.GRID if name.startswith("dct"))],
+        [
+            "comb",
+            "step",
+            "grid_7",
+            "grid_most",
+            "grid_off",
+            *(name for name in pixel_traces.GRID if name.startswith("dct")),
+        ],
         "traces of earlier JPEG compression in the pixels",
         "canonicalise levels them",
         None,
     ),
     "resampling": (
-        [*probes.RESAMPLING, *probes.SPECTRUM],
+        [*pixel_traces.RESAMPLING, *pixel_traces.SPECTRUM],
         "spectra of the pixels",
         "this may be the generator's own trace, or that one class was resized",
         SPECTRUM_C,

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 
-from ensemble import images, page, probes, swap
+from ensemble import swap
 from ensemble.against import Test
 from ensemble.audit import BLOCK, Audited
 from ensemble.core import artifacts
 from ensemble.core.parallel import ordered_map
+from ensemble.images import decode, html, pixel_traces
 from ensemble.null import PROBED
 
 SHEET = 32  # images of a contact sheet
@@ -20,7 +21,7 @@ COLOURS = {"ai": "#b3261e", "real": "#1f5fae"}
 def render(audited: Audited, test: Test | None, data: Sequence[str], run: Path | None = None) -> str:
     """The page as HTML. With `run`, its members score the swap test instead of a small probe."""
     named = (("metadata alone", audited.audit.null), ("and bytes per pixel", audited.audit.null_with_bytes))
-    return page.render(
+    return html.render(
         "audit.html",
         data=data,
         audit=audited.audit.to_dict(),
@@ -72,12 +73,12 @@ def _pictures(names: Sequence[str], files: Sequence[Path]) -> list[tuple[str, st
 
 
 def _picture(file: Path) -> str:
-    return page.picture(images.decode(file))
+    return html.picture(decode.decode(file))
 
 
 def spectra(audited: Audited) -> str:
     """Mean log10 power by radius for both classes, as SVG."""
-    values = audited.traces[probes.SPECTRUM].to_numpy()
+    values = audited.traces[pixel_traces.SPECTRUM].to_numpy()
     labels = audited.labels[audited.probed]
     kept = ~np.isnan(values).any(axis=1)
     values, labels = values[kept], labels[kept]
@@ -87,7 +88,7 @@ def spectra(audited: Audited) -> str:
     width, height, left, bottom = 720, 320, 50, 40
 
     def x(index: float) -> float:
-        return left + index / (probes.BINS - 1) * (width - left - 10)
+        return left + index / (pixel_traces.BINS - 1) * (width - left - 10)
 
     def y(value: float) -> float:
         return (height - bottom) - (value - low) / (high - low) * (height - bottom - 10)
@@ -98,7 +99,7 @@ def spectra(audited: Audited) -> str:
         for tick in np.arange(low, high + 1, max(1, round((high - low) / 6)))
     ]
     for share in (0, 0.125, 0.25, 0.375, 0.5):
-        place = x(share * 2 * (probes.BINS - 1))
+        place = x(share * 2 * (pixel_traces.BINS - 1))
         parts.append(f'<text x="{place:.1f}" y="{height - bottom + 18}" text-anchor="middle">{share:g}</text>')
     for label, name in ((1, "ai"), (0, "real")):
         mean, spread = values[labels == label].mean(axis=0), values[labels == label].std(axis=0)

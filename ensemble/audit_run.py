@@ -8,10 +8,10 @@ import numpy as np
 
 from ensemble import against as other
 from ensemble import audit, canonicalise, dataset, sources
-from ensemble.canonical import make_plan
 from ensemble.core import artifacts
 from ensemble.core.errors import DataError
 from ensemble.core.names import LABELS
+from ensemble.images.canonical import make_plan
 from ensemble.splits import Fractions
 
 

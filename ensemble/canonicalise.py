@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ensemble import images
-from ensemble.canonical import JPEGS, Plan, canonical, last_compression
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError, ImageError
 from ensemble.core.names import LABELS
 from ensemble.core.parallel import ordered_map
+from ensemble.images import decode
+from ensemble.images.canonical import JPEGS, Plan, canonical, last_compression
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def _write(row: dict[Any, Any], plan: Plan, folder: Path, seed: int) -> str | Im
     rng = np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
     file = Path(row["root"]) / row["path"]
     try:
-        image = canonical(images.decode(file), row["format"] in JPEGS, plan, rng)
+        image = canonical(decode.decode(file), row["format"] in JPEGS, plan, rng)
     except ImageError as error:
         return error
     quality, subsampling = last_compression(plan, rng)

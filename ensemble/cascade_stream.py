@@ -13,9 +13,9 @@ from typing import Generic
 import numpy as np
 from PIL.Image import Image
 
-from ensemble import images
 from ensemble.core.errors import ImageError
 from ensemble.core.parallel import available_cores, ordered_map
+from ensemble.images import decode
 from ensemble.score import AHEAD, Large, Runner, Scored, T, Views, chunk_rows, run_views
 
 # a runner's number, logits float32 [N, runners] so far (NaN where none ran), items -> bool [N]: who needs that runner
@@ -103,8 +103,8 @@ def cascade_stream(
         with ExitStack() as held:
             image = row.picture or read(row.item, lambda: held.enter_context(alone))
             room.keep(row, image)
-            with images.named(name(row.item)):
-                views = images.prepare(image, [runner.contract for runner in some])
+            with decode.named(name(row.item)):
+                views = decode.prepare(image, [runner.contract for runner in some])
             del image  # before another large one may be decoded
         return views
 

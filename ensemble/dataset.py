@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ensemble import canonical, groups, sources, splits
+from ensemble import sources, splits
 from ensemble.core import artifacts
 from ensemble.core.errors import DataError, some
+from ensemble.images import canonical, near_duplicates
 from ensemble.index import Indexed, index_files
 from ensemble.splits import FITTED, SPLITS, Fractions
 
@@ -142,14 +143,14 @@ def conflicting(items: Sequence[sources.Labelled], pixels: Sequence[str]) -> lis
 
 def near_pairs(indexed: Indexed) -> list[tuple[int, int]]:
     """Positions of images that show the same picture, though their pixels are not equal."""
-    return groups.near_duplicates(indexed.hashes, indexed.thumbs)
+    return near_duplicates.near_duplicates(indexed.hashes, indexed.thumbs)
 
 
 def group_names(items: Sequence[sources.Labelled], indexed: Indexed, near: Sequence[tuple[int, int]]) -> list[str]:
     """One name a row. Equal names, identical pixels and near-duplicates are joined."""
     facts = indexed.facts
     pairs = equal_pairs(item.group for item in items) + equal_pairs(facts["pixels"]) + list(near)
-    roots = groups.connected(len(items), pairs)
+    roots = near_duplicates.connected(len(items), pairs)
     # Named after what it holds, not where that lies: the user's group, or else the smallest hash.
     best: dict[int, tuple[bool, str]] = {}
     for root, item, digest in zip(roots, items, facts["sha256"], strict=True):

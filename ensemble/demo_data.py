@@ -16,9 +16,9 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional
 
-from ensemble import images
 from ensemble.core import artifacts
 from ensemble.core.errors import DataError
+from ensemble.images import decode
 
 # Sharp ones: a blurred tile holds nothing that a generator could have changed.
 PHOTOS = {
@@ -76,7 +76,7 @@ def packaged_photos() -> dict[str, Image.Image]:
             file = next((p for p in (folder / f"{name}.png", folder / f"{name}.jpg") if p.is_file()), None)
             if file is None:
                 raise DataError(f"{folder} has no photograph {name}; run: pip install --force-reinstall {package}")
-            found[name] = images.decode(file).convert("RGB")
+            found[name] = decode.decode(file).convert("RGB")
     return found
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ensemble import dataset, images
+from ensemble import dataset
 from ensemble.core import artifacts, metrics
 from ensemble.core.errors import ArtifactError, DataError, ImageError
 from ensemble.grouped import one_thread
+from ensemble.images import decode
 from ensemble.score import Runner
 from ensemble.stack_rows import Material, scores_at, stack_scores, subset
 from ensemble.stack_table import Scored, score_models, signed
@@ -78,7 +79,7 @@ def measure_costs(run: Path, names: Sequence[str], rows: pd.DataFrame) -> tuple[
     for name in tqdm(names, desc="timing", unit="member", leave=False, disable=None):
         runner = torch_runner(name, load_member(run, name), torch.device(device))
         try:
-            pixels = np.concatenate([images.to_pixels(images.decode(file), runner.contract) for file in files])
+            pixels = np.concatenate([decode.to_pixels(decode.decode(file), runner.contract) for file in files])
         except ImageError as error:
             raise ArtifactError(f"members are timed on held-out images, and one cannot be read: {error}") from None
         costs[name] = milliseconds(runner, pixels, len(files))

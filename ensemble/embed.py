@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ensemble import groups, images
 from ensemble.backbone import Member, build_member
 from ensemble.checkpoints import check_source, locate_checkpoint
 from ensemble.core import artifacts, feature_cache
@@ -23,6 +22,7 @@ from ensemble.core.recipe import Backbone, Recipe, Train
 from ensemble.core.recipe_files import load_recipes, recipes_folder
 from ensemble.files import at_home
 from ensemble.heads import head_of
+from ensemble.images import decode, near_duplicates
 from ensemble.members import load_member
 
 DEFAULT = "efficientnet_lite0"  # of recipes/quick: its weights come with a package
@@ -192,7 +192,7 @@ def embed_images(
 
 def _record(width: int) -> np.dtype[np.void]:
     """One image's features, in memory and in the cache."""
-    side = groups.THUMBNAIL
+    side = near_duplicates.THUMBNAIL
     return np.dtype([("thumb", "u1", (side, side, 3)), ("hash", "<u8"), ("pixels", "u1", 32), ("vector", "<f4", width)])
 
 
@@ -202,14 +202,14 @@ def _look(file: Path, contract: ImageContract, known: set[bytes]) -> _Look | str
         key = sha256(data).digest()
         if key in known:
             return _Look(key)
-        image = images.decode(data, name=str(file))
-        views = images.to_pixels(image, contract)
+        image = decode.decode(data, name=str(file))
+        views = decode.to_pixels(image, contract)
     except OSError as error:
         return f"{file}: {error.strerror}"
     except ImageError as error:
         return str(error)
     pixels = sha256(str(image.size).encode() + image.convert("RGBA").tobytes()).digest()
-    return _Look(key, (views, groups.thumbnail(image), pixels))
+    return _Look(key, (views, near_duplicates.thumbnail(image), pixels))
 
 
 def _embed_batch(batch: Sequence[_Look], embedder: Embedder, cache: Any) -> np.ndarray:
@@ -225,7 +225,7 @@ def _embed_batch(batch: Sequence[_Look], embedder: Embedder, cache: Any) -> np.n
         features = embedder.run(pixels).reshape(len(fresh), -1, embedder.width).mean(axis=1)
         vectors = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
         for (place, _, (_, thumb, digest)), vector in zip(fresh, vectors, strict=True):
-            found[place] = (thumb, groups.perceptual_hash(thumb), np.frombuffer(digest, np.uint8), vector)
+            found[place] = (thumb, near_duplicates.perceptual_hash(thumb), np.frombuffer(digest, np.uint8), vector)
         if cache is not None:
             feature_cache.write(cache, embedder.sha256, {key: found[place].tobytes() for place, key, _ in fresh})
     return found

@@ -11,12 +11,13 @@ import pandas as pd
 import psutil
 import torch
 
-from ensemble import batches, dataset, grid, machine
+from ensemble import batches, dataset, machine
 from ensemble.adapt import adapt
 from ensemble.backbone import Member, build_member
 from ensemble.core import eta
 from ensemble.core.recipe import Recipe
 from ensemble.distributed import Processes
+from ensemble.images import robustness
 from ensemble.loader import Rows
 from ensemble.step import Engine, build_engine, optimizer_step
 from ensemble.tune import Reading, logits_of
@@ -49,7 +50,7 @@ def estimate(
         seconds = scoring * (len(train) * views / member.contract.count + (frame["split"] != "train").sum())
         return Estimate(len(train), 0, _with_folds(float(seconds), frame), _peak(processes))
     training = _training_rate(member, recipe, train, reading, processes)
-    cells = len(grid.SMALL_GRID) if recipe.train.tune_score == "worst_cell" else 1
+    cells = len(robustness.SMALL_GRID) if recipe.train.tune_score == "worst_cell" else 1
     epochs, count = recipe.train.epochs, frame["split"].value_counts()
     epoch = training * count["train"] + scoring * count["tune"] * cells
     held = scoring * (len(frame) - count["train"] - count["tune"])

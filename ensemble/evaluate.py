@@ -15,14 +15,14 @@ import numpy as np
 import pandas as pd
 from PIL.Image import Image
 
-from ensemble import images
 from ensemble.breakdown import TITLES, Part, by
 from ensemble.core import artifacts
 from ensemble.core.bootstrap import interval, score_intervals
 from ensemble.core.errors import ArtifactError, ImageError, some
 from ensemble.core.metrics import SCORES, Interval, sigmoid
 from ensemble.core.parallel import ordered_map
-from ensemble.grid import GRID_VERSION, Cell
+from ensemble.images import decode
+from ensemble.images.robustness import GRID_VERSION, Cell
 from ensemble.sources import Labelled
 from ensemble.stack import Stacker
 
@@ -96,7 +96,7 @@ def seconds_per_image(items: Sequence[Labelled], model: Model, count: int = 4) -
     pictures = []
     for item in items[:count]:
         with suppress(ImageError):
-            pictures.append(images.decode(item.file))
+            pictures.append(decode.decode(item.file))
     if not pictures:
         return None
     try:
@@ -125,7 +125,7 @@ def _scored(
     def tasks() -> Iterator[tuple[str, Cell, Image]]:
         for item, cells in todo:
             try:
-                image = images.decode(item.file)
+                image = decode.decode(item.file)
             except ImageError as error:
                 errors[item.id] = str(error)
                 progress(len(cells))

@@ -20,7 +20,7 @@ from ensemble.core import artifacts
 from ensemble.core.errors import DataError
 from ensemble.core.names import LABELS
 from ensemble.files import IMAGE_SUFFIXES
-from ensemble.images import format_name
+from ensemble.images.decode import format_name
 
 COLUMNS = ("id", "path", "label", "source", "generator", "original")
 MIN_FREE_BYTES = 256 << 20

@@ -8,10 +8,11 @@ import pandas as pd
 from PIL.Image import Image
 from tqdm import tqdm
 
-from ensemble import canonical, dataset, images
+from ensemble import dataset
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, some
 from ensemble.core.metrics import sigmoid
+from ensemble.images import canonical, decode
 from ensemble.score import Runner, score_images, with_flip
 from ensemble.stack_table import Scored, score_models
 
@@ -34,7 +35,7 @@ def compare(runners: Sequence[Runner], run: Path, rows: pd.DataFrame) -> list[Sc
     plan = canonical.read_plan(artifacts.canonical_path(run))
 
     def read(row: int, file: Path) -> Image:
-        return images.decode(file) if plan is None else canonical.read_canonical(file, plan, (0, row))
+        return decode.decode(file) if plan is None else canonical.read_canonical(file, plan, (0, row))
 
     both = [*runners, *map(with_flip, runners)]
     with tqdm(total=len(rows), desc="flips", unit="image", leave=False, disable=None) as bar:

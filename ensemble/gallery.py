@@ -7,10 +7,10 @@ import numpy as np
 from PIL.Image import Image
 from tqdm import tqdm
 
-from ensemble import page
-from ensemble.canonical import WHITE
 from ensemble.core.errors import ImageError
-from ensemble.images import flatten
+from ensemble.images import html
+from ensemble.images.canonical import WHITE
+from ensemble.images.decode import flatten
 from ensemble.report_rows import Rows
 
 COUNT = 12  # images of each kind
@@ -57,8 +57,8 @@ def _card(rows: Rows, row: int, threshold: float, look: Look | None) -> Card:
     missing = ""
     try:
         image = flatten(rows.read(row), WHITE)
-        picture = page.picture(image)
-        heat = page.picture(look(image)) if look is not None else None
+        picture = html.picture(image)
+        heat = html.picture(look(image)) if look is not None else None
     except ImageError as error:
         missing = str(error)
     target = float(p["stack"][row])

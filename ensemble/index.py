@@ -23,10 +23,10 @@ import pandas as pd
 from PIL.Image import Image
 from tqdm import tqdm
 
-from ensemble import groups, headers, images
 from ensemble.core import artifacts
 from ensemble.core.errors import ImageError
 from ensemble.core.parallel import ordered_map
+from ensemble.images import decode, metadata, near_duplicates
 
 VERSION = 3  # raised by hand when a pass would find other values in the same file
 COMMIT = 500  # files between two writes of the cache
@@ -43,7 +43,7 @@ class Facts:
     bytes: int
     sha256: str
     phash: int
-    header: headers.Header
+    header: metadata.Header
     thumb: "builtins.bytes"
 
 
@@ -112,7 +112,7 @@ def index_files(files: Sequence[Path], workers: int | None = None, label: str = 
 
 def _mapped(store: IO[bytes], count: int) -> np.ndarray:
     """The thumbnails written to `store`, uint8 [count, 32, 32, 3], on disk even after it has lost its name."""
-    shape = (count, groups.THUMBNAIL, groups.THUMBNAIL, 3)
+    shape = (count, near_duplicates.THUMBNAIL, near_duplicates.THUMBNAIL, 3)
     store.flush()
     return np.memmap(store, dtype=np.uint8, mode="r", shape=shape) if count else np.empty(shape, dtype=np.uint8)
 
@@ -141,20 +141,20 @@ def read_facts(file: Path) -> Facts | str:
     """What one image file holds, or why it cannot be read."""
     try:
         data = file.read_bytes()
-        image = images.decode(data, name=str(file))
+        image = decode.decode(data, name=str(file))
     except OSError as error:
         return f"{file}: {error.strerror}"
     except ImageError as error:
         return str(error)
-    thumb = groups.thumbnail(image)
-    header = headers.read_header(data, *image.size)
+    thumb = near_duplicates.thumbnail(image)
+    header = metadata.read_header(data, *image.size)
     return Facts(
         width=image.width,
         height=image.height,
         format=str(header["format"]),
         bytes=len(data),
         sha256=sha256(data).hexdigest(),
-        phash=groups.perceptual_hash(thumb),
+        phash=near_duplicates.perceptual_hash(thumb),
         header=header,
         thumb=thumb.tobytes(),
     )
@@ -173,7 +173,7 @@ def _pixel_names(
 
 
 def _pixel_hash(file: Path) -> str:
-    image = _opaque(images.decode(file))
+    image = _opaque(decode.decode(file))
     return sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
 
 
@@ -250,7 +250,7 @@ def _stamp(file: Path) -> str:
 def _recall(cache: sqlite3.Connection, file: Path, stamp: str) -> Facts | None:
     with suppress(sqlite3.Error, ValueError, TypeError):  # a damaged cache knows nothing
         row = cache.execute("SELECT facts, thumb FROM facts WHERE path = ? AND stamp = ?", (_key(file), stamp))
-        if (found := row.fetchone()) is not None and len(found[1]) == 3 * groups.THUMBNAIL**2:
+        if (found := row.fetchone()) is not None and len(found[1]) == 3 * near_duplicates.THUMBNAIL**2:
             return Facts(**json.loads(found[0]), thumb=found[1])
     return None
 

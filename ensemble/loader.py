@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ensemble import degrade, images
-from ensemble.canonical import Plan, read_canonical
 from ensemble.core.preprocess_config import ImageContract
 from ensemble.core.recipe import Augment
+from ensemble.images import decode, degradations
+from ensemble.images.canonical import Plan, read_canonical
 
 Key = tuple[int, int]  # epoch, row
 
@@ -50,22 +50,22 @@ class Rows(Dataset[dict[str, Any]]):
         draw = [self.seed, epoch if self.augment else 0, row]
         image = self._decoded(row) if self.plan is None else read_canonical(self.files[row], self.plan, draw)
         if self.augment is None:
-            pixels = images.to_pixels(image, self.contract)
+            pixels = decode.to_pixels(image, self.contract)
         else:
             rng = np.random.default_rng(draw)
-            changes = degrade.draw(self.augment, rng)
+            changes = degradations.draw(self.augment, rng)
             place = (float(rng.random()), float(rng.random()))
             if changes and self.contract.geometry == "native_crops":
                 image = around(image, self.contract.size, place, changes)
             for change in changes:
                 image = change.apply(image)
-            pixels = degrade.turn(images.to_pixels(image, self.contract, [place]), self.augment, rng)
+            pixels = degradations.turn(decode.to_pixels(image, self.contract, [place]), self.augment, rng)
         return {"pixels": pixels, "labels": float(self.labels[row])}
 
     def _decoded(self, row: int) -> Image.Image:
         if row in self.kept:
             return self.kept[row]
-        image = images.decode(self.files[row])
+        image = decode.decode(self.files[row])
         size = image.width * image.height * len(image.getbands())
         if size <= self.room:
             self.room -= size
@@ -73,7 +73,9 @@ class Rows(Dataset[dict[str, Any]]):
         return image
 
 
-def around(image: Image.Image, size: int, place: tuple[float, float], changes: Sequence[degrade.Change]) -> Image.Image:
+def around(
+    image: Image.Image, size: int, place: tuple[float, float], changes: Sequence[degradations.Change]
+) -> Image.Image:
     """The part of an image that suffices for a crop of `size` pixels at `place` after the changes.
 
     Twice the length of what the crop shows, for what reaches into it from beyond its edges.
@@ -81,7 +83,7 @@ def around(image: Image.Image, size: int, place: tuple[float, float], changes: S
     (unless `crop` is among the changes, which then moves it less far).
     """
     side = math.ceil(2 * size / math.prod(change.scale for change in changes))
-    return degrade.cut(image, side, side, *place)
+    return degradations.cut(image, side, side, *place)
 
 
 def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from ensemble import against as other
-from ensemble import audit, canonical, dataset, folds
+from ensemble import audit, dataset, folds
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
+from ensemble.images import canonical
 from ensemble.index import Indexed
 from ensemble.sources import Labelled
 from ensemble.splits import Fractions

@@ -18,13 +18,13 @@ from sklearn.preprocessing import StandardScaler
 
 from ensemble import dataset
 from ensemble.backbone import Member
-from ensemble.canonical import Plan
 from ensemble.core import artifacts, feature_cache, metrics
 from ensemble.core.errors import BackboneError
 from ensemble.core.parallel import ordered_map
 from ensemble.core.recipe import Recipe
 from ensemble.embed import Embedder, embedder_of
 from ensemble.heads import head_of
+from ensemble.images.canonical import Plan
 from ensemble.loader import Rows
 from ensemble.tune import named_scores
 

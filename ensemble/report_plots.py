@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from ensemble import page
 from ensemble.core import metrics
 from ensemble.core.metrics import BINS
+from ensemble.images import html
 
 INK, QUIET, GRID = "#333333", "#8a8a8a", "#bbbbbb"
 AI, REAL = "#b3261e", "#1f5fae"
@@ -163,4 +163,4 @@ def _style(name: str, names: Mapping[str, object]) -> dict[str, Any]:
 def _uri(figure: Figure) -> str:
     buffer = io.BytesIO()
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
-    return page.data_uri("image/svg+xml", buffer.getvalue())
+    return html.data_uri("image/svg+xml", buffer.getvalue())

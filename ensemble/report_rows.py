@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 from PIL.Image import Image
 
-from ensemble import canonical, dataset, external, images, members
+from ensemble import dataset, external, members
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, some
 from ensemble.core.metrics import sigmoid
 from ensemble.evaluate import CLEAN, PREFIX
+from ensemble.images import canonical, decode
 from ensemble.stack import Stacker
 from ensemble.stack_rows import read_material, stack_scores
 
@@ -131,7 +132,7 @@ def _of_run(
 
     def read(row: int) -> Image:
         if plan is None:
-            return images.decode(files[row])
+            return decode.decode(files[row])
         return canonical.read_canonical(files[row], plan, [seed, 0, int(places[row])])
 
     return Rows(title, basis, described, stacker.members, logits, *stack, read)
@@ -172,7 +173,7 @@ def evaluated_rows(run: Path, name: str, stacker: Stacker) -> Rows:
         logits,
         stacker.logit(logits),
         stacker.raw_logit(logits),
-        lambda row: images.decode(files[row]),
+        lambda row: decode.decode(files[row]),
         scores if (scores["cell"] != CLEAN).any() else None,
         record,
     )

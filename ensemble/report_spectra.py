@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from ensemble.canonical import WHITE
 from ensemble.core.errors import ImageError
 from ensemble.core.parallel import ordered_map
-from ensemble.images import flatten
-from ensemble.probes import SIDE, SMALLEST, radial_spectrum
+from ensemble.images.canonical import WHITE
+from ensemble.images.decode import flatten
+from ensemble.images.pixel_traces import SIDE, SMALLEST, radial_spectrum
 from ensemble.report_rows import Rows
 
 MOST = 300  # images a class

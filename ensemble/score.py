@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL.Image import Image
 
-from ensemble import images
 from ensemble.core.errors import ImageError
 from ensemble.core.parallel import ordered_map
 from ensemble.core.preprocess_config import ImageContract
+from ensemble.images import decode as images
 
 T = TypeVar("T")
 Views = dict[tuple[Any, ...], np.ndarray]  # pixels by ImageContract.view

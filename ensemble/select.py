@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ensemble import groups
 from ensemble.core.errors import DataError
 from ensemble.core.names import LABELS
 from ensemble.embed import Features
+from ensemble.images import near_duplicates
 from ensemble.neighbours import EXACT_LIMIT, Search, exact_search, make_search
 
 UNLABELLED = -1  # label of images of which the class is not known
@@ -59,7 +59,7 @@ def duplicates_of_test(pool: Features, test: Features) -> np.ndarray:
     found = np.array([digest.tobytes() in seen for digest in pool.pixels], dtype=bool)
     for start in range(0, len(found), PART):
         hashes, thumbs = pool.hashes[start : start + PART].tolist(), pool.thumbs[start : start + PART]
-        pairs = groups.near_duplicates_between(hashes, thumbs, test.hashes.tolist(), test.thumbs)
+        pairs = near_duplicates.near_duplicates_between(hashes, thumbs, test.hashes.tolist(), test.thumbs)
         found[[start + row for row, _ in pairs]] = True
     return found
 
@@ -166,14 +166,14 @@ def _repeated(pool: Features, kept: np.ndarray, rows: np.ndarray) -> np.ndarray:
     hashes, thumbs = pool.hashes[rows].tolist(), pool.thumbs[rows]
     repeated = np.zeros(len(rows), dtype=bool)
     if len(kept):
-        pairs = groups.near_duplicates_between(hashes, thumbs, pool.hashes[kept].tolist(), pool.thumbs[kept])
+        pairs = near_duplicates.near_duplicates_between(hashes, thumbs, pool.hashes[kept].tolist(), pool.thumbs[kept])
         repeated[[i for i, _ in pairs]] = True
     pairs = _same_pixels(pool.pixels[rows])
     while True:  # of a large group not all pairs are given: what stays is looked through again
         left = np.flatnonzero(~repeated)
         if len(left) < 2:
             return repeated
-        found = groups.near_duplicates(pool.hashes[rows[left]].tolist(), pool.thumbs[rows[left]])
+        found = near_duplicates.near_duplicates(pool.hashes[rows[left]].tolist(), pool.thumbs[rows[left]])
         pairs += [(int(left[i]), int(left[j])) for i, j in found]
         if not pairs:
             return repeated

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from ensemble import images
+from ensemble.images import decode
 
 CELL = 144  # side of an image, in pixels
 GAP = 12
@@ -50,7 +50,7 @@ def _cell(
     file: Path,
     caption: str,
 ) -> None:
-    image = images.decode(file).convert("RGB")
+    image = decode.decode(file).convert("RGB")
     fitted = ImageOps.contain(image, (CELL, CELL))
     left, top = corner
     sheet.paste(fitted, (left + (CELL - fitted.width) // 2, top + (CELL - fitted.height) // 2))

@@ -12,11 +12,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ensemble import images, probes
-from ensemble.canonical import WHITE
 from ensemble.core import metrics
 from ensemble.core.parallel import ordered_map
-from ensemble.images import FORMATS
+from ensemble.images import decode, pixel_traces
+from ensemble.images.canonical import WHITE
+from ensemble.images.decode import FORMATS
 
 SWAPPED = 100  # images of a class
 
@@ -54,7 +54,7 @@ def swap_test(
         for way in ("own", "swapped")
     }
     chosen = [files[row] for row in rows]
-    logits = {"as_is": score([images.decode(file) for file in chosen])}
+    logits = {"as_is": score([decode.decode(file) for file in chosen])}
     for way, files_of in donors.items():
         logits[way] = score(list(ordered_map(_stored_as, list(zip(chosen, files_of, strict=True)))))
     moved = logits["swapped"] - logits["own"]
@@ -64,7 +64,7 @@ def swap_test(
 
 
 def _stored_as(pair: tuple[Path, Path]) -> Image.Image:
-    return stored_as(images.decode(pair[0]), pair[1])
+    return stored_as(decode.decode(pair[0]), pair[1])
 
 
 def stored_as(image: Image.Image, donor: Path) -> Image.Image:
@@ -72,7 +72,7 @@ def stored_as(image: Image.Image, donor: Path) -> Image.Image:
 
     Nothing is enlarged.
     """
-    rgb = images.flatten(image, WHITE)
+    rgb = decode.flatten(image, WHITE)
     with Image.open(donor, formats=FORMATS) as like:
         width, height = (min(own, other) for own, other in zip(rgb.size, like.size, strict=True))
         left, top = (rgb.width - width) // 2, (rgb.height - height) // 2
@@ -82,7 +82,7 @@ def stored_as(image: Image.Image, donor: Path) -> Image.Image:
         return rgb
     buffer = io.BytesIO()
     rgb.save(buffer, **options)
-    return images.decode(buffer.getvalue())
+    return decode.decode(buffer.getvalue())
 
 
 def _options(like: Image.Image) -> dict[str, Any] | None:
@@ -109,7 +109,7 @@ def small_probe(labels: np.ndarray, traces: np.ndarray, groups: np.ndarray) -> t
     model.fit(traces[half], labels[half])
 
     def score(pictures: Sequence[Image.Image]) -> np.ndarray:
-        values = np.stack(list(ordered_map(probes.probe, pictures)))
+        values = np.stack(list(ordered_map(pixel_traces.probe, pictures)))
         return np.asarray(model.decision_function(np.nan_to_num(values)))
 
     return score, np.flatnonzero(~half)
@@ -128,7 +128,7 @@ def member_score(run: Path, names: Sequence[str]) -> Score:
     def score(pictures: Sequence[Image.Image]) -> np.ndarray:
         found = []
         for picture in pictures:
-            views = [runner.run(images.to_pixels(picture, runner.contract)).mean() for runner in runners]
+            views = [runner.run(decode.to_pixels(picture, runner.contract)).mean() for runner in runners]
             found.append(float(np.mean(views)))
         return np.array(found)
 

@@ -14,16 +14,17 @@ import psutil
 import torch
 import transformers
 
-from ensemble import canonical, curves, dataset, folds, unfinished
+from ensemble import curves, dataset, folds, unfinished
 from ensemble.adapt import adapt
 from ensemble.backbone import Member, build_member, save_classifier
-from ensemble.canonical import Plan
 from ensemble.checkpoints import hub_name
 from ensemble.core import artifacts
 from ensemble.core.names import LABELS
 from ensemble.core.recipe import Recipe
 from ensemble.distributed import Processes, first_does
 from ensemble.fit import Job, fit
+from ensemble.images import canonical
+from ensemble.images.canonical import Plan
 from ensemble.loader import Rows
 from ensemble.lora import merge_lora
 from ensemble.members import FITTED_SPLITS

@@ -13,7 +13,7 @@ import pandas as pd
 from rich.console import Console
 from tqdm import tqdm
 
-from ensemble import canonical, dataset, machine, members, unfinished
+from ensemble import dataset, machine, members, unfinished
 from ensemble.adapt import check_network
 from ensemble.board import Board
 from ensemble.checkpoints import check_source, locate_checkpoint, weights_file
@@ -22,6 +22,7 @@ from ensemble.core.errors import BackboneError, ManyeyesError, first_line
 from ensemble.core.recipe import Recipe
 from ensemble.distributed import first_does
 from ensemble.estimate import Estimate, estimate
+from ensemble.images import canonical
 from ensemble.progress import Watch
 from ensemble.torch_runner import choose_device
 from ensemble.tracking import check_trackers

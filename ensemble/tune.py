@@ -10,13 +10,14 @@ import pandas as pd
 import torch
 from PIL.Image import Image
 
-from ensemble import canonical, dataset, grid, images
+from ensemble import dataset
 from ensemble.backbone import Member
-from ensemble.canonical import Plan
 from ensemble.core import metrics
 from ensemble.core.errors import DataError
 from ensemble.core.recipe import Recipe
 from ensemble.distributed import Processes, gathered, mine
+from ensemble.images import canonical, decode, robustness
+from ensemble.images.canonical import Plan
 from ensemble.score import score_images
 from ensemble.torch_runner import torch_runner
 
@@ -33,7 +34,7 @@ class Reading:
     def image(self, row: int, file: Path) -> Image:
         """The decoded image of a row."""
         return (
-            images.decode(file) if self.plan is None else canonical.read_canonical(file, self.plan, [self.seed, 0, row])
+            decode.decode(file) if self.plan is None else canonical.read_canonical(file, self.plan, [self.seed, 0, row])
         )
 
 
@@ -80,7 +81,7 @@ def tune_scores(
     For `worst_cell` the rows are scored under every cell of the small robustness grid.
     """
     robust = recipe.train.tune_score == "worst_cell"
-    cells = grid.SMALL_GRID if robust else grid.SMALL_GRID[:1]
+    cells = robustness.SMALL_GRID if robust else robustness.SMALL_GRID[:1]
     progress = scoring("tune", len(frame) * len(cells))
     labels = frame["label"].to_numpy()
     by_cell = {
@@ -90,7 +91,7 @@ def tune_scores(
     logits = by_cell[cells[0].name]
     scores: dict[str, Any] = {**named_scores(labels, logits)}
     if robust:
-        scores["worst_cell"], scores["tune_worst_cell"] = grid.worst_cell(labels, by_cell)
+        scores["worst_cell"], scores["tune_worst_cell"] = robustness.worst_cell(labels, by_cell)
     return scores | {"tune_score": scores[f"tune_{recipe.train.tune_score}"]}
 
 

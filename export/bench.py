@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ensemble import dataset, images
+from ensemble import dataset
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
 from ensemble.core.preprocess_config import ImageContract
+from ensemble.images import decode
 from ensemble.score import Runner, chunk_rows, score_stream
 from export.inputs import read_inputs
 from export.libraries import load_openvino, openvino_core
@@ -70,7 +71,7 @@ def end_to_end(
     device: str,
     full: bool,
     runners: Sequence[Runner],
-    sources: Sequence[images.Source],
+    sources: Sequence[decode.Source],
     progress: Progress,
 ) -> dict[str, Any]:
     """Images a second of a bundle, of preparing their pixels alone, and of ONNX Runtime in turn, alternating."""
@@ -95,12 +96,12 @@ def end_to_end(
     return {"images": count, "different_images": min(count, len(sources)), **speeds, "ratio": ratio}
 
 
-def in_turn(sources: Sequence[images.Source], runners: Sequence[Runner]) -> None:
+def in_turn(sources: Sequence[decode.Source], runners: Sequence[Runner]) -> None:
     """What one writes with ONNX Runtime alone: for each member, batch by batch, read, decode, resize, run."""
     for runner in runners:
         for start in range(0, len(sources), PEER_BATCH):
             batch = sources[start : start + PEER_BATCH]
-            runner.run(np.concatenate([images.to_pixels(images.decode(each), runner.contract) for each in batch]))
+            runner.run(np.concatenate([decode.to_pixels(decode.decode(each), runner.contract) for each in batch]))
 
 
 def write_photographs(folder: Path, count: int = 32) -> list[Path]:
@@ -123,7 +124,7 @@ def write_photographs(folder: Path, count: int = 32) -> list[Path]:
     return files
 
 
-def pictures(source: Path | None, run: Path | None, place: Path) -> tuple[Sequence[images.Source], str]:
+def pictures(source: Path | None, run: Path | None, place: Path) -> tuple[Sequence[decode.Source], str]:
     """Images to score and what they are: those given, the run's held-out images, or generated ones in `place`."""
     if source is not None:
         inputs = read_inputs(source)
@@ -141,11 +142,11 @@ def idle(contract: ImageContract) -> Runner:
     return Runner("idle", contract, lambda pixels: np.zeros(len(pixels), np.float32))
 
 
-def score(sources: Sequence[images.Source], runners: Sequence[Runner], device: str) -> None:
+def score(sources: Sequence[decode.Source], runners: Sequence[Runner], device: str) -> None:
     """As `infer` does, without a cascade; ArtifactError for an image that cannot be read, which would take no time."""
     chunk = chunk_rows([runner.contract for runner in runners], device)
     stream = score_stream(
-        sources, lambda source, large: images.decode(source, None, large), runners, chunk, together=device == "cuda"
+        sources, lambda source, large: decode.decode(source, None, large), runners, chunk, together=device == "cuda"
     )
     for scored in stream:
         for error in scored.errors.values():

@@ -48,7 +48,7 @@ def bench(run: Path, bundle: str | None, source: Path | None, output: Path | Non
     from tqdm import tqdm
 
     from ensemble.core import artifacts
-    from ensemble.quiet import quiet_decoders
+    from ensemble.images.decoder_warnings import quiet_decoders
     from export import bench as measure
     from export.bundle import current_bundle
     from export.hub import locate_bundle

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, cast
 import pyarrow as pa
 
 from ensemble.core.errors import ArtifactError, DataError, ManyeyesError, UnavailableError, in_one_line
-from ensemble.quiet import quiet_decoders
+from ensemble.images.decoder_warnings import quiet_decoders
 from ensemble.ray_cluster import this_node
 from ensemble.ray_look import check_versions, look
 from export import bundle, cluster_bundle, predictor

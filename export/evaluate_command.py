@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ensemble.evaluate import Model
-    from ensemble.grid import Cell
+    from ensemble.images.robustness import Cell
     from ensemble.sources import Labelled
 
 
@@ -135,7 +135,7 @@ def _evaluate(job: Job, items: "Sequence[Labelled]", benchmarks: Sequence[str]) 
     from ensemble import evaluate as protocol
     from ensemble import evaluate_run
     from ensemble.core import artifacts
-    from ensemble.grid import choose_cells
+    from ensemble.images.robustness import choose_cells
     from export.evaluate_model import load_model, run_of
 
     cells = choose_cells(job.grid, job.cells)
@@ -188,7 +188,7 @@ def _describe(job: Job, run: Path | None, model: "Model") -> dict[str, Any]:
 def _say_time(items: "Sequence[Labelled]", cells: "Sequence[Cell]", known: "pd.DataFrame", model: "Model") -> None:
     from ensemble.core.eta import duration
     from ensemble.evaluate import missing, seconds_per_image
-    from ensemble.grid import full_grid
+    from ensemble.images.robustness import full_grid
 
     every, left = len(items) * len(cells), sum(len(lacking) for _, lacking in missing(items, cells, known))
     kept = f" ({every - left} are scored already)" if left < every else ""

@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ensemble import dataset, images
+from ensemble import dataset
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, ImageError, some
 from ensemble.core.preprocess_config import ImageContract
 from ensemble.external import External, test_column
 from ensemble.files import as_utf8
+from ensemble.images import decode
 from ensemble.sources import Labelled
 
 FEW = 14  # for fp32: two batches of seven
@@ -57,8 +58,8 @@ class Samples:
         views = []
         try:
             for name, picture in self.pictures():
-                with images.named(name):
-                    views.append(images.to_pixels(picture, contract)[:1])
+                with decode.named(name):
+                    views.append(decode.to_pixels(picture, contract)[:1])
         except ImageError as error:
             raise ArtifactError(f"export needs {self.what}, and one cannot be read: {error}") from None
         return np.concatenate(views)
@@ -118,7 +119,7 @@ def samples(evidence: Evidence) -> Samples:
 def samples_of(evidence: Evidence) -> Samples:
     """All of them."""
     what = f"{len(evidence.files)} {evidence.what}"
-    return Samples(what, lambda: ((file, images.decode(file)) for file in evidence.files))
+    return Samples(what, lambda: ((file, decode.decode(file)) for file in evidence.files))
 
 
 def generated() -> Samples:

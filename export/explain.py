@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ensemble import images
 from ensemble.core.errors import ImageError, UnavailableError
 from ensemble.core.metrics import sigmoid
+from ensemble.images import decode
 from ensemble.stack import Stacker
 from export.ensembles import Ensemble
 from export.infer import member_logits
@@ -60,7 +60,7 @@ def explained(ensemble: Ensemble, networks: Mapping[str, "Member"], name: str, d
     from ensemble.explain import heatmaps, overlay
 
     values = numbers(ensemble, of_open_files([(name, io.BytesIO(data))]))
-    shown = images.decode(data, name)
+    shown = decode.decode(data, name)
     for member, network in networks.items():
         values["members"][member]["heat"] = _data_url(overlay(shown, heatmaps(network, shown)))
     return {"name": name, **values, "note": NOTE}

@@ -56,7 +56,7 @@ def explain(
     """
     from ensemble import external
     from ensemble.core import artifacts
-    from ensemble.images import decode
+    from ensemble.images.decode import decode
     from ensemble.stack_run import read_stacker
     from export import explain, predictor, runtime
     from export.inputs import of_files

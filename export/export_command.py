@@ -127,7 +127,7 @@ def export(
     if bundle is not None and force and not sources:
         raise click.UsageError("--force converts members anew: name them with --member, or leave it out")
     from ensemble.core.artifacts import bundle_path
-    from ensemble.quiet import quiet_decoders
+    from ensemble.images.decoder_warnings import quiet_decoders
     from ensemble.sources import read_data
     from export import certificate, evidence
     from export.export_run import certify_bundle, export_run

@@ -100,7 +100,7 @@ def frontier(
         raise click.UsageError("frontier is about bundles, which torch does not run; choose another --runtime")
     from ensemble.commands import require_training_packages
     from ensemble.core.artifacts import bundle_path, ensure_writable
-    from ensemble.quiet import quiet_decoders
+    from ensemble.images.decoder_warnings import quiet_decoders
     from export import hub, points
     from export.bundle import current_bundle
 

@@ -137,7 +137,7 @@ def infer(
     if cluster and any(str(place).startswith("memory://") for place in (source, images)):
         raise click.UsageError("memory:// is of one process alone, and a cluster has several: leave out --engine ray")
     from ensemble.core import artifacts
-    from ensemble.quiet import quiet_decoders
+    from ensemble.images.decoder_warnings import quiet_decoders
     from export import cascades, fingerprint, hub, journal
     from export import infer as inference
     from export.bundle import contents

@@ -13,7 +13,7 @@ import pandas as pd
 
 from ensemble.core import artifacts
 from ensemble.core.errors import DataError, some
-from ensemble.images import Source
+from ensemble.images.decode import Source
 from ensemble.sources import read_parts
 from export import file_rows, parquet_input, places, shards, spans
 from export.places import Place, join

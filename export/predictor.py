@@ -12,7 +12,7 @@ from ensemble import external
 from ensemble.core import artifacts
 from ensemble.core.errors import BackboneError, DataError, UnavailableError
 from ensemble.core.names import RESERVED
-from ensemble.quiet import quiet_decoders
+from ensemble.images.decoder_warnings import quiet_decoders
 from ensemble.score import Runner
 from ensemble.stack import Stacker
 from ensemble.stack_run import fingerprint, read_stacker

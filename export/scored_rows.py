@@ -7,9 +7,9 @@ from contextlib import closing
 import numpy as np
 from PIL.Image import Image
 
-from ensemble import images
 from ensemble.cascade_stream import cascade_stream, taken_rows
 from ensemble.core.errors import ArtifactError, some
+from ensemble.images import decode
 from ensemble.score import Large, Scored, chunk_rows, score_stream
 from export import ensembles
 from export.ensembles import Ensemble
@@ -69,7 +69,7 @@ def _stream(
     items: Iterable[Item], total: int, ensemble: Ensemble, threads: int | None
 ) -> Generator[Scored, None, None]:
     def read(item: Item, large: Large) -> Image:
-        return images.decode(item.source, item.path, large)
+        return decode.decode(item.source, item.path, large)
 
     def path(item: Item) -> str:
         return item.path

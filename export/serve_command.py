@@ -94,7 +94,7 @@ def serve(
     # Pillow reads it when it is imported: blocks that malloc gives back, not keeps in the arena of each thread
     os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")
     from ensemble.core.errors import UnavailableError
-    from ensemble.quiet import quiet_decoders
+    from ensemble.images.decoder_warnings import quiet_decoders
     from ensemble.stack_run import read_stacker
     from export import hub
     from export.infer_command import Source, open_ensemble

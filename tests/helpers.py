@@ -16,12 +16,13 @@ import pytest
 from PIL import Image
 
 import cli
-from ensemble import dataset, images
+from ensemble import dataset
 from ensemble.cascade_fit import Rows
 from ensemble.core import artifacts
 from ensemble.core.metrics import sigmoid
 from ensemble.core.names import LABELS
 from ensemble.core.preprocess_config import ImageContract
+from ensemble.images import decode
 from ensemble.stack import Stacker
 from ensemble.stack_run import fingerprint
 from export import bundle
@@ -227,5 +228,5 @@ def exported_run(run: Path, cascade: bool = False) -> Path:
 
 
 def expected_logits(files: Sequence[Path]) -> np.ndarray:
-    means = [images.to_pixels(images.decode(file), CONTRACT).mean(dtype=np.float64) / 255 - 0.5 for file in files]
+    means = [decode.to_pixels(decode.decode(file), CONTRACT).mean(dtype=np.float64) / 255 - 0.5 for file in files]
     return np.outer(means, list(SCALES.values()))

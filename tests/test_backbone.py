@@ -34,7 +34,7 @@ def recipe_of(name):
 def pixels_of(photo, contract, count=7):
     from PIL import Image
 
-    from ensemble.images import to_pixels
+    from ensemble.images.decode import to_pixels
 
     image = Image.open(photo).convert("RGB")
     shifted = [image.crop((i, i, image.width, image.height)) for i in range(count)]

@@ -5,13 +5,13 @@ from conftest import encoded, noise
 from mutations import png_of_zeros, scanned_jpeg, tag_bomb, tiled_tiff
 from PIL import Image
 
-from ensemble import images
 from ensemble.core.errors import ImageError
+from ensemble.images import decode
 
 
 def refusal(data: bytes) -> str:
     with pytest.raises(ImageError) as caught:
-        images.decode(data, "x")
+        decode.decode(data, "x")
     return str(caught.value)
 
 
@@ -28,7 +28,7 @@ def test_a_progressive_jpeg_of_scans_without_end_is_refused(no_pixels):
 
 
 def test_a_small_jpeg_of_many_scans_is_decoded():
-    assert images.decode(scanned_jpeg(64, 64, 500)).size == (64, 64)
+    assert decode.decode(scanned_jpeg(64, 64, 500)).size == (64, 64)
 
 
 def test_a_tiff_of_small_size_and_huge_tiles_is_refused(no_pixels):
@@ -37,7 +37,7 @@ def test_a_tiff_of_small_size_and_huge_tiles_is_refused(no_pixels):
 
 
 def test_an_ordinary_tiled_tiff_is_decoded():
-    assert images.decode(tiled_tiff(16, 16)).size == (16, 16)
+    assert decode.decode(tiled_tiff(16, 16)).size == (16, 16)
 
 
 @pytest.mark.filterwarnings("ignore:Tag data larger than file")
@@ -46,7 +46,7 @@ def test_an_ordinary_tiled_tiff_is_decoded():
 def test_exif_whose_tags_share_their_bytes_takes_no_more_than_a_moment(file_format, count, size):
     exif = b"Exif\0\0" * (file_format == "JPEG") + tag_bomb(count, size)
     started = time.monotonic()
-    assert images.decode(encoded(noise(0), file_format, exif=exif)).size == (32, 32)
+    assert decode.decode(encoded(noise(0), file_format, exif=exif)).size == (32, 32)
     assert time.monotonic() - started < 5
 
 
@@ -54,7 +54,7 @@ def test_exif_whose_tags_share_their_bytes_takes_no_more_than_a_moment(file_form
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_png_just_below_the_limit_is_decoded_and_one_beyond_it_refused():
     told = []
-    assert images.decode(png_of_zeros(16_000, 11_000), large=lambda: told.append(1)).size == (16_000, 11_000)
+    assert decode.decode(png_of_zeros(16_000, 11_000), large=lambda: told.append(1)).size == (16_000, 11_000)
     assert told == [1]
     assert "over 178956970 pixels" in refusal(png_of_zeros(60_000, 60_000))
 
@@ -63,8 +63,8 @@ def test_a_png_just_below_the_limit_is_decoded_and_one_beyond_it_refused():
 def test_large_images_are_told_once_and_before_their_memory_is_taken(monkeypatch, tmp_path, side, tail, expected):
     (tmp_path / "x.png").write_bytes(encoded(Image.new("L", (side, side))) + bytes(tail))
     told, load = [], Image.Image.load
-    monkeypatch.setattr(images, "LARGE", 1000)
+    monkeypatch.setattr(decode, "LARGE", 1000)
     monkeypatch.setattr(Image.Image, "load", lambda image: told.append("pixels") or load(image))
-    images.decode(tmp_path / "x.png", large=lambda: told.append("large"))
+    decode.decode(tmp_path / "x.png", large=lambda: told.append("large"))
     assert told.count("large") == expected
     assert told[0] == ("large" if expected else "pixels")

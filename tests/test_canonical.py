@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ensemble import canonical, dataset, images, members, train_all
-from ensemble.canonical import Plan, last_compression, make_plan, read_canonical, read_plan
+from ensemble import dataset, members, train_all
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError, ImageError
 from ensemble.core.recipe import Augment, Recipe
 from ensemble.distributed import Processes
-from ensemble.headers import read_header
+from ensemble.images import canonical, decode
+from ensemble.images.canonical import Plan, last_compression, make_plan, read_canonical, read_plan
+from ensemble.images.metadata import read_header
 from ensemble.loader import Rows
 from ensemble.score import Runner, score_images
 from ensemble.train import Setup
@@ -213,7 +214,7 @@ def files(tmp_path):
 def test_reading_gives_what_the_canonical_file_would(files):
     for number, file in enumerate(files):
         draws = np.random.default_rng([0, 0, number, canonical.CHANNEL])
-        crop = canonical.canonical(images.decode(file), number % 2 == 1, PLAN, draws)
+        crop = canonical.canonical(decode.decode(file), number % 2 == 1, PLAN, draws)
         quality, subsampling = last_compression(PLAN, draws)
         data = encoded(crop, "JPEG", quality=quality, subsampling=subsampling)
         read = read_canonical(file, PLAN, [0, 0, number])

@@ -10,12 +10,13 @@ from helpers import read_csv, write_csv
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ensemble import canonicalise, dataset, images, null
+from ensemble import canonicalise, dataset, null
 from ensemble.audit import BLOCK
 from ensemble.audit_run import canonicalise_data
-from ensemble.canonical import Plan, read_plan
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError
+from ensemble.images import decode
+from ensemble.images.canonical import Plan, read_plan
 from ensemble.index import index_files
 from ensemble.sources import read_data
 
@@ -115,7 +116,7 @@ def test_a_form_that_keeps_one_trait_by_class_is_not_at_chance(made, tmp_path):
     folder = tmp_path / "half"
     shutil.copytree(made[0], folder)
     for file in (folder / "ai").iterdir():
-        images.decode(file).save(file, "JPEG", quality=97)
+        decode.decode(file).save(file, "JPEG", quality=97)
     assert null_of(folder / "data.csv").balanced_accuracy.low > 0.9
 
 
@@ -187,7 +188,7 @@ def test_the_table_reads_back_with_ids_groups_and_sources(tmp_path):
 def test_groups_that_were_found_are_kept(small, tmp_path):
     """Near-duplicates share a group by name, though after it their crops may differ."""
     first = next((small / "real").glob("*.PNG"))
-    write_files(small, "real/twin.jpg", data=encoded(images.decode(first), "JPEG", quality=90))
+    write_files(small, "real/twin.jpg", data=encoded(decode.decode(first), "JPEG", quality=90))
     run(small, tmp_path / "out")
     table = read_csv(tmp_path / "out" / "data.csv")
     twins = table.loc[table["original"].str.contains(f"twin|{first.name}"), "group"]
@@ -229,7 +230,7 @@ def test_small_images_are_left_out_and_said(small, tmp_path):
     ]
     table = read_csv(tmp_path / "out" / "data.csv")
     assert "ai/small.png" not in set(table["id"])
-    assert {images.decode(tmp_path / "out" / path).size for path in table["path"]} == {(40, 40)}
+    assert {decode.decode(tmp_path / "out" / path).size for path in table["path"]} == {(40, 40)}
 
 
 @pytest.mark.parametrize(("size", "name"), [(55, "real"), (61, "real")])
@@ -258,7 +259,7 @@ def test_what_is_transparent_is_stored_on_white(tmp_path):
         write_files(tmp_path / "data", f"{label}/1.png", data=encoded(clear))
     run(tmp_path / "data", tmp_path / "out", size=32)
     for file in (tmp_path / "out").rglob("*.jpg"):
-        assert np.asarray(images.decode(file)).min() > 240
+        assert np.asarray(decode.decode(file)).min() > 240
 
 
 def test_identical_pixels_in_both_classes_are_refused(small, tmp_path):

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ensemble import cascade_stream as module
-from ensemble import images
 from ensemble.cascade_stream import MOST_WAITING, TAKEN, WAITING_BATCHES, cascade_stream, full_rows, taken_rows
 from ensemble.core.errors import ImageError
+from ensemble.images import decode
 from ensemble.score import AHEAD, Runner
 
 SMALL = replace(CONTRACT, size=4)
@@ -94,13 +94,13 @@ def test_a_runner_sees_what_the_ones_before_it_said():
 
 @pytest.mark.parametrize(("limit", "expected"), [(99, {8}), (8, {8, 4})])
 def test_a_view_that_no_image_needs_is_never_prepared(monkeypatch, limit, expected):
-    asked, prepare = [], images.prepare
+    asked, prepare = [], decode.prepare
 
     def spy(image, contracts):
         asked.extend(contract.size for contract in contracts)
         return prepare(image, contracts)
 
-    monkeypatch.setattr(images, "prepare", spy)
+    monkeypatch.setattr(decode, "prepare", spy)
     scored(range(10), [runner(), runner(SMALL), runner()], 4, above(-1, limit, limit))
     assert set(asked) == expected
     assert asked.count(8) == 10  # the third runner's view was there
@@ -108,8 +108,8 @@ def test_a_view_that_no_image_needs_is_never_prepared(monkeypatch, limit, expect
 
 
 def test_nothing_is_prepared_for_rows_that_need_no_runner_but_they_are_read(monkeypatch):
-    asked, prepare = [], images.prepare
-    monkeypatch.setattr(images, "prepare", lambda image, some: asked.extend(some) or prepare(image, some))
+    asked, prepare = [], decode.prepare
+    monkeypatch.setattr(decode, "prepare", lambda image, some: asked.extend(some) or prepare(image, some))
 
     def read(item, large):
         if item == 2:
@@ -263,7 +263,7 @@ def test_images_are_read_while_a_member_runs():
 
 
 def test_pixels_of_rows_that_stay_are_prepared_while_members_run(monkeypatch):
-    calls, second, prepare = [], threading.Event(), images.prepare
+    calls, second, prepare = [], threading.Event(), decode.prepare
 
     def run(pixels):
         calls.append(len(pixels))
@@ -275,7 +275,7 @@ def test_pixels_of_rows_that_stay_are_prepared_while_members_run(monkeypatch):
         assert contracts[0].size == 8 or second.wait(10)  # done only as the first runner has its next rows
         return prepare(image, contracts)
 
-    monkeypatch.setattr(images, "prepare", slow)
+    monkeypatch.setattr(decode, "prepare", slow)
     logits, *_ = scored(range(4), [Runner("one", CONTRACT, run), runner(SMALL)], 2, above(-1, -1))
     assert logits[:, 1].tolist() == [0, 1, 2, 3]
 

@@ -13,12 +13,13 @@ from hub_layouts import LAYOUTS, VIT_EXTRACTOR, Layout, write_checkpoint
 from small_pool import TINY, one_thread
 from torch import nn
 
-from ensemble import embed, images
+from ensemble import embed
 from ensemble.backbone import Member
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, BackboneError
 from ensemble.core.preprocess_config import ImageContract
 from ensemble.embed import embed_images, embedder_of, find_embedder, load_embedder
+from ensemble.images import decode
 
 TINY_SWIN = Layout(
     "tiny_swin",
@@ -51,7 +52,7 @@ def pooled(folder, file):
     """What transformers itself calls the pooled output: the features that enter its classifier."""
     network = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
     contract = load_embedder(str(folder), "cpu").contract
-    pixels = images.to_pixels(images.decode(file), contract)
+    pixels = decode.to_pixels(decode.decode(file), contract)
     member = Member(network, contract)
     x = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - member.mean) / member.std
     inner = getattr(network, network.base_model_prefix)
@@ -78,7 +79,7 @@ def test_a_transformer_gives_its_pooled_tokens(tmp_path, files):
 def test_views_of_several_crops_are_averaged(checkpoint, files):
     whole = load_embedder(str(checkpoint), "cpu")
     crops = replace(whole, contract=replace(whole.contract, geometry="native_crops", count=4))
-    raw = crops.run(images.to_pixels(images.decode(files[0]), crops.contract)).mean(axis=0)
+    raw = crops.run(decode.to_pixels(decode.decode(files[0]), crops.contract)).mean(axis=0)
     found = embed_images(files[:1], crops).vectors[0]
     assert np.allclose(found, raw / np.linalg.norm(raw), atol=1e-6)
     assert not np.allclose(found, embed_images(files[:1], whole).vectors[0], atol=1e-3)

@@ -6,11 +6,12 @@ import pytest
 from helpers import write_image
 from PIL import Image
 
-from ensemble import evaluate, images
+from ensemble import evaluate
 from ensemble.core import metrics
 from ensemble.core.errors import ArtifactError, ImageError
 from ensemble.evaluate import Model, score_cells, summarise
-from ensemble.grid import Cell, unchanged
+from ensemble.images import decode as images
+from ensemble.images.robustness import Cell, unchanged
 from ensemble.sources import Labelled
 from ensemble.stack import Stacker
 

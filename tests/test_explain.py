@@ -7,9 +7,10 @@ from PIL import Image
 from small_members import small_member
 from torch import nn
 
-from ensemble import explain, images
+from ensemble import explain
 from ensemble.backbone import LABEL_MAPS, Member
 from ensemble.core.preprocess_config import ImageContract
+from ensemble.images import decode
 
 # family -> the layer found, as its network names it, and its side for 32 pixels
 LAYERS = {
@@ -198,8 +199,8 @@ def test_a_view_shows_the_box_that_is_said(contract, size):
     width, height = size
     ramp = np.zeros((height, width, 3), dtype=np.uint8)  # red says x, green says y
     ramp[..., 0], ramp[..., 1] = np.arange(width), np.arange(height)[:, None]
-    views = images.to_pixels(Image.fromarray(ramp), contract).astype(float)
-    for view, (left, top, right, bottom) in zip(views, images.view_boxes(size, contract), strict=True):
+    views = decode.to_pixels(Image.fromarray(ramp), contract).astype(float)
+    for view, (left, top, right, bottom) in zip(views, decode.view_boxes(size, contract), strict=True):
         x = left + (np.arange(64) + 0.5) * (right - left) / 64 - 0.5
         y = top + (np.arange(64) + 0.5) * (bottom - top) / 64 - 0.5
         within_x, within_y = (x > 2) & (x < width - 3), (y > 2) & (y < height - 3)  # not reflected

@@ -165,7 +165,7 @@ def test_worst_cell_names_the_cell(frame, tmp_path):
     _, history, _ = run(frame, tmp_path, tune_score="worst_cell", epochs=1)
     [epoch] = history["epochs"]
     assert epoch["tune_score"] == epoch["tune_worst_cell"] <= epoch["tune_auroc"]
-    from ensemble.grid import SMALL_GRID
+    from ensemble.images.robustness import SMALL_GRID
 
     assert epoch["worst_cell"] in {cell.name for cell in SMALL_GRID}
 

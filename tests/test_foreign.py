@@ -11,11 +11,12 @@ from conftest import encoded, noise
 from helpers import run_cli, write_csv
 from small_members import small_member
 
-from ensemble import backbone, images
+from ensemble import backbone
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, BackboneError
 from ensemble.core.metrics import auroc, sigmoid
 from ensemble.core.preprocess_config import ImageContract
+from ensemble.images import decode
 from ensemble.torch_runner import torch_runner
 from export import Predictor, bundle, convert, foreign
 from export.classifier import read_classifiers
@@ -83,7 +84,7 @@ def labelled(tmp_path_factory):
 def expected_logits(checkpoints, files):
     """Straight from the checkpoints: z(AI-made) - z(the other)."""
     contract = ImageContract(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
-    pixels = np.concatenate([images.to_pixels(images.decode(file), contract) for file in files])
+    pixels = np.concatenate([decode.to_pixels(decode.decode(file), contract) for file in files])
     columns = []
     for name, sign in (("vit", 1), ("conv", -1)):
         network, _ = backbone.load_classifier(checkpoints / name)
@@ -254,7 +255,7 @@ def test_half_precision_keeps_types_of_pixels_and_logits_and_what_overflows(made
 
     files = [labelled.parent / f"{number:02}.png" for number in range(8)]
     contract = ImageContract(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
-    pixels = np.concatenate([images.to_pixels(images.decode(file), contract) for file in files])
+    pixels = np.concatenate([decode.to_pixels(decode.decode(file), contract) for file in files])
     expected = expected_logits(checkpoints, files)
     for column, name in enumerate("ab"):
         source, target = made[0] / "members" / f"{name}.fp32.onnx", tmp_path / f"{name}.fp16.onnx"

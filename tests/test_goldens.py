@@ -11,8 +11,9 @@ from conftest import noise
 from hub_layouts import CONVNEXT_EXTRACTOR, LAYOUTS
 from timm.data import create_transform, resolve_data_config
 
-from ensemble import contracts, images
+from ensemble import contracts
 from ensemble.core.preprocess_config import ImageContract
+from ensemble.images import decode
 
 ODD_SIZES = ((1, 1), (37, 1), (17, 333), (224, 224), (401, 500))
 EVEN_SIZES = ((256, 256), (300, 300), (1, 1), (512, 256), (300, 600))
@@ -53,7 +54,7 @@ def difference(contract, reference, pictures) -> float:
     """The largest difference after normalisation, over all pictures."""
     largest = []
     for picture in pictures:
-        scaled = images.to_pixels(picture, contract)[0].astype(np.float32) / 255
+        scaled = decode.to_pixels(picture, contract)[0].astype(np.float32) / 255
         ours = (scaled - np.float32(contract.mean)) / np.float32(contract.std)
         largest.append(np.abs(ours.transpose(2, 0, 1) - reference(picture)).max())
     return float(max(largest))

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from conftest import noise
 
-from ensemble import degrade, grid
 from ensemble.core.errors import DataError
-from ensemble.grid import SMALL_GRID, Cell, choose_cells, full_grid, worst_cell
+from ensemble.images import degradations, robustness
+from ensemble.images.robustness import SMALL_GRID, Cell, choose_cells, full_grid, worst_cell
 
 LABELS = np.array([0, 0, 1, 1])
 LOGITS = {
@@ -20,12 +20,12 @@ def test_the_small_grid_is_what_its_names_say(photos):
     photo = photos[0].crop((0, 0, 96, 64))
     expected = {
         "clean": photo,
-        "jpeg 70": degrade.jpeg(photo, 70, 2),
-        "jpeg 50": degrade.jpeg(photo, 50, 2),
-        "webp 70": degrade.webp(photo, 70, 4),
-        "blur 1": degrade.blur(photo, 1.0),
-        "resize 0.5": degrade.resize(photo, 0.5, "bicubic"),
-        "noise 0.05": degrade.noise(photo, 0.05, 0),
+        "jpeg 70": degradations.jpeg(photo, 70, 2),
+        "jpeg 50": degradations.jpeg(photo, 50, 2),
+        "webp 70": degradations.webp(photo, 70, 4),
+        "blur 1": degradations.blur(photo, 1.0),
+        "resize 0.5": degradations.resize(photo, 0.5, "bicubic"),
+        "noise 0.05": degradations.noise(photo, 0.05, 0),
     }
     made = {cell.name: cell.apply(photo) for cell in SMALL_GRID}
     assert list(made) == list(expected)
@@ -49,7 +49,7 @@ def test_the_full_grid_has_every_strength_and_the_small_grids_own_pixels(photos)
     assert {made[f"resize 0.25{name}"].size for name in ("", " bilinear", " lanczos")} == {(43, 32)}  # 32 at the least
     assert made["crop 0.8"].tobytes() == photo.crop((13, 10, 115, 87)).tobytes()
     assert made["jpeg 70 + webp 50 + jpeg 30"].tobytes() == (
-        degrade.jpeg(degrade.webp(degrade.jpeg(photo, 70), 50), 30).tobytes()
+        degradations.jpeg(degradations.webp(degradations.jpeg(photo, 70), 50), 30).tobytes()
     )
 
 
@@ -83,7 +83,7 @@ def test_a_cell_repeats_in_other_processes_and_keeps_transparency(cell):
 
 def test_a_cell_is_frozen():
     with pytest.raises(AttributeError):
-        Cell("clean", grid.unchanged).name = "other"
+        Cell("clean", robustness.unchanged).name = "other"
 
 
 def test_the_worst_cell_has_the_lowest_auroc():

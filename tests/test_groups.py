@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ensemble import images, near, register
-from ensemble.groups import (
+from ensemble.images import decode, registration
+from ensemble.images import near_duplicates as near
+from ensemble.images.near_duplicates import (
     LARGE_GROUP,
     connected,
     near_duplicates,
@@ -30,7 +31,7 @@ def pairs_of(pictures: list[Image.Image]) -> list[tuple[int, int]]:
 
 
 def recompressed(photo: Image.Image, quality: int) -> Image.Image:
-    return images.decode(encoded(photo, "JPEG", quality=quality))
+    return decode.decode(encoded(photo, "JPEG", quality=quality))
 
 
 def resized(photo: Image.Image, share: float) -> Image.Image:
@@ -107,7 +108,7 @@ def test_a_crop_needs_the_windows_and_a_mirrored_copy_the_turns(photos, monkeypa
     assert pairs_of([chelsea, crop]) == pairs_of([chelsea, mirror]) == [(0, 1)]
     monkeypatch.setattr(near, "CUTS", ((0.0, 0.0),))
     assert pairs_of([chelsea, crop]) == []
-    monkeypatch.setattr(register, "MAX_GAIN", 0.5)
+    monkeypatch.setattr(registration, "MAX_GAIN", 0.5)
     assert pairs_of([chelsea, mirror]) == []
 
 
@@ -134,8 +135,8 @@ def test_unrelated_flat_pictures_do_not_chain(draw):
 
 
 def test_skies_would_chain_without_their_detail(monkeypatch):
-    monkeypatch.setattr(register, "DETAIL_CORRELATION", -1.0)
-    monkeypatch.setattr(register, "NOISE", 20.0)
+    monkeypatch.setattr(registration, "DETAIL_CORRELATION", -1.0)
+    monkeypatch.setattr(registration, "NOISE", 20.0)
     rng = np.random.default_rng(0)
     assert pairs_of([sky(rng) for _ in range(60)]) != []
 
@@ -215,8 +216,8 @@ def test_hashes_must_be_as_many_as_thumbnails():
 def test_registration_recovers_a_window(photos, turn, cut):
     thumb = thumbnail(photos[3]).astype(np.float32)[None]
     image = near.turned(thumb, np.array([turn]))[..., 0]
-    other, _ = register.warped(image, np.array([cut], dtype=np.float32))
-    found = register.register(image, other, np.zeros((1, 4), np.float32), 8)
+    other, _ = registration.warped(image, np.array([cut], dtype=np.float32))
+    found = registration.register(image, other, np.zeros((1, 4), np.float32), 8)
     np.testing.assert_allclose(found[0], cut, atol=0.004)
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
-from ensemble import headers
-from ensemble.headers import jpeg_quality, read_header
+from ensemble.images import metadata
+from ensemble.images.metadata import jpeg_quality, read_header
 
 PICTURE = noise(0, 48, 32)
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "AVIF")
@@ -75,7 +75,7 @@ def test_the_quality_is_the_one_it_was_saved_with(subsampling):
 
 
 def test_the_quality_of_other_tables_is_that_of_the_nearest():
-    table = headers._LUMINANCE.copy()  # quality 50
+    table = metadata._LUMINANCE.copy()  # quality 50
     table[0] += 1
     assert jpeg_quality(list(table)) == 50
     assert jpeg_quality([255] * 64) <= 2
@@ -304,7 +304,7 @@ def described(data):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = header(data)
-    assert found.keys() == headers._empty(b"", 1, 1).keys()
+    assert found.keys() == metadata._empty(b"", 1, 1).keys()
     assert all(isinstance(value, (float, str)) for value in found.values())
     assert np.isfinite([value for value in found.values() if isinstance(value, float)]).all()
     return found

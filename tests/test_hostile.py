@@ -16,8 +16,8 @@ from helpers import CONTRACT, ROOT, SCALES, STACKER, exported_run, read_csv, run
 from mutations import KINDS, mutated, png_of_zeros, tag_bomb, tiled_tiff
 from PIL import Image
 
-from ensemble import images
 from ensemble.core.errors import ImageError
+from ensemble.images import decode
 from export import Predictor
 
 
@@ -83,7 +83,7 @@ def alone(folder: Path) -> dict[str, float]:
         warnings.simplefilter("ignore")
         for path in sorted(folder.rglob("*")):
             try:
-                pixels = images.to_pixels(images.decode(path), CONTRACT)
+                pixels = decode.to_pixels(decode.decode(path), CONTRACT)
             except ImageError:
                 continue
             brightness = pixels.mean(dtype=np.float64) / 255 - 0.5

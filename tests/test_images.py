@@ -9,34 +9,34 @@ import pytest
 from conftest import encoded, noise
 from PIL import Image
 
-from ensemble import images
 from ensemble.core.errors import ImageError
+from ensemble.images import decode
 
 
 def pixels_of(data: bytes) -> np.ndarray:
-    return np.asarray(images.decode(data))
+    return np.asarray(decode.decode(data))
 
 
 def refusal(source, name=None) -> str:
     with pytest.raises(ImageError) as caught:
-        images.decode(source, name)
+        decode.decode(source, name)
     return str(caught.value)
 
 
 # ---- decode: formats and modes
 
 
-@pytest.mark.parametrize("file_format", images.FORMATS)
+@pytest.mark.parametrize("file_format", decode.FORMATS)
 def test_every_format_is_decoded(file_format):
     data = encoded(Image.new("RGB", (24, 16), (200, 100, 50)), file_format)
-    image = images.decode(data)
+    image = decode.decode(data)
     assert (image.mode, image.size) == ("RGB", (24, 16))
     np.testing.assert_allclose(np.asarray(image), np.full((16, 24, 3), (200, 100, 50)), atol=4)
-    assert images.format_name(data) == file_format
+    assert decode.format_name(data) == file_format
 
 
 def test_path_and_bytes_give_the_same_pixels(photo):
-    from_path, from_bytes = images.decode(photo), images.decode(photo.read_bytes())
+    from_path, from_bytes = decode.decode(photo), decode.decode(photo.read_bytes())
     assert from_path.mode == from_bytes.mode == "RGB"
     assert from_path.tobytes() == from_bytes.tobytes() == Image.open(photo).convert("RGB").tobytes()
 
@@ -211,7 +211,7 @@ PNG, JPEG = encoded(noise(0)), encoded(noise(0), "JPEG")
     [
         (None, "no such file"),
         (b"", "the file is empty"),
-        (b"this is text", f"not an image in a known format ({', '.join(images.FORMATS)})"),
+        (b"this is text", f"not an image in a known format ({', '.join(decode.FORMATS)})"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image in a known format"),
         (PNG[:30], "not an image in a known format"),
         (PNG[: len(PNG) // 2], "cannot be decoded (OSError: image file is truncated)"),
@@ -244,7 +244,7 @@ def test_a_link_to_nothing_is_a_missing_file(tmp_path):
 
 def test_a_file_larger_than_any_image_is_not_read(tmp_path, monkeypatch):
     with (tmp_path / "x.jpg").open("wb") as file:
-        file.truncate(images.MAX_BYTES + 1)  # takes no room on the disk
+        file.truncate(decode.MAX_BYTES + 1)  # takes no room on the disk
     monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("the file was read"))
     assert "1431655761 bytes, more than 178956970 pixels need" in refusal(tmp_path / "x.jpg")
 
@@ -256,4 +256,4 @@ def test_bytes_are_refused_by_the_given_name():
 
 def test_format_name_refuses_what_is_no_image():
     with pytest.raises(ImageError, match="not an image"):
-        images.format_name(b"this is text")
+        decode.format_name(b"this is text")

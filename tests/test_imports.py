@@ -60,12 +60,12 @@ LIGHT = {
     "export cli",
     "ray,torch,transformers": "ensemble.ray_cluster ensemble.ray_plan ensemble.ray_worker ensemble.events "
     "ensemble.ray_look",
-    "torch,sklearn,transformers": "ensemble.images ensemble.core.artifacts ensemble.core.metrics ensemble.stack ensemble.score "
+    "torch,sklearn,transformers": "ensemble.images.decode ensemble.core.artifacts ensemble.core.metrics ensemble.stack ensemble.score "
     "ensemble.members ensemble.stack_run ensemble.stack_table ensemble.stack_rows ensemble.threshold ensemble.external "
     "ensemble.stackers ensemble.calibrate ensemble.weights ensemble.drop_one ensemble.flips "
-    "ensemble.dataset ensemble.index ensemble.probes ensemble.canonical "
-    "ensemble.degrade ensemble.grid ensemble.core.bootstrap ensemble.breakdown ensemble.report ensemble.gallery "
-    "ensemble.shift ensemble.files ensemble.sources ensemble.quiet ensemble.cascade ensemble.cascade_fit "
+    "ensemble.dataset ensemble.index ensemble.images.pixel_traces ensemble.images.canonical "
+    "ensemble.images.degradations ensemble.images.robustness ensemble.core.bootstrap ensemble.breakdown ensemble.report ensemble.gallery "
+    "ensemble.shift ensemble.files ensemble.sources ensemble.images.decoder_warnings ensemble.cascade ensemble.cascade_fit "
     "ensemble.cascade_limits ensemble.frontier ensemble.subsets",
     "torch,sklearn,transformers,onnx,openvino,onnxruntime,nncf,ray": "export.infer export.runtime export.hardware "
     "export.choice "

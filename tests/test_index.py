@@ -17,7 +17,8 @@ from conftest import HOSTILE_NAMES, encoded, noise, write_files
 from helpers import ROOT, run_python
 from PIL import Image
 
-from ensemble import groups, headers, index
+from ensemble import index
+from ensemble.images import metadata, near_duplicates
 from ensemble.index import index_files
 
 SLOWLY = """
@@ -91,8 +92,8 @@ def test_a_file_is_described(tmp_path):
     assert facts["sha256"] == sha256(data).hexdigest()
     assert (header["quality"], header["width"], header["format"]) == (83, 40, "JPEG")
     decoded = Image.open(file)
-    np.testing.assert_array_equal(found.thumbs, [groups.thumbnail(decoded)])
-    assert int(facts["phash"], 16) == groups.perceptual_hash(found.thumbs[0])
+    np.testing.assert_array_equal(found.thumbs, [near_duplicates.thumbnail(decoded)])
+    assert int(facts["phash"], 16) == near_duplicates.perceptual_hash(found.thumbs[0])
     assert len(facts["phash"]) == 16
     assert (list(found.rows), found.errors) == ([0], {})
 
@@ -100,7 +101,7 @@ def test_a_file_is_described(tmp_path):
 def test_columns_and_types(files):
     found = index_files(files)
     assert list(found.facts) == "width height format bytes sha256 phash pixels".split()
-    assert list(found.headers) == list(headers.read_header(files[0].read_bytes(), 1, 1))
+    assert list(found.headers) == list(metadata.read_header(files[0].read_bytes(), 1, 1))
     assert found.facts["width"].tolist() == list(range(40, 60))
     assert (str(found.facts["width"].dtype), str(found.facts["bytes"].dtype)) == ("int32", "int64")
     assert {str(found.headers[name].dtype) for name in ("quality", "width", "exif")} == {"float32"}
@@ -204,7 +205,7 @@ def test_damaged_metadata_warns_no_one_and_leaves_the_filters_alone(tmp_path):
     data = encoded(noise(0), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x0f\0\x02\0\0\xff\xff\0\0")
     files = [write_files(tmp_path, f"{n}.jpg", data=data) / f"{n}.jpg" for n in range(40)]
     with pytest.warns(UserWarning, match="Corrupt EXIF"):
-        headers.read_header(data, 32, 32)  # the twin: these files do warn
+        metadata.read_header(data, 32, 32)  # the twin: these files do warn
     before = list(warnings.filters)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

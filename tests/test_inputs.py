@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble.core.errors import DataError, ImageError
-from ensemble.images import decode
+from ensemble.images.decode import decode
 from export.inputs import Item, ids, names, of_files, read_inputs
 
 LISTING = """

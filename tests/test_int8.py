@@ -9,8 +9,9 @@ import pytest
 from helpers import CONTRACT, run_cli
 from small_nets import LAYERS, PIXELS, write_image_run, write_network
 
-from ensemble import dataset, images
+from ensemble import dataset
 from ensemble.core import artifacts
+from ensemble.images import decode as images
 from ensemble.score import Runner
 from export import bundle, evidence, hardware, int8, libraries, precisions, second_files
 from export.int8 import write_int8

@@ -3,9 +3,10 @@ import pytest
 from conftest import noise
 from PIL import Image
 
-from ensemble import degrade, images, loader
+from ensemble import loader
 from ensemble.core.preprocess_config import ImageContract
 from ensemble.core.recipe import Augment
+from ensemble.images import decode, degradations
 from ensemble.loader import Rows, around
 
 CONTRACT = ImageContract(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, geometry="native_crops")
@@ -20,25 +21,25 @@ def ramp() -> Image.Image:
 
 
 def blurred(sigma):
-    return degrade.Change("blur", lambda image: degrade.blur(image, sigma))
+    return degradations.Change("blur", lambda image: degradations.blur(image, sigma))
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_what_is_cut_for_a_crop_holds_it_where_the_whole_image_has_it(ramp, place):
     part = around(ramp, 32, place, [blurred(0)])
     assert part.size == (64, 64)
-    whole, cropped = (images.to_pixels(image, CONTRACT, [place]).astype(int) for image in (ramp, part))
+    whole, cropped = (decode.to_pixels(image, CONTRACT, [place]).astype(int) for image in (ramp, part))
     assert np.abs(whole - cropped).max() <= 1  # two roundings in place of one
-    elsewhere = images.to_pixels(part, CONTRACT, [(1 - place[0], 0.9)]).astype(int)
+    elsewhere = decode.to_pixels(part, CONTRACT, [(1 - place[0], 0.9)]).astype(int)
     assert np.abs(whole - elsewhere).max() > 1
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_resize_is_given_as_many_more_pixels(ramp, place):
-    change = degrade.Change("resize", lambda image: degrade.resize(image, 0.5, "box"), 0.5)
+    change = degradations.Change("resize", lambda image: degradations.resize(image, 0.5, "box"), 0.5)
     part = around(ramp, 32, place, [blurred(0), change])
     assert part.size == (128, 128)
-    whole, cropped = (images.to_pixels(change.apply(image), CONTRACT, [place]).astype(int) for image in (ramp, part))
+    whole, cropped = (decode.to_pixels(change.apply(image), CONTRACT, [place]).astype(int) for image in (ramp, part))
     assert np.abs(whole - cropped).max() <= 3
 
 
@@ -52,11 +53,13 @@ def seen_sizes(tmp_path, monkeypatch, geometry):
     """Sizes of what is degraded in 20 rows of a large image."""
     noise(0, 400, 300).save(tmp_path / "a.png")
     seen = []
-    draw = degrade.draw
+    draw = degradations.draw
 
     def watched(augment, rng):
         changes = draw(augment, rng)
-        return [degrade.Change(c.name, lambda i, c=c: (seen.append(i.size), c.apply(i))[1], c.scale) for c in changes]
+        return [
+            degradations.Change(c.name, lambda i, c=c: (seen.append(i.size), c.apply(i))[1], c.scale) for c in changes
+        ]
 
     monkeypatch.setattr(loader.degrade, "draw", watched)
     contract = ImageContract(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, geometry=geometry)

@@ -6,7 +6,7 @@ import pytest
 from conftest import HOSTILE_NAMES, encoded, noise, write_files
 
 from ensemble.core.errors import DataError, ImageError
-from ensemble.images import decode
+from ensemble.images.decode import decode
 from export import parquet_input
 from export.inputs import Item, ids, names, read_inputs
 

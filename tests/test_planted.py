@@ -15,8 +15,8 @@ from planted_headers import told_apart_by_headers
 from planted_photos import Wanted, cut
 from planted_set import CODECS, Style, encode
 
-from ensemble import images
 from ensemble.core.errors import ImageError
+from ensemble.images import decode
 
 EVERY = [(kind, variant) for kind in ("clean", *planted.KINDS) for variant in range(10)]
 BY_HEADER = ("format", "size", "jpeg_quality", "metadata", "names")
@@ -73,7 +73,7 @@ def mean(rows, label, measure) -> float:
 
 def readable(file: Path) -> bool:
     try:
-        images.decode(file)
+        decode.decode(file)
     except ImageError:
         return False
     return True

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from conftest import encoded, noise, write_files
 
-from ensemble import audit, canonical, dataset, prepare, sources
+from ensemble import audit, dataset, prepare, sources
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError
+from ensemble.images import canonical
 from ensemble.prepare import Wanted
 from ensemble.splits import Fractions
 

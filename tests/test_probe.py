@@ -11,11 +11,11 @@ from sklearn.preprocessing import StandardScaler
 from small_pool import one_thread
 
 from ensemble import backbone, dataset, probe
-from ensemble.canonical import Plan
 from ensemble.core import artifacts, metrics
 from ensemble.core.errors import BackboneError
 from ensemble.core.recipe import Adapt, Augment, Backbone, Image, Recipe, Train
 from ensemble.embed import embedder_of
+from ensemble.images.canonical import Plan
 from ensemble.loader import Rows
 from ensemble.score import score_images
 from ensemble.torch_runner import torch_runner

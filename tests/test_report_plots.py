@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ensemble import page, report_plots
+from ensemble import report_plots
 from ensemble.core import metrics
+from ensemble.images import html
 from ensemble.report_rows import Rows
 from ensemble.report_spectra import mean_spectra, middle, plane
 
@@ -126,7 +127,7 @@ def test_the_middle_is_the_middle():
 
 def test_pictures_are_small_and_leave_the_image_as_it_was():
     image = Image.new("RGBA", (1000, 500), (255, 0, 0, 0))
-    uri = page.picture(image)
+    uri = html.picture(image)
     assert image.size == (1000, 500)
     shown = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
     assert (shown.size, shown.format) == ((256, 128), "JPEG")

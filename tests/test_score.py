@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ensemble import images
 from ensemble.core.errors import ImageError
 from ensemble.core.preprocess_config import CROP_COUNTS, ImageContract
+from ensemble.images import decode as images
 from ensemble.score import AHEAD, CHUNK_BYTES, MOST_ROWS, Runner, chunk_rows, image_score, score_images, score_stream
 
 CROPS = ImageContract(size=8, mean=CONTRACT.mean, std=CONTRACT.std, geometry="native_crops", count=4)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble.core.errors import ArtifactError, DataError, ImageError
-from ensemble.images import decode
+from ensemble.images.decode import decode
 from export import bench, shards, spans
 from export.inputs import ids, names, read_inputs
 
@@ -95,7 +95,7 @@ def test_what_is_no_image_and_what_is_hidden_is_left_out(tmp_path):
 
 
 def test_members_larger_than_an_image_can_be_and_empty_ones_are_unreadable_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr("ensemble.images.MAX_BYTES", 5000)
+    monkeypatch.setattr("ensemble.images.decode.MAX_BYTES", 5000)
     file = write_tar(tmp_path / "s.tar", {"a.bmp": IMAGES["000.bmp"], "b.png": b"", "c.png": b"c" * 5001})
     good, *bad = read_inputs(file).items(0, 3)
     assert decode(good.source, good.path).size == (32, 32)

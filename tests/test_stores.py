@@ -22,7 +22,7 @@ from test_infer import ENSEMBLE
 from test_shards import write_tar
 
 from ensemble.core.errors import DataError, ImageError, ManyeyesError
-from ensemble.images import decode
+from ensemble.images.decode import decode
 from export import places
 from export.infer import infer
 from export.inputs import ids, names, read_inputs

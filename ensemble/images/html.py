@@ -8,8 +8,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from ensemble.canonical import WHITE
-from ensemble.images import flatten
+from ensemble.images.canonical import WHITE
+from ensemble.images.decode import flatten
 
 SIDE = 256  # pixels; the longer side of a picture on a page
 

@@ -8,9 +8,9 @@ from functools import partial, reduce
 import numpy as np
 from PIL import Image
 
-from ensemble import degrade
 from ensemble.core import metrics
 from ensemble.core.errors import DataError, some
+from ensemble.images import degradations
 
 GRID_VERSION = 1  # raised by hand when a cell of the same name would give other pixels
 
@@ -31,12 +31,12 @@ def unchanged(image: Image.Image) -> Image.Image:
 # What a picture meets on the web, each once and not at its worst: few enough to score every epoch on.
 SMALL_GRID = (
     Cell("clean", unchanged),
-    Cell("jpeg 70", partial(degrade.jpeg, quality=70)),
-    Cell("jpeg 50", partial(degrade.jpeg, quality=50)),
-    Cell("webp 70", partial(degrade.webp, quality=70)),
-    Cell("blur 1", partial(degrade.blur, sigma=1.0)),
-    Cell("resize 0.5", partial(degrade.resize, scale=0.5, filter_name="bicubic")),
-    Cell("noise 0.05", partial(degrade.noise, sigma=0.05, seed=0)),
+    Cell("jpeg 70", partial(degradations.jpeg, quality=70)),
+    Cell("jpeg 50", partial(degradations.jpeg, quality=50)),
+    Cell("webp 70", partial(degradations.webp, quality=70)),
+    Cell("blur 1", partial(degradations.blur, sigma=1.0)),
+    Cell("resize 0.5", partial(degradations.resize, scale=0.5, filter_name="bicubic")),
+    Cell("noise 0.05", partial(degradations.noise, sigma=0.05, seed=0)),
 )
 
 
@@ -53,43 +53,43 @@ def full_grid() -> tuple[Cell, ...]:
     what happens to a picture that is passed on.
     """
     qualities, scales, filters = (95, 90, 70, 50, 30), (0.75, 0.5, 0.25), ("bilinear", "bicubic", "lanczos")
-    half = partial(degrade.resize, scale=0.5, filter_name="bicubic")
+    half = partial(degradations.resize, scale=0.5, filter_name="bicubic")
     cells = [
         Cell("clean", unchanged),
-        *(Cell(f"jpeg {quality}", partial(degrade.jpeg, quality=quality)) for quality in qualities),
-        *(Cell(f"webp {quality}", partial(degrade.webp, quality=quality)) for quality in qualities),
-        *(Cell(f"blur {sigma:g}", partial(degrade.blur, sigma=sigma)) for sigma in (0.5, 1.0, 2.0)),
+        *(Cell(f"jpeg {quality}", partial(degradations.jpeg, quality=quality)) for quality in qualities),
+        *(Cell(f"webp {quality}", partial(degradations.webp, quality=quality)) for quality in qualities),
+        *(Cell(f"blur {sigma:g}", partial(degradations.blur, sigma=sigma)) for sigma in (0.5, 1.0, 2.0)),
         *(
             Cell(
                 f"resize {scale}" + ("" if name == "bicubic" else f" {name}"),
-                partial(degrade.resize, scale=scale, filter_name=name),
+                partial(degradations.resize, scale=scale, filter_name=name),
             )
             for scale in scales
             for name in filters
         ),
-        *(Cell(f"noise {sigma}", partial(degrade.noise, sigma=sigma, seed=0)) for sigma in (0.02, 0.05, 0.1)),
-        Cell("crop 0.8", partial(degrade.crop, scale=0.8, y=0.5, x=0.5)),
+        *(Cell(f"noise {sigma}", partial(degradations.noise, sigma=sigma, seed=0)) for sigma in (0.02, 0.05, 0.1)),
+        Cell("crop 0.8", partial(degradations.crop, scale=0.8, y=0.5, x=0.5)),
     ]
     chains: dict[str, list[Callable[[Image.Image], Image.Image]]] = {
         "jpeg 90 + resize 0.5 + jpeg 70": [
-            partial(degrade.jpeg, quality=90),
+            partial(degradations.jpeg, quality=90),
             half,
-            partial(degrade.jpeg, quality=70),
+            partial(degradations.jpeg, quality=70),
         ],
         "crop 0.8 + resize 0.75 + webp 70": [
-            partial(degrade.crop, scale=0.8, y=0.5, x=0.5),
-            partial(degrade.resize, scale=0.75, filter_name="bicubic"),
-            partial(degrade.webp, quality=70),
+            partial(degradations.crop, scale=0.8, y=0.5, x=0.5),
+            partial(degradations.resize, scale=0.75, filter_name="bicubic"),
+            partial(degradations.webp, quality=70),
         ],
         "blur 1 + noise 0.02 + jpeg 50": [
-            partial(degrade.blur, sigma=1.0),
-            partial(degrade.noise, sigma=0.02, seed=0),
-            partial(degrade.jpeg, quality=50),
+            partial(degradations.blur, sigma=1.0),
+            partial(degradations.noise, sigma=0.02, seed=0),
+            partial(degradations.jpeg, quality=50),
         ],
         "jpeg 70 + webp 50 + jpeg 30": [
-            partial(degrade.jpeg, quality=70),
-            partial(degrade.webp, quality=50),
-            partial(degrade.jpeg, quality=30),
+            partial(degradations.jpeg, quality=70),
+            partial(degradations.webp, quality=50),
+            partial(degradations.jpeg, quality=30),
         ],
     }
     return (*cells, *(Cell(name, partial(chain, steps=steps)) for name, steps in chains.items()))

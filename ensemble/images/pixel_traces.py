@@ -11,9 +11,9 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from ensemble import images
 from ensemble.core.errors import ImageError
 from ensemble.core.parallel import ordered_map
+from ensemble.images import decode
 
 SIDE = 256  # pixels; the middle of an image is looked at, at its own resolution
 BINS = 48  # of the radial spectrum
@@ -33,7 +33,7 @@ def probe_files(files: Sequence[Path], workers: int | None = None, label: str = 
 
 def _probe_file(file: Path) -> np.ndarray:
     try:
-        return probe(images.decode(file))
+        return probe(decode.decode(file))
     except ImageError:
         return np.full(len(SPECTRUM) + len(GRID) + len(RESAMPLING), np.nan, dtype=np.float32)
 

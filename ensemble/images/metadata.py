@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile, JpegImagePlugin
 
-from ensemble.images import FORMATS
+from ensemble.images.decode import FORMATS
 
 Header = dict[str, float | str]
 
