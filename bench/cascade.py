@@ -20,10 +20,11 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from ensemble import options, sources  # noqa: E402
+from ensemble import options  # noqa: E402
 from ensemble.core import bootstrap  # noqa: E402
 from ensemble.core.errors import ManyeyesError  # noqa: E402
-from ensemble.sources import Labelled  # noqa: E402
+from ensemble.data import sources  # noqa: E402
+from ensemble.data.sources import Labelled  # noqa: E402
 
 SPEED = re.compile(r", ([\d,.]+) images per second$", re.MULTILINE)
 

@@ -66,9 +66,9 @@ def measure(stage: str, folder: Path) -> None:
     if stage == "pillow":
         plain_loop(files)
     else:
-        from ensemble import dataset
-        from ensemble.sources import Labelled
-        from ensemble.splits import Fractions
+        from ensemble.data import dataset
+        from ensemble.data.sources import Labelled
+        from ensemble.data.splits import Fractions
 
         names = [path.relative_to(folder).as_posix() for path in files]
         # one label for all copies of an image
@@ -114,7 +114,7 @@ def links(folder: Path, count: int, work: Path) -> None:
 
 def cut_tiles(folder: Path, side: int = 256) -> Path:
     """JPEG tiles of the photographs that scikit-image and scikit-learn ship."""
-    from ensemble.demo_data import packaged_photos
+    from ensemble.data.demo_data import packaged_photos
 
     folder.mkdir(parents=True)
     for name, photo in packaged_photos().items():

@@ -160,8 +160,8 @@ def compiled(job: Job) -> tuple[Pass, str]:
 
 def ours(job: Job) -> tuple[Pass, str]:
     """`infer --bundle`, in process."""
+    from ensemble.data.inputs import read_inputs
     from export.infer import infer
-    from export.inputs import read_inputs
 
     ensemble, said = _ensemble(job)
 

@@ -18,7 +18,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from export import journal, results, rows  # noqa: E402
+from ensemble.data import image_list  # noqa: E402
+from export import journal, results  # noqa: E402
 
 TAR = 20_000  # images
 
@@ -27,13 +28,13 @@ def listed(count: int, place: Path) -> None:
     """List `count` rows to `place`, and tell what it took."""
     began = time.perf_counter()
     found = (
-        rows.Row(
+        image_list.Row(
             f"{row:09}", f"s3://bucket/shards/{row // TAR:05}.tar:{row:09}.jpg", 47_104, -1, row % TAR * 47_616 + 512
         )
         for row in range(count)
     )
-    kept = rows.keep(found, place)
-    repeated = len(rows.repeated_ids(kept))
+    kept = image_list.keep(found, place)
+    repeated = len(image_list.repeated_ids(kept))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     seconds = time.perf_counter() - began
     print(f"{count:,} rows, {repeated} ids twice: {place.stat().st_size / count:.1f} bytes a row on disk, "

@@ -22,15 +22,16 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
-from ensemble import dataset, machine, sources  # noqa: E402
+from ensemble import machine  # noqa: E402
 from ensemble.ablate import paired_interval  # noqa: E402
 from ensemble.board import Board  # noqa: E402
 from ensemble.core import metrics  # noqa: E402
 from ensemble.core.recipe_files import load_recipes, recipes_folder  # noqa: E402
+from ensemble.data import dataset, sources  # noqa: E402
+from ensemble.data.splits import Fractions  # noqa: E402
 from ensemble.distributed import Processes  # noqa: E402
 from ensemble.members import load_member  # noqa: E402
 from ensemble.score import score_images  # noqa: E402
-from ensemble.splits import Fractions  # noqa: E402
 from ensemble.torch_runner import torch_runner  # noqa: E402
 from ensemble.train import Setup, train_member  # noqa: E402
 

@@ -25,7 +25,7 @@ from PIL import Image, features
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from ensemble.core.preprocess_config import ImageContract  # noqa: E402
-from ensemble.files import list_images  # noqa: E402
+from ensemble.data.files import list_images  # noqa: E402
 from ensemble.images import decode  # noqa: E402
 
 HALF = (0.5, 0.5, 0.5)

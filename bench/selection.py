@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from ensemble import ablate, select  # noqa: E402
 from ensemble.core.errors import ImageError  # noqa: E402
-from ensemble.files import list_images  # noqa: E402
+from ensemble.data.files import list_images  # noqa: E402
 from ensemble.images import decode  # noqa: E402
 from ensemble.select_run import Job, Result, ablate_selection, select_images  # noqa: E402
 

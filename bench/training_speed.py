@@ -49,9 +49,9 @@ from ensemble.board import Board  # noqa: E402
 from ensemble.core.errors import UnavailableError  # noqa: E402
 from ensemble.core.recipe import Recipe  # noqa: E402
 from ensemble.core.recipe_files import find_recipes, load_recipes  # noqa: E402
-from ensemble.demo_data import packaged_photos  # noqa: E402
+from ensemble.data.demo_data import packaged_photos  # noqa: E402
+from ensemble.data.files import list_images  # noqa: E402
 from ensemble.distributed import Processes  # noqa: E402
-from ensemble.files import list_images  # noqa: E402
 from ensemble.fit import Job, fit  # noqa: E402
 from ensemble.loader import Rows  # noqa: E402
 from ensemble.tracking import Trackers  # noqa: E402

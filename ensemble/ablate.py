@@ -12,20 +12,21 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from ensemble import dataset, select
+from ensemble import select
 from ensemble.board import Board
 from ensemble.checkpoints import locate_checkpoint
 from ensemble.core import bootstrap, metrics
 from ensemble.core.errors import DataError
 from ensemble.core.metrics import Interval
 from ensemble.core.recipe import Recipe
+from ensemble.data import dataset
+from ensemble.data.sources import Labelled
+from ensemble.data.splits import Fractions
 from ensemble.distributed import Processes
 from ensemble.embed import Features
 from ensemble.images import near_duplicates
 from ensemble.members import load_member
 from ensemble.score import score_images
-from ensemble.sources import Labelled
-from ensemble.splits import Fractions
 from ensemble.torch_runner import torch_runner
 from ensemble.train import Say, Setup, train_member
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ensemble import files, null, sources
+from ensemble import null
 from ensemble.audit_checks import Finding, by_class
 from ensemble.core.errors import DataError, some
+from ensemble.data import files, sources
+from ensemble.data.index import Indexed, index_files
 from ensemble.images import near_duplicates, pixel_traces
-from ensemble.index import Indexed, index_files
 from ensemble.null import CONTENT_C, PROBED, SPECTRUM_C, WARN, thumb_table
 
 

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ensemble import audit_checks, dataset, null
+from ensemble import audit_checks, null
 from ensemble.audit_checks import Finding
 from ensemble.core.errors import DataError
+from ensemble.data import dataset
+from ensemble.data.index import Indexed
+from ensemble.data.sources import Labelled, Skipped
 from ensemble.images import pixel_traces
-from ensemble.index import Indexed
 from ensemble.null import CONTENT_C, PROBED, SPECTRUM_C, WARN, Probe, thumb_table
-from ensemble.sources import Labelled, Skipped
 
 BLOCK = 0.60  # balanced accuracy: the null's interval must reach below it
 PROBE_WARN = 0.60  # and for what the pixels carry

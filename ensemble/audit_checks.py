@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ensemble import dataset
 from ensemble.core import metrics
 from ensemble.core.errors import some
 from ensemble.core.names import LABELS, NEGATIVE_NAMES, POSITIVE_NAMES
-from ensemble.index import Indexed
-from ensemble.sources import Labelled, Skipped
+from ensemble.data import dataset
+from ensemble.data.index import Indexed
+from ensemble.data.sources import Labelled, Skipped
 
 NUMBERED = 0.9  # AUROC of the numbers in file names that is worth a note
 BOUND = 0.30  # Cramer's V between class and source that is worth a warning

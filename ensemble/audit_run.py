@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from ensemble import against as other
-from ensemble import audit, canonicalise, dataset, sources
+from ensemble import audit, canonicalise
 from ensemble.core import artifacts
 from ensemble.core.errors import DataError
 from ensemble.core.names import LABELS
+from ensemble.data import dataset, sources
+from ensemble.data.splits import Fractions
 from ensemble.images.canonical import make_plan
-from ensemble.splits import Fractions
 
 
 def audit_data(

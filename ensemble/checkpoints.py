@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ensemble.core.errors import BackboneError, some
 from ensemble.core.recipe import Backbone
-from ensemble.files import at_home
+from ensemble.data.files import at_home
 
 
 def check_source(backbone: Backbone) -> None:

@@ -179,11 +179,12 @@ def _train(
     from ensemble.core.recipe_files import find_recipes, load_recipes
 
     recipes = load_recipes(find_recipes(source), overrides, str(source))
-    from ensemble import distributed, sources
+    from ensemble import distributed
     from ensemble import prepare as preparing
     from ensemble import train_all as runs
     from ensemble.core import artifacts
-    from ensemble.splits import Fractions
+    from ensemble.data import sources
+    from ensemble.data.splits import Fractions
     from ensemble.train import Setup
 
     with _joined(engine, address, recipes, device, cpus_per_member) as cluster:

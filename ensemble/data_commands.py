@@ -49,9 +49,10 @@ def audit(
     """
     require_training_packages()
     from ensemble import audit as auditing
-    from ensemble import audit_page, sources
+    from ensemble import audit_page
     from ensemble.audit_run import audit_data
     from ensemble.core import artifacts
+    from ensemble.data import sources
 
     for path in filter(None, (html, as_json)):
         artifacts.ensure_writable(path.resolve().parent)

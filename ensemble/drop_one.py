@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ensemble import dataset
 from ensemble.core import artifacts, metrics
 from ensemble.core.errors import ArtifactError, DataError, ImageError
+from ensemble.data import dataset
 from ensemble.grouped import one_thread
 from ensemble.images import decode
 from ensemble.score import Runner

@@ -20,7 +20,7 @@ from ensemble.core.parallel import ordered_map
 from ensemble.core.preprocess_config import ImageContract
 from ensemble.core.recipe import Backbone, Recipe, Train
 from ensemble.core.recipe_files import load_recipes, recipes_folder
-from ensemble.files import at_home
+from ensemble.data.files import at_home
 from ensemble.heads import head_of
 from ensemble.images import decode, near_duplicates
 from ensemble.members import load_member

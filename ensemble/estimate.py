@@ -11,11 +11,12 @@ import pandas as pd
 import psutil
 import torch
 
-from ensemble import batches, dataset, machine
+from ensemble import batches, machine
 from ensemble.adapt import adapt
 from ensemble.backbone import Member, build_member
 from ensemble.core import eta
 from ensemble.core.recipe import Recipe
+from ensemble.data import dataset
 from ensemble.distributed import Processes
 from ensemble.images import robustness
 from ensemble.loader import Rows

@@ -21,9 +21,9 @@ from ensemble.core.bootstrap import interval, score_intervals
 from ensemble.core.errors import ArtifactError, ImageError, some
 from ensemble.core.metrics import SCORES, Interval, sigmoid
 from ensemble.core.parallel import ordered_map
+from ensemble.data.sources import Labelled
 from ensemble.images import decode
 from ensemble.images.robustness import GRID_VERSION, Cell
-from ensemble.sources import Labelled
 from ensemble.stack import Stacker
 
 Score = Callable[[Sequence[Image]], np.ndarray]  # decoded images -> the members' logits [N, members]

@@ -12,10 +12,10 @@ from ensemble import published, tracks
 from ensemble.core import artifacts
 from ensemble.core.errors import DataError
 from ensemble.core.names import LABELS
+from ensemble.data.sources import Labelled
 from ensemble.evaluate import CLEAN
 from ensemble.evaluate_tables import TITLES
 from ensemble.leave_out import known_generators
-from ensemble.sources import Labelled
 from ensemble.stack import Stacker
 
 

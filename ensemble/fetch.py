@@ -14,9 +14,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ensemble.archives import Tally
 from ensemble.catalogue import Source
 from ensemble.core.errors import DataError, some
+from ensemble.data.archives import Tally
 from ensemble.fetch_archives import fetch_archives
 from ensemble.fetch_job import Job, shares
 from ensemble.fetch_kaggle import fetch_zip

@@ -4,8 +4,8 @@ import io
 import math
 from collections.abc import Sequence
 
-from ensemble.archives import DamagedArchiveError, Tally, printable, read_tar
 from ensemble.core.errors import DataError
+from ensemble.data.archives import DamagedArchiveError, Tally, printable, read_tar
 from ensemble.fetch_hub import BrokenPartError, Part, PartStream, kept_file, list_archives
 from ensemble.fetch_job import Job, file_filter, file_label, pinned_commit
 from ensemble.fetch_store import require_room

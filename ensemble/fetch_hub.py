@@ -12,9 +12,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ensemble.archives import group_parts
 from ensemble.core.errors import DataError, some
 from ensemble.core.hub_download import brief, explain, is_transport
+from ensemble.data.archives import group_parts
 from ensemble.fetch_store import require_room
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from ensemble.archives import DamagedArchiveError, Tally, read_zip
 from ensemble.catalogue import Source
 from ensemble.core.errors import DataError
+from ensemble.data.archives import DamagedArchiveError, Tally, read_zip
 from ensemble.fetch_job import Job, file_filter, file_label, require_package
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ensemble.archives import MAX_IMAGE_BYTES, TOO_LARGE, Tally, printable
 from ensemble.catalogue import Source
 from ensemble.core.errors import DataError, some
+from ensemble.data.archives import MAX_IMAGE_BYTES, TOO_LARGE, Tally, printable
 from ensemble.fetch_hub import hub_errors
 from ensemble.fetch_job import Job, pinned_commit, require_package
 

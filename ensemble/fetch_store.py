@@ -19,7 +19,7 @@ from ensemble.catalogue import Source
 from ensemble.core import artifacts
 from ensemble.core.errors import DataError
 from ensemble.core.names import LABELS
-from ensemble.files import IMAGE_SUFFIXES
+from ensemble.data.files import IMAGE_SUFFIXES
 from ensemble.images.decode import format_name
 
 COLUMNS = ("id", "path", "label", "source", "generator", "original")

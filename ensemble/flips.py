@@ -8,10 +8,10 @@ import pandas as pd
 from PIL.Image import Image
 from tqdm import tqdm
 
-from ensemble import dataset
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, some
 from ensemble.core.metrics import sigmoid
+from ensemble.data import dataset
 from ensemble.images import canonical, decode
 from ensemble.score import Runner, score_images, with_flip
 from ensemble.stack_table import Scored, score_models

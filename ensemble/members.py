@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ensemble import dataset, external
+from ensemble import external
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, some
 from ensemble.core.preprocess_config import ImageContract
+from ensemble.data import dataset
 
 if TYPE_CHECKING:
     from ensemble.backbone import Member

@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 
 from ensemble import against as other
-from ensemble import audit, dataset, folds
+from ensemble import audit
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
+from ensemble.data import dataset, splits
+from ensemble.data.index import Indexed
+from ensemble.data.sources import Labelled
+from ensemble.data.splits import Fractions
 from ensemble.images import canonical
-from ensemble.index import Indexed
-from ensemble.sources import Labelled
-from ensemble.splits import Fractions
 
 Say = Callable[[str], object]
 
@@ -53,7 +54,7 @@ def prepare(run: Path, data: Sequence[Labelled], wanted: Wanted, say: Say) -> pd
     near = dataset.near_pairs(indexed)
     frame = dataset.assemble(items, indexed, near, wanted.fractions, wanted.seed, wanted.hold_out)
     if wanted.folds is not None:
-        frame["fold"] = folds.assign_folds(frame, wanted.folds, wanted.seed)
+        frame["fold"] = splits.assign_folds(frame, wanted.folds, wanted.seed)
     found = _audit(run, frame, items, indexed, near, wanted.notes)
     for line in audit.lines(found):
         say(line)

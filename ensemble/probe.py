@@ -16,12 +16,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from ensemble import dataset
 from ensemble.backbone import Member
 from ensemble.core import artifacts, feature_cache, metrics
 from ensemble.core.errors import BackboneError
 from ensemble.core.parallel import ordered_map
 from ensemble.core.recipe import Recipe
+from ensemble.data import dataset
 from ensemble.embed import Embedder, embedder_of
 from ensemble.heads import head_of
 from ensemble.images.canonical import Plan

@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from ensemble import dataset
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, some
 from ensemble.core.metrics import Interval
 from ensemble.core.preprocess_config import ImageContract
+from ensemble.data import dataset
 from ensemble.evaluate_tables import read_interval
 from ensemble.report_rows import Rows, split_names
 from ensemble.stack import Stacker

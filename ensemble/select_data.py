@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ensemble import sources
 from ensemble.core.errors import DataError, some
 from ensemble.core.names import NEGATIVE_NAMES, POSITIVE_NAMES
-from ensemble.files import IMAGE_SUFFIXES, list_images
+from ensemble.data import sources
+from ensemble.data.files import IMAGE_SUFFIXES, list_images
+from ensemble.data.sources import Labelled
 from ensemble.select import UNLABELLED
-from ensemble.sources import Labelled
 
 
 def read_pools(

@@ -12,9 +12,9 @@ import pandas as pd
 from ensemble.core import artifacts
 from ensemble.core.errors import DataError, some
 from ensemble.core.names import LABELS
+from ensemble.data.sources import Labelled
 from ensemble.select import UNLABELLED, Selection
 from ensemble.select_picture import Row, write_picture
-from ensemble.sources import Labelled
 
 TABLE, PICTURE, RECORD, ABLATION = "selection.csv", "selection.jpg", "selection.json", "ablation.json"
 OURS = {TABLE, PICTURE, RECORD, ABLATION, "images", *LABELS}

@@ -15,10 +15,10 @@ from ensemble.core import artifacts, feature_cache
 from ensemble.core.errors import DataError, some
 from ensemble.core.recipe import Recipe
 from ensemble.core.recipe_files import load_recipes
+from ensemble.data.sources import Labelled
 from ensemble.select import UNLABELLED, Selection
 from ensemble.select_data import read_pools, read_test, refuse_overlap
 from ensemble.select_output import ABLATION, check_output, write_selection
-from ensemble.sources import Labelled
 from ensemble.torch_runner import choose_device
 from ensemble.train import Say
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError, some
 from ensemble.core.parallel import ordered_map
-from ensemble.sources import Labelled, read_table
+from ensemble.data.sources import Labelled, read_table
 
 TRACKS = ("inductive", "transductive")
 UNSEEN = "unseen"  # the split that nothing was fitted on

@@ -14,13 +14,14 @@ import psutil
 import torch
 import transformers
 
-from ensemble import curves, dataset, folds, unfinished
+from ensemble import curves, unfinished
 from ensemble.adapt import adapt
 from ensemble.backbone import Member, build_member, save_classifier
 from ensemble.checkpoints import hub_name
 from ensemble.core import artifacts
 from ensemble.core.names import LABELS
 from ensemble.core.recipe import Recipe
+from ensemble.data import dataset, splits
 from ensemble.distributed import Processes, first_does
 from ensemble.fit import Job, fit
 from ensemble.images import canonical
@@ -142,13 +143,13 @@ def _folded(task: _Task, frame: pd.DataFrame) -> tuple[Member, list[dict[str, An
         if (folder / "done.json").is_file():
             task.board.part(title, 1, 1, 1, share)
         else:
-            train, tune, rows = folds.fold_parts(frame, fold, task.setup.seed)
+            train, tune, rows = splits.fold_parts(frame, fold, task.setup.seed)
             member, history = _fit(task, train, tune, folder.name, title, task.recipe.train.epochs, share)
             logits = _scored(task, member, rows)
             first_does(task.setup.processes, partial(_finish_fold, folder, history, logits))
         histories.append(artifacts.read_json(folder / "done.json", unfinished.REMEDY)["history"])
         scored.append(artifacts.read_parquet(folder / "scored.parquet", unfinished.REMEDY))
-    epochs = folds.chosen_epochs(history["best"] for history in histories)
+    epochs = splits.chosen_epochs(history["best"] for history in histories)
     fitted = frame[frame["split"].isin(FITTED_SPLITS)]
     strength = float(np.median([history["epochs"][-1].get("strength", 1.0) for history in histories]))
     member, history = _fit(task, fitted, None, "refit", "refit", epochs, 1 / (count + 1), strength)

@@ -13,13 +13,14 @@ import pandas as pd
 from rich.console import Console
 from tqdm import tqdm
 
-from ensemble import dataset, machine, members, unfinished
+from ensemble import machine, members, unfinished
 from ensemble.adapt import check_network
 from ensemble.board import Board
 from ensemble.checkpoints import check_source, locate_checkpoint, weights_file
 from ensemble.core import artifacts, metrics
 from ensemble.core.errors import BackboneError, ManyeyesError, first_line
 from ensemble.core.recipe import Recipe
+from ensemble.data import dataset
 from ensemble.distributed import first_does
 from ensemble.estimate import Estimate, estimate
 from ensemble.images import canonical

@@ -10,11 +10,11 @@ import pandas as pd
 import torch
 from PIL.Image import Image
 
-from ensemble import dataset
 from ensemble.backbone import Member
 from ensemble.core import metrics
 from ensemble.core.errors import DataError
 from ensemble.core.recipe import Recipe
+from ensemble.data import dataset
 from ensemble.distributed import Processes, gathered, mine
 from ensemble.images import canonical, decode, robustness
 from ensemble.images.canonical import Plan

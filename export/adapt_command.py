@@ -55,11 +55,11 @@ def adapt(source: Path, share: float | None, seed: int, run: Path, wanted: Wante
     from ensemble import shift, stack_run
     from ensemble.core import artifacts
     from ensemble.core.metrics import sigmoid
-    from ensemble.files import as_utf8
+    from ensemble.data.files import as_utf8
+    from ensemble.data.inputs import names, read_inputs
     from export import bundle, predictor
     from export.export_run import export_run
     from export.infer import member_logits
-    from export.inputs import names, read_inputs
 
     inputs = read_inputs(source)
     if inputs.note:

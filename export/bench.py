@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from ensemble import dataset
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
 from ensemble.core.preprocess_config import ImageContract
+from ensemble.data import dataset
+from ensemble.data.inputs import read_inputs
 from ensemble.images import decode
 from ensemble.score import Runner, chunk_rows, score_stream
-from export.inputs import read_inputs
 from export.libraries import load_openvino, openvino_core
 from export.openvino_runtime import TYPES
 from export.plan import Planned, Say, open_member, plan_bundle

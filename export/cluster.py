@@ -10,6 +10,9 @@ import numpy as np
 
 from ensemble import ray_look
 from ensemble.core.errors import DataError, ManyeyesError, UnavailableError, in_one_line
+from ensemble.data.image_list import Rows
+from ensemble.data.inputs import Inputs
+from ensemble.data.storage import readable
 from ensemble.ray_cluster import Node, load_ray
 from ensemble.score import Runner
 from export import cluster_bundle, cluster_kept, predictor
@@ -18,10 +21,7 @@ from export.cluster_size import Asked, Size, sized, sized_as, told
 from export.cluster_worker import PACKAGES, Desk, Job, Prepared, Worker, prepare, task, unseen
 from export.ensembles import Ensemble
 from export.infer import Scoring
-from export.inputs import Inputs
 from export.journal import Journal
-from export.places import readable
-from export.rows import Rows
 from export.setting import ON_CPU, ON_GPU, Wanted
 
 MOST_SHARDS = 8  # to a task, which is lost with its worker

@@ -10,6 +10,10 @@ from typing import Any, NoReturn, cast
 import pyarrow as pa
 
 from ensemble.core.errors import ArtifactError, DataError, ManyeyesError, UnavailableError, in_one_line
+from ensemble.data.byte_ranges import Span
+from ensemble.data.image_list import TEXT, Row, Rows, keep, read
+from ensemble.data.inputs import Item
+from ensemble.data.storage import readable
 from ensemble.images.decoder_warnings import quiet_decoders
 from ensemble.ray_cluster import this_node
 from ensemble.ray_look import check_versions, look
@@ -19,14 +23,10 @@ from export import journal as journals
 from export.cluster_bundle import Source
 from export.ensembles import Ensemble
 from export.hardware import available, version
-from export.inputs import Item
 from export.journal import Journal
-from export.places import readable
 from export.plan import Plan, open_member, plan_bundle
-from export.rows import TEXT, Row, Rows, keep, read
 from export.scored_rows import score_shards
 from export.setting import Wanted
-from export.spans import Span
 
 PACKAGES = ("Pillow", "numpy")  # that decide a score, whatever runs the members
 MOST_ATTEMPTS = 4  # to score the same rows, each ended by the death of its worker

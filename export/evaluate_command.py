@@ -13,9 +13,9 @@ from export.setting import Wanted, runtime_options
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ensemble.data.sources import Labelled
     from ensemble.evaluate import Model
     from ensemble.images.robustness import Cell
-    from ensemble.sources import Labelled
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ def evaluate(
       python cli.py evaluate --data phone_photos.csv --stress
       python cli.py evaluate --model hf://USER/REPO --data test/labels.csv --output evaluated
     """
-    from ensemble.layouts import read_benchmarks
-    from ensemble.sources import Reading
+    from ensemble.data.benchmarks import read_benchmarks
+    from ensemble.data.sources import Reading
 
     job = Job(**settings)
     if job.model_positive and not job.model:

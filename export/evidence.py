@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ensemble import dataset
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, ImageError, some
 from ensemble.core.preprocess_config import ImageContract
+from ensemble.data import dataset
+from ensemble.data.files import as_utf8
+from ensemble.data.sources import Labelled
 from ensemble.external import External, test_column
-from ensemble.files import as_utf8
 from ensemble.images import decode
-from ensemble.sources import Labelled
 
 FEW = 14  # for fp32: two batches of seven
 SIDE = 256  # of generated pictures, in pixels

@@ -11,11 +11,11 @@ from PIL import Image
 
 from ensemble.core.errors import ImageError, UnavailableError
 from ensemble.core.metrics import sigmoid
+from ensemble.data.inputs import Inputs, of_open_files
 from ensemble.images import decode
 from ensemble.stack import Stacker
 from export.ensembles import Ensemble
 from export.infer import member_logits
-from export.inputs import Inputs, of_open_files
 
 if TYPE_CHECKING:
     from ensemble.backbone import Member

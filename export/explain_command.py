@@ -56,10 +56,10 @@ def explain(
     """
     from ensemble import external
     from ensemble.core import artifacts
+    from ensemble.data.inputs import of_files
     from ensemble.images.decode import decode
     from ensemble.stack_run import read_stacker
     from export import explain, predictor, runtime
-    from export.inputs import of_files
     from export.setting import Wanted
 
     stacker = read_stacker(run)
@@ -128,8 +128,8 @@ def _print(values: dict[str, Any], err: bool) -> None:
 def _write(file: Path, image: Path, values: dict[str, Any], heats: "dict[str, np.ndarray]") -> None:
     """The numbers and coarse heat maps, rows from the top, as JSON."""
     from ensemble.core import artifacts
+    from ensemble.data.files import as_utf8
     from ensemble.explain import coarse
-    from ensemble.files import as_utf8
     from export.explain import NOTE
 
     cells = {name: coarse(heat, CELLS).round(3).tolist() for name, heat in heats.items()}

@@ -10,7 +10,7 @@ from ensemble import options
 from ensemble.core.names import is_member_name
 
 if TYPE_CHECKING:
-    from ensemble.sources import Labelled
+    from ensemble.data.sources import Labelled
 
 
 def _members(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -127,8 +127,8 @@ def export(
     if bundle is not None and force and not sources:
         raise click.UsageError("--force converts members anew: name them with --member, or leave it out")
     from ensemble.core.artifacts import bundle_path
+    from ensemble.data.sources import read_data
     from ensemble.images.decoder_warnings import quiet_decoders
-    from ensemble.sources import read_data
     from export import certificate, evidence
     from export.export_run import certify_bundle, export_run
     from export.precisions import Wish

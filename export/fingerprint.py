@@ -17,13 +17,13 @@ import PIL
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
 from ensemble.core.names import NEGATIVE
-from ensemble.files import as_utf8
+from ensemble.data import storage
+from ensemble.data.files import as_utf8
+from ensemble.data.storage import Place
 from ensemble.stack import Stacker
-from export import places
 from export.ensembles import Ensemble
 from export.hardware import version
 from export.infer import Done, Options
-from export.places import Place
 from export.setting import named
 
 # what submit reads of `made_by`'s values
@@ -73,7 +73,7 @@ def made_by(
         "looked_up": [member.name for member in ensemble.externals],
         "device": ensemble.device,
         "options": {**asdict(options), "cascade": ensemble.cascade.to_dict() if ensemble.cascade else None},
-        "input": as_utf8(places.name(images)),
+        "input": as_utf8(storage.name(images)),
         "images": {"scored": done.scored, "failed": done.failed},
         "versions": versions(libraries or {runtime: version(runtime) for runtime in runtimes}),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

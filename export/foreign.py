@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from ensemble import dataset, stack_rows, stack_run
+from ensemble import stack_rows, stack_run
 from ensemble.cascade_fit import Rows
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, BackboneError
 from ensemble.core.hub_download import download_classifier
-from ensemble.files import at_home
-from ensemble.sources import Labelled
-from ensemble.splits import Fractions
+from ensemble.data import dataset
+from ensemble.data.files import at_home
+from ensemble.data.sources import Labelled
+from ensemble.data.splits import Fractions
 from ensemble.stack import Stacker
 from ensemble.stack_run import Choices, Stacked
 from export import bundle, evidence, heldout_rows, hub, member_logits

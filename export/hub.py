@@ -9,7 +9,7 @@ from pathlib import Path
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, BackboneError, HubError, some
 from ensemble.core.hub_download import download, download_classifier, has_weights, require_hub
-from ensemble.files import at_home
+from ensemble.data.files import at_home
 from export import bundle
 
 PREFIX = "hf://"

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ensemble.core import artifacts, metrics
 from ensemble.core.errors import ArtifactError
+from ensemble.data.inputs import Inputs, Item, ids, names
 from ensemble.external import test_column
 from ensemble.score import with_flip
 from ensemble.shift import names_sha256
@@ -20,7 +21,6 @@ from ensemble.stack import Stacker
 from export import ensembles
 from export import journal as journals
 from export.ensembles import Ensemble
-from export.inputs import Inputs, Item, ids, names
 from export.journal import Journal, Rows
 from export.results import Failure, Scores, write_failures, write_scores
 from export.scored_rows import chunk_of, joined, score_rows, score_shards

@@ -15,13 +15,13 @@ from export.setting import Wanted, cascade_option, full, runtime_options
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ensemble.data.storage import Place
     from ensemble.ray_cluster import Node
     from export.ensembles import Ensemble
-    from export.places import Place
 
 
 def _parse_place(context: click.Context, parameter: click.Parameter, value: str | None) -> "Place | None":
-    from export.places import parse
+    from ensemble.data.storage import parse
 
     return None if value is None else parse(value)
 
@@ -137,11 +137,11 @@ def infer(
     if cluster and any(str(place).startswith("memory://") for place in (source, images)):
         raise click.UsageError("memory:// is of one process alone, and a cluster has several: leave out --engine ray")
     from ensemble.core import artifacts
+    from ensemble.data.inputs import read_inputs
     from ensemble.images.decoder_warnings import quiet_decoders
     from export import cascades, fingerprint, hub, journal
     from export import infer as inference
     from export.bundle import contents
-    from export.inputs import read_inputs
 
     _check_source(context, onnx, bundle, model, positive, adapted or tta)
     context.with_resource(quiet_decoders())

@@ -24,9 +24,9 @@ from filelock import FileLock, Timeout
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
+from ensemble.data.image_list import os_file
 from ensemble.score import MOST_ROWS
 from export.results import Failure
-from export.rows import os_file
 
 # Fixed, so that the list alone decides which rows share a shard: a minute's work at 2 images per
 # second, and at 2,000 no more than 16 small files per second. Chunks divide it.

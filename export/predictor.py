@@ -12,15 +12,16 @@ from ensemble import external
 from ensemble.core import artifacts
 from ensemble.core.errors import BackboneError, DataError, UnavailableError
 from ensemble.core.names import RESERVED
+from ensemble.data import storage
+from ensemble.data.inputs import resolve_table
 from ensemble.images.decoder_warnings import quiet_decoders
 from ensemble.score import Runner
 from ensemble.stack import Stacker
 from ensemble.stack_run import fingerprint, read_stacker
-from export import bundle, cascades, hub, places, runtime, tuning
+from export import bundle, cascades, hub, runtime, tuning
 from export.ensembles import Ensemble
 from export.hardware import Machine, available, version
 from export.infer import average, infer
-from export.inputs import resolve_table
 from export.plan import Plan, device_of, open_member, plan_bundle
 from export.setting import Setting, Wanted
 
@@ -190,7 +191,7 @@ class Predictor:
         if not keys:
             raise DataError("the frame needs a column id or path")
         inputs = resolve_table(
-            frame[keys].astype(str), Path("frame"), None if images is None else places.parse(str(images))
+            frame[keys].astype(str), Path("frame"), None if images is None else storage.parse(str(images))
         )
         result, self.errors = infer(inputs, self._ensemble)
         return frame.assign(target=result["target"].to_numpy())

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
-from export.rows import os_file
+from ensemble.data.image_list import os_file
 
 FORMATS = {".csv": "csv", ".parquet": "parquet"}
 GROUP = 1 << 16  # rows of a Parquet file's row groups

@@ -9,11 +9,11 @@ from PIL.Image import Image
 
 from ensemble.cascade_stream import cascade_stream, taken_rows
 from ensemble.core.errors import ArtifactError, some
+from ensemble.data.inputs import Item
 from ensemble.images import decode
 from ensemble.score import Large, Scored, chunk_rows, score_stream
 from export import ensembles
 from export.ensembles import Ensemble
-from export.inputs import Item
 from export.journal import Rows
 from export.results import Failure
 

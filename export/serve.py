@@ -29,11 +29,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ensemble.core import metrics
 from ensemble.core.errors import ImageError, ManyeyesError, UnavailableError, some
+from ensemble.data.inputs import of_open_files
 from export import ensembles
 from export.ensembles import Ensemble
 from export.gate import LOCAL, Names, guarded
 from export.infer import member_logits
-from export.inputs import of_open_files
 
 PAGE = {
     "/": ("index.html", "text/html"),

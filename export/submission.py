@@ -12,7 +12,7 @@ import pandas as pd
 from ensemble.core import artifacts
 from ensemble.core.errors import DataError, some
 from ensemble.core.names import LABELS, NEGATIVE, NEGATIVE_NAMES, POSITIVE, POSITIVE_NAMES
-from ensemble.sources import read_table
+from ensemble.data.sources import read_table
 from export.results import write_csv
 
 LABELLED, GRADED = "labels", "probabilities"  # what a sample shows that it takes

@@ -11,7 +11,7 @@ import numpy as np
 from conftest import encoded
 from PIL import Image
 
-from ensemble.files import IMAGE_SUFFIXES
+from ensemble.data.files import IMAGE_SUFFIXES
 
 SUFFIXES = sorted(IMAGE_SUFFIXES)
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "PPM")

@@ -4,9 +4,10 @@ from conftest import encoded
 from helpers import write_csv
 from test_audit import crops
 
-from ensemble import against, dataset
+from ensemble import against
 from ensemble.core.errors import DataError
-from ensemble.sources import Labelled
+from ensemble.data import dataset
+from ensemble.data.sources import Labelled
 
 
 @pytest.fixture(scope="module")

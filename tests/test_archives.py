@@ -7,9 +7,9 @@ import zipfile
 import pytest
 from fetch_cases import images, member, picture, tar_gz, zipped
 
-from ensemble import archives
-from ensemble.archives import DamagedArchiveError, Tally, group_parts, printable, read_tar, read_zip
 from ensemble.core.errors import DataError
+from ensemble.data import archives
+from ensemble.data.archives import DamagedArchiveError, Tally, group_parts, printable, read_tar, read_zip
 
 EVERY = "a/0.png a/1.png a/2.png".split()
 HOSTILE_NAMES = {

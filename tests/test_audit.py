@@ -9,10 +9,11 @@ from conftest import PHOTOS, encoded, photo_file
 from helpers import run_cli
 from PIL import Image
 
-from ensemble import audit, audit_checks, dataset, swap
+from ensemble import audit, audit_checks, swap
 from ensemble.audit_run import audit_data
 from ensemble.core.errors import DataError
-from ensemble.sources import read_data
+from ensemble.data import dataset
+from ensemble.data.sources import read_data
 
 NAMES = [*PHOTOS, "brick.png", "camera.png", "grass.png", "gravel.png", "hubble_deep_field.jpg"]
 SIDE = 96

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ensemble import dataset, members, train_all
+from ensemble import members, train_all
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError, ImageError
 from ensemble.core.recipe import Augment, Recipe
+from ensemble.data import dataset
 from ensemble.distributed import Processes
 from ensemble.images import canonical, decode
 from ensemble.images.canonical import Plan, last_compression, make_plan, read_canonical, read_plan

@@ -10,15 +10,16 @@ from helpers import read_csv, write_csv
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ensemble import canonicalise, dataset, null
+from ensemble import canonicalise, null
 from ensemble.audit import BLOCK
 from ensemble.audit_run import canonicalise_data
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError
+from ensemble.data import dataset
+from ensemble.data.index import index_files
+from ensemble.data.sources import read_data
 from ensemble.images import decode
 from ensemble.images.canonical import Plan, read_plan
-from ensemble.index import index_files
-from ensemble.sources import read_data
 
 COLUMNS = ["id", "path", "label", "group", "source", "generator", "original"]
 TILE = 40

@@ -15,8 +15,8 @@ from helpers import STACKER, read_csv, write_csv
 from test_stores import KEYS, needs_s3, upload_folder
 
 from ensemble.core import artifacts
+from ensemble.data import storage
 from export import bundle as bundles
-from export import places
 
 pytestmark = pytest.mark.cluster
 server = test_stores.server  # the fixture
@@ -114,10 +114,10 @@ def test_images_of_a_store(work, tmp_path, server):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in keys.items():
             patch.setenv(name, value)
-        places._filesystem.cache_clear()
-        places.filesystem(url).mkdir(url)
+        storage._filesystem.cache_clear()
+        storage.filesystem(url).mkdir(url)
         upload_folder(tmp_path / "tars", f"{url}/tars")
-    places._filesystem.cache_clear()
+    storage._filesystem.cache_clear()
     output = tmp_path / "out.csv"
     with ray_nodes.cluster(2, environment=keys) as nodes:
         call = cluster_job.command(work, output, "--engine", "ray", "--address", nodes.address)

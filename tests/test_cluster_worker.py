@@ -10,9 +10,9 @@ import pytest
 from helpers import exported_run, write_csv, write_image
 
 from ensemble.core.errors import ArtifactError, DataError
+from ensemble.data.inputs import read_inputs
 from export import cluster_bundle, cluster_worker, journal
 from export.cluster_worker import PACKAGES, Desk, Job, Worker, look, prepare, task
-from export.inputs import read_inputs
 from export.setting import Wanted
 
 

@@ -7,12 +7,12 @@ import pytest
 from conftest import encoded, noise
 from PIL import Image
 
-from ensemble import dataset, splits
 from ensemble.core import artifacts
 from ensemble.core.errors import DataError
-from ensemble.dataset import build_dataset
-from ensemble.sources import Labelled, read_data
-from ensemble.splits import Fractions
+from ensemble.data import dataset, splits
+from ensemble.data.dataset import build_dataset
+from ensemble.data.sources import Labelled, read_data
+from ensemble.data.splits import Fractions
 
 HALVES = Fractions(tune=0.3, heldout=0.3)
 STRING = "string"

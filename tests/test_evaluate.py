@@ -9,10 +9,10 @@ from PIL import Image
 from ensemble import evaluate
 from ensemble.core import metrics
 from ensemble.core.errors import ArtifactError, ImageError
+from ensemble.data.sources import Labelled
 from ensemble.evaluate import Model, score_cells, summarise
 from ensemble.images import decode as images
 from ensemble.images.robustness import Cell, unchanged
-from ensemble.sources import Labelled
 from ensemble.stack import Stacker
 
 STACKER = Stacker(members=("light", "dark"), coef=(2.0, -1.0), intercept=0.5)

@@ -11,7 +11,7 @@ from small_members import small_member
 from ensemble import external
 from ensemble.core import artifacts, metrics
 from ensemble.core.metrics import sigmoid
-from ensemble.dataset import dataset_sha256
+from ensemble.data.dataset import dataset_sha256
 from ensemble.stack import Stacker
 
 VALUES = [10, 120, 60, 200, 110, 160, 90, 240, 150, 100, 30, 130]  # brightness; the odd ones are ai

@@ -8,9 +8,9 @@ from helpers import make_frame, noisy_logits, write_csv, write_member
 from ensemble import tracks
 from ensemble.core import artifacts
 from ensemble.core.errors import DataError
+from ensemble.data.sources import Labelled
 from ensemble.evaluate_run import check_classes, choose, name_of, output_folder
 from ensemble.leave_out import commands, leave_out_generators
-from ensemble.sources import Labelled
 from ensemble.stackers import fit_stacker
 
 

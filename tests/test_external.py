@@ -22,10 +22,10 @@ from ensemble import external, members
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError
 from ensemble.core.metrics import sigmoid
+from ensemble.data.inputs import read_inputs
 from ensemble.stack_run import Choices, read_stacker, stack_run
 from export import bundle
 from export.infer import infer
-from export.inputs import read_inputs
 from export.predictor import load_bundle, load_run
 
 

@@ -21,9 +21,10 @@ from fetch_cases import (
 )
 from helpers import read_csv
 
-from ensemble import fetch_hub, fetch_store, sources
+from ensemble import fetch_hub, fetch_store
 from ensemble.catalogue import Source, load_catalogue
 from ensemble.core.errors import DataError
+from ensemble.data import sources
 from ensemble.fetch import shares
 from ensemble.fetch_store import local_name
 

@@ -23,10 +23,10 @@ from fetch_cases import (
 from helpers import read_csv
 
 from ensemble import fetch_hub, fetch_rows
-from ensemble.archives import Tally
 from ensemble.catalogue import load_catalogue
 from ensemble.core.errors import DataError
 from ensemble.core.hub_download import NO_SUCH_LOGIN
+from ensemble.data.archives import Tally
 
 SOURCES = load_catalogue()
 MJ, SD = SOURCES["midjourney-v5"], SOURCES["sd21"]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble.core.errors import DataError
-from ensemble.files import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, list_images, resolve_ids
+from ensemble.data.files import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, list_images, resolve_ids
 
 NAMES = st.one_of(st.text("aA.- é\n/", min_size=1, max_size=3), st.sampled_from(HOSTILE_NAMES))
 PATHS = st.lists(st.tuples(NAMES, st.sampled_from([".jpg", ".png", ".jpg.png"])).map("".join), min_size=1, max_size=12)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble.core.errors import DataError
-from ensemble.folds import assign_folds, chosen_epochs, fold_parts
+from ensemble.data.splits import assign_folds, chosen_epochs, fold_parts
 
 
 def make(groups=40, seed=0, folds=None):

@@ -63,22 +63,22 @@ LIGHT = {
     "torch,sklearn,transformers": "ensemble.images.decode ensemble.core.artifacts ensemble.core.metrics ensemble.stack ensemble.score "
     "ensemble.members ensemble.stack_run ensemble.stack_table ensemble.stack_rows ensemble.threshold ensemble.external "
     "ensemble.stackers ensemble.calibrate ensemble.weights ensemble.drop_one ensemble.flips "
-    "ensemble.dataset ensemble.index ensemble.images.pixel_traces ensemble.images.canonical "
+    "ensemble.data.dataset ensemble.data.index ensemble.images.pixel_traces ensemble.images.canonical "
     "ensemble.images.degradations ensemble.images.robustness ensemble.core.bootstrap ensemble.breakdown ensemble.report ensemble.gallery "
-    "ensemble.shift ensemble.files ensemble.sources ensemble.images.decoder_warnings ensemble.cascade ensemble.cascade_fit "
+    "ensemble.shift ensemble.data.files ensemble.data.sources ensemble.images.decoder_warnings ensemble.cascade ensemble.cascade_fit "
     "ensemble.cascade_limits ensemble.frontier ensemble.subsets",
     "torch,sklearn,transformers,onnx,openvino,onnxruntime,nncf,ray": "export.infer export.runtime export.hardware "
     "export.choice "
     "export.precisions export.evidence export.records export.member_logits export.classifier export.foreign "
     "export.half export.int8 export.layers export.second_files "
     "export.plan export.tuning export.bench export.libraries export.onnx_sessions export.openvino_runtime "
-    "export.batches export.predictor export.submission export.bundle export.inputs export.rows export.parquet_input "
+    "export.batches export.predictor export.submission export.bundle ensemble.data.inputs ensemble.data.image_list ensemble.data.parquet "
     "export.results export.journal export.scored_rows export.certificate export.export_run export.evaluate_model "
     "export.ensembles "
     "export.cascades export.heldout_rows export.points export.costs export.frontier export.fingerprint export.kernel "
     "export.wheels export.hub export.hub_push export.model_card export.serve export.gate export.listen export.explain "
     "export.cluster export.cluster_worker export.cluster_bundle "
-    "export.card_scores export.markdown export.places export.spans export.shards export.file_rows ensemble.core.hub_download",
+    "export.card_scores export.markdown ensemble.data.storage ensemble.data.byte_ranges ensemble.data.shards ensemble.data.image_list ensemble.core.hub_download",
 }
 
 

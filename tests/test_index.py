@@ -17,9 +17,9 @@ from conftest import HOSTILE_NAMES, encoded, noise, write_files
 from helpers import ROOT, run_python
 from PIL import Image
 
-from ensemble import index
+from ensemble.data import index
+from ensemble.data.index import index_files
 from ensemble.images import metadata, near_duplicates
-from ensemble.index import index_files
 
 SLOWLY = """
 import os, signal, sys, time

@@ -25,6 +25,7 @@ from ensemble.cascade import Cascade, Report, Step
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, UnavailableError
 from ensemble.core.metrics import Interval, sigmoid
+from ensemble.data.inputs import read_inputs
 from ensemble.external import External
 from ensemble.score import Runner
 from export import Predictor, bundle, cascades, heldout_rows, journal, predictor, tuning
@@ -32,7 +33,6 @@ from export.ensembles import Ensemble
 from export.export_run import export_run
 from export.hardware import Machine
 from export.infer import Options, infer, infer_to_file
-from export.inputs import read_inputs
 from export.setting import Setting, Wanted
 
 REPORT = Report(100, 50, (0.9, 0.9), Interval(0.0, 0.0, 0.0), (0.5, 0.5), (3.0, 2.0), 0.0)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble.core.errors import DataError, ImageError
+from ensemble.data.inputs import Item, ids, names, of_files, read_inputs
 from ensemble.images.decode import decode
-from export.inputs import Item, ids, names, of_files, read_inputs
 
 LISTING = """
 import re, sys
@@ -118,9 +118,9 @@ def test_rows_have_an_id_a_name_for_errors_and_a_file(tmp_path, listed):
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_a_table_is_read_in_parts_as_if_whole(tmp_path, listed, kind, monkeypatch):
-    monkeypatch.setattr("ensemble.sources.PART", 3)
-    monkeypatch.setattr("export.parquet_input.BATCH", 3)
-    monkeypatch.setattr("export.rows.BATCH", 2)
+    monkeypatch.setattr("ensemble.data.sources.PART", 3)
+    monkeypatch.setattr("ensemble.data.parquet.BATCH", 3)
+    monkeypatch.setattr("ensemble.data.image_list.BATCH", 2)
     write_files(tmp_path, *(f"{name}.jpg" for name in HOSTILE_NAMES))
     frame = pd.DataFrame({"path": [f"{name}.jpg" for name in HOSTILE_NAMES], "id": HOSTILE_NAMES})
     for columns in (["id"], ["path"], ["path", "id"]):
@@ -140,7 +140,7 @@ def test_a_table_is_read_in_parts_as_if_whole(tmp_path, listed, kind, monkeypatc
 
 
 def test_a_range_of_rows_is_that_slice(tmp_path, monkeypatch):
-    monkeypatch.setattr("export.rows.BATCH", 4)
+    monkeypatch.setattr("ensemble.data.image_list.BATCH", 4)
     inputs = of_files([str(number) for number in range(10)], [tmp_path / str(number) for number in range(10)])
     expected = rows(inputs)
     assert [row.id for row in expected] == list("0123456789")
@@ -154,7 +154,7 @@ def test_a_range_of_rows_is_that_slice(tmp_path, monkeypatch):
 
 
 def test_ids_of_one_hash_are_told_apart(tmp_path, monkeypatch):
-    monkeypatch.setattr("export.rows._hashes", lambda batch: np.zeros(len(batch), dtype=np.uint64))
+    monkeypatch.setattr("ensemble.data.image_list._hashes", lambda batch: np.zeros(len(batch), dtype=np.uint64))
     write_files(tmp_path, "a.jpg", "b.jpg")
     assert ids(read_inputs(write_csv(tmp_path / "test.csv", id=["b", "a"]))) == ["b", "a"]
     with pytest.raises(DataError, match="given more than once: 'a'; each"):

@@ -4,7 +4,7 @@ import pytest
 from helpers import write_csv, write_image
 from test_shards import write_shards
 
-from export.inputs import read_inputs
+from ensemble.data.inputs import read_inputs
 
 
 def test_a_folder_needs_itself_and_shards_their_files(tmp_path):

@@ -9,8 +9,8 @@ import pytest
 from helpers import CONTRACT, run_cli
 from small_nets import LAYERS, PIXELS, write_image_run, write_network
 
-from ensemble import dataset
 from ensemble.core import artifacts
+from ensemble.data import dataset
 from ensemble.images import decode as images
 from ensemble.score import Runner
 from export import bundle, evidence, hardware, int8, libraries, precisions, second_files

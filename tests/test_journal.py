@@ -10,9 +10,9 @@ from conftest import HOSTILE_NAMES
 from helpers import CONTRACT, ROOT, STACKER, read_csv, write_image
 
 from ensemble.core.errors import ArtifactError
+from ensemble.data.inputs import of_files
 from ensemble.score import Runner
 from export import infer, journal
-from export.inputs import of_files
 from export.results import Failure
 
 KEY = {"the members": "a", "--fill": None}

@@ -5,8 +5,8 @@ from helpers import write_csv, write_image
 from ensemble import published
 from ensemble.core.errors import DataError
 from ensemble.core.metrics import SCORES
-from ensemble.layouts import read_benchmarks, recognise
-from ensemble.sources import Reading
+from ensemble.data.benchmarks import read_benchmarks, recognise
+from ensemble.data.sources import Reading
 
 GENIMAGE = {
     "Midjourney/imagenet_midjourney": "Midjourney",
@@ -132,9 +132,9 @@ def test_every_figure_names_its_source_a_known_score_and_parts_that_layouts_have
 
 
 def published_parts(name):
-    from ensemble import layouts
+    from ensemble.data import benchmarks
 
-    return getattr(layouts, name).values()
+    return getattr(benchmarks, name).values()
 
 
 def part(name, value):

@@ -6,9 +6,9 @@ import pytest
 from conftest import HOSTILE_NAMES, encoded, noise, write_files
 
 from ensemble.core.errors import DataError, ImageError
+from ensemble.data import parquet
+from ensemble.data.inputs import Item, ids, names, read_inputs
 from ensemble.images.decode import decode
-from export import parquet_input
-from export.inputs import Item, ids, names, read_inputs
 
 IMAGES = [encoded(noise(seed), "BMP") for seed in range(7)]
 ROWS = [f"set.parquet:{row}" for row in range(7)]
@@ -64,7 +64,7 @@ def test_a_large_row_group_is_not_held(tmp_path):
     file = tmp_path / "set.parquet"
     pq.write_table(pa.table({"image": images}), file, compression="none", write_batch_size=16)
     before = pa.total_allocated_bytes()
-    held = [pa.total_allocated_bytes() - before for _ in parquet_input.image_bytes(file, 0, len(images))]
+    held = [pa.total_allocated_bytes() - before for _ in parquet.image_bytes(file, 0, len(images))]
     assert max(held) < sum(map(len, images)) / 2
 
 
@@ -83,7 +83,7 @@ def test_an_image_without_an_id_is_named_by_its_row(tmp_path):
 
 def test_ids_and_names_are_known_without_reading_an_image(tmp_path, monkeypatch):
     inputs = read_inputs(write_parquet(tmp_path / "set.parquet", image=structs("abcdefg")))
-    monkeypatch.setattr(parquet_input, "image_bytes", lambda *arguments: pytest.fail("images were read"))
+    monkeypatch.setattr(parquet, "image_bytes", lambda *arguments: pytest.fail("images were read"))
     assert ids(inputs) == list("abcdefg")
     assert list(names(inputs)) == [f"set.parquet:{row}" for row in range(7)]
 

@@ -10,7 +10,7 @@ import pytest
 
 from ensemble.audit import Audit
 from ensemble.audit_run import audit_data
-from ensemble.sources import read_data
+from ensemble.data.sources import read_data
 
 VARIANTS = range(10)
 # kind of trap -> (kind of finding that names it, what its text must say)

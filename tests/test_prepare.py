@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from conftest import encoded, noise, write_files
 
-from ensemble import audit, dataset, prepare, sources
+from ensemble import audit, prepare
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError
+from ensemble.data import dataset, sources
+from ensemble.data.splits import Fractions
 from ensemble.images import canonical
 from ensemble.prepare import Wanted
-from ensemble.splits import Fractions
 
 SHARES = Fractions(0.2, 0.3)
 SIDE = 48

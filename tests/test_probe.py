@@ -10,10 +10,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from small_pool import one_thread
 
-from ensemble import backbone, dataset, probe
+from ensemble import backbone, probe
 from ensemble.core import artifacts, metrics
 from ensemble.core.errors import BackboneError
 from ensemble.core.recipe import Adapt, Augment, Backbone, Image, Recipe, Train
+from ensemble.data import dataset
 from ensemble.embed import embedder_of
 from ensemble.images.canonical import Plan
 from ensemble.loader import Rows

@@ -13,7 +13,7 @@ from ensemble.core import artifacts, metrics
 from ensemble.core.bootstrap import paired, score_intervals
 from ensemble.core.errors import ArtifactError
 from ensemble.core.metrics import Interval, sigmoid
-from ensemble.dataset import dataset_sha256
+from ensemble.data.dataset import dataset_sha256
 
 CELLS = ("clean", "jpeg 30", "$blur$ <2>")
 AUDIT = {

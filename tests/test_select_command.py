@@ -13,9 +13,10 @@ from hub_layouts import write_checkpoint
 from PIL import Image
 from small_pool import TEST_COLOURS, TINY, one_thread, patch, write_pool, write_test
 
-from ensemble import neighbours, select_output, select_picture, select_run, sources
+from ensemble import neighbours, select_output, select_picture, select_run
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError, RecipeError, UnavailableError
+from ensemble.data import sources
 from ensemble.select_command import select
 
 COLUMNS = "id path label group source generator distance test_id original".split()

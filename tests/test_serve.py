@@ -12,9 +12,9 @@ from small_server import ENSEMBLE, FILES, grey, parts, refused, runner, scored
 from starlette.testclient import TestClient
 
 from ensemble.core.errors import UnavailableError
+from ensemble.data.inputs import read_inputs
 from ensemble.external import External
 from export.infer import infer
-from export.inputs import read_inputs
 from export.predictor import load_bundle
 from export.serve import Limits, app
 from export.setting import Wanted

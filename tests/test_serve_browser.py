@@ -9,10 +9,10 @@ from small_members import write_networks
 from small_server import ENSEMBLE, expected, grey, running
 
 from ensemble.core.errors import UnavailableError
+from ensemble.data.inputs import of_files
 from ensemble.stack_run import read_stacker
 from export.explain import explained
 from export.infer import infer
-from export.inputs import of_files
 from export.predictor import load_networks
 from export.setting import Wanted
 

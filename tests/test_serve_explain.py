@@ -15,10 +15,10 @@ from small_members import write_networks
 from small_server import ENSEMBLE, BaseClient, grey, parts, refused, running, scored
 from starlette.testclient import TestClient
 
+from ensemble.data.inputs import of_files
 from ensemble.stack_run import read_stacker
 from export.explain import explained
 from export.infer import infer
-from export.inputs import of_files
 from export.predictor import load_networks
 from export.serve import Limits, app
 from export.setting import Wanted

@@ -5,7 +5,7 @@ from conftest import write_files
 from helpers import write_csv
 
 from ensemble.core.errors import DataError
-from ensemble.sources import read_data
+from ensemble.data.sources import read_data
 
 
 def several(*paths, **options):

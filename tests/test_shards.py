@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble.core.errors import ArtifactError, DataError, ImageError
+from ensemble.data import byte_ranges, shards
+from ensemble.data.inputs import ids, names, read_inputs
 from ensemble.images.decode import decode
-from export import bench, shards, spans
-from export.inputs import ids, names, read_inputs
+from export import bench
 
 IMAGES = {f"{number:03}.bmp": encoded(noise(number), "BMP") for number in range(9)}
 
@@ -365,16 +366,16 @@ def test_a_reader_can_be_pickled_and_read_by_in_another_process(tmp_path):
 
 
 def test_neighbours_are_read_together(monkeypatch):
-    monkeypatch.setattr("export.places.BLOCK", 100)
-    cut = partial(spans.Span, "s3://a/b.tar")
+    monkeypatch.setattr("ensemble.data.storage.BLOCK", 100)
+    cut = partial(byte_ranges.Span, "s3://a/b.tar")
     together = (
         [cut(10, 20), cut(40, 50)],
         [cut(95, 20)],
         [cut(200, 300)],
         [cut(600, 1)],
-        [spans.Span("s3://a/c", 601, 1)],
+        [byte_ranges.Span("s3://a/c", 601, 1)],
     )
-    assert list(spans.neighbours(span for group in together for span in group)) == list(together)
+    assert list(byte_ranges.neighbours(span for group in together for span in group)) == list(together)
 
 
 def test_neighbours_are_cut_out_of_what_was_read_without_another_copy(monkeypatch):
@@ -385,9 +386,9 @@ def test_neighbours_are_cut_out_of_what_was_read_without_another_copy(monkeypatc
             copied.append(len(super().__getitem__(key)))
             return super().__getitem__(key)
 
-    monkeypatch.setattr("export.places.read_range", lambda place, offset, size: Data(range(size)))
-    group = [spans.Span("s3://a/b.tar", 1 + 10 * number, 10) for number in range(20)]
-    assert b"".join(spans.fetched([group])) == bytes(range(200))
+    monkeypatch.setattr("ensemble.data.storage.read_range", lambda place, offset, size: Data(range(size)))
+    group = [byte_ranges.Span("s3://a/b.tar", 1 + 10 * number, 10) for number in range(20)]
+    assert b"".join(byte_ranges.fetched([group])) == bytes(range(200))
     assert copied == [10] * 20
 
 

@@ -7,7 +7,7 @@ import pytest
 from conftest import HOSTILE_NAMES, write_files
 
 from ensemble.core.errors import DataError
-from ensemble.sources import locate, read_data, read_table
+from ensemble.data.sources import locate, read_data, read_table
 
 
 @pytest.fixture

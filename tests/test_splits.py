@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble import splits
 from ensemble.core.errors import DataError
-from ensemble.splits import Fractions, assign_splits, place
+from ensemble.data import splits
+from ensemble.data.splits import Fractions, assign_splits, place
 
 SHARES = Fractions()
 HOSTILE = ("é 写真", 'it\'s "it"', "two\nlines", "", "007", "NA", "1e5")

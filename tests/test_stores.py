@@ -22,12 +22,12 @@ from test_infer import ENSEMBLE
 from test_shards import write_tar
 
 from ensemble.core.errors import DataError, ImageError, ManyeyesError
+from ensemble.data import storage
+from ensemble.data.image_list import read
+from ensemble.data.inputs import ids, names, read_inputs
 from ensemble.images.decode import decode
-from export import places
 from export.infer import infer
-from export.inputs import ids, names, read_inputs
 from export.predictor import Predictor
-from export.rows import read
 
 NAMES = [name for name in HOSTILE_NAMES if "\n" not in name]  # moto has no route to a line break
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -64,14 +64,14 @@ def server(tmp_path_factory):
 @pytest.fixture(params=["memory", pytest.param("s3", marks=needs_s3)])
 def bucket(request, monkeypatch):
     """URL of an empty bucket."""
-    places._filesystem.cache_clear()
+    storage._filesystem.cache_clear()
     url = f"{request.param}://bucket-{time.time_ns()}"
     if request.param == "s3":
         for key, value in {**KEYS, "AWS_ENDPOINT_URL": request.getfixturevalue("server")[0]}.items():
             monkeypatch.setenv(key, value)
-    places.filesystem(url).mkdir(url)
+    storage.filesystem(url).mkdir(url)
     yield url
-    places._filesystem.cache_clear()
+    storage._filesystem.cache_clear()
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def photos(tmp_path):
 
 
 def upload(file, url):
-    places.filesystem(url).pipe_file(url, Path(file).read_bytes())
+    storage.filesystem(url).pipe_file(url, Path(file).read_bytes())
     return url
 
 
@@ -197,7 +197,7 @@ def test_what_has_changed_since_it_was_listed_is_said_so(photos, bucket, tmp_pat
     suffix = {"tars": "tar", "sets": "parquet"}[kind]
     same_size = bytearray((tmp_path / kind / f"03.{suffix}").read_bytes())
     same_size[700] ^= 1
-    places.filesystem(bucket).pipe_file(f"{bucket}/{kind}/03.{suffix}", bytes(same_size))
+    storage.filesystem(bucket).pipe_file(f"{bucket}/{kind}/03.{suffix}", bytes(same_size))
     assert len(list(inputs.items(0, 3))) == 3
     with pytest.raises(DataError, match=rf"{kind}/03\.{suffix} was changed meanwhile; run the same command again"):
         list(inputs.items(0, 6))
@@ -209,15 +209,15 @@ def test_a_tar_that_is_refused_is_told_of_before_the_others_are_read(bucket, tmp
     for number in range(8):
         upload(many, f"{bucket}/{number}.tar")
     upload(write_tar(tmp_path / "bad.tar", {"../a.png": b"a"}), f"{bucket}/0.tar")
-    read_range, reads = places.read_range, []
+    read_range, reads = storage.read_range, []
 
     def slow(url, *arguments):
         reads.append(url)
         time.sleep(0.05)
         return read_range(url, *arguments)
 
-    monkeypatch.setattr(places, "read_range", slow)
-    monkeypatch.setattr(places, "BLOCK", 10_000)
+    monkeypatch.setattr(storage, "read_range", slow)
+    monkeypatch.setattr(storage, "BLOCK", 10_000)
     with pytest.raises(DataError, match=r"0\.tar: images would be left out"):
         read_inputs(f"{bucket}/")
     assert len(reads) < 200  # of 700
@@ -226,12 +226,12 @@ def test_a_tar_that_is_refused_is_told_of_before_the_others_are_read(bucket, tmp
 def test_an_image_that_has_changed_is_said_so_and_one_that_is_gone_is_an_unreadable_row(photos, bucket):
     inputs = read_inputs(upload_folder(photos, f"{bucket}/photos"))
     first, second = ids(inputs)[:2]
-    places.filesystem(bucket).rm(f"{bucket}/photos/{first}")
+    storage.filesystem(bucket).rm(f"{bucket}/photos/{first}")
     gone = next(iter(inputs.items(0, 1)))
     with pytest.raises(ImageError, match="no such file"):
         decode(gone.source, gone.path)
     for data in (b"longer" * 100, b"short", b""):
-        places.filesystem(bucket).pipe_file(f"{bucket}/photos/{second}", data)
+        storage.filesystem(bucket).pipe_file(f"{bucket}/photos/{second}", data)
         with pytest.raises(DataError, match="was changed meanwhile; run the same command again"):
             list(inputs.items(1, 2))
 
@@ -250,7 +250,7 @@ def test_an_image_that_has_changed_is_said_so_and_one_that_is_gone_is_an_unreada
 )
 def test_what_is_not_there_is_said_so(bucket, source, message):
     for name in ("texts/a.txt", "others/a.heic", "others/a.png"):
-        places.filesystem(bucket).pipe_file(f"{bucket}/{name}", b"a")
+        storage.filesystem(bucket).pipe_file(f"{bucket}/{name}", b"a")
     with pytest.raises(DataError, match=message) as raised:
         read_inputs(f"{bucket}/{source}")
     assert len(str(raised.value).splitlines()) == 1
@@ -267,7 +267,7 @@ def test_a_tar_of_a_store_whose_name_looks_like_a_pattern_is_that_file(bucket, t
 
 def test_shards_among_images_of_a_store_are_spoken_of(bucket):
     for name in ("a.png", "x/b.tar", "c.txt"):
-        places.filesystem(bucket).pipe_file(f"{bucket}/photos/{name}", b"a")
+        storage.filesystem(bucket).pipe_file(f"{bucket}/photos/{name}", b"a")
     inputs = read_inputs(f"{bucket}/photos/")
     assert ids(inputs) == ["a.png"]
     assert inputs.note.endswith(f"'x/b.tar'. For the images inside of such files name them: '{bucket}/photos/x/*.tar'")
@@ -276,10 +276,10 @@ def test_shards_among_images_of_a_store_are_spoken_of(bucket):
 @pytest.mark.parametrize("key", ["a//y.png", "a/sub//deep/z.png", "/y.png"])
 def test_keys_with_an_empty_part_are_not_left_out_in_silence(bucket, key):
     for name in ("a/", "a/sub/") if bucket.startswith("s3") else ():  # folders that are objects of their own
-        places.filesystem(bucket).pipe_file(f"{bucket}/{name}", b"")
-    places.filesystem(bucket).pipe_file(f"{bucket}/a/x.png", b"a")
+        storage.filesystem(bucket).pipe_file(f"{bucket}/{name}", b"")
+    storage.filesystem(bucket).pipe_file(f"{bucket}/a/x.png", b"a")
     assert ids(read_inputs(bucket)) == ["a/x.png"]
-    places.filesystem(bucket).pipe_file(f"{bucket}/{key}", b"a")
+    storage.filesystem(bucket).pipe_file(f"{bucket}/{key}", b"a")
     with pytest.raises(DataError, match=r"keys that begin with \S*// cannot be listed; rename them"):
         read_inputs(bucket)
 
@@ -299,7 +299,7 @@ def test_keys_with_an_empty_part_are_not_left_out_in_silence(bucket, key):
 )
 def test_urls_that_nothing_reads_are_refused_without_their_secrets(tmp_path, text, message):
     with pytest.raises(DataError, match=re.escape(message)):
-        places.parse(text)
+        storage.parse(text)
     for source in (text, write_csv(tmp_path / "list.csv", path=[text])):
         code, out, err = run_cli("infer", "--input", source, "--output", tmp_path / "scores.csv")
         assert (code, message in err, len(err.splitlines())) == (2, True, 1)
@@ -307,16 +307,16 @@ def test_urls_that_nothing_reads_are_refused_without_their_secrets(tmp_path, tex
 
 
 def test_what_a_user_writes_is_a_path_or_a_url():
-    assert places.parse("a/b:c") == Path("a/b:c")
-    assert places.parse("file:///a%20b/c") == Path("/a b/c")
-    assert places.parse("S3://Bucket/Key") == "s3://Bucket/Key"
-    assert places.parse("s3://bucket/what?/me@home=1/*.tar") == "s3://bucket/what?/me@home=1/*.tar"
+    assert storage.parse("a/b:c") == Path("a/b:c")
+    assert storage.parse("file:///a%20b/c") == Path("/a b/c")
+    assert storage.parse("S3://Bucket/Key") == "s3://Bucket/Key"
+    assert storage.parse("s3://bucket/what?/me@home=1/*.tar") == "s3://bucket/what?/me@home=1/*.tar"
 
 
 @pytest.mark.parametrize(("url", "package"), [("s3://bucket/a/", "s3fs"), ("gs://bucket/a.tar", "gcsfs")])
 def test_a_missing_package_is_named(monkeypatch, url, package):
-    places._filesystem.cache_clear()
-    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, places.parse(url).partition(":")[0], raising=False)
+    storage._filesystem.cache_clear()
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, storage.parse(url).partition(":")[0], raising=False)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ManyeyesError, match=f"{package} is not installed; run: pip install {package}"):
         read_inputs(url)
@@ -348,22 +348,22 @@ def test_tars_are_read_in_few_requests_and_images_in_one_each(bucket, server, tm
     frame = pd.DataFrame({"id": list(data), "image": list(data.values())})
     frame.to_parquet(tmp_path / "s.parquet", compression=None, row_group_size=50)
     upload(tmp_path / "s.parquet", f"{bucket}/s.parquet")
-    few = size // places.BLOCK + 4
-    read_range, sizes = places.read_range, []
+    few = size // storage.BLOCK + 4
+    read_range, sizes = storage.read_range, []
 
     def counted(*arguments):
         data = read_range(*arguments)
         sizes.append(len(data))
         return data
 
-    monkeypatch.setattr(places, "read_range", counted)
+    monkeypatch.setattr(storage, "read_range", counted)
 
     for name, most, ten in (("s.tar", few, 2), ("s.parquet", 3 * few, 8), ("many", 200, 10)):
         inputs = read_inputs(f"{bucket}/{name}")
         before = len(log.read_text())
         sizes.clear()
         assert len(list(inputs.items(0, 200))) == 200
-        assert sum(sizes) < 1.1 * size + places.BLOCK
+        assert sum(sizes) < 1.1 * size + storage.BLOCK
         asked = requests(log, before)
         assert sum(method == "GET" for method, _ in asked) <= most
         assert {status for _, status in asked} <= {"200", "206"}
@@ -401,7 +401,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_goes_wrong_at_a_store_is_one_line_and_soon(server, monkeypatch, fault):
     changes, url, message = FAULTS[fault]
-    places._filesystem.cache_clear()
+    storage._filesystem.cache_clear()
     for key, value in {**KEYS, "AWS_ENDPOINT_URL": server[0], **changes}.items():
         monkeypatch.setenv(key, value) if value else monkeypatch.delenv(key, raising=False)
     began = time.monotonic()
@@ -409,7 +409,7 @@ def test_what_goes_wrong_at_a_store_is_one_line_and_soon(server, monkeypatch, fa
         read_inputs(url)
     assert len(str(raised.value).splitlines()) == 1
     assert time.monotonic() - began < 60
-    places._filesystem.cache_clear()
+    storage._filesystem.cache_clear()
 
 
 class _Refusing(http.server.BaseHTTPRequestHandler):
@@ -453,22 +453,22 @@ def test_what_a_store_refuses_is_one_line(monkeypatch, answer, url):
     handler = type("Handler", (_Refusing,), {"code": code, "error": error, "wait": wait})
     quick = {"connect_timeout": 1, "read_timeout": 0.2, "retries": {"total_max_attempts": 1}}
     if wait:
-        monkeypatch.setitem(places.OPTIONS, "s3", {"config_kwargs": quick})
+        monkeypatch.setitem(storage.OPTIONS, "s3", {"config_kwargs": quick})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as serving:
         threading.Thread(target=serving.serve_forever, daemon=True).start()
         for key, value in {**KEYS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{serving.server_port}"}.items():
             monkeypatch.setenv(key, value)
-        places._filesystem.cache_clear()
+        storage._filesystem.cache_clear()
         with pytest.raises(DataError, match=message) as raised:
             read_inputs(url)
         serving.shutdown()
     assert len(str(raised.value).splitlines()) == 1
     assert not any(value in str(raised.value) for value in KEYS.values() if value == "testing")
-    places._filesystem.cache_clear()
+    storage._filesystem.cache_clear()
 
 
 def test_addresses_in_errors_of_a_store_have_no_secrets():
-    with pytest.raises(DataError, match="no answer of http://host/key; check"), places.problems("gs://bucket/key"):
+    with pytest.raises(DataError, match="no answer of http://host/key; check"), storage.problems("gs://bucket/key"):
         raise ValueError("no answer of http://me:SECRET@host/key?X-Goog-Signature=SECRET")
 
 
@@ -476,8 +476,8 @@ def test_no_right_to_read_is_one_line(monkeypatch, bucket):
     def refuse(*arguments, **options):
         raise PermissionError("Forbidden")
 
-    places.filesystem(bucket).pipe_file(f"{bucket}/a/b.png", b"a")
-    monkeypatch.setattr(places.filesystem(bucket), "ls", refuse)
+    storage.filesystem(bucket).pipe_file(f"{bucket}/a/b.png", b"a")
+    monkeypatch.setattr(storage.filesystem(bucket), "ls", refuse)
     with pytest.raises(DataError, match=r"a: no right to read it \(Forbidden\); check credentials"):
         read_inputs(f"{bucket}/a")
 

@@ -8,13 +8,14 @@ from PIL import Image
 from small_members import small_member
 from test_backbone import QUICK
 
-from ensemble import dataset, train_all
+from ensemble import train_all
 from ensemble.backbone import build_member, save_classifier
 from ensemble.core import artifacts
 from ensemble.core.errors import UnavailableError
 from ensemble.core.metrics import auroc
 from ensemble.core.preprocess_config import ImageContract
 from ensemble.core.recipe import Augment, Recipe
+from ensemble.data import dataset
 from ensemble.loader import Rows, collate
 from ensemble.members import heldout_logits, load_member, read_info
 from ensemble.score import score_images

@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ensemble.core.errors import DataError
-from export import places
-from export.places import Place
-from export.rows import BATCH, Row, os_file
+from ensemble.data import storage
+from ensemble.data.image_list import BATCH, Row, os_file
+from ensemble.data.storage import Place
 
 IMAGE = "image"
 AT_ONCE = 16  # images in memory
@@ -25,8 +25,8 @@ BUFFER = 1 << 20  # bytes read at a time; without a buffer a column is read for 
 @contextmanager
 def _opened(file: Place) -> Iterator[pq.ParquetFile]:
     try:
-        size, _ = places.facts(file)
-        source = os_file(file) if isinstance(file, Path) else places.opened(file, size)
+        size, _ = storage.facts(file)
+        source = os_file(file) if isinstance(file, Path) else storage.opened(file, size)
         with closing(source) as readable, pq.ParquetFile(readable, buffer_size=BUFFER, pre_buffer=False) as opened:
             yield opened
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
@@ -78,7 +78,7 @@ def image_rows(file: Place) -> Iterator[Row]:
             elif named:
                 keys = _texts(pc.struct_field(batch[IMAGE], "path"), f"{IMAGE}.path", file)
             for key, row in zip(keys, rows, strict=False):
-                yield Row(key if key or own else f"{places.name(file)}:{row}", f"{file}:{row}")
+                yield Row(key if key or own else f"{storage.name(file)}:{row}", f"{file}:{row}")
 
 
 def image_bytes(file: Place, start: int, stop: int) -> Iterator[bytes]:
@@ -100,7 +100,7 @@ def image_bytes(file: Place, start: int, stop: int) -> Iterator[bytes]:
 def facts(file: Place) -> list[Any]:
     """What tells one version of a file from another: its bytes, time of change in ns, and the rows of its groups."""
     with _opened(file) as parquet:
-        return [*places.facts(file), _group_rows(parquet)]
+        return [*storage.facts(file), _group_rows(parquet)]
 
 
 def _group_rows(parquet: pq.ParquetFile) -> list[int]:

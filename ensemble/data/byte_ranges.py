@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ensemble.core.parallel import ordered_map
-from export import places
-from export.places import Place
+from ensemble.data import storage
+from ensemble.data.storage import Place
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Span:
         if not self.size:
             return b""
         try:  # one byte more, to see that a file has not grown
-            data = places.read_range(self.place, self.offset, self.size + whole)
+            data = storage.read_range(self.place, self.offset, self.size + whole)
         except FileNotFoundError:
             if whole:
                 raise
-            raise places.changed(self.place) from None
+            raise storage.changed(self.place) from None
         if len(data) != self.size:
-            raise places.changed(self.place)
+            raise storage.changed(self.place)
         return data
 
 
@@ -45,7 +45,7 @@ def fetched(groups: Iterable[list[Span]]) -> Iterator[Span | bytes]:
 
     def fetch(group: list[Span]) -> list[Span] | list[bytes]:
         first, last = group[0], group[-1]
-        if last.offset + last.size - first.offset > places.BLOCK:
+        if last.offset + last.size - first.offset > storage.BLOCK:
             return list(group)
         if len(group) == 1:
             try:
@@ -56,7 +56,7 @@ def fetched(groups: Iterable[list[Span]]) -> Iterator[Span | bytes]:
         starts = [span.offset - first.offset for span in group]
         return [data[start : start + span.size] for start, span in zip(starts, group, strict=True)]
 
-    for group in ordered_map(fetch, groups, places.AHEAD, places.AHEAD):
+    for group in ordered_map(fetch, groups, storage.AHEAD, storage.AHEAD):
         yield from group
 
 
@@ -67,7 +67,7 @@ def neighbours(spans: Iterable[Span]) -> Iterator[list[Span]]:
         if group and (
             span.place != group[0].place
             or span.offset < group[-1].offset + group[-1].size
-            or span.offset + span.size > group[0].offset + places.BLOCK
+            or span.offset + span.size > group[0].offset + storage.BLOCK
         ):
             yield group
             group = []

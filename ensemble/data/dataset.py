@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ensemble import sources, splits
 from ensemble.core import artifacts
 from ensemble.core.errors import DataError, some
+from ensemble.data import sources, splits
+from ensemble.data.index import Indexed, index_files
+from ensemble.data.splits import FITTED, SPLITS, Fractions
 from ensemble.images import canonical, near_duplicates
-from ensemble.index import Indexed, index_files
-from ensemble.splits import FITTED, SPLITS, Fractions
 
 COLUMNS = ("id root path label source generator group split fold width height format bytes sha256 phash").split()
 # What decides a training run: where the files lie does not.

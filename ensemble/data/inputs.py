@@ -13,12 +13,12 @@ import pandas as pd
 
 from ensemble.core import artifacts
 from ensemble.core.errors import DataError, some
+from ensemble.data import byte_ranges, image_list, parquet, shards, storage
+from ensemble.data.byte_ranges import Span
+from ensemble.data.image_list import Row, Rows, keep, read, repeated_ids
+from ensemble.data.sources import read_parts
+from ensemble.data.storage import Place, join
 from ensemble.images.decode import Source
-from ensemble.sources import read_parts
-from export import file_rows, parquet_input, places, shards, spans
-from export.places import Place, join
-from export.rows import Row, Rows, keep, read, repeated_ids
-from export.spans import Span
 
 
 @dataclass(frozen=True)
@@ -91,16 +91,16 @@ def read_inputs(source: Place, images: Place | None = None, spill: Path | None =
             if shards.kind(path):
                 others.append(path)
 
-        rows = keep(file_rows.of_folder(source, passed), place)
+        rows = keep(image_list.of_folder(source, passed), place)
         if rows.count:
             return replace(_of_files(rows, source, _paths([source])), note=shards.passed_over(source, others))
         if files := shards.below(source, others):
             return _of_shards(files, source, place)
         raise DataError(f"{source} holds no images")
-    if not places.name(source).lower().endswith(".parquet"):
+    if not storage.name(source).lower().endswith(".parquet"):
         return _of_table(_csv_parts(source), source, images, place)
-    if not parquet_input.holds_images(source):
-        return _of_table(parquet_input.read_parts(source), source, images, place)
+    if not parquet.holds_images(source):
+        return _of_table(parquet.read_parts(source), source, images, place)
     _refuse_images(images, source)
     return _of_parquet([source], source, place)
 
@@ -119,7 +119,7 @@ def _csv_parts(source: Place) -> Iterator[pd.DataFrame]:
         yield from read_parts(source)
         return
     try:
-        opened = places.opened(source)
+        opened = storage.opened(source)
     except FileNotFoundError:
         raise DataError(f"no such file: {source}") from None
     with opened as file:
@@ -134,7 +134,7 @@ def resolve_table(frame: pd.DataFrame, table: Path, images: Place | None) -> Inp
 def of_files(names: Sequence[str], paths: Sequence[Path]) -> Inputs:
     """Ids and the file of each, in memory."""
     here = Path()
-    rows = (file_rows.row(key, here, str(path)) for key, path in zip(names, paths, strict=True))
+    rows = (image_list.row(key, here, str(path)) for key, path in zip(names, paths, strict=True))
     return _of_files(keep(rows, None), here)
 
 
@@ -159,7 +159,7 @@ def _paths(given: Iterable[Place]) -> tuple[Path, ...]:
 
 def _of_shards(files: Sequence[Place], source: Place, place: Path | None) -> Inputs:
     if shards.is_parquet(files):
-        if others := [file for file in files if not parquet_input.holds_images(file)]:
+        if others := [file for file in files if not parquet.holds_images(file)]:
             raise DataError(f"{source}: no column image in {some(others)}; several files are read for their images")
         return _of_parquet(files, source, place)
     known: list[shards.Shard] = []
@@ -172,8 +172,8 @@ def _of_shards(files: Sequence[Place], source: Place, place: Path | None) -> Inp
 
 
 def _of_parquet(files: Sequence[Place], source: Place, place: Path | None) -> Inputs:
-    known = [(file, parquet_input.facts(file)) for file in files]
-    rows = chain.from_iterable(_named(parquet_input.image_rows(file), file) for file in files)
+    known = [(file, parquet.facts(file)) for file in files]
+    rows = chain.from_iterable(_named(parquet.image_rows(file), file) for file in files)
     kept = _distinct(keep(rows, place), source)
     facts = known[0][1] if len(known) == 1 else [each for _, each in known]
     return Inputs(kept, artifacts.json_sha256([kept.sha256, facts]), partial(_in_parquet, known), _paths(files))
@@ -192,7 +192,7 @@ def _in_files(root: Place, rows: Iterable[Row], start: int, stop: int) -> Iterat
 def _in_tars(known: Sequence[shards.Shard], rows: Iterable[Row], start: int, stop: int) -> Iterator[Item]:
     placed = shards.spans(known, rows, start, stop)
     if isinstance(known[0].place, str):
-        return _ahead(placed, spans.neighbours)
+        return _ahead(placed, byte_ranges.neighbours)
     return (Item(row.id, row.path, span) for row, span in placed)
 
 
@@ -207,7 +207,7 @@ def _ahead(
             waiting.append(row)
             yield span
 
-    for source in spans.fetched(group(asked())):
+    for source in byte_ranges.fetched(group(asked())):
         row = waiting.popleft()
         yield Item(row.id, row.path, source)
 
@@ -216,14 +216,14 @@ def _in_parquet(known: Sequence[tuple[Place, list[Any]]], rows: Iterable[Row], s
     given = iter(rows)
     for number, first, last in shards.stretches([sum(facts[2]) for _, facts in known], start, stop):
         file, facts = known[number]
-        if parquet_input.facts(file) != facts:
-            raise places.changed(file)
-        for data, row in zip(parquet_input.image_bytes(file, first, last), given, strict=False):
+        if parquet.facts(file) != facts:
+            raise storage.changed(file)
+        for data, row in zip(parquet.image_bytes(file, first, last), given, strict=False):
             yield Item(row.id, row.path, data)
 
 
 def _of_table(parts: Iterator[pd.DataFrame], table: Place, images: Place | None, place: Path | None) -> Inputs:
-    named = file_rows.of_table(parts, table, images)
+    named = image_list.of_table(parts, table, images)
     kept = keep(_named(named.rows, table) if named.given else named.rows, place)
     return _of_files(_distinct(kept, table), named.root)
 

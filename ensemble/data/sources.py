@@ -11,7 +11,7 @@ import pandas as pd
 
 from ensemble.core.errors import DataError, Sample, some
 from ensemble.core.names import LABELS, class_labels
-from ensemble.files import IMAGE_SUFFIXES, list_images, resolve_ids
+from ensemble.data.files import IMAGE_SUFFIXES, list_images, resolve_ids
 
 PART = 4096  # rows of a table in memory
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from ensemble.core.errors import DataError, some
 from ensemble.core.names import class_labels
-from ensemble.files import list_images
-from ensemble.sources import Labelled, Reading, read_data
+from ensemble.data.files import list_images
+from ensemble.data.sources import Labelled, Reading, read_data
 
 # GenImage's generators, by what their folders are called (github.com/GenImage-Dataset/GenImage):
 # the name of the download, and that of the archive inside it.

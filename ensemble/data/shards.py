@@ -13,14 +13,14 @@ from posixpath import normpath
 from threading import Event
 from typing import NamedTuple
 
-from ensemble.archives import DamagedArchiveError, Tally, list_tar
 from ensemble.core.errors import DataError, Sample, shown, some
 from ensemble.core.parallel import ordered_map
-from ensemble.files import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES
-from export import places
-from export.places import Place
-from export.rows import Row
-from export.spans import Span
+from ensemble.data import storage
+from ensemble.data.archives import DamagedArchiveError, Tally, list_tar
+from ensemble.data.byte_ranges import Span
+from ensemble.data.files import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES
+from ensemble.data.image_list import Row
+from ensemble.data.storage import Place
 
 MOST = 1_000_000  # files that braces may name
 COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
@@ -43,8 +43,8 @@ def find(source: Place) -> list[Place]:
     They are in the order of their names. DataError for a pattern that means none, or other files.
     """
     text = str(source)
-    if (isinstance(source, Path) or has_magic(text)) and places.exists(source):  # its name may look like a pattern
-        return [] if places.is_folder(source) or kind(source) == ".parquet" else _of_one_kind([source], text)
+    if (isinstance(source, Path) or has_magic(text)) and storage.exists(source):  # its name may look like a pattern
+        return [] if storage.is_folder(source) or kind(source) == ".parquet" else _of_one_kind([source], text)
     if not (has_magic(text) or _BRACES.search(text)):
         return _of_one_kind([source], text) if kind(source) == ".tar" else []
     found = [place for each in expand(text) for place in (_matching(each, source) if has_magic(each) else [each])]
@@ -56,14 +56,14 @@ def find(source: Place) -> list[Place]:
 
 def below(folder: Place, paths: Sequence[str]) -> list[Place]:
     """The tars, or the Parquet files, at these paths below a folder without images; DataError if there are both."""
-    return _of_one_kind([places.join(folder, path) for path in paths], str(folder)) if paths else []
+    return _of_one_kind([storage.join(folder, path) for path in paths], str(folder)) if paths else []
 
 
 def passed_over(folder: Place, paths: Sequence[str]) -> str:
     """What to say of tars and Parquet files at these paths below a folder of images; empty if there are none."""
     if not paths:
         return ""
-    like = places.join(folder, os.path.join(os.path.dirname(paths[0]), f"*{kind(paths[0])}"))
+    like = storage.join(folder, os.path.join(os.path.dirname(paths[0]), f"*{kind(paths[0])}"))
     return shown(
         f"{folder} is read as a folder of images; passed over in it: {some(map(repr, paths))}. "
         f"For the images inside of such files name them: '{like}'"
@@ -98,13 +98,13 @@ def _matching(pattern: str, source: Place) -> list[str]:
     if isinstance(source, Path):
         return [path for path in glob(pattern, recursive=True) if os.path.isfile(path)]
     scheme = pattern.partition("://")[0]
-    with places.problems(pattern):
-        return [f"{scheme}://{path.lstrip('/')}" for path in places.filesystem(pattern).glob(pattern)]
+    with storage.problems(pattern):
+        return [f"{scheme}://{path.lstrip('/')}" for path in storage.filesystem(pattern).glob(pattern)]
 
 
 def kind(place: Place) -> str:
     """.tar or .parquet, by a file's name, also for a tar that is compressed; empty for other files."""
-    name = places.name(place).lower()
+    name = storage.name(place).lower()
     return ".tar" if name.endswith((".tar", *COMPRESSED)) else ".parquet" if name.endswith(".parquet") else ""
 
 
@@ -118,11 +118,11 @@ def _of_one_kind(files: list[Place], given: str) -> list[Place]:
     if kinds == {""} and len(files) == 1:
         return []  # a table
     if len(kinds) > 1 or "" in kinds:
-        others = some(repr(places.name(file)) for file in files if kind(file) != kind(files[0]) or not kind(file))
+        others = some(repr(storage.name(file)) for file in files if kind(file) != kind(files[0]) or not kind(file))
         raise DataError(
             f"{given}: several files are read as one list if all are .tar or all are .parquet, not {others}"
         )
-    if packed := [file for file in files if places.name(file).lower().endswith(COMPRESSED)]:
+    if packed := [file for file in files if storage.name(file).lower().endswith(COMPRESSED)]:
         raise _compressed(packed[0])
     return files
 
@@ -142,7 +142,7 @@ def tar_rows(files: Sequence[Place], shards: list[Shard]) -> Iterator[Row]:
     if len(files) == 1 or isinstance(files[0], Path):
         listings: Iterable[tuple[Shard, Iterable[Row]]] = (_lazily(file, stop) for file in files)
     else:
-        listings = ordered_map(lambda file: _listed(file, stop), files, places.AHEAD, places.AHEAD, stop)
+        listings = ordered_map(lambda file: _listed(file, stop), files, storage.AHEAD, storage.AHEAD, stop)
     for shard, rows in listings:
         count = 0
         for count, row in enumerate(rows, 1):  # noqa: B007  # counts what was given out
@@ -152,7 +152,7 @@ def tar_rows(files: Sequence[Place], shards: list[Shard]) -> Iterator[Row]:
 
 def _lazily(file: Place, stop: Event) -> tuple[Shard, Iterator[Row]]:
     try:
-        size, version = places.facts(file)
+        size, version = storage.facts(file)
     except OSError as error:
         raise DataError(f"no tar at {file} ({error.strerror or 'not found'})") from None
     return Shard(file, size, version, 0), _rows(file, size, stop)
@@ -176,7 +176,7 @@ def _rows(file: Place, size: int, stop: Event) -> Iterator[Row]:
         return suffix in IMAGE_SUFFIXES
 
     try:
-        with places.opened(file, size) as opened:
+        with storage.opened(file, size) as opened:
             if opened.read(6).startswith(_PACKED):
                 raise _compressed(file)
             opened.seek(0)
@@ -212,6 +212,6 @@ def spans(shards: Sequence[Shard], rows: Iterable[Row], start: int, stop: int) -
     given = iter(rows)
     for file, first, last in stretches([shard.rows for shard in shards], start, stop):
         shard = shards[file]
-        places.check(shard.place, (shard.size, shard.version))
+        storage.check(shard.place, (shard.size, shard.version))
         for _, row in zip(range(first, last), given, strict=False):
             yield row, Span(shard.place, row.offset, row.size)
