@@ -123,7 +123,9 @@ def compiled(job: Job) -> tuple[Pass, str]:
     """torch.compile with our own decoding, weights and activations in the precision, a fixed batch."""
     import torch
 
-    from ensemble import backbone, contracts, score
+    from ensemble.models import backbone
+    from ensemble.models import processor as contracts
+    from ensemble.models import runner as score
 
     torch.set_float32_matmul_precision("high")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[job.precision]

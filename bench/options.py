@@ -30,9 +30,9 @@ from ensemble.core.recipe_files import load_recipes, recipes_folder  # noqa: E40
 from ensemble.data import dataset, sources  # noqa: E402
 from ensemble.data.splits import Fractions  # noqa: E402
 from ensemble.distributed import Processes  # noqa: E402
-from ensemble.members import load_member  # noqa: E402
-from ensemble.score import score_images  # noqa: E402
-from ensemble.torch_runner import torch_runner  # noqa: E402
+from ensemble.models.members import load_member  # noqa: E402
+from ensemble.models.runner import score_images  # noqa: E402
+from ensemble.models.torch_runner import torch_runner  # noqa: E402
 from ensemble.train import Setup, train_member  # noqa: E402
 
 CHAIN = ["augment.chain=[1, 3]", "augment.webp=[50, 100]", "augment.blur=[0, 1.5]", "augment.resize=[0.7, 1.4]"]

@@ -43,7 +43,6 @@ from torch.utils.data import Dataset
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from ensemble import machine  # noqa: E402
-from ensemble.backbone import Member, build_member  # noqa: E402
 from ensemble.batches import AHEAD  # noqa: E402
 from ensemble.board import Board  # noqa: E402
 from ensemble.core.errors import UnavailableError  # noqa: E402
@@ -54,6 +53,7 @@ from ensemble.data.files import list_images  # noqa: E402
 from ensemble.distributed import Processes  # noqa: E402
 from ensemble.fit import Job, fit  # noqa: E402
 from ensemble.loader import Rows  # noqa: E402
+from ensemble.models.backbone import Member, build_member  # noqa: E402
 from ensemble.tracking import Trackers  # noqa: E402
 from ensemble.tune import Reading  # noqa: E402
 

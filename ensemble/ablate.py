@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from ensemble import select
 from ensemble.board import Board
-from ensemble.checkpoints import locate_checkpoint
 from ensemble.core import bootstrap, metrics
 from ensemble.core.errors import DataError
 from ensemble.core.metrics import Interval
@@ -23,11 +22,12 @@ from ensemble.data import dataset
 from ensemble.data.sources import Labelled
 from ensemble.data.splits import Fractions
 from ensemble.distributed import Processes
-from ensemble.embed import Features
 from ensemble.images import near_duplicates
-from ensemble.members import load_member
-from ensemble.score import score_images
-from ensemble.torch_runner import torch_runner
+from ensemble.models.checkpoints import locate_checkpoint
+from ensemble.models.features import Features
+from ensemble.models.members import load_member
+from ensemble.models.runner import score_images
+from ensemble.models.torch_runner import torch_runner
 from ensemble.train import Say, Setup, train_member
 
 ARMS = ("selected", "random")

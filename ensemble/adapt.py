@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from ensemble.backbone import Member, build_member
 from ensemble.core.recipe import Recipe
-from ensemble.heads import head_of
-from ensemble.lora import add_lora
+from ensemble.models.backbone import Member, build_member
+from ensemble.models.features import head_of
+from ensemble.models.lora import add_lora
+from ensemble.models.network_edits import enable_checkpointing
 from ensemble.optimize import parameter_groups
-from ensemble.surgery import enable_checkpointing
 
 
 def adapt(member: Member, recipe: Recipe) -> None:

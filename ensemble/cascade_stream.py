@@ -16,7 +16,7 @@ from PIL.Image import Image
 from ensemble.core.errors import ImageError
 from ensemble.core.parallel import available_cores, ordered_map
 from ensemble.images import decode
-from ensemble.score import AHEAD, Large, Runner, Scored, T, Views, chunk_rows, run_views
+from ensemble.models.runner import AHEAD, Large, Runner, Scored, T, Views, chunk_rows, run_views
 
 # a runner's number, logits float32 [N, runners] so far (NaN where none ran), items -> bool [N]: who needs that runner
 Needs = Callable[[int, np.ndarray, Sequence[T]], np.ndarray]

@@ -12,7 +12,7 @@ import torch
 from torch import distributed
 
 from ensemble.core.errors import ManyeyesError, UnavailableError
-from ensemble.torch_runner import choose_device
+from ensemble.models.torch_runner import choose_device
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=12)  # others wait while the first process reads the data

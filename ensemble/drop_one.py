@@ -14,7 +14,7 @@ from ensemble.core.errors import ArtifactError, DataError, ImageError
 from ensemble.data import dataset
 from ensemble.grouped import one_thread
 from ensemble.images import decode
-from ensemble.score import Runner
+from ensemble.models.runner import Runner
 from ensemble.stack_rows import Material, scores_at, stack_scores, subset
 from ensemble.stack_table import Scored, score_models, signed
 from ensemble.stackers import Scores
@@ -69,8 +69,8 @@ def measure_costs(run: Path, names: Sequence[str], rows: pd.DataFrame) -> tuple[
     """Milliseconds an image of each torch member's network on held-out images, and the device. Needs torch."""
     import torch
 
-    from ensemble.members import load_member
-    from ensemble.torch_runner import choose_device, torch_runner
+    from ensemble.models.members import load_member
+    from ensemble.models.torch_runner import choose_device, torch_runner
 
     frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first").set_index("id", drop=False)
     files = dataset.files(frame.loc[rows["id"].iloc[:IMAGES]])

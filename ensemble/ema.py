@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
-from ensemble.backbone import Member
 from ensemble.core.errors import ArtifactError
+from ensemble.models.backbone import Member
 
 
 class Ema:

@@ -13,13 +13,13 @@ import torch
 
 from ensemble import batches, machine
 from ensemble.adapt import adapt
-from ensemble.backbone import Member, build_member
 from ensemble.core import eta
 from ensemble.core.recipe import Recipe
 from ensemble.data import dataset
 from ensemble.distributed import Processes
 from ensemble.images import robustness
 from ensemble.loader import Rows
+from ensemble.models.backbone import Member, build_member
 from ensemble.step import Engine, build_engine, optimizer_step
 from ensemble.tune import Reading, logits_of
 

@@ -18,8 +18,8 @@ from captum.attr import LayerGradientXActivation, Occlusion
 from PIL import Image
 from torch import nn
 
-from ensemble.backbone import Member
 from ensemble.images import decode
+from ensemble.models.backbone import Member
 
 LONGEST = 512  # longer side of a heat map, in pixels
 SPECIAL_TOKENS = 16  # at most so many stand before the places: a class token, registers

@@ -13,13 +13,13 @@ import pandas as pd
 import torch
 
 from ensemble import batches, machine, state
-from ensemble.backbone import Member, save_classifier
 from ensemble.core import artifacts
 from ensemble.core.errors import DataError, TrainingError
 from ensemble.core.recipe import Recipe
 from ensemble.distributed import Processes, any_of, first_does
 from ensemble.loader import Rows
-from ensemble.lora import merge_lora
+from ensemble.models.backbone import Member, save_classifier
+from ensemble.models.lora import merge_lora
 from ensemble.optimize import lr_factor, set_lr
 from ensemble.progress import Watch
 from ensemble.step import Engine, build_engine, optimizer_step

@@ -13,7 +13,7 @@ from ensemble.core.errors import ArtifactError, some
 from ensemble.core.metrics import sigmoid
 from ensemble.data import dataset
 from ensemble.images import canonical, decode
-from ensemble.score import Runner, score_images, with_flip
+from ensemble.models.runner import Runner, score_images, with_flip
 from ensemble.stack_table import Scored, score_models
 
 
@@ -21,8 +21,8 @@ def measure(run: Path, names: Sequence[str], rows: pd.DataFrame) -> list[Scored]
     """A line for each member: its scores with flips, and how far they lie from those without. Needs torch."""
     import torch
 
-    from ensemble.members import load_member
-    from ensemble.torch_runner import choose_device, torch_runner
+    from ensemble.models.members import load_member
+    from ensemble.models.torch_runner import choose_device, torch_runner
 
     device = torch.device(choose_device("auto"))
     runners = [torch_runner(name, load_member(run, name), device) for name in names]

@@ -4,8 +4,8 @@ from typing import Any
 
 from timm.models import group_parameters
 
-from ensemble.backbone import Member
 from ensemble.core.errors import BackboneError
+from ensemble.models.backbone import Member
 
 # Matchers in timm's form. What no pattern names is the head, and with it the last norm, as in the authors' own
 # fine-tuning code (BEiT's and ConvNeXt's optim_factory.py, SimMIM's optimizer.py for Swin).

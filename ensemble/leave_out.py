@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ensemble import members
 from ensemble.core import artifacts
 from ensemble.core.bootstrap import interval, score_intervals
 from ensemble.core.errors import ArtifactError, DataError, some
 from ensemble.core.metrics import Interval, sigmoid
 from ensemble.evaluate import PREFIX
+from ensemble.models import members
 from ensemble.stack import Stacker
 from ensemble.stackers import fit_stacker
 from ensemble.tracks import UNSEEN

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ensemble.backbone import Member
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, UnavailableError
 from ensemble.core.recipe import Train
+from ensemble.models.backbone import Member
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 BF16_ON_CPU = ("amx_bf16", "avx512_bf16")  # torch.cpu.get_capabilities

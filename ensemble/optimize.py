@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from timm.optim import Lamb, Lion
 
-from ensemble.backbone import Member
 from ensemble.core.recipe import Train
 from ensemble.layers import layer_of
+from ensemble.models.backbone import Member
 
 # Parts of names of what transformers' networks keep free of weight decay beside 1-D parameters: position tables
 # and learned tokens (ViT, BEiT, Swin), SwinV2's position network and temperature, ConvNeXt V2's response norm.

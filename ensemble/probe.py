@@ -16,16 +16,15 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from ensemble.backbone import Member
 from ensemble.core import artifacts, feature_cache, metrics
 from ensemble.core.errors import BackboneError
 from ensemble.core.parallel import ordered_map
 from ensemble.core.recipe import Recipe
 from ensemble.data import dataset
-from ensemble.embed import Embedder, embedder_of
-from ensemble.heads import head_of
 from ensemble.images.canonical import Plan
 from ensemble.loader import Rows
+from ensemble.models.backbone import Member
+from ensemble.models.features import Embedder, embedder_of, head_of
 from ensemble.tune import named_scores
 
 FEATURES_VERSION = 1  # raised by hand when the same image and draw would give other features

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ensemble import checkpoints, events, ray_cluster, ray_look, ray_plan, ray_worker
+from ensemble import events, ray_cluster, ray_look, ray_plan, ray_worker
 from ensemble.board import Board
 from ensemble.core import artifacts
 from ensemble.core.errors import ManyeyesError, UnavailableError, first_line
 from ensemble.core.recipe import Recipe
+from ensemble.models import checkpoints
 from ensemble.ray_plan import Share
 from ensemble.ray_worker import Order
 from ensemble.train import Say, Setup

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ensemble import breakdown, gallery, members, report_data, report_facts, report_plots, report_rows
+from ensemble import breakdown, gallery, report_data, report_facts, report_plots, report_rows
 from ensemble.commands import audit_headline
 from ensemble.core import artifacts, metrics
 from ensemble.core.errors import ArtifactError
@@ -14,6 +14,7 @@ from ensemble.core.metrics import Interval, sigmoid
 from ensemble.evaluate_tables import TITLES
 from ensemble.gallery import Look
 from ensemble.images import html as page
+from ensemble.models import members
 from ensemble.report_data import Heat, Line, Versus
 from ensemble.report_plots import Plot
 from ensemble.report_rows import Rows

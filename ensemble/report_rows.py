@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 from PIL.Image import Image
 
-from ensemble import external, members
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, some
 from ensemble.core.metrics import sigmoid
 from ensemble.data import dataset
 from ensemble.evaluate import CLEAN, PREFIX
 from ensemble.images import canonical, decode
+from ensemble.models import external, members
 from ensemble.stack import Stacker
 from ensemble.stack_rows import read_material, stack_scores
 

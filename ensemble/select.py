@@ -11,8 +11,8 @@ import numpy as np
 
 from ensemble.core.errors import DataError
 from ensemble.core.names import LABELS
-from ensemble.embed import Features
 from ensemble.images import near_duplicates
+from ensemble.models.features import Features
 from ensemble.neighbours import EXACT_LIMIT, Search, exact_search, make_search
 
 UNLABELLED = -1  # label of images of which the class is not known

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ensemble import embed, neighbours, select
+from ensemble import neighbours, select
 from ensemble import train_all as runs
 from ensemble.ablate import Material, ablate
 from ensemble.core import artifacts, feature_cache
@@ -16,10 +16,11 @@ from ensemble.core.errors import DataError, some
 from ensemble.core.recipe import Recipe
 from ensemble.core.recipe_files import load_recipes
 from ensemble.data.sources import Labelled
+from ensemble.models import features
+from ensemble.models.torch_runner import choose_device
 from ensemble.select import UNLABELLED, Selection
 from ensemble.select_data import read_pools, read_test, refuse_overlap
 from ensemble.select_output import ABLATION, check_output, write_selection
-from ensemble.torch_runner import choose_device
 from ensemble.train import Say
 
 
@@ -74,7 +75,7 @@ def select_images(job: Job, say: Say) -> Result:
     """
     items, tests, counts = _read(job, say)
     device = choose_device(job.device)
-    embedder = embed.load_embedder(job.embedder, device)
+    embedder = features.load_embedder(job.embedder, device)
     cache = feature_cache.default_path() if job.cache else None
     say(f"{len(tests)} test images, {len(items)} in the pool, embedded by {embedder.name} on {device}")
     material, dropped = _embed(job, items, tests, embedder, cache, say)
@@ -117,7 +118,7 @@ def _read(job: Job, say: Say) -> tuple[list[Labelled], list[Labelled], dict[int,
     """The pool's images, the test's, and how many of each class to choose; all that can be refused early is."""
     refuse_overlap(job.test, job.pools)
     check_output(job.output, [job.test, *job.pools])
-    embed.find_embedder(job.embedder)
+    features.find_embedder(job.embedder)
     if job.recipe is not None:
         runs.check_ready([_recipe(job)], job.device)
     elif job.test_labels is not None:
@@ -152,7 +153,7 @@ def _embed(
     job: Job,
     items: Sequence[Labelled],
     tests: Sequence[Labelled],
-    embedder: embed.Embedder,
+    embedder: features.Embedder,
     cache: Path | None,
     say: Say,
 ) -> tuple[Material, int]:
@@ -160,7 +161,7 @@ def _embed(
 
     Unreadable test images are an error unless skipped. What is left out of the pool is said.
     """
-    test = embed.embed_images([item.file for item in tests], embedder, cache, title="embed test")
+    test = features.embed_images([item.file for item in tests], embedder, cache, title="embed test")
     if test.errors and not (job.skip_unreadable and len(test.rows)):
         raise DataError(
             f"{len(test.errors)} of {len(tests)} test images cannot be read: {some(test.errors.values(), 3)}; "
@@ -168,7 +169,7 @@ def _embed(
         )
     for message in test.errors.values():
         say(f"left out of the test: {message}")
-    pool = embed.embed_images([item.file for item in items], embedder, cache, title="embed pool")
+    pool = features.embed_images([item.file for item in items], embedder, cache, title="embed pool")
     for message in pool.errors.values():
         say(f"left out of the pool: {message}")
     if not len(pool.rows):

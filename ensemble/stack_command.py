@@ -22,7 +22,7 @@ def _threshold(ctx: click.Context, param: click.Parameter, value: str) -> str | 
 
 
 def _externals(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, Path, Path]]:
-    from ensemble.external import parse_external
+    from ensemble.models.external import parse_external
 
     try:
         return [parse_external(value) for value in values]
@@ -95,8 +95,9 @@ def stack(
       python cli.py stack --external clip=clip_heldout.csv,clip_test.csv
     """
     require_training_packages()
-    from ensemble import external, stack_run
+    from ensemble import stack_run
     from ensemble.core import artifacts
+    from ensemble.models import external
 
     loaded = tuple(external.load_external(*value) for value in externals)
     choices = stack_run.Choices(kind, calibration, threshold, loaded, tta)

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ensemble import external, members
 from ensemble.core.errors import ArtifactError, some
-from ensemble.external import External
 from ensemble.grouped import Nest, nested_folds
+from ensemble.models import external, members
+from ensemble.models.external import External
 from ensemble.stackers import Scores, fit_stacker, held_logits, out_of_fold, solve
 
 

@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ensemble import calibrate, external, flips, members, stack_table, stackers, weights
+from ensemble import calibrate, flips, stack_table, stackers, weights
 from ensemble.core import artifacts, metrics
 from ensemble.core.bootstrap import score_intervals
 from ensemble.core.errors import ArtifactError
 from ensemble.core.metrics import Interval
-from ensemble.external import External
 from ensemble.grouped import grouped_folds, one_thread
+from ensemble.models import external, members
+from ensemble.models.external import External
 from ensemble.shift import Shift
 from ensemble.stack import KINDS, Stacker
 from ensemble.stack_rows import Material, read_material, stack_scores

@@ -11,13 +11,13 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from ensemble.backbone import Member
 from ensemble.core.errors import TrainingError
 from ensemble.core.recipe import Train
 from ensemble.distributed import Processes
 from ensemble.ema import Ema
+from ensemble.models.backbone import Member
+from ensemble.models.torch_runner import autocast
 from ensemble.optimize import make_optimizer
-from ensemble.torch_runner import autocast
 
 Batch = dict[str, torch.Tensor]
 

@@ -119,8 +119,8 @@ def member_score(run: Path, names: Sequence[str]) -> Score:
     """The mean logit of a run's members. Needs torch."""
     import torch
 
-    from ensemble.members import load_member
-    from ensemble.torch_runner import choose_device, torch_runner
+    from ensemble.models.members import load_member
+    from ensemble.models.torch_runner import choose_device, torch_runner
 
     device = torch.device(choose_device("auto"))
     runners = [torch_runner(name, load_member(run, name), device) for name in names]

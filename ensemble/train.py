@@ -16,8 +16,6 @@ import transformers
 
 from ensemble import curves, unfinished
 from ensemble.adapt import adapt
-from ensemble.backbone import Member, build_member, save_classifier
-from ensemble.checkpoints import hub_name
 from ensemble.core import artifacts
 from ensemble.core.names import LABELS
 from ensemble.core.recipe import Recipe
@@ -27,8 +25,10 @@ from ensemble.fit import Job, fit
 from ensemble.images import canonical
 from ensemble.images.canonical import Plan
 from ensemble.loader import Rows
-from ensemble.lora import merge_lora
-from ensemble.members import FITTED_SPLITS
+from ensemble.models.backbone import Member, build_member, save_classifier
+from ensemble.models.checkpoints import hub_name
+from ensemble.models.lora import merge_lora
+from ensemble.models.members import FITTED_SPLITS
 from ensemble.probe import fit_probe
 from ensemble.progress import Watch
 from ensemble.tracking import open_trackers

@@ -13,10 +13,9 @@ import pandas as pd
 from rich.console import Console
 from tqdm import tqdm
 
-from ensemble import machine, members, unfinished
+from ensemble import machine, unfinished
 from ensemble.adapt import check_network
 from ensemble.board import Board
-from ensemble.checkpoints import check_source, locate_checkpoint, weights_file
 from ensemble.core import artifacts, metrics
 from ensemble.core.errors import BackboneError, ManyeyesError, first_line
 from ensemble.core.recipe import Recipe
@@ -24,8 +23,10 @@ from ensemble.data import dataset
 from ensemble.distributed import first_does
 from ensemble.estimate import Estimate, estimate
 from ensemble.images import canonical
+from ensemble.models import members
+from ensemble.models.checkpoints import check_source, locate_checkpoint, weights_file
+from ensemble.models.torch_runner import choose_device
 from ensemble.progress import Watch
-from ensemble.torch_runner import choose_device
 from ensemble.tracking import check_trackers
 from ensemble.train import TRAINING_VERSION, Say, Setup, train_member
 from ensemble.tune import Reading

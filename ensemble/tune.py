@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 from PIL.Image import Image
 
-from ensemble.backbone import Member
 from ensemble.core import metrics
 from ensemble.core.errors import DataError
 from ensemble.core.recipe import Recipe
@@ -18,8 +17,9 @@ from ensemble.data import dataset
 from ensemble.distributed import Processes, gathered, mine
 from ensemble.images import canonical, decode, robustness
 from ensemble.images.canonical import Plan
-from ensemble.score import score_images
-from ensemble.torch_runner import torch_runner
+from ensemble.models.backbone import Member
+from ensemble.models.runner import score_images
+from ensemble.models.torch_runner import torch_runner
 
 Progress = Callable[[int], object]
 

@@ -15,7 +15,7 @@ from ensemble.core.preprocess_config import ImageContract
 from ensemble.data import dataset
 from ensemble.data.inputs import read_inputs
 from ensemble.images import decode
-from ensemble.score import Runner, chunk_rows, score_stream
+from ensemble.models.runner import Runner, chunk_rows, score_stream
 from export.libraries import load_openvino, openvino_core
 from export.openvino_runtime import TYPES
 from export.plan import Planned, Say, open_member, plan_bundle

@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from ensemble import external, members
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, some
 from ensemble.core.names import LABELS, is_member_name
 from ensemble.core.preprocess_config import ImageContract
+from ensemble.models import external, members
 from ensemble.stack import Stacker
 from ensemble.stack_run import read_stacker
 from export import heldout_rows

@@ -22,7 +22,7 @@ import pandas as pd
 
 from ensemble.core.errors import ArtifactError
 from ensemble.core.metrics import auroc, sigmoid
-from ensemble.score import Runner
+from ensemble.models.runner import Runner
 from ensemble.stack import Stacker
 
 TOLERANCE = 1e-3  # largest difference of a logit, fp32

@@ -11,8 +11,8 @@ from onnxscript import ir
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ensemble.backbone import Member
 from ensemble.core.errors import ArtifactError
+from ensemble.models.backbone import Member
 
 
 def convert(member: Member, path: Path) -> None:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ensemble.cascade import Cascade
-from ensemble.external import External, test_column
-from ensemble.score import Runner
+from ensemble.models.external import External, test_column
+from ensemble.models.runner import Runner
 from ensemble.stack import Stacker
 
 

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ensemble import external
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, BackboneError, some
 from ensemble.evaluate import Model
-from ensemble.score import image_score
+from ensemble.models import external
+from ensemble.models.runner import image_score
 from ensemble.stack_run import read_stacker
 from export import bundle, hub, predictor
 from export.ensembles import Ensemble

@@ -14,8 +14,8 @@ from ensemble.core.preprocess_config import ImageContract
 from ensemble.data import dataset
 from ensemble.data.files import as_utf8
 from ensemble.data.sources import Labelled
-from ensemble.external import External, test_column
 from ensemble.images import decode
+from ensemble.models.external import External, test_column
 
 FEW = 14  # for fp32: two batches of seven
 SIDE = 256  # of generated pictures, in pixels

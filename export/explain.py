@@ -18,7 +18,7 @@ from export.ensembles import Ensemble
 from export.infer import member_logits
 
 if TYPE_CHECKING:
-    from ensemble.backbone import Member
+    from ensemble.models.backbone import Member
 
 NOTE = (
     "Bright: where a member found what speaks for its own answer. Its attention, not proof; outside its crops, nothing."

@@ -54,10 +54,10 @@ def explain(
       python cli.py explain photo.jpg
       python cli.py explain photo.jpg --members swin_tiny --output swin.png --json -
     """
-    from ensemble import external
     from ensemble.core import artifacts
     from ensemble.data.inputs import of_files
     from ensemble.images.decode import decode
+    from ensemble.models import external
     from ensemble.stack_run import read_stacker
     from export import explain, predictor, runtime
     from export.setting import Wanted

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ensemble import external, members
 from ensemble.cascade_fit import Rows
 from ensemble.core import artifacts
+from ensemble.models import external, members
 from ensemble.stack_run import read_stacker
 from export import bundle, evidence, heldout_rows, precisions
 from export.precisions import NOTHING, Wish

@@ -15,10 +15,10 @@ from ensemble.data import dataset
 from ensemble.data.files import at_home
 from ensemble.data.sources import Labelled
 from ensemble.data.splits import Fractions
+from ensemble.models.classifier import read_classifiers
 from ensemble.stack import Stacker
 from ensemble.stack_run import Choices, Stacked
 from export import bundle, evidence, heldout_rows, hub, member_logits
-from export.classifier import read_classifiers
 from export.precisions import FP32, NOTHING, Say, Wish, columns
 from export.records import Job, assemble, begin, export_member
 from export.runtime import require_torch

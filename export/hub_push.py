@@ -15,11 +15,11 @@ from hashlib import sha1
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ensemble import members
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, HubError, some
 from ensemble.core.hub_download import NO_SUCH_LOGIN, brief, download, hub_errors, patiently
 from ensemble.core.names import LABELS, is_member_name
+from ensemble.models import members
 from ensemble.stack import Stacker
 from export import bundle
 from export.model_card import Base, merged

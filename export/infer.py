@@ -14,8 +14,8 @@ from tqdm import tqdm
 from ensemble.core import artifacts, metrics
 from ensemble.core.errors import ArtifactError
 from ensemble.data.inputs import Inputs, Item, ids, names
-from ensemble.external import test_column
-from ensemble.score import with_flip
+from ensemble.models.external import test_column
+from ensemble.models.runner import with_flip
 from ensemble.shift import names_sha256
 from ensemble.stack import Stacker
 from export import ensembles

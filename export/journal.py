@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
 from ensemble.data.image_list import os_file
-from ensemble.score import MOST_ROWS
+from ensemble.models.runner import MOST_ROWS
 from export.results import Failure
 
 # Fixed, so that the list alone decides which rows share a shard: a minute's work at 2 images per

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ensemble.core import artifacts, feature_cache
 from ensemble.core.preprocess_config import ImageContract
-from ensemble.score import Runner, chunk_rows, score_images
+from ensemble.models.runner import Runner, chunk_rows, score_images
 from export import hardware, runtime
 from export.setting import ON_GPU, Setting
 

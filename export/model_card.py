@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ensemble import members, report_data, report_facts
+from ensemble import report_data, report_facts
 from ensemble.commands import audit_headline
 from ensemble.core import artifacts
 from ensemble.core.errors import HubError
 from ensemble.core.preprocess_config import ImageContract
-from ensemble.members import FITTED_SPLITS
+from ensemble.models import members
+from ensemble.models.members import FITTED_SPLITS
 from export import bundle, card_scores, heldout_rows, hub, points
 from export.markdown import escaped, table
 from export.points import Chosen

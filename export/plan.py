@@ -6,11 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ensemble import external
 from ensemble.cascade import Cascade
 from ensemble.core.errors import UnavailableError, some
 from ensemble.core.preprocess_config import ImageContract
-from ensemble.score import Runner
+from ensemble.models import external
+from ensemble.models.runner import Runner
 from ensemble.stack import Stacker
 from export import bundle, choice, points, runtime, tuning
 from export.hardware import Machine, available

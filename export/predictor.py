@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import pandas as pd
 
-from ensemble import external
 from ensemble.core import artifacts
 from ensemble.core.errors import BackboneError, DataError, UnavailableError
 from ensemble.core.names import RESERVED
 from ensemble.data import storage
 from ensemble.data.inputs import resolve_table
 from ensemble.images.decoder_warnings import quiet_decoders
-from ensemble.score import Runner
+from ensemble.models import external
+from ensemble.models.runner import Runner
 from ensemble.stack import Stacker
 from ensemble.stack_run import fingerprint, read_stacker
 from export import bundle, cascades, hub, runtime, tuning
@@ -26,7 +26,7 @@ from export.plan import Plan, device_of, open_member, plan_bundle
 from export.setting import Setting, Wanted
 
 if TYPE_CHECKING:
-    from ensemble.backbone import Member
+    from ensemble.models.backbone import Member
 
 TORCH = str(Setting("torch"))
 ANY = Wanted()
@@ -47,7 +47,7 @@ def load_run(run: Path, onnx: bool, wanted: Wanted = ANY, say: Say = silent) -> 
 def load_networks(run: Path, stacker: Stacker, wanted: Wanted = ANY) -> tuple[Ensemble, dict[str, "Member"]]:
     """A run's ensemble of the stacker's members, run by torch, and those that were trained here, by name."""
     device = _torch_device(wanted)
-    from ensemble.members import load_member
+    from ensemble.models.members import load_member
 
     externals = external.externals_of(run, stacker.members)
     trained = [name for name in stacker.members if name not in {member.name for member in externals}]
@@ -98,7 +98,7 @@ def load_classifier(
     name: what to call it, where the folder's name does not say.
     """
     device = _torch_device(wanted)
-    from export.classifier import read_classifiers
+    from ensemble.models.classifier import read_classifiers
 
     called = name or folder.resolve().name
     (one,) = read_classifiers({f"model_{called}" if called in RESERVED else called: folder}, positive)

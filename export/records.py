@@ -21,7 +21,7 @@ from export.precisions import Say, Wish
 from export.runtime import open_runner, require_torch, torch_runner
 
 if TYPE_CHECKING:
-    from ensemble.backbone import Member
+    from ensemble.models.backbone import Member
 
 
 @dataclass(frozen=True)

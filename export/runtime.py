@@ -10,12 +10,12 @@ import numpy as np
 
 from ensemble.core.errors import ManyeyesError, UnavailableError
 from ensemble.core.preprocess_config import ImageContract
-from ensemble.score import Runner
+from ensemble.models.runner import Runner
 from export.libraries import reason
 from export.setting import Setting
 
 if TYPE_CHECKING:
-    from ensemble.backbone import Member
+    from ensemble.models.backbone import Member
 
 TORCH_BATCH = 16  # images, where nobody asked for another number
 
@@ -58,7 +58,7 @@ def torch_runner(name: str, member: "Member", device: str, batch: int | None = N
     """A torch member on `device`, cpu or cuda, `batch` images at a time."""
     import torch
 
-    from ensemble.torch_runner import torch_runner as runner
+    from ensemble.models.torch_runner import torch_runner as runner
 
     return runner(name, member, torch.device(device), batch=batch or TORCH_BATCH)
 
@@ -73,6 +73,6 @@ def require_torch() -> None:
 
 def choose_device(device: str) -> str:
     """`auto` as cuda where torch finds a GPU, else cpu."""
-    from ensemble.torch_runner import choose_device as choose
+    from ensemble.models.torch_runner import choose_device as choose
 
     return choose(device)

@@ -10,7 +10,7 @@ import numpy as np
 from ensemble.core.errors import ArtifactError, UnavailableError, some
 from ensemble.core.metrics import sigmoid
 from ensemble.core.preprocess_config import ImageContract
-from ensemble.score import Runner
+from ensemble.models.runner import Runner
 from export import bundle, evidence, member_logits, runtime, tuning
 from export.certificate import AUROC_LIMIT, FLIPS_LIMIT, Change, compare
 from export.evidence import Training

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, UnavailableError, some
-from ensemble.score import Runner
+from ensemble.models.runner import Runner
 from export.hardware import Machine, version
 from export.setting import RUNTIMES, Setting
 

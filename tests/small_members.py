@@ -5,9 +5,9 @@ import torch
 import transformers
 from helpers import change_json, write_run, write_stacker
 
-from ensemble.backbone import LABEL_MAPS, Member, save_classifier
 from ensemble.core import artifacts
 from ensemble.core.preprocess_config import ImageContract
+from ensemble.models.backbone import LABEL_MAPS, Member, save_classifier
 
 PLAIN = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
 SMALL = {

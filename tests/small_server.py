@@ -15,7 +15,7 @@ from helpers import CONTRACT, ROOT, SCALES, STACKER
 from PIL import Image
 
 from ensemble.core.metrics import sigmoid
-from ensemble.score import Runner
+from ensemble.models.runner import Runner
 from export import listen
 from export.infer import Ensemble
 from export.serve import Limits, app

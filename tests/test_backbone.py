@@ -8,14 +8,14 @@ import transformers
 from hub_layouts import LAYOUTS, write_checkpoint
 from safetensors.torch import load_file, save_file
 
-from ensemble import backbone
-from ensemble.checkpoints import check_source, locate_checkpoint
 from ensemble.core.errors import ArtifactError, BackboneError
 from ensemble.core.recipe import Train
 from ensemble.core.recipe_files import find_recipes, load_recipes, recipes_folder
 from ensemble.distributed import Processes
+from ensemble.models import backbone
+from ensemble.models.checkpoints import check_source, locate_checkpoint
+from ensemble.models.torch_runner import torch_runner
 from ensemble.step import build_engine, optimizer_step
-from ensemble.torch_runner import torch_runner
 from export import certificate
 from export.convert import convert
 from export.runtime import open_runner

@@ -21,7 +21,7 @@ from helpers import (
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
-from ensemble.score import score_images
+from ensemble.models.runner import score_images
 from ensemble.stack import Stacker
 from export import bundle, records
 from export.predictor import load_bundle

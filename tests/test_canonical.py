@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ensemble import members, train_all
+from ensemble import train_all
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError, ImageError
 from ensemble.core.recipe import Augment, Recipe
@@ -22,7 +22,8 @@ from ensemble.images import canonical, decode
 from ensemble.images.canonical import Plan, last_compression, make_plan, read_canonical, read_plan
 from ensemble.images.metadata import read_header
 from ensemble.loader import Rows
-from ensemble.score import Runner, score_images
+from ensemble.models import members
+from ensemble.models.runner import Runner, score_images
 from ensemble.train import Setup
 from ensemble.tune import Reading, logits_of
 

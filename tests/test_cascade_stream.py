@@ -17,7 +17,7 @@ from ensemble import cascade_stream as module
 from ensemble.cascade_stream import MOST_WAITING, TAKEN, WAITING_BATCHES, cascade_stream, full_rows, taken_rows
 from ensemble.core.errors import ImageError
 from ensemble.images import decode
-from ensemble.score import AHEAD, Runner
+from ensemble.models.runner import AHEAD, Runner
 
 SMALL = replace(CONTRACT, size=4)
 CROPS = replace(CONTRACT, geometry="native_crops", count=4)

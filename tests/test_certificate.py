@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble.core.errors import ArtifactError
-from ensemble.score import Runner
+from ensemble.models.runner import Runner
 from ensemble.stack import Stacker
 from export.certificate import certify, compare, judge
 

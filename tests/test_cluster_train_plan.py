@@ -18,22 +18,12 @@ from helpers import run_cli, run_python
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble import (
-    checkpoints,
-    events,
-    ray_cluster,
-    ray_look,
-    ray_own,
-    ray_plan,
-    ray_train,
-    ray_worker,
-    train_all,
-    unfinished,
-)
+from ensemble import events, ray_cluster, ray_look, ray_own, ray_plan, ray_train, ray_worker, train_all, unfinished
 from ensemble.board import Board
 from ensemble.core import artifacts
 from ensemble.core.errors import TrainingError, UnavailableError
 from ensemble.core.recipe import Backbone, Recipe
+from ensemble.models import checkpoints
 from ensemble.ray_cluster import Node
 from ensemble.ray_worker import Order
 

@@ -9,7 +9,7 @@ from helpers import CONTRACT, exported_run
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
-from ensemble.score import Runner
+from ensemble.models.runner import Runner
 from export import costs, tuning
 from export.plan import plan_bundle
 from export.setting import Wanted

@@ -11,7 +11,7 @@ from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError
 from ensemble.core.metrics import auroc
 from ensemble.drop_one import Point, frontier, milliseconds, without_each
-from ensemble.score import Runner, score_images, with_flip
+from ensemble.models.runner import Runner, score_images, with_flip
 from ensemble.stack_rows import read_material, scores_at, subset
 from ensemble.stackers import Scores
 from ensemble.subsets import undominated

@@ -13,13 +13,13 @@ from hub_layouts import LAYOUTS, VIT_EXTRACTOR, Layout, write_checkpoint
 from small_pool import TINY, one_thread
 from torch import nn
 
-from ensemble import embed
-from ensemble.backbone import Member
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, BackboneError
 from ensemble.core.preprocess_config import ImageContract
-from ensemble.embed import embed_images, embedder_of, find_embedder, load_embedder
 from ensemble.images import decode
+from ensemble.models import features as embed
+from ensemble.models.backbone import Member
+from ensemble.models.features import embed_images, embedder_of, find_embedder, load_embedder
 
 TINY_SWIN = Layout(
     "tiny_swin",

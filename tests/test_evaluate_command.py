@@ -8,10 +8,10 @@ from conftest import HOSTILE_NAMES
 from helpers import SCALES, change_json, exported_run, run_cli, write_bundle, write_csv, write_image, write_stacker
 from small_members import small_member
 
-from ensemble import external
 from ensemble.core import artifacts, metrics
 from ensemble.core.metrics import sigmoid
 from ensemble.data.dataset import dataset_sha256
+from ensemble.models import external
 from ensemble.stack import Stacker
 
 VALUES = [10, 120, 60, 200, 110, 160, 90, 240, 150, 100, 30, 130]  # brightness; the odd ones are ai

@@ -8,9 +8,9 @@ from small_members import small_member
 from torch import nn
 
 from ensemble import explain
-from ensemble.backbone import LABEL_MAPS, Member
 from ensemble.core.preprocess_config import ImageContract
 from ensemble.images import decode
+from ensemble.models.backbone import LABEL_MAPS, Member
 
 # family -> the layer found, as its network names it, and its side for 32 pixels
 LAYERS = {

@@ -18,11 +18,11 @@ from helpers import (
     write_run,
 )
 
-from ensemble import external, members
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError
 from ensemble.core.metrics import sigmoid
 from ensemble.data.inputs import read_inputs
+from ensemble.models import external, members
 from ensemble.stack_run import Choices, read_stacker, stack_run
 from export import bundle
 from export.infer import infer
@@ -72,7 +72,7 @@ def test_infer_looks_its_scores_up(run, onnx, monkeypatch):
     write_bundle(run, ["clip"])
     if not onnx:  # the torch members of these tests have no weights
         runners = {runner.name: runner for runner in load_bundle(artifacts.bundle_path(run)).runners}
-        monkeypatch.setattr("ensemble.members.load_member", lambda run, name: name)
+        monkeypatch.setattr("ensemble.models.members.load_member", lambda run, name: name)
         monkeypatch.setattr("export.runtime.torch_runner", lambda name, member, device, batch: runners[name])
     ensemble = load_run(run, onnx)
     assert [member.name for member in ensemble.externals] == ["clip"]

@@ -11,12 +11,12 @@ from small_members import small_member
 
 from ensemble import fit as fits
 from ensemble import state, step
-from ensemble.backbone import load_classifier
 from ensemble.board import Board
 from ensemble.core.errors import TrainingError
 from ensemble.core.recipe import Recipe
 from ensemble.distributed import Processes
 from ensemble.loader import Rows
+from ensemble.models.backbone import load_classifier
 from ensemble.tracking import open_trackers
 from ensemble.tune import Reading, best_epoch, logits_of
 

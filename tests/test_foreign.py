@@ -11,15 +11,15 @@ from conftest import encoded, noise
 from helpers import run_cli, write_csv
 from small_members import small_member
 
-from ensemble import backbone
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, BackboneError
 from ensemble.core.metrics import auroc, sigmoid
 from ensemble.core.preprocess_config import ImageContract
 from ensemble.images import decode
-from ensemble.torch_runner import torch_runner
+from ensemble.models import backbone
+from ensemble.models.classifier import read_classifiers
+from ensemble.models.torch_runner import torch_runner
 from export import Predictor, bundle, convert, foreign
-from export.classifier import read_classifiers
 from export.half import write_half
 from export.runtime import open_runner
 from export.setting import Setting

@@ -11,9 +11,9 @@ from conftest import noise
 from hub_layouts import CONVNEXT_EXTRACTOR, LAYOUTS
 from timm.data import create_transform, resolve_data_config
 
-from ensemble import contracts
 from ensemble.core.preprocess_config import ImageContract
 from ensemble.images import decode
+from ensemble.models import processor as contracts
 
 ODD_SIZES = ((1, 1), (37, 1), (17, 333), (224, 224), (401, 500))
 EVEN_SIZES = ((256, 256), (300, 300), (1, 1), (512, 256), (300, 600))

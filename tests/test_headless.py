@@ -8,11 +8,11 @@ from headless_layouts import HEADLESS, write_headless
 from safetensors.torch import load_file, save_file
 from small_pool import one_thread
 
-from ensemble import backbone
 from ensemble.core.errors import BackboneError
 from ensemble.core.recipe import Backbone, Image, Recipe, Train
-from ensemble.embed import embedder_of
-from ensemble.torch_runner import torch_runner
+from ensemble.models import backbone
+from ensemble.models.features import embedder_of
+from ensemble.models.torch_runner import torch_runner
 
 SIZES = {"timm_dinov2": 518, "timm_dinov3": 256, "timm_siglip": 224, "dinov2": 224, "siglip": 224}
 

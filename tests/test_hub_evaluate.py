@@ -8,8 +8,8 @@ import pytest
 from helpers import exported_run, run_cli
 from small_members import small_member
 
-from ensemble.backbone import save_classifier
 from ensemble.core import artifacts
+from ensemble.models.backbone import save_classifier
 
 
 @pytest.fixture(scope="module")

@@ -60,8 +60,8 @@ LIGHT = {
     "export cli",
     "ray,torch,transformers": "ensemble.ray_cluster ensemble.ray_plan ensemble.ray_worker ensemble.events "
     "ensemble.ray_look",
-    "torch,sklearn,transformers": "ensemble.images.decode ensemble.core.artifacts ensemble.core.metrics ensemble.stack ensemble.score "
-    "ensemble.members ensemble.stack_run ensemble.stack_table ensemble.stack_rows ensemble.threshold ensemble.external "
+    "torch,sklearn,transformers": "ensemble.images.decode ensemble.core.artifacts ensemble.core.metrics ensemble.stack ensemble.models.runner "
+    "ensemble.models.members ensemble.stack_run ensemble.stack_table ensemble.stack_rows ensemble.threshold ensemble.models.external "
     "ensemble.stackers ensemble.calibrate ensemble.weights ensemble.drop_one ensemble.flips "
     "ensemble.data.dataset ensemble.data.index ensemble.images.pixel_traces ensemble.images.canonical "
     "ensemble.images.degradations ensemble.images.robustness ensemble.core.bootstrap ensemble.breakdown ensemble.report ensemble.gallery "
@@ -69,7 +69,7 @@ LIGHT = {
     "ensemble.cascade_limits ensemble.frontier ensemble.subsets",
     "torch,sklearn,transformers,onnx,openvino,onnxruntime,nncf,ray": "export.infer export.runtime export.hardware "
     "export.choice "
-    "export.precisions export.evidence export.records export.member_logits export.classifier export.foreign "
+    "export.precisions export.evidence export.records export.member_logits ensemble.models.classifier export.foreign "
     "export.half export.int8 export.layers export.second_files "
     "export.plan export.tuning export.bench export.libraries export.onnx_sessions export.openvino_runtime "
     "export.batches export.predictor export.submission export.bundle ensemble.data.inputs ensemble.data.image_list ensemble.data.parquet "

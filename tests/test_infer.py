@@ -10,7 +10,7 @@ from PIL import Image
 from ensemble.core.errors import ArtifactError
 from ensemble.core.metrics import sigmoid
 from ensemble.data.inputs import read_inputs
-from ensemble.score import Runner
+from ensemble.models.runner import Runner
 from export import journal
 from export.infer import Ensemble, Options, average, infer, infer_to_file, member_logits, with_flips
 

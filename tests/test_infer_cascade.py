@@ -26,8 +26,8 @@ from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, UnavailableError
 from ensemble.core.metrics import Interval, sigmoid
 from ensemble.data.inputs import read_inputs
-from ensemble.external import External
-from ensemble.score import Runner
+from ensemble.models.external import External
+from ensemble.models.runner import Runner
 from export import Predictor, bundle, cascades, heldout_rows, journal, predictor, tuning
 from export.ensembles import Ensemble
 from export.export_run import export_run

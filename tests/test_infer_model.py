@@ -12,8 +12,8 @@ from helpers import exported_run, run_cli, write_csv, write_image
 from hub_client import environment
 from small_members import small_member
 
-from ensemble.backbone import save_classifier
 from ensemble.core import artifacts
+from ensemble.models.backbone import save_classifier
 
 
 @pytest.fixture(scope="module")

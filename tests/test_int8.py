@@ -12,7 +12,7 @@ from small_nets import LAYERS, PIXELS, write_image_run, write_network
 from ensemble.core import artifacts
 from ensemble.data import dataset
 from ensemble.images import decode as images
-from ensemble.score import Runner
+from ensemble.models.runner import Runner
 from export import bundle, evidence, hardware, int8, libraries, precisions, second_files
 from export.int8 import write_int8
 from export.layers import Layer, fewest, read_layers

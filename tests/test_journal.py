@@ -11,7 +11,7 @@ from helpers import CONTRACT, ROOT, STACKER, read_csv, write_image
 
 from ensemble.core.errors import ArtifactError
 from ensemble.data.inputs import of_files
-from ensemble.score import Runner
+from ensemble.models.runner import Runner
 from export import infer, journal
 from export.results import Failure
 

@@ -7,10 +7,10 @@ import transformers
 from hub_layouts import LAYOUTS
 from small_members import SMALL, small_member
 
-from ensemble.backbone import LABEL_MAPS, Member
 from ensemble.core.errors import BackboneError
 from ensemble.core.preprocess_config import ImageContract
 from ensemble.layers import layer_of
+from ensemble.models.backbone import LABEL_MAPS, Member
 
 UNKNOWN = "resnet"
 BLOCK = re.compile(r"\.(?:layers?|stages|blocks|downsample|downsampling_layer)\.\d")

@@ -5,12 +5,12 @@ import pytest
 import torch
 from small_pool import one_thread
 
-from ensemble import backbone
 from ensemble.core.errors import BackboneError
 from ensemble.core.recipe import Adapt, Backbone, Image, Recipe, Train
-from ensemble.lora import add_lora, merge_lora
+from ensemble.models import backbone
+from ensemble.models.lora import add_lora, merge_lora
+from ensemble.models.torch_runner import torch_runner
 from ensemble.step import summed_loss
-from ensemble.torch_runner import torch_runner
 
 SWIN = {"image_size": 32, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
 # family -> (architecture, its settings, ends of the layers that are adapted by default)

@@ -6,9 +6,9 @@ import torch
 from test_backbone import QUICK
 
 from ensemble import machine
-from ensemble.backbone import build_member
 from ensemble.core.errors import UnavailableError
 from ensemble.core.recipe import Train
+from ensemble.models.backbone import build_member
 
 FAULTS = """
 import resource, sys

@@ -16,9 +16,9 @@ from helpers import (
     write_scores,
 )
 
-from ensemble import members
 from ensemble.core import artifacts, metrics
 from ensemble.core.errors import ArtifactError
+from ensemble.models import members
 from ensemble.train_all import Outcome, summary
 
 

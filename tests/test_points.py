@@ -11,7 +11,7 @@ from ensemble.cascade import Report
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, UnavailableError
 from ensemble.core.metrics import Interval, sigmoid
-from ensemble.external import External, write_external
+from ensemble.models.external import External, write_external
 from ensemble.shift import Shift
 from ensemble.stack import Stacker
 from ensemble.stack_run import store_shift

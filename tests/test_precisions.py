@@ -29,8 +29,8 @@ from PIL import Image
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
-from ensemble.external import External, write_external
-from ensemble.score import Runner
+from ensemble.models.external import External, write_external
+from ensemble.models.runner import Runner
 from ensemble.stack import Stacker
 from export import bundle, evidence, hardware, precisions, runtime
 from export.hardware import Machine

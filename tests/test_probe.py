@@ -10,16 +10,17 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from small_pool import one_thread
 
-from ensemble import backbone, probe
+from ensemble import probe
 from ensemble.core import artifacts, metrics
 from ensemble.core.errors import BackboneError
 from ensemble.core.recipe import Adapt, Augment, Backbone, Image, Recipe, Train
 from ensemble.data import dataset
-from ensemble.embed import embedder_of
 from ensemble.images.canonical import Plan
 from ensemble.loader import Rows
-from ensemble.score import score_images
-from ensemble.torch_runner import torch_runner
+from ensemble.models import backbone
+from ensemble.models.features import embedder_of
+from ensemble.models.runner import score_images
+from ensemble.models.torch_runner import torch_runner
 
 CONVNEXT = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "patch_size": 4}
 TRAIN, TUNE = 24, 16

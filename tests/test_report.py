@@ -160,7 +160,9 @@ def test_the_gallery_shows_the_worst_first_and_fills_up_with_the_nearest(page, h
 
 def test_the_heat_map_is_of_the_member_of_the_largest_weight(run, monkeypatch, photos):
     asked = []
-    monkeypatch.setattr("ensemble.members.load_member", lambda run, name: asked.append(name) or small_member("vit"))
+    monkeypatch.setattr(
+        "ensemble.models.members.load_member", lambda run, name: asked.append(name) or small_member("vit")
+    )
     look = report.member_look(run, report.heaviest(run, STACKER))
     assert asked == ["one"]
     assert look(photos[0]).mode == "RGB"

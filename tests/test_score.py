@@ -12,7 +12,16 @@ from PIL import Image
 from ensemble.core.errors import ImageError
 from ensemble.core.preprocess_config import CROP_COUNTS, ImageContract
 from ensemble.images import decode as images
-from ensemble.score import AHEAD, CHUNK_BYTES, MOST_ROWS, Runner, chunk_rows, image_score, score_images, score_stream
+from ensemble.models.runner import (
+    AHEAD,
+    CHUNK_BYTES,
+    MOST_ROWS,
+    Runner,
+    chunk_rows,
+    image_score,
+    score_images,
+    score_stream,
+)
 
 CROPS = ImageContract(size=8, mean=CONTRACT.mean, std=CONTRACT.std, geometry="native_crops", count=4)
 

@@ -5,7 +5,7 @@ import pytest
 
 from ensemble import select
 from ensemble.core.errors import DataError
-from ensemble.embed import Features
+from ensemble.models.features import Features
 from ensemble.neighbours import exact_search, make_search
 from ensemble.select import UNLABELLED, cluster, draw, duplicates_of_test, quotas, random_rows, take_turns
 

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from ensemble.core.errors import UnavailableError
 from ensemble.data.inputs import read_inputs
-from ensemble.external import External
+from ensemble.models.external import External
 from export.infer import infer
 from export.predictor import load_bundle
 from export.serve import Limits, app

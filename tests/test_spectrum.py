@@ -4,11 +4,11 @@ import timm
 import torch
 from scipy.fft import dctn
 
-from ensemble import backbone
 from ensemble.core.errors import BackboneError
 from ensemble.core.recipe import Recipe
-from ensemble.spectrum import FAINT, FAINTEST, LUMA, Spectrum, dct_basis
-from ensemble.torch_runner import torch_runner
+from ensemble.models import backbone
+from ensemble.models.spectrum import FAINT, FAINTEST, LUMA, Spectrum, dct_basis
+from ensemble.models.torch_runner import torch_runner
 from export.certificate import certify
 from export.convert import convert
 from export.runtime import open_runner

@@ -11,9 +11,9 @@ import pytest
 from helpers import ROOT, run_cli, write_image
 from small_members import small_member
 
-from ensemble.backbone import save_classifier
 from ensemble.core.preprocess_config import ImageContract
 from ensemble.core.recipe import Backbone
+from ensemble.models.backbone import save_classifier
 
 CODE = """
 from pathlib import Path
@@ -162,8 +162,8 @@ def test_a_contract_holds_numbers_within_bounds(changes):
 
 
 def test_backbones_of_recipes_are_asked_alike():
-    from ensemble.checkpoints import check_source
     from ensemble.core.errors import BackboneError
+    from ensemble.models.checkpoints import check_source
 
     with pytest.raises(BackboneError, match="timm has no architecture"):
         check_source(Backbone(architecture="timm/hf-hub:evil/model"))

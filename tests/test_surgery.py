@@ -3,11 +3,11 @@ import torch
 import transformers
 from small_members import small_member
 
-from ensemble import backbone
 from ensemble.core.errors import BackboneError
 from ensemble.core.recipe import Recipe
-from ensemble.surgery import enable_checkpointing, set_stem_stride
-from ensemble.torch_runner import torch_runner
+from ensemble.models import backbone
+from ensemble.models.network_edits import enable_checkpointing, set_stem_stride
+from ensemble.models.torch_runner import torch_runner
 
 PIXELS = torch.randint(0, 255, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

@@ -15,8 +15,9 @@ import transformers
 from helpers import read_csv, run_cli
 from small_job import ROOT, SHARES
 
-from ensemble import machine, members, state
+from ensemble import machine, state
 from ensemble.core import artifacts
+from ensemble.models import members
 
 CONVNEXT = (
     "backbone: {architecture: convnext, config: {patch_size: 4, hidden_sizes: [8, 16, 24, 32], depths: [1, 1, 1, 1]}}\n"

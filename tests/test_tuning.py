@@ -7,7 +7,7 @@ from helpers import CONTRACT, change_json, exported_run
 
 from ensemble.core import artifacts
 from ensemble.core.errors import UnavailableError
-from ensemble.score import Runner
+from ensemble.models.runner import Runner
 from export import bundle, choice, plan, predictor, tuning
 from export.choice import choose
 from export.hardware import Machine

@@ -13,7 +13,7 @@ import pandas as pd
 
 from ensemble.core.errors import DataError, some
 from ensemble.core.names import LABELS
-from ensemble.members import FITTED_SPLITS
+from ensemble.models.members import FITTED_SPLITS
 
 FITTED = ("train", "tune", "heldout")  # what members and stacker are made from
 SPLITS = (*FITTED, "unseen")

@@ -5,9 +5,9 @@ from contextlib import AbstractContextManager
 import numpy as np
 import torch
 
-from ensemble.backbone import Member
 from ensemble.core.errors import UnavailableError
-from ensemble.score import Runner
+from ensemble.models.backbone import Member
+from ensemble.models.runner import Runner
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -7,10 +7,10 @@ import peft
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ensemble.backbone import Member
 from ensemble.core.errors import BackboneError, some
 from ensemble.core.recipe import Adapt
-from ensemble.heads import called_layers, head_of
+from ensemble.models.backbone import Member
+from ensemble.models.features import called_layers, head_of
 
 
 def add_lora(member: Member, adapt: Adapt) -> None:

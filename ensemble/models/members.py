@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ensemble import external
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, some
 from ensemble.core.preprocess_config import ImageContract
 from ensemble.data import dataset
+from ensemble.models import external
 
 if TYPE_CHECKING:
-    from ensemble.backbone import Member
+    from ensemble.models.backbone import Member
 
 FITTED_SPLITS = ("train", "tune")  # rows that shaped a member: by gradients, or by choice of epoch
 
@@ -52,7 +52,7 @@ def check_files(folder: Path, files: dict[str, str], remedy: str) -> None:
 
 def load_member(run: Path, name: str) -> "Member":
     """A finished member as the torch module that was trained. Needs torch."""
-    from ensemble.backbone import Member, load_classifier
+    from ensemble.models.backbone import Member, load_classifier
 
     info, folder = read_info(run, name), artifacts.member_path(run, name)
     check_files(folder, info["files"], "train the member again")

@@ -17,14 +17,15 @@ import transformers
 from safetensors.torch import load_file
 from torch import nn
 
-from ensemble import contracts, headless
-from ensemble import spectrum as _spectrum  # noqa: F401 our own architectures join timm's
-from ensemble.checkpoints import check_source, weights_file
 from ensemble.core.errors import BackboneError, some
 from ensemble.core.names import LABELS
 from ensemble.core.preprocess_config import ImageContract
 from ensemble.core.recipe import Backbone, Recipe
-from ensemble.surgery import scale_head, set_stem_stride
+from ensemble.models import network_edits
+from ensemble.models import processor as contracts
+from ensemble.models import spectrum as _spectrum  # noqa: F401 our own architectures join timm's
+from ensemble.models.checkpoints import check_source, weights_file
+from ensemble.models.network_edits import scale_head, set_stem_stride
 
 LABEL_MAPS: dict[str, Any] = {
     "num_labels": len(LABELS),
@@ -124,7 +125,7 @@ def load_config(folder: Path) -> Any:
 
 def _from_checkpoint(folder: Path, config: Any, backbone: Backbone, contract: ImageContract) -> nn.Module:
     config = copy.deepcopy(config)
-    headless.check_classifier(config)
+    network_edits.check_classifier(config)
     _configure(config, backbone, contract)
     with _quiet(folder):
         network, info = transformers.AutoModelForImageClassification.from_pretrained(
@@ -136,7 +137,7 @@ def _from_checkpoint(folder: Path, config: Any, backbone: Backbone, contract: Im
             output_loading_info=True,
         )
     head = _head_names(network)
-    extra = _buffers(network) | headless.left_out(config, info["unexpected_keys"])
+    extra = _buffers(network) | network_edits.left_out(config, info["unexpected_keys"])
     _refuse_mismatch(folder, info, head, extra)
     _new_head(network, head)
     return network
@@ -186,7 +187,7 @@ def _configure(config: Any, backbone: Backbone, contract: ImageContract) -> None
         if not hasattr(config, "drop_path_rate"):
             raise BackboneError(f"{config.model_type} has no drop path; remove backbone.drop_path")
         config.drop_path_rate = backbone.drop_path
-    headless.set_image_size(config, contract.size)
+    network_edits.set_image_size(config, contract.size)
 
 
 def _overridden(contract: ImageContract, recipe: Recipe) -> ImageContract:

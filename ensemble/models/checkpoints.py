@@ -79,7 +79,7 @@ def _check_architecture(architecture: str) -> None:
     if kind == "timm":
         import timm
 
-        import ensemble.spectrum  # noqa: F401 our own architectures join timm's
+        import ensemble.models.spectrum  # noqa: F401 our own architectures join timm's
 
         if not timm.is_model(name):
             near = timm.list_models(f"*{name.split('_')[0]}*")

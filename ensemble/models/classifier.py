@@ -11,7 +11,7 @@ from ensemble.core.names import resolve_polarity
 from ensemble.core.preprocess_config import ImageContract
 
 if TYPE_CHECKING:
-    from ensemble.backbone import Member
+    from ensemble.models.backbone import Member
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Classifier:
 
     def load(self) -> "Member":
         """Its torch module."""
-        from ensemble.backbone import Member, load_classifier
+        from ensemble.models.backbone import Member, load_classifier
 
         return Member(load_classifier(self.folder)[0], self.contract, self.positive).eval()
 
@@ -53,8 +53,8 @@ def read_classifiers(folders: Mapping[str, Path], positive: str | None = None) -
 
 
 def _read(name: str, folder: Path, positive: str | None, alone: bool) -> Classifier:
-    from ensemble import backbone, contracts
-    from ensemble.members import stored_contract
+    from ensemble.models import backbone, processor
+    from ensemble.models.members import stored_contract
 
     if not (folder / "config.json").is_file():
         raise BackboneError(f"{folder} is no image classifier: it has no config.json")
@@ -65,7 +65,7 @@ def _read(name: str, folder: Path, positive: str | None, alone: bool) -> Classif
         negative, chosen = resolve_polarity(classes, wanted)
     except ValueError as error:
         raise BackboneError(f"{folder}: {error}") from None
-    contract = stored_contract(folder) or contracts.from_checkpoint(folder, config)
+    contract = stored_contract(folder) or processor.from_checkpoint(folder, config)
     return Classifier(name, folder, contract, (negative, chosen), classes.index(chosen))
 
 
