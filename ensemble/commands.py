@@ -180,8 +180,8 @@ def _train(
 
     recipes = load_recipes(find_recipes(source), overrides, str(source))
     from ensemble import distributed
-    from ensemble import prepare as preparing
     from ensemble import train_all as runs
+    from ensemble.audit import prepare_dataset as preparing
     from ensemble.core import artifacts
     from ensemble.data import sources
     from ensemble.data.splits import Fractions

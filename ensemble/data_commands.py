@@ -48,9 +48,9 @@ def audit(
       python cli.py audit data/train --against data/test.csv
     """
     require_training_packages()
-    from ensemble import audit as auditing
-    from ensemble import audit_page
-    from ensemble.audit_run import audit_data
+    from ensemble.audit import audit as auditing
+    from ensemble.audit import page as audit_page
+    from ensemble.audit.canonicalise import audit_data
     from ensemble.core import artifacts
     from ensemble.data import sources
 
@@ -107,7 +107,7 @@ def canonicalise(data: Sequence[Path], folder: Path, **settings: Any) -> int:
     Example: python cli.py canonicalise data/train data/canonical
     """
     require_training_packages()
-    from ensemble.audit_run import canonicalise_data
+    from ensemble.audit.canonicalise import canonicalise_data
 
     for line in canonicalise_data(data, folder, **settings):
         click.echo(line)

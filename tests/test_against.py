@@ -4,7 +4,7 @@ from conftest import encoded
 from helpers import write_csv
 from test_audit import crops
 
-from ensemble import against
+from ensemble.audit import train_test_shift
 from ensemble.core.errors import DataError
 from ensemble.data import dataset
 from ensemble.data.sources import Labelled
@@ -29,10 +29,10 @@ def indexed(folder):
 
 def compare(train, test):
     items, seen = indexed(train)
-    found = against.read_test(test)
+    found = train_test_shift.read_test(test)
     names = np.array([item.id for item in items], dtype=object)
-    shared = against.overlapping(seen, found)
-    return shared, {f.kind: f for f in against.compare(items, seen, names, found, shared)}
+    shared = train_test_shift.overlapping(seen, found)
+    return shared, {f.kind: f for f in train_test_shift.compare(items, seen, names, found, shared)}
 
 
 def test_alike_sets_cannot_be_told_apart(tmp_path, pictures):
@@ -58,7 +58,7 @@ def test_pictures_in_both_are_found_though_turned_and_stored_anew(tmp_path, pict
     assert shared == [(3, 0), (7, 1)]
     assert "003.jpg and 000.jpg, 007.jpg and 001.jpg" in found["overlap"].text
     items, seen = indexed(train)
-    left, rest = against.without(items, seen, shared)
+    left, rest = train_test_shift.without(items, seen, shared)
     assert [item.id for item in left] == [f"{n:03}.jpg" for n in range(50) if n not in (3, 7)]
     assert list(rest.facts["sha256"]) == [seen.facts["sha256"][n] for n in range(50) if n not in (3, 7)]
 
@@ -66,12 +66,12 @@ def test_pictures_in_both_are_found_though_turned_and_stored_anew(tmp_path, pict
 def test_nothing_left_is_an_error(tmp_path, pictures):
     items, seen = indexed(put(tmp_path / "train", pictures[:4]))
     with pytest.raises(DataError, match="every training image is in the test too"):
-        against.without(items, seen, [(n, 0) for n in range(4)])
+        train_test_shift.without(items, seen, [(n, 0) for n in range(4)])
 
 
 def test_a_csv_of_ids_is_a_test_set(tmp_path, pictures):
     put(tmp_path / "images", pictures[:3])
-    found = against.read_test(write_csv(tmp_path / "test.csv", id=["002", "000"]))
+    found = train_test_shift.read_test(write_csv(tmp_path / "test.csv", id=["002", "000"]))
     assert found.names == ["002.jpg", "000.jpg"]
 
 
@@ -79,4 +79,4 @@ def test_a_csv_of_ids_is_a_test_set(tmp_path, pictures):
 def test_no_test_set_is_refused(tmp_path, what):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no test set at|holds no images"):
-        against.read_test(tmp_path / what)
+        train_test_shift.read_test(tmp_path / what)

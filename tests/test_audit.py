@@ -9,8 +9,8 @@ from conftest import PHOTOS, encoded, photo_file
 from helpers import run_cli
 from PIL import Image
 
-from ensemble import audit, audit_checks, swap
-from ensemble.audit_run import audit_data
+from ensemble.audit import audit, checks, storage_swap
+from ensemble.audit.canonicalise import audit_data
 from ensemble.core.errors import DataError
 from ensemble.data import dataset
 from ensemble.data.sources import read_data
@@ -146,22 +146,22 @@ def test_the_page_shows_pictures_spectra_and_the_swap_test_and_escapes_names(tmp
 
 
 def item(path: str, label: int, source: str | None = None, group: str | None = None):
-    return audit_checks.Labelled(path, "root", path, label, group, source)
+    return checks.Labelled(path, "root", path, label, group, source)
 
 
 def test_a_source_of_one_class_is_named():
     both = [item(str(i), i % 2, "web") for i in range(20)] + [item(f"x{i}", 1, "gan") for i in range(10)]
-    (found,) = audit_checks.sources(both)
+    (found,) = checks.sources(both)
     assert found.severity == "warn"
     assert "1 of 2 sources hold one class alone: gan (ai 10)" in found.text
-    assert audit_checks.sources([item(str(i), i % 2, ("web", "disk")[i // 2 % 2]) for i in range(40)]) == []
+    assert checks.sources([item(str(i), i % 2, ("web", "disk")[i // 2 % 2]) for i in range(40)]) == []
 
 
 @pytest.mark.parametrize(
     ("counts", "value"), [([[50, 50], [50, 50]], 0.0), ([[100, 0], [0, 100]], 1.0), ([[75, 25], [25, 75]], 0.495)]
 )
 def test_cramers_v(counts, value):
-    assert audit_checks.cramers_v(np.array(counts)) == pytest.approx(value, abs=0.01)
+    assert checks.cramers_v(np.array(counts)) == pytest.approx(value, abs=0.01)
 
 
 @pytest.mark.parametrize(("swapped", "severity"), [(True, "warn"), (False, None)])
@@ -170,7 +170,7 @@ def test_swapped_labels_are_suspected_from_metadata(swapped, severity):
     items = [item(f"{i}.png", int(label)) for i, label in enumerate(labels)]
     made = (labels == 0) if swapped else (labels == 1)
     headers = pd.DataFrame({"generator_text": made.astype(float), "camera": np.where(made, 0.0, 3.0)})
-    found = audit_checks.polarity(items, headers, [])
+    found = checks.polarity(items, headers, [])
     assert {finding.severity for finding in found} == ({severity} if severity else set())
     if swapped:
         assert "20 images name a generator in their metadata, yet are labelled real" in found[0].text
@@ -178,15 +178,15 @@ def test_swapped_labels_are_suspected_from_metadata(swapped, severity):
 
 def test_how_labels_were_read_is_to_be_confirmed():
     headers = pd.DataFrame({"generator_text": [0.0, 0.0], "camera": [0.0, 0.0]})
-    (found,) = audit_checks.polarity([item("a", 0), item("b", 1)], headers, ["1 counts as ai, 0 as real"])
+    (found,) = checks.polarity([item("a", 0), item("b", 1)], headers, ["1 counts as ai, 0 as real"])
     assert found.text == "confirm how the labels were read: 1 counts as ai, 0 as real"
 
 
 def test_numbering_by_class_is_a_note():
     told = [item(f"img_{i:04}.png", int(i >= 50)) for i in range(100)]
     mixed = [item(f"img_{i:04}.png", i % 2) for i in range(100)]
-    assert [finding.severity for finding in audit_checks.numbering(told)] == ["note"]
-    assert audit_checks.numbering(mixed) == []
+    assert [finding.severity for finding in checks.numbering(told)] == ["note"]
+    assert checks.numbering(mixed) == []
 
 
 # ---- the swap test
@@ -201,17 +201,20 @@ def test_scores_that_follow_the_storage_are_found_out(tmp_path, pictures):
 
     def by_storage(images_: list[Image.Image]) -> np.ndarray:
         return np.array(
-            [-swap.probes.probe(image)[swap.probes.BINS + swap.probes.GRID.index("step")] for image in images_]
+            [
+                -storage_swap.probes.probe(image)[storage_swap.probes.BINS + storage_swap.probes.GRID.index("step")]
+                for image in images_
+            ]
         )  # the comb's step
 
     def by_picture(images_: list[Image.Image]) -> np.ndarray:
         return np.array([float(np.asarray(image).mean()) for image in images_])
 
-    cheat = swap.swap_test(files, labels, by_storage, "steps")
+    cheat = storage_swap.swap_test(files, labels, by_storage, "steps")
     assert min(cheat.as_is, cheat.own) > 0.95
     assert cheat.swapped < cheat.own - 0.4
     assert cheat.shifts[1] < -1  # what was stored finely; coarse steps do not go away by storing them finely
-    honest = swap.swap_test(files, labels, by_picture, "brightness")
+    honest = storage_swap.swap_test(files, labels, by_picture, "brightness")
     assert abs(honest.swapped - honest.own) < 0.02
 
 
@@ -219,9 +222,9 @@ def test_stored_as_never_enlarges(tmp_path, pictures):
     small, large = tmp_path / "small.jpg", tmp_path / "large.png"
     small.write_bytes(encoded(pictures[0].resize((40, 50)), "JPEG"))
     large.write_bytes(encoded(pictures[0].resize((300, 300))))
-    assert swap.stored_as(pictures[1], small).size == (40, 50)
-    assert swap.stored_as(pictures[1], large).size == (SIDE, SIDE)
-    assert swap.stored_as(pictures[1], large).tobytes() == pictures[1].tobytes()
+    assert storage_swap.stored_as(pictures[1], small).size == (40, 50)
+    assert storage_swap.stored_as(pictures[1], large).size == (SIDE, SIDE)
+    assert storage_swap.stored_as(pictures[1], large).tobytes() == pictures[1].tobytes()
 
 
 def test_near_duplicates_that_the_user_grouped_are_only_noted(tmp_path, pictures):
@@ -229,9 +232,9 @@ def test_near_duplicates_that_the_user_grouped_are_only_noted(tmp_path, pictures
     for number, (name, picture) in enumerate(files.items()):
         (tmp_path / name).write_bytes(encoded(picture, "JPEG", quality=90 - 20 * number))
     places = [("a.jpg", 1, "g"), ("b.jpg", 0, "g"), ("c.jpg", 1, "h"), ("d.jpg", 0, "i")]
-    items = [audit_checks.Labelled(name, str(tmp_path), name, label, group) for name, label, group in places]
+    items = [checks.Labelled(name, str(tmp_path), name, label, group) for name, label, group in places]
     kept, indexed = dataset.index_items(items)
-    found = audit_checks.duplicates(kept, indexed, dataset.near_pairs(indexed))
+    found = checks.duplicates(kept, indexed, dataset.near_pairs(indexed))
     assert [(one.severity, one.text) for one in found] == [
         ("note", "1 near-duplicate pairs lie within groups of yours"),
         ("warn", "1 near-duplicate pairs across the classes, kept in one split (c.jpg and d.jpg)"),

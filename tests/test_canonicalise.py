@@ -10,9 +10,9 @@ from helpers import read_csv, write_csv
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ensemble import canonicalise, null
-from ensemble.audit import BLOCK
-from ensemble.audit_run import canonicalise_data
+from ensemble.audit import canonicalise, metadata_classifier
+from ensemble.audit.audit import BLOCK
+from ensemble.audit.canonicalise import canonicalise_data
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError
 from ensemble.data import dataset
@@ -89,10 +89,10 @@ def described(data):
 def null_of(data):
     """What metadata alone tells, for all families."""
     items, indexed = described(data)
-    features = null.file_features(indexed.headers, [item.path for item in items])
-    columns = [name for family in null.FAMILIES.values() for name in family]
+    features = metadata_classifier.file_features(indexed.headers, [item.path for item in items])
+    columns = [name for family in metadata_classifier.FAMILIES.values() for name in family]
     groups = np.array(dataset.group_names(items, indexed, dataset.near_pairs(indexed)), dtype=object)
-    return null.probe_table(features[columns], np.array([item.label for item in items]), groups)
+    return metadata_classifier.probe_table(features[columns], np.array([item.label for item in items]), groups)
 
 
 # ---- the shortcut goes

@@ -7,7 +7,8 @@ import pytest
 from conftest import encoded, noise, write_files
 from helpers import change_json, read_csv, run_cli, write_scores
 
-from ensemble import prepare, train_all
+from ensemble import train_all
+from ensemble.audit import prepare_dataset
 from ensemble.core import artifacts
 from ensemble.data import dataset
 from ensemble.train_all import Outcome
@@ -95,7 +96,7 @@ def test_train_all_goes_on_when_told_and_says_it_beside_the_scores(made, trained
 
 def test_train_all_audits_unchanged_data_once(made, trained, monkeypatch):
     first = train("--data", made / "clean")
-    monkeypatch.setattr(prepare.audit, "audit", None)
+    monkeypatch.setattr(prepare_dataset.audit, "audit", None)
     assert train("--data", made / "clean") == first
     assert first[0] == 0
     assert first[1].count("no shortcut found.") == 2

@@ -2,9 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ensemble import null
+from ensemble.audit import metadata_classifier
+from ensemble.audit.metadata_classifier import file_features, probe_table
 from ensemble.core import metrics
-from ensemble.null import file_features, probe_table
 
 RNG = np.random.default_rng(0)
 LABELS = np.tile([0, 1], 100)
@@ -56,7 +56,7 @@ def test_too_few_groups_give_no_answer():
 
 
 def test_more_rows_than_needed_are_sampled(monkeypatch):
-    monkeypatch.setattr(null, "MOST_ROWS", 150)
+    monkeypatch.setattr(metadata_classifier, "MOST_ROWS", 150)
     assert probe_table(numbers(4.0), LABELS, ALONE).rows == 150
 
 
@@ -89,7 +89,7 @@ def test_names_are_read_as_patterns_without_folders():
 @pytest.mark.parametrize(("one", "other"), [("ai_001", "real_001"), ("FAKE-7", "human-7"), ("x.ai", "x.photo")])
 def test_a_name_that_says_its_class_is_no_pattern(one, other):
     frame = file_features(HEADERS, [f"{one}.png", f"{other}.png"])
-    patterns = frame[list(null.FAMILIES["names"])]
+    patterns = frame[list(metadata_classifier.FAMILIES["names"])]
     assert patterns.iloc[0].tolist() == patterns.iloc[1].tolist()
 
 

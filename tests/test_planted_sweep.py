@@ -8,8 +8,8 @@ from pathlib import Path
 import planted
 import pytest
 
-from ensemble.audit import Audit
-from ensemble.audit_run import audit_data
+from ensemble.audit.audit import Audit
+from ensemble.audit.canonicalise import audit_data
 from ensemble.data.sources import read_data
 
 VARIANTS = range(10)

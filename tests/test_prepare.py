@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from conftest import encoded, noise, write_files
 
-from ensemble import audit, prepare
+from ensemble.audit import audit, prepare_dataset
+from ensemble.audit.prepare_dataset import Wanted
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError
 from ensemble.data import dataset, sources
 from ensemble.data.splits import Fractions
 from ensemble.images import canonical
-from ensemble.prepare import Wanted
 
 SHARES = Fractions(0.2, 0.3)
 SIDE = 48
@@ -40,7 +40,7 @@ def audited(monkeypatch):
         values = {"headline": "Nothing was looked at.", "blocked": False, "findings": []}
         return SimpleNamespace(audit=SimpleNamespace(to_dict=lambda: values))
 
-    monkeypatch.setattr(prepare.audit, "audit", found)
+    monkeypatch.setattr(prepare_dataset.audit, "audit", found)
     return counts
 
 
@@ -48,7 +48,7 @@ def run(folder, source, **wanted):
     """The frame, and what was said."""
     said = []
     items, _ = sources.read_data([source] if not isinstance(source, list) else source)
-    frame = prepare.prepare(folder, items, Wanted(SHARES, **wanted), said.append)
+    frame = prepare_dataset.prepare(folder, items, Wanted(SHARES, **wanted), said.append)
     return frame, said
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 
-from ensemble import swap
-from ensemble.against import Test
-from ensemble.audit import BLOCK, Audited
+from ensemble.audit import storage_swap
+from ensemble.audit.audit import BLOCK, Audited
+from ensemble.audit.metadata_classifier import PROBED
+from ensemble.audit.train_test_shift import Test
 from ensemble.core import artifacts
 from ensemble.core.parallel import ordered_map
 from ensemble.images import decode, html, pixel_traces
-from ensemble.null import PROBED
 
 SHEET = 32  # images of a contact sheet
 COLOURS = {"ai": "#b3261e", "real": "#1f5fae"}
@@ -34,23 +34,25 @@ def render(audited: Audited, test: Test | None, data: Sequence[str], run: Path |
     )
 
 
-def _swap(audited: Audited, run: Path | None) -> swap.Swap | None:
+def _swap(audited: Audited, run: Path | None) -> storage_swap.Swap | None:
     rows, labels = audited.probed, audited.labels[audited.probed]
     files = [audited.items[row].file for row in rows]
     if run is not None:
         names = artifacts.list_members(run)
-        return swap.swap_test(files, labels, swap.member_score(run, names), f"the mean logit of {', '.join(names)}")
+        return storage_swap.swap_test(
+            files, labels, storage_swap.member_score(run, names), f"the mean logit of {', '.join(names)}"
+        )
     measured = audited.traces.notna().all(axis=1).to_numpy()
     if len(set(labels[measured])) < 2 or len(set(audited.groups[rows][measured])) < 4:
         return None
     files = [file for file, kept in zip(files, measured, strict=True) if kept]
     traces, groups = audited.traces[measured].to_numpy(), audited.groups[rows][measured]
-    found = swap.small_probe(labels[measured], traces, groups)
+    found = storage_swap.small_probe(labels[measured], traces, groups)
     if found is None:
         return None
     score, judged = found
     scorer = "logistic regression on spectrum and grid traces, fitted on other groups"
-    return swap.swap_test([files[row] for row in judged], labels[measured][judged], score, scorer)
+    return storage_swap.swap_test([files[row] for row in judged], labels[measured][judged], score, scorer)
 
 
 def _sheets(audited: Audited, test: Test | None) -> list[tuple[str, list[tuple[str, str]]]]:

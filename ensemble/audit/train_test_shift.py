@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ensemble import null
-from ensemble.audit_checks import Finding, by_class
+from ensemble.audit import metadata_classifier
+from ensemble.audit.checks import Finding, by_class
+from ensemble.audit.metadata_classifier import CONTENT_C, PROBED, SPECTRUM_C, WARN, thumb_table
 from ensemble.core.errors import DataError, some
 from ensemble.data import files, sources
 from ensemble.data.index import Indexed, index_files
 from ensemble.images import near_duplicates, pixel_traces
-from ensemble.null import CONTENT_C, PROBED, SPECTRUM_C, WARN, thumb_table
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def compare(
         [indexed.headers.iloc[train_rows].astype(object), test.indexed.headers.iloc[test_rows].astype(object)],
         ignore_index=True,
     ).infer_objects()
-    features = null.file_features(headers, paths)
-    columns = [name for family, part in null.FAMILIES.items() if family != "names" for name in part]
+    features = metadata_classifier.file_features(headers, paths)
+    columns = [name for family, part in metadata_classifier.FAMILIES.items() if family != "names" for name in part]
     found += _probe("files", features[columns], is_test, names)
     thumbs = np.concatenate([indexed.thumbs[train_rows], test.indexed.thumbs[test_rows]])
     found += _probe("content", thumb_table(thumbs), is_test, names, linear=CONTENT_C)
@@ -106,7 +106,7 @@ def _pixels(train: Sequence[Path], test: Sequence[Path], names: np.ndarray) -> l
 def _probe(
     kind: str, table: pd.DataFrame, is_test: np.ndarray, names: np.ndarray, linear: float | None = None
 ) -> list[Finding]:
-    probe = null.probe_table(table, is_test, names, top=4 if linear is None else 0, linear=linear)
+    probe = metadata_classifier.probe_table(table, is_test, names, top=4 if linear is None else 0, linear=linear)
     if probe is None:
         return [Finding(f"against_{kind}", "note", f"too few images to compare {kind} of training and test")]
     if probe.balanced_accuracy.low <= WARN:

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ensemble import audit_checks, null
-from ensemble.audit_checks import Finding
+from ensemble.audit import checks, metadata_classifier
+from ensemble.audit.checks import Finding
+from ensemble.audit.metadata_classifier import CONTENT_C, PROBED, SPECTRUM_C, WARN, Probe, thumb_table
 from ensemble.core.errors import DataError
 from ensemble.data import dataset
 from ensemble.data.index import Indexed
 from ensemble.data.sources import Labelled, Skipped
 from ensemble.images import pixel_traces
-from ensemble.null import CONTENT_C, PROBED, SPECTRUM_C, WARN, Probe, thumb_table
 
 BLOCK = 0.60  # balanced accuracy: the null's interval must reach below it
 PROBE_WARN = 0.60  # and for what the pixels carry
@@ -82,21 +82,21 @@ def audit(
     """
     labels = np.array([item.label for item in items])
     groups = np.array(dataset.group_names(items, indexed, near), dtype=object)
-    features = null.file_features(indexed.headers, [item.path for item in items])
-    names = [name for family in null.FAMILIES.values() for name in family]
-    blind = null.probe_table(features[names], labels, groups, top=5)
-    with_bytes = null.probe_table(features[[*names, *null.BYTES]], labels, groups, top=5)
+    features = metadata_classifier.file_features(indexed.headers, [item.path for item in items])
+    names = [name for family in metadata_classifier.FAMILIES.values() for name in family]
+    blind = metadata_classifier.probe_table(features[names], labels, groups, top=5)
+    with_bytes = metadata_classifier.probe_table(features[[*names, *metadata_classifier.BYTES]], labels, groups, top=5)
     rows = _sample(labels)
     traces = pixel_traces.probe_files([items[row].file for row in rows])
     findings = [
         *_null_findings(blind, with_bytes),
         *_family_findings(features, labels, groups),
-        *audit_checks.duplicates(items, indexed, near),
-        *audit_checks.sources(items),
-        *audit_checks.polarity(items, indexed.headers, notes),
-        *audit_checks.numbering(items),
-        *audit_checks.left_out(indexed, skipped),
-        *audit_checks.balance(labels),
+        *checks.duplicates(items, indexed, near),
+        *checks.sources(items),
+        *checks.polarity(items, indexed.headers, notes),
+        *checks.numbering(items),
+        *checks.left_out(indexed, skipped),
+        *checks.balance(labels),
         *_pixel_findings(indexed, labels, groups, rows, traces),
     ]
     result = Audit(len(items), int(labels.sum()), len(set(groups)), blind, with_bytes, ordered(findings))
@@ -148,10 +148,10 @@ def _null_findings(blind: Probe | None, with_bytes: Probe | None) -> list[Findin
 
 def _family_findings(features: pd.DataFrame, labels: np.ndarray, groups: np.ndarray) -> list[Finding]:
     found = []
-    for family, columns in null.FAMILIES.items():
-        probe = null.probe_table(features[list(columns)], labels, groups, top=3)
+    for family, columns in metadata_classifier.FAMILIES.items():
+        probe = metadata_classifier.probe_table(features[list(columns)], labels, groups, top=3)
         if probe is not None and probe.balanced_accuracy.low > WARN:
-            seen = audit_checks.by_class(features, labels, [name for name, _ in probe.features] or columns)
+            seen = checks.by_class(features, labels, [name for name, _ in probe.features] or columns)
             found.append(
                 Finding(family, "warn", f"balanced accuracy {probe.balanced_accuracy} by {family} alone: {seen}")
             )
@@ -184,15 +184,19 @@ _PIXEL_PROBES = {
 def _pixel_findings(
     indexed: Indexed, labels: np.ndarray, groups: np.ndarray, rows: np.ndarray, traces: pd.DataFrame
 ) -> list[Finding]:
-    found = list(audit_checks.jpeg_in_lossless(indexed.headers.iloc[rows], traces, labels[rows]))
-    content = null.probe_table(thumb_table(indexed.thumbs[rows]), labels[rows], groups[rows], linear=CONTENT_C)
+    found = list(checks.jpeg_in_lossless(indexed.headers.iloc[rows], traces, labels[rows]))
+    content = metadata_classifier.probe_table(
+        thumb_table(indexed.thumbs[rows]), labels[rows], groups[rows], linear=CONTENT_C
+    )
     if content is not None and content.balanced_accuracy.low > PROBE_WARN:
         text = f"a thumbnail of 8x8 pixels tells {content.balanced_accuracy}: the classes show different things"
         found.append(Finding("content", "warn", text))
     measured = traces.notna().all(axis=1).to_numpy()
     for kind, (columns, what, meaning, strength) in _PIXEL_PROBES.items():
         part = rows[measured]
-        probe = null.probe_table(traces.loc[measured, columns], labels[part], groups[part], linear=strength)
+        probe = metadata_classifier.probe_table(
+            traces.loc[measured, columns], labels[part], groups[part], linear=strength
+        )
         if probe is not None and probe.balanced_accuracy.low > WARN:
             found.append(Finding(kind, "note", f"{what} tell {probe.balanced_accuracy}; {meaning}"))
     return found

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ensemble import against as other
-from ensemble import audit
+from ensemble.audit import audit
+from ensemble.audit import train_test_shift as other
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
 from ensemble.data import dataset, splits
