@@ -31,7 +31,7 @@ from ensemble.core.recipe_files import find_recipes, load_recipes  # noqa: E402
 from ensemble.data.demo_data import packaged_photos  # noqa: E402
 from ensemble.data.files import list_images  # noqa: E402
 from ensemble.images import decode, degradations  # noqa: E402
-from ensemble.loader import Rows  # noqa: E402
+from ensemble.training.data_loader import Rows  # noqa: E402
 
 TILE = 256  # pixels
 SIZE = 224  # of a member's input

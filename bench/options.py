@@ -22,18 +22,18 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
-from ensemble import machine  # noqa: E402
 from ensemble.ablate import paired_interval  # noqa: E402
-from ensemble.board import Board  # noqa: E402
 from ensemble.core import metrics  # noqa: E402
 from ensemble.core.recipe_files import load_recipes, recipes_folder  # noqa: E402
 from ensemble.data import dataset, sources  # noqa: E402
 from ensemble.data.splits import Fractions  # noqa: E402
-from ensemble.distributed import Processes  # noqa: E402
 from ensemble.models.members import load_member  # noqa: E402
 from ensemble.models.runner import score_images  # noqa: E402
 from ensemble.models.torch_runner import torch_runner  # noqa: E402
-from ensemble.train import Setup, train_member  # noqa: E402
+from ensemble.training import precision  # noqa: E402
+from ensemble.training.distributed import Processes  # noqa: E402
+from ensemble.training.live_progress import Board  # noqa: E402
+from ensemble.training.train_member import Setup, train_member  # noqa: E402
 
 CHAIN = ["augment.chain=[1, 3]", "augment.webp=[50, 100]", "augment.blur=[0, 1.5]", "augment.resize=[0.7, 1.4]"]
 CHAIN += ["augment.noise=[0, 0.03]", "augment.crop=[0.8, 1.0]"]
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("runs/options"))
     options = parser.parse_args()
-    machine.keep_freed_memory()
+    precision.keep_freed_memory()
     labelled, _ = sources.read_data([options.data], None, {}, None, "group")
     frame, _ = dataset.build_dataset(labelled, Fractions(), 0)
     test = pd.read_csv(options.test, dtype={"id": str}).merge(pd.read_csv(options.labels, dtype={"id": str}), on="id")

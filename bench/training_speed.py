@@ -42,20 +42,22 @@ from torch.utils.data import Dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from ensemble import machine  # noqa: E402
-from ensemble.batches import AHEAD  # noqa: E402
-from ensemble.board import Board  # noqa: E402
 from ensemble.core.errors import UnavailableError  # noqa: E402
 from ensemble.core.recipe import Recipe  # noqa: E402
 from ensemble.core.recipe_files import find_recipes, load_recipes  # noqa: E402
 from ensemble.data.demo_data import packaged_photos  # noqa: E402
 from ensemble.data.files import list_images  # noqa: E402
-from ensemble.distributed import Processes  # noqa: E402
-from ensemble.fit import Job, fit  # noqa: E402
-from ensemble.loader import Rows  # noqa: E402
 from ensemble.models.backbone import Member, build_member  # noqa: E402
-from ensemble.tracking import Trackers  # noqa: E402
-from ensemble.tune import Reading  # noqa: E402
+from ensemble.training import precision as machine  # noqa: E402
+from ensemble.training.data_loader import (
+    AHEAD,  # noqa: E402
+    Rows,  # noqa: E402
+)
+from ensemble.training.distributed import Processes  # noqa: E402
+from ensemble.training.live_progress import Board  # noqa: E402
+from ensemble.training.loop import Job, fit  # noqa: E402
+from ensemble.training.tracking import Trackers  # noqa: E402
+from ensemble.training.validation import Reading  # noqa: E402
 
 WARM_UP = 2  # steps
 TILE = 256  # pixels

@@ -13,7 +13,6 @@ import torch
 from tqdm import tqdm
 
 from ensemble import select
-from ensemble.board import Board
 from ensemble.core import bootstrap, metrics
 from ensemble.core.errors import DataError
 from ensemble.core.metrics import Interval
@@ -21,14 +20,15 @@ from ensemble.core.recipe import Recipe
 from ensemble.data import dataset
 from ensemble.data.sources import Labelled
 from ensemble.data.splits import Fractions
-from ensemble.distributed import Processes
 from ensemble.images import near_duplicates
 from ensemble.models.checkpoints import locate_checkpoint
 from ensemble.models.features import Features
 from ensemble.models.members import load_member
 from ensemble.models.runner import score_images
 from ensemble.models.torch_runner import torch_runner
-from ensemble.train import Say, Setup, train_member
+from ensemble.training.distributed import Processes
+from ensemble.training.live_progress import Board
+from ensemble.training.train_member import Say, Setup, train_member
 
 ARMS = ("selected", "random")
 # the epoch is chosen on the tune part; the held-out part goes back to training, as half B is held out

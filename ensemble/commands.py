@@ -13,8 +13,8 @@ from ensemble.core.errors import UnavailableError
 if TYPE_CHECKING:
     from ensemble.core.recipe import Recipe
     from ensemble.ray_train import Cluster
-    from ensemble.train import Setup
-    from ensemble.train_all import Outcome
+    from ensemble.training.train_all import Outcome
+    from ensemble.training.train_member import Setup
 
 TRAINING_PACKAGES = (
     "torch torchvision transformers timm accelerate sklearn pydantic yaml peft rich tensorboard matplotlib psutil"
@@ -179,13 +179,13 @@ def _train(
     from ensemble.core.recipe_files import find_recipes, load_recipes
 
     recipes = load_recipes(find_recipes(source), overrides, str(source))
-    from ensemble import distributed
-    from ensemble import train_all as runs
     from ensemble.audit import prepare_dataset as preparing
     from ensemble.core import artifacts
     from ensemble.data import sources
     from ensemble.data.splits import Fractions
-    from ensemble.train import Setup
+    from ensemble.training import distributed
+    from ensemble.training import train_all as runs
+    from ensemble.training.train_member import Setup
 
     with _joined(engine, address, recipes, device, cpus_per_member) as cluster:
         trained_on = device if cluster is None else cluster.device
@@ -244,9 +244,9 @@ def _dry_run(recipes: "Sequence[Recipe]", run: Path, setup: "Setup", prepare: Ca
     """Print what training would take; the data is prepared in a folder that is thrown away."""
     from tempfile import TemporaryDirectory
 
-    from ensemble import estimate
-    from ensemble import train_all as runs
     from ensemble.core import artifacts
+    from ensemble.training import dry_run as estimate
+    from ensemble.training import train_all as runs
 
     with TemporaryDirectory(prefix="manyeyes-") as folder:
         prepare(Path(folder))
@@ -260,7 +260,7 @@ def _dry_run(recipes: "Sequence[Recipe]", run: Path, setup: "Setup", prepare: Ca
 
 def report(run: Path, outcomes: "Sequence[Outcome]") -> int:
     """Print the table of members; exit code 0, or 1 if some failed, or 2 if all did."""
-    from ensemble import train_all as runs
+    from ensemble.training import train_all as runs
 
     click.echo()
     options.table(runs.summary(run, outcomes))

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from ensemble import distributed, machine
-from ensemble import train_all as runs
 from ensemble.core import artifacts
 from ensemble.core.errors import ManyeyesError, first_line
 from ensemble.core.recipe import Recipe
 from ensemble.events import Events
 from ensemble.ray_worker import Order, end_with_input
-from ensemble.train import Setup
+from ensemble.training import distributed, precision
+from ensemble.training import train_all as runs
+from ensemble.training.train_member import Setup
 
 
 class Silent:
@@ -68,7 +68,7 @@ def train(order: Order, events: Events) -> runs.Outcome | None:
     processes = distributed.join(order.device)
     if processes.kind == "cpu":
         torch.set_num_threads(max(order.cpus // order.processes, 1))
-    machine.keep_freed_memory()
+    precision.keep_freed_memory()
     setup = Setup(order.seed, processes, order.report_to, order.save_minutes, order.beside)
     frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all again")
     checkpoint = distributed.first_does(processes, lambda: runs.locate(recipe))

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from ensemble import events, ray_cluster, ray_look, ray_plan, ray_worker
-from ensemble.board import Board
 from ensemble.core import artifacts
 from ensemble.core.errors import ManyeyesError, UnavailableError, first_line
 from ensemble.core.recipe import Recipe
 from ensemble.models import checkpoints
 from ensemble.ray_plan import Share
 from ensemble.ray_worker import Order
-from ensemble.train import Say, Setup
-from ensemble.train_all import Outcome
+from ensemble.training.live_progress import Board
+from ensemble.training.train_all import Outcome
+from ensemble.training.train_member import Say, Setup
 
 LOOK = 0.5  # seconds between two looks at what the tasks tell
 NODES = 5.0  # seconds between two looks at which nodes live

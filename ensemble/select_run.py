@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from ensemble import neighbours, select
-from ensemble import train_all as runs
 from ensemble.ablate import Material, ablate
 from ensemble.core import artifacts, feature_cache
 from ensemble.core.errors import DataError, some
@@ -21,7 +20,8 @@ from ensemble.models.torch_runner import choose_device
 from ensemble.select import UNLABELLED, Selection
 from ensemble.select_data import read_pools, read_test, refuse_overlap
 from ensemble.select_output import ABLATION, check_output, write_selection
-from ensemble.train import Say
+from ensemble.training import train_all as runs
+from ensemble.training.train_member import Say
 
 
 @dataclass(frozen=True)

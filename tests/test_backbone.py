@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from ensemble.core.errors import ArtifactError, BackboneError
 from ensemble.core.recipe import Train
 from ensemble.core.recipe_files import find_recipes, load_recipes, recipes_folder
-from ensemble.distributed import Processes
 from ensemble.models import backbone
 from ensemble.models.checkpoints import check_source, locate_checkpoint
 from ensemble.models.torch_runner import torch_runner
-from ensemble.step import build_engine, optimizer_step
+from ensemble.training.distributed import Processes
+from ensemble.training.step import build_engine, optimizer_step
 from export import certificate
 from export.convert import convert
 from export.runtime import open_runner

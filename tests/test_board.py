@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from ensemble.board import PLAIN, Board
-from ensemble.board_table import window
+from ensemble.training.live_progress import PLAIN, Board
+from ensemble.training.progress import window
 
 EPOCH = {"epoch": 1, "train_loss": 0.6, "tune_auroc": 0.8, "tune_log_loss": 0.5, "tune_score": 0.8}
 LINE = "  epoch 1/5: train loss 0.6000, tune AUROC 0.8000, tune log-loss 0.5000"

@@ -12,20 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ensemble import train_all
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError, ImageError
 from ensemble.core.recipe import Augment, Recipe
 from ensemble.data import dataset
-from ensemble.distributed import Processes
 from ensemble.images import canonical, decode
 from ensemble.images.canonical import Plan, last_compression, make_plan, read_canonical, read_plan
 from ensemble.images.metadata import read_header
-from ensemble.loader import Rows
 from ensemble.models import members
 from ensemble.models.runner import Runner, score_images
-from ensemble.train import Setup
-from ensemble.tune import Reading, logits_of
+from ensemble.training import train_all
+from ensemble.training.data_loader import Rows
+from ensemble.training.distributed import Processes
+from ensemble.training.train_member import Setup
+from ensemble.training.validation import Reading, logits_of
 
 PLAN = Plan(size=40, first=((60, 2), (90, 0)), quality=(70, 80))
 LABELS = np.array([0, 1] * 20)

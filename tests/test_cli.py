@@ -23,7 +23,7 @@ from helpers import (
 
 import cli
 from ensemble import commands, stack_run
-from ensemble.train_all import Outcome
+from ensemble.training.train_all import Outcome
 
 RECIPE = """
 backbone:

@@ -19,10 +19,11 @@ from helpers import run_cli
 from small_job import ROOT, SHARES
 from test_cluster_train_plan import order
 
-from ensemble import events, ray_cluster, ray_look, ray_own, ray_plan, ray_train, ray_worker, unfinished
+from ensemble import events, ray_cluster, ray_look, ray_own, ray_plan, ray_train, ray_worker
 from ensemble.core import artifacts
 from ensemble.core.errors import UnavailableError
 from ensemble.core.recipe_files import load_recipes
+from ensemble.training import checkpoint
 
 ray = pytest.importorskip("ray")
 pytestmark = [
@@ -205,7 +206,7 @@ def test_a_killed_driver_leaves_no_orphans_and_the_same_command_goes_on(cluster,
 
 
 def test_a_member_that_another_process_trains_is_waited_for(cluster, work, data, local, run):
-    with unfinished.held(run, "tiny_vit", print):
+    with checkpoint.held(run, "tiny_vit", print):
         driver = start(cluster, "train", work / "recipes" / "tiny_vit.yaml", *data, "--run", run)
         wait_for(lambda: any("another process trains it" in event.get("line", "") for event in told(run)))
         shutil.copytree(artifacts.member_path(local, "tiny_vit"), artifacts.member_path(run, "tiny_vit"))

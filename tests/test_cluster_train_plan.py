@@ -18,14 +18,15 @@ from helpers import run_cli, run_python
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble import events, ray_cluster, ray_look, ray_own, ray_plan, ray_train, ray_worker, train_all, unfinished
-from ensemble.board import Board
+from ensemble import events, ray_cluster, ray_look, ray_own, ray_plan, ray_train, ray_worker
 from ensemble.core import artifacts
 from ensemble.core.errors import TrainingError, UnavailableError
 from ensemble.core.recipe import Backbone, Recipe
 from ensemble.models import checkpoints
 from ensemble.ray_cluster import Node
 from ensemble.ray_worker import Order
+from ensemble.training import checkpoint, train_all
+from ensemble.training.live_progress import Board
 
 SMALL, LARGE = Node("small", 4, id="1", memory=8 * 2**30), Node("large", 16, id="2", gpus=4, memory=64 * 2**30)
 NODES = st.lists(st.integers(1, 64), min_size=1, max_size=6).map(
@@ -53,7 +54,7 @@ def test_the_number_of_gpus_is_no_part_of_what_decides_a_member():
     one, two = recipe(), recipe(gpus=2)
     assert one != two
     assert one.sha256 == two.sha256
-    assert unfinished.kind_of_work(one, "", 0, 1) == unfinished.kind_of_work(two, "", 0, 1)
+    assert checkpoint.kind_of_work(one, "", 0, 1) == checkpoint.kind_of_work(two, "", 0, 1)
     assert one.sha256 != recipe(seed=2).sha256
 
 
@@ -452,10 +453,10 @@ def test_a_member_is_trained_by_one_process_at_a_time(tmp_path):
     said, order_of = [], []
 
     def second():
-        with unfinished.held(tmp_path, "vit", said.append):
+        with checkpoint.held(tmp_path, "vit", said.append):
             order_of.append("second")
 
-    with unfinished.held(tmp_path, "vit", said.append), unfinished.held(tmp_path, "other", said.append):
+    with checkpoint.held(tmp_path, "vit", said.append), checkpoint.held(tmp_path, "other", said.append):
         assert said == [], "other members are free"
         thread = threading.Thread(target=second)
         thread.start()

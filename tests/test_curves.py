@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ensemble.curves import draw_curves, smooth
+from ensemble.training.tracking import draw_curves, smooth
 
 
 def part(title="", epochs=3, steps=60, best=2, score=None):

@@ -7,11 +7,11 @@ import pytest
 from conftest import encoded, noise, write_files
 from helpers import change_json, read_csv, run_cli, write_scores
 
-from ensemble import train_all
 from ensemble.audit import prepare_dataset
 from ensemble.core import artifacts
 from ensemble.data import dataset
-from ensemble.train_all import Outcome
+from ensemble.training import train_all
+from ensemble.training.train_all import Outcome
 
 RECIPE = b"backbone: {architecture: timm/none}\ntrain: {lr: 1.0e-3, epochs: 1, batch_size: 4}\n"
 SHARES = ("--tune", 0.2, "--heldout", 0.3)

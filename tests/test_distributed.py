@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from small_job import ROOT, SHARES, manyeyes
 
-from ensemble import distributed
-from ensemble.distributed import Processes
+from ensemble.training import distributed
+from ensemble.training.distributed import Processes
 
 SCRIPT = """
 import sys

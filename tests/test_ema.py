@@ -3,7 +3,7 @@ import torch
 from small_members import small_member
 
 from ensemble.core.errors import ArtifactError
-from ensemble.ema import Ema
+from ensemble.training.step import Ema
 
 FAMILY = "timm/test_efficientnet"  # it has batch norms: floating and integer buffers
 WEIGHT, MEAN, COUNT = (

@@ -9,16 +9,16 @@ from conftest import encoded, noise
 from PIL import ImageFilter
 from small_members import small_member
 
-from ensemble import fit as fits
-from ensemble import state, step
-from ensemble.board import Board
 from ensemble.core.errors import TrainingError
 from ensemble.core.recipe import Recipe
-from ensemble.distributed import Processes
-from ensemble.loader import Rows
 from ensemble.models.backbone import load_classifier
-from ensemble.tracking import open_trackers
-from ensemble.tune import Reading, best_epoch, logits_of
+from ensemble.training import checkpoint, step
+from ensemble.training import loop as fits
+from ensemble.training.data_loader import Rows
+from ensemble.training.distributed import Processes
+from ensemble.training.live_progress import Board
+from ensemble.training.tracking import open_trackers
+from ensemble.training.validation import Reading, best_epoch, logits_of
 
 TRAIN = {"lr": 1e-2, "epochs": 4, "batch_size": 4, "accumulate": 2, "precision": "fp32"}
 
@@ -118,8 +118,8 @@ def test_lost_moments_would_show(frame, tmp_path):
     with pytest.raises(Killed):
         run(frame, tmp_path / "cut", Recorder(9), tune=False, save=0.0)
     path = tmp_path / "cut" / fits.STATE
-    tensors, facts = state.read(path)
-    state.write(path, {k: torch.zeros_like(t) if "exp_avg" in k else t for k, t in tensors.items()}, facts)
+    tensors, facts = checkpoint.read(path)
+    checkpoint.write(path, {k: torch.zeros_like(t) if "exp_avg" in k else t for k, t in tensors.items()}, facts)
     member, _, _ = run(frame, tmp_path / "cut", tune=False)
     assert not equal(weights(member), weights(whole))
 
@@ -183,10 +183,10 @@ def test_patience_ends_a_fit_that_gets_no_better(frame, tmp_path, monkeypatch):
 def test_the_moving_average_is_tuned_and_kept(frame, tmp_path):
     plain, _, _ = run(frame, tmp_path / "plain", tune=False, epochs=6)
     averaged, _, _ = run(frame, tmp_path / "ema", tune=False, epochs=6, ema=0.9)
-    tensors, facts = state.read(tmp_path / "ema" / fits.STATE)
+    tensors, facts = checkpoint.read(tmp_path / "ema" / fits.STATE)
     assert facts["ema_count"] == 18
-    assert equal(state.below("member", tensors), weights(plain)), "the average does not touch the training"
-    assert equal(state.below("ema", tensors), weights(averaged))
+    assert equal(checkpoint.below("member", tensors), weights(plain)), "the average does not touch the training"
+    assert equal(checkpoint.below("ema", tensors), weights(averaged))
     assert not equal(weights(averaged), weights(plain))
     buffers = [name for name, _ in averaged.named_buffers() if name.endswith("running_mean")]
     assert any(not torch.equal(weights(averaged)[name], weights(plain)[name]) for name in buffers)
@@ -231,7 +231,7 @@ def test_out_of_memory_halves_the_batch_and_not_the_step(frame, tmp_path, error)
     ]
     for one, other in zip(plain.parameters(), member.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
-    assert state.read(tmp_path / "small" / fits.STATE)[1]["most"] == 1
+    assert checkpoint.read(tmp_path / "small" / fits.STATE)[1]["most"] == 1
     longer, _, _ = run(frame, tmp_path / "longer", family=family, lr=2e-2)
     assert not torch.allclose(next(longer.parameters()), next(plain.parameters()), atol=1e-5)
 
@@ -270,7 +270,7 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_weights(frame, tmp_path, m
     assert f"the last good weights are in {tmp_path / 'last_good'}" in told
     network, _ = load_classifier(tmp_path / "last_good")
     [best] = tmp_path.glob("best-*")
-    saved, _ = state.read(best)
+    saved, _ = checkpoint.read(best)
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, saved[f"backbone.{name}"])
         assert torch.isfinite(tensor).all()

@@ -9,8 +9,8 @@ from small_members import SMALL, small_member
 
 from ensemble.core.errors import BackboneError
 from ensemble.core.preprocess_config import ImageContract
-from ensemble.layers import layer_of
 from ensemble.models.backbone import LABEL_MAPS, Member
+from ensemble.training.optimizer import layer_of
 
 UNKNOWN = "resnet"
 BLOCK = re.compile(r"\.(?:layers?|stages|blocks|downsample|downsampling_layer)\.\d")

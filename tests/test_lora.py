@@ -10,7 +10,7 @@ from ensemble.core.recipe import Adapt, Backbone, Image, Recipe, Train
 from ensemble.models import backbone
 from ensemble.models.lora import add_lora, merge_lora
 from ensemble.models.torch_runner import torch_runner
-from ensemble.step import summed_loss
+from ensemble.training.step import summed_loss
 
 SWIN = {"image_size": 32, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
 # family -> (architecture, its settings, ends of the layers that are adapted by default)

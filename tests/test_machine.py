@@ -5,10 +5,10 @@ import pytest
 import torch
 from test_backbone import QUICK
 
-from ensemble import machine
 from ensemble.core.errors import UnavailableError
 from ensemble.core.recipe import Train
 from ensemble.models.backbone import build_member
+from ensemble.training import precision as machine
 
 FAULTS = """
 import resource, sys

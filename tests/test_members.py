@@ -19,7 +19,7 @@ from helpers import (
 from ensemble.core import artifacts, metrics
 from ensemble.core.errors import ArtifactError
 from ensemble.models import members
-from ensemble.train_all import Outcome, summary
+from ensemble.training.train_all import Outcome, summary
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from small_members import small_member
 
 from ensemble.core.recipe import Train
-from ensemble.optimize import lr_factor, make_optimizer, parameter_groups, set_lr
+from ensemble.training.optimizer import lr_factor, make_optimizer, parameter_groups, set_lr
 
 TRAIN = Train(lr=0.1, epochs=1, batch_size=1)
 DECAYED = TRAIN.model_copy(update={"layer_decay": 0.5})

@@ -10,17 +10,17 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from small_pool import one_thread
 
-from ensemble import probe
 from ensemble.core import artifacts, metrics
 from ensemble.core.errors import BackboneError
 from ensemble.core.recipe import Adapt, Augment, Backbone, Image, Recipe, Train
 from ensemble.data import dataset
 from ensemble.images.canonical import Plan
-from ensemble.loader import Rows
 from ensemble.models import backbone
 from ensemble.models.features import embedder_of
 from ensemble.models.runner import score_images
 from ensemble.models.torch_runner import torch_runner
+from ensemble.training import linear_probe
+from ensemble.training.data_loader import Rows
 
 CONVNEXT = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "patch_size": 4}
 TRAIN, TUNE = 24, 16
@@ -77,7 +77,7 @@ def quiet(title, total):
 
 def fit(member, recipe, frame, plan=None, seed=0, progress=quiet):
     train, tune = frame[frame["split"] == "train"], frame[frame["split"] == "tune"]
-    return probe.fit_probe(member, recipe, train, tune, plan, seed, "cpu", progress)
+    return linear_probe.fit_probe(member, recipe, train, tune, plan, seed, "cpu", progress)
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_the_scores_are_those_of_the_member_itself(frame, tmp_path):
     assert scores["tune_auroc"] > 0.99
     assert scores["tune_score"] == scores["tune_auroc"]
     assert scores["train_loss"] < 0.5
-    assert scores["strength"] in probe.STRENGTHS
+    assert scores["strength"] in linear_probe.STRENGTHS
 
     tune = frame[frame["split"] == "tune"]
     folder = tmp_path / "saved"
@@ -120,8 +120,8 @@ def test_logits_are_the_regressions_decisions_and_would_not_be_without_the_scale
             super().__init__(C=C, max_iter=max_iter, warm_start=warm_start)
             fitted.append(self)
 
-    monkeypatch.setattr(probe, "LogisticRegression", Watched)
-    monkeypatch.setattr(probe, "STRENGTHS", np.array([0.01]))
+    monkeypatch.setattr(linear_probe, "LogisticRegression", Watched)
+    monkeypatch.setattr(linear_probe, "STRENGTHS", np.array([0.01]))
     recipe = recipe_of()
     member = build(recipe)
     fit(member, recipe, frame)
@@ -150,12 +150,14 @@ def test_the_strength_is_that_of_the_least_tune_loss():
     rng = np.random.default_rng(0)
     labels, tune_labels = rng.integers(0, 2, 60), rng.integers(0, 2, 40)
     rows, tuned = ((rng.normal(size=(len(y), 30)) + 0.5 * y[:, None]) * 7 + 100 for y in (labels, tune_labels))
-    line = probe._fit(rows.astype(np.float32), labels, tuned[:, None].astype(np.float32), tune_labels, probe.STRENGTHS)
+    line = linear_probe._fit(
+        rows.astype(np.float32), labels, tuned[:, None].astype(np.float32), tune_labels, linear_probe.STRENGTHS
+    )
     losses = []
-    for strength in probe.STRENGTHS:
+    for strength in linear_probe.STRENGTHS:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=5000)).fit(rows, labels)
         losses.append(metrics.log_loss(tune_labels, model.predict_proba(tuned)[:, 1]))
-    assert line.strength == probe.STRENGTHS[np.argmin(losses)]
+    assert line.strength == linear_probe.STRENGTHS[np.argmin(losses)]
     assert 0 < np.argmin(losses) < len(losses) - 1
     logits = tuned @ line.weight + line.bias
     np.testing.assert_allclose(line.tune_logits, logits, atol=1e-3)
@@ -166,7 +168,7 @@ def test_without_tune_rows_the_given_strength_is_taken(frame):
     recipe = recipe_of()
     train = frame[frame["split"] == "train"]
     nothing = lambda title, total: lambda count: None  # noqa: E731
-    record = probe.fit_probe(build(recipe), recipe, train, None, None, 0, "cpu", nothing, strength=0.01)
+    record = linear_probe.fit_probe(build(recipe), recipe, train, None, None, 0, "cpu", nothing, strength=0.01)
     assert record["strength"] == 0.01
     assert not [name for name in record if name.startswith("tune")]
 

@@ -2,15 +2,15 @@ import pytest
 import torch
 from torch import nn
 
-from ensemble import state
 from ensemble.core.errors import ArtifactError
+from ensemble.training import checkpoint
 
 
 def test_tensors_and_facts_come_back(tmp_path):
     path = tmp_path / "deep" / "state.safetensors"
     tensors = {"a.weight": torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last), "count": torch.tensor(3)}
-    state.write(path, tensors, {"epoch": 2, "losses": [0.5]})
-    found, facts = state.read(path)
+    checkpoint.write(path, tensors, {"epoch": 2, "losses": [0.5]})
+    found, facts = checkpoint.read(path)
     assert facts["epoch"] == 2
     assert facts["losses"] == [0.5]
     assert found.keys() == tensors.keys()
@@ -21,23 +21,23 @@ def test_tensors_and_facts_come_back(tmp_path):
 
 def test_a_damaged_state_is_named(tmp_path):
     path = tmp_path / "state.safetensors"
-    state.write(path, {"a": torch.zeros(8)}, {})
+    checkpoint.write(path, {"a": torch.zeros(8)}, {})
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(ArtifactError, match=r"is damaged.*--fresh"):
-        state.read(path)
+        checkpoint.read(path)
 
 
 def test_a_failed_write_keeps_the_older_state(tmp_path, monkeypatch):
     path = tmp_path / "state.safetensors"
-    state.write(path, {"a": torch.zeros(1)}, {"epoch": 1})
+    checkpoint.write(path, {"a": torch.zeros(1)}, {"epoch": 1})
 
     def full(*arguments):
-        raise state.SafetensorError("No space left on device")
+        raise checkpoint.SafetensorError("No space left on device")
 
-    monkeypatch.setattr(state, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(ArtifactError, match="No space left"):
-        state.write(path, {"a": torch.ones(1)}, {"epoch": 2})
-    assert state.read(path)[1]["epoch"] == 1
+        checkpoint.write(path, {"a": torch.ones(1)}, {"epoch": 2})
+    assert checkpoint.read(path)[1]["epoch"] == 1
 
 
 def optimizers(network):
@@ -56,11 +56,11 @@ def test_moments_take_the_layout_of_their_parameters(tmp_path):
     optimizer = torch.optim.AdamW(layer.parameters(), fused=True)
     layer(torch.ones(1, 3, 4, 4)).sum().backward()
     optimizer.step()
-    tensors, groups = state.of_optimizer(optimizer)
-    state.write(tmp_path / "s", tensors, {"groups": groups})
+    tensors, groups = checkpoint.of_optimizer(optimizer)
+    checkpoint.write(tmp_path / "s", tensors, {"groups": groups})
     again = torch.optim.AdamW(layer.parameters(), fused=True)
-    state.into_optimizer(
-        again, *(part if i == 0 else part["groups"] for i, part in enumerate(state.read(tmp_path / "s")))
+    checkpoint.into_optimizer(
+        again, *(part if i == 0 else part["groups"] for i, part in enumerate(checkpoint.read(tmp_path / "s")))
     )
     moment = again.state[layer.weight]["exp_avg"]
     assert moment.stride() == layer.weight.stride() != moment.contiguous().stride()
@@ -84,16 +84,18 @@ def test_an_optimizer_goes_on_as_if_never_stopped(tmp_path, name):
 
     network, optimizer = fresh()
     walk(network, optimizer, 3)
-    tensors, groups = state.of_optimizer(optimizer)
-    state.write(tmp_path / "s", {**state.under("o", tensors), **state.under("n", network.state_dict())}, {"g": groups})
+    tensors, groups = checkpoint.of_optimizer(optimizer)
+    checkpoint.write(
+        tmp_path / "s", {**checkpoint.under("o", tensors), **checkpoint.under("n", network.state_dict())}, {"g": groups}
+    )
     walk(network, optimizer, 3)
 
     other, again = fresh()
-    found, facts = state.read(tmp_path / "s")
-    other.load_state_dict(state.below("n", found))
+    found, facts = checkpoint.read(tmp_path / "s")
+    other.load_state_dict(checkpoint.below("n", found))
     unlike, unlike_optimizer = fresh()
-    unlike.load_state_dict(state.below("n", found))
-    state.into_optimizer(again, state.below("o", found), facts["g"])
+    unlike.load_state_dict(checkpoint.below("n", found))
+    checkpoint.into_optimizer(again, checkpoint.below("o", found), facts["g"])
     walk(other, again, 3)
     assert torch.equal(other.weight, network.weight)
     if name in ("adamw", "lamb"):

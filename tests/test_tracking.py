@@ -2,9 +2,9 @@ import pytest
 from accelerate import tracking as accelerate_tracking
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ensemble import tracking
 from ensemble.core.errors import UnavailableError
-from ensemble.tracking import check_trackers, open_trackers
+from ensemble.training import tracking
+from ensemble.training.tracking import check_trackers, open_trackers
 
 
 def points(folder, name):

@@ -8,20 +8,20 @@ from PIL import Image
 from small_members import small_member
 from test_backbone import QUICK
 
-from ensemble import train_all
 from ensemble.core import artifacts
 from ensemble.core.errors import UnavailableError
 from ensemble.core.metrics import auroc
 from ensemble.core.preprocess_config import ImageContract
 from ensemble.core.recipe import Augment, Recipe
 from ensemble.data import dataset
-from ensemble.loader import Rows, collate
 from ensemble.models.backbone import build_member, save_classifier
 from ensemble.models.members import heldout_logits, load_member, read_info
 from ensemble.models.runner import score_images
 from ensemble.models.torch_runner import choose_device, torch_runner
-from ensemble.step import summed_loss, view_logits
-from ensemble.train import Setup
+from ensemble.training import train_all
+from ensemble.training.data_loader import Rows, collate
+from ensemble.training.step import summed_loss, view_logits
+from ensemble.training.train_member import Setup
 
 CONTRACT = ImageContract(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, geometry="native_crops")
 AUGMENT = Augment(quarter_turns=True, jpeg=(50, 90))

@@ -15,9 +15,9 @@ import transformers
 from helpers import read_csv, run_cli
 from small_job import ROOT, SHARES
 
-from ensemble import machine, state
 from ensemble.core import artifacts
 from ensemble.models import members
+from ensemble.training import checkpoint, precision
 
 CONVNEXT = (
     "backbone: {architecture: convnext, config: {patch_size: 4, hidden_sizes: [8, 16, 24, 32], depths: [1, 1, 1, 1]}}\n"
@@ -74,7 +74,9 @@ def interrupted(recipe, data, new_run):
     """A run of which nothing but the unfinished training of a member is there."""
     run = new_run()
     path = artifacts.work_path(run, recipe.stem) / "fit" / "state.safetensors"
-    kill(lambda: path.exists() and state.read(path)[1]["progress"]["step"] > 0, recipe, *data, *EPOCHS, "--run", run)
+    kill(
+        lambda: path.exists() and checkpoint.read(path)[1]["progress"]["step"] > 0, recipe, *data, *EPOCHS, "--run", run
+    )
     assert not artifacts.members_path(run).exists()
     return run
 
@@ -320,7 +322,7 @@ def test_a_missing_gpu_is_said_before_the_data_is_read(scratch, recipe, data):
 
 
 def test_bf16_where_the_cpu_lacks_it_is_refused(scratch, recipe, data, monkeypatch):
-    monkeypatch.setattr(machine, "BF16_ON_CPU", ())
+    monkeypatch.setattr(precision, "BF16_ON_CPU", ())
     (line,) = refused(scratch, recipe, data, "--device", "cpu", "--set", "train.precision=bf16")
     assert line == "train.precision bf16: this CPU does not compute in bf16; set it to fp32, or auto"
 

@@ -11,17 +11,18 @@ import pandas as pd
 import psutil
 import torch
 
-from ensemble import batches, machine
-from ensemble.adapt import adapt
 from ensemble.core import eta
 from ensemble.core.recipe import Recipe
 from ensemble.data import dataset
-from ensemble.distributed import Processes
 from ensemble.images import robustness
-from ensemble.loader import Rows
 from ensemble.models.backbone import Member, build_member
-from ensemble.step import Engine, build_engine, optimizer_step
-from ensemble.tune import Reading, logits_of
+from ensemble.training import data_loader
+from ensemble.training import precision as machine
+from ensemble.training.data_loader import Rows
+from ensemble.training.distributed import Processes
+from ensemble.training.optimizer import adapt
+from ensemble.training.step import Engine, build_engine, optimizer_step
+from ensemble.training.validation import Reading, logits_of
 
 TIMED_SECONDS, TIMED_BATCHES = 5.0, 4  # enough of either ends the timing of a member; the first batch warms up
 SCORED = 8  # images
@@ -45,7 +46,7 @@ def estimate(
     member = build_member(recipe, checkpoint)
     _forget_peak(processes)
     scoring = _scoring_rate(member, recipe, train, reading, processes)
-    in_epoch = batches.steps_per_epoch(len(train), recipe.train.batch_size * recipe.train.accumulate)
+    in_epoch = data_loader.steps_per_epoch(len(train), recipe.train.batch_size * recipe.train.accumulate)
     if recipe.adapt.mode == "probe":
         views = member.contract.count + recipe.adapt.views
         seconds = scoring * (len(train) * views / member.contract.count + (frame["split"] != "train").sum())
@@ -75,10 +76,10 @@ def _training_rate(
         dataset.files(train), train["label"].to_numpy(), member.contract, recipe.augment, reading.seed, reading.plan
     )
     size = min(recipe.train.batch_size, len(rows))
-    order = [part[:size] for part in batches.pieces(np.resize(np.arange(len(rows)), TIMED_BATCHES * size), size)]
+    order = [part[:size] for part in data_loader.pieces(np.resize(np.arange(len(rows)), TIMED_BATCHES * size), size)]
     engine.network.train()
     started, done = time.monotonic(), 0
-    for number, batch in enumerate(batches.load(rows, 0, order, processes.kind)):
+    for number, batch in enumerate(data_loader.load(rows, 0, order, processes.kind)):
         _step(engine, batch)
         if number == 0:
             started = time.monotonic()

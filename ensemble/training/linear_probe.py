@@ -22,10 +22,10 @@ from ensemble.core.parallel import ordered_map
 from ensemble.core.recipe import Recipe
 from ensemble.data import dataset
 from ensemble.images.canonical import Plan
-from ensemble.loader import Rows
 from ensemble.models.backbone import Member
 from ensemble.models.features import Embedder, embedder_of, head_of
-from ensemble.tune import named_scores
+from ensemble.training.data_loader import Rows
+from ensemble.training.validation import named_scores
 
 FEATURES_VERSION = 1  # raised by hand when the same image and draw would give other features
 STRENGTHS = np.logspace(-6, 1, 15)  # C; Radford et al. ("CLIP", 2021) search 1e-6 to 1e6, of which the rest overfits

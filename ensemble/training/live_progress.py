@@ -11,10 +11,9 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from ensemble import board_table
-from ensemble.board_table import Row
 from ensemble.core import eta
-from ensemble.progress import Progress
+from ensemble.training import progress as board_table
+from ensemble.training.progress import Progress, Row
 
 REFRESH = 1.0  # seconds between two drawings of the table, each some milliseconds
 PLAIN = 180.0  # seconds between two lines of progress without a terminal

@@ -13,23 +13,24 @@ import pandas as pd
 from rich.console import Console
 from tqdm import tqdm
 
-from ensemble import machine, unfinished
-from ensemble.adapt import check_network
-from ensemble.board import Board
 from ensemble.core import artifacts, metrics
 from ensemble.core.errors import BackboneError, ManyeyesError, first_line
 from ensemble.core.recipe import Recipe
 from ensemble.data import dataset
-from ensemble.distributed import first_does
-from ensemble.estimate import Estimate, estimate
 from ensemble.images import canonical
 from ensemble.models import members
 from ensemble.models.checkpoints import check_source, locate_checkpoint, weights_file
 from ensemble.models.torch_runner import choose_device
-from ensemble.progress import Watch
-from ensemble.tracking import check_trackers
-from ensemble.train import TRAINING_VERSION, Say, Setup, train_member
-from ensemble.tune import Reading
+from ensemble.training import checkpoint as unfinished
+from ensemble.training import precision
+from ensemble.training.distributed import first_does
+from ensemble.training.dry_run import Estimate, estimate
+from ensemble.training.live_progress import Board
+from ensemble.training.optimizer import check_network
+from ensemble.training.progress import Watch
+from ensemble.training.tracking import check_trackers
+from ensemble.training.train_member import TRAINING_VERSION, Say, Setup, train_member
+from ensemble.training.validation import Reading
 
 if TYPE_CHECKING:
     from ensemble.ray_train import Cluster
@@ -57,7 +58,7 @@ def check_ready(recipes: Sequence[Recipe], device: str, report_to: Sequence[str]
     check_trackers(report_to)
     for recipe in recipes:
         if not elsewhere or (recipe.train.precision, kind) == ("fp16", "cpu"):  # which no CPU trains in
-            machine.check_precision(recipe.train.precision, kind)
+            precision.check_precision(recipe.train.precision, kind)
     _each(recipes, lambda recipe: check_source(recipe.backbone))
 
 
@@ -77,7 +78,7 @@ def train_all(
     Raises before any training if a checkpoint cannot be had, the disk is too small, or a network
     cannot be trained as its recipe says. cluster: where members are trained, in place of this process.
     """
-    machine.keep_freed_memory()
+    precision.keep_freed_memory()
     kinds = work_kinds(recipes, frame, run, setup)
     todo = [recipe for recipe in recipes if not members.is_current(run, recipe.name, kinds[recipe.name])]
     first, say = setup.processes.first, say if setup.processes.first else _nothing
@@ -130,7 +131,7 @@ def dry_run(
 
     drawn: a run's folder with the rows of `frame`; nothing is written in `run`.
     """
-    machine.keep_freed_memory()
+    precision.keep_freed_memory()
     kinds = work_kinds(recipes, frame, drawn, setup)
     todo = [recipe for recipe in recipes if not members.is_current(run, recipe.name, kinds[recipe.name])]
     checkpoints = _each(todo, locate)

@@ -14,12 +14,12 @@ from ensemble.core import metrics
 from ensemble.core.errors import DataError
 from ensemble.core.recipe import Recipe
 from ensemble.data import dataset
-from ensemble.distributed import Processes, gathered, mine
 from ensemble.images import canonical, decode, robustness
 from ensemble.images.canonical import Plan
 from ensemble.models.backbone import Member
 from ensemble.models.runner import score_images
 from ensemble.models.torch_runner import torch_runner
+from ensemble.training.distributed import Processes, gathered, mine
 
 Progress = Callable[[int], object]
 

@@ -12,19 +12,20 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ensemble import batches, machine, state
 from ensemble.core import artifacts
 from ensemble.core.errors import DataError, TrainingError
 from ensemble.core.recipe import Recipe
-from ensemble.distributed import Processes, any_of, first_does
-from ensemble.loader import Rows
 from ensemble.models.backbone import Member, save_classifier
 from ensemble.models.lora import merge_lora
-from ensemble.optimize import lr_factor, set_lr
-from ensemble.progress import Watch
-from ensemble.step import Engine, build_engine, optimizer_step
-from ensemble.tracking import Trackers
-from ensemble.tune import Reading, best_epoch, tune_scores
+from ensemble.training import checkpoint, data_loader
+from ensemble.training import precision as machine
+from ensemble.training.data_loader import Rows
+from ensemble.training.distributed import Processes, any_of, first_does
+from ensemble.training.optimizer import lr_factor, set_lr
+from ensemble.training.progress import Watch
+from ensemble.training.step import Engine, build_engine, optimizer_step
+from ensemble.training.tracking import Trackers
+from ensemble.training.validation import Reading, best_epoch, tune_scores
 
 STATE = "state.safetensors"
 CHANNEL = 5  # of random draws: drop path and dropout
@@ -74,13 +75,13 @@ def fit(member: Member, job: Job, board: Watch, track: Callable[[int], Trackers]
     """
     train, processes = job.recipe.train, job.processes
     effective = train.batch_size * train.accumulate
-    in_epoch = batches.steps_per_epoch(len(job.train), effective)
+    in_epoch = data_loader.steps_per_epoch(len(job.train), effective)
     if len(job.train) // in_epoch < processes.count:
         raise DataError(
             f"{processes.count} processes share steps of {len(job.train) // in_epoch} images; start fewer processes"
         )
     total = in_epoch * train.epochs
-    saved = state.read(job.folder / STATE) if (job.folder / STATE).exists() else None
+    saved = checkpoint.read(job.folder / STATE) if (job.folder / STATE).exists() else None
     facts = saved[1] if saved is not None else None
     precision, channels_last = first_does(processes, lambda: _ways(member, job, facts))
     engine = build_engine(member, train, total, precision, channels_last, processes)
@@ -107,10 +108,10 @@ def _ways(member: Member, job: Job, facts: Mapping[str, Any] | None) -> tuple[st
 
 def _run_epoch(engine: Engine, job: Job, progress: _Progress, in_epoch: int, board: Watch, trackers: Trackers) -> None:
     train, processes = job.recipe.train, job.processes
-    steps = batches.epoch_steps(len(job.train), train.batch_size * train.accumulate, job.seed, progress.epoch)
+    steps = data_loader.epoch_steps(len(job.train), train.batch_size * train.accumulate, job.seed, progress.epoch)
     todo = [rows[processes.rank :: processes.count] for rows in steps[progress.step :]]
-    parts = [batches.pieces(rows, train.batch_size) for rows in todo]
-    loaded = batches.load(job.train, progress.epoch, [piece for part in parts for piece in part], processes.kind)
+    parts = [data_loader.pieces(rows, train.batch_size) for rows in todo]
+    loaded = data_loader.load(job.train, progress.epoch, [piece for part in parts for piece in part], processes.kind)
     total, every = in_epoch * train.epochs, CHECK_EVERY if processes.kind == "cuda" else 1
     logged = max(in_epoch * job.last_epoch // LOGGED_STEPS, 1)
     waiting: list[torch.Tensor] = []
@@ -153,7 +154,7 @@ def _end_epoch(engine: Engine, job: Job, progress: _Progress, board: Watch, trac
         progress.epoch, progress.step, progress.losses = progress.epoch + 1, 0, 0.0
         best = best_epoch(progress.epochs, job.recipe.train.tune_score)
         if best is record and job.processes.first:
-            state.write(_best_path(job, progress.epoch), engine.member.state_dict(), {"epoch": progress.epoch})
+            checkpoint.write(_best_path(job, progress.epoch), engine.member.state_dict(), {"epoch": progress.epoch})
     _save(engine, job, progress)
     if best is record and before is not None and job.processes.first:
         _best_path(job, int(before["epoch"])).unlink(missing_ok=True)
@@ -188,31 +189,31 @@ def _best_path(job: Job, epoch: int) -> Path:
 def _save(engine: Engine, job: Job, progress: _Progress) -> None:
     if not job.processes.first:
         return
-    tensors, groups = state.of_optimizer(engine.optimizer)
+    tensors, groups = checkpoint.of_optimizer(engine.optimizer)
     parts = {"member": engine.member.state_dict(), "optimizer": tensors}
     facts: dict[str, Any] = {"progress": vars(progress), "groups": groups, "scaler": engine.scaler.state_dict()}
     facts |= {"most": engine.most, "precision": engine.precision, "channels_last": engine.channels_last}
     if engine.ema is not None:
         parts["ema"] = engine.ema.state()
         facts["ema_count"] = engine.ema.count
-    named = {name: t for prefix, part in parts.items() for name, t in state.under(prefix, part).items()}
-    state.write(job.folder / STATE, named, facts)
+    named = {name: t for prefix, part in parts.items() for name, t in checkpoint.under(prefix, part).items()}
+    checkpoint.write(job.folder / STATE, named, facts)
 
 
 def _restore(engine: Engine, saved: tuple[dict[str, torch.Tensor], dict[str, Any]]) -> _Progress:
     tensors, facts = saved
-    engine.member.load_state_dict(state.below("member", tensors))
-    state.into_optimizer(engine.optimizer, state.below("optimizer", tensors), facts["groups"])
+    engine.member.load_state_dict(checkpoint.below("member", tensors))
+    checkpoint.into_optimizer(engine.optimizer, checkpoint.below("optimizer", tensors), facts["groups"])
     engine.scaler.load_state_dict(facts["scaler"])
     engine.most = facts["most"]
     if engine.ema is not None:
-        engine.ema.load(state.below("ema", tensors), facts["ema_count"])
+        engine.ema.load(checkpoint.below("ema", tensors), facts["ema_count"])
     return _Progress(**facts["progress"])
 
 
 def _take_best(engine: Engine, job: Job, epoch: int) -> None:
     first_does(job.processes, lambda: None)  # others wait until the first has written
-    tensors, _ = state.read(_best_path(job, epoch))
+    tensors, _ = checkpoint.read(_best_path(job, epoch))
     engine.member.load_state_dict(tensors)
 
 
@@ -223,8 +224,8 @@ def _stop_for_nan(engine: Engine, job: Job, progress: _Progress, lr: float) -> N
         best = best_epoch(progress.epochs, job.recipe.train.tune_score)
         source = _best_path(job, int(best["epoch"])) if best is not None else job.folder / STATE
         if source.exists():
-            tensors, _ = state.read(source)
-            engine.member.load_state_dict(tensors if best is not None else state.below("member", tensors))
+            tensors, _ = checkpoint.read(source)
+            engine.member.load_state_dict(tensors if best is not None else checkpoint.below("member", tensors))
             if job.recipe.adapt.mode == "lora":
                 merge_lora(engine.member)
             folder = job.folder / "last_good"

@@ -14,25 +14,26 @@ import psutil
 import torch
 import transformers
 
-from ensemble import curves, unfinished
-from ensemble.adapt import adapt
 from ensemble.core import artifacts
 from ensemble.core.names import LABELS
 from ensemble.core.recipe import Recipe
 from ensemble.data import dataset, splits
-from ensemble.distributed import Processes, first_does
-from ensemble.fit import Job, fit
 from ensemble.images import canonical
 from ensemble.images.canonical import Plan
-from ensemble.loader import Rows
 from ensemble.models.backbone import Member, build_member, save_classifier
 from ensemble.models.checkpoints import hub_name
 from ensemble.models.lora import merge_lora
 from ensemble.models.members import FITTED_SPLITS
-from ensemble.probe import fit_probe
-from ensemble.progress import Watch
-from ensemble.tracking import open_trackers
-from ensemble.tune import Reading, logits_of
+from ensemble.training import checkpoint as unfinished
+from ensemble.training import tracking
+from ensemble.training.data_loader import Rows
+from ensemble.training.distributed import Processes, first_does
+from ensemble.training.linear_probe import fit_probe
+from ensemble.training.loop import Job, fit
+from ensemble.training.optimizer import adapt
+from ensemble.training.progress import Watch
+from ensemble.training.tracking import open_trackers
+from ensemble.training.validation import Reading, logits_of
 
 TRAINING_VERSION = 2  # raised by hand when training the same recipe would give another member
 
@@ -98,7 +99,7 @@ def train_member(
         shutil.rmtree(folder, ignore_errors=True)
         artifacts.write_parquet(folder / "heldout.parquet", scored)
         artifacts.write_json(folder / "history.json", {"parts": parts})
-        curves.draw_curves({"parts": parts}, folder / "curves.png")
+        tracking.draw_curves({"parts": parts}, folder / "curves.png")
         save_classifier(member.cpu(), folder)
         info = {
             "name": recipe.name,
