@@ -17,7 +17,7 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from ensemble import stack_table  # noqa: E402
+from ensemble.stacking import scores as stack_table  # noqa: E402
 
 
 def stage(name: str, *arguments: object) -> dict[str, object]:

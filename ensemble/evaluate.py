@@ -24,7 +24,7 @@ from ensemble.core.parallel import ordered_map
 from ensemble.data.sources import Labelled
 from ensemble.images import decode
 from ensemble.images.robustness import GRID_VERSION, Cell
-from ensemble.stack import Stacker
+from ensemble.stacking.stacker import Stacker
 
 Score = Callable[[Sequence[Image]], np.ndarray]  # decoded images -> the members' logits [N, members]
 PREFIX = "logit:"  # of the members' columns

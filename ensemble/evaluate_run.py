@@ -16,7 +16,7 @@ from ensemble.data.sources import Labelled
 from ensemble.evaluate import CLEAN
 from ensemble.evaluate_tables import TITLES
 from ensemble.leave_out import known_generators
-from ensemble.stack import Stacker
+from ensemble.stacking.stacker import Stacker
 
 
 def choose(items: Sequence[Labelled], limit: int | None, seed: int) -> list[Labelled]:

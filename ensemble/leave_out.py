@@ -18,8 +18,8 @@ from ensemble.core.errors import ArtifactError, DataError, some
 from ensemble.core.metrics import Interval, sigmoid
 from ensemble.evaluate import PREFIX
 from ensemble.models import members
-from ensemble.stack import Stacker
-from ensemble.stackers import fit_stacker
+from ensemble.stacking.fit import fit_stacker
+from ensemble.stacking.stacker import Stacker
 from ensemble.tracks import UNSEEN
 
 

@@ -19,8 +19,8 @@ from ensemble.report_data import Heat, Line, Versus
 from ensemble.report_plots import Plot
 from ensemble.report_rows import Rows
 from ensemble.report_spectra import mean_spectra
-from ensemble.stack import Stacker
-from ensemble.stack_run import read_stacker
+from ensemble.stacking.stack import read_stacker
+from ensemble.stacking.stacker import Stacker
 
 RESAMPLES = 2000
 POOR, GOOD, PLAIN, DEEP = (250, 185, 160), (190, 222, 245), (255, 255, 255), (120, 170, 230)  # red, green, blue

@@ -34,7 +34,7 @@ def report(run: Path, evaluation: str | None, output: Path | None, no_heatmaps: 
     require_training_packages()
     from ensemble import report as page
     from ensemble.core import artifacts
-    from ensemble.stack_run import read_stacker
+    from ensemble.stacking.stack import read_stacker
 
     target = output or page.default_path(run)
     name = page.heaviest(run, read_stacker(run))

@@ -14,7 +14,7 @@ from ensemble.core.bootstrap import Paired, paired, score_intervals
 from ensemble.core.metrics import Interval
 from ensemble.evaluate import CLEAN
 from ensemble.report_rows import Rows, member_logits
-from ensemble.stack import Stacker
+from ensemble.stacking.stacker import Stacker
 
 LARGEST = 30  # sources or generators that are listed
 

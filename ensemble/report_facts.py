@@ -14,7 +14,7 @@ from ensemble.core.preprocess_config import ImageContract
 from ensemble.data import dataset
 from ensemble.evaluate_tables import read_interval
 from ensemble.report_rows import Rows, split_names
-from ensemble.stack import Stacker
+from ensemble.stacking.stacker import Stacker
 
 FEW_GROUPS = 30  # below, intervals over groups are rough
 

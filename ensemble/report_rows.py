@@ -16,8 +16,8 @@ from ensemble.data import dataset
 from ensemble.evaluate import CLEAN, PREFIX
 from ensemble.images import canonical, decode
 from ensemble.models import external, members
-from ensemble.stack import Stacker
-from ensemble.stack_rows import read_material, stack_scores
+from ensemble.stacking.logit_table import read_material, stack_scores
+from ensemble.stacking.stacker import Stacker
 
 DESCRIBED = ["id", "root", "path", "label", "group", "source", "generator"]
 

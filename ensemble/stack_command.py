@@ -9,11 +9,11 @@ from ensemble import options
 from ensemble.commands import audit_headline, require_training_packages
 
 if TYPE_CHECKING:
-    from ensemble.stack_run import Choices, Stacked
+    from ensemble.stacking.stack import Choices, Stacked
 
 
 def _threshold(ctx: click.Context, param: click.Parameter, value: str) -> str | float:
-    from ensemble.threshold import parse_rule
+    from ensemble.stacking.threshold import parse_rule
 
     try:
         return parse_rule(value)
@@ -95,9 +95,9 @@ def stack(
       python cli.py stack --external clip=clip_heldout.csv,clip_test.csv
     """
     require_training_packages()
-    from ensemble import stack_run
     from ensemble.core import artifacts
     from ensemble.models import external
+    from ensemble.stacking import stack as stack_run
 
     loaded = tuple(external.load_external(*value) for value in externals)
     choices = stack_run.Choices(kind, calibration, threshold, loaded, tta)
@@ -115,37 +115,39 @@ def stack(
 
 def print_scores(done: "Stacked") -> None:
     """Every member, their mean and the stack on the same rows."""
-    from ensemble import stack_notes, stack_table
+    from ensemble.stacking import scores
+    from ensemble.stacking import stack as stack_notes
 
     click.echo(
         f"On {len(done.rows)} held-out images in {done.rows['group'].nunique()} groups; "
         f"the stack {done.basis}, 95 % intervals over groups."
     )
-    options.table(stack_table.as_table(done.scored, stack_notes.weights(done)))
-    click.echo(stack_table.verdict(done.scored))
+    options.table(scores.as_table(done.scored, stack_notes.weights(done)))
+    click.echo(scores.verdict(done.scored))
 
 
 def _print_kinds(done: "Stacked") -> None:
-    from ensemble import stack_notes, stack_table
+    from ensemble.stacking import scores
+    from ensemble.stacking import stack as stack_notes
 
     click.echo("\nKinds of stack, each chosen, calibrated and scored alike:")
-    options.table(stack_table.differences_table(done.kinds, done.stacker.kind, "kind"))
+    options.table(scores.differences_table(done.kinds, done.stacker.kind, "kind"))
     for line in stack_notes.notes(done):
         click.echo(line)
 
 
 def _print_drop_one(run: Path, done: "Stacked", choices: "Choices") -> None:
-    from ensemble import drop_one
+    from ensemble.stacking import diagnostics
 
     stacker, material = done.stacker, done.material
     elsewhere = [member.name for member in choices.externals]
     trained = [name for name in material.names if name not in elsewhere]
-    costs, device = drop_one.measure_costs(run, trained, done.rows)
+    costs, device = diagnostics.measure_costs(run, trained, done.rows)
     costs |= dict.fromkeys(elsewhere, 0.0)
-    lines = drop_one.without_each(material, stacker.kind, choices.calibration, done.held)
+    lines = diagnostics.without_each(material, stacker.kind, choices.calibration, done.held)
     click.echo(f"\nThe stack without one member (ms: its network on {device}, decoding left out):")
-    options.table(drop_one.drop_table(lines, costs))
+    options.table(diagnostics.drop_table(lines, costs))
     if elsewhere:
         click.echo(f"Looked up, so without a time: {', '.join(elsewhere)}.")
     click.echo("\nThe best stacks for their time; chosen on these rows, so expect a little less of them elsewhere:")
-    options.table(drop_one.frontier_table(drop_one.frontier(material, stacker.kind, done.strength, costs)))
+    options.table(diagnostics.frontier_table(diagnostics.frontier(material, stacker.kind, done.strength, costs)))

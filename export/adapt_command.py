@@ -10,7 +10,7 @@ from ensemble import options
 from export.setting import Wanted, runtime_options
 
 if TYPE_CHECKING:
-    from ensemble.shift import Estimate
+    from ensemble.stacking.label_shift import Estimate
 
 
 @click.command("adapt")
@@ -52,11 +52,11 @@ def adapt(source: Path, share: float | None, seed: int, run: Path, wanted: Wante
     import numpy as np
     from tqdm import tqdm
 
-    from ensemble import shift, stack_run
     from ensemble.core import artifacts
     from ensemble.core.metrics import sigmoid
     from ensemble.data.files import as_utf8
     from ensemble.data.inputs import names, read_inputs
+    from ensemble.stacking import label_shift, stack
     from export import bundle, predictor
     from export.export_run import export_run
     from export.infer import member_logits
@@ -66,21 +66,21 @@ def adapt(source: Path, share: float | None, seed: int, run: Path, wanted: Wante
         click.echo(inputs.note, err=True)
     exported = bundle.is_current(run)
     ensemble = predictor.load_run(run, exported, replace(wanted, full=True), click.echo)
-    stacker, fitted_prior = ensemble.stacker, stack_run.fitted_prior(run, ensemble.stacker)
+    stacker, fitted_prior = ensemble.stacker, stack.fitted_prior(run, ensemble.stacker)
     click.echo(f"{inputs.count} images, {len(ensemble.runners)} members on {ensemble.device}")
     with tqdm(total=inputs.count, desc="adapt", unit="image", leave=False, disable=None) as bar:
         scores, failed = member_logits(inputs, ensemble, progress=bar.update)
     logits = stacker.logit(np.delete(scores, list(failed), axis=0))
-    found = shift.estimate(logits, fitted_prior, share, seed=seed)
-    stored = shift.Shift(
+    found = label_shift.estimate(logits, fitted_prior, share, seed=seed)
+    stored = label_shift.Shift(
         shift=found.shift.value,
         prior=found.prior.value,
         images=len(logits),
         data=as_utf8(source),
         estimator="em" if share is None else "share",
-        names=shift.names_sha256(names(inputs)),
+        names=label_shift.names_sha256(names(inputs)),
     )
-    stack_run.store_shift(run, stored)
+    stack.store_shift(run, stored)
     if exported:
         export_run(run, lambda line: None)  # the members stay, the stacker is new
     if failed:

@@ -10,8 +10,8 @@ from ensemble.core.errors import ArtifactError, some
 from ensemble.core.names import LABELS, is_member_name
 from ensemble.core.preprocess_config import ImageContract
 from ensemble.models import external, members
-from ensemble.stack import Stacker
-from ensemble.stack_run import read_stacker
+from ensemble.stacking.stack import read_stacker
+from ensemble.stacking.stacker import Stacker
 from export import heldout_rows
 from export.setting import Setting, named
 

@@ -13,7 +13,7 @@ from ensemble.core.metrics import Interval
 from ensemble.evaluate import CLEAN
 from ensemble.evaluate_run import describe_stacker
 from ensemble.evaluate_tables import TITLES, read_interval
-from ensemble.stack import Stacker
+from ensemble.stacking.stacker import Stacker
 from ensemble.tracks import TRACKS
 from export.markdown import escaped, table
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ensemble.cascade import Cascade
-from ensemble.cascade_fit import check_rows, drawn, fit_cascade
-from ensemble.stack import Stacker
+from ensemble.stacking.cascade import Cascade
+from ensemble.stacking.cascade_fit import check_rows, drawn, fit_cascade
+from ensemble.stacking.stacker import Stacker
 from export.heldout_rows import read_rows
 
 

@@ -23,7 +23,7 @@ import pandas as pd
 from ensemble.core.errors import ArtifactError
 from ensemble.core.metrics import auroc, sigmoid
 from ensemble.models.runner import Runner
-from ensemble.stack import Stacker
+from ensemble.stacking.stacker import Stacker
 
 TOLERANCE = 1e-3  # largest difference of a logit, fp32
 BATCH_SIZES = (1, 2, 7)

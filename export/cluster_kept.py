@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ensemble.cascade import Cascade
 from ensemble.core import artifacts
 from ensemble.core.errors import ManyeyesError
 from ensemble.core.preprocess_config import ImageContract
-from ensemble.stack import Stacker
+from ensemble.stacking.cascade import Cascade
+from ensemble.stacking.stacker import Stacker
 from export.cluster_bundle import Source
 from export.cluster_size import Asked
 from export.cluster_worker import Prepared

@@ -7,8 +7,8 @@ from itertools import cycle, islice
 from tqdm import tqdm
 
 from ensemble.core.preprocess_config import ImageContract
-from ensemble.frontier import Costs
 from ensemble.images.decode import Source
+from ensemble.stacking.frontier import Costs
 from export import bench, hardware, tuning
 from export.plan import Planned, Say, device_of, open_member
 

@@ -68,9 +68,10 @@ def _finish(run: Path, data: Path, output: Path) -> None:
     """Scores on the test photographs, and where to look."""
     import pandas as pd
 
-    from ensemble import options, stack_table
+    from ensemble import options
     from ensemble.commands import audit_headline
     from ensemble.core import artifacts
+    from ensemble.stacking import scores as stack_table
 
     scores = pd.read_csv(run / "scores.csv", dtype={"id": str})
     labels = pd.read_csv(data / "labels.csv", dtype={"id": str})

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ensemble.cascade import Cascade
 from ensemble.models.external import External, test_column
 from ensemble.models.runner import Runner
-from ensemble.stack import Stacker
+from ensemble.stacking.cascade import Cascade
+from ensemble.stacking.stacker import Stacker
 
 
 @dataclass(frozen=True)

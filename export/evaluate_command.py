@@ -179,7 +179,7 @@ def _evaluate(job: Job, items: "Sequence[Labelled]", benchmarks: Sequence[str]) 
 
 def _describe(job: Job, run: Path | None, model: "Model") -> dict[str, Any]:
     """What was scored; members: hashes of a run's, by which a model card knows whether they are the present ones."""
-    from ensemble.stack_run import fingerprint
+    from ensemble.stacking.stack import fingerprint
 
     of_run = {"members": fingerprint(run, model.stacker.members)["members"]} if run else {}
     return {"source": str(job.model or job.run), "onnx": job.onnx, "identity": model.identity, **of_run}

@@ -9,7 +9,7 @@ from ensemble.core.errors import ArtifactError, BackboneError, some
 from ensemble.evaluate import Model
 from ensemble.models import external
 from ensemble.models.runner import image_score
-from ensemble.stack_run import read_stacker
+from ensemble.stacking.stack import read_stacker
 from export import bundle, hub, predictor
 from export.ensembles import Ensemble
 from export.setting import Wanted

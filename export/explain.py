@@ -13,7 +13,7 @@ from ensemble.core.errors import ImageError, UnavailableError
 from ensemble.core.metrics import sigmoid
 from ensemble.data.inputs import Inputs, of_open_files
 from ensemble.images import decode
-from ensemble.stack import Stacker
+from ensemble.stacking.stacker import Stacker
 from export.ensembles import Ensemble
 from export.infer import member_logits
 

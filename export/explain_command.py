@@ -58,7 +58,7 @@ def explain(
     from ensemble.data.inputs import of_files
     from ensemble.images.decode import decode
     from ensemble.models import external
-    from ensemble.stack_run import read_stacker
+    from ensemble.stacking.stack import read_stacker
     from export import explain, predictor, runtime
     from export.setting import Wanted
 

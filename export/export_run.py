@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ensemble.cascade_fit import Rows
 from ensemble.core import artifacts
 from ensemble.models import external, members
-from ensemble.stack_run import read_stacker
+from ensemble.stacking.cascade_fit import Rows
+from ensemble.stacking.stack import read_stacker
 from export import bundle, evidence, heldout_rows, precisions
 from export.precisions import NOTHING, Wish
 from export.records import Job, assemble, begin, export_member, read_record

@@ -20,7 +20,7 @@ from ensemble.core.names import NEGATIVE
 from ensemble.data import storage
 from ensemble.data.files import as_utf8
 from ensemble.data.storage import Place
-from ensemble.stack import Stacker
+from ensemble.stacking.stacker import Stacker
 from export.ensembles import Ensemble
 from export.hardware import version
 from export.infer import Done, Options

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from ensemble import stack_rows, stack_run
-from ensemble.cascade_fit import Rows
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, BackboneError
 from ensemble.core.hub_download import download_classifier
@@ -16,8 +14,10 @@ from ensemble.data.files import at_home
 from ensemble.data.sources import Labelled
 from ensemble.data.splits import Fractions
 from ensemble.models.classifier import read_classifiers
-from ensemble.stack import Stacker
-from ensemble.stack_run import Choices, Stacked
+from ensemble.stacking import logit_table, stack
+from ensemble.stacking.cascade_fit import Rows
+from ensemble.stacking.stack import Choices, Stacked
+from ensemble.stacking.stacker import Stacker
 from export import bundle, evidence, heldout_rows, hub, member_logits
 from export.precisions import FP32, NOTHING, Say, Wish, columns
 from export.records import Job, assemble, begin, export_member
@@ -82,14 +82,14 @@ def _stack(work: Path, records: Mapping[str, Any], items: Sequence[Labelled], sa
     entries = {name: record["entry"] for name, record in records.items()}
     logits, errors = member_logits.compute(dataset.files(rows), columns(work, entries, FP32), "stack")
     kept = [row for row in range(len(rows)) if row not in errors]
-    part = stack_rows.Part(rows.iloc[kept].reset_index(drop=True), logits[kept].astype(np.float64))
+    part = logit_table.Part(rows.iloc[kept].reset_index(drop=True), logits[kept].astype(np.float64))
     choices = Choices()
-    done = stack_run.fit_and_score(stack_rows.same_rows(tuple(records), part), choices)
+    done = stack.fit_and_score(logit_table.same_rows(tuple(records), part), choices)
     fitted_on = {
         "data_sha256": dataset.dataset_sha256(rows),
         "members": {name: artifacts.json_sha256(record["files"]) for name, record in records.items()},
     }
-    artifacts.write_json(artifacts.stacker_path(work), stack_run.record(done, choices, fitted_on))
+    artifacts.write_json(artifacts.stacker_path(work), stack.record(done, choices, fitted_on))
     heldout_rows.write_rows(work, tuple(records), Rows(part.logits, part.labels, part.groups))
     return done
 

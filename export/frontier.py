@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from ensemble import frontier
-from ensemble.cascade import Cascade
-from ensemble.cascade_fit import Rows, fit_cascade
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, some
-from ensemble.frontier import Costs, Measured, Point, Study
 from ensemble.images.decode import Source
 from ensemble.models import external
-from ensemble.stack import Stacker
+from ensemble.stacking import frontier
+from ensemble.stacking.cascade import Cascade
+from ensemble.stacking.cascade_fit import Rows, fit_cascade
+from ensemble.stacking.frontier import Costs, Measured, Point, Study
+from ensemble.stacking.stacker import Stacker
 from export import bundle, costs, evidence, hardware, heldout_rows, member_logits, points
 from export.certificate import LEAST_IMAGES, MOST_IMAGES, compare
 from export.plan import Planned, Say, plan_bundle

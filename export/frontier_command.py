@@ -10,7 +10,7 @@ from ensemble import options
 from export.setting import Wanted, runtime_options
 
 if TYPE_CHECKING:
-    from ensemble.frontier import Measured, Point
+    from ensemble.stacking.frontier import Measured, Point
     from export.frontier import Frontier
 
 
@@ -115,7 +115,7 @@ def frontier(
     require_training_packages()
     from tempfile import TemporaryDirectory
 
-    from ensemble.frontier import apart
+    from ensemble.stacking.frontier import apart
     from export.bench import pictures
     from export.frontier import explore, pick, write
     from export.frontier_picture import draw

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from ensemble.core import artifacts
-from ensemble.frontier import Measured, Point
+from ensemble.stacking.frontier import Measured, Point
 
 INK, GRID = "#333333", "#bbbbbb"
 STACKS, CASCADES, BEST, BUDGET = "#4269d0", "#2f8f5b", "#111111", "#d0632a"

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ensemble.cascade_fit import Rows
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, some
+from ensemble.stacking.cascade_fit import Rows
 
 FILE = "heldout.parquet"
 REMEDY = "export again (python cli.py export; a bundle of classifiers from elsewhere with --member ... --stack-on DATA)"

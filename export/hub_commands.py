@@ -62,7 +62,7 @@ def push(
     if folder and members:
         raise click.UsageError("--members are those of a run: leave out --bundle")
     from ensemble.core import artifacts
-    from ensemble.stack_run import read_stacker
+    from ensemble.stacking.stack import read_stacker
     from export import bundle, hub, hub_push, model_card
 
     name, at = hub.parse(repo)

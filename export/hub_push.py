@@ -20,7 +20,7 @@ from ensemble.core.errors import ArtifactError, HubError, some
 from ensemble.core.hub_download import NO_SUCH_LOGIN, brief, download, hub_errors, patiently
 from ensemble.core.names import LABELS, is_member_name
 from ensemble.models import members
-from ensemble.stack import Stacker
+from ensemble.stacking.stacker import Stacker
 from export import bundle
 from export.model_card import Base, merged
 

@@ -16,8 +16,8 @@ from ensemble.core.errors import ArtifactError
 from ensemble.data.inputs import Inputs, Item, ids, names
 from ensemble.models.external import test_column
 from ensemble.models.runner import with_flip
-from ensemble.shift import names_sha256
-from ensemble.stack import Stacker
+from ensemble.stacking.label_shift import names_sha256
+from ensemble.stacking.stacker import Stacker
 from export import ensembles
 from export import journal as journals
 from export.ensembles import Ensemble

@@ -206,7 +206,7 @@ def infer(
 def _outside(run: Path) -> list[str]:
     """The run's members that its stack leaves out."""
     from ensemble.core.artifacts import list_members
-    from ensemble.stack_run import read_stacker
+    from ensemble.stacking.stack import read_stacker
 
     return sorted(set(list_members(run)) - set(read_stacker(run).members))
 
@@ -274,7 +274,7 @@ def open_ensemble(run: Path, onnx: bool, source: Source, adapted: bool, wanted: 
 def export_bundle(run: Path, adapted: bool) -> Path:
     """The run's bundle, exported first where it is out of date."""
     from ensemble.core import artifacts
-    from ensemble.stack_run import read_stacker
+    from ensemble.stacking.stack import read_stacker
     from export import bundle
     from export.export_run import export_run
 

@@ -6,12 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ensemble.cascade import Cascade
 from ensemble.core.errors import UnavailableError, some
 from ensemble.core.preprocess_config import ImageContract
 from ensemble.models import external
 from ensemble.models.runner import Runner
-from ensemble.stack import Stacker
+from ensemble.stacking.cascade import Cascade
+from ensemble.stacking.stacker import Stacker
 from export import bundle, choice, points, runtime, tuning
 from export.hardware import Machine, available
 from export.onnx_sessions import engine_is_built

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from ensemble.cascade import Cascade, Report
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, ManyeyesError, some
 from ensemble.core.metrics import Interval
 from ensemble.core.names import is_member_name
-from ensemble.stack import Stacker
+from ensemble.stacking.cascade import Cascade, Report
+from ensemble.stacking.stacker import Stacker
 from export import bundle, hardware
 from export.setting import ON_CPU, ON_GPU, Setting, named
 

@@ -12,7 +12,7 @@ from ensemble.core import artifacts
 from ensemble.core.errors import DataError, UnavailableError, some
 from ensemble.core.preprocess_config import ImageContract
 from ensemble.models import external
-from ensemble.stack import Stacker
+from ensemble.stacking.stacker import Stacker
 from export import bundle, evidence, hardware, member_logits, second_files
 from export.certificate import LEAST_IMAGES, MOST_IMAGES, judge
 from export.evidence import LEAST_CALIBRATION, Evidence, Training

@@ -16,8 +16,8 @@ from ensemble.data.inputs import resolve_table
 from ensemble.images.decoder_warnings import quiet_decoders
 from ensemble.models import external
 from ensemble.models.runner import Runner
-from ensemble.stack import Stacker
-from ensemble.stack_run import fingerprint, read_stacker
+from ensemble.stacking.stack import fingerprint, read_stacker
+from ensemble.stacking.stacker import Stacker
 from export import bundle, cascades, hub, runtime, tuning
 from export.ensembles import Ensemble
 from export.hardware import Machine, available, version

@@ -7,11 +7,11 @@ from contextlib import closing
 import numpy as np
 from PIL.Image import Image
 
-from ensemble.cascade_stream import cascade_stream, taken_rows
 from ensemble.core.errors import ArtifactError, some
 from ensemble.data.inputs import Item
 from ensemble.images import decode
 from ensemble.models.runner import Large, Scored, chunk_rows, score_stream
+from ensemble.stacking.cascade_stream import cascade_stream, taken_rows
 from export import ensembles
 from export.ensembles import Ensemble
 from export.journal import Rows

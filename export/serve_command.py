@@ -12,7 +12,7 @@ from ensemble import options
 from export.setting import Wanted, cascade_option, full, runtime_options
 
 if TYPE_CHECKING:
-    from ensemble.stack import Stacker
+    from ensemble.stacking.stacker import Stacker
     from export.ensembles import Ensemble
     from export.serve import Explain
 
@@ -95,7 +95,7 @@ def serve(
     os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")
     from ensemble.core.errors import UnavailableError
     from ensemble.images.decoder_warnings import quiet_decoders
-    from ensemble.stack_run import read_stacker
+    from ensemble.stacking.stack import read_stacker
     from export import hub
     from export.infer_command import Source, open_ensemble
 

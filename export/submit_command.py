@@ -9,7 +9,7 @@ from ensemble import options
 
 if TYPE_CHECKING:
     from ensemble.core.metrics import Interval
-    from ensemble.stack import Stacker
+    from ensemble.stacking.stacker import Stacker
     from export.submission import Sample, Wish
 
 
@@ -142,7 +142,7 @@ def _stack(place: Path, asked: bool, made: dict[str, Any] | None) -> dict[str, A
     """
     from ensemble.core import artifacts
     from ensemble.core.errors import ArtifactError
-    from ensemble.stack import Stacker
+    from ensemble.stacking.stacker import Stacker
     from export.fingerprint import MODEL, scoring_sha256
 
     path = artifacts.stacker_path(place)

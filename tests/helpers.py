@@ -16,15 +16,15 @@ import pytest
 from PIL import Image
 
 import cli
-from ensemble.cascade_fit import Rows
 from ensemble.core import artifacts
 from ensemble.core.metrics import sigmoid
 from ensemble.core.names import LABELS
 from ensemble.core.preprocess_config import ImageContract
 from ensemble.data import dataset
 from ensemble.images import decode
-from ensemble.stack import Stacker
-from ensemble.stack_run import fingerprint
+from ensemble.stacking.cascade_fit import Rows
+from ensemble.stacking.stack import fingerprint
+from ensemble.stacking.stacker import Stacker
 from export import bundle
 from export.heldout_rows import write_rows
 

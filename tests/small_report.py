@@ -8,7 +8,7 @@ from conftest import noise
 from helpers import heldout, make_frame, noisy_logits, write_member, write_stacker
 
 from ensemble.core import artifacts
-from ensemble.stack import Stacker
+from ensemble.stacking.stacker import Stacker
 
 SCRIPT = "<script>alert(1)</script>"
 MEMBERS = ("one", "two_x")

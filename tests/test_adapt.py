@@ -15,9 +15,9 @@ from helpers import (
     write_image,
 )
 
-from ensemble import stack_run
 from ensemble.core import artifacts
 from ensemble.core.metrics import sigmoid
+from ensemble.stacking import stack
 from export import bundle
 from export.predictor import load_bundle
 
@@ -72,7 +72,7 @@ def test_the_command_says_what_it_found_and_what_it_cannot_know(made):
 def test_the_shift_is_stored_and_the_bundle_has_it_without_a_conversion(made):
     folder, (_, out, _) = made
     run = folder / "run"
-    stacker = stack_run.read_stacker(run)
+    stacker = stack.read_stacker(run)
     assert stacker.adapted.images == 11
     assert stacker.adapted.estimator == "em"
     assert stacker.adapted.data == str(folder / "photos")
@@ -85,7 +85,7 @@ def test_the_shift_is_stored_and_the_bundle_has_it_without_a_conversion(made):
 def test_only_infer_adapted_applies_it_and_says_so(folder):
     code, out, _ = infer(folder)
     plain = targets(folder)
-    stored = stack_run.read_stacker(folder / "run").adapted
+    stored = stack.read_stacker(folder / "run").adapted
     assert code == 1  # the broken image
     assert "Adapted" not in out
     _, out, _ = infer(folder, "--adapted")
@@ -125,7 +125,7 @@ def test_a_new_stack_drops_the_adaptation_and_says_so(folder):
     code, out, _ = run_cli("stack", "--run", folder / "run")
     assert code == 0
     assert "The adaptation of the former stacker was dropped; run adapt again" in out
-    assert stack_run.read_stacker(folder / "run").adapted is None
+    assert stack.read_stacker(folder / "run").adapted is None
     _, out, _ = run_cli("stack", "--run", folder / "run")
     assert "dropped" not in out
 

@@ -22,7 +22,7 @@ from helpers import (
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
 from ensemble.models.runner import score_images
-from ensemble.stack import Stacker
+from ensemble.stacking.stacker import Stacker
 from export import bundle, records
 from export.predictor import load_bundle
 

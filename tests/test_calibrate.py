@@ -3,11 +3,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble.calibrate import clustered_mean, fit_calibration
 from ensemble.core.errors import DataError
 from ensemble.core.metrics import auroc, balanced_accuracy, ece, log_loss, sigmoid
-from ensemble.grouped import grouped_folds
-from ensemble.threshold import choose_threshold, parse_rule
+from ensemble.stacking.calibration import clustered_mean, fit_calibration
+from ensemble.stacking.grouped_cv import grouped_folds
+from ensemble.stacking.threshold import choose_threshold, parse_rule
 
 
 def calibrated(choice, logits, labels, groups):

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble import cascade_fit, cascade_limits
-from ensemble.cascade import Cascade, Report, leave
-from ensemble.cascade_fit import Rows, check_rows, drawn, fit_cascade, halves
-from ensemble.cascade_limits import fit_steps
 from ensemble.core import bootstrap
 from ensemble.core.errors import ArtifactError
 from ensemble.core.metrics import Interval, auroc
-from ensemble.stack import Calibration, Stacker
+from ensemble.stacking import cascade_fit
+from ensemble.stacking import cascade_fit as cascade_limits
+from ensemble.stacking.cascade import Cascade, Report, leave
+from ensemble.stacking.cascade_fit import Rows, check_rows, drawn, fit_cascade, fit_steps, halves
+from ensemble.stacking.stacker import Calibration, Stacker
 
 STACKER = Stacker(("dear", "cheap"), (1.0, 0.5), -0.2, calibration=Calibration("temperature", 0.8))
 COSTS = {"cheap": 1.0, "dear": 10.0}

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ensemble import cascade_stream as module
-from ensemble.cascade_stream import MOST_WAITING, TAKEN, WAITING_BATCHES, cascade_stream, full_rows, taken_rows
 from ensemble.core.errors import ImageError
 from ensemble.images import decode
 from ensemble.models.runner import AHEAD, Runner
+from ensemble.stacking import cascade_stream as module
+from ensemble.stacking.cascade_stream import MOST_WAITING, TAKEN, WAITING_BATCHES, cascade_stream, full_rows, taken_rows
 
 SMALL = replace(CONTRACT, size=4)
 CROPS = replace(CONTRACT, geometry="native_crops", count=4)

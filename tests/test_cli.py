@@ -22,7 +22,8 @@ from helpers import (
 )
 
 import cli
-from ensemble import commands, stack_run
+from ensemble import commands
+from ensemble.stacking import stack
 from ensemble.training.train_all import Outcome
 
 RECIPE = """
@@ -313,7 +314,7 @@ def test_an_interruption_says_that_nothing_is_lost(here, monkeypatch):
     def interrupt(run, members, choices):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stack_run, "stack_run", interrupt)
+    monkeypatch.setattr(stack, "stack_run", interrupt)
     code, _, err = run_cli("stack")
     assert code == 130
     assert "What was finished is kept" in err

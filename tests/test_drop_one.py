@@ -6,15 +6,14 @@ import pytest
 from helpers import CONTRACT, heldout, make_frame, noisy_logits, run_cli, write_image, write_run
 from PIL import Image
 
-from ensemble import drop_one, flips, stack_run, subsets
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError
 from ensemble.core.metrics import auroc
-from ensemble.drop_one import Point, frontier, milliseconds, without_each
 from ensemble.models.runner import Runner, score_images, with_flip
-from ensemble.stack_rows import read_material, scores_at, subset
-from ensemble.stackers import Scores
-from ensemble.subsets import undominated
+from ensemble.stacking import diagnostics, stack
+from ensemble.stacking.diagnostics import Point, frontier, milliseconds, undominated, without_each
+from ensemble.stacking.fit import Scores
+from ensemble.stacking.logit_table import read_material, scores_at, subset
 
 
 def material(run, signals):
@@ -25,15 +24,15 @@ def material(run, signals):
 
 def test_each_member_is_left_out_once_and_the_useful_one_is_missed(tmp_path):
     found = material(tmp_path, {"strong": 3, "weak": 1, "noise": 0})
-    done = stack_run.stack_run(tmp_path, ("strong", "weak", "noise"))
+    done = stack.stack_run(tmp_path, ("strong", "weak", "noise"))
     lines = without_each(found, "logistic", "auto", done.held)
     assert [line.name for line in lines] == ["all members", "strong", "weak", "noise"]
     assert lines[0].auroc == done.scored[-1].auroc
     assert lines[1].auroc_difference.high < 0
     assert abs(lines[3].auroc_difference.value) < abs(lines[1].auroc_difference.value) / 4
-    alone = stack_run.stack_run(tmp_path, ("weak", "noise"))
+    alone = stack.stack_run(tmp_path, ("weak", "noise"))
     assert lines[1].auroc == alone.scored[-1].auroc
-    table = drop_one.drop_table(lines, {"strong": 10.0, "weak": 2.0, "noise": 0.5})
+    table = diagnostics.drop_table(lines, {"strong": 10.0, "weak": 2.0, "noise": 0.5})
     assert list(table["without"]) == ["(none)", "strong", "weak", "noise"]
     assert list(table["ms per image"]) == ["12.5", "10.0", "2.0", "0.5"]
 
@@ -63,7 +62,7 @@ def test_many_members_are_added_one_by_one(tmp_path, monkeypatch):
     found = material(tmp_path, {f"m{i}": i / 2 for i in range(5)})
     cost = dict.fromkeys(found.names, 1.0)
     every = frontier(found, "mean", 1.0, cost)
-    monkeypatch.setattr(subsets, "EXHAUSTIVE", 3)
+    monkeypatch.setattr(diagnostics, "EXHAUSTIVE", 3)
     greedy = frontier(found, "mean", 1.0, cost)
     assert greedy[0] == every[0] == max(every[:1] + greedy[:1], key=lambda point: point.auroc)
     assert greedy[-1].auroc <= every[-1].auroc
@@ -90,7 +89,7 @@ def test_time_is_the_median_of_an_image_after_a_run_to_warm_up():
 
 def test_the_command_prints_both_tables(tmp_path, monkeypatch):
     write_run(tmp_path)
-    monkeypatch.setattr(drop_one, "measure_costs", lambda run, names, rows: (dict.fromkeys(names, 2.5), "cpu"))
+    monkeypatch.setattr(diagnostics, "measure_costs", lambda run, names, rows: (dict.fromkeys(names, 2.5), "cpu"))
     code, out, err = run_cli("stack", "--run", tmp_path, "--drop-one", "--threshold", "0.25", "--kind", "nonnegative")
     assert (code, err) == (0, "")
     assert re.search(r"\(none\) +0\.\d{4} .* 5\.0\n +one +0\.\d{4} .* 2\.5\n +two ", out)
@@ -139,22 +138,22 @@ def halves(tmp_path):
 
 def test_flips_help_whom_they_help(halves):
     rows = heldout(pd.read_parquet(artifacts.dataset_path(halves)))
-    lines = flips.compare([brightness("one_eyed", 20.0, 0.0), brightness("both", 10.0, 10.0)], halves, rows)
+    lines = stack.compare([brightness("one_eyed", 20.0, 0.0), brightness("both", 10.0, 10.0)], halves, rows)
     assert [line.name for line in lines] == ["one_eyed", "both"]
     assert lines[0].log_loss_difference.high < 0
     assert lines[1].log_loss_difference.value == pytest.approx(0, abs=1e-6)
-    assert flips.helped(lines) == ("one_eyed",)
+    assert stack.helped(lines) == ("one_eyed",)
     (halves / "images" / rows["path"].iloc[0]).write_bytes(b"")
     with pytest.raises(ArtifactError, match="held-out images cannot be read"):
-        flips.compare([brightness("both", 1.0, 1.0)], halves, rows)
+        stack.compare([brightness("both", 1.0, 1.0)], halves, rows)
 
 
 def test_stack_tta_keeps_what_it_found(halves, monkeypatch):
     runners = [brightness("one", 20.0, 0.0), brightness("two", 10.0, 10.0)]
-    monkeypatch.setattr(flips, "measure", lambda run, names, rows: flips.compare(runners, run, rows))
+    monkeypatch.setattr(stack, "measure", lambda run, names, rows: stack.compare(runners, run, rows))
     code, out, err = run_cli("stack", "--run", halves, "--tta")
     assert (code, err) == (0, "")
     assert re.search(r"\n  one: -\d.*, helps\n  two: .*, does not help beyond noise\n", out)
-    assert stack_run.read_stacker(halves).flips == ("one",)
+    assert stack.read_stacker(halves).flips == ("one",)
     assert run_cli("stack", "--run", halves)[0] == 0
-    assert stack_run.read_stacker(halves).flips is None
+    assert stack.read_stacker(halves).flips is None

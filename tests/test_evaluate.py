@@ -13,7 +13,7 @@ from ensemble.data.sources import Labelled
 from ensemble.evaluate import Model, score_cells, summarise
 from ensemble.images import decode as images
 from ensemble.images.robustness import Cell, unchanged
-from ensemble.stack import Stacker
+from ensemble.stacking.stacker import Stacker
 
 STACKER = Stacker(members=("light", "dark"), coef=(2.0, -1.0), intercept=0.5)
 DIM = Cell("dim", lambda image: image.point(lambda value: value // 2))

@@ -12,7 +12,7 @@ from ensemble.core import artifacts, metrics
 from ensemble.core.metrics import sigmoid
 from ensemble.data.dataset import dataset_sha256
 from ensemble.models import external
-from ensemble.stack import Stacker
+from ensemble.stacking.stacker import Stacker
 
 VALUES = [10, 120, 60, 200, 110, 160, 90, 240, 150, 100, 30, 130]  # brightness; the odd ones are ai
 IDS = [*HOSTILE_NAMES, "x", "y"]

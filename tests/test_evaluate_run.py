@@ -11,7 +11,7 @@ from ensemble.core.errors import DataError
 from ensemble.data.sources import Labelled
 from ensemble.evaluate_run import check_classes, choose, name_of, output_folder
 from ensemble.leave_out import commands, leave_out_generators
-from ensemble.stackers import fit_stacker
+from ensemble.stacking.fit import fit_stacker
 
 
 def images(*labels):

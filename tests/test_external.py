@@ -23,7 +23,7 @@ from ensemble.core.errors import ArtifactError, DataError
 from ensemble.core.metrics import sigmoid
 from ensemble.data.inputs import read_inputs
 from ensemble.models import external, members
-from ensemble.stack_run import Choices, read_stacker, stack_run
+from ensemble.stacking.stack import Choices, read_stacker, stack_run
 from export import bundle
 from export.infer import infer
 from export.predictor import load_bundle, load_run

@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble import frontier
-from ensemble.cascade import Cascade, Report, Step
-from ensemble.cascade_fit import Rows
 from ensemble.core import bootstrap
 from ensemble.core.errors import ArtifactError
 from ensemble.core.metrics import Interval, sigmoid
-from ensemble.frontier import Costs, Point, apart, begin, measure, refit, settle, stacks
-from ensemble.stack import Stacker
-from ensemble.stackers import fit_stacker
-from ensemble.subsets import undominated
-from ensemble.threshold import asked_rule, choose_threshold
+from ensemble.stacking import frontier
+from ensemble.stacking.cascade import Cascade, Report, Step
+from ensemble.stacking.cascade_fit import Rows
+from ensemble.stacking.diagnostics import undominated
+from ensemble.stacking.fit import fit_stacker
+from ensemble.stacking.frontier import Costs, Point, apart, begin, measure, refit, settle, stacks
+from ensemble.stacking.stacker import Stacker
+from ensemble.stacking.threshold import asked_rule, choose_threshold
 
 ROWS, GROUPS = 1200, 60
 NAMES = ("noise", "hiss", "cheap", "dear")

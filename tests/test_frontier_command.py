@@ -21,10 +21,10 @@ from helpers import (
 )
 from PIL import Image
 
-from ensemble.cascade_fit import Rows
 from ensemble.core import artifacts
 from ensemble.core.metrics import Interval, sigmoid
-from ensemble.stack import Stacker
+from ensemble.stacking.cascade_fit import Rows
+from ensemble.stacking.stacker import Stacker
 from export import bundle, costs, evidence, frontier, hardware, heldout_rows, member_logits, plan, points, tuning
 from export.evaluate_model import load_model
 from export.export_run import export_run
@@ -151,7 +151,7 @@ def test_infer_runs_only_the_chosen_members_and_full_all(original, run, pictures
 def test_what_ships_is_fitted_on_all_rows(run):
     stacker = points.read(run / "bundle", bundle.open_bundle(run / "bundle")).stacker
     rows = planted_rows()
-    from ensemble.stackers import fit_stacker
+    from ensemble.stacking.fit import fit_stacker
 
     again = fit_stacker(("one",), rows.logits[:, :1], rows.labels, rows.groups.astype(str))
     assert (stacker.members, stacker.coef, stacker.intercept) == (("one",), again.coef, again.intercept)

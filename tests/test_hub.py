@@ -10,7 +10,7 @@ from helpers import change_json, exported_run, write_bundle, write_csv, write_im
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
-from ensemble.stack import Stacker
+from ensemble.stacking.stacker import Stacker
 from export import bundle
 from export import hub as hub_names
 

@@ -14,7 +14,7 @@ from test_hub import listing
 
 from ensemble.core.errors import some
 from ensemble.core.hub_download import NO_SUCH_LOGIN, explain
-from ensemble.stack import Stacker
+from ensemble.stacking.stacker import Stacker
 from export import Predictor, bundle
 from export import hub as hub_names
 

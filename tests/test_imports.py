@@ -60,13 +60,13 @@ LIGHT = {
     "export cli",
     "ray,torch,transformers": "ensemble.ray_cluster ensemble.ray_plan ensemble.ray_worker ensemble.events "
     "ensemble.ray_look",
-    "torch,sklearn,transformers": "ensemble.images.decode ensemble.core.artifacts ensemble.core.metrics ensemble.stack ensemble.models.runner "
-    "ensemble.models.members ensemble.stack_run ensemble.stack_table ensemble.stack_rows ensemble.threshold ensemble.models.external "
-    "ensemble.stackers ensemble.calibrate ensemble.weights ensemble.drop_one ensemble.flips "
+    "torch,sklearn,transformers": "ensemble.images.decode ensemble.core.artifacts ensemble.core.metrics ensemble.stacking.stacker ensemble.models.runner "
+    "ensemble.models.members ensemble.stacking.stack ensemble.stacking.scores ensemble.stacking.logit_table ensemble.stacking.threshold ensemble.models.external "
+    "ensemble.stacking.fit ensemble.stacking.calibration ensemble.stacking.diagnostics ensemble.stacking.diagnostics ensemble.stacking.stack "
     "ensemble.data.dataset ensemble.data.index ensemble.images.pixel_traces ensemble.images.canonical "
     "ensemble.images.degradations ensemble.images.robustness ensemble.core.bootstrap ensemble.breakdown ensemble.report ensemble.gallery "
-    "ensemble.shift ensemble.data.files ensemble.data.sources ensemble.images.decoder_warnings ensemble.cascade ensemble.cascade_fit "
-    "ensemble.cascade_limits ensemble.frontier ensemble.subsets",
+    "ensemble.stacking.label_shift ensemble.data.files ensemble.data.sources ensemble.images.decoder_warnings ensemble.stacking.cascade ensemble.stacking.cascade_fit "
+    "ensemble.stacking.cascade_fit ensemble.stacking.frontier ensemble.stacking.diagnostics",
     "torch,sklearn,transformers,onnx,openvino,onnxruntime,nncf,ray": "export.infer export.runtime export.hardware "
     "export.choice "
     "export.precisions export.evidence export.records export.member_logits ensemble.models.classifier export.foreign "

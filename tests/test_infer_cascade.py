@@ -20,14 +20,14 @@ from helpers import (
     write_stacker,
 )
 
-from ensemble import cascade_stream
-from ensemble.cascade import Cascade, Report, Step
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, UnavailableError
 from ensemble.core.metrics import Interval, sigmoid
 from ensemble.data.inputs import read_inputs
 from ensemble.models.external import External
 from ensemble.models.runner import Runner
+from ensemble.stacking import cascade_stream
+from ensemble.stacking.cascade import Cascade, Report, Step
 from export import Predictor, bundle, cascades, heldout_rows, journal, predictor, tuning
 from export.ensembles import Ensemble
 from export.export_run import export_run

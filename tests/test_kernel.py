@@ -13,7 +13,7 @@ from helpers import exported_run, run_cli, write_bundle, write_onnx, write_stack
 
 from ensemble.core import artifacts
 from ensemble.core.errors import UnavailableError
-from ensemble.stack import Stacker
+from ensemble.stacking.stacker import Stacker
 from export import bundle, wheels
 from export.wheels import Target
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ensemble.core import artifacts
 from ensemble.core.errors import HubError
 from ensemble.core.metrics import Interval
-from ensemble.stack import Stacker
+from ensemble.stacking.stacker import Stacker
 from export import bundle, points
 from export.markdown import escaped
 from export.model_card import BEGIN, END, Base, bases, merged, write_card

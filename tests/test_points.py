@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 from helpers import STACKER, exported_run, run_cli, write_bundle, write_image, write_stacker
 
-from ensemble.cascade import Report
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, UnavailableError
 from ensemble.core.metrics import Interval, sigmoid
 from ensemble.models.external import External, write_external
-from ensemble.shift import Shift
-from ensemble.stack import Stacker
-from ensemble.stack_run import store_shift
+from ensemble.stacking.cascade import Report
+from ensemble.stacking.label_shift import Shift
+from ensemble.stacking.stack import store_shift
+from ensemble.stacking.stacker import Stacker
 from export import Predictor, bench, bundle, hardware, plan, points, tuning
 from export.export_run import export_run
 from export.hardware import Machine

@@ -31,7 +31,7 @@ from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
 from ensemble.models.external import External, write_external
 from ensemble.models.runner import Runner
-from ensemble.stack import Stacker
+from ensemble.stacking.stacker import Stacker
 from export import bundle, evidence, hardware, precisions, runtime
 from export.hardware import Machine
 from export.setting import PRECISIONS, RUNTIMES, Setting

@@ -16,7 +16,7 @@ from small_server import ENSEMBLE, BaseClient, grey, parts, refused, running, sc
 from starlette.testclient import TestClient
 
 from ensemble.data.inputs import of_files
-from ensemble.stack_run import read_stacker
+from ensemble.stacking.stack import read_stacker
 from export.explain import explained
 from export.infer import infer
 from export.predictor import load_networks

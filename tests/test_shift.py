@@ -4,11 +4,11 @@ from helpers import STACKER
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ensemble import shift
 from ensemble.core.errors import ArtifactError, DataError
 from ensemble.core.metrics import sigmoid
-from ensemble.shift import Shift
-from ensemble.stack import Stacker
+from ensemble.stacking import label_shift
+from ensemble.stacking.label_shift import Shift
+from ensemble.stacking.stacker import Stacker
 
 # Two normal densities a unit of variance wide and SEPARATION apart: the logit of the mix is linear in x.
 SEPARATION = 2.5
@@ -20,7 +20,7 @@ def draw(share, fitted_prior, count, seed=0):
     rng = np.random.default_rng(seed)
     labels = np.arange(count) < round(share * count)
     x = rng.normal(size=count) + SEPARATION * labels
-    return SEPARATION * x - SEPARATION**2 / 2 + shift.log_odds(fitted_prior)
+    return SEPARATION * x - SEPARATION**2 / 2 + label_shift.log_odds(fitted_prior)
 
 
 def em(logits, fitted_prior, steps):
@@ -35,28 +35,30 @@ def em(logits, fitted_prior, steps):
 @pytest.mark.parametrize("fitted_prior", [0.5, 0.3, 0.8])
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.9])
 def test_a_planted_share_is_found_from_calibrated_scores(share, fitted_prior):
-    found = shift.estimate(draw(share, fitted_prior, 4000), fitted_prior, resamples=100)
+    found = label_shift.estimate(draw(share, fitted_prior, 4000), fitted_prior, resamples=100)
     assert found.prior.value == pytest.approx(share, abs=0.02)
     assert found.prior.low < found.prior.value < found.prior.high
-    assert found.shift.value == pytest.approx(shift.log_odds(share) - shift.log_odds(fitted_prior), abs=0.25)
+    assert found.shift.value == pytest.approx(
+        label_shift.log_odds(share) - label_shift.log_odds(fitted_prior), abs=0.25
+    )
     assert not found.at_edge
 
 
 def test_scores_that_are_not_calibrated_give_another_share():
     logits = draw(0.2, 0.5, 4000)
-    assert abs(shift.by_likelihood(logits + 1.5, 0.5) - 0.2) > 0.05
-    assert abs(shift.by_likelihood(logits / 4, 0.5) - 0.2) > 0.05
+    assert abs(label_shift.by_likelihood(logits + 1.5, 0.5) - 0.2) > 0.05
+    assert abs(label_shift.by_likelihood(logits / 4, 0.5) - 0.2) > 0.05
 
 
 def test_the_mean_score_alone_is_not_the_share():
     logits = draw(0.1, 0.5, 4000)
     assert abs(sigmoid(logits).mean() - 0.1) > 0.03
-    assert shift.by_likelihood(logits, 0.5) == pytest.approx(0.1, abs=0.015)
+    assert label_shift.by_likelihood(logits, 0.5) == pytest.approx(0.1, abs=0.015)
 
 
 @pytest.mark.parametrize("prior", [0.2, 0.5, 0.7])
 def test_an_unchanged_share_needs_no_shift(prior):
-    found = shift.estimate(draw(prior, prior, 4000), prior, resamples=100)
+    found = label_shift.estimate(draw(prior, prior, 4000), prior, resamples=100)
     assert found.shift.value == pytest.approx(0, abs=0.12)
     assert found.shift.low < 0 < found.shift.high
 
@@ -67,7 +69,7 @@ def test_the_interval_of_the_share_holds_it_as_often_as_it_says():
         rng = np.random.default_rng(seed)
         labels = rng.random(200) < 0.3
         logits = SEPARATION * (rng.normal(size=200) + SEPARATION * labels) - SEPARATION**2 / 2
-        prior = shift.estimate(logits, 0.5, resamples=60, seed=seed).prior
+        prior = label_shift.estimate(logits, 0.5, resamples=60, seed=seed).prior
         held += prior.low <= 0.3 <= prior.high
     assert held >= 34
 
@@ -78,7 +80,7 @@ def test_the_estimate_is_where_em_ends(logits, fitted_prior):
     values = np.array(logits)
     edge = 1 / (len(values) + 2)
     expected = np.clip(em(values, fitted_prior, 5000), edge, 1 - edge)
-    assert shift.by_likelihood(values, fitted_prior) == pytest.approx(expected, abs=2e-3)
+    assert label_shift.by_likelihood(values, fitted_prior) == pytest.approx(expected, abs=2e-3)
 
 
 def test_without_its_iterations_em_has_not_arrived():
@@ -89,21 +91,21 @@ def test_without_its_iterations_em_has_not_arrived():
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(-20, 20), min_size=10, max_size=40), st.floats(0.02, 0.98))
 def test_a_known_share_becomes_the_mean(logits, share):
-    by = shift.to_share(np.array(logits), share)
+    by = label_shift.to_share(np.array(logits), share)
     assert sigmoid(np.array(logits) + by).mean() == pytest.approx(share, abs=1e-6)
 
 
 def test_a_known_share_undoes_a_move_of_all_scores():
     logits = draw(0.5, 0.5, 4000)
-    found = shift.estimate(logits - 2, 0.5, share=0.5, resamples=20)
+    found = label_shift.estimate(logits - 2, 0.5, share=0.5, resamples=20)
     assert found.shift.value == pytest.approx(2, abs=0.15)
     assert (found.prior.value, found.at_edge) == (0.5, False)
-    assert shift.by_likelihood(logits - 2, 0.5) < 0.5  # the estimated share takes the move for fewer ai images
+    assert label_shift.by_likelihood(logits - 2, 0.5) < 0.5  # the estimated share takes the move for fewer ai images
 
 
 @pytest.mark.parametrize(("value", "edge"), [(-9.0, 1 / 32), (9.0, 31 / 32)])
 def test_images_of_one_class_are_at_the_edge_and_finite(value, edge):
-    found = shift.estimate(np.full(30, value), 0.5)
+    found = label_shift.estimate(np.full(30, value), 0.5)
     assert found.at_edge
     assert found.prior.value == pytest.approx(edge)
     assert np.isfinite([found.shift.value, found.shift.low, found.shift.high]).all()
@@ -111,20 +113,20 @@ def test_images_of_one_class_are_at_the_edge_and_finite(value, edge):
 
 def test_too_few_images_are_refused():
     with pytest.raises(DataError, match="9 readable images are too few to estimate a shift; give 10 or more"):
-        shift.estimate(np.zeros(9), 0.5)
-    assert shift.estimate(np.linspace(-1, 1, 10), 0.5).prior.value == pytest.approx(0.5, abs=1e-6)
+        label_shift.estimate(np.zeros(9), 0.5)
+    assert label_shift.estimate(np.linspace(-1, 1, 10), 0.5).prior.value == pytest.approx(0.5, abs=1e-6)
 
 
 @pytest.mark.parametrize("share", [None, 0.5])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_logit_that_is_not_finite_is_refused(value, share):
     with pytest.raises(DataError, match="gave no finite logit for images it could read; train it again"):
-        shift.estimate(np.append(np.linspace(-1, 1, 12), value), 0.5, share)
+        label_shift.estimate(np.append(np.linspace(-1, 1, 12), value), 0.5, share)
 
 
 def test_an_estimate_repeats():
     logits = draw(0.3, 0.5, 100)
-    assert shift.estimate(logits, 0.5, seed=3) == shift.estimate(logits, 0.5, seed=3)
+    assert label_shift.estimate(logits, 0.5, seed=3) == label_shift.estimate(logits, 0.5, seed=3)
 
 
 def test_a_stacker_adds_the_shift_only_when_asked():
@@ -152,6 +154,6 @@ def test_a_damaged_shift_is_refused(damage):
 
 
 def test_names_are_told_apart_whatever_their_order():
-    assert shift.names_sha256(["a", "b"]) == shift.names_sha256(["b", "a"])
-    assert shift.names_sha256(["a", "b"]) != shift.names_sha256(["ab"])
-    assert shift.names_sha256(["\udcff"]) != shift.names_sha256([])
+    assert label_shift.names_sha256(["a", "b"]) == label_shift.names_sha256(["b", "a"])
+    assert label_shift.names_sha256(["a", "b"]) != label_shift.names_sha256(["ab"])
+    assert label_shift.names_sha256(["\udcff"]) != label_shift.names_sha256([])

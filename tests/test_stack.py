@@ -11,9 +11,9 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from ensemble.core.errors import ArtifactError
 from ensemble.core.metrics import auroc, sigmoid
-from ensemble.stack import Calibration, Stacker
-from ensemble.stackers import fit_stacker
-from ensemble.stackers import out_of_fold as nested
+from ensemble.stacking.fit import fit_stacker
+from ensemble.stacking.fit import out_of_fold as nested
+from ensemble.stacking.stacker import Calibration, Stacker
 
 STACKER = Stacker(("a", "b", "c"), (0.7, -0.2, 0.3), -0.4)
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from helpers import make_frame, noisy_logits, run_cli, write_member, write_run
 
-from ensemble import stack_run
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
-from ensemble.stack_run import read_stacker
+from ensemble.stacking import stack
+from ensemble.stacking.stack import read_stacker
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def test_fewer_rows_than_members_are_refused(tmp_path):
     for seed in range(5):
         write_member(tmp_path, f"m{seed}", frame, noisy_logits(frame, 1, seed))
     with pytest.raises(ArtifactError, match="4 held-out rows are fewer than the 5 members to weigh; train with"):
-        stack_run.stack_run(tmp_path)
+        stack.stack_run(tmp_path)
 
 
 def test_a_member_that_says_the_same_of_every_image_is_refused_by_name(run):

@@ -15,14 +15,14 @@ from helpers import (
     write_stacker,
 )
 
-from ensemble import stack_run
 from ensemble.core import artifacts, metrics
 from ensemble.core.bootstrap import paired, score_intervals
 from ensemble.core.errors import ArtifactError
 from ensemble.core.metrics import Interval
-from ensemble.stack_run import read_stacker
-from ensemble.stack_table import Scored, as_table, score_frames, score_models, score_table, verdict
-from ensemble.stackers import fit_stacker
+from ensemble.stacking import stack
+from ensemble.stacking.fit import fit_stacker
+from ensemble.stacking.scores import Scored, as_table, score_frames, score_models, score_table, verdict
+from ensemble.stacking.stack import read_stacker
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_the_stack_is_scored_out_of_fold(tmp_path):
     frame = make_frame()
     noise = {f"noise{i}": noisy_logits(frame, 0, i) for i in range(8)}
     write_run(tmp_path, noise)
-    done = stack_run.stack_run(tmp_path)
+    done = stack.stack_run(tmp_path)
     lines = done.scored
     logits = np.stack(list(noise.values()), axis=1)
     in_sample = metrics.auroc(done.rows["label"], done.stacker.logit(logits))
@@ -150,7 +150,7 @@ def test_the_stack_is_scored_out_of_fold(tmp_path):
 
 def test_with_folds_the_stack_is_fitted_on_other_rows_than_it_is_scored_on(tmp_path):
     frame, scores = write_folded_run(tmp_path, {"one": 2.0, "two": 1.0})
-    done = stack_run.stack_run(tmp_path)
+    done = stack.stack_run(tmp_path)
     assert done.basis == "fitted on other rows"
     assert list(done.rows["id"]) == list(heldout(frame)["id"])
     held = frame["split"] == "heldout"
@@ -169,7 +169,7 @@ def test_complementary_members_make_a_stack_that_wins(tmp_path):
     frame = make_frame()
     labels, trouble = heldout(frame)["label"] - 0.5, noisy_logits(frame, 0)
     write_run(tmp_path, {"a": labels + 3 * trouble, "b": labels - 3 * trouble, "c": noisy_logits(frame, 0.5, 9)})
-    lines = stack_run.stack_run(tmp_path, ("b", "a")).scored
+    lines = stack.stack_run(tmp_path, ("b", "a")).scored
     assert [line.name for line in lines] == ["b", "a", "mean", "stack"]
     by_name = {line.name: line.auroc.value for line in lines}
     assert by_name["stack"] > 0.99 > by_name["a"]

@@ -4,11 +4,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from ensemble import weights
 from ensemble.core.metrics import auroc, log_loss, sigmoid
-from ensemble.grouped import grouped_folds
-from ensemble.stack import KINDS
-from ensemble.stackers import fit, fit_stacker, out_of_fold, solve
+from ensemble.stacking import diagnostics
+from ensemble.stacking.fit import fit, fit_stacker, out_of_fold, solve
+from ensemble.stacking.grouped_cv import grouped_folds
+from ensemble.stacking.stacker import KINDS
 
 
 def planted(coef, intercept, groups=1000, rows=10, seed=0):
@@ -104,7 +104,7 @@ def test_weight_intervals_hold_the_planted_weights_and_narrow_with_groups():
     for groups in (30, 270):
         logits, labels, names = planted((1.0, 0.0), 0.0, groups=groups, seed=6)
         strength = fit("logistic", logits, labels, grouped_folds(labels, names)).strength
-        one, other = weights.weight_intervals("logistic", logits, labels, names, strength)
+        one, other = diagnostics.weight_intervals("logistic", logits, labels, names, strength)
         assert one.low < 1.0 < one.high
         assert other.low < 0.0 < other.high
         spans.append(one.high - one.low)
@@ -113,7 +113,8 @@ def test_weight_intervals_hold_the_planted_weights_and_narrow_with_groups():
 
 def test_fixed_weights_have_no_intervals():
     assert (
-        weights.weight_intervals("mean", np.ones((4, 2)), np.array([0, 1, 0, 1]), np.array(list("abcd")), 1.0) is None
+        diagnostics.weight_intervals("mean", np.ones((4, 2)), np.array([0, 1, 0, 1]), np.array(list("abcd")), 1.0)
+        is None
     )
 
 
@@ -121,7 +122,7 @@ def test_members_that_say_the_same_are_named():
     rng = np.random.default_rng(0)
     base = rng.normal(size=(500, 2))
     logits = np.column_stack([base, 3 * base[:, 0] + 0.1 * rng.normal(size=500), -base[:, 1]])
-    ((one, other, correlation),) = weights.near_collinear("abcd", logits)
+    ((one, other, correlation),) = diagnostics.near_collinear("abcd", logits)
     assert (one, other) == ("a", "c")
     assert correlation > 0.98
-    assert weights.near_collinear("a", logits[:, :1]) == []
+    assert diagnostics.near_collinear("a", logits[:, :1]) == []

@@ -8,7 +8,7 @@ from helpers import STACKER, change_json, exported_run, read_csv, run_cli, write
 
 from ensemble.core import artifacts
 from ensemble.core.metrics import Interval
-from ensemble.stack import Stacker
+from ensemble.stacking.stacker import Stacker
 from export import bundle, points
 from export import infer as inference
 

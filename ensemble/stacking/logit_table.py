@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from ensemble.core.errors import ArtifactError, some
-from ensemble.grouped import Nest, nested_folds
 from ensemble.models import external, members
 from ensemble.models.external import External
-from ensemble.stackers import Scores, fit_stacker, held_logits, out_of_fold, solve
+from ensemble.stacking.fit import Scores, fit_stacker, held_logits, out_of_fold, solve
+from ensemble.stacking.grouped_cv import Nest, nested_folds
 
 
 @dataclass(frozen=True)

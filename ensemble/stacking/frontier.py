@@ -11,18 +11,18 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ensemble.calibrate import fit_calibration
-from ensemble.cascade import Cascade
-from ensemble.cascade_fit import MORE_ROWS, Rows, fit_cascade, halves, lacking_groups
 from ensemble.core import bootstrap
 from ensemble.core.errors import ArtifactError, ManyeyesError
 from ensemble.core.metrics import Interval, auroc, sigmoid
-from ensemble.grouped import Fold, grouped_folds, one_thread
-from ensemble.stack import Stacker
-from ensemble.stack_rows import Material, Part, same_rows
-from ensemble.stackers import fit, held_logits, out_of_fold, solve
-from ensemble.subsets import explore, undominated
-from ensemble.threshold import asked_rule, choose_threshold
+from ensemble.stacking.calibration import fit_calibration
+from ensemble.stacking.cascade import Cascade
+from ensemble.stacking.cascade_fit import MORE_ROWS, Rows, fit_cascade, halves, lacking_groups
+from ensemble.stacking.diagnostics import explore, undominated
+from ensemble.stacking.fit import fit, held_logits, out_of_fold, solve
+from ensemble.stacking.grouped_cv import Fold, grouped_folds, one_thread
+from ensemble.stacking.logit_table import Material, Part, same_rows
+from ensemble.stacking.stacker import Stacker
+from ensemble.stacking.threshold import asked_rule, choose_threshold
 
 TOLERANCES = (0.0005, 0.001, 0.002, 0.005, 0.01)  # of the cascades tried
 SAME_SPEED = 1.02

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ensemble.grouped import Fold
-from ensemble.stack import Calibration
+from ensemble.stacking.grouped_cv import Fold
+from ensemble.stacking.stacker import Calibration
 
 CHOICES = ("auto", "none", "temperature", "shift")
 NOISE = 2.0  # standard errors that the log-loss must fall by before `auto` calibrates

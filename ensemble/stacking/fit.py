@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ensemble.calibrate import fit_calibration
 from ensemble.core.metrics import auroc, log_loss, sigmoid
-from ensemble.grouped import Fold, Nest, grouped_folds, nested_folds, one_thread
-from ensemble.stack import KINDS, Stacker
+from ensemble.stacking.calibration import fit_calibration
+from ensemble.stacking.grouped_cv import Fold, Nest, grouped_folds, nested_folds, one_thread
+from ensemble.stacking.stacker import KINDS, Stacker
 
 STRENGTHS = tuple(10.0**k for k in range(-4, 5))  # inverse L2 penalties tried
 PENALISED = ("logistic", "nonnegative")

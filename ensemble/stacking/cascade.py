@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ensemble.core.metrics import Interval
-from ensemble.stack import Stacker, weighted_sum
+from ensemble.stacking.stacker import Stacker, weighted_sum
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,9 @@
-"""Fit a run's stacker on its members' held-out logits, score it, and write stacker.json."""
+"""Fit a run's stacker on its members' held-out logits, score it, and write stacker.json.
+
+Whether averaging a member's logit with that of the mirrored image helps it, on held-out rows.
+
+What should be said of a fitted stack, in words.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,22 +12,71 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL.Image import Image
 from tqdm import tqdm
 
-from ensemble import calibrate, flips, stack_table, stackers, weights
 from ensemble.core import artifacts, metrics
 from ensemble.core.bootstrap import score_intervals
-from ensemble.core.errors import ArtifactError
-from ensemble.core.metrics import Interval
-from ensemble.grouped import grouped_folds, one_thread
+from ensemble.core.errors import ArtifactError, some
+from ensemble.core.metrics import Interval, sigmoid
+from ensemble.data import dataset
+from ensemble.images import canonical, decode
 from ensemble.models import external, members
 from ensemble.models.external import External
-from ensemble.shift import Shift
-from ensemble.stack import KINDS, Stacker
-from ensemble.stack_rows import Material, read_material, stack_scores
-from ensemble.stack_table import Scored
-from ensemble.stackers import Scores
-from ensemble.threshold import BALANCED, choose_threshold
+from ensemble.models.runner import Runner, score_images, with_flip
+from ensemble.stacking import calibration as calibrate
+from ensemble.stacking import diagnostics, fit
+from ensemble.stacking import scores as stack_table
+from ensemble.stacking.diagnostics import COLLINEAR, DRAWS, near_collinear
+from ensemble.stacking.fit import Scores
+from ensemble.stacking.grouped_cv import grouped_folds, one_thread
+from ensemble.stacking.label_shift import Shift
+from ensemble.stacking.logit_table import Material, read_material, stack_scores
+from ensemble.stacking.scores import Scored, score_models, signed
+from ensemble.stacking.stacker import KINDS, Stacker
+from ensemble.stacking.threshold import BALANCED, choose_threshold
+
+
+def measure(run: Path, names: Sequence[str], rows: pd.DataFrame) -> list[Scored]:
+    """A line for each member: its scores with flips, and how far they lie from those without. Needs torch."""
+    import torch
+
+    from ensemble.models.members import load_member
+    from ensemble.models.torch_runner import choose_device, torch_runner
+
+    device = torch.device(choose_device("auto"))
+    runners = [torch_runner(name, load_member(run, name), device) for name in names]
+    return compare(runners, run, rows)
+
+
+def compare(runners: Sequence[Runner], run: Path, rows: pd.DataFrame) -> list[Scored]:
+    """As `measure`, for members ready to run; images are read as in training, in their canonical form if so."""
+    frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first").set_index("id", drop=False)
+    plan = canonical.read_plan(artifacts.canonical_path(run))
+
+    def read(row: int, file: Path) -> Image:
+        return decode.decode(file) if plan is None else canonical.read_canonical(file, plan, (0, row))
+
+    both = [*runners, *map(with_flip, runners)]
+    with tqdm(total=len(rows), desc="flips", unit="image", leave=False, disable=None) as bar:
+        files = dataset.files(frame.loc[rows["id"]])
+        logits, errors = score_images(files, both, progress=bar.update, read=read)
+    if errors:
+        raise ArtifactError(f"held-out images cannot be read: {some(errors.values(), 2)}; put them back")
+    labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy(dtype=str)
+    p = sigmoid(np.asarray(logits, dtype=np.float64))
+    lines = []
+    for column, runner in enumerate(runners):
+        pair = {runner.name: p[:, len(runners) + column], "": p[:, column]}
+        lines.append(score_models(pair, "", labels, groups)[0])
+    return lines
+
+
+def helped(lines: Sequence[Scored]) -> tuple[str, ...]:
+    """Members whose log-loss flips lower, with an interval that excludes 0."""
+    return tuple(
+        line.name for line in lines if line.log_loss_difference is not None and line.log_loss_difference.high < 0
+    )
 
 
 @dataclass(frozen=True)
@@ -88,8 +142,8 @@ def stack_run(run: Path, names: tuple[str, ...] = (), choices: Choices | None = 
     material = read_material(run, chosen, choices.externals)
     done = fit_and_score(material, choices)
     if choices.flips:
-        flipped = flips.measure(run, chosen, material.scored.rows)
-        done = replace(done, flipped=flipped, stacker=replace(done.stacker, flips=flips.helped(flipped)))
+        flipped = measure(run, chosen, material.scored.rows)
+        done = replace(done, flipped=flipped, stacker=replace(done.stacker, flips=helped(flipped)))
     for member in choices.externals:
         external.write_external(run, member)
     artifacts.write_json(artifacts.stacker_path(run), record(done, choices, fingerprint(run, done.stacker.members)))
@@ -101,7 +155,7 @@ def fit_and_score(material: Material, choices: Choices) -> Stacked:
     part, truth = material.fitting, (material.scored.labels, material.scored.groups)
     with one_thread():
         folds = grouped_folds(part.labels, part.groups)
-        fitted = stackers.fit(choices.kind, part.logits, part.labels, folds)
+        fitted = fit.fit(choices.kind, part.logits, part.labels, folds)
         calibration = calibrate.fit_calibration(choices.calibration, fitted.held, part.labels, part.groups, folds)
     kinds = tqdm(KINDS, desc="stack", unit="kind", leave=False, disable=None)
     scores = {kind: stack_scores(material, kind, choices.calibration) for kind in kinds}
@@ -117,7 +171,7 @@ def fit_and_score(material: Material, choices: Choices) -> Stacked:
         material,
         stack_table.score_table(material.names, material.scored.logits, own.calibrated, *truth, own.raw),
         stack_table.score_models(p, choices.kind, *truth, ranking),
-        weights.weight_intervals(choices.kind, part.logits, part.labels, part.groups, fitted.strength),
+        diagnostics.weight_intervals(choices.kind, part.logits, part.labels, part.groups, fitted.strength),
         fitted.strength,
         own,
         (metrics.ece(truth[0], ranking[choices.kind]), metrics.ece(truth[0], p[choices.kind])),
@@ -198,3 +252,68 @@ def fingerprint(run: Path, names: Sequence[str]) -> dict[str, Any]:
     if elsewhere:
         found["externals"] = {name: artifacts.file_sha256(artifacts.external_path(run, name)) for name in elsewhere}
     return found
+
+
+def weights(done: Stacked) -> dict[str, str]:
+    """Each member's weight as text, with its interval where it was estimated."""
+    if done.weights is None:
+        found = [f"{weight:+.4f}" for weight in done.stacker.coef]
+    else:
+        found = [signed(weight) for weight in done.weights]
+    return dict(zip(done.stacker.members, found, strict=True))
+
+
+def notes(done: Stacked) -> list[str]:
+    """A better kind, twins among the members, calibration, threshold, and flips."""
+    return [*_kind(done), *_weights(done), *_calibration(done), _threshold_note(done), *_flips(done)]
+
+
+def _kind(done: Stacked) -> list[str]:
+    better = [line for line in done.kinds if line.auroc_difference is not None and line.auroc_difference.low > 0]
+    if not better:
+        return []
+    best = max(better, key=lambda line: line.auroc.value)
+    return [f"{best.name} is clearly better than {done.stacker.kind} on these rows; take it with --kind {best.name}."]
+
+
+def _weights(done: Stacked) -> list[str]:
+    lines = []
+    if done.weights is not None:
+        lines.append(f"Weights: intervals from {DRAWS} draws of groups at the chosen penalty.")
+    for one, other, correlation in near_collinear(done.material.names, done.material.fitting.logits):
+        lines.append(
+            f"{one} and {other} say nearly the same (correlation {correlation:.3f}, above {COLLINEAR}): "
+            "their weights mean little apart, and one may do."
+        )
+    return lines
+
+
+def _calibration(done: Stacked) -> list[str]:
+    found = done.stacker.calibration
+    if found.kind == "none":
+        return [f"Calibration: none ({found.reason}); ECE {done.ece[0]:.4f}."]
+    number = f"scale {found.scale:.3f}" if found.kind == "temperature" else f"shift {found.shift:+.3f}"
+    return [
+        f"Calibration: {found.kind}, {number} ({found.reason}); ECE {done.ece[0]:.4f} before, {done.ece[1]:.4f} after."
+    ]
+
+
+def _threshold_note(done: Stacked) -> str:
+    stacker, labels = done.stacker, done.material.scored.labels
+    called = done.stack_targets >= stacker.threshold
+    return (
+        f"Threshold: {stacker.threshold:.4f} ({stacker.threshold_rule}); on these rows it calls "
+        f"{np.mean(called[labels == 1]):.1%} of ai and {np.mean(called[labels == 0]):.1%} of real images ai."
+    )
+
+
+def _flips(done: Stacked) -> list[str]:
+    if done.flipped is None:
+        return []
+    lines = ["Averaging over mirrored images, change of log-loss (infer --tta does it where it helps):"]
+    helped = done.stacker.flips or ()
+    return lines + [_flip(line, line.name in helped) for line in done.flipped]
+
+
+def _flip(line: Scored, helps: bool) -> str:
+    return f"  {line.name}: {signed(line.log_loss_difference)}, {'helps' if helps else 'does not help beyond noise'}"

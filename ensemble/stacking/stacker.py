@@ -9,7 +9,7 @@ import numpy as np
 from ensemble.core.errors import ArtifactError
 from ensemble.core.metrics import sigmoid
 from ensemble.core.names import is_member_name
-from ensemble.shift import Shift
+from ensemble.stacking.label_shift import Shift
 
 KINDS = ("logistic", "nonnegative", "mean", "best")  # the first is the default
 CALIBRATIONS = ("none", "temperature", "shift")
