@@ -32,8 +32,8 @@ def report(run: Path, evaluation: str | None, output: Path | None, no_heatmaps: 
       python cli.py report --no-heatmaps
     """
     require_training_packages()
-    from ensemble import report as page
     from ensemble.core import artifacts
+    from ensemble.evaluation import report as page
     from ensemble.stacking.stack import read_stacker
 
     target = output or page.default_path(run)

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ensemble import report_facts, report_rows
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
 from ensemble.core.metrics import Interval
-from ensemble.evaluate import CLEAN
-from ensemble.evaluate_run import describe_stacker
-from ensemble.evaluate_tables import TITLES, read_interval
+from ensemble.evaluation import report_data, report_scores
+from ensemble.evaluation.evaluate import describe_stacker
+from ensemble.evaluation.leakage import TRACKS
+from ensemble.evaluation.protocol import CLEAN
+from ensemble.evaluation.tables import TITLES, read_interval
 from ensemble.stacking.stacker import Stacker
-from ensemble.tracks import TRACKS
 from export.markdown import escaped, table
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def evaluations(run: Path, stacker: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     present = describe_stacker(Stacker.from_dict(stacker))["sha256"], stacker.get("fitted_on", {}).get("members")
     found = []
-    for name in report_rows.evaluations(run):
+    for name in report_scores.evaluations(run):
         try:
             record = artifacts.read_json(artifacts.evaluation_path(run, name) / "evaluation.json", "run evaluate again")
         except ArtifactError:
@@ -62,7 +62,7 @@ def scores(stacker: Mapping[str, Any]) -> str:
     lines = [
         [escaped(name), *(str(_score(stacker, name, score) or "") for score in SHOWN)] for name in stacker["scores"]
     ]
-    few = " So few groups make them rough, and rather too short." if rows["groups"] < report_facts.FEW_GROUPS else ""
+    few = " So few groups make them rough, and rather too short." if rows["groups"] < report_data.FEW_GROUPS else ""
     basis = "scored out of fold" if rows["stack"] == "out of fold" else escaped(rows["stack"])
     balanced = _balanced(stacker)
     chosen = ", which was chosen on these rows and so flatters it" if rule.startswith(CHOSEN) else ""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ensemble.data.sources import Labelled
-    from ensemble.evaluate import Model
+    from ensemble.evaluation.protocol import Model
     from ensemble.images.robustness import Cell
 
 
@@ -132,9 +132,9 @@ def evaluate(
 
 
 def _evaluate(job: Job, items: "Sequence[Labelled]", benchmarks: Sequence[str]) -> int:
-    from ensemble import evaluate as protocol
-    from ensemble import evaluate_run
     from ensemble.core import artifacts
+    from ensemble.evaluation import evaluate as evaluate_run
+    from ensemble.evaluation import protocol
     from ensemble.images.robustness import choose_cells
     from export.evaluate_model import load_model, run_of
 
@@ -187,7 +187,7 @@ def _describe(job: Job, run: Path | None, model: "Model") -> dict[str, Any]:
 
 def _say_time(items: "Sequence[Labelled]", cells: "Sequence[Cell]", known: "pd.DataFrame", model: "Model") -> None:
     from ensemble.core.eta import duration
-    from ensemble.evaluate import missing, seconds_per_image
+    from ensemble.evaluation.protocol import missing, seconds_per_image
     from ensemble.images.robustness import full_grid
 
     every, left = len(items) * len(cells), sum(len(lacking) for _, lacking in missing(items, cells, known))
@@ -206,7 +206,7 @@ def _with_bar(
 ) -> "tuple[pd.DataFrame, dict[str, str]]":
     from tqdm import tqdm
 
-    from ensemble.evaluate import score_cells
+    from ensemble.evaluation.protocol import score_cells
 
     with tqdm(total=len(items) * len(cells), desc="evaluate", unit="image", leave=False, disable=None) as bar:
         return score_cells(items, sha256s, cells, model, folder, bar.update)
@@ -215,8 +215,8 @@ def _with_bar(
 def _left_out(job: Job, run: Path | None, frame: "pd.DataFrame", model: "Model") -> list[dict[str, Any]] | None:
     if job.leave_out is None or run is None:
         return None
-    from ensemble.evaluate import CLEAN
-    from ensemble.leave_out import leave_out_generators
+    from ensemble.evaluation.leave_out import leave_out_generators
+    from ensemble.evaluation.protocol import CLEAN
 
     clean = frame[frame["cell"] == CLEAN]
     return [line.to_dict() for line in leave_out_generators(run, clean, model.stacker, job.seed)]
@@ -225,7 +225,7 @@ def _left_out(job: Job, run: Path | None, frame: "pd.DataFrame", model: "Model")
 def _print(record: Mapping[str, Any], title: str, run: Path | None) -> None:
     import pandas as pd
 
-    from ensemble import evaluate_tables as tables
+    from ensemble.evaluation import tables
 
     head = f"{record['name']}, {record['track']} track"
     if record["stress"]:
@@ -265,8 +265,7 @@ def _print(record: Mapping[str, Any], title: str, run: Path | None) -> None:
 
 
 def _print_left_out(head: str, lines: Sequence[Mapping[str, Any]], run: Path) -> None:
-    from ensemble import evaluate_tables as tables
-    from ensemble import leave_out
+    from ensemble.evaluation import leave_out, tables
 
     click.echo(
         f"\n{head}: leave one generator out, AT THE STACKER ONLY; the members were trained with the generators "

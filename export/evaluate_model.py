@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, BackboneError, some
-from ensemble.evaluate import Model
+from ensemble.evaluation.protocol import Model
 from ensemble.models import external
 from ensemble.models.runner import image_score
 from ensemble.stacking.stack import read_stacker

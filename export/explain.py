@@ -57,7 +57,7 @@ def explained(ensemble: Ensemble, networks: Mapping[str, "Member"], name: str, d
 
     ensemble: what runs the networks by torch.
     """
-    from ensemble.explain import heatmaps, overlay
+    from ensemble.evaluation.heatmaps import heatmaps, overlay
 
     values = numbers(ensemble, of_open_files([(name, io.BytesIO(data))]))
     shown = decode.decode(data, name)

@@ -86,15 +86,14 @@ def explain(
 def _heats(loaded: dict[str, Any], names: tuple[str, ...], shown: Any) -> "dict[str, np.ndarray]":
     from tqdm import tqdm
 
-    from ensemble.explain import heatmaps
+    from ensemble.evaluation.heatmaps import heatmaps
 
     bar = tqdm(names, desc="explain", unit="member", leave=False, disable=None)
     return {name: heatmaps(loaded[name], shown) for name in bar}
 
 
 def _draw(image: Path, shown: Any, values: dict[str, Any], heats: "dict[str, np.ndarray]", output: Path) -> None:
-    from ensemble.explain import fitted, overlay
-    from ensemble.explain_picture import Panel, write_picture
+    from ensemble.evaluation.heatmaps import Panel, fitted, overlay, write_picture
     from export.explain import NOTE, says
 
     verdict = f"P(ai) {values['target']:.3f}, threshold {values['threshold']:.3g}: {values['verdict']}"
@@ -129,7 +128,7 @@ def _write(file: Path, image: Path, values: dict[str, Any], heats: "dict[str, np
     """The numbers and coarse heat maps, rows from the top, as JSON."""
     from ensemble.core import artifacts
     from ensemble.data.files import as_utf8
-    from ensemble.explain import coarse
+    from ensemble.evaluation.heatmaps import coarse
     from export.explain import NOTE
 
     cells = {name: coarse(heat, CELLS).round(3).tolist() for name, heat in heats.items()}

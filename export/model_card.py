@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ensemble import report_data, report_facts
 from ensemble.commands import audit_headline
 from ensemble.core import artifacts
 from ensemble.core.errors import HubError
 from ensemble.core.preprocess_config import ImageContract
+from ensemble.evaluation import report_data
+from ensemble.evaluation import report_data as report_facts
 from ensemble.models import members
 from ensemble.models.members import FITTED_SPLITS
 from export import bundle, card_scores, heldout_rows, hub, points

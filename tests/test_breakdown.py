@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ensemble.breakdown import as_table, by
 from ensemble.core import metrics
 from ensemble.core.bootstrap import score_intervals
 from ensemble.core.metrics import sigmoid
+from ensemble.evaluation.protocol import as_table, by
 
 HOSTILE = "<script>|`$x\n"
 

@@ -6,11 +6,11 @@ import pytest
 from helpers import write_image
 from PIL import Image
 
-from ensemble import evaluate
 from ensemble.core import metrics
 from ensemble.core.errors import ArtifactError, ImageError
 from ensemble.data.sources import Labelled
-from ensemble.evaluate import Model, score_cells, summarise
+from ensemble.evaluation import protocol
+from ensemble.evaluation.protocol import Model, score_cells, summarise
 from ensemble.images import decode as images
 from ensemble.images.robustness import Cell, unchanged
 from ensemble.stacking.stacker import Stacker
@@ -76,7 +76,7 @@ def test_each_image_is_decoded_once_and_scored_in_batches(items, tmp_path, monke
 
 
 def test_a_batch_holds_few_large_images(items, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "PIXELS", 2 * 20 * 12 - 1)
+    monkeypatch.setattr(protocol, "PIXELS", 2 * 20 * 12 - 1)
     scorer = Scorer()
     scored(items, tmp_path, scorer)
     assert scorer.sizes == [2] * 6
@@ -84,10 +84,10 @@ def test_a_batch_holds_few_large_images(items, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("seconds", [-1, 1000])
 def test_a_killed_evaluation_goes_on_where_it_was(items, tmp_path, monkeypatch, seconds):
-    monkeypatch.setattr(evaluate, "SAVE_EVERY", seconds)
+    monkeypatch.setattr(protocol, "SAVE_EVERY", seconds)
     with pytest.raises(KeyboardInterrupt):
         scored(items, tmp_path, Scorer(fail_at=3))
-    assert len(list(evaluate.parts_path(tmp_path / "out").glob("*.parquet"))) == (8 if seconds < 0 else 1)
+    assert len(list(protocol.parts_path(tmp_path / "out").glob("*.parquet"))) == (8 if seconds < 0 else 1)
     scorer = Scorer()
     frame, _ = scored(items, tmp_path, scorer)
     assert scorer.sizes == [4]
@@ -114,9 +114,9 @@ def test_another_stacker_of_the_same_members_scores_nothing_anew(items, tmp_path
 
 def test_a_finished_evaluation_keeps_its_cells_and_scores_only_new_ones(items, tmp_path):
     frame, _ = scored(items, tmp_path)
-    key = evaluate.evaluation_key(items, [item.id for item in items], Model(Scorer(), STACKER, "one"))
-    evaluate.write(tmp_path / "out", frame, {"key": key})
-    assert not evaluate.parts_path(tmp_path / "out").exists()
+    key = protocol.evaluation_key(items, [item.id for item in items], Model(Scorer(), STACKER, "one"))
+    protocol.write(tmp_path / "out", frame, {"key": key})
+    assert not protocol.parts_path(tmp_path / "out").exists()
     scorer = Scorer()
     dimmer = Cell("dimmer", functools.partial(Image.Image.point, lut=lambda value: value // 4))
     frame, _ = scored(items, tmp_path, scorer, cells=(CLEAN, dimmer))

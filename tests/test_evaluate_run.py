@@ -5,12 +5,12 @@ import pandas as pd
 import pytest
 from helpers import make_frame, noisy_logits, write_csv, write_member
 
-from ensemble import tracks
 from ensemble.core import artifacts
 from ensemble.core.errors import DataError
 from ensemble.data.sources import Labelled
-from ensemble.evaluate_run import check_classes, choose, name_of, output_folder
-from ensemble.leave_out import commands, leave_out_generators
+from ensemble.evaluation import leakage
+from ensemble.evaluation.evaluate import check_classes, choose, name_of, output_folder
+from ensemble.evaluation.leave_out import commands, leave_out_generators
 from ensemble.stacking.fit import fit_stacker
 
 
@@ -83,7 +83,7 @@ def test_rows_of_every_split_but_unseen_count_as_trained_on(tmp_path):
     frame.loc[frame.index[:2], "split"] = "unseen"
     artifacts.write_parquet(artifacts.dataset_path(tmp_path), frame)
     wanted = [*frame["sha256"], "", "f" * 64]
-    assert tracks.trained_rows(tmp_path, wanted).tolist() == [False] * 2 + [True] * (len(frame) - 2) + [False] * 2
+    assert leakage.trained_rows(tmp_path, wanted).tolist() == [False] * 2 + [True] * (len(frame) - 2) + [False] * 2
 
 
 def selection(folder, test, drew):
@@ -107,12 +107,12 @@ def test_a_selections_test_is_known_by_its_place_or_by_its_ids(tmp_path, drew, m
     (tmp_path / "test").mkdir()
     run = selection(tmp_path / "run", tmp_path / ("gone" if moved else "test"), drew)
     items = [Labelled(f"{row:03}", str(tmp_path / "test"), f"{row}.png", row % 2) for row in range(4)]
-    found = tracks.selected_for(run, items)
+    found = leakage.selected_for(run, items)
     assert found == ([str(run / "selection.json")] if expected else [])
-    tracks.check_track("transductive", found)
+    leakage.check_track("transductive", found)
     if expected:
         with pytest.raises(DataError, match="--track transductive"):
-            tracks.check_track("inductive", found)
+            leakage.check_track("inductive", found)
 
 
 GENERATORS = np.array(["gan", "diffusion"])

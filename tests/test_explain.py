@@ -7,8 +7,8 @@ from PIL import Image
 from small_members import small_member
 from torch import nn
 
-from ensemble import explain
 from ensemble.core.preprocess_config import ImageContract
+from ensemble.evaluation import heatmaps
 from ensemble.images import decode
 from ensemble.models.backbone import LABEL_MAPS, Member
 
@@ -73,7 +73,7 @@ def hottest(heat):
 @pytest.mark.parametrize("family", LAYERS)
 def test_every_family_has_a_map_of_the_images_shape(family):
     member = small_member(family, SIZES.get(family, 32)).eval()
-    heat = explain.heatmaps(member, noise(1, 90, 60))
+    heat = heatmaps.heatmaps(member, noise(1, 90, 60))
     assert heat.shape == (60, 90)
     assert heat.dtype == np.float32
     assert np.isfinite(heat).all()
@@ -85,7 +85,7 @@ def test_every_family_has_a_map_of_the_images_shape(family):
 def test_the_last_layer_with_places_is_found(family, expected):
     member = small_member(family, SIZES.get(family, 32)).eval()
     size = member.contract.size
-    layer, layout = explain._last_layer(member, torch.randint(0, 256, (1, size, size, 3), dtype=torch.uint8))
+    layer, layout = heatmaps._last_layer(member, torch.randint(0, 256, (1, size, size, 3), dtype=torch.uint8))
     names = {module: name for name, module in member.backbone.named_modules()}
     assert (names[layer], layout.side) == (expected[0], max(expected[1], 2))
 
@@ -102,28 +102,28 @@ def test_the_last_layer_with_places_is_found(family, expected):
     ids=["squash", "crops", "covered", "covered-crops"],
 )
 def test_the_hottest_place_is_the_planted_square_wherever_it_is(corner, contract, network):
-    heat = explain.heatmaps(Member(network(), contract), planted(corner))
+    heat = heatmaps.heatmaps(Member(network(), contract), planted(corner))
     x, y = hottest(heat)
     assert (x, y) == pytest.approx((corner[0] + 6, corner[1] + 6), abs=5)
 
 
 def test_the_map_of_another_place_is_another():
     member = Member(Bright(), ImageContract(size=64, **GREY))
-    one, two = (explain.heatmaps(member, planted(corner)) for corner in ((12, 8), (72, 40)))
+    one, two = (heatmaps.heatmaps(member, planted(corner)) for corner in ((12, 8), (72, 40)))
     assert one[14, 18] > 0.9
     assert two[14, 18] == 0
 
 
 def test_nothing_bright_leaves_the_map_empty():
     member = Member(Bright(), ImageContract(size=64, **GREY))
-    assert explain.heatmaps(member, Image.new("RGB", (40, 30))).max() == 0
+    assert heatmaps.heatmaps(member, Image.new("RGB", (40, 30))).max() == 0
 
 
 def test_a_large_image_is_shown_smaller():
     member = Member(Bright(), ImageContract(size=64, **GREY))
     image = Image.new("RGB", (1536, 768))
     image.paste((255, 255, 255), (1200, 480, 1440, 720))
-    heat = explain.heatmaps(member, image)
+    heat = heatmaps.heatmaps(member, image)
     assert heat.shape == (256, 512)
     assert hottest(heat) == pytest.approx((1320 / 3, 600 / 3), abs=8)
 
@@ -131,17 +131,17 @@ def test_a_large_image_is_shown_smaller():
 @pytest.mark.parametrize("size", [(1200, 1), (1, 1200), (1, 1), (3000, 40)])
 @pytest.mark.parametrize("geometry", ["squash", "native_crops"])
 def test_a_thin_image_has_a_map(geometry, size):
-    heat = explain.heatmaps(
+    heat = heatmaps.heatmaps(
         Member(Bright(), ImageContract(size=16, **GREY, geometry=geometry)), Image.new("RGB", size, (255, 255, 255))
     )
-    assert heat.shape[::-1] == explain.fitted(Image.new("RGB", size)).size
+    assert heat.shape[::-1] == heatmaps.fitted(Image.new("RGB", size)).size
     assert heat.max() == 1
 
 
 def test_frozen_weights_are_explained_as_others():
     member = small_member("vit").eval()
-    before = explain.heatmaps(member, noise(4))
-    assert (explain.heatmaps(member.requires_grad_(False), noise(4)) == before).all()
+    before = heatmaps.heatmaps(member, noise(4))
+    assert (heatmaps.heatmaps(member.requires_grad_(False), noise(4)) == before).all()
 
 
 def test_a_line_on_the_spectrum_is_explained_by_covering():
@@ -150,8 +150,8 @@ def test_a_line_on_the_spectrum_is_explained_by_covering():
     )
     network = transformers.AutoModelForImageClassification.from_config(config)
     member = Member(network, ImageContract(size=64, **GREY)).eval()
-    assert explain._last_layer(member, torch.zeros(1, 64, 64, 3, dtype=torch.uint8)) is None
-    heat = explain.heatmaps(member, noise(2, 64, 64))
+    assert heatmaps._last_layer(member, torch.zeros(1, 64, 64, 3, dtype=torch.uint8)) is None
+    heat = heatmaps.heatmaps(member, noise(2, 64, 64))
     assert (heat.shape, heat.max()) == ((64, 64), 1)
 
 
@@ -159,7 +159,7 @@ def test_explaining_leaves_the_member_as_it_was():
     member = small_member("convnext").eval()
     pixels = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8)
     before = member(pixels)
-    explain.heatmaps(member, noise(3))
+    heatmaps.heatmaps(member, noise(3))
     assert torch.equal(member(pixels), before)
     assert not any(module._forward_hooks for module in member.modules())
     assert all(parameter.grad is None for parameter in member.parameters())
@@ -169,7 +169,7 @@ def test_the_overlay_has_colour_only_where_it_is_hot():
     image = noise(6, 96, 64)
     heat = np.zeros((64, 96), dtype=np.float32)
     heat[20:40, 30:60] = 1
-    laid = np.asarray(explain.overlay(image, heat)).astype(int)
+    laid = np.asarray(heatmaps.overlay(image, heat)).astype(int)
     grey = np.asarray(image.convert("L"))
     assert laid.shape == (64, 96, 3)
     assert (laid[heat == 0] == grey[heat == 0][:, None]).all()
@@ -178,10 +178,10 @@ def test_the_overlay_has_colour_only_where_it_is_hot():
 
 def test_a_coarse_map_keeps_the_mean():
     heat = np.random.default_rng(0).random((64, 128)).astype(np.float32)
-    cells = explain.coarse(heat, 16)
+    cells = heatmaps.coarse(heat, 16)
     assert cells.shape == (8, 16)
     assert cells.mean() == pytest.approx(heat.mean(), abs=1e-3)
-    assert explain.coarse(heat[:1, :5], 16).shape == (1, 5)
+    assert heatmaps.coarse(heat[:1, :5], 16).shape == (1, 5)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from helpers import heldout, noisy_logits, read_csv, run_cli, write_csv
 from PIL import Image
 from small_members import write_networks
 
-from ensemble import explain_picture
 from ensemble.core import artifacts
 from ensemble.core.metrics import sigmoid
-from ensemble.explain_picture import Panel, drawable, write_picture
+from ensemble.evaluation import heatmaps
+from ensemble.evaluation.heatmaps import Panel, drawable, write_picture
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_no_name_is_read_as_mathematics_or_breaks_the_picture(tmp_path, name):
 def test_what_the_font_lacks_and_what_is_too_long_is_told_by_signs():
     assert drawable("é 写\n真$") == "é ???$"
     assert drawable("0123456789", 8) == "...56789"
-    assert len(drawable("x" * 400)) == explain_picture.LETTERS
+    assert len(drawable("x" * 400)) == heatmaps.LETTERS
 
 
 def test_a_name_with_dollars_is_drawn_as_it_is(tmp_path):

@@ -64,7 +64,7 @@ LIGHT = {
     "ensemble.models.members ensemble.stacking.stack ensemble.stacking.scores ensemble.stacking.logit_table ensemble.stacking.threshold ensemble.models.external "
     "ensemble.stacking.fit ensemble.stacking.calibration ensemble.stacking.diagnostics ensemble.stacking.diagnostics ensemble.stacking.stack "
     "ensemble.data.dataset ensemble.data.index ensemble.images.pixel_traces ensemble.images.canonical "
-    "ensemble.images.degradations ensemble.images.robustness ensemble.core.bootstrap ensemble.breakdown ensemble.report ensemble.gallery "
+    "ensemble.images.degradations ensemble.images.robustness ensemble.core.bootstrap ensemble.evaluation.protocol ensemble.evaluation.report ensemble.evaluation.report "
     "ensemble.stacking.label_shift ensemble.data.files ensemble.data.sources ensemble.images.decoder_warnings ensemble.stacking.cascade ensemble.stacking.cascade_fit "
     "ensemble.stacking.cascade_fit ensemble.stacking.frontier ensemble.stacking.diagnostics",
     "torch,sklearn,transformers,onnx,openvino,onnxruntime,nncf,ray": "export.infer export.runtime export.hardware "

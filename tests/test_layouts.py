@@ -2,11 +2,11 @@ import pandas as pd
 import pytest
 from helpers import write_csv, write_image
 
-from ensemble import published
 from ensemble.core.errors import DataError
 from ensemble.core.metrics import SCORES
 from ensemble.data.benchmarks import read_benchmarks, recognise
 from ensemble.data.sources import Reading
+from ensemble.evaluation import published
 
 GENIMAGE = {
     "Midjourney/imagenet_midjourney": "Midjourney",

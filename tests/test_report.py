@@ -8,12 +8,13 @@ from helpers import change_json, run_cli
 from small_members import small_member
 from small_report import MEMBERS, SCRIPT, STACKER, Page, make_run, problems, write_evaluation
 
-from ensemble import gallery, report, report_rows
 from ensemble.core import artifacts, metrics
 from ensemble.core.bootstrap import paired, score_intervals
 from ensemble.core.errors import ArtifactError
 from ensemble.core.metrics import Interval, sigmoid
 from ensemble.data.dataset import dataset_sha256
+from ensemble.evaluation import report, report_scores
+from ensemble.evaluation import report as gallery
 
 CELLS = ("clean", "jpeg 30", "$blur$ <2>")
 AUDIT = {
@@ -34,7 +35,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def held(run):
-    return report_rows.run_rows(run, STACKER)[0]
+    return report_scores.run_rows(run, STACKER)[0]
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +206,7 @@ def test_what_is_gone_is_told_and_not_fatal(tmp_path):
 
 @pytest.fixture(scope="module")
 def evaluated(run, tmp_path_factory):
-    scores = write_evaluation(run, "first", report_rows.run_rows(run, STACKER)[0].frame, CELLS)
+    scores = write_evaluation(run, "first", report_scores.run_rows(run, STACKER)[0].frame, CELLS)
     file, seen = tmp_path_factory.mktemp("evaluated") / "page.html", []
     report.write_report(run, file, look=lambda image: seen.append(image) or image, resamples=40)
     return scores, file.read_text(), seen
@@ -253,12 +254,12 @@ def test_an_evaluation_of_reals_alone_is_shown_as_far_as_it_goes(run, held, tmp_
 
 def test_an_evaluation_that_cannot_be_shown_is_told(run, held):
     with pytest.raises(ArtifactError, match="no evaluation 'second'"):
-        report_rows.evaluated_rows(run, "second", STACKER)
+        report_scores.evaluated_rows(run, "second", STACKER)
     write_evaluation(run, "second", held.frame, ("jpeg 30",))
     with pytest.raises(ArtifactError, match="'second' has no undamaged images"):
-        report_rows.evaluated_rows(run, "second", STACKER)
+        report_scores.evaluated_rows(run, "second", STACKER)
     with pytest.raises(ArtifactError, match="'second' lacks logit:third: the stack has other members now"):
-        report_rows.evaluated_rows(run, "second", replace(STACKER, members=("one", "third")))
+        report_scores.evaluated_rows(run, "second", replace(STACKER, members=("one", "third")))
 
 
 def test_unseen_generators_are_a_set_of_their_own(tmp_path):
@@ -272,7 +273,7 @@ def test_unseen_generators_are_a_set_of_their_own(tmp_path):
         scores = pd.read_parquet(path)
         scores["split"] = whole.set_index("id").loc[scores["id"], "split"].to_numpy()
         artifacts.write_parquet(path, scores)
-    held, unseen = report_rows.run_rows(tmp_path, STACKER)
+    held, unseen = report_scores.run_rows(tmp_path, STACKER)
     assert (len(held.frame), len(unseen.frame)) == (36, 12)
     assert np.array_equal(unseen.stack, STACKER.logit(unseen.logits))
 

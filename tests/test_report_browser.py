@@ -2,7 +2,7 @@ import pytest
 from helpers import run_cli
 from small_report import STACKER, make_run, write_evaluation
 
-from ensemble import report_rows
+from ensemble.evaluation import report_scores
 
 pytestmark = pytest.mark.browser
 
@@ -31,7 +31,7 @@ def looked_at(browser, file, width):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_report_is_whole_in_a_browser(browser, tmp_path, width):
     make_run(tmp_path)
-    rows = report_rows.run_rows(tmp_path, STACKER)[0].frame
+    rows = report_scores.run_rows(tmp_path, STACKER)[0].frame
     write_evaluation(tmp_path, "first", rows, ("clean", "jpeg 30", "blur 2"))
     assert run_cli("report", "--run", tmp_path, "--no-heatmaps")[0] == 0
     said, seen = looked_at(browser, tmp_path / "report.html", width)

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ensemble import report_plots
 from ensemble.core import metrics
+from ensemble.evaluation import report_plots
+from ensemble.evaluation.report_plots import mean_spectra, middle, plane
+from ensemble.evaluation.report_scores import Rows
 from ensemble.images import html
-from ensemble.report_rows import Rows
-from ensemble.report_spectra import mean_spectra, middle, plane
 
 SCORED = st.lists(st.tuples(st.booleans(), st.integers(0, 20)), min_size=2, max_size=60).filter(
     lambda rows: len({label for label, _ in rows}) == 2

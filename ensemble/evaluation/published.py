@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ensemble.core.metrics import Interval
-from ensemble.evaluate_tables import read_interval
+from ensemble.evaluation.tables import read_interval
 
 FIGURES = Path(__file__).with_name("published.toml")
 

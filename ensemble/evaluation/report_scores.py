@@ -13,7 +13,7 @@ from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, some
 from ensemble.core.metrics import sigmoid
 from ensemble.data import dataset
-from ensemble.evaluate import CLEAN, PREFIX
+from ensemble.evaluation.protocol import CLEAN, PREFIX
 from ensemble.images import canonical, decode
 from ensemble.models import external, members
 from ensemble.stacking.logit_table import read_material, stack_scores

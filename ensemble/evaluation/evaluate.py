@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ensemble import published, tracks
 from ensemble.core import artifacts
 from ensemble.core.errors import DataError
 from ensemble.core.names import LABELS
 from ensemble.data.sources import Labelled
-from ensemble.evaluate import CLEAN
-from ensemble.evaluate_tables import TITLES
-from ensemble.leave_out import known_generators
+from ensemble.evaluation import leakage, published
+from ensemble.evaluation.leave_out import known_generators
+from ensemble.evaluation.protocol import CLEAN
+from ensemble.evaluation.tables import TITLES
 from ensemble.stacking.stacker import Stacker
 
 
@@ -54,7 +54,7 @@ def name_of(data: Sequence[Path], name: str | None, limit: int | None, track: st
         if len(places) == 1 and places[0].is_file() and name.casefold() in ("labels", "test", "data", "images"):
             name = f"{places[0].parent.name}-{name}"
         name += f"-{limit}" if limit is not None else ""  # a quick look replaces no full evaluation
-        name += f"-{track}" if track != tracks.TRACKS[0] else ""
+        name += f"-{track}" if track != leakage.TRACKS[0] else ""
     return artifacts.safe_name(name)
 
 
@@ -69,13 +69,13 @@ def output_folder(run: Path | None, output: Path | None, name: str) -> Path:
 
 def check_rows(run: Path | None, items: Sequence[Labelled], track: str, allow_trained: bool) -> tuple[list[str], int]:
     """SHA-256 of each file, and how many the run was trained on, or DataError where they cannot be a test."""
-    sha256s = tracks.hash_files(items)
+    sha256s = leakage.hash_files(items)
     if run is None:
         return sha256s, 0
-    trained = tracks.trained_rows(run, sha256s)
+    trained = leakage.trained_rows(run, sha256s)
     if not allow_trained:
-        tracks.refuse_trained(items, trained)
-    tracks.check_track(track, tracks.selected_for(run, items))
+        leakage.refuse_trained(items, trained)
+    leakage.check_track(track, leakage.selected_for(run, items))
     return sha256s, int(trained.sum())
 
 

@@ -16,11 +16,11 @@ from ensemble.core import artifacts
 from ensemble.core.bootstrap import interval, score_intervals
 from ensemble.core.errors import ArtifactError, DataError, some
 from ensemble.core.metrics import Interval, sigmoid
-from ensemble.evaluate import PREFIX
+from ensemble.evaluation.leakage import UNSEEN
+from ensemble.evaluation.protocol import PREFIX
 from ensemble.models import members
 from ensemble.stacking.fit import fit_stacker
 from ensemble.stacking.stacker import Stacker
-from ensemble.tracks import UNSEEN
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,96 @@
-"""The report: one page that shows someone whether to trust a run's stack, and where not to."""
+"""The report: one page that shows someone whether to trust a run's stack, and where not to.
 
-from collections.abc import Sequence
+The images that a stack gets most wrong, with what every member said of them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL.Image import Image
+from tqdm import tqdm
 
-from ensemble import breakdown, gallery, report_data, report_facts, report_plots, report_rows
 from ensemble.commands import audit_headline
 from ensemble.core import artifacts, metrics
-from ensemble.core.errors import ArtifactError
+from ensemble.core.errors import ArtifactError, ImageError
 from ensemble.core.metrics import Interval, sigmoid
-from ensemble.evaluate_tables import TITLES
-from ensemble.gallery import Look
+from ensemble.evaluation import protocol, report_data, report_plots, report_scores
+from ensemble.evaluation import report_data as report_facts
+from ensemble.evaluation.report_data import Heat, Line, Versus
+from ensemble.evaluation.report_plots import Plot, mean_spectra
+from ensemble.evaluation.report_scores import Rows
+from ensemble.evaluation.tables import TITLES
+from ensemble.images import html
 from ensemble.images import html as page
+from ensemble.images.canonical import WHITE
+from ensemble.images.decode import flatten
 from ensemble.models import members
-from ensemble.report_data import Heat, Line, Versus
-from ensemble.report_plots import Plot
-from ensemble.report_rows import Rows
-from ensemble.report_spectra import mean_spectra
 from ensemble.stacking.stack import read_stacker
 from ensemble.stacking.stacker import Stacker
+
+COUNT = 12  # images of each kind
+GALLERY_TITLES = ("False positives: reals called ai", "False negatives: ai called real")  # by label
+
+Look = Callable[[Image], Image]  # an RGB image -> the same with its heat map laid on
+
+
+@dataclass(frozen=True)
+class Card:
+    """One image of the gallery. wrong: it lies beyond the threshold; else it fills up as one of the nearest.
+
+    target: the stack's P(ai). members: each member's. picture, heat: data URIs, None where there is none.
+    missing: why the image cannot be shown.
+    """
+
+    id: str
+    source: str
+    generator: str
+    target: float
+    wrong: bool
+    members: tuple[tuple[str, float], ...]
+    picture: str | None
+    heat: str | None
+    missing: str
+
+
+def worst(labels: np.ndarray, logits: np.ndarray, label: int, count: int = COUNT) -> np.ndarray:
+    """Rows of a class, int [up to count], those that lie furthest on the other class's side first."""
+    rows = np.flatnonzero(labels == label)
+    return rows[np.argsort(logits[rows] if label else -logits[rows], kind="stable")[:count]]
+
+
+def cards(rows: Rows, threshold: float, label: int, look: Look | None = None, count: int = COUNT) -> list[Card]:
+    """The most confident errors among images of a class; then, if too few are wrong, the nearest to the threshold."""
+    chosen = worst(rows.labels, rows.stack, label, count)
+    bar = tqdm(chosen, "pictures", unit="image", leave=False, disable=None)
+    return [_card(rows, int(row), threshold, look) for row in bar]
+
+
+def _card(rows: Rows, row: int, threshold: float, look: Look | None) -> Card:
+    told, p = rows.frame.iloc[row], rows.p
+    picture = heat = None
+    missing = ""
+    try:
+        image = flatten(rows.read(row), WHITE)
+        picture = html.picture(image)
+        heat = html.picture(look(image)) if look is not None else None
+    except ImageError as error:
+        missing = str(error)
+    target = float(p["stack"][row])
+    return Card(
+        str(told["id"]),
+        str(told["source"]),
+        str(told["generator"]),
+        target,
+        bool((target >= threshold) != bool(told["label"])),
+        tuple((name, float(p[name][row])) for name in rows.names),
+        picture,
+        heat,
+        missing,
+    )
+
 
 RESAMPLES = 2000
 POOR, GOOD, PLAIN, DEEP = (250, 185, 160), (190, 222, 245), (255, 255, 255), (120, 170, 230)  # red, green, blue
@@ -39,18 +109,18 @@ def write_report(
     evaluation: by name; else the latest, if there is any. look: lays a heat map on an image.
     """
     stacker = read_stacker(run)
-    sets = report_rows.run_rows(run, stacker)
+    sets = report_scores.run_rows(run, stacker)
     cautions = []
     try:
-        if evaluation is not None or (names := report_rows.evaluations(run)):
-            sets.append(report_rows.evaluated_rows(run, evaluation or names[0], stacker))
+        if evaluation is not None or (names := report_scores.evaluations(run)):
+            sets.append(report_scores.evaluated_rows(run, evaluation or names[0], stacker))
     except ArtifactError as error:
         if evaluation is not None:
             raise
         cautions.append(f"Not shown: {error}.")
     frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first")
     audit = report_facts.read_audit(run)
-    infos = [members.read_info(run, name) for name in report_rows.split_names(run, stacker)[0]]
+    infos = [members.read_info(run, name) for name in report_scores.split_names(run, stacker)[0]]
     sections = [_section(rows, stacker, look, resamples) for rows in sets]
     said = verdict(sets[0], sections[0]["lines"], sections[0]["versus"])
     html = page.render(
@@ -68,7 +138,7 @@ def write_report(
         weights=report_facts.weight_intervals(run),
         null=report_facts.null_scores(audit),
         columns=TITLES,
-        part_columns=breakdown.TITLES,
+        part_columns=protocol.TITLES,
         heaviest=heaviest(run, stacker),
         looked=look is not None,
         sections=sections,
@@ -80,16 +150,16 @@ def write_report(
 
 def heaviest(run: Path, stacker: Stacker) -> str:
     """Of the members that the run trained, the one of the largest weight, whatever its sign."""
-    own, _ = report_rows.split_names(run, stacker)
+    own, _ = report_scores.split_names(run, stacker)
     return own[int(np.argmax(np.abs(stacker.coef[: len(own)])))]
 
 
 def member_look(run: Path, name: str) -> Look:
     """Lays a member's heat map on an image. Needs torch."""
-    from ensemble import explain
+    from ensemble.evaluation import heatmaps
 
     member = members.load_member(run, name)
-    return lambda image: explain.overlay(image, explain.heatmaps(member, image))
+    return lambda image: heatmaps.overlay(image, heatmaps.heatmaps(member, image))
 
 
 def verdict(rows: Rows, lines: Sequence[Line], versus: Sequence[Versus]) -> str:
@@ -141,7 +211,7 @@ def _section(rows: Rows, stacker: Stacker, look: Look | None, resamples: int) ->
         "published": rows.record.get("published", []),
         "divided": report_data.divided(rows, threshold),
         "images": len(rows.frame),
-        "galleries": [(gallery.TITLES[label], gallery.cards(rows, threshold, label, look)) for label in (0, 1)],
+        "galleries": [(GALLERY_TITLES[label], cards(rows, threshold, label, look)) for label in (0, 1)],
         "spectra": spectra,
         "spectrum_plots": []
         if spectra is None

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ensemble import breakdown
 from ensemble.core.metrics import Interval
+from ensemble.evaluation import protocol
 
-TITLES = breakdown.TITLES | {
+TITLES = protocol.TITLES | {
     "average_precision": "average precision",
     "f1": "F1",
     "tpr_at_1": "TPR at 1 % FPR",
@@ -37,7 +37,7 @@ def cell_table(record: Mapping[str, Any]) -> pd.DataFrame:
     deciding = record["worst"]["score"]
     cells = sorted(record["cells"].items(), key=lambda item: item[1][deciding]["value"])
     clean = record["cells"]["clean"][deciding]["value"]
-    titles = [name for name in breakdown.TITLES if name in cells[0][1]]
+    titles = [name for name in protocol.TITLES if name in cells[0][1]]
     return pd.DataFrame(
         [
             {"cell": name}
@@ -59,7 +59,7 @@ def part_table(parts: Sequence[Mapping[str, Any]], title: str) -> pd.DataFrame:
     table = pd.DataFrame(
         [
             {title: part["name"], "real": part["real"], "ai": part["ai"]}
-            | {TITLES[name]: _text(part["scores"][name]) for name in breakdown.TITLES}
+            | {TITLES[name]: _text(part["scores"][name]) for name in protocol.TITLES}
             for part in sorted(parts, key=rank)
         ]
     )
