@@ -11,8 +11,8 @@ from ensemble import options
 from ensemble.core.errors import UnavailableError
 
 if TYPE_CHECKING:
+    from ensemble.cluster.train_driver import Cluster
     from ensemble.core.recipe import Recipe
-    from ensemble.ray_train import Cluster
     from ensemble.training.train_all import Outcome
     from ensemble.training.train_member import Setup
 
@@ -235,9 +235,9 @@ def _joined(
     """The cluster to train on; none to train here."""
     if engine == "local":
         return nullcontext()
-    from ensemble import ray_train
+    from ensemble.cluster import train_driver
 
-    return ray_train.joined(address, recipes, device, cpus)
+    return train_driver.joined(address, recipes, device, cpus)
 
 
 def _dry_run(recipes: "Sequence[Recipe]", run: Path, setup: "Setup", prepare: Callable[[Path], None]) -> int:

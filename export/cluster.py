@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ensemble import ray_look
+from ensemble.cluster import nodes as ray_look
+from ensemble.cluster.connect import Node, load_ray
 from ensemble.core.errors import DataError, ManyeyesError, UnavailableError, in_one_line
 from ensemble.data.image_list import Rows
 from ensemble.data.inputs import Inputs
 from ensemble.data.storage import readable
 from ensemble.models.runner import Runner
-from ensemble.ray_cluster import Node, load_ray
 from export import cluster_bundle, cluster_kept, predictor
 from export.cluster_kept import Kept
 from export.cluster_size import Asked, Size, sized, sized_as, told

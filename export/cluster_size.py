@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
+from ensemble.cluster.connect import Node
 from ensemble.core.errors import UnavailableError
-from ensemble.ray_cluster import Node
 
 LEAST_GPU = 0.0001  # that Ray can count
 

@@ -9,14 +9,14 @@ from typing import Any, NoReturn, cast
 
 import pyarrow as pa
 
+from ensemble.cluster.connect import this_node
+from ensemble.cluster.nodes import check_versions, look
 from ensemble.core.errors import ArtifactError, DataError, ManyeyesError, UnavailableError, in_one_line
 from ensemble.data.byte_ranges import Span
 from ensemble.data.image_list import TEXT, Row, Rows, keep, read
 from ensemble.data.inputs import Item
 from ensemble.data.storage import readable
 from ensemble.images.decoder_warnings import quiet_decoders
-from ensemble.ray_cluster import this_node
-from ensemble.ray_look import check_versions, look
 from export import bundle, cluster_bundle, predictor
 from export import infer as inference
 from export import journal as journals

@@ -15,8 +15,8 @@ from export.setting import Wanted, cascade_option, full, runtime_options
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ensemble.cluster.connect import Node
     from ensemble.data.storage import Place
-    from ensemble.ray_cluster import Node
     from export.ensembles import Ensemble
 
 
@@ -290,6 +290,6 @@ def _nodes(context: click.Context, cluster: Asked | None) -> "list[Node]":
     """Machines of the cluster, connected until the command ends."""
     if not cluster:
         return []
-    from ensemble.ray_cluster import connected, nodes
+    from ensemble.cluster.connect import connected, nodes
 
     return nodes(context.with_resource(connected(cluster.address)))

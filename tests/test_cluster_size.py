@@ -6,8 +6,8 @@ from helpers import ROOT, exported_run, run_cli, run_python, write_image
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ensemble.cluster.nodes import check_versions, look
 from ensemble.core.errors import UnavailableError
-from ensemble.ray_look import check_versions, look
 from export.cluster import stretches
 from export.cluster_size import Asked, Node, Size, sized
 

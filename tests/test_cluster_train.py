@@ -19,7 +19,7 @@ from helpers import run_cli
 from small_job import ROOT, SHARES
 from test_cluster_train_plan import order
 
-from ensemble import events, ray_cluster, ray_look, ray_own, ray_plan, ray_train, ray_worker
+from ensemble.cluster import connect, events, local_ray, nodes, placement, train_driver, train_worker
 from ensemble.core import artifacts
 from ensemble.core.errors import UnavailableError
 from ensemble.core.recipe_files import load_recipes
@@ -44,8 +44,8 @@ LONGER = ("--set", "train.epochs=400", "--save-every", "0")  # where none may en
 def cluster():
     from ray.cluster_utils import Cluster
 
-    os.environ.update(ray_cluster.QUIET)
-    head = {"num_cpus": 2, "object_store_memory": ray_own.OBJECT_STORE, "include_dashboard": False}
+    os.environ.update(connect.QUIET)
+    head = {"num_cpus": 2, "object_store_memory": local_ray.OBJECT_STORE, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     yield cluster
     cluster.shutdown()
@@ -104,7 +104,7 @@ def trainings(run):
     found = []
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []
-        if "ensemble.one_member" in line and f'"{run}"' in line[-1]:
+        if "ensemble.cluster.train_process" in line and f'"{run}"' in line[-1]:
             found.append(process)
     return found
 
@@ -229,7 +229,7 @@ def test_interrupted_it_ends_the_members_and_says_how_to_go_on(cluster, work, da
 
 
 def folders():
-    return set(Path("/tmp").glob(f"{ray_own.FOLDER}*"))  # noqa: S108 where Ray's own files go
+    return set(Path("/tmp").glob(f"{local_ray.FOLDER}*"))  # noqa: S108 where Ray's own files go
 
 
 def test_without_an_address_a_ray_is_started_and_ends_with_the_command(work, data, run):
@@ -246,13 +246,13 @@ def test_without_an_address_a_ray_is_started_and_ends_with_the_command(work, dat
 
 
 def test_a_lost_node_s_member_goes_on_elsewhere(cluster, work, data, long, run):
-    node = cluster.add_node(num_cpus=3, object_store_memory=ray_own.OBJECT_STORE)
+    node = cluster.add_node(num_cpus=3, object_store_memory=local_ray.OBJECT_STORE)
     cluster.wait_for_nodes()
     more = ("--cpus-per-member", 3)  # only the new node has them
     driver = start(cluster, "train", work / "recipes" / "tiny_vit.yaml", *data, *LONG, *more, "--run", run)
     training(run, "tiny_vit")
     cluster.remove_node(node, allow_graceful=False)
-    other = cluster.add_node(num_cpus=3, object_store_memory=ray_own.OBJECT_STORE)
+    other = cluster.add_node(num_cpus=3, object_store_memory=local_ray.OBJECT_STORE)
     out, _ = finish(driver)
     cluster.remove_node(other)
     assert "(try 2)" in out
@@ -267,15 +267,15 @@ def test_a_node_that_cannot_train_is_named_before_any_training(cluster, tmp_path
         return {"torch": "0.1" if ray.get_runtime_context().get_task_id() else "0.2"}
 
     artifacts.dataset_path(tmp_path).write_bytes(b"rows")
-    here, share = order(tmp_path), ray_plan.Share(cpus=1, gpus=0, memory=0)
-    with ray_cluster.connected(cluster.address) as connected:
-        on = ray_train.Cluster(connected, "cpu")
-        ray_train._check_nodes(on, [here], {"vit": share})
+    here, share = order(tmp_path), placement.Share(cpus=1, gpus=0, memory=0)
+    with connect.connected(cluster.address) as connected:
+        on = train_driver.Cluster(connected, "cpu")
+        train_driver._check_nodes(on, [here], {"vit": share})
         with pytest.raises(UnavailableError, match=r"^.+ \(.+\) does not see .*dataset\.parquet; put --run"):
-            ray_train._check_nodes(on, [replace(here, run=str(tmp_path / "elsewhere"))], {"vit": share})
-        monkeypatch.setattr(ray_look, "look", by_value)
+            train_driver._check_nodes(on, [replace(here, run=str(tmp_path / "elsewhere"))], {"vit": share})
+        monkeypatch.setattr(nodes, "look", by_value)
         with pytest.raises(UnavailableError, match=r"^.+ \(.+\) has other versions: torch 0\.1 there, 0\.2 here; "):
-            ray_train._check_nodes(on, [here], {"vit": share})
+            train_driver._check_nodes(on, [here], {"vit": share})
 
 
 @pytest.fixture
@@ -293,7 +293,7 @@ def both(work, data, run):
 
 def train(two, run):
     """The exit code of torchrun, and what the processes told last."""
-    code = ray_worker._run(ray_worker.command(two), ray_worker.environment(two), ROOT, run / "log")
+    code = train_worker._run(train_worker.command(two), train_worker.environment(two), ROOT, run / "log")
     return code, told(run)[-1]
 
 

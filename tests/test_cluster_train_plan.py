@@ -18,13 +18,14 @@ from helpers import run_cli, run_python
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble import events, ray_cluster, ray_look, ray_own, ray_plan, ray_train, ray_worker
+from ensemble.cluster import connect, events, local_ray, placement, train_driver, train_worker
+from ensemble.cluster import nodes as ray_look
+from ensemble.cluster.connect import Node
+from ensemble.cluster.train_worker import Order
 from ensemble.core import artifacts
 from ensemble.core.errors import TrainingError, UnavailableError
 from ensemble.core.recipe import Backbone, Recipe
 from ensemble.models import checkpoints
-from ensemble.ray_cluster import Node
-from ensemble.ray_worker import Order
 from ensemble.training import checkpoint, train_all
 from ensemble.training.live_progress import Board
 
@@ -42,7 +43,7 @@ def recipe(name="vit", **train):
 def order(run, **changes):
     digest = artifacts.file_sha256(artifacts.dataset_path(run)) if artifacts.dataset_path(run).exists() else ""
     values = {
-        "job": "a", "places": (), "versions": ray_look.look(ray_worker.PACKAGES),
+        "job": "a", "places": (), "versions": ray_look.look(train_worker.PACKAGES),
         "recipe": recipe().model_dump(mode="json"), "run": str(run), "data_sha256": digest, "folder": str(run),
         "device": "cpu", "processes": 1, "cpus": 1, "beside": 1, "seed": 0,
         "report_to": (), "save_minutes": 10.0,
@@ -60,7 +61,7 @@ def test_the_number_of_gpus_is_no_part_of_what_decides_a_member():
 
 @given(st.integers(1, 30), NODES)
 def test_cpus_are_as_many_as_let_all_members_run_at_once(members, nodes):
-    cpus = ray_plan.cpus_each(members, nodes)
+    cpus = placement.cpus_each(members, nodes)
 
     def at_once(each):
         return sum(node.cpus // each for node in nodes)
@@ -73,48 +74,48 @@ def test_cpus_are_as_many_as_let_all_members_run_at_once(members, nodes):
     ("members", "nodes", "cpus"), [(1, [SMALL], 4), (2, [SMALL], 2), (9, [SMALL], 1), (2, [SMALL, LARGE], 8)]
 )
 def test_cpus_of_a_member(members, nodes, cpus):
-    assert ray_plan.cpus_each(members, nodes) == cpus
+    assert placement.cpus_each(members, nodes) == cpus
 
 
 @pytest.mark.parametrize(
     ("members", "gib", "cpus"), [(5, 2, 3), (5, 6.5, 16), (5, 4, 8), (5, 3, 5), (5, 100, 16), (1, 1, 16)]
 )
 def test_cpus_of_a_member_leave_none_idle_where_memory_is_short(members, gib, cpus):
-    assert ray_plan.cpus_each(members, [Node("a", 16, memory=10 * 2**30)], int(gib * 2**30)) == cpus
+    assert placement.cpus_each(members, [Node("a", 16, memory=10 * 2**30)], int(gib * 2**30)) == cpus
 
 
 def test_gpus_come_with_their_share_of_cpus_and_weights_with_memory():
     asked = [recipe("one"), recipe("two", gpus=2)]
     weights = {"one": 2**30, "two": 2**40}
-    found = ray_plan.shares(asked, weights, [SMALL, LARGE], "cuda")
-    assert found["one"] == ray_plan.Share(cpus=4, gpus=1, memory=7 * 2**30)
-    assert found["two"] == ray_plan.Share(cpus=8, gpus=2, memory=LARGE.memory), "no more than any node has"
-    assert ray_plan.together(found["one"], 9, [SMALL, LARGE]) == 4
-    assert [node.name for node in (SMALL, LARGE) if ray_plan.fits(found["one"], node)] == ["large"]
-    on_cpus = ray_plan.shares(asked, weights, [SMALL, LARGE], "cpu", cpus_per_member=3)
+    found = placement.shares(asked, weights, [SMALL, LARGE], "cuda")
+    assert found["one"] == placement.Share(cpus=4, gpus=1, memory=7 * 2**30)
+    assert found["two"] == placement.Share(cpus=8, gpus=2, memory=LARGE.memory), "no more than any node has"
+    assert placement.together(found["one"], 9, [SMALL, LARGE]) == 4
+    assert [node.name for node in (SMALL, LARGE) if placement.fits(found["one"], node)] == ["large"]
+    on_cpus = placement.shares(asked, weights, [SMALL, LARGE], "cpu", cpus_per_member=3)
     assert [(share.cpus, share.gpus) for share in on_cpus.values()] == [(3, 0), (3, 0)]
 
 
 def test_memory_is_no_more_than_a_node_has_that_may_take_the_member():
     gib = 2**30
     nodes = [Node("cpu", 64, memory=256 * gib, id="1"), Node("gpu", 16, gpus=4, memory=16 * gib, id="2")]
-    share = ray_plan.shares([recipe()], {"vit": 5 * gib}, nodes, "cuda")["vit"]
-    assert share == ray_plan.Share(cpus=4, gpus=1, memory=16 * gib)
-    assert [ray_plan.fits(share, node) for node in nodes] == [0, 1]
-    assert ray_plan.fits(ray_plan.Share(4, 0, 9 * gib), nodes[1]) == 1, "by memory, not by CPUs"
+    share = placement.shares([recipe()], {"vit": 5 * gib}, nodes, "cuda")["vit"]
+    assert share == placement.Share(cpus=4, gpus=1, memory=16 * gib)
+    assert [placement.fits(share, node) for node in nodes] == [0, 1]
+    assert placement.fits(placement.Share(4, 0, 9 * gib), nodes[1]) == 1, "by memory, not by CPUs"
 
 
 @given(st.integers(1, 30), NODES)
 def test_the_disk_is_asked_for_what_is_trained_at_once(members, nodes):
     asked = [recipe(f"m{number}") for number in range(members)]
-    shares = ray_plan.shares(asked, {each.name: 0 for each in asked}, nodes, "cpu", 1).values()
-    assert ray_plan.slots(shares, nodes) == min(members, sum(node.cpus for node in nodes))
+    shares = placement.shares(asked, {each.name: 0 for each in asked}, nodes, "cpu", 1).values()
+    assert placement.slots(shares, nodes) == min(members, sum(node.cpus for node in nodes))
 
 
 def test_gpus_are_taken_where_the_cluster_has_any():
-    assert ray_plan.check([recipe()], [SMALL], "auto") == "cpu"
-    assert ray_plan.check([recipe(gpus=4)], [SMALL, LARGE], "auto") == "cuda"
-    assert ray_plan.check([recipe(gpus=9)], [SMALL, LARGE], "cpu") == "cpu"
+    assert placement.check([recipe()], [SMALL], "auto") == "cpu"
+    assert placement.check([recipe(gpus=4)], [SMALL, LARGE], "auto") == "cuda"
+    assert placement.check([recipe(gpus=9)], [SMALL, LARGE], "cpu") == "cpu"
 
 
 REFUSED = {
@@ -137,7 +138,7 @@ REFUSED = {
 @pytest.mark.parametrize(("recipes", "nodes", "device", "cpus", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_no_node_can_give_is_refused(recipes, nodes, device, cpus, message):
     with pytest.raises(UnavailableError) as raised:
-        ray_plan.check(recipes, nodes, device, cpus)
+        placement.check(recipes, nodes, device, cpus)
     assert str(raised.value) == message
 
 
@@ -189,14 +190,14 @@ def test_missing_ray_says_how_to_get_it(monkeypatch, tmp_path):
 
 def test_a_node_says_what_it_lacks(tmp_path):
     path = artifacts.dataset_path(tmp_path)
-    assert "does not see" in ray_worker.problem(tmp_path, "0" * 64, (), patience=0)
+    assert "does not see" in train_worker.problem(tmp_path, "0" * 64, (), patience=0)
     path.write_bytes(b"rows")
-    assert f"has another {path}; put --run" in ray_worker.problem(tmp_path, "0" * 64, (), patience=0)
+    assert f"has another {path}; put --run" in train_worker.problem(tmp_path, "0" * 64, (), patience=0)
     digest, network = artifacts.file_sha256(path), tmp_path / "org" / "net"
-    assert ray_worker.problem(tmp_path, digest, (), patience=0) == ""
-    assert f"does not see {network}; put checkpoints" in ray_worker.problem(tmp_path, digest, (str(network),), 0)
+    assert train_worker.problem(tmp_path, digest, (), patience=0) == ""
+    assert f"does not see {network}; put checkpoints" in train_worker.problem(tmp_path, digest, (str(network),), 0)
     network.mkdir(parents=True)
-    assert ray_worker.problem(tmp_path, digest, (str(network),), patience=0) == ""
+    assert train_worker.problem(tmp_path, digest, (str(network),), patience=0) == ""
 
 
 def test_checkpoints_and_weights_of_this_machine_are_named_with_their_place(tmp_path, monkeypatch):
@@ -215,7 +216,7 @@ def test_a_file_that_appears_late_is_waited_for(tmp_path):
     path = artifacts.dataset_path(tmp_path)
     threading.Timer(0.3, path.write_bytes, [b"rows"]).start()
     digest = sha256(b"rows").hexdigest()
-    assert ray_worker.problem(tmp_path, digest, (), patience=10) == ""
+    assert train_worker.problem(tmp_path, digest, (), patience=10) == ""
 
 
 NODE = ("a (10.0.0.1)", "1")
@@ -224,24 +225,24 @@ NODE = ("a (10.0.0.1)", "1")
 def test_what_another_command_on_the_same_run_tells_is_not_read(tmp_path, monkeypatch):
     artifacts.dataset_path(tmp_path).write_bytes(b"rows")
     mine, other = order(tmp_path), order(tmp_path, job="b")
-    for _ in range(ray_worker.TRIES):
+    for _ in range(train_worker.TRIES):
         events.Events(other.events).tell("begin", node="a", node_id="1", attempt=1)
     done = f"from ensemble import events; from pathlib import Path; events.Events(Path({str(mine.events)!r}))"
     outcome = f"{done}.tell('outcome', values={{'name': 'vit', 'status': 'trained'}})"
-    monkeypatch.setattr(ray_worker, "command", lambda order: [sys.executable, "-c", outcome])
-    monkeypatch.setattr(ray_worker, "_node", lambda: NODE)
-    assert ray_worker.train(mine) == {"name": "vit", "status": "trained"}
-    assert len(events.read(other.events)[0]) == ray_worker.TRIES
+    monkeypatch.setattr(train_worker, "command", lambda order: [sys.executable, "-c", outcome])
+    monkeypatch.setattr(train_worker, "_node", lambda: NODE)
+    assert train_worker.train(mine) == {"name": "vit", "status": "trained"}
+    assert len(events.read(other.events)[0]) == train_worker.TRIES
 
 
 def test_a_node_of_other_versions_refuses_and_names_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_worker, "_node", lambda: NODE)
-    here = ray_look.look(ray_worker.PACKAGES)
+    monkeypatch.setattr(train_worker, "_node", lambda: NODE)
+    here = ray_look.look(train_worker.PACKAGES)
     other = order(tmp_path, versions={**here, "manyeyes": "0.1 (00000000)", "torch": "1.0"})
     with pytest.raises(
         UnavailableError, match=r"^a \(10\.0\.0\.1\) has other versions: manyeyes .* torch .* 1\.0 here; "
     ):
-        ray_worker.train(other)
+        train_worker.train(other)
 
 
 @pytest.mark.parametrize("bad", ["1", "2"])
@@ -250,11 +251,13 @@ def test_nodes_of_one_name_are_all_asked(tmp_path, monkeypatch, bad):
     ray = SimpleNamespace(
         exceptions=SimpleNamespace(RayError=OSError), get=lambda node, timeout: "lacks it" if node == bad else ""
     )
-    monkeypatch.setattr(ray_train.ray_cluster, "nodes", lambda ray: nodes)
+    monkeypatch.setattr(train_driver.ray_cluster, "nodes", lambda ray: nodes)
     monkeypatch.setattr(ray_look, "check_nodes", lambda *given: None)
     monkeypatch.setattr(ray_look, "at", lambda ray, node, work: SimpleNamespace(remote=lambda *given: node))
     with pytest.raises(UnavailableError, match=r"^vm \(10\.0\.0\.1\) lacks it$"):
-        ray_train._check_nodes(ray_train.Cluster(ray, "cpu"), [order(tmp_path)], {"vit": ray_plan.Share(1, 0, 0)})
+        train_driver._check_nodes(
+            train_driver.Cluster(ray, "cpu"), [order(tmp_path)], {"vit": placement.Share(1, 0, 0)}
+        )
 
 
 def test_a_wait_for_room_is_said_once(tmp_path, monkeypatch):
@@ -263,12 +266,14 @@ def test_a_wait_for_room_is_said_once(tmp_path, monkeypatch):
         wait=lambda tasks, **how: (tasks if next(looks) == 7 else [], []),
         get=lambda reference: {"name": "vit", "status": "trained"},
     )
-    monkeypatch.setattr(ray_train.ray_cluster, "nodes", lambda ray: [SMALL])
-    monkeypatch.setattr(ray_train, "ROOM", 0.03)
-    monkeypatch.setattr(ray_train, "LOOK", 0.02)
-    tasks = {1: ray_train._Task("vit", tmp_path / "events", ray_plan.Share(4, 0, 2**31))}
+    monkeypatch.setattr(train_driver.ray_cluster, "nodes", lambda ray: [SMALL])
+    monkeypatch.setattr(train_driver, "ROOM", 0.03)
+    monkeypatch.setattr(train_driver, "LOOK", 0.02)
+    tasks = {1: train_driver._Task("vit", tmp_path / "events", placement.Share(4, 0, 2**31))}
     with Board(["vit"], lines.append, several=True) as board:
-        assert [found.status for found in ray_train._follow(ray, tasks, board, ray_train._Clock(), {})] == ["trained"]
+        assert [found.status for found in train_driver._follow(ray, tasks, board, train_driver._Clock(), {})] == [
+            "trained"
+        ]
     assert lines == [
         "  waiting for room: vit needs 4 CPUs, 2.0 GiB of memory; the cluster has small: 4 CPUs, which others may use"
     ]
@@ -287,28 +292,28 @@ def test_folders_of_killed_processes_are_removed_and_of_no_others(monkeypatch):
     with subprocess.Popen([sys.executable, "-c", HOLDS], stdout=subprocess.PIPE, text=True) as process:
         other = Path(process.stdout.readline().strip())
         assert other.stat().st_mode & 0o077 == 0, "nobody else's"
-        monkeypatch.setattr(ray_own, "BEGUN", -1)
-        with ray_own.folder() as mine:
+        monkeypatch.setattr(local_ray, "BEGUN", -1)
+        with local_ray.folder() as mine:
             assert mine.exists()
             assert other.exists(), "its process lives"
             process.kill()
             process.wait()
-            with ray_own.folder():
+            with local_ray.folder():
                 assert mine.exists()
                 assert not other.exists()
     assert not mine.exists()
 
 
 def test_a_folder_that_is_being_made_is_left_alone():
-    with tempfile.TemporaryDirectory(prefix=ray_own.FOLDER, dir="/tmp") as made, ray_own.folder():
+    with tempfile.TemporaryDirectory(prefix=local_ray.FOLDER, dir="/tmp") as made, local_ray.folder():
         assert Path(made).exists()
 
 
 def test_a_head_that_is_gone_is_told_once(monkeypatch, capsys):
-    monkeypatch.setattr(ray_cluster, "LOOKS", 0.05)
+    monkeypatch.setattr(connect, "LOOKS", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        with ray_cluster._head_watched(address):
+        with connect._head_watched(address):
             time.sleep(0.5)
             assert capsys.readouterr().err == ""
             server.close()
@@ -334,42 +339,50 @@ def test_a_member_whose_process_is_lost_again_and_again_is_given_up(tmp_path, mo
         events.Events(path).tell("begin", node="a", node_id="1", attempt=attempt)
     artifacts.ensure_folder(path.parent)
     dies = [sys.executable, "-c", "import os; print('loading', flush=True); os.kill(os.getpid(), 9)"]
-    monkeypatch.setattr(ray_worker, "command", lambda order: dies)
-    monkeypatch.setattr(ray_worker, "_node", lambda: NODE)
-    again = ray_worker.LostError if tries < ray_worker.TRIES else TrainingError
+    monkeypatch.setattr(train_worker, "command", lambda order: dies)
+    monkeypatch.setattr(train_worker, "_node", lambda: NODE)
+    again = train_worker.LostError if tries < train_worker.TRIES else TrainingError
     told = r"^its process ended without a result on .*: killed by signal 9 \(out of memory\?\); it last said: loading "
     with pytest.raises(again, match=told) as raised:
-        ray_worker.train(order(tmp_path))
+        train_worker.train(order(tmp_path))
     assert type(raised.value) is again
-    with pytest.raises(again if tries < ray_worker.TRIES - 1 else TrainingError):
-        ray_worker.train(order(tmp_path))
+    with pytest.raises(again if tries < train_worker.TRIES - 1 else TrainingError):
+        train_worker.train(order(tmp_path))
 
 
 def test_a_worker_that_is_lost_again_and_again_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_worker, "_node", lambda: NODE)
+    monkeypatch.setattr(train_worker, "_node", lambda: NODE)
     artifacts.dataset_path(tmp_path).write_bytes(b"rows")
     told = events.Events(order(tmp_path).events)
-    for attempt in range(1, ray_worker.TRIES + 1):
+    for attempt in range(1, train_worker.TRIES + 1):
         told.tell("begin", node="a", node_id="1", attempt=attempt)
     with pytest.raises(TrainingError, match=r"^its worker was lost 4 times: fewer members at once"):
-        ray_worker.train(order(tmp_path))
+        train_worker.train(order(tmp_path))
 
 
 def test_several_gpus_are_torchrun_and_their_threads_shared(tmp_path):
     one, two = order(tmp_path, cpus=8), order(tmp_path, cpus=8, processes=2)
-    assert ray_worker.command(one)[1:3] == ["-m", "ensemble.one_member"]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ensemble.one_member"]
-    assert ray_worker.command(two)[1:-1] == launcher
-    assert json.loads(ray_worker.command(two)[-1])["recipe"] == two.recipe
-    threads = [ray_worker.environment(o)["OMP_NUM_THREADS"] for o in (one, two)]
+    assert train_worker.command(one)[1:3] == ["-m", "ensemble.cluster.train_process"]
+    launcher = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "ensemble.cluster.train_process",
+    ]
+    assert train_worker.command(two)[1:-1] == launcher
+    assert json.loads(train_worker.command(two)[-1])["recipe"] == two.recipe
+    threads = [train_worker.environment(o)["OMP_NUM_THREADS"] for o in (one, two)]
     assert threads == ["8", "4"]
 
 
 def test_a_member_s_process_imports_nothing_of_the_working_directory(tmp_path):
     for name in ("random", "ensemble"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit(7)")
-    call = [sys.executable, "-m", "ensemble.ray_look"]  # light, as a member's is not
-    safe = ray_worker.environment(order(tmp_path))
+    call = [sys.executable, "-m", "ensemble.cluster.nodes"]  # light, as a member's is not
+    safe = train_worker.environment(order(tmp_path))
     for environment, code in ((safe, 0), (safe | {"PYTHONSAFEPATH": ""}, 7)):
         done = subprocess.run(call, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == code, done.stderr
@@ -379,11 +392,11 @@ def test_the_last_words_are_those_of_this_try(tmp_path):
     log = tmp_path / "log"
     log.write_text("ValueError: of last week\n")
     start = log.stat().st_size
-    assert ray_worker._last_words(log, start) == ""
+    assert train_worker._last_words(log, start) == ""
     with log.open("a") as file:
         file.write("x" * 10_000 + "\nnow\n")
-    assert ray_worker._last_words(log, start) == f"; it last said: now (more in {log})"
-    assert ray_worker._last_words(tmp_path / "none", 0) == ""
+    assert train_worker._last_words(log, start) == f"; it last said: now (more in {log})"
+    assert train_worker._last_words(tmp_path / "none", 0) == ""
 
 
 def test_events_of_a_killed_job_are_removed_after_a_day(tmp_path):
@@ -396,7 +409,7 @@ def test_events_of_a_killed_job_are_removed_after_a_day(tmp_path):
         path.touch()
     for path in (old, other):
         os.utime(path, (time.time() - 90_000,) * 2)
-    ray_train._remove_left(tmp_path, ["vit"])
+    train_driver._remove_left(tmp_path, ["vit"])
     assert [path.exists() for path in (old, young, other)] == [False, True, True]
 
 
@@ -438,9 +451,9 @@ def test_events_carry_to_another_board_what_the_training_tells(tmp_path):
     assert events.read(path, end) == ([], end)
     assert sum(event["images"] for event in found if event["what"] == "step") == 400, "none lost"
     assert len(found) < 30, "and few written"
-    task, clock = ray_train._Task("vit", path, ray_plan.Share(1, 0, 0)), ray_train._Clock()
+    task, clock = train_driver._Task("vit", path, placement.Share(1, 0, 0)), train_driver._Clock()
     with Board(["vit"], lines.append, clock=clock, several=True) as board:
-        ray_train._replay(task, board, clock, {"vit": "[1/1] vit: training on "})
+        train_driver._replay(task, board, clock, {"vit": "[1/1] vit: training on "})
         left = board._running["vit"].line(time.monotonic())
         assert left.startswith("epoch 2/2 on a, step 50/100, loss 0.0200, lr 0.001, 32 images/s, "), left
     assert lines == [

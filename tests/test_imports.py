@@ -58,8 +58,8 @@ LIGHT = {
     "export.evaluate_command export.explain_command export.bench_command export.frontier_command "
     "export.submit_command export.kaggle_command export.hub_commands export.serve_command export.setting "
     "export cli",
-    "ray,torch,transformers": "ensemble.ray_cluster ensemble.ray_plan ensemble.ray_worker ensemble.events "
-    "ensemble.ray_look",
+    "ray,torch,transformers": "ensemble.cluster.connect ensemble.cluster.placement ensemble.cluster.train_worker ensemble.cluster.events "
+    "ensemble.cluster.nodes",
     "torch,sklearn,transformers": "ensemble.images.decode ensemble.core.artifacts ensemble.core.metrics ensemble.stacking.stacker ensemble.models.runner "
     "ensemble.models.members ensemble.stacking.stack ensemble.stacking.scores ensemble.stacking.logit_table ensemble.stacking.threshold ensemble.models.external "
     "ensemble.stacking.fit ensemble.stacking.calibration ensemble.stacking.diagnostics ensemble.stacking.diagnostics ensemble.stacking.stack "

@@ -33,7 +33,7 @@ from ensemble.training.train_member import TRAINING_VERSION, Say, Setup, train_m
 from ensemble.training.validation import Reading
 
 if TYPE_CHECKING:
-    from ensemble.ray_train import Cluster
+    from ensemble.cluster.train_driver import Cluster
 
 T = TypeVar("T")
 
@@ -89,9 +89,9 @@ def train_all(
     if first:
         at_once = 1
         if cluster is not None:
-            from ensemble import ray_train
+            from ensemble.cluster import train_driver
 
-            at_once = max(ray_train.at_once(cluster, todo, weights), 1)
+            at_once = max(train_driver.at_once(cluster, todo, weights), 1)
         unfinished.check_disk(run, list(weights.values()), at_once)
     first_does(setup.processes, lambda: _each(todo, lambda recipe: check_network(recipe, checkpoints[recipe.name])))
     leads = {
@@ -104,9 +104,9 @@ def train_all(
         for number, recipe in enumerate(recipes, start=1)
     }
     if cluster is not None:
-        from ensemble import ray_train
+        from ensemble.cluster import train_driver
 
-        return ray_train.train_members(cluster, recipes, todo, weights, run, setup, say, leads)
+        return train_driver.train_members(cluster, recipes, todo, weights, run, setup, say, leads)
     outcomes = []
     with Board([recipe.name for recipe in recipes], say, console=None if first else Console(quiet=True)) as board:
         for recipe in recipes:

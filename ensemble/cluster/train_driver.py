@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ensemble import events, ray_cluster, ray_look, ray_plan, ray_worker
+from ensemble.cluster import connect, events, placement, train_worker
+from ensemble.cluster import nodes as ray_look
+from ensemble.cluster.placement import Share
+from ensemble.cluster.train_worker import Order
 from ensemble.core import artifacts
 from ensemble.core.errors import ManyeyesError, UnavailableError, first_line
 from ensemble.core.recipe import Recipe
 from ensemble.models import checkpoints
-from ensemble.ray_plan import Share
-from ensemble.ray_worker import Order
 from ensemble.training.live_progress import Board
 from ensemble.training.train_all import Outcome
 from ensemble.training.train_member import Say, Setup
@@ -42,8 +43,8 @@ def joined(address: str | None, recipes: Sequence[Recipe], device: str, cpus: in
 
     device: auto, cpu or cuda.
     """
-    with ray_cluster.connected(address) as ray:
-        yield Cluster(ray, ray_plan.check(recipes, ray_cluster.nodes(ray), device, cpus), cpus)
+    with connect.connected(address) as ray:
+        yield Cluster(ray, placement.check(recipes, connect.nodes(ray), device, cpus), cpus)
 
 
 def train_members(
@@ -94,8 +95,8 @@ def train_members(
 
 def at_once(cluster: Cluster, todo: Sequence[Recipe], weights: Mapping[str, int]) -> int:
     """How many of these members the cluster trains side by side, at most. weights: bytes of each one's."""
-    nodes = ray_cluster.nodes(cluster.ray)
-    return ray_plan.slots(ray_plan.shares(todo, weights, nodes, cluster.device, cluster.cpus).values(), nodes)
+    nodes = connect.nodes(cluster.ray)
+    return placement.slots(placement.shares(todo, weights, nodes, cluster.device, cluster.cpus).values(), nodes)
 
 
 @dataclass
@@ -124,15 +125,15 @@ class _Task:
 def _orders(
     cluster: Cluster, todo: Sequence[Recipe], weights: Mapping[str, int], run: Path, setup: Setup
 ) -> tuple[dict[str, Order], dict[str, Share]]:
-    nodes = ray_cluster.nodes(cluster.ray)
-    ray_plan.check(todo, nodes, cluster.device, cluster.cpus)  # they may be others than at the start
-    shares = ray_plan.shares(todo, weights, nodes, cluster.device, cluster.cpus)
+    nodes = connect.nodes(cluster.ray)
+    placement.check(todo, nodes, cluster.device, cluster.cpus)  # they may be others than at the start
+    shares = placement.shares(todo, weights, nodes, cluster.device, cluster.cpus)
     for name, share in shares.items():
-        if not any(ray_plan.fits(share, node) for node in nodes):
-            asked = ray_plan.asked(share)
-            raise UnavailableError(f"{name} needs {asked} on one node, and the cluster has {ray_plan.told(nodes)}")
+        if not any(placement.fits(share, node) for node in nodes):
+            asked = placement.asked(share)
+            raise UnavailableError(f"{name} needs {asked} on one node, and the cluster has {placement.told(nodes)}")
     job = secrets.token_hex(4)
-    data, versions = artifacts.file_sha256(artifacts.dataset_path(run)), ray_look.look(ray_worker.PACKAGES)
+    data, versions = artifacts.file_sha256(artifacts.dataset_path(run)), ray_look.look(train_worker.PACKAGES)
     orders = {
         recipe.name: Order(
             job=job,
@@ -145,7 +146,7 @@ def _orders(
             device=cluster.device,
             processes=max(shares[recipe.name].gpus, 1),
             cpus=shares[recipe.name].cpus,
-            beside=ray_plan.together(shares[recipe.name], len(todo), nodes),
+            beside=placement.together(shares[recipe.name], len(todo), nodes),
             seed=setup.seed,
             report_to=setup.report_to,
             save_minutes=setup.save_minutes,
@@ -159,12 +160,12 @@ def _check_nodes(cluster: Cluster, orders: Sequence[Order], shares: Mapping[str,
     """UnavailableError that names the first node where members would fail; others that join later check themselves."""
     ray, run, data = cluster.ray, Path(orders[0].run), orders[0].data_sha256
     asked = {}
-    for node in ray_cluster.nodes(ray):
-        come = [order for order in orders if ray_plan.fits(shares[order.name], node)]
+    for node in connect.nodes(ray):
+        come = [order for order in orders if placement.fits(shares[order.name], node)]
         if come:
             asked[node] = [place for order in come for place in order.places]
-    ray_look.check_nodes(ray, list(asked), ray_worker.PACKAGES)
-    answers = {node: ray_look.at(ray, node.id, ray_worker.problem).remote(run, data, asked[node]) for node in asked}
+    ray_look.check_nodes(ray, list(asked), train_worker.PACKAGES)
+    answers = {node: ray_look.at(ray, node.id, train_worker.problem).remote(run, data, asked[node]) for node in asked}
     get = ray_look.patiently(ray)
     for node, answer in answers.items():
         try:
@@ -181,10 +182,10 @@ def _submit(ray: Any, order: Order, share: Share) -> Any:
         num_cpus=share.cpus,
         num_gpus=share.gpus,
         memory=share.memory or None,
-        max_retries=ray_worker.TRIES,
-        retry_exceptions=[ray_worker.LostError],
+        max_retries=train_worker.TRIES,
+        retry_exceptions=[train_worker.LostError],
         name=order.name,
-    )(ray_worker.train)
+    )(train_worker.train)
     return task.remote(order)
 
 
@@ -204,9 +205,9 @@ def _follow(
             room = math.inf
         elif time.monotonic() > room:
             room = math.inf
-            wanted, nodes = next(iter(tasks.values())), ray_cluster.nodes(ray)
-            needs = f"{wanted.name} needs {ray_plan.asked(wanted.share)}"
-            board.say(f"  waiting for room: {needs}; the cluster has {ray_plan.told(nodes)}, which others may use")
+            wanted, nodes = next(iter(tasks.values())), connect.nodes(ray)
+            needs = f"{wanted.name} needs {placement.asked(wanted.share)}"
+            board.say(f"  waiting for room: {needs}; the cluster has {placement.told(nodes)}, which others may use")
         for reference in ready:
             yield _outcome(ray, reference, tasks.pop(reference))
         if time.monotonic() - looked > NODES:
@@ -250,7 +251,7 @@ def _outcome(ray: Any, reference: Any, task: _Task) -> Outcome:
 
 def _miss_nodes(ray: Any, tasks: Sequence[_Task], board: Board) -> None:
     """Say which members' nodes are gone: Ray repeats them where there is room."""
-    alive = {node.id for node in ray_cluster.nodes(ray)}
+    alive = {node.id for node in connect.nodes(ray)}
     for task in tasks:
         if task.node and task.node not in alive:
             task.node = ""
@@ -273,4 +274,4 @@ def _cancel(ray: Any, references: list[Any]) -> None:
     for reference in references:
         ray.cancel(reference)
     if references:
-        ray.wait(references, num_returns=len(references), timeout=ray_worker.GRACE)
+        ray.wait(references, num_returns=len(references), timeout=train_worker.GRACE)

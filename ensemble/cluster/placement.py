@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ensemble.cluster.connect import Node
 from ensemble.core.errors import UnavailableError
 from ensemble.core.recipe import Recipe
-from ensemble.ray_cluster import Node
 
 BASE_MEMORY = 2**30  # bytes of a training process without its network
 WEIGHTS = 6  # times those of its weights: gradients, two moments, their average, the best epoch's

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from ensemble import ray_own
+from ensemble.cluster import local_ray
 from ensemble.core.errors import UnavailableError, in_one_line
 
 CONNECTS, ANSWERS = 5, 30  # seconds
@@ -64,21 +64,21 @@ def connected(address: str | None) -> Iterator[Any]:
         address = os.environ.get("RAY_ADDRESS") or "local"
     with ExitStack() as stack:
         if address == "local":
-            stack.enter_context(ray_own.token())
+            stack.enter_context(local_ray.token())
         loaded = "ray" in sys.modules
         ray = load_ray()
         if address == "local":
             if loaded:
                 raise UnavailableError(
-                    f"Ray was loaded in this process before the token of a Ray of its own was set; {ray_own.REMEDY}"
+                    f"Ray was loaded in this process before the token of a Ray of its own was set; {local_ray.REMEDY}"
                 )
-            own = stack.enter_context(ray_own.folder())
+            own = stack.enter_context(local_ray.folder())
             stack.callback(ray.shutdown)
-            ray_own.start(ray, own)
+            local_ray.start(ray, own)
         else:
             _check(address)
             stack.callback(ray.shutdown)
-            with ray_own.hushed():
+            with local_ray.hushed():
                 ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
             stack.enter_context(_head_watched(ray.get_runtime_context().gcs_address))
         stack.enter_context(_ended_by_sigterm())  # Ray sets its own as it starts, which would leave everything behind

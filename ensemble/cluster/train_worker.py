@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ensemble import events, ray_cluster, ray_look
+from ensemble.cluster import connect, events, nodes
 from ensemble.core import artifacts
 from ensemble.core.errors import ManyeyesError, TrainingError, UnavailableError
 
@@ -99,7 +99,7 @@ def train(order: Order) -> dict[str, Any]:
     """
     run = Path(order.run)
     node, number = _node()
-    ray_look.check_versions(node, order.versions, ray_look.look(PACKAGES))  # of one that joined later
+    nodes.check_versions(node, order.versions, nodes.look(PACKAGES))  # of one that joined later
     if why := problem(run, order.data_sha256, order.places):
         raise UnavailableError(f"{node} {why}")
     before = [event for event in events.read(order.events)[0] if event["what"] == "begin"]
@@ -129,7 +129,7 @@ def train(order: Order) -> dict[str, Any]:
 
 def command(order: Order) -> list[str]:
     """The member's own process, or torchrun with one for each GPU."""
-    entry = ["-m", "ensemble.one_member", json.dumps(asdict(order))]
+    entry = ["-m", "ensemble.cluster.train_process", json.dumps(asdict(order))]
     if order.processes == 1:
         return [sys.executable, *entry]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(order.processes)]
@@ -138,7 +138,7 @@ def command(order: Order) -> list[str]:
 
 def environment(order: Order) -> dict[str, str]:
     """What the process inherits: Ray has chosen the GPUs; threads are the CPUs that were asked for."""
-    here = str(Path(__file__).resolve().parent.parent)
+    here = str(Path(__file__).resolve().parents[2])
     paths = [here, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     threads = max(order.cpus // order.processes, 1)
     safe = {"PYTHONSAFEPATH": "1"}  # nothing is imported from the working directory
@@ -194,7 +194,7 @@ def _node() -> tuple[str, str]:
     """This machine's name, and Ray's id of it."""
     import ray
 
-    return ray_cluster.this_node(), str(ray.get_runtime_context().get_node_id())
+    return connect.this_node(), str(ray.get_runtime_context().get_node_id())
 
 
 def _last_words(log: Path, start: int) -> str:

@@ -1,4 +1,4 @@
-"""One member of a prepared run in a process of its own: python -m ensemble.one_member ORDER
+"""One member of a prepared run in a process of its own: python -m ensemble.cluster.train_process ORDER
 
 ORDER is an `Order` as JSON. What comes of it stands in the run's events of this member. The process ends
 when its standard input does.
@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
+from ensemble.cluster.events import Events
+from ensemble.cluster.train_worker import Order, end_with_input
 from ensemble.core import artifacts
 from ensemble.core.errors import ManyeyesError, first_line
 from ensemble.core.recipe import Recipe
-from ensemble.events import Events
-from ensemble.ray_worker import Order, end_with_input
 from ensemble.training import distributed, precision
 from ensemble.training import train_all as runs
 from ensemble.training.train_member import Setup
