@@ -9,8 +9,8 @@ from ensemble import options
 from ensemble.core.errors import DataError
 
 if TYPE_CHECKING:
-    from ensemble.catalogue import Source
-    from ensemble.fetch import Outcome
+    from ensemble.fetch.catalogue import Source
+    from ensemble.fetch.fetch import Outcome
 
 _HUB_ONLY = ("image_column", "label_column", "label", "generator", "split", "config")
 
@@ -54,7 +54,7 @@ def fetch(
       python cli.py fetch midjourney-v5 --limit 2000
       python cli.py fetch hf://datasets/OWNER/NAME --label-column label --classes fake=ai,human=real
     """
-    from ensemble import catalogue
+    from ensemble.fetch import catalogue
 
     entries = catalogue.load_catalogue()
     if show_list or name is None:
@@ -62,7 +62,7 @@ def fetch(
         return 0
     source = _source(name, hub, classes, entries)
     folder = output or Path("data/fetched") / source.name.replace("/", "--")
-    from ensemble.fetch import fetch as run
+    from ensemble.fetch.fetch import fetch as run
 
     outcome = run(source, folder, limit, keep_archive)
     for line in report(source, folder, limit, outcome, keep_archive):
@@ -73,7 +73,7 @@ def fetch(
 
 
 def _source(name: str, hub: dict[str, str | None], classes: dict[str, str], entries: "dict[str, Source]") -> "Source":
-    from ensemble import catalogue
+    from ensemble.fetch import catalogue
 
     if not name.startswith("hf:"):
         if given := [option for option in _HUB_ONLY if hub[option] is not None] + ["classes"] * bool(classes):

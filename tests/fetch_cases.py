@@ -18,9 +18,9 @@ from conftest import encoded, noise
 from dataset_server import Hub, serve
 from helpers import ROOT, read_csv
 
-from ensemble import fetch_hub
-from ensemble.catalogue import Source
-from ensemble.fetch import Outcome, fetch
+from ensemble.fetch import hub_stream
+from ensemble.fetch.catalogue import Source
+from ensemble.fetch.fetch import Outcome, fetch
 
 REPO = "InfImagine/FakeImageDataset"
 MIDJOURNEY = "ImageData/val/Midjourneyv5-5K/Midjourneyv5-5K.tar.gz"
@@ -101,8 +101,8 @@ def start(hub: Hub, *lines: str, home: Path) -> "subprocess.Popen[str]":
 @contextmanager
 def loopback(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hub that huggingface_hub, in this process, takes for the real one; small pieces, quick retries."""
-    monkeypatch.setattr(fetch_hub, "RETRY_SECONDS", 0.001)
-    monkeypatch.setattr(fetch_hub, "CHUNK", 1 << 14)
+    monkeypatch.setattr(hub_stream, "RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(hub_stream, "CHUNK", 1 << 14)
     with serve(Hub(repos={REPO: {"README.md": b"card"}})) as hub:
         template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)

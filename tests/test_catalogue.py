@@ -1,7 +1,7 @@
 import pytest
 
-from ensemble.catalogue import Source, find_source, hub_source, load_catalogue
 from ensemble.core.errors import DataError
+from ensemble.fetch.catalogue import Source, find_source, hub_source, load_catalogue
 
 ENTRY = """
 [photos]

@@ -21,12 +21,12 @@ from fetch_cases import (
 )
 from helpers import read_csv
 
-from ensemble import fetch_hub, fetch_store
-from ensemble.catalogue import Source, load_catalogue
 from ensemble.core.errors import DataError
 from ensemble.data import sources
-from ensemble.fetch import shares
-from ensemble.fetch_store import local_name
+from ensemble.fetch import hub_stream, output_folder
+from ensemble.fetch.catalogue import Source, load_catalogue
+from ensemble.fetch.fetch import shares
+from ensemble.fetch.output_folder import local_name
 
 SOURCES = load_catalogue()
 MJ, SD = SOURCES["midjourney-v5"], SOURCES["sd21"]
@@ -64,7 +64,7 @@ def test_a_limit_stops_the_download_and_takes_the_first_images(hub, tmp_path):
     hub.pause = 0.002
     outcome = take(MJ, tmp_path, limit=20)
     assert originals(tmp_path) == [f"Midjourneyv5-5K/{number}.png" for number in range(20)]
-    assert outcome.downloaded < 20 * 3600 + 3 * fetch_hub.CHUNK
+    assert outcome.downloaded < 20 * 3600 + 3 * hub_stream.CHUNK
     assert len(data) > 10 * outcome.downloaded
     assert not (tmp_path / ".partial").exists()
 
@@ -265,7 +265,7 @@ def test_what_the_hub_answers_is_not_called_unreachable(hub, tmp_path, status, m
 def test_a_full_disk_is_said_before_it_is_full(hub, tmp_path, monkeypatch):
     put(hub, MIDJOURNEY, images(3))
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, fetch_store.MIN_FREE_BYTES + 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, output_folder.MIN_FREE_BYTES + 1000))
     with pytest.raises(DataError, match="ask for fewer with --limit"):
         take(MJ, tmp_path / "a")
     assert take(MJ, tmp_path / "b", limit=2).counts == {1: 2}

@@ -7,10 +7,10 @@ from dataset_server import Hub, serve
 from fetch_cases import images, picture, zipped
 from helpers import read_csv
 
-from ensemble import fetch_kaggle
-from ensemble.catalogue import Source, load_catalogue
 from ensemble.core.errors import DataError, UnavailableError
-from ensemble.fetch import fetch
+from ensemble.fetch import kaggle as fetch_kaggle
+from ensemble.fetch.catalogue import Source, load_catalogue
+from ensemble.fetch.fetch import fetch
 
 kaggle_env = pytest.importorskip("kagglesdk.kaggle_env")
 FLICKR, REALART = (load_catalogue()[name] for name in ("flickr30k", "realart"))

@@ -22,11 +22,11 @@ from fetch_cases import (
 )
 from helpers import read_csv
 
-from ensemble import fetch_hub, fetch_rows
-from ensemble.catalogue import load_catalogue
 from ensemble.core.errors import DataError
 from ensemble.core.hub_download import NO_SUCH_LOGIN
 from ensemble.data.archives import Tally
+from ensemble.fetch import hub_rows, hub_stream
+from ensemble.fetch.catalogue import load_catalogue
 
 SOURCES = load_catalogue()
 MJ, SD = SOURCES["midjourney-v5"], SOURCES["sd21"]
@@ -197,9 +197,9 @@ def test_a_token_that_no_request_takes_is_not_shown(hub, monkeypatch, token, cal
     data = put(hub, MIDJOURNEY, images(1))
     monkeypatch.setenv("HF_TOKEN", token)
     calls = {
-        "pin": lambda: fetch_hub.pin(REPO),
-        "list": lambda: fetch_hub.list_archives(REPO, COMMIT, MIDJOURNEY),
-        "download": lambda: next(fetch_hub._download(REPO, COMMIT, fetch_hub.Part(MIDJOURNEY, len(data)), 0)),
+        "pin": lambda: hub_stream.pin(REPO),
+        "list": lambda: hub_stream.list_archives(REPO, COMMIT, MIDJOURNEY),
+        "download": lambda: next(hub_stream._download(REPO, COMMIT, hub_stream.Part(MIDJOURNEY, len(data)), 0)),
     }
     with pytest.raises(DataError) as caught:
         calls[call]()
@@ -211,12 +211,12 @@ def test_nor_by_a_data_set_of_rows(monkeypatch):
     pytest.importorskip("datasets")
     monkeypatch.setenv("HF_TOKEN", "hf_sécret")
     with pytest.raises(DataError) as caught:
-        next(fetch_rows.read_rows(SOURCES["human-action"], COMMIT, 0, lambda *row: True, Tally()))
+        next(hub_rows.read_rows(SOURCES["human-action"], COMMIT, 0, lambda *row: True, Tally()))
     assert str(caught.value).endswith(f": {NO_SUCH_LOGIN}")
 
 
 def test_a_full_disk_and_a_fault_of_our_own_are_not_the_connections():
-    with pytest.raises(DataError, match=r"^a/b: the disk is full; make room"), fetch_hub.hub_errors("a/b"):
+    with pytest.raises(DataError, match=r"^a/b: the disk is full; make room"), hub_stream.hub_errors("a/b"):
         raise OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(KeyError, match="ours"), fetch_hub.hub_errors("a/b"):
+    with pytest.raises(KeyError, match="ours"), hub_stream.hub_errors("a/b"):
         raise KeyError("ours")

@@ -51,7 +51,7 @@ print(frame.to_csv(index=False))
 """
 
 LIGHT = {
-    "numpy,torch,pandas": "ensemble.core.errors ensemble.core.recipe ensemble.core.preprocess_config ensemble.commands ensemble.catalogue "
+    "numpy,torch,pandas": "ensemble.core.errors ensemble.core.recipe ensemble.core.preprocess_config ensemble.commands ensemble.fetch.catalogue "
     "ensemble.data_commands ensemble.fetch_command ensemble.select_command ensemble.stack_command ensemble.core.names "
     "ensemble.report_command export.export_command export.infer_command export.adapt_command "
     "export.cluster_options export.cluster_size "

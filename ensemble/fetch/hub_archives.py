@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from ensemble.core.errors import DataError
 from ensemble.data.archives import DamagedArchiveError, Tally, printable, read_tar
-from ensemble.fetch_hub import BrokenPartError, Part, PartStream, kept_file, list_archives
-from ensemble.fetch_job import Job, file_filter, file_label, pinned_commit
-from ensemble.fetch_store import require_room
+from ensemble.fetch.hub_stream import BrokenPartError, Part, PartStream, kept_file, list_archives
+from ensemble.fetch.output_folder import require_room
+from ensemble.fetch.quotas import Job, file_filter, file_label, pinned_commit
 
 
 def fetch_archives(job: Job, limit: int) -> bool:

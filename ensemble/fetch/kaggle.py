@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from ensemble.catalogue import Source
 from ensemble.core.errors import DataError
 from ensemble.data.archives import DamagedArchiveError, Tally, read_zip
-from ensemble.fetch_job import Job, file_filter, file_label, require_package
+from ensemble.fetch.catalogue import Source
+from ensemble.fetch.quotas import Job, file_filter, file_label, require_package
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

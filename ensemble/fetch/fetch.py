@@ -14,14 +14,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ensemble.catalogue import Source
 from ensemble.core.errors import DataError, some
 from ensemble.data.archives import Tally
-from ensemble.fetch_archives import fetch_archives
-from ensemble.fetch_job import Job, shares
-from ensemble.fetch_kaggle import fetch_zip
-from ensemble.fetch_rows import fetch_rows
-from ensemble.fetch_store import opened
+from ensemble.fetch.catalogue import Source
+from ensemble.fetch.hub_archives import fetch_archives
+from ensemble.fetch.hub_rows import fetch_rows
+from ensemble.fetch.kaggle import fetch_zip
+from ensemble.fetch.output_folder import opened
+from ensemble.fetch.quotas import Job, shares
 
 # Each takes images until all are there that were asked for, and says whether it came to the source's end.
 RUNNERS: dict[str, Callable[[Job, int], bool]] = {"tar.gz": fetch_archives, "zip": fetch_zip, "parquet": fetch_rows}

@@ -15,11 +15,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ensemble.catalogue import Source
 from ensemble.core import artifacts
 from ensemble.core.errors import DataError
 from ensemble.core.names import LABELS
 from ensemble.data.files import IMAGE_SUFFIXES
+from ensemble.fetch.catalogue import Source
 from ensemble.images.decode import format_name
 
 COLUMNS = ("id", "path", "label", "source", "generator", "original")

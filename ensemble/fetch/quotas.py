@@ -9,12 +9,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ensemble.catalogue import Source
 from ensemble.core.errors import ImageError, UnavailableError
 from ensemble.data.archives import Tally, printable
 from ensemble.data.files import IMAGE_SUFFIXES
-from ensemble.fetch_hub import pin
-from ensemble.fetch_store import Store
+from ensemble.fetch.catalogue import Source
+from ensemble.fetch.hub_stream import pin
+from ensemble.fetch.output_folder import Store
 
 NOT_IMAGES = "not images"
 OTHER_CLASS = "of no class that was asked for"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ensemble.core.errors import DataError, some
 from ensemble.core.hub_download import brief, explain, is_transport
 from ensemble.data.archives import group_parts
-from ensemble.fetch_store import require_room
+from ensemble.fetch.output_folder import require_room
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

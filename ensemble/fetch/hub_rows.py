@@ -4,11 +4,11 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ensemble.catalogue import Source
 from ensemble.core.errors import DataError, some
 from ensemble.data.archives import MAX_IMAGE_BYTES, TOO_LARGE, Tally, printable
-from ensemble.fetch_hub import hub_errors
-from ensemble.fetch_job import Job, pinned_commit, require_package
+from ensemble.fetch.catalogue import Source
+from ensemble.fetch.hub_stream import hub_errors
+from ensemble.fetch.quotas import Job, pinned_commit, require_package
 
 PATIENCE = 1000  # rows without a known label after which the labels are taken to be wrong
 
