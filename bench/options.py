@@ -22,7 +22,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
-from ensemble.ablate import paired_interval  # noqa: E402
 from ensemble.core import metrics  # noqa: E402
 from ensemble.core.recipe_files import load_recipes, recipes_folder  # noqa: E402
 from ensemble.data import dataset, sources  # noqa: E402
@@ -30,6 +29,7 @@ from ensemble.data.splits import Fractions  # noqa: E402
 from ensemble.models.members import load_member  # noqa: E402
 from ensemble.models.runner import score_images  # noqa: E402
 from ensemble.models.torch_runner import torch_runner  # noqa: E402
+from ensemble.selection.ablation import paired_interval  # noqa: E402
 from ensemble.training import precision  # noqa: E402
 from ensemble.training.distributed import Processes  # noqa: E402
 from ensemble.training.live_progress import Board  # noqa: E402

@@ -22,11 +22,11 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from ensemble import ablate, select  # noqa: E402
 from ensemble.core.errors import ImageError  # noqa: E402
 from ensemble.data.files import list_images  # noqa: E402
 from ensemble.images import decode  # noqa: E402
-from ensemble.select_run import Job, Result, ablate_selection, select_images  # noqa: E402
+from ensemble.selection import ablation, select  # noqa: E402
+from ensemble.selection.run import Job, Result, ablate_selection, select_images  # noqa: E402
 
 TILE = 256  # pixels, as the benchmark's own
 SMALLEST = 400  # shorter side of a photograph that crops are taken from
@@ -76,9 +76,9 @@ def run(job: Job, options: argparse.Namespace) -> None:
     if job.recipe is not None:
         found = ablate_selection(job, result, print)
         print(f"\nOn half B, {found['half_b']} images in {found['half_b_groups']} groups, mean of {job.seeds} seeds:")
-        print(ablate.as_table(found).to_string(index=False))
+        print(ablation.as_table(found).to_string(index=False))
         print("difference in AUROC by seed:", " ".join(f"{x:+.4f}" for x in found["auroc"]["difference_by_seed"]))
-        print(ablate.verdict(found))
+        print(ablation.verdict(found))
 
 
 def photographs(folders: list[Path]) -> list[Image.Image]:

@@ -9,7 +9,7 @@ from ensemble import options
 from ensemble.core.errors import some
 
 if TYPE_CHECKING:
-    from ensemble.select_run import Job, Result
+    from ensemble.selection.run import Job, Result
 
 PLACE = click.Path(path_type=Path)
 
@@ -66,21 +66,21 @@ def select(more: tuple[Path, ...], pools: tuple[Path, ...], **settings: Any) -> 
     from ensemble.commands import require_training_packages
 
     require_training_packages()
-    from ensemble import select_run
+    from ensemble.selection import run
 
-    job = select_run.Job(pools=(*pools, *more), **settings)  # `--pool A B` names two
-    result = select_run.select_images(job, click.echo)
+    job = run.Job(pools=(*pools, *more), **settings)  # `--pool A B` names two
+    result = run.select_images(job, click.echo)
     _print(job, result)
     if job.recipe is not None:
-        from ensemble import ablate
+        from ensemble.selection import ablation
 
-        report = select_run.ablate_selection(job, result, click.echo)
+        report = run.ablate_selection(job, result, click.echo)
         click.echo(
             f"\nOn {report['half_b']} test images of half B in {report['half_b_groups']} groups, mean of {job.seeds} "
             f"seeds, 95 % intervals over groups; {report['images']} images to train on in either case:"
         )
-        options.table(ablate.as_table(report))
-        click.echo(ablate.verdict(report))
+        options.table(ablation.as_table(report))
+        click.echo(ablation.verdict(report))
 
 
 def _print(job: "Job", result: "Result") -> None:

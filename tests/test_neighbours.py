@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from ensemble import neighbours
 from ensemble.core.errors import UnavailableError
-from ensemble.neighbours import check_search, exact_search, make_search
+from ensemble.selection import neighbours
+from ensemble.selection.neighbours import check_search, exact_search, make_search
 
 ALLOWED = {
     "all": None,

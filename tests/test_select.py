@@ -3,11 +3,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from ensemble import select
 from ensemble.core.errors import DataError
 from ensemble.models.features import Features
-from ensemble.neighbours import exact_search, make_search
-from ensemble.select import UNLABELLED, cluster, draw, duplicates_of_test, quotas, random_rows, take_turns
+from ensemble.selection import select
+from ensemble.selection.neighbours import exact_search, make_search
+from ensemble.selection.select import UNLABELLED, cluster, draw, duplicates_of_test, quotas, random_rows, take_turns
 
 
 def unit(values):

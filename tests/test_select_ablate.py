@@ -6,12 +6,13 @@ from helpers import write_csv
 from hub_layouts import write_checkpoint
 from small_pool import TINY, one_thread, patch, write_pool, write_test
 
-from ensemble import ablate, select_run
-from ensemble.ablate import compare, halves, paired_interval
 from ensemble.core import artifacts, metrics
 from ensemble.core.bootstrap import score_intervals
 from ensemble.core.errors import DataError
 from ensemble.select_command import select
+from ensemble.selection import ablation
+from ensemble.selection import run as select_run
+from ensemble.selection.ablation import compare, halves, paired_interval
 
 RECIPE = """
 backbone: {architecture: convnext, config: {patch_size: 4, hidden_sizes: [8, 8, 8, 8], depths: [1, 1, 1, 1]}}
@@ -80,9 +81,9 @@ def test_better_logits_show_in_the_paired_difference():
     assert report["auroc"]["difference"]["low"] > 0
     assert report["auroc"]["selected"]["value"] == pytest.approx(np.mean([metrics.auroc(labels, a) for a in good]))
     assert report["log_loss"]["difference"]["high"] < 0
-    assert ablate.verdict(report) == "Training on the selected images is better than on the random ones, by AUROC."
+    assert ablation.verdict(report) == "Training on the selected images is better than on the random ones, by AUROC."
     swapped = compare(labels, groups, bad, good)
-    assert ablate.verdict(swapped) == "Training on the random images is better than on the selected ones, by AUROC."
+    assert ablation.verdict(swapped) == "Training on the random images is better than on the selected ones, by AUROC."
 
 
 def test_like_logits_show_no_difference():
@@ -92,7 +93,7 @@ def test_like_logits_show_no_difference():
     report = compare(labels, groups, *logits)
     ends = report["auroc"]["difference"]
     assert ends["low"] < 0 < ends["high"]
-    assert "No difference" in ablate.verdict(report)
+    assert "No difference" in ablation.verdict(report)
 
 
 def test_the_paired_interval_is_narrower_than_either_arms_own():
@@ -122,7 +123,7 @@ def test_both_arms_are_alike_but_for_the_choice(run, here, monkeypatch):
         calls.append((seed, [material.items[row] for row in rows], files))
         return np.random.default_rng(len(calls)).normal(size=len(files))
 
-    monkeypatch.setattr(ablate, "_train_and_score", record)
+    monkeypatch.setattr(ablation, "_train_and_score", record)
     out = run("--seeds", "2", count=20)
     assert [seed for seed, _, _ in calls] == [0, 0, 1, 1]
     scored = {file.stem for _, _, files in calls for file in files}
@@ -162,9 +163,9 @@ def test_the_ablation_trains_scores_and_is_written(run, here):
 def test_near_duplicates_of_the_test_join_its_groups(run, here, monkeypatch):
     for number in range(1, 8):
         write_files(here / "test", f"red_{number}.png", data=encoded(patch("red", 0).rotate(90 * (number % 2))))
-    monkeypatch.setattr(ablate, "_train_and_score", lambda *arguments: np.zeros(len(arguments[4])))
+    monkeypatch.setattr(ablation, "_train_and_score", lambda *arguments: np.zeros(len(arguments[4])))
     seen = []
-    monkeypatch.setattr(ablate, "halves", lambda names, *rest: (seen.extend(names), halves(names, *rest))[1])
+    monkeypatch.setattr(ablation, "halves", lambda names, *rest: (seen.extend(names), halves(names, *rest))[1])
     run("--seeds", "1", count=20)
     by_colour = [set(seen[part]) for part in (slice(0, 8), slice(8, 16))]
     assert [len(names) for names in by_colour] == [4, 1]  # green by its CSV, red all one picture
@@ -174,7 +175,7 @@ def test_labels_can_be_the_tests_own(run, here, monkeypatch):
     for number, file in enumerate(sorted((here / "test").iterdir())):
         write_files(here / "test", f"{('real', 'ai')[number % 2]}/{file.name}", data=file.read_bytes())
         file.unlink()
-    monkeypatch.setattr(ablate, "_train_and_score", lambda *arguments: np.zeros(len(arguments[4])))
+    monkeypatch.setattr(ablation, "_train_and_score", lambda *arguments: np.zeros(len(arguments[4])))
     assert "of half B in" in run("--seeds", "1", labels=())
 
 

@@ -13,11 +13,13 @@ from hub_layouts import write_checkpoint
 from PIL import Image
 from small_pool import TEST_COLOURS, TINY, one_thread, patch, write_pool, write_test
 
-from ensemble import neighbours, select_output, select_picture, select_run
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError, RecipeError, UnavailableError
 from ensemble.data import sources
 from ensemble.select_command import select
+from ensemble.selection import contact_sheet, neighbours
+from ensemble.selection import output as select_output
+from ensemble.selection import run as select_run
 
 COLUMNS = "id path label group source generator distance test_id original".split()
 
@@ -221,7 +223,7 @@ def test_near_duplicates_of_the_test_and_of_each_other_are_dropped_and_counted(r
 def test_the_picture_shows_test_images_beside_what_they_drew(run, here):
     run(count=8)
     sheet = picture(here)
-    cell, gap, top = select_picture.CELL, 12, 46
+    cell, gap, top = contact_sheet.CELL, 12, 46
     corner = np.asarray(sheet)
     first = corner[top : top + cell, gap : gap + cell].reshape(-1, 3).mean(axis=0)
     beside = corner[top : top + cell, 3 * gap + cell : 3 * gap + 2 * cell].reshape(-1, 3).mean(axis=0)

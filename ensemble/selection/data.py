@@ -10,7 +10,7 @@ from ensemble.core.names import NEGATIVE_NAMES, POSITIVE_NAMES
 from ensemble.data import sources
 from ensemble.data.files import IMAGE_SUFFIXES, list_images
 from ensemble.data.sources import Labelled
-from ensemble.select import UNLABELLED
+from ensemble.selection.select import UNLABELLED
 
 
 def read_pools(

@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from ensemble import select
 from ensemble.core import bootstrap, metrics
 from ensemble.core.errors import DataError
 from ensemble.core.metrics import Interval
@@ -26,6 +25,7 @@ from ensemble.models.features import Features
 from ensemble.models.members import load_member
 from ensemble.models.runner import score_images
 from ensemble.models.torch_runner import torch_runner
+from ensemble.selection import select
 from ensemble.training.distributed import Processes
 from ensemble.training.live_progress import Board
 from ensemble.training.train_member import Say, Setup, train_member

@@ -13,8 +13,8 @@ from ensemble.core import artifacts
 from ensemble.core.errors import DataError, some
 from ensemble.core.names import LABELS
 from ensemble.data.sources import Labelled
-from ensemble.select import UNLABELLED, Selection
-from ensemble.select_picture import Row, write_picture
+from ensemble.selection.contact_sheet import Row, write_picture
+from ensemble.selection.select import UNLABELLED, Selection
 
 TABLE, PICTURE, RECORD, ABLATION = "selection.csv", "selection.jpg", "selection.json", "ablation.json"
 OURS = {TABLE, PICTURE, RECORD, ABLATION, "images", *LABELS}

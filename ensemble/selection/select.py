@@ -13,7 +13,7 @@ from ensemble.core.errors import DataError
 from ensemble.core.names import LABELS
 from ensemble.images import near_duplicates
 from ensemble.models.features import Features
-from ensemble.neighbours import EXACT_LIMIT, Search, exact_search, make_search
+from ensemble.selection.neighbours import EXACT_LIMIT, Search, exact_search, make_search
 
 UNLABELLED = -1  # label of images of which the class is not known
 MOST_CLUSTERS = 256

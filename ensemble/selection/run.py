@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ensemble import neighbours, select
-from ensemble.ablate import Material, ablate
 from ensemble.core import artifacts, feature_cache
 from ensemble.core.errors import DataError, some
 from ensemble.core.recipe import Recipe
@@ -17,9 +15,11 @@ from ensemble.core.recipe_files import load_recipes
 from ensemble.data.sources import Labelled
 from ensemble.models import features
 from ensemble.models.torch_runner import choose_device
-from ensemble.select import UNLABELLED, Selection
-from ensemble.select_data import read_pools, read_test, refuse_overlap
-from ensemble.select_output import ABLATION, check_output, write_selection
+from ensemble.selection import neighbours, select
+from ensemble.selection.ablation import Material, ablate
+from ensemble.selection.data import read_pools, read_test, refuse_overlap
+from ensemble.selection.output import ABLATION, check_output, write_selection
+from ensemble.selection.select import UNLABELLED, Selection
 from ensemble.training import train_all as runs
 from ensemble.training.train_member import Say
 
