@@ -20,7 +20,7 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from ensemble import options  # noqa: E402
+from ensemble.commands import options  # noqa: E402
 from ensemble.core import bootstrap  # noqa: E402
 from ensemble.core.errors import ManyeyesError  # noqa: E402
 from ensemble.data import sources  # noqa: E402

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ensemble import options
+from ensemble.commands import options
 from export.setting import Wanted, runtime_options
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ensemble import options
+from ensemble.commands import options
 from export.setting import Wanted, full, runtime_options
 
 

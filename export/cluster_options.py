@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ensemble import options
+from ensemble.commands import options
 from export.cluster_size import Asked
 
 OPTIONS = ("address", "workers", "cpus_per_worker", "gpus_per_worker")

@@ -30,8 +30,8 @@ def demo(run: Path) -> int:
     neural network trained on the spot. Minutes on two cores. Run again, it goes on from
     what is finished.
     """
-    from ensemble.commands import require_training_packages, train_all
-    from ensemble.stack_command import stack
+    from ensemble.commands.stack import stack
+    from ensemble.commands.train import require_training_packages, train_all
     from export.export_command import export
     from export.infer_command import infer
     from export.submit_command import submit
@@ -68,8 +68,8 @@ def _finish(run: Path, data: Path, output: Path) -> None:
     """Scores on the test photographs, and where to look."""
     import pandas as pd
 
-    from ensemble import options
-    from ensemble.commands import audit_headline
+    from ensemble.commands import options
+    from ensemble.commands.train import audit_headline
     from ensemble.core import artifacts
     from ensemble.stacking import scores as stack_table
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ensemble import options
+from ensemble.commands import options
 from ensemble.core.names import is_member_name
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def export(
         given = evidence.labelled(fitting, stack_on)
     wish = Wish(given, bool(given), uncertified, int8)
     if sources and bundle:
-        from ensemble.stack_command import print_scores
+        from ensemble.commands.stack import print_scores
         from export.foreign import export_foreign
 
         made, stacked = export_foreign(sources, bundle, click.echo, positive, force, fitting, wish)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ensemble import options
+from ensemble.commands import options
 from export.setting import Wanted, runtime_options
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def frontier(
         raise click.UsageError("--bundle stands for itself: leave out --run")
     if wanted.runtime == "torch":
         raise click.UsageError("frontier is about bundles, which torch does not run; choose another --runtime")
-    from ensemble.commands import require_training_packages
+    from ensemble.commands.train import require_training_packages
     from ensemble.core.artifacts import bundle_path, ensure_writable
     from ensemble.images.decoder_warnings import quiet_decoders
     from export import hub, points

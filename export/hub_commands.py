@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ensemble import options
+from ensemble.commands import options
 
 
 @click.command("push")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ensemble import options
+from ensemble.commands import options
 from export.cluster_options import cluster_options
 from export.cluster_size import Asked
 from export.setting import Wanted, cascade_option, full, runtime_options

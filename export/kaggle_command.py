@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from ensemble import options
+from ensemble.commands import options
 
 PYTHON, PLATFORM = "3.12", "manylinux_2_28_x86_64"
 

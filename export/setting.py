@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ensemble import options
+from ensemble.commands import options
 from ensemble.core.errors import UnavailableError
 
 # torch runs a run's own members, the others its bundle; cuda and tensorrt are ONNX Runtime's providers

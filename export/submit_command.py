@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ensemble import options
+from ensemble.commands import options
 
 if TYPE_CHECKING:
     from ensemble.core.metrics import Interval

@@ -22,7 +22,7 @@ from helpers import (
 )
 
 import cli
-from ensemble import commands
+from ensemble.commands import train
 from ensemble.stacking import stack
 from ensemble.training.train_all import Outcome
 
@@ -295,7 +295,7 @@ def test_training_exits_by_how_many_members_failed(here, capsys, statuses, expec
     write_run(here)
     statuses = statuses.split()
     outcomes = [Outcome(name, status, 1.0, "why") for name, status in zip(("one", "two"), statuses, strict=True)]
-    assert commands.report(here, outcomes) == expected
+    assert train.report(here, outcomes) == expected
     out, err = capsys.readouterr()
     assert [line.split()[:2] for line in out.splitlines()[2:-1]] == [["one", statuses[0]], ["two", statuses[1]]]
     assert out.count("2/3") == len(statuses) - statuses.count("failed")  # best epoch of all

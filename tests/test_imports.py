@@ -51,9 +51,9 @@ print(frame.to_csv(index=False))
 """
 
 LIGHT = {
-    "numpy,torch,pandas": "ensemble.core.errors ensemble.core.recipe ensemble.core.preprocess_config ensemble.commands ensemble.fetch.catalogue "
-    "ensemble.data_commands ensemble.fetch_command ensemble.select_command ensemble.stack_command ensemble.core.names "
-    "ensemble.report_command export.export_command export.infer_command export.adapt_command "
+    "numpy,torch,pandas": "ensemble.core.errors ensemble.core.recipe ensemble.core.preprocess_config ensemble.commands.train ensemble.fetch.catalogue "
+    "ensemble.commands.audit ensemble.commands.fetch ensemble.commands.select ensemble.commands.stack ensemble.core.names "
+    "ensemble.commands.report export.export_command export.infer_command export.adapt_command "
     "export.cluster_options export.cluster_size "
     "export.evaluate_command export.explain_command export.bench_command export.frontier_command "
     "export.submit_command export.kaggle_command export.hub_commands export.serve_command export.setting "

@@ -6,10 +6,10 @@ from helpers import write_csv
 from hub_layouts import write_checkpoint
 from small_pool import TINY, one_thread, patch, write_pool, write_test
 
+from ensemble.commands.select import select
 from ensemble.core import artifacts, metrics
 from ensemble.core.bootstrap import score_intervals
 from ensemble.core.errors import DataError
-from ensemble.select_command import select
 from ensemble.selection import ablation
 from ensemble.selection import run as select_run
 from ensemble.selection.ablation import compare, halves, paired_interval

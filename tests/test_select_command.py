@@ -13,10 +13,10 @@ from hub_layouts import write_checkpoint
 from PIL import Image
 from small_pool import TEST_COLOURS, TINY, one_thread, patch, write_pool, write_test
 
+from ensemble.commands.select import select
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError, RecipeError, UnavailableError
 from ensemble.data import sources
-from ensemble.select_command import select
 from ensemble.selection import contact_sheet, neighbours
 from ensemble.selection import output as select_output
 from ensemble.selection import run as select_run

@@ -12,7 +12,7 @@ import numpy as np
 from PIL.Image import Image
 from tqdm import tqdm
 
-from ensemble.commands import audit_headline
+from ensemble.commands.train import audit_headline
 from ensemble.core import artifacts, metrics
 from ensemble.core.errors import ArtifactError, ImageError
 from ensemble.core.metrics import Interval, sigmoid

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from ensemble import options
-from ensemble.commands import require_training_packages
+from ensemble.commands import options
+from ensemble.commands.train import require_training_packages
 
 
 @click.command("report")

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ensemble import options
-from ensemble.commands import audit_headline, require_training_packages
+from ensemble.commands import options
+from ensemble.commands.train import audit_headline, require_training_packages
 
 if TYPE_CHECKING:
     from ensemble.stacking.stack import Choices, Stacked

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ensemble import options
+from ensemble.commands import options
 from ensemble.core.errors import DataError
 
 if TYPE_CHECKING:

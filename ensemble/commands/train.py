@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ensemble import options
+from ensemble.commands import options
 from ensemble.core.errors import UnavailableError
 
 if TYPE_CHECKING:
