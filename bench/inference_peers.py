@@ -92,7 +92,7 @@ def onnx_sessions(job: Job) -> tuple[Pass, str]:
     import transformers
     from PIL import Image
 
-    from export.libraries import load_onnxruntime
+    from export.runtimes.libraries import load_onnxruntime
 
     onnxruntime = load_onnxruntime()
     providers = ["CUDAExecutionProvider"] if job.device == "cuda" else ["CPUExecutionProvider"]
@@ -219,7 +219,7 @@ SIDES = {
 
 def _ensemble(job: Job) -> tuple[Any, str]:
     from export import predictor
-    from export.setting import Wanted
+    from export.runtimes.settings import Wanted
 
     lines: list[str] = []
     name, _, batch = job.choice.partition(":")

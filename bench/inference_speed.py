@@ -47,9 +47,10 @@ from ensemble.core.parallel import available_cores  # noqa: E402
 from ensemble.core.preprocess_config import ImageContract  # noqa: E402
 from ensemble.images.decode import decode, to_pixels  # noqa: E402
 from export import bundle as bundles  # noqa: E402
-from export import hardware, int8  # noqa: E402
+from export import int8  # noqa: E402
 from export.layers import read_layers  # noqa: E402
-from export.setting import ON_CPU, PRECISIONS  # noqa: E402
+from export.runtimes import capabilities  # noqa: E402
+from export.runtimes.settings import ON_CPU, PRECISIONS  # noqa: E402
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8")
 LIBRARIES = ("torch", "transformers", "timm", "onnxruntime-gpu", "onnxruntime", "openvino", "nncf")
@@ -59,7 +60,7 @@ Lines = list[dict[str, Any]]
 
 def machine(options: argparse.Namespace) -> str:
     """Hardware and libraries, in one line each."""
-    name, known = hardware.processor()
+    name, known = capabilities.processor()
     flags = [flag for flag in FLAGS if flag in (known or ())]
     gpu = f"{torch.cuda.get_device_name()}, " if options.device == "cuda" else ""
     versions = []
@@ -263,7 +264,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/inference_speed"))
     options = parser.parse_args()
     options.ours, options.sides = options.ours.split(","), options.sides.split(",")
-    fast = options.device == "cuda" or hardware.NATIVE_BF16 & (hardware.processor()[1] or set())
+    fast = options.device == "cuda" or capabilities.NATIVE_BF16 & (capabilities.processor()[1] or set())
     options.precision = (options.precision or ("bf16" if fast else "fp32")).split(",")
     if unknown := set(options.precision) - {*PRECISIONS, "auto"}:
         parser.error(f"unknown precisions: {', '.join(sorted(unknown))}")
@@ -271,7 +272,7 @@ def main() -> None:
         parser.error("name a precision that torch multiplies in first, such as bf16,int8: the roof is measured at it")
     if "int8" in options.precision and options.device == "cuda":
         parser.error("int8 here is for CPUs: leave out --device cuda")
-    if "int8" in options.precision and (lacking := hardware.available().lacks.get(("onnxruntime", "int8"))):
+    if "int8" in options.precision and (lacking := capabilities.available().lacks.get(("onnxruntime", "int8"))):
         parser.error(lacking)
     os.environ.setdefault("MANYEYES_CACHE", str(options.output.absolute() / "cache"))
     sets = {"full": full_size.FULL, "quick": full_size.QUICK}

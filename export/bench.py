@@ -16,11 +16,11 @@ from ensemble.data import dataset
 from ensemble.data.inputs import read_inputs
 from ensemble.images import decode
 from ensemble.models.runner import Runner, chunk_rows, score_stream
-from export.libraries import load_openvino, openvino_core
-from export.openvino_runtime import TYPES
 from export.plan import Planned, Say, open_member, plan_bundle
-from export.setting import ON_GPU, Setting, Wanted
-from export.tuning import timer
+from export.runtimes.autotune import timer
+from export.runtimes.libraries import load_openvino, openvino_core
+from export.runtimes.openvino_session import TYPES
+from export.runtimes.settings import ON_GPU, Setting, Wanted
 
 ROUNDS = 5
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product is the roof

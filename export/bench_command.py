@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ensemble.commands import options
-from export.setting import Wanted, full, runtime_options
+from export.runtimes.settings import Wanted, full, runtime_options
 
 
 @click.command("bench")

@@ -13,7 +13,7 @@ from ensemble.models import external, members
 from ensemble.stacking.stack import read_stacker
 from ensemble.stacking.stacker import Stacker
 from export import heldout_rows
-from export.setting import Setting, named
+from export.runtimes.settings import Setting, named
 
 CONVERTER_VERSION = 4  # raised by hand when converting the same member would give another file or entry
 PRECISION = "fp32"

@@ -22,7 +22,7 @@ from export.cluster_worker import PACKAGES, Desk, Job, Prepared, Worker, prepare
 from export.ensembles import Ensemble
 from export.infer import Scoring
 from export.journal import Journal
-from export.setting import ON_CPU, ON_GPU, Wanted
+from export.runtimes.settings import ON_CPU, ON_GPU, Wanted
 
 MOST_SHARDS = 8  # to a task, which is lost with its worker
 TASKS = 4  # that each worker gets at least, so that all end at about the same time

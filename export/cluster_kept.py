@@ -18,7 +18,7 @@ from export.cluster_bundle import Source
 from export.cluster_size import Asked
 from export.cluster_worker import Prepared
 from export.plan import Plan, Planned
-from export.setting import Setting, Wanted
+from export.runtimes.settings import Setting, Wanted
 
 FILE = "prepared.json"
 

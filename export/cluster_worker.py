@@ -22,11 +22,11 @@ from export import infer as inference
 from export import journal as journals
 from export.cluster_bundle import Source
 from export.ensembles import Ensemble
-from export.hardware import available, version
 from export.journal import Journal
 from export.plan import Plan, open_member, plan_bundle
+from export.runtimes.capabilities import available, version
+from export.runtimes.settings import Wanted
 from export.scored_rows import score_shards
-from export.setting import Wanted
 
 PACKAGES = ("Pillow", "numpy")  # that decide a score, whatever runs the members
 MOST_ATTEMPTS = 4  # to score the same rows, each ended by the death of its worker

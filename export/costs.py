@@ -9,8 +9,9 @@ from tqdm import tqdm
 from ensemble.core.preprocess_config import ImageContract
 from ensemble.images.decode import Source
 from ensemble.stacking.frontier import Costs
-from export import bench, hardware, tuning
+from export import bench
 from export.plan import Planned, Say, device_of, open_member
+from export.runtimes import autotune, capabilities
 
 IMAGES, ROUNDS = 64, 5
 
@@ -35,10 +36,10 @@ def measure(plans: Mapping[str, Sequence[Planned]], sources: Sequence[Source], s
 
 
 def _members(plan: Sequence[Planned], say: Say, progress: Callable[[int], object]) -> dict[str, float]:
-    machine, found = hardware.available(), {}
+    machine, found = capabilities.available(), {}
     for member in plan:  # one at a time: together they might not fit into memory
         runner = open_member(member, say)
-        found[member.name] = 1000 * tuning.image_seconds(runner, member.setting, member.sha256, machine)
+        found[member.name] = 1000 * autotune.image_seconds(runner, member.setting, member.sha256, machine)
         progress(1)
     return found
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensemble.commands import options
-from export.setting import Wanted, runtime_options
+from export.runtimes.settings import Wanted, runtime_options
 
 if TYPE_CHECKING:
     import pandas as pd

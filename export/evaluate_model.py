@@ -12,7 +12,7 @@ from ensemble.models.runner import image_score
 from ensemble.stacking.stack import read_stacker
 from export import bundle, hub, predictor
 from export.ensembles import Ensemble
-from export.setting import Wanted
+from export.runtimes.settings import Wanted
 
 BATCH = 16  # images that are prepared together
 

@@ -59,15 +59,16 @@ def explain(
     from ensemble.images.decode import decode
     from ensemble.models import external
     from ensemble.stacking.stack import read_stacker
-    from export import explain, predictor, runtime
-    from export.setting import Wanted
+    from export import explain, predictor
+    from export.runtimes import runner
+    from export.runtimes.settings import Wanted
 
     stacker = read_stacker(run)
     elsewhere = external.externals_of(run, stacker.members)
     trained = [name for name in stacker.members if name not in {member.name for member in elsewhere}]
     if unknown := [name for name in members if name not in trained]:
         raise ArtifactError(f"no network {unknown[0]!r} in the stack of {run}; it has: {', '.join(trained)}")
-    runtime.require_torch()
+    runner.require_torch()
     explain.require_captum()
     artifacts.ensure_writable(output.absolute().parent)
     shown = decode(image)

@@ -22,9 +22,9 @@ from ensemble.data.files import as_utf8
 from ensemble.data.storage import Place
 from ensemble.stacking.stacker import Stacker
 from export.ensembles import Ensemble
-from export.hardware import version
 from export.infer import Done, Options
-from export.setting import named
+from export.runtimes.capabilities import version
+from export.runtimes.settings import named
 
 # what submit reads of `made_by`'s values
 READ = {"source": str, "stack": str, "uncertified": list, "images": dict, "options": dict}

@@ -21,7 +21,7 @@ from ensemble.stacking.stacker import Stacker
 from export import bundle, evidence, heldout_rows, hub, member_logits
 from export.precisions import FP32, NOTHING, Say, Wish, columns
 from export.records import Job, assemble, begin, export_member
-from export.runtime import require_torch
+from export.runtimes.runner import require_torch
 
 
 def export_foreign(

@@ -17,12 +17,13 @@ from ensemble.stacking.cascade import Cascade
 from ensemble.stacking.cascade_fit import Rows, fit_cascade
 from ensemble.stacking.frontier import Costs, Measured, Point, Study
 from ensemble.stacking.stacker import Stacker
-from export import bundle, costs, evidence, hardware, heldout_rows, member_logits, points
+from export import bundle, costs, evidence, heldout_rows, member_logits, points
 from export.certificate import LEAST_IMAGES, MOST_IMAGES, compare
 from export.plan import Planned, Say, plan_bundle
 from export.points import Certified, Chosen
 from export.precisions import FP32
-from export.setting import Wanted
+from export.runtimes import capabilities
+from export.runtimes.settings import Wanted
 
 Plans = Mapping[str, Sequence[Planned]]
 
@@ -128,12 +129,12 @@ def write(folder: Path, found: Frontier, point: Point, budget: float) -> Chosen:
     chosen = Chosen(
         shipped.stacker,
         found.runtime,
-        {str(m.setting): Certified(hardware.version(m.setting.runtime), files) for m in lower[:1]},
+        {str(m.setting): Certified(capabilities.version(m.setting.runtime), files) for m in lower[:1]},
         shipped.cascade,
         budget,
         point.images_per_second,
         measured.lost,
-        hardware.available().where(plan[0].setting.runtime),
+        capabilities.available().where(plan[0].setting.runtime),
         found.made_from,
     )
     points.write(folder, chosen)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble.commands import options
-from export.setting import Wanted, runtime_options
+from export.runtimes.settings import Wanted, runtime_options
 
 if TYPE_CHECKING:
     from ensemble.stacking.frontier import Measured, Point

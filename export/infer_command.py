@@ -10,7 +10,7 @@ import click
 from ensemble.commands import options
 from export.cluster_options import cluster_options
 from export.cluster_size import Asked
-from export.setting import Wanted, cascade_option, full, runtime_options
+from export.runtimes.settings import Wanted, cascade_option, full, runtime_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

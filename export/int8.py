@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ensemble.core.errors import ArtifactError, UnavailableError
-from export import hardware, libraries
 from export.layers import PRODUCTS
+from export.runtimes import capabilities, libraries
 
 # a bound of these before the next product is the bound of its 8 bits
 BOUNDS = ("Clip", "Relu")
@@ -21,11 +21,11 @@ SUM_PRODUCTS = ("Gemm", "MatMul")
 def quantizer(symmetric: bool) -> str:
     """Name and version of the library that `write_int8` quantizes with here."""
     if symmetric:
-        return hardware.version("onnxruntime")
+        return capabilities.version("onnxruntime")
     try:
         libraries.load_nncf()
     except UnavailableError:
-        return hardware.version("onnxruntime")
+        return capabilities.version("onnxruntime")
     return f"nncf {metadata.version('nncf')}"
 
 

@@ -11,8 +11,9 @@ from tqdm import tqdm
 from ensemble.core import artifacts, feature_cache
 from ensemble.core.preprocess_config import ImageContract
 from ensemble.models.runner import Runner, chunk_rows, score_images
-from export import hardware, runtime
-from export.setting import ON_GPU, Setting
+from export.runtimes import capabilities
+from export.runtimes import runner as runtime
+from export.runtimes.settings import ON_GPU, Setting
 
 CHUNK = 64  # files between two writes to the cache: a kill loses no more
 
@@ -27,8 +28,8 @@ class Column:
 
 def column(name: str, file: Path, contract: ImageContract, setting: Setting) -> Column:
     """A file's, opened when it is needed. Its logits hold for one processor and library."""
-    machine = hardware.available()
-    by = [machine.gpu if setting.runtime in ON_GPU else machine.cpu, hardware.version(setting.runtime)]
+    machine = capabilities.available()
+    by = [machine.gpu if setting.runtime in ON_GPU else machine.cpu, capabilities.version(setting.runtime)]
     key = artifacts.json_sha256([artifacts.file_sha256(file), contract.to_dict(), str(setting), *by])
     return Column(key, partial(runtime.open_runner, name, file, contract, setting))
 

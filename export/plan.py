@@ -12,11 +12,12 @@ from ensemble.models import external
 from ensemble.models.runner import Runner
 from ensemble.stacking.cascade import Cascade
 from ensemble.stacking.stacker import Stacker
-from export import bundle, choice, points, runtime, tuning
-from export.hardware import Machine, available
-from export.onnx_sessions import engine_is_built
+from export import bundle, points
 from export.points import Chosen
-from export.setting import ON_GPU, PRECISIONS, Setting, Wanted
+from export.runtimes import autotune, runner, runtime_selection
+from export.runtimes.capabilities import Machine, available
+from export.runtimes.onnx_session import engine_is_built
+from export.runtimes.settings import ON_GPU, PRECISIONS, Setting, Wanted
 
 Say = Callable[[str], object]
 Entries = Mapping[str, Mapping[str, Any]]
@@ -60,18 +61,18 @@ def plan_bundle(folder: Path, wanted: Wanted, say: Say, machine: Machine | None 
     entries = {name: values["members"][name] for name in stacker.members if not external.is_external(folder, name)}
     if point:
         wanted, allowed = _as_chosen(point, values, entries, wanted, machine, say)
-    settings, lines = choice.choose(entries, allowed, wanted, machine)
+    settings, lines = runtime_selection.choose(entries, allowed, wanted, machine)
     for line in lines:
         say(line)
     plan = partial(_planned, folder, values)
-    every = choice.choices(entries, allowed, wanted, machine)
+    every = runtime_selection.choices(entries, allowed, wanted, machine)
     if point and every[-1] != settings:  # ONNX Runtime's int8, which is not taken unasked
         settings, every = every[-1], every[-1:]
-        say(f"as frontier chose: {tuning.told(settings)}")
+        say(f"as frontier chose: {autotune.told(settings)}")
     measured = [_tuned(values["files"], entries, one, wanted, machine, partial(_open, plan, say)) for one in every]
     known = _fastest(measured, entries)
     if known:
-        say(f"as tuned: {tuning.told(known)}")
+        say(f"as tuned: {autotune.told(known)}")
     return Plan(stacker, tuple(plan(name, setting) for name, setting in (settings | known).items()), cascade)
 
 
@@ -93,7 +94,7 @@ def _as_chosen(
         and (point.runtime, "fp32") not in machine.lacks
     ):
         wanted = replace(wanted, runtime=point.runtime)
-    settings, _ = choice.choose(entries, {}, replace(wanted, precision="fp32"), machine)
+    settings, _ = runtime_selection.choose(entries, {}, replace(wanted, precision="fp32"), machine)
     runtime = next((setting.runtime for setting in settings.values()), "")
     lower = {(runtime, precision) for precision in PRECISIONS if wanted.precision in ("auto", precision)}
     allowed = points.allowed(point, values, lower - set(machine.lacks), say)
@@ -118,25 +119,25 @@ def _tuned(
     settings: Mapping[str, Setting],
     wanted: Wanted,
     machine: Machine,
-    opened: Callable[[tuning.Job, Setting], Runner],
-) -> dict[str, tuning.Timed]:
+    opened: Callable[[autotune.Job, Setting], Runner],
+) -> dict[str, autotune.Timed]:
     """The members' fastest settings where `settings` were chosen, measured now or before."""
     jobs = [
-        tuning.Job(
+        autotune.Job(
             name,
             files[bundle.member_file(entry, settings[name])],
-            tuple(choice.candidates(settings[name], wanted, machine)),
+            tuple(runtime_selection.candidates(settings[name], wanted, machine)),
         )
         for name, entry in entries.items()
     ]
-    known = tuning.recall(jobs, machine)
+    known = autotune.recall(jobs, machine)
     unknown = [job for job in jobs if job.name not in known]
     if wanted.tune and unknown:  # measured anew, another setting might win, and what it scored would not count
-        known |= tuning.tune(unknown, machine, opened)
+        known |= autotune.tune(unknown, machine, opened)
     return known
 
 
-def _fastest(measured: Sequence[Mapping[str, tuning.Timed]], entries: Entries) -> dict[str, Setting]:
+def _fastest(measured: Sequence[Mapping[str, autotune.Timed]], entries: Entries) -> dict[str, Setting]:
     """Of those that were measured for every member, the one by which an image takes least; else the first."""
     views = {name: ImageContract.from_dict(entry["contract"]).count for name, entry in entries.items()}
     whole = [known for known in measured if len(known) == len(entries)]
@@ -148,7 +149,7 @@ def _fastest(measured: Sequence[Mapping[str, tuning.Timed]], entries: Entries) -
     return {name: timed.setting for name, timed in best.items()}
 
 
-def _open(plan: Callable[[str, Setting], Planned], say: Say, job: tuning.Job, setting: Setting) -> Runner:
+def _open(plan: Callable[[str, Setting], Planned], say: Say, job: autotune.Job, setting: Setting) -> Runner:
     return open_member(plan(job.name, setting), say)
 
 
@@ -156,7 +157,7 @@ def open_member(member: Planned, say: Say) -> Runner:
     """Ready to run; `say` is told before minutes pass."""
     if member.setting.runtime == "tensorrt" and not engine_is_built(member.path, member.setting):
         say(f"{member.name}: building its TensorRT engine, once for this GPU; that takes minutes")
-    return runtime.open_runner(member.name, member.path, member.contract, member.setting)
+    return runner.open_runner(member.name, member.path, member.contract, member.setting)
 
 
 def device_of(plan: Iterable[Planned]) -> str:

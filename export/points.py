@@ -17,8 +17,9 @@ from ensemble.core.metrics import Interval
 from ensemble.core.names import is_member_name
 from ensemble.stacking.cascade import Cascade, Report
 from ensemble.stacking.stacker import Stacker
-from export import bundle, hardware
-from export.setting import ON_CPU, ON_GPU, Setting, named
+from export import bundle
+from export.runtimes import capabilities
+from export.runtimes.settings import ON_CPU, ON_GPU, Setting, named
 
 FILE = bundle.POINT
 AGAIN = "choose again: python cli.py frontier --budget N"
@@ -156,7 +157,7 @@ def allowed(
             continue
         if set(made.files) <= may.get(pair, frozenset()) and made.files == _files(made.files, values, setting):
             found[pair] = frozenset(made.files)
-            if made.by != hardware.version(setting.runtime):
+            if made.by != capabilities.version(setting.runtime):
                 say(f"Still allowed, though certified with other versions of libraries than those here: {key}")
         else:
             say(

@@ -13,11 +13,12 @@ from ensemble.core.errors import DataError, UnavailableError, some
 from ensemble.core.preprocess_config import ImageContract
 from ensemble.models import external
 from ensemble.stacking.stacker import Stacker
-from export import bundle, evidence, hardware, member_logits, second_files
+from export import bundle, evidence, member_logits, second_files
 from export.certificate import LEAST_IMAGES, MOST_IMAGES, judge
 from export.evidence import LEAST_CALIBRATION, Evidence, Training
 from export.member_logits import Column
-from export.setting import ON_CPU, ON_GPU, PRECISIONS, Setting, named
+from export.runtimes import capabilities
+from export.runtimes.settings import ON_CPU, ON_GPU, PRECISIONS, Setting, named
 
 Say = Callable[[str], object]
 Entries = Mapping[str, Mapping[str, Any]]
@@ -56,7 +57,7 @@ class Decision:
 
 def computed(precisions: Collection[str]) -> list[Setting]:
     """What runs exported members at these precisions, as far as this machine computes them."""
-    lacks = hardware.available().lacks
+    lacks = capabilities.available().lacks
     every = [Setting(runtime, precision) for runtime in (*ON_CPU, *ON_GPU) for precision in precisions]
     here = [setting for setting in every if (setting.runtime, setting.precision) not in lacks]
     return [replace(setting, batch=GPU_BATCH) if setting.runtime in ON_GPU else setting for setting in here]
@@ -70,7 +71,7 @@ def require_int8(training: Training | None) -> None:
             "leave out --int8, or train on more"
         )
     if not computed(("int8",)):
-        raise UnavailableError(hardware.available().lacks["onnxruntime", "int8"])
+        raise UnavailableError(capabilities.available().lacks["onnxruntime", "int8"])
     if importlib.util.find_spec("onnx") is None:
         raise UnavailableError("int8 needs onnx; run: pip install 'manyeyes[int8]'")
 
@@ -107,7 +108,7 @@ def decide(folder: Path, entries: Entries, older: Mapping[str, Any], wish: Wish,
             name: second_files.add(folder, name, entry, making, wish.training, say) for name, entry in entries.items()
         }
     if not lower:
-        why = hardware.available().lacks[("openvino", "bf16")].partition(";")[0]
+        why = capabilities.available().lacks[("openvino", "bf16")].partition(";")[0]
         say(
             f"Nothing more below fp32 was certified or allowed: {why}. On the machine that will score, run: "
             "python cli.py export --bundle DIR --certify-on DATA"
@@ -126,7 +127,7 @@ def decide(folder: Path, entries: Entries, older: Mapping[str, Any], wish: Wish,
 
 
 def _by_other_libraries(found: Mapping[str, Any], setting: Setting) -> bool:
-    return bool(found[str(setting)].get("by") != hardware.version(setting.runtime))
+    return bool(found[str(setting)].get("by") != capabilities.version(setting.runtime))
 
 
 def _allowed(
@@ -178,7 +179,7 @@ def _certify(
     }
     return {
         str(setting): {
-            "by": hardware.version(setting.runtime),
+            "by": capabilities.version(setting.runtime),
             "images": len(drawn.labels),
             "rows": drawn.what,
             **_record(stacker, fp32, table, drawn, having[setting]),

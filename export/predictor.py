@@ -18,12 +18,14 @@ from ensemble.models import external
 from ensemble.models.runner import Runner
 from ensemble.stacking.stack import fingerprint, read_stacker
 from ensemble.stacking.stacker import Stacker
-from export import bundle, cascades, hub, runtime, tuning
+from export import bundle, cascades, hub
 from export.ensembles import Ensemble
-from export.hardware import Machine, available, version
 from export.infer import average, infer
 from export.plan import Plan, device_of, open_member, plan_bundle
-from export.setting import Setting, Wanted
+from export.runtimes import autotune
+from export.runtimes import runner as runtime
+from export.runtimes.capabilities import Machine, available, version
+from export.runtimes.settings import Setting, Wanted
 
 if TYPE_CHECKING:
     from ensemble.models.backbone import Member
@@ -70,7 +72,7 @@ def open_plan(folder: Path, plan: Plan, wanted: Wanted, say: Say, machine: Machi
     runners = [open_member(member, say) for member in plan.members]
     if wanted.cascade is not None:
         costs = {
-            m.name: tuning.image_seconds(r, m.setting, m.sha256, machine)
+            m.name: autotune.image_seconds(r, m.setting, m.sha256, machine)
             for m, r in zip(plan.members, runners, strict=True)
         }
         plan = replace(plan, cascade=cascades.fit_bundle(folder, plan.stacker, costs, wanted.cascade, say))

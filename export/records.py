@@ -18,7 +18,7 @@ from export.certificate import AUROC_LIMIT, FLIPS_LIMIT, LEAST_IMAGES, certify
 from export.evidence import Samples
 from export.points import Chosen
 from export.precisions import Say, Wish
-from export.runtime import open_runner, require_torch, torch_runner
+from export.runtimes.runner import open_runner, require_torch, torch_runner
 
 if TYPE_CHECKING:
     from ensemble.models.backbone import Member

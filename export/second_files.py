@@ -11,11 +11,13 @@ from ensemble.core.errors import ArtifactError, UnavailableError, some
 from ensemble.core.metrics import sigmoid
 from ensemble.core.preprocess_config import ImageContract
 from ensemble.models.runner import Runner
-from export import bundle, evidence, member_logits, runtime, tuning
+from export import bundle, evidence, member_logits
 from export.certificate import AUROC_LIMIT, FLIPS_LIMIT, Change, compare
 from export.evidence import Training
 from export.layers import Layer, fewest, read_layers
-from export.setting import ON_CPU, Setting
+from export.runtimes import autotune
+from export.runtimes import runner as runtime
+from export.runtimes.settings import ON_CPU, Setting
 
 Say = Callable[[str], object]
 # writes the second file with these nodes in fp32; roughly: calibrated by few images
@@ -222,7 +224,7 @@ def _times_fp32(second: Second) -> float:
     """How many times as fast as the fp32 file it runs, in the same runtime and batch; the best of a few rounds."""
     plain = Setting(second.setting.runtime, batch=second.setting.batch)
     timers = [
-        tuning.timer(runtime.open_runner(second.name, file, second.contract, setting), setting)
+        autotune.timer(runtime.open_runner(second.name, file, second.contract, setting), setting)
         for file, setting in ((second.source, plain), (second.target, second.setting))
     ]
     rounds = [[once() for once in timers] for _ in range(ROUNDS)]

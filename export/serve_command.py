@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble.commands import options
-from export.setting import Wanted, cascade_option, full, runtime_options
+from export.runtimes.settings import Wanted, cascade_option, full, runtime_options
 
 if TYPE_CHECKING:
     from ensemble.stacking.stacker import Stacker

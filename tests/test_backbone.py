@@ -18,8 +18,8 @@ from ensemble.training.distributed import Processes
 from ensemble.training.step import build_engine, optimizer_step
 from export import certificate
 from export.convert import convert
-from export.runtime import open_runner
-from export.setting import Setting
+from export.runtimes.runner import open_runner
+from export.runtimes.settings import Setting
 
 SMALL, LARGE = ("swin_tiny",), ("swinv2_tiny", "swin_base", "vit_base_clip_384", "convnext_large_384")
 ALL = [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)]

@@ -10,9 +10,10 @@ from mutations import tag_bomb
 from PIL import Image
 
 from ensemble.core import artifacts
-from export import bench, tuning
+from export import bench
 from export.plan import plan_bundle
-from export.setting import Setting, Wanted
+from export.runtimes import autotune
+from export.runtimes.settings import Setting, Wanted
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch, tmp_path):
-    monkeypatch.setattr(tuning, "SECONDS", 0.0)
+    monkeypatch.setattr(autotune, "SECONDS", 0.0)
     monkeypatch.setattr(bench, "SIDE", {"cpu": 64, "cuda": 64})
     monkeypatch.setattr(bench, "SECONDS", 0.0)
     monkeypatch.setenv("MANYEYES_CACHE", str(tmp_path / "cache"))

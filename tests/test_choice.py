@@ -1,9 +1,9 @@
 import pytest
 
 from ensemble.core.errors import UnavailableError
-from export.choice import choices, choose
-from export.hardware import Machine
-from export.setting import PRECISIONS, RUNTIMES, Setting, Wanted
+from export.runtimes.capabilities import Machine
+from export.runtimes.runtime_selection import choices, choose
+from export.runtimes.settings import PRECISIONS, RUNTIMES, Setting, Wanted
 
 NO_GPU = "no NVIDIA GPU was found; use --device cpu, or check the driver with nvidia-smi"
 CPU_FP32 = {("onnxruntime", precision): "its CPU provider computes in fp32" for precision in ("bf16", "fp16")}

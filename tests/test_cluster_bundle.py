@@ -12,7 +12,7 @@ from ensemble.core.errors import ArtifactError
 from export import bundle, cluster_bundle
 from export.cluster_worker import check_planned
 from export.plan import Plan, Planned
-from export.setting import Setting
+from export.runtimes.settings import Setting
 
 
 @pytest.fixture

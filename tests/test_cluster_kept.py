@@ -10,9 +10,9 @@ from export import cluster_bundle, cluster_kept, cluster_worker, predictor
 from export.cluster_kept import Kept
 from export.cluster_size import Asked, Node, Size, sized_as
 from export.cluster_worker import Prepared
-from export.hardware import available
 from export.plan import Plan, plan_bundle
-from export.setting import Wanted
+from export.runtimes.capabilities import available
+from export.runtimes.settings import Wanted
 
 WANTED = Wanted(device="cpu", cascade=0.01)
 NODES = (Node("a", 8), Node("b", 4))

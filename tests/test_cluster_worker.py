@@ -13,7 +13,7 @@ from ensemble.core.errors import ArtifactError, DataError
 from ensemble.data.inputs import read_inputs
 from export import cluster_bundle, cluster_worker, journal
 from export.cluster_worker import PACKAGES, Desk, Job, Worker, look, prepare, task
-from export.setting import Wanted
+from export.runtimes.settings import Wanted
 
 
 class TaskError(Exception):

@@ -10,15 +10,16 @@ from helpers import CONTRACT, exported_run
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
 from ensemble.models.runner import Runner
-from export import costs, tuning
+from export import costs
 from export.plan import plan_bundle
-from export.setting import Wanted
+from export.runtimes import autotune
+from export.runtimes.settings import Wanted
 
 NOISE = [encoded(noise(0)), encoded(noise(1))]
 
 
 def test_each_view_and_each_member_is_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(tuning, "SECONDS", 0.0)
+    monkeypatch.setattr(autotune, "SECONDS", 0.0)
     monkeypatch.setattr(costs, "IMAGES", 4)
     one, two = plan_bundle(artifacts.bundle_path(exported_run(tmp_path)), Wanted(), print).members
     other = replace(two, contract=replace(CONTRACT, size=16))
@@ -33,7 +34,7 @@ def test_each_view_and_each_member_is_measured(tmp_path, monkeypatch):
 
 
 def test_an_image_that_cannot_be_read_is_named_and_not_timed(tmp_path, monkeypatch):
-    monkeypatch.setattr(tuning, "SECONDS", 0.0)
+    monkeypatch.setattr(autotune, "SECONDS", 0.0)
     plan = plan_bundle(artifacts.bundle_path(exported_run(tmp_path)), Wanted(), print).members
     good, bad = tmp_path / "good.png", tmp_path / "b,ad <script>.png"
     good.write_bytes(NOISE[0])
@@ -57,7 +58,7 @@ def test_times_are_of_an_image_in_milliseconds(tmp_path, monkeypatch):
     monkeypatch.setenv("MANYEYES_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(costs.bench, "score", slow)
     monkeypatch.setattr(costs, "open_member", opened)
-    monkeypatch.setattr(tuning, "SECONDS", 0.0)
+    monkeypatch.setattr(autotune, "SECONDS", 0.0)
     plan = plan_bundle(artifacts.bundle_path(exported_run(tmp_path / "run")), Wanted(), print).members
     found = costs.measure({"fp32": plan}, NOISE, print)
     assert 1 <= found.decode < 2

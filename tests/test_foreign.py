@@ -21,8 +21,8 @@ from ensemble.models.classifier import read_classifiers
 from ensemble.models.torch_runner import torch_runner
 from export import Predictor, bundle, convert, foreign
 from export.half import write_half
-from export.runtime import open_runner
-from export.setting import Setting
+from export.runtimes.runner import open_runner
+from export.runtimes.settings import Setting
 
 OPS = ("MatMul", "Gemm", "LayerNormalization", "Softmax")
 NAMES = {"vit": ("Human", "Fake"), "conv": ("AI", "photo")}  # in the order of the outputs

@@ -25,13 +25,14 @@ from ensemble.core import artifacts
 from ensemble.core.metrics import Interval, sigmoid
 from ensemble.stacking.cascade_fit import Rows
 from ensemble.stacking.stacker import Stacker
-from export import bundle, costs, evidence, frontier, hardware, heldout_rows, member_logits, plan, points, tuning
+from export import bundle, costs, evidence, frontier, heldout_rows, member_logits, plan, points
 from export.evaluate_model import load_model
 from export.export_run import export_run
-from export.hardware import Machine
 from export.plan import plan_bundle
 from export.predictor import load_bundle
-from export.setting import Setting, Wanted
+from export.runtimes import autotune, capabilities
+from export.runtimes.capabilities import Machine
+from export.runtimes.settings import Setting, Wanted
 
 SECONDS = {"one": 0.001, "two": 0.009}
 PIXELS = [1.0, 1.5]  # milliseconds of decoding, and of that and the one view
@@ -57,7 +58,7 @@ def make(run, spoilt=False):
 def timed():
     """Costs that no machine changes; cascades are left to their own tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tuning, "image_seconds", lambda runner, *others: SECONDS[runner.name])
+        patch.setattr(autotune, "image_seconds", lambda runner, *others: SECONDS[runner.name])
         patch.setattr(costs, "_pixels", lambda *others: PIXELS)
         patch.setattr(frontier.frontier, "TOLERANCES", ())
         yield
@@ -221,7 +222,7 @@ def lower(original, tmp_path, monkeypatch):
         best = Setting("onnxruntime", "fp32", 16, 1, 2)
         return {setting: 0.001 if setting == best else 0.01 for setting in job.candidates}
 
-    monkeypatch.setattr(tuning, "measure", measure)
+    monkeypatch.setattr(autotune, "measure", measure)
     return run / "bundle"
 
 
@@ -275,7 +276,7 @@ def with_bf16(run, monkeypatch, flips, certified=True):
     monkeypatch.setattr(costs, "open_member", lambda member, say: member)
     speed = {"bf16": 0.5, "fp32": 1.0}
     monkeypatch.setattr(
-        tuning, "image_seconds", lambda member, setting, *others: SECONDS[member.name] * speed[setting.precision]
+        autotune, "image_seconds", lambda member, setting, *others: SECONDS[member.name] * speed[setting.precision]
     )
     rows = planted_rows()
     given = evidence.Evidence("images", True, tuple(map(str, range(800))), (folder,) * 800, rows.labels)
@@ -309,7 +310,7 @@ def test_a_stack_of_some_runs_below_fp32_only_with_a_certificate_of_its_own(
     assert points.allowed(point, values, [("openvino", "bf16")], print) == may
     for made in point.precisions.values():
         assert made.files == {"one": values["files"]["members/one.fp32.onnx"]}
-        assert made.by == hardware.version("openvino") != ""
+        assert made.by == capabilities.version("openvino") != ""
 
 
 def test_a_bundle_alone_has_no_images_to_certify_some_members_on(original, tmp_path, monkeypatch, timed):

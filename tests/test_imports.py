@@ -56,7 +56,7 @@ LIGHT = {
     "ensemble.commands.report export.export_command export.infer_command export.adapt_command "
     "export.cluster_options export.cluster_size "
     "export.evaluate_command export.explain_command export.bench_command export.frontier_command "
-    "export.submit_command export.kaggle_command export.hub_commands export.serve_command export.setting "
+    "export.submit_command export.kaggle_command export.hub_commands export.serve_command export.runtimes.settings "
     "export cli",
     "ray,torch,transformers": "ensemble.cluster.connect ensemble.cluster.placement ensemble.cluster.train_worker ensemble.cluster.events "
     "ensemble.cluster.nodes",
@@ -67,12 +67,12 @@ LIGHT = {
     "ensemble.images.degradations ensemble.images.robustness ensemble.core.bootstrap ensemble.evaluation.protocol ensemble.evaluation.report ensemble.evaluation.report "
     "ensemble.stacking.label_shift ensemble.data.files ensemble.data.sources ensemble.images.decoder_warnings ensemble.stacking.cascade ensemble.stacking.cascade_fit "
     "ensemble.stacking.cascade_fit ensemble.stacking.frontier ensemble.stacking.diagnostics",
-    "torch,sklearn,transformers,onnx,openvino,onnxruntime,nncf,ray": "export.infer export.runtime export.hardware "
-    "export.choice "
+    "torch,sklearn,transformers,onnx,openvino,onnxruntime,nncf,ray": "export.infer export.runtimes.runner export.runtimes.capabilities "
+    "export.runtimes.runtime_selection "
     "export.precisions export.evidence export.records export.member_logits ensemble.models.classifier export.foreign "
     "export.half export.int8 export.layers export.second_files "
-    "export.plan export.tuning export.bench export.libraries export.onnx_sessions export.openvino_runtime "
-    "export.batches export.predictor export.submission export.bundle ensemble.data.inputs ensemble.data.image_list ensemble.data.parquet "
+    "export.plan export.runtimes.autotune export.bench export.runtimes.libraries export.runtimes.onnx_session export.runtimes.openvino_session "
+    "export.runtimes.onnx_session export.predictor export.submission export.bundle ensemble.data.inputs ensemble.data.image_list ensemble.data.parquet "
     "export.results export.journal export.scored_rows export.certificate export.export_run export.evaluate_model "
     "export.ensembles "
     "export.cascades export.heldout_rows export.points export.costs export.frontier export.fingerprint export.kernel "

@@ -28,12 +28,13 @@ from ensemble.models.external import External
 from ensemble.models.runner import Runner
 from ensemble.stacking import cascade_stream
 from ensemble.stacking.cascade import Cascade, Report, Step
-from export import Predictor, bundle, cascades, heldout_rows, journal, predictor, tuning
+from export import Predictor, bundle, cascades, heldout_rows, journal, predictor
 from export.ensembles import Ensemble
 from export.export_run import export_run
-from export.hardware import Machine
 from export.infer import Options, infer, infer_to_file
-from export.setting import Setting, Wanted
+from export.runtimes import autotune
+from export.runtimes.capabilities import Machine
+from export.runtimes.settings import Setting, Wanted
 
 REPORT = Report(100, 50, (0.9, 0.9), Interval(0.0, 0.0, 0.0), (0.5, 0.5), (3.0, 2.0), 0.0)
 # after `one` an image leaves beyond half a logit
@@ -64,7 +65,7 @@ def pictures(tmp_path_factory):
 def costs(monkeypatch):
     """Two costs ten times one."""
     seconds = {"one": 0.001, "two": 0.01}
-    monkeypatch.setattr(tuning, "image_seconds", lambda runner, *others: seconds[runner.name])
+    monkeypatch.setattr(autotune, "image_seconds", lambda runner, *others: seconds[runner.name])
 
 
 def answers(ran, **logits):
@@ -369,10 +370,10 @@ def test_a_member_is_measured_once(tmp_path, monkeypatch):
     (runner,) = answers(ran := [], one=lambda b: 0.0)
     ticks = iter(range(1000))
     given = (runner, Setting("openvino", batch=4), "a hash", Machine("a CPU", 2))
-    first = tuning.image_seconds(*given, clock=lambda: 0.4 * next(ticks))
+    first = autotune.image_seconds(*given, clock=lambda: 0.4 * next(ticks))
     assert first == pytest.approx(0.1)  # 0.4 seconds for a batch of four
     count = len(ran)
-    assert tuning.image_seconds(*given) == first
+    assert autotune.image_seconds(*given) == first
     assert len(ran) == count
-    tuning.image_seconds(runner, Setting("openvino", batch=8), *given[2:], clock=lambda: 0.4 * next(ticks))
+    autotune.image_seconds(runner, Setting("openvino", batch=8), *given[2:], clock=lambda: 0.4 * next(ticks))
     assert len(ran) > count

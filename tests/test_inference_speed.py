@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from export import hardware
+from export.runtimes import capabilities
 
 
 @pytest.fixture
@@ -41,10 +41,10 @@ def test_a_bundle_with_other_files_is_measured_anew(speed, tmp_path, monkeypatch
 
 
 def test_int8_is_refused_at_once_where_the_processor_lacks_it(speed, monkeypatch, capsys, tmp_path):
-    lacks = {("onnxruntime", "int8"): hardware.NO_INT8}
-    monkeypatch.setattr(hardware, "available", lambda: hardware.Machine("a CPU", 2, lacks=lacks))
+    lacks = {("onnxruntime", "int8"): capabilities.NO_INT8}
+    monkeypatch.setattr(capabilities, "available", lambda: capabilities.Machine("a CPU", 2, lacks=lacks))
     monkeypatch.setattr(sys, "argv", ["x", "--precision", "fp32,int8", "--output", str(tmp_path / "speed")])
     with pytest.raises(SystemExit):
         speed.main()
-    assert hardware.NO_INT8 in capsys.readouterr().err
+    assert capabilities.NO_INT8 in capsys.readouterr().err
     assert not (tmp_path / "speed").exists()

@@ -13,11 +13,12 @@ from ensemble.core import artifacts
 from ensemble.data import dataset
 from ensemble.images import decode as images
 from ensemble.models.runner import Runner
-from export import bundle, evidence, hardware, int8, libraries, precisions, second_files
+from export import bundle, evidence, int8, precisions, second_files
 from export.int8 import write_int8
 from export.layers import Layer, fewest, read_layers
-from export.runtime import open_runner
-from export.setting import Setting
+from export.runtimes import capabilities, libraries
+from export.runtimes.runner import open_runner
+from export.runtimes.settings import Setting
 
 if not precisions.computed(("int8",)):
     pytest.skip("this CPU has no instructions for int8", allow_module_level=True)
@@ -155,7 +156,7 @@ def without_nncf(monkeypatch):
 
 def test_where_nncf_is_absent_onnx_runtime_quantizes_and_rescues(copy, without_nncf):
     out, values, found = export(copy, "--int8")
-    by = hardware.version("onnxruntime")
+    by = capabilities.version("onnxruntime")
     assert f"one: quantizing with {by}, by the ranges of its values on 128 training images" in out
     assert "two: kept in fp32 1 of 3 layers: reads; openvino int8 runs" in out
     assert int8_members(values) == {"openvino": {"one", "two"}, "onnxruntime": {"one", "two"}}
@@ -168,7 +169,7 @@ def test_what_int8_needs_is_named(copy, monkeypatch, lacking):
     if lacking == "onnx":
         monkeypatch.setattr(precisions.importlib.util, "find_spec", lambda name: None)
     else:
-        monkeypatch.setattr(hardware, "processor", lambda: ("an old CPU", frozenset({"avx2"})))
+        monkeypatch.setattr(capabilities, "processor", lambda: ("an old CPU", frozenset({"avx2"})))
     code, _, err = run_cli("export", "--run", copy, "--int8")
     assert code == 2
     assert {

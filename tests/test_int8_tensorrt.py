@@ -9,13 +9,14 @@ from onnx import numpy_helper
 from small_nets import PIXELS, write_image_run, write_network
 
 from ensemble.core.errors import UnavailableError
-from export import bundle, evidence, libraries, precisions, second_files
-from export.choice import choose
-from export.hardware import Machine
+from export import bundle, evidence, precisions, second_files
 from export.int8 import write_int8
 from export.layers import PRODUCTS
-from export.runtime import open_runner
-from export.setting import Setting, Wanted
+from export.runtimes import libraries
+from export.runtimes.capabilities import Machine
+from export.runtimes.runner import open_runner
+from export.runtimes.runtime_selection import choose
+from export.runtimes.settings import Setting, Wanted
 
 vnni = pytest.mark.skipif(not precisions.computed(("int8",)), reason="this CPU has no instructions for int8")
 

@@ -6,9 +6,10 @@ from helpers import CONTRACT, write_onnx
 
 from ensemble.core import artifacts
 from ensemble.core.errors import UnavailableError
-from export import onnx_sessions, runtime
-from export.libraries import load_onnxruntime
-from export.setting import Setting
+from export.runtimes import onnx_session
+from export.runtimes import runner as runtime
+from export.runtimes.libraries import load_onnxruntime
+from export.runtimes.settings import Setting
 
 CUDA, TENSORRT, CPU = (f"{name}ExecutionProvider" for name in ("CUDA", "Tensorrt", "CPU"))
 
@@ -82,8 +83,8 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
     monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_shape_and_type", Value)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("noise"))
-    monkeypatch.setattr(onnx_sessions, "find_gpu", lambda: ("NVIDIA H100", (9, 0)))
-    monkeypatch.setattr(onnx_sessions, "version", lambda runtime: f"{runtime} 1")
+    monkeypatch.setattr(onnx_session, "find_gpu", lambda: ("NVIDIA H100", (9, 0)))
+    monkeypatch.setattr(onnx_session, "version", lambda runtime: f"{runtime} 1")
     monkeypatch.setenv("MANYEYES_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "")  # so that it is gone again afterwards
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE")
@@ -116,7 +117,7 @@ def test_tensorrt_has_one_profile_and_keeps_its_engine_in_the_cache(model, tmp_p
     assert {kind for kind in ("fp16", "bf16", "int8") if options[f"trt_{kind}_enable"] == "1"} == on
     assert not [name for name in options if "calibration" in name]  # the file has its scales
     assert options["trt_engine_cache_enable"] == "1"
-    folder = onnx_sessions.engine_folder(model, Setting("tensorrt", precision, batch=64))
+    folder = onnx_session.engine_folder(model, Setting("tensorrt", precision, batch=64))
     assert options["trt_engine_cache_path"] == str(folder)
     assert folder.parent == artifacts.cache_path() / "engines"
     assert folder.is_dir()
@@ -132,25 +133,25 @@ def test_fp32_products_are_not_made_in_tf32(model, monkeypatch):
 
 def test_an_engine_is_of_one_file_precision_batch_gpu_and_version(model, tmp_path, monkeypatch):
     setting = Setting("tensorrt")
-    folders = [onnx_sessions.engine_folder(model, setting)]
-    folders += [onnx_sessions.engine_folder(model, Setting("tensorrt", "fp16"))]
-    folders += [onnx_sessions.engine_folder(model, Setting("tensorrt", batch=9))]
-    folders += [onnx_sessions.engine_folder(write_onnx(tmp_path / "other.onnx", 3), setting)]
-    monkeypatch.setattr(onnx_sessions, "find_gpu", lambda: ("NVIDIA L4", (8, 9)))
-    folders += [onnx_sessions.engine_folder(model, setting)]
-    monkeypatch.setattr(onnx_sessions, "version", lambda runtime: f"{runtime} 2")
-    folders += [onnx_sessions.engine_folder(model, setting)]
+    folders = [onnx_session.engine_folder(model, setting)]
+    folders += [onnx_session.engine_folder(model, Setting("tensorrt", "fp16"))]
+    folders += [onnx_session.engine_folder(model, Setting("tensorrt", batch=9))]
+    folders += [onnx_session.engine_folder(write_onnx(tmp_path / "other.onnx", 3), setting)]
+    monkeypatch.setattr(onnx_session, "find_gpu", lambda: ("NVIDIA L4", (8, 9)))
+    folders += [onnx_session.engine_folder(model, setting)]
+    monkeypatch.setattr(onnx_session, "version", lambda runtime: f"{runtime} 2")
+    folders += [onnx_session.engine_folder(model, setting)]
     assert len(set(folders)) == len(folders)
-    assert onnx_sessions.engine_folder(model, setting) == folders[-1]
+    assert onnx_session.engine_folder(model, setting) == folders[-1]
 
 
 def test_an_engine_counts_as_built_when_it_lies_there(model):
     setting = Setting("tensorrt")
-    assert not onnx_sessions.engine_is_built(model, setting)
+    assert not onnx_session.engine_is_built(model, setting)
     opened(model, setting)
-    assert not onnx_sessions.engine_is_built(model, setting)
-    (onnx_sessions.engine_folder(model, setting) / "one.engine").touch()
-    assert onnx_sessions.engine_is_built(model, setting)
+    assert not onnx_session.engine_is_built(model, setting)
+    (onnx_session.engine_folder(model, setting) / "one.engine").touch()
+    assert onnx_session.engine_is_built(model, setting)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ def test_a_provider_that_did_not_start_is_no_silent_cpu(model, monkeypatch, caps
 
 
 def test_the_cpu_uses_the_cores_it_may_and_does_not_spin(model, monkeypatch):
-    monkeypatch.setattr(onnx_sessions, "available_cores", lambda: 7)
+    monkeypatch.setattr(onnx_session, "available_cores", lambda: 7)
     for threads, expected in ((0, 7), (3, 3)):
         _, session = opened(model, Setting("onnxruntime", threads=threads))
         assert session.options.intra_op_num_threads == expected

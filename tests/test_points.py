@@ -15,13 +15,14 @@ from ensemble.stacking.cascade import Report
 from ensemble.stacking.label_shift import Shift
 from ensemble.stacking.stack import store_shift
 from ensemble.stacking.stacker import Stacker
-from export import Predictor, bench, bundle, hardware, plan, points, tuning
+from export import Predictor, bench, bundle, plan, points
 from export.export_run import export_run
-from export.hardware import Machine
 from export.plan import plan_bundle
 from export.points import Chosen
 from export.predictor import load_bundle
-from export.setting import PRECISIONS, Wanted
+from export.runtimes import autotune, capabilities
+from export.runtimes.capabilities import Machine
+from export.runtimes.settings import PRECISIONS, Wanted
 
 ONE = Stacker(("one",), (1.5,), 0.25, 0.4)
 
@@ -89,7 +90,7 @@ def test_a_member_that_is_looked_up_may_be_in_a_point(tmp_path, pictures):
 def test_bench_measures_what_runs(run, monkeypatch):
     for name, value in (("ROUNDS", 1), ("SIDE", {"cpu": 64}), ("SECONDS", 0.01)):
         monkeypatch.setattr(bench, name, value)
-    monkeypatch.setattr(tuning, "SECONDS", 0.01)
+    monkeypatch.setattr(autotune, "SECONDS", 0.01)
     _, out, _ = run_cli("bench", "--bundle", run / "bundle", "--runtime", "onnxruntime")
     assert out.startswith("1 of 2 members, as frontier chose for 200 images/s")
     assert "\n   two " not in out
@@ -295,7 +296,7 @@ def certify(run, *keys, by=None, **changes):
     files = bundle.contents(run / "bundle")["files"]
     made = {
         key: {
-            "by": hardware.version(key.split()[0]) if by is None else by,
+            "by": capabilities.version(key.split()[0]) if by is None else by,
             "files": {"one": files["members/one.fp32.onnx"]},
         }
         for key in keys

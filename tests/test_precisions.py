@@ -32,9 +32,11 @@ from ensemble.core.errors import ArtifactError
 from ensemble.models.external import External, write_external
 from ensemble.models.runner import Runner
 from ensemble.stacking.stacker import Stacker
-from export import bundle, evidence, hardware, precisions, runtime
-from export.hardware import Machine
-from export.setting import PRECISIONS, RUNTIMES, Setting
+from export import bundle, evidence, precisions
+from export.runtimes import capabilities
+from export.runtimes import runner as runtime
+from export.runtimes.capabilities import Machine
+from export.runtimes.settings import PRECISIONS, RUNTIMES, Setting
 
 open_runner = runtime.open_runner
 
@@ -82,7 +84,7 @@ def stand_in(monkeypatch, opened):
 
         lacks = {(kind, lower): "no" for kind in RUNTIMES for lower in PRECISIONS if lower != "fp32"}
         del lacks[able]
-        monkeypatch.setattr(hardware, "available", lambda: Machine("a CPU", 2, lacks=lacks))
+        monkeypatch.setattr(capabilities, "available", lambda: Machine("a CPU", 2, lacks=lacks))
         monkeypatch.setattr(runtime, "open_runner", open_one)
 
     return install
@@ -224,7 +226,7 @@ def test_a_machine_without_lower_precisions_says_where_to_go(folder, pictures, s
     certify(folder, "--certify-on", pictures)
     with pytest.MonkeyPatch.context() as patch:
         lacks = {(kind, lower): "this CPU has no bf16; use another" for kind in RUNTIMES for lower in ("bf16", "fp16")}
-        patch.setattr(hardware, "available", lambda: Machine("a CPU", 2, lacks=lacks))
+        patch.setattr(capabilities, "available", lambda: Machine("a CPU", 2, lacks=lacks))
         out, values, _ = certify(folder, "--certify-on", pictures)
     assert out.splitlines()[1] == (
         "Nothing more below fp32 was certified or allowed: this CPU has no bf16. On the machine that will score, "
@@ -250,9 +252,9 @@ def test_logits_are_computed_once(folder, pictures, stand_in, opened):
 def test_another_processor_computes_its_own_logits(folder, pictures, stand_in, opened, monkeypatch):
     stand_in(rounded)
     certify(folder, "--certify-on", pictures)
-    first, machine = sorted(opened), hardware.available()
+    first, machine = sorted(opened), capabilities.available()
     opened.clear()
-    monkeypatch.setattr(hardware, "available", lambda: replace(machine, cpu="another CPU"))
+    monkeypatch.setattr(capabilities, "available", lambda: replace(machine, cpu="another CPU"))
     certify(folder, "--certify-on", pictures)
     assert sorted(opened) == first
 
@@ -262,14 +264,14 @@ def test_another_version_of_a_library_is_certified_again(exported, tmp_path, pic
     folder, heldout = artifacts.bundle_path(run), evidence.heldout
     stand_in(rounded)
     _, _, found = certify(folder, "--certify-on", pictures)
-    assert found["openvino bf16"]["by"] == hardware.version("openvino") != ""
+    assert found["openvino bf16"]["by"] == capabilities.version("openvino") != ""
     labels = pd.read_csv(pictures, dtype=str)
     files = tuple(pictures.parent / "images" / f"{name}.png" for name in labels["id"])
     given = evidence.Evidence(
         "held-out images", True, tuple(labels["id"]), files, labels["label"].astype(int).to_numpy()
     )
 
-    monkeypatch.setattr(hardware, "version", lambda runtime: f"{runtime} 99")
+    monkeypatch.setattr(capabilities, "version", lambda runtime: f"{runtime} 99")
     code, out, _ = run_cli("export", "--run", run)  # too few held-out images
     assert code == 0
     assert "Still allowed, though certified with other versions of libraries than those here: openvino bf16" in out

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble.core.errors import ArtifactError, UnavailableError
-from export import openvino_runtime, runtime
-from export.hardware import find_gpu
-from export.libraries import openvino_core
-from export.setting import Setting
+from export.runtimes import openvino_session
+from export.runtimes import runner as runtime
+from export.runtimes.capabilities import find_gpu
+from export.runtimes.libraries import openvino_core
+from export.runtimes.settings import Setting
 
 without_gpu = pytest.mark.skipif(bool(find_gpu()[0]), reason="a GPU is here")
 SETTINGS = [
@@ -141,7 +142,7 @@ def test_a_session_never_falls_back_to_the_cpu(model, capfd, name, remedy):
     assert capfd.readouterr().out == ""
 
 
-@pytest.mark.skipif("BF16" in openvino_runtime.capabilities(), reason="this CPU may compute in bf16")
+@pytest.mark.skipif("BF16" in openvino_session.capabilities(), reason="this CPU may compute in bf16")
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_precision_that_is_not_granted_is_refused(model, precision):
     with pytest.raises(UnavailableError) as caught:
@@ -177,7 +178,7 @@ def test_a_failure_of_the_runtime_is_one_line_that_says_what_to_do(model, monkey
         raise error
 
     how = fail if when == "opening" else lambda *arguments: fail
-    monkeypatch.setattr(openvino_runtime, "open_model", how)
+    monkeypatch.setattr(openvino_session, "open_model", how)
     with pytest.raises(UnavailableError) as caught:
         opened(model, Setting("openvino", batch=batch)).run(images(1))
     told = f"tiny: openvino fp32 failed at batch {batch}: Failed to allocate memory; {remedy}"
@@ -196,7 +197,7 @@ def test_want_of_memory_is_not_a_damaged_file(model, monkeypatch, message, kind,
         raise RuntimeError(message)
 
     monkeypatch.setattr("onnxruntime.InferenceSession", fail)
-    monkeypatch.setattr(openvino_runtime, "openvino_core", lambda: SimpleNamespace(read_model=fail))
+    monkeypatch.setattr(openvino_session, "openvino_core", lambda: SimpleNamespace(read_model=fail))
     for name in ("onnxruntime", "openvino"):
         with pytest.raises(kind) as caught:
             opened(model, Setting(name))
@@ -255,8 +256,8 @@ def test_threads_are_the_cores_that_this_process_may_use(model, monkeypatch):
         return core.compile_model(model, device, options)
 
     told = SimpleNamespace(read_model=core.read_model, compile_model=compile_model)
-    monkeypatch.setattr(openvino_runtime, "openvino_core", lambda: told)
-    monkeypatch.setattr(openvino_runtime, "available_cores", lambda: 1)
+    monkeypatch.setattr(openvino_session, "openvino_core", lambda: told)
+    monkeypatch.setattr(openvino_session, "available_cores", lambda: 1)
     opened(model, Setting("openvino"))
     opened(model, Setting("openvino", threads=2))
     assert asked == ["1", "2"]

@@ -16,8 +16,8 @@ from ensemble.data.inputs import read_inputs
 from ensemble.models.external import External
 from export.infer import infer
 from export.predictor import load_bundle
+from export.runtimes.settings import Wanted
 from export.serve import Limits, app
-from export.setting import Wanted
 
 
 @contextmanager

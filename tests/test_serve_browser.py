@@ -14,7 +14,7 @@ from ensemble.stacking.stack import read_stacker
 from export.explain import explained
 from export.infer import infer
 from export.predictor import load_networks
-from export.setting import Wanted
+from export.runtimes.settings import Wanted
 
 api = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.browser

@@ -20,8 +20,8 @@ from ensemble.stacking.stack import read_stacker
 from export.explain import explained
 from export.infer import infer
 from export.predictor import load_networks
+from export.runtimes.settings import Wanted
 from export.serve import Limits, app
-from export.setting import Wanted
 
 NAME = "<script>, é.png"
 

@@ -11,8 +11,8 @@ from ensemble.models.spectrum import FAINT, FAINTEST, LUMA, Spectrum, dct_basis
 from ensemble.models.torch_runner import torch_runner
 from export.certificate import certify
 from export.convert import convert
-from export.runtime import open_runner
-from export.setting import Setting
+from export.runtimes.runner import open_runner
+from export.runtimes.settings import Setting
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 3, 44, 44)).astype(np.float32) / 255
 

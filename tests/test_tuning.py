@@ -8,11 +8,12 @@ from helpers import CONTRACT, change_json, exported_run
 from ensemble.core import artifacts
 from ensemble.core.errors import UnavailableError
 from ensemble.models.runner import Runner
-from export import bundle, choice, plan, predictor, tuning
-from export.choice import choose
-from export.hardware import Machine
-from export.setting import Setting, Wanted
-from export.tuning import Job, Timed
+from export import bundle, plan, predictor
+from export.runtimes import autotune, runtime_selection
+from export.runtimes.autotune import Job, Timed
+from export.runtimes.capabilities import Machine
+from export.runtimes.runtime_selection import choose
+from export.runtimes.settings import Setting, Wanted
 
 MACHINE = Machine("a CPU", 2)
 SETTINGS = tuple(Setting("openvino", batch=batch, streams=streams) for batch in (1, 4, 8) for streams in (1, 2))
@@ -60,7 +61,7 @@ def job(name="one", sha256="a", settings=SETTINGS):
 
 
 def recalled(asked):
-    return {name: timed.setting for name, timed in tuning.recall([asked], MACHINE).items()}
+    return {name: timed.setting for name, timed in autotune.recall([asked], MACHINE).items()}
 
 
 def lab(fastest, **options):
@@ -70,13 +71,13 @@ def lab(fastest, **options):
 @pytest.mark.parametrize("fastest", SETTINGS, ids=lambda s: f"{s.batch}-{s.streams}")
 def test_the_fastest_setting_is_found_and_remembered(fastest):
     made = lab(fastest)
-    assert tuning.tune([job()], MACHINE, made.open, made.clock) == {"one": Timed(fastest, pytest.approx(0.1))}
+    assert autotune.tune([job()], MACHINE, made.open, made.clock) == {"one": Timed(fastest, pytest.approx(0.1))}
     assert recalled(job()) == {"one": fastest}
 
 
 def test_losers_are_timed_once_and_finalists_take_turns():
     made = Lab({setting: 1.0 + number for number, setting in enumerate(SETTINGS)})
-    found = tuning.measure(job(), made.open, made.clock)
+    found = autotune.measure(job(), made.open, made.clock)
     assert found == {setting: pytest.approx(1.0 + number) for number, setting in enumerate(SETTINGS[:3])}
     assert made.opened == list(SETTINGS)
     # once to set up and once timed each, then five rounds of the three fastest
@@ -87,20 +88,20 @@ def test_one_slow_moment_does_not_decide():
     moments = iter([1.0, 1.0, 1.0, 9.0, 9.0, 1.0, 1.0])
     seconds = dict.fromkeys(SETTINGS[:2], 2.0) | {SETTINGS[0]: lambda: next(moments)}
     made = Lab(seconds)
-    assert tuning.tune([job(settings=SETTINGS[:2])], MACHINE, made.open, made.clock)["one"].setting == SETTINGS[0]
+    assert autotune.tune([job(settings=SETTINGS[:2])], MACHINE, made.open, made.clock)["one"].setting == SETTINGS[0]
 
 
 def test_short_runs_are_repeated_until_they_can_be_timed():
     made = Lab(dict.fromkeys(SETTINGS[:1], 0.01))
-    assert tuning.measure(job(settings=SETTINGS[:1]), made.open, made.clock) == {SETTINGS[0]: pytest.approx(0.01)}
+    assert autotune.measure(job(settings=SETTINGS[:1]), made.open, made.clock) == {SETTINGS[0]: pytest.approx(0.01)}
     assert len(made.ran) == 1 + 30 * 6
 
 
 def test_what_cannot_be_opened_is_left_out_and_nothing_at_all_is_an_error():
     made = lab(SETTINGS[0], lacking=SETTINGS[:1])
-    assert tuning.tune([job()], MACHINE, made.open, made.clock)["one"].setting != SETTINGS[0]
+    assert autotune.tune([job()], MACHINE, made.open, made.clock)["one"].setting != SETTINGS[0]
     with pytest.raises(UnavailableError, match="no openvino fp32"):
-        tuning.measure(job(), lab(SETTINGS[0], lacking=SETTINGS).open)
+        autotune.measure(job(), lab(SETTINGS[0], lacking=SETTINGS).open)
 
 
 @pytest.mark.parametrize("calls", [0, 1, 2, 5])
@@ -114,10 +115,10 @@ def test_what_fails_as_it_runs_is_left_out(calls):
 
     seconds = {SETTINGS[0]: fails, SETTINGS[1]: 0.5, SETTINGS[2]: 0.7}
     made = Lab(seconds)
-    found = tuning.measure(job(settings=SETTINGS[:3]), made.open, made.clock)
+    found = autotune.measure(job(settings=SETTINGS[:3]), made.open, made.clock)
     assert found == {SETTINGS[1]: pytest.approx(0.5), SETTINGS[2]: pytest.approx(0.7)}
     with pytest.raises(UnavailableError, match="out of memory"):
-        tuning.measure(job(settings=SETTINGS[:1]), made.open, made.clock)
+        autotune.measure(job(settings=SETTINGS[:1]), made.open, made.clock)
 
 
 @pytest.mark.parametrize(
@@ -133,35 +134,35 @@ def test_what_fails_as_it_runs_is_left_out(calls):
 )
 def test_an_answer_holds_for_one_file_on_one_machine(asked, machine):
     made = lab(SETTINGS[1])
-    tuning.tune([job()], MACHINE, made.open, made.clock)
-    assert tuning.recall([asked], machine) == {}
+    autotune.tune([job()], MACHINE, made.open, made.clock)
+    assert autotune.recall([asked], machine) == {}
     assert recalled(replace(job(), name="renamed")) == {"renamed": SETTINGS[1]}
 
 
 def test_another_version_of_a_library_measures_anew(monkeypatch):
     made = lab(SETTINGS[1])
-    tuning.tune([job()], MACHINE, made.open, made.clock)
-    monkeypatch.setattr(tuning, "version", lambda runtime: f"{runtime} 99")
-    assert tuning.recall([job()], MACHINE) == {}
+    autotune.tune([job()], MACHINE, made.open, made.clock)
+    monkeypatch.setattr(autotune, "version", lambda runtime: f"{runtime} 99")
+    assert autotune.recall([job()], MACHINE) == {}
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"format_version": 99}'])
 def test_a_damaged_memory_costs_a_measurement_and_no_error(text):
     made = lab(SETTINGS[1])
-    tuning.tune([job()], MACHINE, made.open, made.clock)
+    autotune.tune([job()], MACHINE, made.open, made.clock)
     (artifacts.cache_path() / "runtimes.json").write_text(text)
-    assert tuning.recall([job()], MACHINE) == {}
-    tuning.tune([job()], MACHINE, made.open, made.clock)
+    assert autotune.recall([job()], MACHINE) == {}
+    autotune.tune([job()], MACHINE, made.open, made.clock)
     assert recalled(job()) == {"one": SETTINGS[1]}
 
 
 def test_a_setting_that_was_no_candidate_is_not_believed():
     made = lab(SETTINGS[1])
-    tuning.tune([job()], MACHINE, made.open, made.clock)
+    autotune.tune([job()], MACHINE, made.open, made.clock)
     file = artifacts.cache_path() / "runtimes.json"
     key = next(key for key in artifacts.read_json(file, "") if key != "format_version")
     change_json(file, **{key: {"setting": vars(Setting("openvino", "bf16")), "seconds": 0.1}})
-    assert tuning.recall([job()], MACHINE) == {}
+    assert autotune.recall([job()], MACHINE) == {}
 
 
 CPU_FP32 = {("onnxruntime", precision): "no" for precision in ("bf16", "fp16", "int8")}
@@ -172,7 +173,7 @@ BOTH = Machine("Xeon", 16, "NVIDIA H100", CPU_FP32)
 def candidates(name, machine, *certified, **wanted):
     allowed = dict.fromkeys(certified, frozenset({"one", "two"}))
     settings, _ = choose({"one": {}, "two": {}, "other": {}}, allowed, Wanted(**wanted), machine)
-    return choice.candidates(settings[name], Wanted(**wanted), machine)
+    return runtime_selection.candidates(settings[name], Wanted(**wanted), machine)
 
 
 def kinds(name, machine, *certified, **wanted):
@@ -184,7 +185,9 @@ def test_only_what_may_run_is_measured():
     assert kinds("one", AMX, bf16) == {("openvino", "fp32"), bf16, ("onnxruntime", "fp32")}
     assert kinds("other", AMX, bf16) == {("openvino", "fp32"), ("onnxruntime", "fp32")}
     chosen = Setting(*bf16)
-    assert {str(each) for each in choice.candidates(chosen, Wanted(precision="bf16"), AMX)} == {"openvino bf16"}
+    assert {str(each) for each in runtime_selection.candidates(chosen, Wanted(precision="bf16"), AMX)} == {
+        "openvino bf16"
+    }
     assert kinds("one", AMX, bf16, runtime="onnxruntime") == {("onnxruntime", "fp32")}
     assert kinds("one", AMX, bf16, precision="fp32") == {("openvino", "fp32"), ("onnxruntime", "fp32")}
     openvino = [each for each in candidates("other", AMX, batch=5) if each.runtime == "openvino"]
@@ -208,9 +211,9 @@ def test_an_answer_that_no_single_certificate_covers_is_not_believed():
     """As a `--tune` of before may have left it: chosen among every pair that its member may run at."""
     older = (Setting("tensorrt", "fp16", 64), Setting("cuda", "fp16", 64))
     made = Lab({older[0]: 2.0, older[1]: 1.0})
-    assert tuning.tune([job(settings=older)], BOTH, made.open, made.clock)["one"].setting == older[1]
+    assert autotune.tune([job(settings=older)], BOTH, made.open, made.clock)["one"].setting == older[1]
     settled = tuple(candidates("one", BOTH, ("tensorrt", "fp16"), ("cuda", "fp16")))
-    assert tuning.recall([job(settings=settled)], BOTH) == {}
+    assert autotune.recall([job(settings=settled)], BOTH) == {}
 
 
 @pytest.mark.parametrize(("bf16", "int8", "expected"), [(1.0, 0.5, "int8"), (0.5, 1.0, "bf16")])
@@ -228,7 +231,7 @@ def test_of_two_certified_precisions_tuning_takes_the_faster_for_all_members(fol
     def measure(job, *rest):
         return {setting: seconds[setting.precision][job.name] for setting in job.candidates}
 
-    monkeypatch.setattr(tuning, "measure", measure)
+    monkeypatch.setattr(autotune, "measure", measure)
     lines = []
     planned = plan.plan_bundle(folder, Wanted(tune=True), lines.append).members
     assert [member.setting.precision for member in planned] == [expected] * 2
@@ -242,7 +245,7 @@ def folder(tmp_path):
 
 
 def test_a_tuned_bundle_is_run_as_tuned_from_then_on(folder, monkeypatch):
-    monkeypatch.setattr(tuning, "SECONDS", 0.0)
+    monkeypatch.setattr(autotune, "SECONDS", 0.0)
     before, chosen = [], predictor.load_bundle(folder, say=lambda line: None)
     tuned = predictor.load_bundle(folder, Wanted(tune=True), before.append)
     after = []
@@ -257,17 +260,17 @@ def test_a_tuned_bundle_is_run_as_tuned_from_then_on(folder, monkeypatch):
 
 
 def test_tuning_that_was_killed_goes_on_and_keeps_what_it_measured(folder, monkeypatch):
-    monkeypatch.setattr(tuning, "SECONDS", 0.0)
-    tune, measured = tuning.tune, []
+    monkeypatch.setattr(autotune, "SECONDS", 0.0)
+    tune, measured = autotune.tune, []
 
     def killed(jobs, *rest):
         tune(jobs[:1], *rest)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tuning, "tune", killed)
+    monkeypatch.setattr(autotune, "tune", killed)
     with pytest.raises(KeyboardInterrupt):
         predictor.load_bundle(folder, Wanted(tune=True))
-    monkeypatch.setattr(tuning, "tune", lambda jobs, *rest: measured.extend(jobs) or tune(jobs, *rest))
+    monkeypatch.setattr(autotune, "tune", lambda jobs, *rest: measured.extend(jobs) or tune(jobs, *rest))
     identities = {predictor.load_bundle(folder, Wanted(tune=True)).identity for _ in range(2)}
     assert [job.name for job in measured] == ["two"]
     assert len(identities) == 1

@@ -11,8 +11,8 @@ import numpy as np
 from ensemble.core.errors import ManyeyesError, UnavailableError
 from ensemble.core.preprocess_config import ImageContract
 from ensemble.models.runner import Runner
-from export.libraries import reason
-from export.setting import Setting
+from export.runtimes.libraries import reason
+from export.runtimes.settings import Setting
 
 if TYPE_CHECKING:
     from ensemble.models.backbone import Member
@@ -27,9 +27,9 @@ def open_runner(name: str, path: Path, contract: ImageContract, setting: Setting
     Raises UnavailableError for what this machine cannot do, also as it runs, ArtifactError for a damaged file.
     """
     if setting.runtime == "openvino":
-        from export.openvino_runtime import open_model as opened
+        from export.runtimes.openvino_session import open_model as opened
     else:
-        from export.onnx_sessions import open_session as opened
+        from export.runtimes.onnx_session import open_session as opened
     with _told(name, setting):
         model = opened(path, contract.size, setting)
 

@@ -12,8 +12,8 @@ from tqdm import tqdm
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, UnavailableError, some
 from ensemble.models.runner import Runner
-from export.hardware import Machine, version
-from export.setting import RUNTIMES, Setting
+from export.runtimes.capabilities import Machine, version
+from export.runtimes.settings import RUNTIMES, Setting
 
 FINALISTS, ROUNDS = 3, 5
 SECONDS = 0.3  # that one timing takes at least

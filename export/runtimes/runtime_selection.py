@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from ensemble.core.errors import UnavailableError, some
-from export.hardware import Machine
-from export.setting import ON_CPU, ON_GPU, PRECISIONS, Setting, Wanted
+from export.runtimes.capabilities import Machine
+from export.runtimes.settings import ON_CPU, ON_GPU, PRECISIONS, Setting, Wanted
 
 # The first that may run. ONNX Runtime's int8 is slower than its fp32 for convolutions, so only tuning takes it.
 LOWER = {

@@ -10,10 +10,10 @@ import numpy as np
 
 from ensemble.core.errors import ArtifactError, UnavailableError
 from ensemble.core.parallel import available_cores
-from export import hardware
-from export.batches import Run, padded
-from export.libraries import load_openvino, openvino_core, out_of_memory, reason
-from export.setting import Setting
+from export.runtimes import capabilities as hardware
+from export.runtimes.libraries import load_openvino, openvino_core, out_of_memory, reason
+from export.runtimes.onnx_session import Run, padded
+from export.runtimes.settings import Setting
 
 TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 

@@ -1,4 +1,7 @@
-"""ONNX Runtime sessions: its CPU, CUDA and TensorRT providers."""
+"""ONNX Runtime sessions: its CPU, CUDA and TensorRT providers.
+
+What every runtime does with a pile of images: batches, the last one filled up where a shape is fixed.
+"""
 
 import contextlib
 import ctypes
@@ -6,6 +9,7 @@ import importlib
 import io
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +18,18 @@ import numpy as np
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, UnavailableError
 from ensemble.core.parallel import available_cores
-from export.batches import Run, padded
-from export.hardware import CUDA_REMEDY, find_gpu, version
-from export.libraries import load_onnxruntime, out_of_memory, reason
-from export.setting import ON_GPU, Setting
+from export.runtimes.capabilities import CUDA_REMEDY, find_gpu, version
+from export.runtimes.libraries import load_onnxruntime, out_of_memory, reason
+from export.runtimes.settings import ON_GPU, Setting
+
+Run = Callable[[np.ndarray], np.ndarray]  # uint8 [N, S, S, 3] -> float32 [N]
+
+
+def padded(pixels: np.ndarray, batch: int) -> np.ndarray:
+    """1 to `batch` images as a contiguous array of just `batch`, its last image repeated."""
+    missing = batch - len(pixels)
+    return np.ascontiguousarray(np.concatenate([pixels, pixels[-1:].repeat(missing, axis=0)]) if missing else pixels)
+
 
 PROVIDERS = {
     "onnxruntime": "CPUExecutionProvider",

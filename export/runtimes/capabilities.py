@@ -11,8 +11,8 @@ from importlib import metadata
 from pathlib import Path
 
 from ensemble.core.parallel import available_cores
-from export.libraries import load_onnxruntime
-from export.setting import ON_GPU, PRECISIONS, RUNTIMES
+from export.runtimes.libraries import load_onnxruntime
+from export.runtimes.settings import ON_GPU, PRECISIONS, RUNTIMES
 
 ONNX_RUNTIME = ("onnxruntime-gpu", "onnxruntime")  # the second where the first has no wheel
 LIBRARIES: Mapping[str, Sequence[Sequence[str]]] = {
@@ -125,7 +125,7 @@ def _int8_lacks(flags: frozenset[str] | None) -> dict[str, str]:
 
 
 def _openvino_lacks(flags: frozenset[str] | None) -> dict[str, str]:
-    from export.openvino_runtime import capabilities
+    from export.runtimes.openvino_session import capabilities
 
     found = capabilities()
     if not found:
@@ -155,7 +155,7 @@ def _cuda_lacks(gpu: str, provider: str = "CUDAExecutionProvider") -> dict[str, 
 def _tensorrt_lacks(gpu: str, capability: tuple[int, int]) -> dict[str, str]:
     if reason := _cuda_lacks(gpu, "TensorrtExecutionProvider").get("all"):
         return {"all": reason}
-    from export.onnx_sessions import tensorrt_loads
+    from export.runtimes.onnx_session import tensorrt_loads
 
     if not tensorrt_loads():
         return {"all": "TensorRT is not installed; run: pip install tensorrt, or use --runtime cuda"}
