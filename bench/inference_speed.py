@@ -46,9 +46,9 @@ from ensemble.core import artifacts  # noqa: E402
 from ensemble.core.parallel import available_cores  # noqa: E402
 from ensemble.core.preprocess_config import ImageContract  # noqa: E402
 from ensemble.images.decode import decode, to_pixels  # noqa: E402
-from export import bundle as bundles  # noqa: E402
-from export import int8  # noqa: E402
-from export.layers import read_layers  # noqa: E402
+from export.bundle import bundle as bundles  # noqa: E402
+from export.bundle import int8  # noqa: E402
+from export.bundle.precision_search import read_layers  # noqa: E402
 from export.runtimes import capabilities  # noqa: E402
 from export.runtimes.settings import ON_CPU, PRECISIONS  # noqa: E402
 

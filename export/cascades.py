@@ -8,7 +8,7 @@ import numpy as np
 from ensemble.stacking.cascade import Cascade
 from ensemble.stacking.cascade_fit import check_rows, drawn, fit_cascade
 from ensemble.stacking.stacker import Stacker
-from export.heldout_rows import read_rows
+from export.bundle.heldout_rows import read_rows
 
 
 def fit_bundle(

@@ -12,7 +12,7 @@ from filelock import FileLock
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
 from ensemble.data.storage import readable
-from export import bundle
+from export.bundle import bundle
 
 PIECE = 16 << 20  # bytes on their way at a time, to each machine
 

@@ -17,9 +17,10 @@ from ensemble.data.image_list import TEXT, Row, Rows, keep, read
 from ensemble.data.inputs import Item
 from ensemble.data.storage import readable
 from ensemble.images.decoder_warnings import quiet_decoders
-from export import bundle, cluster_bundle, predictor
+from export import cluster_bundle, predictor
 from export import infer as inference
 from export import journal as journals
+from export.bundle import bundle
 from export.cluster_bundle import Source
 from export.ensembles import Ensemble
 from export.journal import Journal

@@ -10,7 +10,8 @@ from ensemble.evaluation.protocol import Model
 from ensemble.models import external
 from ensemble.models.runner import image_score
 from ensemble.stacking.stack import read_stacker
-from export import bundle, hub, predictor
+from export import predictor
+from export.bundle import bundle, hub_bundles
 from export.ensembles import Ensemble
 from export.runtimes.settings import Wanted
 
@@ -24,9 +25,9 @@ def run_of(run: Path, source: str | None) -> Path | None:
     """
     if source is None:
         return run
-    if hub.is_remote(source):
+    if hub_bundles.is_remote(source):
         return None
-    folder = hub.locate(source)
+    folder = hub_bundles.locate(source)
     return folder if _is_run(folder) else None
 
 
@@ -60,7 +61,7 @@ def load_model(
 
 
 def _load_alone(source: str, wanted: Wanted, say: Callable[[str], object], positive: str | None) -> Ensemble:
-    folder = hub.locate(source)
+    folder = hub_bundles.locate(source)
     if positive and (folder / "bundle.json").is_file():
         raise _no_classifier(source)
     try:

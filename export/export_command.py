@@ -129,9 +129,9 @@ def export(
     from ensemble.core.artifacts import bundle_path
     from ensemble.data.sources import read_data
     from ensemble.images.decoder_warnings import quiet_decoders
-    from export import certificate, evidence
-    from export.export_run import certify_bundle, export_run
-    from export.precisions import Wish
+    from export.bundle import certificate, check_images
+    from export.bundle.export import certify_bundle, export_run
+    from export.bundle.precisions import Wish
 
     context.with_resource(quiet_decoders())
 
@@ -142,13 +142,13 @@ def export(
         return items
 
     fitting = read(stack_on) if stack_on else []
-    given = evidence.labelled(read(certify_on), certify_on) if certify_on else None
+    given = check_images.labelled(read(certify_on), certify_on) if certify_on else None
     if fitting and given is None:
-        given = evidence.labelled(fitting, stack_on)
+        given = check_images.labelled(fitting, stack_on)
     wish = Wish(given, bool(given), uncertified, int8)
     if sources and bundle:
         from ensemble.commands.stack import print_scores
-        from export.foreign import export_foreign
+        from export.bundle.export import export_foreign
 
         made, stacked = export_foreign(sources, bundle, click.echo, positive, force, fitting, wish)
         if stacked:

@@ -17,11 +17,12 @@ from ensemble.stacking.cascade import Cascade
 from ensemble.stacking.cascade_fit import Rows, fit_cascade
 from ensemble.stacking.frontier import Costs, Measured, Point, Study
 from ensemble.stacking.stacker import Stacker
-from export import bundle, costs, evidence, heldout_rows, member_logits, points
-from export.certificate import LEAST_IMAGES, MOST_IMAGES, compare
+from export import costs
+from export.bundle import bundle, check_images, heldout_rows, member_logits, operating_point
+from export.bundle.certificate import LEAST_IMAGES, MOST_IMAGES, compare
+from export.bundle.operating_point import Certified, Chosen
+from export.bundle.precisions import FP32
 from export.plan import Planned, Say, plan_bundle
-from export.points import Certified, Chosen
-from export.precisions import FP32
 from export.runtimes import capabilities
 from export.runtimes.settings import Wanted
 
@@ -72,7 +73,9 @@ class Proof:
 def explore(folder: Path, run: Path | None, wanted: Wanted, sources: Sequence[Source], say: Say) -> Frontier:
     """A bundle's frontier on this machine, timed on these images. run: that it is of, if it is of one."""
     values = bundle.open_bundle(folder)
-    made_from = points.identity(folder, values["members"], values["files"])  # now: it may change while this runs
+    made_from = operating_point.identity(
+        folder, values["members"], values["files"]
+    )  # now: it may change while this runs
     own = bundle.stacker_of(folder)
     study = frontier.begin(heldout_rows.read_rows(folder, own.members, "frontier"), own)
     plans = _plans(folder, replace(wanted, full=True), say)
@@ -120,7 +123,7 @@ def pick(found: Frontier, budget: float) -> Point:
 def write(folder: Path, found: Frontier, point: Point, budget: float) -> Chosen:
     """Put a point into the bundle, for what runs it from then on; ArtifactError where the bundle is another by now."""
     values = bundle.open_bundle(folder)
-    if points.identity(folder, values["members"], values["files"]) != found.made_from:
+    if operating_point.identity(folder, values["members"], values["files"]) != found.made_from:
         raise ArtifactError(f"the bundle {folder} changed meanwhile; run frontier again")
     measured, shipped = found.best[point]
     plan = [member for member in found.plans[point.precision] if member.name in point.members]
@@ -137,7 +140,7 @@ def write(folder: Path, found: Frontier, point: Point, budget: float) -> Chosen:
         capabilities.available().where(plan[0].setting.runtime),
         found.made_from,
     )
-    points.write(folder, chosen)
+    operating_point.write(folder, chosen)
     return chosen
 
 
@@ -197,7 +200,7 @@ def _proof(folder: Path, run: Path | None, plans: Plans, say: Say) -> Proof | No
     lower = {m.name: m for plan in plans.values() for m in plan if m.setting.precision != "fp32"}
     if not lower:
         return None
-    given = evidence.draw(evidence.heldout(run), MOST_IMAGES) if run else None
+    given = check_images.draw(check_images.heldout(run), MOST_IMAGES) if run else None
     (*_, plan) = plans.values()
     if given:
         entries = bundle.contents(folder)["members"]

@@ -101,15 +101,15 @@ def frontier(
     from ensemble.commands.train import require_training_packages
     from ensemble.core.artifacts import bundle_path, ensure_writable
     from ensemble.images.decoder_warnings import quiet_decoders
-    from export import hub, points
-    from export.bundle import current_bundle
+    from export.bundle import hub_bundles, operating_point
+    from export.bundle.bundle import current_bundle
 
     context.with_resource(quiet_decoders())
-    if source_bundle and hub.is_remote(source_bundle) and (reset or budget is not None):
+    if source_bundle and hub_bundles.is_remote(source_bundle) and (reset or budget is not None):
         raise click.UsageError("a bundle on the Hub is not changed there; get a folder of it first: pull USER/REPO")
-    bundle = hub.locate_bundle(source_bundle) if source_bundle else None
+    bundle = hub_bundles.locate_bundle(source_bundle) if source_bundle else None
     if reset:
-        gone = points.remove(bundle or bundle_path(run))
+        gone = operating_point.remove(bundle or bundle_path(run))
         click.echo("All members run again." if gone else "No point was chosen for this bundle: all members run.")
         return
     require_training_packages()
@@ -135,8 +135,8 @@ def frontier(
         point = pick(found, budget)
         chosen = write(folder, found, point, budget)
         click.echo(f"Chosen: {' + '.join(point.members)} at {point.precision}")
-        click.echo(points.told(chosen, len(found.full[0].members)))
-        click.echo(f"-> {folder / points.FILE}; to take it away: frontier --reset")
+        click.echo(operating_point.told(chosen, len(found.full[0].members)))
+        click.echo(f"-> {folder / operating_point.FILE}; to take it away: frontier --reset")
 
 
 def _print(found: "Frontier", listed: Mapping["Point", "Measured"], what: str) -> None:

@@ -63,15 +63,16 @@ def push(
         raise click.UsageError("--members are those of a run: leave out --bundle")
     from ensemble.core import artifacts
     from ensemble.stacking.stack import read_stacker
-    from export import bundle, hub, hub_push, model_card
+    from export import hub_push, model_card
+    from export.bundle import bundle, hub_bundles
 
-    name, at = hub.parse(repo)
+    name, at = hub_bundles.parse(repo)
     if at:
         raise click.UsageError(f"name the branch with --revision {at}")
     hub_push.check_before(name, licence)
     if folder is None:
         if not bundle.is_current(run):
-            from export.export_run import export_run
+            from export.bundle.export import export_run
 
             click.echo("The bundle is missing or older than the members or the stack: exporting first.")
             export_run(run, click.echo)
@@ -111,13 +112,13 @@ def pull(repo: str, folder: Path | None, revision: str | None, force: bool) -> N
       python cli.py pull USER/REPO copied/bundle --revision v1
       python cli.py infer --bundle hf://USER/REPO --input photos/
     """
-    from export import hub
+    from export.bundle import hub_bundles
 
-    name, at = hub.parse(repo)
+    name, at = hub_bundles.parse(repo)
     if at and revision:
         raise click.UsageError("the revision is given twice")
     target = folder or Path("bundles") / name.rpartition("/")[2]
-    commit, changed = hub.pull(name, at or revision, target, force)
+    commit, changed = hub_bundles.pull(name, at or revision, target, force)
     click.echo(f"{name} at {commit[:12]} {'->' if changed else 'is what is in'} {target}")
     if changed:
         click.echo(f"Score with it: python cli.py infer --bundle {target} --input IMAGES")

@@ -21,7 +21,7 @@ from ensemble.core.hub_download import NO_SUCH_LOGIN, brief, download, hub_error
 from ensemble.core.names import LABELS, is_member_name
 from ensemble.models import members
 from ensemble.stacking.stacker import Stacker
-from export import bundle
+from export.bundle import bundle
 from export.model_card import Base, merged
 
 if TYPE_CHECKING:

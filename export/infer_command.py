@@ -139,9 +139,10 @@ def infer(
     from ensemble.core import artifacts
     from ensemble.data.inputs import read_inputs
     from ensemble.images.decoder_warnings import quiet_decoders
-    from export import cascades, fingerprint, hub, journal
+    from export import cascades, fingerprint, journal
     from export import infer as inference
-    from export.bundle import contents
+    from export.bundle import hub_bundles
+    from export.bundle.bundle import contents
 
     _check_source(context, onnx, bundle, model, positive, adapted or tta)
     context.with_resource(quiet_decoders())
@@ -153,7 +154,7 @@ def infer(
         _check_output(output, inputs.needs)
         if inputs.note:
             click.echo(inputs.note, err=True)
-        folder = hub.locate_bundle(bundle) if bundle else None
+        folder = hub_bundles.locate_bundle(bundle) if bundle else None
         wanted = replace(wanted, cascade=cascade, full=full or adapted)
         ready = None
         if cluster:
@@ -275,8 +276,8 @@ def export_bundle(run: Path, adapted: bool) -> Path:
     """The run's bundle, exported first where it is out of date."""
     from ensemble.core import artifacts
     from ensemble.stacking.stack import read_stacker
-    from export import bundle
-    from export.export_run import export_run
+    from export.bundle import bundle
+    from export.bundle.export import export_run
 
     if not bundle.is_current(run):
         if adapted:

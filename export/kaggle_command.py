@@ -67,13 +67,13 @@ def kaggle_kernel(
     """
     if bundle and context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE:
         raise click.UsageError("--bundle stands for itself: leave out --run")
-    from export import hub
     from export import kernel as kernels
-    from export.bundle import current_bundle
+    from export.bundle import hub_bundles
+    from export.bundle.bundle import current_bundle
     from export.wheels import Target
 
     kernel = kernels.Kernel(name, user or kernels.NO_USER, competition, gpu, source, images, sample, uncertified)
-    packed = hub.locate_bundle(bundle) if bundle else current_bundle(run)
+    packed = hub_bundles.locate_bundle(bundle) if bundle else current_bundle(run)
     sizes = kernels.make_kernel(folder, packed, kernel, Target(python, platform))
     click.echo(
         f"{folder}: a data set of {(sizes.bundle + sizes.wheels) / 1e6:,.0f} MB (bundle {sizes.bundle / 1e6:,.1f}, "

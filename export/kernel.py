@@ -17,7 +17,8 @@ from filelock import FileLock, Timeout
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError
-from export import bundle, wheels
+from export import wheels
+from export.bundle import bundle
 from export.wheels import Target
 
 NO_USER = "INSERT_USER_HERE"

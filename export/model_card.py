@@ -16,9 +16,10 @@ from ensemble.evaluation import report_data
 from ensemble.evaluation import report_data as report_facts
 from ensemble.models import members
 from ensemble.models.members import FITTED_SPLITS
-from export import bundle, card_scores, heldout_rows, hub, points
+from export import card_scores
+from export.bundle import bundle, heldout_rows, hub_bundles, operating_point
+from export.bundle.operating_point import Chosen
 from export.markdown import escaped, table
-from export.points import Chosen
 
 BEGIN = "<!-- manyeyes push: what stands between these two marks is replaced by the next push -->"
 END = "<!-- manyeyes push: end -->"
@@ -61,9 +62,9 @@ def _base(name: str, info: Mapping[str, Any]) -> Base:
         if backbone.get("weights"):
             return Base(name, "", f"{architecture}, with weights of a file", UNKNOWN)
         return Base(name, "", f"{architecture}, from random weights", "-")
-    if of_hub and hub.NAME.fullmatch(of_hub):
+    if of_hub and hub_bundles.NAME.fullmatch(of_hub):
         return Base(name, of_hub, f"[{escaped(of_hub)}](https://huggingface.co/{of_hub})")
-    if "hub_checkpoint" in info or not hub.NAME.fullmatch(checkpoint):
+    if "hub_checkpoint" in info or not hub_bundles.NAME.fullmatch(checkpoint):
         return Base(name, "", "a local checkpoint", UNKNOWN)
     return Base(name, "", "a checkpoint, not known whether of the Hub", UNKNOWN)  # trained before that was recorded
 
@@ -75,7 +76,7 @@ def write_card(repo: str, folder: Path, run: Path | None, known: Sequence[Base],
     known: of each member that the run trained. licence: what the user says, as the Hub names it.
     """
     stacker, values = artifacts.read_json(folder / "stacker.json", bundle.REMEDY), bundle.contents(folder)
-    certificate, chosen = bundle.certificate_of(folder), points.read(folder, values)
+    certificate, chosen = bundle.certificate_of(folder), operating_point.read(folder, values)
     evaluations = card_scores.evaluations(run, stacker) if run else []
     parts = [
         BEGIN,
@@ -265,4 +266,4 @@ def _certificate(values: Mapping[str, Any], certificate: Mapping[str, Any]) -> s
 
 def _point(stacker: Mapping[str, Any], chosen: Chosen | None) -> str:
     """What runs unasked, where frontier chose some of the members."""
-    return f"\n\nUnasked it runs {escaped(points.told(chosen, len(stacker['members'])))}." if chosen else ""
+    return f"\n\nUnasked it runs {escaped(operating_point.told(chosen, len(stacker['members'])))}." if chosen else ""

@@ -12,8 +12,8 @@ from ensemble.models import external
 from ensemble.models.runner import Runner
 from ensemble.stacking.cascade import Cascade
 from ensemble.stacking.stacker import Stacker
-from export import bundle, points
-from export.points import Chosen
+from export.bundle import bundle, operating_point
+from export.bundle.operating_point import Chosen
 from export.runtimes import autotune, runner, runtime_selection
 from export.runtimes.capabilities import Machine, available
 from export.runtimes.onnx_session import engine_is_built
@@ -51,11 +51,11 @@ def plan_bundle(folder: Path, wanted: Wanted, say: Say, machine: Machine | None 
     rest is measured first. machine: what this one has, if not all of it may be used.
     """
     values = bundle.open_bundle(folder)
-    point = None if wanted.full else points.read(folder, values)
+    point = None if wanted.full else operating_point.read(folder, values)
     machine = machine or available()
     stacker, allowed, cascade = bundle.stacker_of(folder), bundle.may_run(values), None
     if point:
-        say(points.told(point, len(stacker.members)))
+        say(operating_point.told(point, len(stacker.members)))
         stacker, cascade = point.stacker, point.cascade
     # what has no entry was trained elsewhere: its scores are looked up
     entries = {name: values["members"][name] for name in stacker.members if not external.is_external(folder, name)}
@@ -97,14 +97,14 @@ def _as_chosen(
     settings, _ = runtime_selection.choose(entries, {}, replace(wanted, precision="fp32"), machine)
     runtime = next((setting.runtime for setting in settings.values()), "")
     lower = {(runtime, precision) for precision in PRECISIONS if wanted.precision in ("auto", precision)}
-    allowed = points.allowed(point, values, lower - set(machine.lacks), say)
+    allowed = operating_point.allowed(point, values, lower - set(machine.lacks), say)
     if wanted.precision == "auto" and not allowed:
         return replace(wanted, precision="fp32"), allowed
     missing = set(entries) - allowed.get((runtime, wanted.precision), frozenset())
     if missing and wanted.precision not in ("auto", "fp32") and (runtime, wanted.precision) not in machine.lacks:
         raise UnavailableError(
             f"{some(sorted(missing))} may not run at {runtime} {wanted.precision} in the stack that frontier chose: "
-            f"add --full to run all members, or {points.AGAIN}"
+            f"add --full to run all members, or {operating_point.AGAIN}"
         )
     return wanted, allowed
 

@@ -18,7 +18,8 @@ from ensemble.models import external
 from ensemble.models.runner import Runner
 from ensemble.stacking.stack import fingerprint, read_stacker
 from ensemble.stacking.stacker import Stacker
-from export import bundle, cascades, hub
+from export import cascades
+from export.bundle import bundle, hub_bundles
 from export.ensembles import Ensemble
 from export.infer import average, infer
 from export.plan import Plan, device_of, open_member, plan_bundle
@@ -114,7 +115,7 @@ def load(source: str | Path, wanted: Wanted = ANY, positive: str | None = None, 
 
     Only hf:// reaches the network. A run's current bundle is preferred to its torch members.
     """
-    return load_located(hub.locate(source), source, wanted, positive, say)
+    return load_located(hub_bundles.locate(source), source, wanted, positive, say)
 
 
 def load_located(
@@ -127,7 +128,7 @@ def load_located(
         onnx = wanted.runtime != "torch" and bundle.is_current(folder)
         return load_run(folder, onnx, wanted, say)
     if (folder / "config.json").is_file():
-        name = hub.parse(str(source))[0] if hub.is_remote(source) else None
+        name = hub_bundles.parse(str(source))[0] if hub_bundles.is_remote(source) else None
         try:
             return load_classifier(folder, wanted, positive, name)
         except BackboneError as error:  # the cache's folders have names that nobody gave
@@ -147,7 +148,7 @@ class Predictor:
 
     def __init__(self, source: str | Path, wanted: Wanted, positive: str | None) -> None:
         self.errors = _no_errors()
-        self._source, self._folder, self._positive = source, hub.locate(source), positive
+        self._source, self._folder, self._positive = source, hub_bundles.locate(source), positive
         self._load(wanted)
 
     @classmethod

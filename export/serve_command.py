@@ -96,7 +96,7 @@ def serve(
     from ensemble.core.errors import UnavailableError
     from ensemble.images.decoder_warnings import quiet_decoders
     from ensemble.stacking.stack import read_stacker
-    from export import hub
+    from export.bundle import hub_bundles
     from export.infer_command import Source, open_ensemble
 
     try:
@@ -107,7 +107,7 @@ def serve(
         raise UnavailableError("the page needs more packages; run: pip install 'manyeyes[serve]'") from None
 
     with listen.bound(host, port) as socket, quiet_decoders():
-        folder = hub.locate_bundle(bundle) if bundle else None
+        folder = hub_bundles.locate_bundle(bundle) if bundle else None
         wanted = replace(wanted, cascade=cascade, full=full)
         heatmaps = None
         if torch:

@@ -83,7 +83,8 @@ def submit(
       kaggle competitions submit COMPETITION -f submission.csv -m "manyeyes"
     """
     from ensemble.core import artifacts
-    from export import fingerprint, hub, submission
+    from export import fingerprint, submission
+    from export.bundle import hub_bundles
 
     given = context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE
     if bundle and given:
@@ -95,7 +96,7 @@ def submit(
     table = submission.read_scores(scores, sample)
     targets, moved = submission.in_order(table, sample, scores)
     made = fingerprint.read_made(scores)
-    place = hub.locate_bundle(bundle) if bundle else run
+    place = hub_bundles.locate_bundle(bundle) if bundle else run
     stack = _stack(place, bool(bundle) or given, made)
     _check_made(made, uncertified, scores)
     wish = submission.Wish(_threshold(stack, threshold) if hard else None, positive)
@@ -184,15 +185,15 @@ def _heldout_auroc(values: dict[str, Any], path: Path) -> "Interval | None":
 def _chosen(place: Path, path: Path) -> "Stacker | None":
     """The stack of the members that frontier chose in a bundle of this stack; None where it chose none."""
     from ensemble.core import artifacts
-    from export import bundle, points
+    from export.bundle import bundle, operating_point
 
     folder = place if (place / "bundle.json").is_file() else artifacts.bundle_path(place)
-    if not (folder / points.FILE).is_file():
+    if not (folder / operating_point.FILE).is_file():
         return None
     values = bundle.contents(folder)
     if values["files"]["stacker.json"] != artifacts.file_sha256(path):
         return None
-    found = points.read(folder, values)
+    found = operating_point.read(folder, values)
     return found.stacker if found else None
 
 

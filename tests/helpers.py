@@ -25,8 +25,8 @@ from ensemble.images import decode
 from ensemble.stacking.cascade_fit import Rows
 from ensemble.stacking.stack import fingerprint
 from ensemble.stacking.stacker import Stacker
-from export import bundle
-from export.heldout_rows import write_rows
+from export.bundle import bundle
+from export.bundle.heldout_rows import write_rows
 
 ROOT = Path(cli.__file__).resolve().parent
 CONTRACT = ImageContract(size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

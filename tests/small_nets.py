@@ -9,7 +9,7 @@ from helpers import CONTRACT, make_frame, noisy_logits, save_graph, write_bundle
 from PIL import Image
 
 from ensemble.core import artifacts
-from export import bundle
+from export.bundle import bundle
 
 LAYERS = ("first", "makes", "reads", "last")
 WIDTH = 16

@@ -18,7 +18,7 @@ from helpers import (
 from ensemble.core import artifacts
 from ensemble.core.metrics import sigmoid
 from ensemble.stacking import stack
-from export import bundle
+from export.bundle import bundle
 from export.predictor import load_bundle
 
 # logits in ten steps from -0.65 to 0.85, as written in helpers.py

@@ -16,8 +16,8 @@ from ensemble.models.checkpoints import check_source, locate_checkpoint
 from ensemble.models.torch_runner import torch_runner
 from ensemble.training.distributed import Processes
 from ensemble.training.step import build_engine, optimizer_step
-from export import certificate
-from export.convert import convert
+from export.bundle import certificate
+from export.bundle.convert import convert
 from export.runtimes.runner import open_runner
 from export.runtimes.settings import Setting
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from ensemble.core.errors import ArtifactError
 from ensemble.models.runner import Runner
 from ensemble.stacking.stacker import Stacker
-from export.certificate import certify, compare, judge
+from export.bundle.certificate import certify, compare, judge
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (14, 8, 8, 3), dtype=np.uint8)
 

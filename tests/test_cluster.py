@@ -16,7 +16,7 @@ from test_stores import KEYS, needs_s3, upload_folder
 
 from ensemble.core import artifacts
 from ensemble.data import storage
-from export import bundle as bundles
+from export.bundle import bundle as bundles
 
 pytestmark = pytest.mark.cluster
 server = test_stores.server  # the fixture

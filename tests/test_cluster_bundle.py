@@ -9,7 +9,8 @@ import pytest
 from helpers import exported_run
 
 from ensemble.core.errors import ArtifactError
-from export import bundle, cluster_bundle
+from export import cluster_bundle
+from export.bundle import bundle
 from export.cluster_worker import check_planned
 from export.plan import Plan, Planned
 from export.runtimes.settings import Setting

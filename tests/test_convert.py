@@ -11,10 +11,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxscript import ir
 from small_members import small_member
 
-from export.convert import _flatten_positions, convert, forget_paths
-from export.half import write_half
-from export.int8 import write_int8
-from export.layers import read_layers
+from export.bundle.convert import _flatten_positions, convert, forget_paths
+from export.bundle.fp16 import write_half
+from export.bundle.int8 import write_int8
+from export.bundle.precision_search import read_layers
 
 SHAPE = (2, 6, 3, 5)  # N, C, H, W
 PLAIN, FLAT = ["Transpose"], ["Reshape", "Transpose", "Reshape"]

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from ensemble.core import artifacts
 from ensemble.core.errors import ManyeyesError
 from export import model_card
-from export.export_run import certify_bundle
-from export.precisions import Wish
+from export.bundle.export import certify_bundle
+from export.bundle.precisions import Wish
 from export.predictor import load_bundle
 
 FILES = ("bundle.json", "stacker.json", "certificate.json")

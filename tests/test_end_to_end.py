@@ -242,8 +242,8 @@ def test_killed_training_goes_on_with_what_is_finished(work, tmp_path):
 
 def test_export_that_fails_keeps_the_older_bundle_and_what_was_converted(copy, monkeypatch):
     from ensemble.core.errors import ArtifactError
-    from export import convert as converting
-    from export import export_run
+    from export.bundle import convert as converting
+    from export.bundle import export
 
     before = (copy / "bundle" / "bundle.json").read_bytes()
     convert = converting.convert
@@ -256,13 +256,13 @@ def test_export_that_fails_keeps_the_older_bundle_and_what_was_converted(copy, m
         convert(member, path)
 
     monkeypatch.setattr(converting, "convert", fails_on_the_second)
-    monkeypatch.setattr(export_run.bundle, "CONVERTER_VERSION", export_run.bundle.CONVERTER_VERSION + 1)
+    monkeypatch.setattr(export.bundle, "CONVERTER_VERSION", export.bundle.CONVERTER_VERSION + 1)
     with pytest.raises(ArtifactError, match="no space left"):
-        export_run.export_run(copy, print)
+        export.export_run(copy, print)
     assert (copy / "bundle" / "bundle.json").read_bytes() == before
     monkeypatch.setattr(converting, "convert", convert)
     said = []
-    export_run.export_run(copy, said.append)
+    export.export_run(copy, said.append)
     assert said[0] == "tiny_convnext: unchanged, taken over"
     assert said[1] == "tiny_vit: converting"
     assert said[2].startswith("tiny_vit: largest difference of a logit ")

@@ -24,7 +24,7 @@ from ensemble.core.metrics import sigmoid
 from ensemble.data.inputs import read_inputs
 from ensemble.models import external, members
 from ensemble.stacking.stack import Choices, read_stacker, stack_run
-from export import bundle
+from export.bundle import bundle
 from export.infer import infer
 from export.predictor import load_bundle, load_run
 
@@ -127,15 +127,15 @@ def test_a_stack_without_it_again_leaves_it_out(run):
 
 
 def test_export_carries_the_scores(run, monkeypatch):
-    from export import export_run
+    from export.bundle import export
 
     folder = write_bundle(run, ["clip"])
     record = {
         name: {"entry": entry, "files": {}, "certificate": {}}
         for name, entry in bundle.open_bundle(folder)["members"].items()
     }
-    monkeypatch.setattr(export_run, "export_member", lambda job, work, say: record[job.name])
-    export_run.export_run(run, print)
+    monkeypatch.setattr(export, "export_member", lambda job, work, say: record[job.name])
+    export.export_run(run, print)
     assert bundle.is_current(run)
     assert load_run(run, True).externals[0].test.to_dict() == pytest.approx({"c": 0.5, "a": -1, "b": 2, "z": 9})
 

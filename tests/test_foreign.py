@@ -19,8 +19,9 @@ from ensemble.images import decode
 from ensemble.models import backbone
 from ensemble.models.classifier import read_classifiers
 from ensemble.models.torch_runner import torch_runner
-from export import Predictor, bundle, convert, foreign
-from export.half import write_half
+from export import Predictor
+from export.bundle import bundle, convert, export
+from export.bundle.fp16 import write_half
 from export.runtimes.runner import open_runner
 from export.runtimes.settings import Setting
 
@@ -245,7 +246,7 @@ def test_a_folder_that_is_no_bundle_is_left_alone(checkpoints, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     with pytest.raises(ArtifactError, match="is there and is no bundle; name a new folder with --bundle"):
-        foreign.export_foreign({"a": str(checkpoints / "vit")}, tmp_path / "mine", print)
+        export.export_foreign({"a": str(checkpoints / "vit")}, tmp_path / "mine", print)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 

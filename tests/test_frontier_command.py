@@ -25,9 +25,10 @@ from ensemble.core import artifacts
 from ensemble.core.metrics import Interval, sigmoid
 from ensemble.stacking.cascade_fit import Rows
 from ensemble.stacking.stacker import Stacker
-from export import bundle, costs, evidence, frontier, heldout_rows, member_logits, plan, points
+from export import costs, frontier, plan
+from export.bundle import bundle, check_images, heldout_rows, member_logits, operating_point
+from export.bundle.export import export_run
 from export.evaluate_model import load_model
-from export.export_run import export_run
 from export.plan import plan_bundle
 from export.predictor import load_bundle
 from export.runtimes import autotune, capabilities
@@ -140,7 +141,7 @@ def test_infer_runs_only_the_chosen_members_and_full_all(original, run, pictures
     assert "Not in the stack" not in out
     assert list(some) == ["id", "target", "one"]
     assert list(some["one"]) == list(before["one"])
-    stacker = points.read(run / "bundle", bundle.open_bundle(run / "bundle")).stacker
+    stacker = operating_point.read(run / "bundle", bundle.open_bundle(run / "bundle")).stacker
     logit = 4 * (np.arange(0, 256, 15) / 255 - 0.5)
     np.testing.assert_allclose(some["target"].astype(float), stacker.target(logit[:, None]), rtol=1e-5)
     full, out = infer(("--run", run, "--onnx", "--full"), pictures, tmp_path / "full.csv")
@@ -150,7 +151,7 @@ def test_infer_runs_only_the_chosen_members_and_full_all(original, run, pictures
 
 
 def test_what_ships_is_fitted_on_all_rows(run):
-    stacker = points.read(run / "bundle", bundle.open_bundle(run / "bundle")).stacker
+    stacker = operating_point.read(run / "bundle", bundle.open_bundle(run / "bundle")).stacker
     rows = planted_rows()
     from ensemble.stacking.fit import fit_stacker
 
@@ -187,7 +188,7 @@ def test_a_point_that_is_as_good_as_another_is_not_listed_but_may_be_chosen(orig
     assert listed == [["two", "fp32", "-", "653.6"], ["one", "+", "two", "fp32", "-", "395.3"]]
     assert not re.search(r"\n3 +", out)
     assert "\nChosen: one at fp32\n1 of 2 members, as frontier chose for 398 images/s" in out
-    point = points.read(run / "bundle", bundle.open_bundle(run / "bundle"))
+    point = operating_point.read(run / "bundle", bundle.open_bundle(run / "bundle"))
     assert (point.stacker.members, point.images_per_second) == (("one",), pytest.approx(400))
 
 
@@ -231,10 +232,10 @@ def test_what_is_timed_is_what_infer_will_run(lower):
     assert list(plans) == ["fp32"]
     assert {(str(m.setting), m.setting.batch) for m in plans["fp32"]} == {("onnxruntime fp32", 16)}
     values = bundle.open_bundle(lower)
-    made_from = points.identity(lower, values["members"], values["files"])
+    made_from = operating_point.identity(lower, values["members"], values["files"])
     lost = Interval(0.0, 0.0, 0.0)
     one = Stacker(("one",), (1.0,), 0.0)
-    points.write(lower, points.Chosen(one, "auto", {}, None, 1.0, 2.0, lost, "a CPU", made_from))
+    operating_point.write(lower, operating_point.Chosen(one, "auto", {}, None, 1.0, 2.0, lost, "a CPU", made_from))
     (member,) = plan_bundle(lower, Wanted(device="cpu"), print).members
     assert member == plans["fp32"][0]
 
@@ -253,10 +254,10 @@ def test_precisions_that_are_timed(lower):
 
 
 def test_the_runtime_that_was_asked_for_goes_into_the_point(run, tmp_path, timed):
-    assert points.read(run / "bundle", bundle.open_bundle(run / "bundle")).runtime == "auto"
+    assert operating_point.read(run / "bundle", bundle.open_bundle(run / "bundle")).runtime == "auto"
     given = ("frontier", "--run", run, "--budget", 200, "--output", tmp_path / "f.png")
     assert run_cli(*given, "--runtime", "onnxruntime")[0] == 0
-    assert points.read(run / "bundle", bundle.open_bundle(run / "bundle")).runtime == "onnxruntime"
+    assert operating_point.read(run / "bundle", bundle.open_bundle(run / "bundle")).runtime == "onnxruntime"
     assert plan_bundle(run / "bundle", Wanted(), print).members[0].setting.runtime == "onnxruntime"
 
 
@@ -279,11 +280,11 @@ def with_bf16(run, monkeypatch, flips, certified=True):
         autotune, "image_seconds", lambda member, setting, *others: SECONDS[member.name] * speed[setting.precision]
     )
     rows = planted_rows()
-    given = evidence.Evidence("images", True, tuple(map(str, range(800))), (folder,) * 800, rows.labels)
-    monkeypatch.setattr(evidence, "heldout", lambda run: given)
+    given = check_images.Evidence("images", True, tuple(map(str, range(800))), (folder,) * 800, rows.labels)
+    monkeypatch.setattr(check_images, "heldout", lambda run: given)
 
     def compute(files, columns, title):
-        drawn = evidence.draw(given, 1024)
+        drawn = check_images.draw(given, 1024)
         logits = rows.logits[[int(key) for key in drawn.ids]]
         turned = np.where(np.arange(len(logits)) < flips, -1, 1)[:, None]
         return np.hstack([logits, turned * logits]), {}
@@ -305,9 +306,9 @@ def test_a_stack_of_some_runs_below_fp32_only_with_a_certificate_of_its_own(
     assert ("one + two at bf16: AUROC by " in out) == (precision == "fp32")  # all members too, where there is proof
     assert bool(re.search(r"\n\d +one \+ two +bf16 ", out)) == (precision == "bf16")
     values = bundle.open_bundle(folder)
-    point = points.read(folder, values)
+    point = operating_point.read(folder, values)
     may = {("openvino", "bf16"): frozenset({"one"})} if precision == "bf16" else {}
-    assert points.allowed(point, values, [("openvino", "bf16")], print) == may
+    assert operating_point.allowed(point, values, [("openvino", "bf16")], print) == may
     for made in point.precisions.values():
         assert made.files == {"one": values["files"]["members/one.fp32.onnx"]}
         assert made.by == capabilities.version("openvino") != ""
@@ -361,7 +362,7 @@ def test_a_point_may_be_a_cascade(tmp_path, pictures, monkeypatch, timed):
     assert code == 0
     speed = float(re.search(r"\n\d +one \+ two +fp32 +0\.01 +(\d{3}\.\d) ", out)[1])
     # of the cascade that ships: decoding, the view, `one`, and `two` for the images that stay
-    point = points.read(run / "bundle", bundle.open_bundle(run / "bundle"))
+    point = operating_point.read(run / "bundle", bundle.open_bundle(run / "bundle"))
     expected = 1000 / (1.5 + 1 + 9 * (1 - point.cascade.report.shares[0]))
     assert point.cascade.report.rows == 800
     assert speed == pytest.approx(expected, abs=0.05)

@@ -11,8 +11,8 @@ from helpers import change_json, exported_run, write_bundle, write_csv, write_im
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
 from ensemble.stacking.stacker import Stacker
-from export import bundle
-from export import hub as hub_names
+from export.bundle import bundle
+from export.bundle import hub_bundles as hub_names
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,9 @@ from test_hub import listing
 from ensemble.core.errors import some
 from ensemble.core.hub_download import NO_SUCH_LOGIN, explain
 from ensemble.stacking.stacker import Stacker
-from export import Predictor, bundle
-from export import hub as hub_names
+from export import Predictor
+from export.bundle import bundle
+from export.bundle import hub_bundles as hub_names
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from hub_state import Fault
 
 from ensemble.core.errors import HubError
 from ensemble.core.hub_download import brief, explain, hub_errors
-from export import hub as hub_names
+from export.bundle import hub_bundles as hub_names
 
 WRONG = "hf_aTokenThatNobodyKnows"
 
@@ -77,7 +77,7 @@ def test_a_push_that_is_refused(fault, message, hub, call, run, repo):
 )
 def test_what_passes_is_waited_for(fault, hub, call, run, repo, tmp_path):
     (run / "bundle" / "heldout.parquet").write_bytes(tmp_path.name.encode())  # a large file that the Hub has not seen
-    from export import bundle
+    from export.bundle import bundle
 
     bundle.write_bundle(run / "bundle", bundle.contents(run / "bundle")["members"])
     hub.faults.append(fault)

@@ -13,7 +13,7 @@ from helpers import ROOT, exported_run
 from hub_client import environment
 
 from ensemble.core import artifacts
-from export import bundle
+from export.bundle import bundle
 
 SIZES = {"one": 400_000_000, "two": 600_000_000}
 LIMIT = 300_000_000  # bytes of memory

@@ -14,7 +14,7 @@ from hub_client import environment
 from hub_state import Fault
 
 from ensemble.core import artifacts
-from export import bundle
+from export.bundle import bundle
 
 PIECE = 3 << 20
 

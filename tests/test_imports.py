@@ -69,14 +69,14 @@ LIGHT = {
     "ensemble.stacking.cascade_fit ensemble.stacking.frontier ensemble.stacking.diagnostics",
     "torch,sklearn,transformers,onnx,openvino,onnxruntime,nncf,ray": "export.infer export.runtimes.runner export.runtimes.capabilities "
     "export.runtimes.runtime_selection "
-    "export.precisions export.evidence export.records export.member_logits ensemble.models.classifier export.foreign "
-    "export.half export.int8 export.layers export.second_files "
+    "export.bundle.precisions export.bundle.check_images export.bundle.builder export.bundle.member_logits ensemble.models.classifier export.bundle.export "
+    "export.bundle.fp16 export.bundle.int8 export.bundle.precision_search export.bundle.precision_search "
     "export.plan export.runtimes.autotune export.bench export.runtimes.libraries export.runtimes.onnx_session export.runtimes.openvino_session "
-    "export.runtimes.onnx_session export.predictor export.submission export.bundle ensemble.data.inputs ensemble.data.image_list ensemble.data.parquet "
-    "export.results export.journal export.scored_rows export.certificate export.export_run export.evaluate_model "
+    "export.runtimes.onnx_session export.predictor export.submission export.bundle.bundle ensemble.data.inputs ensemble.data.image_list ensemble.data.parquet "
+    "export.results export.journal export.scored_rows export.bundle.certificate export.bundle.export export.evaluate_model "
     "export.ensembles "
-    "export.cascades export.heldout_rows export.points export.costs export.frontier export.fingerprint export.kernel "
-    "export.wheels export.hub export.hub_push export.model_card export.serve export.gate export.listen export.explain "
+    "export.cascades export.bundle.heldout_rows export.bundle.operating_point export.costs export.frontier export.fingerprint export.kernel "
+    "export.wheels export.bundle.hub_bundles export.hub_push export.model_card export.serve export.gate export.listen export.explain "
     "export.cluster export.cluster_worker export.cluster_bundle "
     "export.card_scores export.markdown ensemble.data.storage ensemble.data.byte_ranges ensemble.data.shards ensemble.data.image_list ensemble.core.hub_download",
 }

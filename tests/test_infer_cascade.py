@@ -28,9 +28,10 @@ from ensemble.models.external import External
 from ensemble.models.runner import Runner
 from ensemble.stacking import cascade_stream
 from ensemble.stacking.cascade import Cascade, Report, Step
-from export import Predictor, bundle, cascades, heldout_rows, journal, predictor
+from export import Predictor, cascades, journal, predictor
+from export.bundle import bundle, heldout_rows
+from export.bundle.export import export_run
 from export.ensembles import Ensemble
-from export.export_run import export_run
 from export.infer import Options, infer, infer_to_file
 from export.runtimes import autotune
 from export.runtimes.capabilities import Machine

@@ -13,9 +13,9 @@ from ensemble.core import artifacts
 from ensemble.data import dataset
 from ensemble.images import decode as images
 from ensemble.models.runner import Runner
-from export import bundle, evidence, int8, precisions, second_files
-from export.int8 import write_int8
-from export.layers import Layer, fewest, read_layers
+from export.bundle import bundle, check_images, int8, precision_search, precisions
+from export.bundle.int8 import write_int8
+from export.bundle.precision_search import Layer, fewest, read_layers
 from export.runtimes import capabilities, libraries
 from export.runtimes.runner import open_runner
 from export.runtimes.settings import Setting
@@ -84,7 +84,7 @@ def test_a_member_that_int8_breaks_is_rescued_by_the_one_layer_that_breaks_it(ex
 
 
 def test_without_the_search_its_certificate_fails_and_its_file_goes(copy, monkeypatch):
-    monkeypatch.setattr(second_files, "fewest", lambda *arguments: None)
+    monkeypatch.setattr(precision_search, "fewest", lambda *arguments: None)
     out, values, found = export(copy, "--int8")
     assert int8_members(values) == {"openvino": {"one"}, "onnxruntime": {"one"}}
     assert found["openvino int8"]["members"]["two"]["failed"]
@@ -123,10 +123,10 @@ def test_no_held_out_image_is_read_until_the_certificate(copy, monkeypatch):
 
 
 def test_images_to_calibrate_by_are_balanced_and_no_others_are_compared_on(run):
-    training = evidence.training(run)
+    training = check_images.training(run)
     assert np.bincount(training.calibration.labels).tolist() == [64, 64]
     assert not set(training.calibration.ids) & set(training.comparison.ids)
-    assert evidence.training(run).calibration.ids == training.calibration.ids
+    assert check_images.training(run).calibration.ids == training.calibration.ids
 
 
 def test_too_few_training_images_are_refused_before_anything_is_made(tmp_path):
@@ -205,17 +205,17 @@ def test_batches_that_disagree_do_not_pass(run, tmp_path, monkeypatch):
     """As OpenVINO 2026.4 does for int8 products of few rows."""
     source = write_network(tmp_path / "network.onnx", 1.0)
     write_int8(source, tmp_path / "int8.onnx", PIXELS)
-    second = second_files.Second("one", source, tmp_path / "int8.onnx", CONTRACT, Setting("onnxruntime", "int8"))
-    training = evidence.training(run)
-    assert second_files._passes(second, training)
-    real = second_files.Second.runner
+    second = precision_search.Second("one", source, tmp_path / "int8.onnx", CONTRACT, Setting("onnxruntime", "int8"))
+    training = check_images.training(run)
+    assert precision_search._passes(second, training)
+    real = precision_search.Second.runner
 
     def broken(self, batch=None):
         runner = real(self, batch)
-        return second_files.replace(runner, run=lambda pixels: runner.run(pixels) * (batch != 4))
+        return precision_search.replace(runner, run=lambda pixels: runner.run(pixels) * (batch != 4))
 
-    monkeypatch.setattr(second_files.Second, "runner", broken)
-    assert not second_files._passes(second, training)
+    monkeypatch.setattr(precision_search.Second, "runner", broken)
+    assert not precision_search._passes(second, training)
 
 
 @pytest.fixture
@@ -269,15 +269,15 @@ def emulated(name, path, contract, setting):
 
 def test_fp16_is_rescued_where_a_layer_overflows(run, tmp_path, monkeypatch):
     monkeypatch.setenv("MANYEYES_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(second_files.runtime, "open_runner", emulated)
+    monkeypatch.setattr(precision_search.runtime, "open_runner", emulated)
     source, target = write_network(tmp_path / "network.onnx", 1e5), tmp_path / "half.onnx"
-    second = second_files.Second("two", source, target, CONTRACT, Setting("cuda", "fp16"))
+    second = precision_search.Second("two", source, target, CONTRACT, Setting("cuda", "fp16"))
     lines = []
-    made = second_files._make(second, evidence.training(run), lines.append)
+    made = precision_search._make(second, check_images.training(run), lines.append)
     assert lines[0] == "two: with all 4 layers in fp16 logits are not finite; searching for layers to keep in fp32"
     assert made["kept"] == ["makes", "reads"]
     assert lines[1].startswith("two: kept in fp32 2 of 4 layers: makes, reads; cuda fp16 runs ")
     fp32 = open_runner("two", source, CONTRACT, Setting("onnxruntime")).run(PIXELS)
     assert 0 < np.abs(second.runner().run(PIXELS) - fp32).max() < 0.02
-    second_files._make(second, None, lines.append)  # as where there is no run: nothing is kept
+    precision_search._make(second, None, lines.append)  # as where there is no run: nothing is kept
     assert not np.isfinite(second.runner().run(PIXELS)).all()

@@ -9,9 +9,9 @@ from onnx import numpy_helper
 from small_nets import PIXELS, write_image_run, write_network
 
 from ensemble.core.errors import UnavailableError
-from export import bundle, evidence, precisions, second_files
-from export.int8 import write_int8
-from export.layers import PRODUCTS
+from export.bundle import bundle, check_images, precision_search, precisions
+from export.bundle.int8 import write_int8
+from export.bundle.precision_search import PRODUCTS
 from export.runtimes import libraries
 from export.runtimes.capabilities import Machine
 from export.runtimes.runner import open_runner
@@ -130,13 +130,13 @@ def test_a_file_for_tensorrt_is_searched_by_cuda_and_timed_by_itself(tmp_path, m
         asked.append((path.name, str(setting)))
         return open_runner(name, path, contract, Setting("onnxruntime", batch=setting.batch))
 
-    monkeypatch.setattr(second_files.runtime, "open_runner", opened)
+    monkeypatch.setattr(precision_search.runtime, "open_runner", opened)
     folder = tmp_path / "bundle"
     source = write_network(folder / "members" / "two.fp32.onnx", 1000.0)
     entry = {"file": "members/two.fp32.onnx", "contract": CONTRACT.to_dict()}
     lines = []
     setting = Setting("tensorrt", "int8", 64)
-    made = second_files.add(folder, "two", entry, [setting], evidence.training(tmp_path / "run"), lines.append)
+    made = precision_search.add(folder, "two", entry, [setting], check_images.training(tmp_path / "run"), lines.append)
     assert made["int8-symmetric"] == "members/two.int8-symmetric.onnx"
     assert made["made"]["int8-symmetric"]["kept"] == ["reads"]
     assert "two: building TensorRT engines of its files, to time them; that takes minutes" in lines
@@ -171,7 +171,7 @@ def test_where_tensorrt_fails_export_goes_on_without_its_files(tmp_path, monkeyp
         here = replace(setting, runtime="onnxruntime") if setting.runtime == "cuda" else setting
         return open_runner(name, path, contract, here)
 
-    monkeypatch.setattr(second_files.runtime, "open_runner", opened)
+    monkeypatch.setattr(precision_search.runtime, "open_runner", opened)
     code, out, err = run_cli("export", "--run", tmp_path / "run", "--int8")
     assert (code, err) == (0, "")
     assert "one: stays fp32: tensorrt fp32 failed at batch 64: enqueue failed; free some memory\n" in out

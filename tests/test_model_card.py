@@ -14,7 +14,7 @@ from ensemble.core import artifacts
 from ensemble.core.errors import HubError
 from ensemble.core.metrics import Interval
 from ensemble.stacking.stacker import Stacker
-from export import bundle, points
+from export.bundle import bundle, operating_point
 from export.markdown import escaped
 from export.model_card import BEGIN, END, Base, bases, merged, write_card
 
@@ -173,8 +173,8 @@ def test_a_point_that_frontier_chose_is_said(run):
     folder = artifacts.bundle_path(run)
     values = bundle.contents(folder)
     one, lost = Stacker(("one",), (1.0,), 0.0, 0.31, threshold_rule="fpr=0.05"), Interval(0.01, 0.0, 0.02)
-    made_from = points.identity(folder, values["members"], values["files"])
-    points.write(folder, points.Chosen(one, "auto", {}, None, 200.0, 400.0, lost, "a CPU", made_from))
+    made_from = operating_point.identity(folder, values["members"], values["files"])
+    operating_point.write(folder, operating_point.Chosen(one, "auto", {}, None, 200.0, 400.0, lost, "a CPU", made_from))
     card = card_of(run)
     assert (
         "Call an image AI-made where `target` is at least **0.3100** (rule: fpr=0.05) as it runs unasked, "

@@ -15,10 +15,11 @@ from ensemble.stacking.cascade import Report
 from ensemble.stacking.label_shift import Shift
 from ensemble.stacking.stack import store_shift
 from ensemble.stacking.stacker import Stacker
-from export import Predictor, bench, bundle, plan, points
-from export.export_run import export_run
+from export import Predictor, bench, plan
+from export.bundle import bundle, operating_point
+from export.bundle.export import export_run
+from export.bundle.operating_point import Chosen
 from export.plan import plan_bundle
-from export.points import Chosen
 from export.predictor import load_bundle
 from export.runtimes import autotune, capabilities
 from export.runtimes.capabilities import Machine
@@ -34,9 +35,9 @@ def original(tmp_path_factory):
 
 def choose(folder, stacker):
     values = bundle.open_bundle(folder)
-    made_from = points.identity(folder, values["members"], values["files"])
+    made_from = operating_point.identity(folder, values["members"], values["files"])
     lost = Interval(0.0125, 0.001, float("nan"))
-    points.write(folder, Chosen(stacker, "auto", {}, None, 200.0, 400.0, lost, "a CPU", made_from))
+    operating_point.write(folder, Chosen(stacker, "auto", {}, None, 200.0, 400.0, lost, "a CPU", made_from))
 
 
 @pytest.fixture
@@ -231,7 +232,7 @@ def test_reset_runs_all_again(original, run):
 
 
 def test_a_killed_write_leaves_a_bundle_without_a_point(original, run, monkeypatch):
-    found = points.read(run / "bundle", bundle.open_bundle(run / "bundle"))
+    found = operating_point.read(run / "bundle", bundle.open_bundle(run / "bundle"))
     write_json = artifacts.write_json
 
     def killed(path, values):
@@ -241,18 +242,18 @@ def test_a_killed_write_leaves_a_bundle_without_a_point(original, run, monkeypat
 
     monkeypatch.setattr(artifacts, "write_json", killed)
     with pytest.raises(KeyboardInterrupt):
-        points.write(run / "bundle", found)
+        operating_point.write(run / "bundle", found)
     assert load_bundle(run / "bundle").stacker == STACKER
     monkeypatch.undo()
     assert (run / "bundle" / "point.json").is_file()
     export_run(run, (said := []).append)  # nothing was chosen that it could drop
     assert not any("frontier" in line for line in said)
-    points.write(run / "bundle", found)
-    assert points.read(run / "bundle", bundle.open_bundle(run / "bundle")) == found
+    operating_point.write(run / "bundle", found)
+    assert operating_point.read(run / "bundle", bundle.open_bundle(run / "bundle")) == found
 
 
 def test_export_keeps_the_point_until_members_or_stack_change(run):
-    assert points.told(points.read(run / "bundle", bundle.open_bundle(run / "bundle")), 2)
+    assert operating_point.told(operating_point.read(run / "bundle", bundle.open_bundle(run / "bundle")), 2)
     content = (run / "bundle" / "point.json").read_bytes()
     export_run(run, (said := []).append)
     assert (run / "bundle" / "point.json").read_bytes() == content

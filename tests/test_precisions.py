@@ -32,7 +32,7 @@ from ensemble.core.errors import ArtifactError
 from ensemble.models.external import External, write_external
 from ensemble.models.runner import Runner
 from ensemble.stacking.stacker import Stacker
-from export import bundle, evidence, precisions
+from export.bundle import bundle, check_images, precisions
 from export.runtimes import capabilities
 from export.runtimes import runner as runtime
 from export.runtimes.capabilities import Machine
@@ -261,13 +261,13 @@ def test_another_processor_computes_its_own_logits(folder, pictures, stand_in, o
 
 def test_another_version_of_a_library_is_certified_again(exported, tmp_path, pictures, stand_in, monkeypatch):
     run = shutil.copytree(exported, tmp_path / "run")
-    folder, heldout = artifacts.bundle_path(run), evidence.heldout
+    folder, heldout = artifacts.bundle_path(run), check_images.heldout
     stand_in(rounded)
     _, _, found = certify(folder, "--certify-on", pictures)
     assert found["openvino bf16"]["by"] == capabilities.version("openvino") != ""
     labels = pd.read_csv(pictures, dtype=str)
     files = tuple(pictures.parent / "images" / f"{name}.png" for name in labels["id"])
-    given = evidence.Evidence(
+    given = check_images.Evidence(
         "held-out images", True, tuple(labels["id"]), files, labels["label"].astype(int).to_numpy()
     )
 
@@ -277,7 +277,7 @@ def test_another_version_of_a_library_is_certified_again(exported, tmp_path, pic
     assert "Still allowed, though certified with other versions of libraries than those here: openvino bf16" in out
     assert bundle.may_run(bundle.open_bundle(folder)) == {("openvino", "bf16"): {"one", "two"}}
 
-    monkeypatch.setattr(evidence, "heldout", lambda run: given)
+    monkeypatch.setattr(check_images, "heldout", lambda run: given)
     stand_in(turned("two"))
     code, out, _ = run_cli("export", "--run", run)
     assert code == 0
@@ -287,7 +287,7 @@ def test_another_version_of_a_library_is_certified_again(exported, tmp_path, pic
     record = artifacts.read_json(folder / "certificate.json", "")
     assert record["precisions"]["openvino bf16"]["by"] == "openvino 99"
 
-    monkeypatch.setattr(evidence, "heldout", heldout)
+    monkeypatch.setattr(check_images, "heldout", heldout)
     stand_in(rounded, ("openvino", "fp16"))  # a machine that cannot compute it has no say
     assert "Still allowed" not in run_cli("export", "--run", run)[1]
     assert bundle.may_run(bundle.open_bundle(folder)) == {("openvino", "bf16"): {"one"}}
@@ -409,7 +409,9 @@ def test_a_held_out_image_that_export_cannot_use_is_named(tmp_path):
     """Two that decode, one of which is too thin for the contract."""
     files = (write_image(tmp_path / "a.png"), tmp_path / "line.png")
     Image.new("RGB", (1, 20_000)).save(files[1])
-    samples = evidence.samples(evidence.Evidence("held-out images", True, ("a", "line"), files, np.array([0, 1])))
+    samples = check_images.samples(
+        check_images.Evidence("held-out images", True, ("a", "line"), files, np.array([0, 1]))
+    )
     thin = replace(CONTRACT, geometry="center_crop", size=224)
     with pytest.raises(ArtifactError, match=rf"2 held-out images, and one cannot be read: {files[1]}: .* too thin"):
         samples.pixels(thin)
@@ -419,13 +421,13 @@ def test_a_held_out_image_that_export_cannot_use_is_named(tmp_path):
 def test_rows_are_drawn_by_class_and_seed():
     labels = np.repeat([0, 1], [5000, 100])
     ids = tuple(map(str, range(len(labels))))
-    given = evidence.Evidence("images", True, ids, tuple(map(Path, ids)), labels)
-    drawn = evidence.draw(given, 1024)
+    given = check_images.Evidence("images", True, ids, tuple(map(Path, ids)), labels)
+    drawn = check_images.draw(given, 1024)
     assert (len(drawn.labels), drawn.labels.sum()) == (1024, 100)
     assert list(drawn.ids) == sorted(drawn.ids, key=int)
-    assert evidence.draw(given, 1024).ids == drawn.ids != evidence.draw(given, 1024, seed=1).ids
-    assert evidence.draw(given, 100).labels.sum() == 50
-    assert evidence.draw(given, 9999).ids == ids
+    assert check_images.draw(given, 1024).ids == drawn.ids != check_images.draw(given, 1024, seed=1).ids
+    assert check_images.draw(given, 100).labels.sum() == 50
+    assert check_images.draw(given, 9999).ids == ids
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from ensemble.core.recipe import Recipe
 from ensemble.models import backbone
 from ensemble.models.spectrum import FAINT, FAINTEST, LUMA, Spectrum, dct_basis
 from ensemble.models.torch_runner import torch_runner
-from export.certificate import certify
-from export.convert import convert
+from export.bundle.certificate import certify
+from export.bundle.convert import convert
 from export.runtimes.runner import open_runner
 from export.runtimes.settings import Setting
 

@@ -9,8 +9,8 @@ from helpers import STACKER, change_json, exported_run, read_csv, run_cli, write
 from ensemble.core import artifacts
 from ensemble.core.metrics import Interval
 from ensemble.stacking.stacker import Stacker
-from export import bundle, points
 from export import infer as inference
+from export.bundle import bundle, operating_point
 
 IDS = ["a", "b", "007"]
 ENDS = ("value", "low", "high")
@@ -117,14 +117,14 @@ def test_scores_of_the_point_that_frontier_chose_are_of_the_run(here):
     folder = here / "run" / "bundle"
     values = bundle.contents(folder)
     one, lost = Stacker(("one",), (1.0,), -0.1, threshold=0.3), Interval(0.001, -0.001, 0.002)
-    made_from = points.identity(folder, values["members"], values["files"])
-    points.write(folder, points.Chosen(one, "auto", {}, None, 200.0, 400.0, lost, "a CPU", made_from))
+    made_from = operating_point.identity(folder, values["members"], values["files"])
+    operating_point.write(folder, operating_point.Chosen(one, "auto", {}, None, 200.0, 400.0, lost, "a CPU", made_from))
     done(*INFER, "--output", "scores.csv")
     write_csv(here / "sample.csv", id=IDS, target=["0"] * 3)
     assert "AUROC" not in done(*SUBMIT, "--scores", "scores.csv", "--hard")  # known of the whole stack only
     expected = (read_csv(here / "scores.csv")["target"].astype(float) >= 0.3).astype(int).astype(str)
     assert read_csv(here / "submission.csv")["target"].tolist() == expected.tolist()
-    points.remove(folder)
+    operating_point.remove(folder)
     assert "made by another stack than run/stacker.json" in refused(*SUBMIT, "--scores", "scores.csv", "--hard")
 
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
-from export import bundle, points, precisions
-from export.certificate import AUROC_LIMIT, FLIPS_LIMIT, LEAST_IMAGES, certify
-from export.evidence import Samples
-from export.points import Chosen
-from export.precisions import Say, Wish
+from export.bundle import bundle, operating_point, precisions
+from export.bundle.certificate import AUROC_LIMIT, FLIPS_LIMIT, LEAST_IMAGES, certify
+from export.bundle.check_images import Samples
+from export.bundle.operating_point import Chosen
+from export.bundle.precisions import Say, Wish
 from export.runtimes.runner import open_runner, require_torch, torch_runner
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def begin(path: Path, folder: Path, force: bool) -> Work:
     values = bundle.open_bundle(folder)
     entries, point = values["members"], None
     with suppress(ArtifactError):  # of no use: it is dropped
-        point = points.read(folder, values)
+        point = operating_point.read(folder, values)
     certificates = bundle.certificate_of(folder)
     for name, entry in entries.items():
         if not _record_path(path, name).is_file():
@@ -79,7 +79,7 @@ def export_member(job: Job, work: Path, say: Say) -> dict[str, Any]:
             return record
         path.unlink()
     require_torch()
-    from export.convert import convert, gflop
+    from export.bundle.convert import convert, gflop
 
     say(f"{job.name}: converting")
     member = job.load()
@@ -133,15 +133,15 @@ def assemble(work: Work, records: Mapping[str, Any], elsewhere: Sequence[str], w
 
 def _keep_point(work: Work, records: Mapping[str, Any], say: Say) -> None:
     """Take over what frontier chose for these members and this stack; what it chose for others is dropped."""
-    (work.path / points.FILE).unlink(missing_ok=True)
+    (work.path / operating_point.FILE).unlink(missing_ok=True)
     entries = {name: record["entry"] for name, record in records.items()}
     hashes = {file: digest for record in records.values() for file, digest in record["files"].items()}
-    if work.point and work.point.made_from == points.identity(work.path, entries, hashes):
-        artifacts.write_json(work.path / points.FILE, work.point.to_dict())
-    elif points.listed(work.folder):
+    if work.point and work.point.made_from == operating_point.identity(work.path, entries, hashes):
+        artifacts.write_json(work.path / operating_point.FILE, work.point.to_dict())
+    elif operating_point.listed(work.folder):
         say(
             "What frontier chose was for other members or another stack, and is dropped: all members run; "
-            f"{points.AGAIN}"
+            f"{operating_point.AGAIN}"
         )
 
 

@@ -1,7 +1,13 @@
-"""Files beside a member's fp32 one: fp16 for the CUDA provider, int8. Layers that break them are found and kept."""
+"""Files beside a member's fp32 one: fp16 for the CUDA provider, int8. Layers that break them are found and kept.
 
+The layers of an exported member, and a search for the fewest that must stay in fp32. Reading them needs onnx.
+"""
+
+from ast import literal_eval
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +17,68 @@ from ensemble.core.errors import ArtifactError, UnavailableError, some
 from ensemble.core.metrics import sigmoid
 from ensemble.core.preprocess_config import ImageContract
 from ensemble.models.runner import Runner
-from export import bundle, evidence, member_logits
-from export.certificate import AUROC_LIMIT, FLIPS_LIMIT, Change, compare
-from export.evidence import Training
-from export.layers import Layer, fewest, read_layers
+from export.bundle import bundle, check_images, member_logits
+from export.bundle.certificate import AUROC_LIMIT, FLIPS_LIMIT, Change, compare
+from export.bundle.check_images import Training
 from export.runtimes import autotune
 from export.runtimes import runner as runtime
 from export.runtimes.settings import ON_CPU, Setting
+
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+# 2 rounds of at most 16 measurements and 4 tries, however many layers there are
+PARTS, SEARCH_ROUNDS = 16, 2
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A matrix product or convolution and the nodes of the file up to the next one. name: the module's, in torch."""
+
+    name: str
+    nodes: tuple[str, ...]
+
+
+def read_layers(path: Path) -> list[Layer]:
+    """Layers in the file's order; what comes before the first belongs to it."""
+    import onnx
+
+    names: list[str] = []
+    parts: list[list[str]] = [[]]
+    for node in onnx.load(path, load_external_data=False).graph.node:
+        if node.op_type in PRODUCTS:
+            if names:
+                parts.append([])
+            names.append(_module(node))
+        parts[-1].append(node.name)
+    return [Layer(name, tuple(nodes)) for name, nodes in zip(names, parts, strict=bool(names))]
+
+
+def fewest(
+    layers: Sequence[Layer], harm: Callable[[Sequence[Layer]], float], passes: Callable[[Sequence[Layer]], bool]
+) -> list[Layer] | None:
+    """The layers to keep in fp32 so that the member passes, in order; None where most of it would not do.
+
+    Parts of the member are ranked by the harm that each does alone, and a bisection finds how
+    many of the most harmful must be kept; a second round looks into those. harm: of these layers
+    alone at the lower precision, infinite where a logit is. passes: with these kept.
+    """
+    kept = list(layers)
+    for _ in range(SEARCH_ROUNDS):
+        places = np.array_split(np.arange(len(kept)), min(PARTS, len(kept)))
+        ranked = sorted(([kept[place] for place in part] for part in places), key=harm, reverse=True)
+        counts = range(1, len(ranked))
+        count = 1 + bisect_left(counts, True, key=lambda number: passes(list(chain(*ranked[:number]))))
+        if count == len(ranked):
+            break
+        kept = list(chain(*ranked[:count]))
+    return [layer for layer in layers if layer in kept] if len(kept) < len(layers) else None
+
+
+def _module(node: Any) -> str:
+    """As the exporter noted it: scopes from the whole member down to the operation; else the node's own name."""
+    scopes = next((note.value for note in node.metadata_props if note.key == "pkg.torch.onnx.name_scopes"), "[]")
+    found = [scope for scope in literal_eval(scopes)[:-1] if scope]
+    return found[-1] if found else node.name
+
 
 Say = Callable[[str], object]
 # writes the second file with these nodes in fp32; roughly: calibrated by few images
@@ -119,7 +180,7 @@ def _make(second: Second, training: Training | None, say: Say) -> dict[str, Any]
 
 
 def _quantizer(second: Second) -> str:
-    from export.int8 import quantizer
+    from export.bundle.int8 import quantizer
 
     return quantizer(_symmetric(second))
 
@@ -130,14 +191,14 @@ def _symmetric(second: Second) -> bool:
 
 def _writer(second: Second, training: Training | None, say: Say) -> Write:
     if second.setting.precision == "fp16":
-        from export.half import write_half
+        from export.bundle.fp16 import write_half
 
         return lambda kept, roughly: write_half(second.source, second.target, kept)
-    from export.int8 import write_int8
+    from export.bundle.int8 import write_int8
 
     if training is None:
         raise ValueError("int8 is calibrated by training images")
-    samples = evidence.samples_of(training.calibration)
+    samples = check_images.samples_of(training.calibration)
     pixels = samples.pixels(second.contract)
     say(f"{second.name}: quantizing with {_quantizer(second)}, by the ranges of its values on {samples.what}")
     few = pixels[:: max(1, len(pixels) // ROUGH)]
@@ -159,7 +220,7 @@ def _search(second: Second, layers: Sequence[Layer], training: Training, write: 
         f"{second.name}: with all {len(layers)} layers in {second.setting.precision} {_told(second, training)}; "
         f"searching for layers to keep in {second.higher}"
     )
-    pixels = evidence.samples(training.comparison).pixels(second.contract)
+    pixels = check_images.samples(training.comparison).pixels(second.contract)
     exact = runtime.open_runner(second.name, second.source, second.contract, FP32).run(pixels)
 
     def harm(part: Sequence[Layer]) -> float:
@@ -206,7 +267,7 @@ def _between_batches(second: Second, training: Training) -> float:
 
     Seen with 2026.4 in products of 4 to 8 rows, which gave the same logit for every image.
     """
-    pixels = evidence.samples(training.comparison).pixels(second.contract)
+    pixels = check_images.samples(training.comparison).pixels(second.contract)
     batches = BATCHES if second.setting.runtime in ON_CPU else ()
     found = [second.runner(batch).run(pixels).astype(np.float64) for batch in (second.setting.batch, *batches)]
     return float(np.ptp(sigmoid(np.stack(found)), axis=0).max())

@@ -10,7 +10,7 @@ from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, BackboneError, HubError, some
 from ensemble.core.hub_download import download, download_classifier, has_weights, require_hub
 from ensemble.data.files import at_home
-from export import bundle
+from export.bundle import bundle
 
 PREFIX = "hf://"
 NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)

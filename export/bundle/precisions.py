@@ -13,10 +13,10 @@ from ensemble.core.errors import DataError, UnavailableError, some
 from ensemble.core.preprocess_config import ImageContract
 from ensemble.models import external
 from ensemble.stacking.stacker import Stacker
-from export import bundle, evidence, member_logits, second_files
-from export.certificate import LEAST_IMAGES, MOST_IMAGES, judge
-from export.evidence import LEAST_CALIBRATION, Evidence, Training
-from export.member_logits import Column
+from export.bundle import bundle, check_images, member_logits, precision_search
+from export.bundle.certificate import LEAST_IMAGES, MOST_IMAGES, judge
+from export.bundle.check_images import LEAST_CALIBRATION, Evidence, Training
+from export.bundle.member_logits import Column
 from export.runtimes import capabilities
 from export.runtimes.settings import ON_CPU, ON_GPU, PRECISIONS, Setting, named
 
@@ -105,7 +105,8 @@ def decide(folder: Path, entries: Entries, older: Mapping[str, Any], wish: Wish,
         asked = lower if wish.uncertified else wanted
         making = [setting for setting in asked if setting.precision != "int8" or wish.int8]
         extended = {
-            name: second_files.add(folder, name, entry, making, wish.training, say) for name, entry in entries.items()
+            name: precision_search.add(folder, name, entry, making, wish.training, say)
+            for name, entry in entries.items()
         }
     if not lower:
         why = capabilities.available().lacks[("openvino", "bf16")].partition(";")[0]
@@ -122,7 +123,7 @@ def decide(folder: Path, entries: Entries, older: Mapping[str, Any], wish: Wish,
         say(f"Still allowed, though certified with other versions of libraries than those here: {some(kept)}")
     precisions = _allowed(found, extended, lower if wish.uncertified else (), say)
     used = {(name, bundle.second_file(named(key))) for key, may in precisions.items() for name in may["members"]}
-    left = {name: second_files.drop(folder, name, entry, used) for name, entry in extended.items()}
+    left = {name: precision_search.drop(folder, name, entry, used) for name, entry in extended.items()}
     return Decision(left, found, precisions)
 
 
@@ -148,7 +149,7 @@ def _certify(
     folder: Path, entries: Entries, given: Evidence, settings: Sequence[Setting], say: Say
 ) -> dict[str, dict[str, Any]]:
     """What certificate.json says of each setting; nothing where the images that can be read are too few."""
-    drawn = evidence.draw(given, MOST_IMAGES)
+    drawn = check_images.draw(given, MOST_IMAGES)
     if len(drawn.labels) >= LEAST_IMAGES:
         say(
             f"Certifying {some(settings)} on {len(drawn.labels)} {drawn.what}: as long as scoring them "

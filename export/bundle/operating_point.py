@@ -17,7 +17,7 @@ from ensemble.core.metrics import Interval
 from ensemble.core.names import is_member_name
 from ensemble.stacking.cascade import Cascade, Report
 from ensemble.stacking.stacker import Stacker
-from export import bundle
+from export.bundle import bundle
 from export.runtimes import capabilities
 from export.runtimes.settings import ON_CPU, ON_GPU, Setting, named
 

@@ -12,7 +12,7 @@ from ensemble.core.preprocess_config import ImageContract
 from ensemble.models import external, members
 from ensemble.stacking.stack import read_stacker
 from ensemble.stacking.stacker import Stacker
-from export import heldout_rows
+from export.bundle import heldout_rows
 from export.runtimes.settings import Setting, named
 
 CONVERTER_VERSION = 4  # raised by hand when converting the same member would give another file or entry

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ensemble.core.errors import ArtifactError, UnavailableError
-from export.layers import PRODUCTS
+from export.bundle.precision_search import PRODUCTS
 from export.runtimes import capabilities, libraries
 
 # a bound of these before the next product is the bound of its 8 bits

@@ -1,0 +1,167 @@
+"""Members of a run -> its bundle; a bundle -> the same with other certificates.
+
+Classifiers that were fine-tuned elsewhere -> a bundle of them, without a run. Needs torch.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ensemble.core import artifacts
+from ensemble.core.errors import ArtifactError, BackboneError
+from ensemble.core.hub_download import download_classifier
+from ensemble.data import dataset
+from ensemble.data.files import at_home
+from ensemble.data.sources import Labelled
+from ensemble.data.splits import Fractions
+from ensemble.models import external, members
+from ensemble.models.classifier import read_classifiers
+from ensemble.stacking import logit_table, stack
+from ensemble.stacking.cascade_fit import Rows
+from ensemble.stacking.stack import Choices, Stacked, read_stacker
+from ensemble.stacking.stacker import Stacker
+from export.bundle import bundle, check_images, heldout_rows, hub_bundles, member_logits, precisions
+from export.bundle.builder import Job, assemble, begin, export_member, read_record
+from export.bundle.precisions import FP32, NOTHING, Say, Wish, columns
+from export.runtimes.runner import require_torch
+
+
+def export_run(run: Path, say: Callable[[str], object], force: bool = False, wish: Wish = NOTHING) -> dict[str, Any]:
+    """Bring the run's bundle up to date; returns what certificate.json holds.
+
+    A member converted before from the same weights is taken over, unless `force`. Precisions
+    are certified on the held-out rows, unless `wish` names other images.
+    """
+    stacker, held, training = read_stacker(run), check_images.heldout(run), check_images.training(run)
+    if wish.int8:
+        precisions.require_int8(training)
+    work = begin(artifacts.work_path(run, "export"), artifacts.bundle_path(run), force)
+    elsewhere = [name for name in stacker.members if external.is_external(run, name)]
+    samples = check_images.samples(held)
+    jobs = [
+        Job(name, bundle.source_sha256(run, name), partial(members.load_member, run, name), samples)
+        for name in stacker.members
+        if name not in elsewhere
+    ]
+    records = {job.name: export_member(job, work.path, say) for job in jobs}
+    _copy_others(run, work.path, elsewhere)
+    heldout_rows.write_rows(work.path, stacker.members, _scored_unseen(run, stacker.members))
+    return assemble(work, records, elsewhere, replace(wish, evidence=wish.evidence or held, training=training), say)
+
+
+def certify_bundle(folder: Path, say: Callable[[str], object], wish: Wish) -> dict[str, Any]:
+    """Decide anew which precisions a bundle's members may run at; nothing is converted. Returns as `export_run`."""
+    folder = folder.resolve()
+    artifacts.restore_folder(folder)
+    values = bundle.open_bundle(folder)
+    stacker = bundle.stacker_of(folder)
+    place = folder.with_name(f".{folder.name}.certify")
+    shutil.rmtree(place, ignore_errors=True)  # another bundle may have been here when it was left
+    work = begin(place, folder, force=False)
+    records = {name: read_record(work.path, name) for name in values["members"]}
+    elsewhere = [name for name in stacker.members if name not in records]
+    _copy_others(folder, work.path, elsewhere)
+    (work.path / heldout_rows.FILE).unlink(missing_ok=True)
+    if (folder / heldout_rows.FILE).is_file():
+        shutil.copyfile(folder / heldout_rows.FILE, work.path / heldout_rows.FILE)
+    return assemble(work, records, elsewhere, wish, say)
+
+
+def _scored_unseen(run: Path, names: Sequence[str]) -> Rows:
+    """Every row that has logits of weights that saw no row of its group: with folds the training rows too."""
+    parts = [members.heldout_logits(run, names)]
+    fitting = members.fitting_logits(run, names)
+    if not fitting[0]["split"].isin(parts[0][0]["split"]).any():
+        parts.append(fitting)
+    rows = pd.concat([part for part, _ in parts])
+    logits = np.concatenate([logits for _, logits in parts])
+    return Rows(logits, rows["label"].to_numpy(), rows["group"].to_numpy(dtype=str))
+
+
+def _copy_others(source: Path, target: Path, elsewhere: list[str]) -> None:
+    """stacker.json, and the scores of members that were trained elsewhere."""
+    shutil.rmtree(target / "externals", ignore_errors=True)
+    for name in elsewhere:
+        artifacts.ensure_folder(target / "externals")
+        shutil.copyfile(artifacts.external_path(source, name), artifacts.external_path(target, name))
+    shutil.copyfile(artifacts.stacker_path(source), artifacts.stacker_path(target))
+
+
+def export_foreign(
+    sources: Mapping[str, str],
+    folder: Path,
+    say: Say,
+    positive: str | None = None,
+    force: bool = False,
+    stack_on: Sequence[Labelled] = (),
+    wish: Wish = NOTHING,
+) -> tuple[dict[str, Any], Stacked | None]:
+    """Make or update a bundle of classifiers by name; returns what certificate.json holds, and the stack.
+
+    sources: folders, or what they are called on the Hub. They weigh alike, or as a stacker
+    fitted on `stack_on` says. A kill loses no finished member.
+    """
+    require_torch()
+    folder = folder.resolve()
+    if folder.exists() and not (folder / "bundle.json").is_file() and not _is_empty(folder):
+        raise ArtifactError(f"{folder} is there and is no bundle; name a new folder with --bundle")
+    artifacts.ensure_writable(folder.parent)
+    found = read_classifiers({name: locate(source) for name, source in sources.items()}, positive)
+    samples = check_images.samples(wish.evidence) if wish.evidence else check_images.generated()
+    work = begin(folder.with_name(f".{folder.name}.export"), folder, force)
+    jobs = [
+        Job(one.name, artifacts.json_sha256([one.sha256, bundle.CONVERTER_VERSION]), one.load, samples) for one in found
+    ]
+    records = {job.name: export_member(job, work.path, say) for job in jobs}
+    stacked = None
+    (work.path / heldout_rows.FILE).unlink(missing_ok=True)
+    if stack_on:
+        stacked = _stack(work.path, records, stack_on, say)
+    else:
+        names = tuple(records)
+        mean = Stacker(names, (1 / len(names),) * len(names), 0.0, kind="mean")
+        artifacts.write_json(artifacts.stacker_path(work.path), mean.to_dict())
+    return assemble(work, records, (), wish, say), stacked
+
+
+def locate(source: str) -> Path:
+    """The folder that `source` names; what is no folder is looked for on the Hub."""
+    folder = at_home(source)
+    if folder.is_dir():
+        return folder
+    if not hub_bundles.is_remote(source) and not hub_bundles.NAME.fullmatch(source.partition("@")[0]):
+        raise BackboneError(f"{source} is neither a folder nor a model on the Hub, which is written USER/REPO")
+    return download_classifier(*hub_bundles.parse(source))
+
+
+def _stack(work: Path, records: Mapping[str, Any], items: Sequence[Labelled], say: Say) -> Stacked:
+    """Fit a stacker on labelled images by the exported files' logits, and write stacker.json."""
+    readable, indexed = dataset.index_items(items, skip_unreadable=True)
+    if lost := len(items) - len(readable):
+        say(f"{lost} of {len(items)} images could not be read and were left out of the stack")
+    near = dataset.near_pairs(indexed)
+    rows = dataset.assemble(readable, indexed, near, Fractions(), seed=0, check=False).assign(split="heldout")
+    say(f"Scoring {len(rows)} images by {len(records)} members at fp32, for the stack")
+    entries = {name: record["entry"] for name, record in records.items()}
+    logits, errors = member_logits.compute(dataset.files(rows), columns(work, entries, FP32), "stack")
+    kept = [row for row in range(len(rows)) if row not in errors]
+    part = logit_table.Part(rows.iloc[kept].reset_index(drop=True), logits[kept].astype(np.float64))
+    choices = Choices()
+    done = stack.fit_and_score(logit_table.same_rows(tuple(records), part), choices)
+    fitted_on = {
+        "data_sha256": dataset.dataset_sha256(rows),
+        "members": {name: artifacts.json_sha256(record["files"]) for name, record in records.items()},
+    }
+    artifacts.write_json(artifacts.stacker_path(work), stack.record(done, choices, fitted_on))
+    heldout_rows.write_rows(work, tuple(records), Rows(part.logits, part.labels, part.groups))
+    return done
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
