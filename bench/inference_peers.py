@@ -163,7 +163,7 @@ def compiled(job: Job) -> tuple[Pass, str]:
 def ours(job: Job) -> tuple[Pass, str]:
     """`infer --bundle`, in process."""
     from ensemble.data.inputs import read_inputs
-    from export.infer import infer
+    from export.inference.infer import infer
 
     ensemble, said = _ensemble(job)
 
@@ -218,7 +218,7 @@ SIDES = {
 
 
 def _ensemble(job: Job) -> tuple[Any, str]:
-    from export import predictor
+    from export.inference import predictor
     from export.runtimes.settings import Wanted
 
     lines: list[str] = []

@@ -19,7 +19,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from ensemble.data import image_list  # noqa: E402
-from export import journal, results  # noqa: E402
+from export.inference import journal, outputs  # noqa: E402
 
 TAR = 20_000  # images
 
@@ -49,7 +49,7 @@ def sizes(folder: Path) -> None:
     opened = journal.Journal(folder, members, journal.ROWS, "0" * 64)
     logits = draw.normal(size=(journal.ROWS, len(members))).astype(np.float32)
     shard = journal.encoded(opened, 0, journal.Rows(names[: journal.ROWS], logits, {}))
-    results.write_scores(folder / "scores.csv", [results.Scores(names, draw.random(len(names)))])
+    outputs.write_scores(folder / "scores.csv", [outputs.Scores(names, draw.random(len(names)))])
     line = (folder / "scores.csv").stat().st_size / len(names)
     print(f"a shard of {journal.ROWS} rows and five members: {len(shard):,} bytes; a line of scores: {line:.1f} bytes")
 

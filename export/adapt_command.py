@@ -57,10 +57,10 @@ def adapt(source: Path, share: float | None, seed: int, run: Path, wanted: Wante
     from ensemble.data.files import as_utf8
     from ensemble.data.inputs import names, read_inputs
     from ensemble.stacking import label_shift, stack
-    from export import predictor
     from export.bundle import bundle
     from export.bundle.export import export_run
-    from export.infer import member_logits
+    from export.inference import predictor
+    from export.inference.infer import member_logits
 
     inputs = read_inputs(source)
     if inputs.note:

@@ -49,10 +49,10 @@ def bench(run: Path, bundle: str | None, source: Path | None, output: Path | Non
 
     from ensemble.core import artifacts
     from ensemble.images.decoder_warnings import quiet_decoders
-    from export import bench as measure
     from export.bundle.bundle import current_bundle
     from export.bundle.hub_bundles import locate_bundle
-    from export.plan import device_of, plan_bundle
+    from export.inference import benchmark as measure
+    from export.inference.plan import device_of, plan_bundle
 
     click.get_current_context().with_resource(quiet_decoders())
     lines: list[str] = []

@@ -15,13 +15,14 @@ from ensemble.data.image_list import Rows
 from ensemble.data.inputs import Inputs
 from ensemble.data.storage import readable
 from ensemble.models.runner import Runner
-from export import cluster_bundle, cluster_kept, predictor
+from export import cluster_bundle, cluster_kept
 from export.cluster_kept import Kept
 from export.cluster_size import Asked, Size, sized, sized_as, told
 from export.cluster_worker import PACKAGES, Desk, Job, Prepared, Worker, prepare, task, unseen
-from export.ensembles import Ensemble
-from export.infer import Scoring
-from export.journal import Journal
+from export.inference import predictor
+from export.inference.ensemble import Ensemble
+from export.inference.infer import Scoring
+from export.inference.journal import Journal
 from export.runtimes.settings import ON_CPU, ON_GPU, Wanted
 
 MOST_SHARDS = 8  # to a task, which is lost with its worker

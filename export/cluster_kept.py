@@ -17,7 +17,7 @@ from ensemble.stacking.stacker import Stacker
 from export.cluster_bundle import Source
 from export.cluster_size import Asked
 from export.cluster_worker import Prepared
-from export.plan import Plan, Planned
+from export.inference.plan import Plan, Planned
 from export.runtimes.settings import Setting, Wanted
 
 FILE = "prepared.json"

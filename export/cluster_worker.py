@@ -17,17 +17,18 @@ from ensemble.data.image_list import TEXT, Row, Rows, keep, read
 from ensemble.data.inputs import Item
 from ensemble.data.storage import readable
 from ensemble.images.decoder_warnings import quiet_decoders
-from export import cluster_bundle, predictor
-from export import infer as inference
-from export import journal as journals
+from export import cluster_bundle
 from export.bundle import bundle
 from export.cluster_bundle import Source
-from export.ensembles import Ensemble
-from export.journal import Journal
-from export.plan import Plan, open_member, plan_bundle
+from export.inference import infer as inference
+from export.inference import journal as journals
+from export.inference import predictor
+from export.inference.ensemble import Ensemble
+from export.inference.journal import Journal
+from export.inference.plan import Plan, open_member, plan_bundle
+from export.inference.scoring import score_shards
 from export.runtimes.capabilities import available, version
 from export.runtimes.settings import Wanted
-from export.scored_rows import score_shards
 
 PACKAGES = ("Pillow", "numpy")  # that decide a score, whatever runs the members
 MOST_ATTEMPTS = 4  # to score the same rows, each ended by the death of its worker

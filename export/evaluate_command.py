@@ -136,7 +136,7 @@ def _evaluate(job: Job, items: "Sequence[Labelled]", benchmarks: Sequence[str]) 
     from ensemble.evaluation import evaluate as evaluate_run
     from ensemble.evaluation import protocol
     from ensemble.images.robustness import choose_cells
-    from export.evaluate_model import load_model, run_of
+    from export.inference.evaluation_model import load_model, run_of
 
     cells = choose_cells(job.grid, job.cells)
     items = evaluate_run.choose(items, job.limit, job.seed)

@@ -59,7 +59,7 @@ def explain(
     from ensemble.images.decode import decode
     from ensemble.models import external
     from ensemble.stacking.stack import read_stacker
-    from export import explain, predictor
+    from export.inference import explain, predictor
     from export.runtimes import runner
     from export.runtimes.settings import Wanted
 
@@ -95,7 +95,7 @@ def _heats(loaded: dict[str, Any], names: tuple[str, ...], shown: Any) -> "dict[
 
 def _draw(image: Path, shown: Any, values: dict[str, Any], heats: "dict[str, np.ndarray]", output: Path) -> None:
     from ensemble.evaluation.heatmaps import Panel, fitted, overlay, write_picture
-    from export.explain import NOTE, says
+    from export.inference.explain import NOTE, says
 
     verdict = f"P(ai) {values['target']:.3f}, threshold {values['threshold']:.3g}: {values['verdict']}"
     panels = [Panel(fitted(shown), "the image", f"{shown.width} x {shown.height} pixels")]
@@ -109,7 +109,7 @@ def _draw(image: Path, shown: Any, values: dict[str, Any], heats: "dict[str, np.
 def _print(values: dict[str, Any], err: bool) -> None:
     import pandas as pd
 
-    from export.explain import says
+    from export.inference.explain import says
 
     rows = [
         {
@@ -130,7 +130,7 @@ def _write(file: Path, image: Path, values: dict[str, Any], heats: "dict[str, np
     from ensemble.core import artifacts
     from ensemble.data.files import as_utf8
     from ensemble.evaluation.heatmaps import coarse
-    from export.explain import NOTE
+    from export.inference.explain import NOTE
 
     cells = {name: coarse(heat, CELLS).round(3).tolist() for name, heat in heats.items()}
     members = {name: own | ({"heat": cells[name]} if name in cells else {}) for name, own in values["members"].items()}

@@ -11,7 +11,7 @@ from export.runtimes.settings import Wanted, runtime_options
 
 if TYPE_CHECKING:
     from ensemble.stacking.frontier import Measured, Point
-    from export.frontier import Frontier
+    from export.inference.frontier import Frontier
 
 
 MOST_SPEED = 1e6  # images a second: beyond any machine
@@ -116,9 +116,8 @@ def frontier(
     from tempfile import TemporaryDirectory
 
     from ensemble.stacking.frontier import apart
-    from export.bench import pictures
-    from export.frontier import explore, pick, write
-    from export.frontier_picture import draw
+    from export.inference.benchmark import pictures
+    from export.inference.frontier import draw, explore, pick, write
 
     folder, of_run = bundle or current_bundle(run), None if bundle else run
     for written in (output.absolute().parent, *([folder] if budget else [])):

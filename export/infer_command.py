@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ensemble.cluster.connect import Node
     from ensemble.data.storage import Place
-    from export.ensembles import Ensemble
+    from export.inference.ensemble import Ensemble
 
 
 def _parse_place(context: click.Context, parameter: click.Parameter, value: str | None) -> "Place | None":
@@ -139,10 +139,11 @@ def infer(
     from ensemble.core import artifacts
     from ensemble.data.inputs import read_inputs
     from ensemble.images.decoder_warnings import quiet_decoders
-    from export import cascades, fingerprint, journal
-    from export import infer as inference
     from export.bundle import hub_bundles
     from export.bundle.bundle import contents
+    from export.inference import infer as inference
+    from export.inference import journal, provenance
+    from export.inference import predictor as cascades
 
     _check_source(context, onnx, bundle, model, positive, adapted or tta)
     context.with_resource(quiet_decoders())
@@ -189,10 +190,10 @@ def infer(
         chosen = inference.Options(members, tta, adapted, fill)
         scoring = clusters.scoring(ready, inputs, tta) if ready else None
         done = inference.infer_to_file(inputs, ensemble, output, partial, chosen, click.echo, scoring)
-        kind = fingerprint.MODEL if model else "bundle" if bundle else "run"
+        kind = provenance.MODEL if model else "bundle" if bundle else "run"
         libraries = ready.prepared.libraries if ready else None
-        made = fingerprint.made_by(ensemble, kind, listed, chosen, source, done, libraries)
-        fingerprint.write_fingerprint(output, made)
+        made = provenance.made_by(ensemble, kind, listed, chosen, source, done, libraries)
+        provenance.write_fingerprint(output, made)
     speed = f", {done.images_per_second:,.1f} images per second" if done.images_per_second else ""
     click.echo(f"{done.scored} images scored -> {click.format_filename(output)}{speed}")
     if ensemble.cascade:
@@ -215,8 +216,8 @@ def _outside(run: Path) -> list[str]:
 def _check_output(output: Path, read: "Iterable[Place]") -> None:
     """ArtifactError for an output that cannot be written, or that would take the place of what is read."""
     from ensemble.core.errors import ArtifactError
-    from export.fingerprint import fingerprint_path
-    from export.results import failures_path, output_format
+    from export.inference.outputs import failures_path, output_format
+    from export.inference.provenance import fingerprint_path
 
     output_format(output)
     there = {}
@@ -261,7 +262,7 @@ class Source:
 
 def open_ensemble(run: Path, onnx: bool, source: Source, adapted: bool, wanted: Wanted) -> "Ensemble":
     """The bundle or model, or the run's members or bundle, exported first where it is out of date."""
-    from export import predictor
+    from export.inference import predictor
 
     if source.bundle:
         return predictor.load_bundle(source.bundle, wanted, click.echo)

@@ -30,10 +30,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ensemble.core import metrics
 from ensemble.core.errors import ImageError, ManyeyesError, UnavailableError, some
 from ensemble.data.inputs import of_open_files
-from export import ensembles
-from export.ensembles import Ensemble
 from export.gate import LOCAL, Names, guarded
-from export.infer import member_logits
+from export.inference import ensemble as ensembles
+from export.inference.ensemble import Ensemble
+from export.inference.infer import member_logits
 
 PAGE = {
     "/": ("index.html", "text/html"),

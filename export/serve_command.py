@@ -13,7 +13,7 @@ from export.runtimes.settings import Wanted, cascade_option, full, runtime_optio
 
 if TYPE_CHECKING:
     from ensemble.stacking.stacker import Stacker
-    from export.ensembles import Ensemble
+    from export.inference.ensemble import Ensemble
     from export.serve import Explain
 
 
@@ -126,7 +126,7 @@ def serve(
 
 def _networks(run: Path, stacker: "Stacker", wanted: Wanted) -> "tuple[Ensemble, Explain]":
     """The run's PyTorch members, and what makes heat maps of the same."""
-    from export import explain, predictor
+    from export.inference import explain, predictor
 
     explain.require_captum()
     ensemble, networks = predictor.load_networks(run, stacker, wanted)

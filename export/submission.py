@@ -13,7 +13,7 @@ from ensemble.core import artifacts
 from ensemble.core.errors import DataError, some
 from ensemble.core.names import LABELS, NEGATIVE, NEGATIVE_NAMES, POSITIVE, POSITIVE_NAMES
 from ensemble.data.sources import read_table
-from export.results import write_csv
+from export.inference.outputs import write_csv
 
 LABELLED, GRADED = "labels", "probabilities"  # what a sample shows that it takes
 

@@ -83,8 +83,9 @@ def submit(
       kaggle competitions submit COMPETITION -f submission.csv -m "manyeyes"
     """
     from ensemble.core import artifacts
-    from export import fingerprint, submission
+    from export import submission
     from export.bundle import hub_bundles
+    from export.inference import provenance
 
     given = context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE
     if bundle and given:
@@ -95,7 +96,7 @@ def submit(
     sample = submission.read_sample(sample_path)
     table = submission.read_scores(scores, sample)
     targets, moved = submission.in_order(table, sample, scores)
-    made = fingerprint.read_made(scores)
+    made = provenance.read_made(scores)
     place = hub_bundles.locate_bundle(bundle) if bundle else run
     stack = _stack(place, bool(bundle) or given, made)
     _check_made(made, uncertified, scores)
@@ -110,7 +111,7 @@ def submit(
         "uncertified": uncertified,
     }
     submission.write_submission(output, sample, values)
-    beside = fingerprint.write_fingerprint(output, made, facts)
+    beside = provenance.write_fingerprint(output, made, facts)
     click.echo(f"{len(values)} rows as in {sample_path} -> {output}; what made it: {beside.name}")
     return 0
 
@@ -118,7 +119,7 @@ def submit(
 def _check_places(scores: Path, sample: Path, output: Path, changes: bool) -> None:
     """ArtifactError for an output that is no CSV, would replace the sample, or the scores by something else."""
     from ensemble.core.errors import ArtifactError
-    from export.fingerprint import fingerprint_path
+    from export.inference.provenance import fingerprint_path
 
     if output.suffix.lower() != ".csv":
         raise ArtifactError(f"cannot write {output}; a submission's name ends in .csv")
@@ -144,7 +145,7 @@ def _stack(place: Path, asked: bool, made: dict[str, Any] | None) -> dict[str, A
     from ensemble.core import artifacts
     from ensemble.core.errors import ArtifactError
     from ensemble.stacking.stacker import Stacker
-    from export.fingerprint import MODEL, scoring_sha256
+    from export.inference.provenance import MODEL, scoring_sha256
 
     path = artifacts.stacker_path(place)
     single = made is not None and made["source"] == MODEL
@@ -230,7 +231,7 @@ def _notes(
 ) -> list[str]:
     """What a competitor should know; ArtifactError where the held-out scores say that the stack is reversed."""
     from ensemble.core.errors import ArtifactError
-    from export.fingerprint import MODEL
+    from export.inference.provenance import MODEL
 
     notes = []
     if made and made["source"] == MODEL:

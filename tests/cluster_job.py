@@ -10,7 +10,7 @@ from conftest import HOSTILE_NAMES, encoded, noise
 from helpers import ROOT, exported_run
 from test_shards import write_tar
 
-from export import journal
+from export.inference import journal
 
 SHARDS = 6
 ROWS = SHARDS * journal.ROWS - 5

@@ -17,7 +17,7 @@ from PIL import Image
 from ensemble.core.metrics import sigmoid
 from ensemble.models.runner import Runner
 from export import listen
-from export.infer import Ensemble
+from export.inference.infer import Ensemble
 from export.serve import Limits, app
 
 

@@ -10,8 +10,8 @@ from mutations import tag_bomb
 from PIL import Image
 
 from ensemble.core import artifacts
-from export import bench
-from export.plan import plan_bundle
+from export.inference import benchmark
+from export.inference.plan import plan_bundle
 from export.runtimes import autotune
 from export.runtimes.settings import Setting, Wanted
 
@@ -24,8 +24,8 @@ def run(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def short(monkeypatch, tmp_path):
     monkeypatch.setattr(autotune, "SECONDS", 0.0)
-    monkeypatch.setattr(bench, "SIDE", {"cpu": 64, "cuda": 64})
-    monkeypatch.setattr(bench, "SECONDS", 0.0)
+    monkeypatch.setattr(benchmark, "SIDE", {"cpu": 64, "cuda": 64})
+    monkeypatch.setattr(benchmark, "SECONDS", 0.0)
     monkeypatch.setenv("MANYEYES_CACHE", str(tmp_path / "cache"))
 
 
@@ -65,12 +65,12 @@ def test_what_decoders_say_of_an_image_is_not_shown(run, tmp_path):
 def test_the_ratio_is_of_rounds_in_which_both_took_turns(run, monkeypatch, tmp_path):
     folder, sources = artifacts.bundle_path(run), [write_image(tmp_path / "a.png")]
     plan = plan_bundle(folder, Wanted(), lambda line: None).members
-    runners, _ = bench.measure_members(plan, lambda line: None, lambda count: None)
+    runners, _ = benchmark.measure_members(plan, lambda line: None, lambda count: None)
     # the pace; then in each round the bundle, preparing, and ONNX Runtime in turn
     seconds = iter([1.0, *(2.0, 1.0, 4.0), *(2.0, 1.0, 6.0), *(20.0, 1.0, 60.0), *(2.0, 1.0, 6.0), *(2.0, 1.0, 8.0)])
-    monkeypatch.setattr(bench, "seconds", lambda call: next(seconds))
+    monkeypatch.setattr(benchmark, "seconds", lambda call: next(seconds))
     steps = []
-    found = bench.end_to_end(folder, "cpu", False, runners, sources, steps.append)
+    found = benchmark.end_to_end(folder, "cpu", False, runners, sources, steps.append)
     assert found == {
         "images": 8,
         "different_images": 1,
@@ -83,7 +83,7 @@ def test_the_ratio_is_of_rounds_in_which_both_took_turns(run, monkeypatch, tmp_p
 
 
 def test_a_bundle_alone_is_measured_on_generated_images(run, monkeypatch):
-    monkeypatch.setattr(bench, "ROUNDS", 1)
+    monkeypatch.setattr(benchmark, "ROUNDS", 1)
     code, out, err = run_cli("bench", "--bundle", artifacts.bundle_path(run), "--runtime", "onnxruntime")
     assert (code, err) == (0, "")
     assert "onnxruntime fp32 on" in out.splitlines()[0]
@@ -103,38 +103,38 @@ def test_a_bundle_that_is_out_of_date_is_not_measured(run, tmp_path):
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 def test_the_roof_is_a_matrix_product_over_its_time(monkeypatch, name):
-    monkeypatch.setattr(bench, "seconds", lambda call: 0.5)
-    assert bench.roof(Setting(name, threads=1)) == pytest.approx(2 * 64**3 / 1e9 / 0.5)
+    monkeypatch.setattr(benchmark, "seconds", lambda call: 0.5)
+    assert benchmark.roof(Setting(name, threads=1)) == pytest.approx(2 * 64**3 / 1e9 / 0.5)
 
 
 def test_without_openvino_numpy_makes_the_product(monkeypatch):
     def missing():
         raise ImportError
 
-    monkeypatch.setattr(bench, "load_openvino", missing)
-    product = bench._cpu_product(Setting("onnxruntime"))
+    monkeypatch.setattr(benchmark, "load_openvino", missing)
+    product = benchmark._cpu_product(Setting("onnxruntime"))
     assert product().shape == (64, 64)
 
 
 def test_a_torch_that_cannot_use_the_gpu_makes_no_product(monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert bench.roof(Setting("cuda")) is None
+    assert benchmark.roof(Setting("cuda")) is None
 
 
 def test_a_member_of_several_views_takes_as_many_times_as_long(run, monkeypatch):
     first, second = plan_bundle(artifacts.bundle_path(run), Wanted(), lambda line: None).members
     uncounted = replace(first, gflop=0.0)
     nine = replace(second, contract=replace(second.contract, geometry="native_crops", count=9), gflop=2.0)
-    monkeypatch.setattr(bench, "timer", lambda runner, setting: lambda: 0.5)
-    monkeypatch.setattr(bench, "roof", lambda setting: 8.0)
-    _, (one, other) = bench.measure_members([uncounted, nine], lambda line: None, lambda count: None)
+    monkeypatch.setattr(benchmark, "timer", lambda runner, setting: lambda: 0.5)
+    monkeypatch.setattr(benchmark, "roof", lambda setting: 8.0)
+    _, (one, other) = benchmark.measure_members([uncounted, nine], lambda line: None, lambda count: None)
     assert (one["ms"], one["gflop"], one["share_of_roof"]) == (500, None, None)
     assert (other["ms"], other["gflop"], other["share_of_roof"]) == (4500, 18, 0.5)
 
 
 def test_generated_photographs_are_as_large_as_photographs(tmp_path):
-    files = bench.write_photographs(tmp_path, 3)
+    files = benchmark.write_photographs(tmp_path, 3)
     for file in files:
         with Image.open(file) as image:
             assert (image.size, image.format) == ((512, 384), "JPEG")

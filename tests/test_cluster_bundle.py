@@ -12,7 +12,7 @@ from ensemble.core.errors import ArtifactError
 from export import cluster_bundle
 from export.bundle import bundle
 from export.cluster_worker import check_planned
-from export.plan import Plan, Planned
+from export.inference.plan import Plan, Planned
 from export.runtimes.settings import Setting
 
 

@@ -6,11 +6,12 @@ import pytest
 from helpers import exported_run
 
 from ensemble.core.errors import ArtifactError
-from export import cluster_bundle, cluster_kept, cluster_worker, predictor
+from export import cluster_bundle, cluster_kept, cluster_worker
 from export.cluster_kept import Kept
 from export.cluster_size import Asked, Node, Size, sized_as
 from export.cluster_worker import Prepared
-from export.plan import Plan, plan_bundle
+from export.inference import predictor
+from export.inference.plan import Plan, plan_bundle
 from export.runtimes.capabilities import available
 from export.runtimes.settings import Wanted
 

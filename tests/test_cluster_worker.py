@@ -11,8 +11,9 @@ from helpers import exported_run, write_csv, write_image
 
 from ensemble.core.errors import ArtifactError, DataError
 from ensemble.data.inputs import read_inputs
-from export import cluster_bundle, cluster_worker, journal
+from export import cluster_bundle, cluster_worker
 from export.cluster_worker import PACKAGES, Desk, Job, Worker, look, prepare, task
+from export.inference import journal
 from export.runtimes.settings import Wanted
 
 

@@ -25,8 +25,8 @@ from ensemble.data.inputs import read_inputs
 from ensemble.models import external, members
 from ensemble.stacking.stack import Choices, read_stacker, stack_run
 from export.bundle import bundle
-from export.infer import infer
-from export.predictor import load_bundle, load_run
+from export.inference.infer import infer
+from export.inference.predictor import load_bundle, load_run
 
 
 def scores(path, ids, logits, column="logit"):

@@ -25,12 +25,12 @@ from ensemble.core import artifacts
 from ensemble.core.metrics import Interval, sigmoid
 from ensemble.stacking.cascade_fit import Rows
 from ensemble.stacking.stacker import Stacker
-from export import costs, frontier, plan
 from export.bundle import bundle, check_images, heldout_rows, member_logits, operating_point
 from export.bundle.export import export_run
-from export.evaluate_model import load_model
-from export.plan import plan_bundle
-from export.predictor import load_bundle
+from export.inference import benchmark, frontier, plan
+from export.inference.evaluation_model import load_model
+from export.inference.plan import plan_bundle
+from export.inference.predictor import load_bundle
 from export.runtimes import autotune, capabilities
 from export.runtimes.capabilities import Machine
 from export.runtimes.settings import Setting, Wanted
@@ -60,7 +60,7 @@ def timed():
     """Costs that no machine changes; cascades are left to their own tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(autotune, "image_seconds", lambda runner, *others: SECONDS[runner.name])
-        patch.setattr(costs, "_pixels", lambda *others: PIXELS)
+        patch.setattr(benchmark, "_pixels", lambda *others: PIXELS)
         patch.setattr(frontier.frontier, "TOLERANCES", ())
         yield
 
@@ -194,14 +194,14 @@ def test_a_point_that_is_as_good_as_another_is_not_listed_but_may_be_chosen(orig
 
 def test_a_bundle_that_changes_while_it_is_measured_gets_no_point(original, tmp_path, monkeypatch, timed):
     run = shutil.copytree(original, tmp_path / "run")
-    measure = costs.measure
+    measure = benchmark.measure
 
     def stacked_meanwhile(*given):
         write_stacker(run, Stacker(("one", "two"), (1.0, 1.0), 0.0))
         write_bundle(run)
         return measure(*given)
 
-    monkeypatch.setattr(costs, "measure", stacked_meanwhile)
+    monkeypatch.setattr(benchmark, "measure", stacked_meanwhile)
     code, _, err = run_cli("frontier", "--run", run, "--budget", 200, "--output", tmp_path / "f.png")
     assert code == 2
     assert err == f"Error: the bundle {run / 'bundle'} changed meanwhile; run frontier again\n"
@@ -274,7 +274,7 @@ def with_bf16(run, monkeypatch, flips, certified=True):
     lower = tuple(vars(member) | {"setting": LOWER} for member in fp32)
     plans = {"fp32": fp32, "bf16": tuple(type(fp32[0])(**values) for values in lower)}
     monkeypatch.setattr(frontier, "_plans", lambda *others: plans)
-    monkeypatch.setattr(costs, "open_member", lambda member, say: member)
+    monkeypatch.setattr(benchmark, "open_member", lambda member, say: member)
     speed = {"bf16": 0.5, "fp32": 1.0}
     monkeypatch.setattr(
         autotune, "image_seconds", lambda member, setting, *others: SECONDS[member.name] * speed[setting.precision]

@@ -67,16 +67,16 @@ LIGHT = {
     "ensemble.images.degradations ensemble.images.robustness ensemble.core.bootstrap ensemble.evaluation.protocol ensemble.evaluation.report ensemble.evaluation.report "
     "ensemble.stacking.label_shift ensemble.data.files ensemble.data.sources ensemble.images.decoder_warnings ensemble.stacking.cascade ensemble.stacking.cascade_fit "
     "ensemble.stacking.cascade_fit ensemble.stacking.frontier ensemble.stacking.diagnostics",
-    "torch,sklearn,transformers,onnx,openvino,onnxruntime,nncf,ray": "export.infer export.runtimes.runner export.runtimes.capabilities "
+    "torch,sklearn,transformers,onnx,openvino,onnxruntime,nncf,ray": "export.inference.infer export.runtimes.runner export.runtimes.capabilities "
     "export.runtimes.runtime_selection "
     "export.bundle.precisions export.bundle.check_images export.bundle.builder export.bundle.member_logits ensemble.models.classifier export.bundle.export "
     "export.bundle.fp16 export.bundle.int8 export.bundle.precision_search export.bundle.precision_search "
-    "export.plan export.runtimes.autotune export.bench export.runtimes.libraries export.runtimes.onnx_session export.runtimes.openvino_session "
-    "export.runtimes.onnx_session export.predictor export.submission export.bundle.bundle ensemble.data.inputs ensemble.data.image_list ensemble.data.parquet "
-    "export.results export.journal export.scored_rows export.bundle.certificate export.bundle.export export.evaluate_model "
-    "export.ensembles "
-    "export.cascades export.bundle.heldout_rows export.bundle.operating_point export.costs export.frontier export.fingerprint export.kernel "
-    "export.wheels export.bundle.hub_bundles export.hub_push export.model_card export.serve export.gate export.listen export.explain "
+    "export.inference.plan export.runtimes.autotune export.inference.benchmark export.runtimes.libraries export.runtimes.onnx_session export.runtimes.openvino_session "
+    "export.runtimes.onnx_session export.inference.predictor export.submission export.bundle.bundle ensemble.data.inputs ensemble.data.image_list ensemble.data.parquet "
+    "export.inference.outputs export.inference.journal export.inference.scoring export.bundle.certificate export.bundle.export export.inference.evaluation_model "
+    "export.inference.ensemble "
+    "export.inference.predictor export.bundle.heldout_rows export.bundle.operating_point export.inference.benchmark export.inference.frontier export.inference.provenance export.kernel "
+    "export.wheels export.bundle.hub_bundles export.hub_push export.model_card export.serve export.gate export.listen export.inference.explain "
     "export.cluster export.cluster_worker export.cluster_bundle "
     "export.card_scores export.markdown ensemble.data.storage ensemble.data.byte_ranges ensemble.data.shards ensemble.data.image_list ensemble.core.hub_download",
 }
@@ -129,9 +129,9 @@ def test_packages_import_downwards_only(folder, forbidden):
     "source",
     [
         "import export",
-        "import export.infer as infer",
+        "import export.inference.infer as infer",
         "from export import Predictor",
-        "from export.infer import infer",
+        "from export.inference.infer import infer",
         "def run():\n    from export import bundle",
     ],
 )

@@ -11,8 +11,8 @@ from ensemble.core.errors import ArtifactError
 from ensemble.core.metrics import sigmoid
 from ensemble.data.inputs import read_inputs
 from ensemble.models.runner import Runner
-from export import journal
-from export.infer import Ensemble, Options, average, infer, infer_to_file, member_logits, with_flips
+from export.inference import journal
+from export.inference.infer import Ensemble, Options, average, infer, infer_to_file, member_logits, with_flips
 
 HOSTILE = [*HOSTILE_NAMES, " spaces ", "😀", "nan", "1.50", "-0", "=1+1", "'", "TRUE", "#", "\ufeff", "a\rb", "a\r\nb"]
 

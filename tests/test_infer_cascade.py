@@ -28,11 +28,13 @@ from ensemble.models.external import External
 from ensemble.models.runner import Runner
 from ensemble.stacking import cascade_stream
 from ensemble.stacking.cascade import Cascade, Report, Step
-from export import Predictor, cascades, journal, predictor
+from export import Predictor
 from export.bundle import bundle, heldout_rows
 from export.bundle.export import export_run
-from export.ensembles import Ensemble
-from export.infer import Options, infer, infer_to_file
+from export.inference import journal, predictor
+from export.inference import predictor as cascades
+from export.inference.ensemble import Ensemble
+from export.inference.infer import Options, infer, infer_to_file
 from export.runtimes import autotune
 from export.runtimes.capabilities import Machine
 from export.runtimes.settings import Setting, Wanted

@@ -12,8 +12,8 @@ from helpers import CONTRACT, ROOT, STACKER, read_csv, write_image
 from ensemble.core.errors import ArtifactError
 from ensemble.data.inputs import of_files
 from ensemble.models.runner import Runner
-from export import infer, journal
-from export.results import Failure
+from export.inference import infer, journal
+from export.inference.outputs import Failure
 
 KEY = {"the members": "a", "--fill": None}
 IDS = [*HOSTILE_NAMES, "\ud800 of another coding"]

@@ -12,7 +12,7 @@ from conftest import encoded, noise
 from helpers import ROOT, exported_run, read_csv, run_python
 from test_shards import write_tar
 
-from export import journal
+from export.inference import journal
 
 SHARDS = 6
 ROWS = SHARDS * journal.ROWS - 5

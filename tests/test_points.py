@@ -15,12 +15,13 @@ from ensemble.stacking.cascade import Report
 from ensemble.stacking.label_shift import Shift
 from ensemble.stacking.stack import store_shift
 from ensemble.stacking.stacker import Stacker
-from export import Predictor, bench, plan
+from export import Predictor
 from export.bundle import bundle, operating_point
 from export.bundle.export import export_run
 from export.bundle.operating_point import Chosen
-from export.plan import plan_bundle
-from export.predictor import load_bundle
+from export.inference import benchmark, plan
+from export.inference.plan import plan_bundle
+from export.inference.predictor import load_bundle
 from export.runtimes import autotune, capabilities
 from export.runtimes.capabilities import Machine
 from export.runtimes.settings import PRECISIONS, Wanted
@@ -90,7 +91,7 @@ def test_a_member_that_is_looked_up_may_be_in_a_point(tmp_path, pictures):
 
 def test_bench_measures_what_runs(run, monkeypatch):
     for name, value in (("ROUNDS", 1), ("SIDE", {"cpu": 64}), ("SECONDS", 0.01)):
-        monkeypatch.setattr(bench, name, value)
+        monkeypatch.setattr(benchmark, name, value)
     monkeypatch.setattr(autotune, "SECONDS", 0.01)
     _, out, _ = run_cli("bench", "--bundle", run / "bundle", "--runtime", "onnxruntime")
     assert out.startswith("1 of 2 members, as frontier chose for 200 images/s")
@@ -215,7 +216,7 @@ def test_another_point_starts_scoring_anew(run, pictures, tmp_path, monkeypatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("export.infer.artifacts.clear_unfinished", stop)
+        patch.setattr("export.inference.infer.artifacts.clear_unfinished", stop)
         assert run_cli(*given)[0] == 130
     output.unlink()
     code, out, _ = run_cli(*given, "--full")

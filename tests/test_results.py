@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble.core.errors import ArtifactError
-from export.results import Failure, Scores, output_format, write_failures, write_scores
+from export.inference.outputs import Failure, Scores, output_format, write_failures, write_scores
 
 HOSTILE = [*HOSTILE_NAMES, "", " spaces ", "😀", "-0", "=1+1", "'", '"', "\ufeff", "a\rb", "a\r\nb"]
 VALUES = st.one_of(st.floats(0, 1), st.just(float("nan")))
@@ -72,7 +72,7 @@ def test_a_parquet_file_has_null_for_what_could_not_be_read(tmp_path):
 def test_small_parts_become_large_row_groups(tmp_path, monkeypatch):
     import pyarrow.parquet as pq
 
-    monkeypatch.setattr("export.results.GROUP", 10)
+    monkeypatch.setattr("export.inference.outputs.GROUP", 10)
     parts = (Scores([str(row), f"{row}b"], np.zeros(2)) for row in range(12))
     write_scores(tmp_path / "out.parquet", parts)
     metadata = pq.read_metadata(tmp_path / "out.parquet")

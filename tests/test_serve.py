@@ -14,8 +14,8 @@ from starlette.testclient import TestClient
 from ensemble.core.errors import UnavailableError
 from ensemble.data.inputs import read_inputs
 from ensemble.models.external import External
-from export.infer import infer
-from export.predictor import load_bundle
+from export.inference.infer import infer
+from export.inference.predictor import load_bundle
 from export.runtimes.settings import Wanted
 from export.serve import Limits, app
 

@@ -11,9 +11,9 @@ from small_server import ENSEMBLE, expected, grey, running
 from ensemble.core.errors import UnavailableError
 from ensemble.data.inputs import of_files
 from ensemble.stacking.stack import read_stacker
-from export.explain import explained
-from export.infer import infer
-from export.predictor import load_networks
+from export.inference.explain import explained
+from export.inference.infer import infer
+from export.inference.predictor import load_networks
 from export.runtimes.settings import Wanted
 
 api = pytest.importorskip("playwright.sync_api")

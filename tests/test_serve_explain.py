@@ -17,9 +17,9 @@ from starlette.testclient import TestClient
 
 from ensemble.data.inputs import of_files
 from ensemble.stacking.stack import read_stacker
-from export.explain import explained
-from export.infer import infer
-from export.predictor import load_networks
+from export.inference.explain import explained
+from export.inference.infer import infer
+from export.inference.predictor import load_networks
 from export.runtimes.settings import Wanted
 from export.serve import Limits, app
 

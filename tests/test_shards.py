@@ -15,7 +15,7 @@ from ensemble.core.errors import ArtifactError, DataError, ImageError
 from ensemble.data import byte_ranges, shards
 from ensemble.data.inputs import ids, names, read_inputs
 from ensemble.images.decode import decode
-from export import bench
+from export.inference import benchmark
 
 IMAGES = {f"{number:03}.bmp": encoded(noise(number), "BMP") for number in range(9)}
 
@@ -393,8 +393,8 @@ def test_neighbours_are_cut_out_of_what_was_read_without_another_copy(monkeypatc
 
 
 def test_bench_takes_tars(tmp_path):
-    sources, _ = bench.pictures(write_shards(tmp_path), None, tmp_path)
+    sources, _ = benchmark.pictures(write_shards(tmp_path), None, tmp_path)
     assert len(sources) == len(IMAGES)
-    bench.score(sources, [bench.idle(CONTRACT)], "cpu")
+    benchmark.score(sources, [benchmark.idle(CONTRACT)], "cpu")
     with pytest.raises(ArtifactError, match="the file is empty"):
-        bench.score([*sources, b""], [bench.idle(CONTRACT)], "cpu")
+        benchmark.score([*sources, b""], [benchmark.idle(CONTRACT)], "cpu")

@@ -26,8 +26,8 @@ from ensemble.data import storage
 from ensemble.data.image_list import read
 from ensemble.data.inputs import ids, names, read_inputs
 from ensemble.images.decode import decode
-from export.infer import infer
-from export.predictor import Predictor
+from export.inference.infer import infer
+from export.inference.predictor import Predictor
 
 NAMES = [name for name in HOSTILE_NAMES if "\n" not in name]  # moto has no route to a line break
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}

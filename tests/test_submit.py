@@ -9,8 +9,8 @@ from helpers import STACKER, change_json, exported_run, read_csv, run_cli, write
 from ensemble.core import artifacts
 from ensemble.core.metrics import Interval
 from ensemble.stacking.stacker import Stacker
-from export import infer as inference
 from export.bundle import bundle, operating_point
+from export.inference import infer as inference
 
 IDS = ["a", "b", "007"]
 ENDS = ("value", "low", "high")

@@ -8,8 +8,8 @@ from helpers import CONTRACT, change_json, exported_run
 from ensemble.core import artifacts
 from ensemble.core.errors import UnavailableError
 from ensemble.models.runner import Runner
-from export import plan, predictor
 from export.bundle import bundle
+from export.inference import plan, predictor
 from export.runtimes import autotune, runtime_selection
 from export.runtimes.autotune import Job, Timed
 from export.runtimes.capabilities import Machine

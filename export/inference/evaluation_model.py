@@ -10,9 +10,9 @@ from ensemble.evaluation.protocol import Model
 from ensemble.models import external
 from ensemble.models.runner import image_score
 from ensemble.stacking.stack import read_stacker
-from export import predictor
 from export.bundle import bundle, hub_bundles
-from export.ensembles import Ensemble
+from export.inference import predictor
+from export.inference.ensemble import Ensemble
 from export.runtimes.settings import Wanted
 
 BATCH = 16  # images that are prepared together

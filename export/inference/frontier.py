@@ -1,4 +1,7 @@
-"""Which members a bundle could do without on this machine, at which precision, in which cascade; and one is chosen."""
+"""Which members a bundle could do without on this machine, at which precision, in which cascade; and one is chosen.
+
+Accuracy against speed as a picture. Points have numbers, by which the table names them.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, some
@@ -17,12 +24,12 @@ from ensemble.stacking.cascade import Cascade
 from ensemble.stacking.cascade_fit import Rows, fit_cascade
 from ensemble.stacking.frontier import Costs, Measured, Point, Study
 from ensemble.stacking.stacker import Stacker
-from export import costs
 from export.bundle import bundle, check_images, heldout_rows, member_logits, operating_point
 from export.bundle.certificate import LEAST_IMAGES, MOST_IMAGES, compare
 from export.bundle.operating_point import Certified, Chosen
 from export.bundle.precisions import FP32
-from export.plan import Planned, Say, plan_bundle
+from export.inference import benchmark
+from export.inference.plan import Planned, Say, plan_bundle
 from export.runtimes import capabilities
 from export.runtimes.settings import Wanted
 
@@ -79,7 +86,7 @@ def explore(folder: Path, run: Path | None, wanted: Wanted, sources: Sequence[So
     own = bundle.stacker_of(folder)
     study = frontier.begin(heldout_rows.read_rows(folder, own.members, "frontier"), own)
     plans = _plans(folder, replace(wanted, full=True), say)
-    taken = costs.measure(plans, sources, say)
+    taken = benchmark.measure(plans, sources, say)
     proof = _proof(folder, run, plans, say)
     stacks = frontier.stacks(study, taken)
     unproven = {key for key, names in taken.lower.items() if names and proof is None}
@@ -219,3 +226,85 @@ def _proof(folder: Path, run: Path | None, plans: Plans, say: Say) -> Proof | No
     looked_up = {e.name: given.scores(e) for e in external.externals_of(folder, bundle.stacker_of(folder).members)}
     fp32 = dict(zip([m.name for m in plan], logits.T, strict=False))
     return Proof({**fp32, **looked_up}, dict(zip(lower, logits.T[len(plan) :], strict=True)), given.labels)
+
+
+INK, GRID = "#333333", "#bbbbbb"
+STACKS, CASCADES, BEST, BUDGET = "#4269d0", "#2f8f5b", "#111111", "#d0632a"
+HEADROOM = 0.35  # of the frontier's own height, left free below it: far worse points are cut off
+
+
+def draw(
+    tried: Sequence[Point],
+    best: Mapping[Point, Measured],
+    full: Point,
+    budget: float | None,
+    chosen: Point | None,
+    path: Path,
+) -> None:
+    """Write a PNG: every point tried, faintly; the best as a line with 95 % intervals; the budget and the choice."""
+    figure = Figure(figsize=(8.6, 5.2), dpi=120)
+    figure.subplots_adjust(left=0.09, right=0.98, bottom=0.11, top=0.97)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    _faint(axes, [point for point in tried if not point.cascade], STACKS, "o", "stacks of some members")
+    _faint(axes, [point for point in tried if point.cascade], CASCADES, "^", "with a cascade")
+    speeds = [point.images_per_second for point in best]
+    values = [measured.auroc.value for measured in best.values()]
+    low = [max(m.auroc.value - m.auroc.low, 0.0) for m in best.values()]
+    high = [max(m.auroc.high - m.auroc.value, 0.0) for m in best.values()]
+    axes.errorbar(
+        speeds,
+        values,
+        [low, high],
+        color=BEST,
+        linewidth=1.4,
+        elinewidth=0.9,
+        capsize=2.5,
+        marker="o",
+        markersize=4.5,
+        zorder=3,
+        label="the frontier, with 95 % intervals",
+    )
+    for number, (speed, value) in enumerate(zip(speeds, values, strict=True), start=1):
+        axes.annotate(str(number), (speed, value), (5, 5), textcoords="offset points", color=BEST, fontsize=9, zorder=5)
+    axes.plot(full.images_per_second, full.other, "s", color=INK, markersize=9, fillstyle="none", label="all members")
+    if budget:
+        axes.axvline(budget, color=BUDGET, linestyle="--", linewidth=1.2, label=f"budget: {budget:g} images/s")
+    if chosen:
+        axes.plot(
+            chosen.images_per_second,
+            chosen.other,
+            "o",
+            color=BUDGET,
+            markersize=14,
+            markeredgewidth=2,
+            fillstyle="none",
+            label="chosen",
+        )
+    _finish(axes, values, low, high)
+    with artifacts.replacing(path) as temporary:
+        canvas.print_png(temporary, metadata={"Software": None})
+
+
+def _faint(axes: Axes, points: Sequence[Point], colour: str, marker: str, label: str) -> None:
+    speeds, values = [point.images_per_second for point in points], [point.other for point in points]
+    axes.scatter(speeds, values, 14, color=colour, marker=marker, alpha=0.3, linewidths=0, label=label, zorder=2)
+
+
+def _finish(axes: Axes, values: Sequence[float], low: Sequence[float], high: Sequence[float]) -> None:
+    bottom = min(value - less for value, less in zip(values, low, strict=True))
+    top = max(value + more for value, more in zip(values, high, strict=True))
+    room = max(top - bottom, 0.01)
+    axes.set_ylim(bottom - HEADROOM * room, top + 0.08 * room)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("images a second, predicted for this machine", color=INK)
+    axes.set_ylabel("AUROC on images that no stack or limit was fitted on", color=INK)
+    axes.grid(color=GRID, alpha=0.35, linewidth=0.6)
+    axes.tick_params(colors=INK, labelsize=9)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(GRID)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower left")

@@ -26,7 +26,7 @@ from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
 from ensemble.data.image_list import os_file
 from ensemble.models.runner import MOST_ROWS
-from export.results import Failure
+from export.inference.outputs import Failure
 
 # Fixed, so that the list alone decides which rows share a shard: a minute's work at 2 images per
 # second, and at 2,000 no more than 16 small files per second. Chunks divide it.

@@ -21,8 +21,8 @@ from ensemble.data import storage
 from ensemble.data.files import as_utf8
 from ensemble.data.storage import Place
 from ensemble.stacking.stacker import Stacker
-from export.ensembles import Ensemble
-from export.infer import Done, Options
+from export.inference.ensemble import Ensemble
+from export.inference.infer import Done, Options
 from export.runtimes.capabilities import version
 from export.runtimes.settings import named
 

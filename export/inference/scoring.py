@@ -12,10 +12,10 @@ from ensemble.data.inputs import Item
 from ensemble.images import decode
 from ensemble.models.runner import Large, Scored, chunk_rows, score_stream
 from ensemble.stacking.cascade_stream import cascade_stream, taken_rows
-from export import ensembles
-from export.ensembles import Ensemble
-from export.journal import Rows
-from export.results import Failure
+from export.inference import ensemble as ensembles
+from export.inference.ensemble import Ensemble
+from export.inference.journal import Rows
+from export.inference.outputs import Failure
 
 
 def score_shards(

@@ -18,12 +18,12 @@ from ensemble.models.external import test_column
 from ensemble.models.runner import with_flip
 from ensemble.stacking.label_shift import names_sha256
 from ensemble.stacking.stacker import Stacker
-from export import ensembles
-from export import journal as journals
-from export.ensembles import Ensemble
-from export.journal import Journal, Rows
-from export.results import Failure, Scores, write_failures, write_scores
-from export.scored_rows import chunk_of, joined, score_rows, score_shards
+from export.inference import ensemble as ensembles
+from export.inference import journal as journals
+from export.inference.ensemble import Ensemble
+from export.inference.journal import Journal, Rows
+from export.inference.outputs import Failure, Scores, write_failures, write_scores
+from export.inference.scoring import chunk_of, joined, score_rows, score_shards
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from ensemble.core.metrics import sigmoid
 from ensemble.data.inputs import Inputs, of_open_files
 from ensemble.images import decode
 from ensemble.stacking.stacker import Stacker
-from export.ensembles import Ensemble
-from export.infer import member_logits
+from export.inference.ensemble import Ensemble
+from export.inference.infer import member_logits
 
 if TYPE_CHECKING:
     from ensemble.models.backbone import Member
