@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ensemble.commands import options
-from export.cluster_size import Asked
+from export.cluster.placement import Asked
 
 OPTIONS = ("address", "workers", "cpus_per_worker", "gpus_per_worker")
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble.commands import options
+from export.cluster.placement import Asked
 from export.cluster_options import cluster_options
-from export.cluster_size import Asked
 from export.runtimes.settings import Wanted, cascade_option, full, runtime_options
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def infer(
         wanted = replace(wanted, cascade=cascade, full=full or adapted)
         ready = None
         if cluster:
-            from export import cluster as clusters
+            from export.cluster import driver as clusters
 
             folder = folder or export_bundle(run, adapted)
             ready = clusters.plan(folder, wanted, cluster, nodes, inputs, partial, click.echo)

@@ -5,7 +5,7 @@ import pytest
 
 from ensemble.core.errors import ArtifactError
 from ensemble.data.image_list import Row, Rows, keep, read
-from export.cluster_worker import Desk, task
+from export.cluster.worker import Desk, task
 
 LIST = [Row(f"\udcff {number}", f"images/{number}.png", number, 1, -1) for number in range(5000)]
 

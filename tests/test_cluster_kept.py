@@ -6,10 +6,10 @@ import pytest
 from helpers import exported_run
 
 from ensemble.core.errors import ArtifactError
-from export import cluster_bundle, cluster_kept, cluster_worker
-from export.cluster_kept import Kept
-from export.cluster_size import Asked, Node, Size, sized_as
-from export.cluster_worker import Prepared
+from export.cluster import bundle_transfer, saved_plan, worker
+from export.cluster.placement import Asked, Node, Size, sized_as
+from export.cluster.saved_plan import Kept
+from export.cluster.worker import Prepared
 from export.inference import predictor
 from export.inference.plan import Plan, plan_bundle
 from export.runtimes.capabilities import available
@@ -22,7 +22,7 @@ NODES = (Node("a", 8), Node("b", 4))
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     folder = exported_run(tmp_path_factory.mktemp("run"), cascade=True) / "bundle"
-    return cluster_bundle.source_of(folder)
+    return bundle_transfer.source_of(folder)
 
 
 @pytest.fixture(scope="module")
@@ -33,43 +33,43 @@ def kept(source):
     assert plan.cascade
     members = tuple(replace(member, path=member.path.relative_to(source.folder)) for member in plan.members)
     identity = predictor.assemble(source.folder, plan, runners).identity
-    libraries = cluster_worker.libraries_of(plan)
+    libraries = worker.libraries_of(plan)
     return Kept(Prepared(replace(plan, members=members), identity, libraries, ("a line", "é")), 2, 0.5)
 
 
 def test_it_is_read_as_it_was_written(source, kept, tmp_path):
-    assert cluster_kept.read(tmp_path, source, WANTED, Asked()) is None
-    cluster_kept.write(tmp_path, source, WANTED, kept)
-    assert cluster_kept.read(tmp_path, source, WANTED, Asked()) == kept
-    assert cluster_kept.read(tmp_path, source, WANTED, Asked("auto", 7, 2, 0.5)) == kept
+    assert saved_plan.read(tmp_path, source, WANTED, Asked()) is None
+    saved_plan.write(tmp_path, source, WANTED, kept)
+    assert saved_plan.read(tmp_path, source, WANTED, Asked()) == kept
+    assert saved_plan.read(tmp_path, source, WANTED, Asked("auto", 7, 2, 0.5)) == kept
 
 
 def test_other_cores_options_or_bundles_are_prepared_anew(source, kept, tmp_path):
-    cluster_kept.write(tmp_path, source, WANTED, kept)
-    assert cluster_kept.read(tmp_path, source, WANTED, Asked(cpus=1)) is None
-    assert cluster_kept.read(tmp_path, source, WANTED, Asked(gpus=0)) is None
-    assert cluster_kept.read(tmp_path, source, replace(WANTED, cascade=0.02), Asked()) is None
-    assert cluster_kept.read(tmp_path, replace(source, sha256="0" * 64), WANTED, Asked()) is None
+    saved_plan.write(tmp_path, source, WANTED, kept)
+    assert saved_plan.read(tmp_path, source, WANTED, Asked(cpus=1)) is None
+    assert saved_plan.read(tmp_path, source, WANTED, Asked(gpus=0)) is None
+    assert saved_plan.read(tmp_path, source, replace(WANTED, cascade=0.02), Asked()) is None
+    assert saved_plan.read(tmp_path, replace(source, sha256="0" * 64), WANTED, Asked()) is None
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"cascade", b"sha256", b"setting"])
 def test_what_was_damaged_is_prepared_anew(source, kept, tmp_path, damage):
-    cluster_kept.write(tmp_path, source, WANTED, kept)
-    file = tmp_path / cluster_kept.FILE
+    saved_plan.write(tmp_path, source, WANTED, kept)
+    file = tmp_path / saved_plan.FILE
     file.write_bytes(file.read_bytes().replace(damage, b"x") if len(damage) > 2 else damage)
-    assert cluster_kept.read(tmp_path, source, WANTED, Asked()) is None
+    assert saved_plan.read(tmp_path, source, WANTED, Asked()) is None
 
 
 def test_what_cannot_be_run_alike_is_prepared_anew(source, kept):
     (first, *others), plan = kept.prepared.plan.members, kept.prepared.plan
-    assert cluster_worker.still_runs(source.folder, kept.prepared)
-    assert not cluster_worker.still_runs(source.folder, replace(kept.prepared, libraries={"openvino": "0.1"}))
+    assert worker.still_runs(source.folder, kept.prepared)
+    assert not worker.still_runs(source.folder, replace(kept.prepared, libraries={"openvino": "0.1"}))
     lacking = replace(first, setting=replace(first.setting, runtime="cuda", precision="int8"))
     other = Plan(plan.stacker, (lacking, *others), plan.cascade)
-    libraries = cluster_worker.libraries_of(other)
-    assert not cluster_worker.still_runs(source.folder, replace(kept.prepared, plan=other, libraries=libraries))
+    libraries = worker.libraries_of(other)
+    assert not worker.still_runs(source.folder, replace(kept.prepared, plan=other, libraries=libraries))
     with pytest.raises(ArtifactError, match="was changed meanwhile"):
-        cluster_worker.still_runs(
+        worker.still_runs(
             source.folder, replace(kept.prepared, plan=replace(plan, members=(replace(first, sha256="0"),)))
         )
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from ensemble.cluster.nodes import check_versions, look
 from ensemble.core.errors import UnavailableError
-from export.cluster import stretches
-from export.cluster_size import Asked, Node, Size, sized
+from export.cluster.driver import stretches
+from export.cluster.placement import Asked, Node, Size, sized
 
 PLAIN = (Node("a", 8), Node("b", 4))
 WITH_GPUS = (Node("head", 4), Node("a", 16, 4), Node("b", 16, 2))

@@ -11,8 +11,9 @@ from helpers import exported_run, write_csv, write_image
 
 from ensemble.core.errors import ArtifactError, DataError
 from ensemble.data.inputs import read_inputs
-from export import cluster_bundle, cluster_worker
-from export.cluster_worker import PACKAGES, Desk, Job, Worker, look, prepare, task
+from export.cluster import bundle_transfer
+from export.cluster import worker as cluster_worker
+from export.cluster.worker import PACKAGES, Desk, Job, Worker, look, prepare, task
 from export.inference import journal
 from export.runtimes.settings import Wanted
 
@@ -62,7 +63,7 @@ def job(tmp_path, monkeypatch):
     for name in "ab":
         write_image(tmp_path / "images" / f"{name}.png")
     write_csv(tmp_path / "list.csv", path=["images/a.png", "images/b.png"])
-    return Job(cluster_bundle.source_of(folder), tmp_path, (), 1, look(PACKAGES))
+    return Job(bundle_transfer.source_of(folder), tmp_path, (), 1, look(PACKAGES))
 
 
 def worker(job, desk):

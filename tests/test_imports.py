@@ -54,7 +54,7 @@ LIGHT = {
     "numpy,torch,pandas": "ensemble.core.errors ensemble.core.recipe ensemble.core.preprocess_config ensemble.commands.train ensemble.fetch.catalogue "
     "ensemble.commands.audit ensemble.commands.fetch ensemble.commands.select ensemble.commands.stack ensemble.core.names "
     "ensemble.commands.report export.export_command export.infer_command export.adapt_command "
-    "export.cluster_options export.cluster_size "
+    "export.cluster_options export.cluster.placement "
     "export.evaluate_command export.explain_command export.bench_command export.frontier_command "
     "export.submit_command export.kaggle_command export.hub_commands export.serve_command export.runtimes.settings "
     "export cli",
@@ -77,7 +77,7 @@ LIGHT = {
     "export.inference.ensemble "
     "export.inference.predictor export.bundle.heldout_rows export.bundle.operating_point export.inference.benchmark export.inference.frontier export.inference.provenance export.kernel "
     "export.wheels export.bundle.hub_bundles export.hub_push export.model_card export.serve export.gate export.listen export.inference.explain "
-    "export.cluster export.cluster_worker export.cluster_bundle "
+    "export.cluster.driver export.cluster.worker export.cluster.bundle_transfer "
     "export.card_scores export.markdown ensemble.data.storage ensemble.data.byte_ranges ensemble.data.shards ensemble.data.image_list ensemble.core.hub_download",
 }
 

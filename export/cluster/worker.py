@@ -17,9 +17,9 @@ from ensemble.data.image_list import TEXT, Row, Rows, keep, read
 from ensemble.data.inputs import Item
 from ensemble.data.storage import readable
 from ensemble.images.decoder_warnings import quiet_decoders
-from export import cluster_bundle
 from export.bundle import bundle
-from export.cluster_bundle import Source
+from export.cluster import bundle_transfer
+from export.cluster.bundle_transfer import Source
 from export.inference import infer as inference
 from export.inference import journal as journals
 from export.inference import predictor
@@ -88,7 +88,7 @@ class Desk:
     def piece(self, name: str, start: int) -> bytes:
         """Up to PIECE bytes of a file of the bundle."""
         try:
-            return cluster_bundle.piece(self._folder, name, start)
+            return bundle_transfer.piece(self._folder, name, start)
         except OSError as error:
             raise ArtifactError(
                 f"{self._folder / name} cannot be read: {error.strerror or error}; run the same command again"
@@ -165,7 +165,7 @@ def settle(job: Job, desk: Any) -> Path:
             raise DataError(unseen(place, this_node()))
     with suppress(OSError):  # it may be another machine's, or another user's
         os.chdir(job.home)  # the names of images may count from there
-    return cluster_bundle.located(job.bundle, lambda name, start: bytes(_asked(desk.piece.remote(name, start))))
+    return bundle_transfer.located(job.bundle, lambda name, start: bytes(_asked(desk.piece.remote(name, start))))
 
 
 def _asked(answer: Any) -> Any:

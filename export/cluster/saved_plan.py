@@ -14,9 +14,9 @@ from ensemble.core.errors import ManyeyesError
 from ensemble.core.preprocess_config import ImageContract
 from ensemble.stacking.cascade import Cascade
 from ensemble.stacking.stacker import Stacker
-from export.cluster_bundle import Source
-from export.cluster_size import Asked
-from export.cluster_worker import Prepared
+from export.cluster.bundle_transfer import Source
+from export.cluster.placement import Asked
+from export.cluster.worker import Prepared
 from export.inference.plan import Plan, Planned
 from export.runtimes.settings import Setting, Wanted
 

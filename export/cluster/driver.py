@@ -15,10 +15,10 @@ from ensemble.data.image_list import Rows
 from ensemble.data.inputs import Inputs
 from ensemble.data.storage import readable
 from ensemble.models.runner import Runner
-from export import cluster_bundle, cluster_kept
-from export.cluster_kept import Kept
-from export.cluster_size import Asked, Size, sized, sized_as, told
-from export.cluster_worker import PACKAGES, Desk, Job, Prepared, Worker, prepare, task, unseen
+from export.cluster import bundle_transfer, saved_plan
+from export.cluster.placement import Asked, Size, sized, sized_as, told
+from export.cluster.saved_plan import Kept
+from export.cluster.worker import PACKAGES, Desk, Job, Prepared, Worker, prepare, task, unseen
 from export.inference import predictor
 from export.inference.ensemble import Ensemble
 from export.inference.infer import Scoring
@@ -50,8 +50,8 @@ def plan(
 
     It is kept in `partial`, the journal's held folder, and holds for a job that goes on, where a machine has room.
     """
-    home, source = Path.cwd(), cluster_bundle.source_of(folder)
-    kept = cluster_kept.read(partial, source, wanted, asked)
+    home, source = Path.cwd(), bundle_transfer.source_of(folder)
+    kept = saved_plan.read(partial, source, wanted, asked)
     size = sized_as(nodes, asked, kept.cpus, kept.gpus) if kept else None
     if not size:
         may = wanted.device != "cpu" and wanted.runtime not in ON_CPU
@@ -62,7 +62,7 @@ def plan(
     desk = _desk(ray, source.folder, inputs.rows)
     here = replace(wanted, device="cpu") if not size.gpus and wanted.device == "auto" else wanted
     prepared = _prepare(ray, job, here, size, desk, kept.prepared if kept else None, nodes, say)
-    cluster_kept.write(partial, source, wanted, Kept(prepared, size.cpus, size.gpus))
+    saved_plan.write(partial, source, wanted, Kept(prepared, size.cpus, size.gpus))
     for line in prepared.lines:
         say(line)
     say(f"{size} on a Ray cluster: {told(nodes)}")
