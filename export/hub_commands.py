@@ -63,8 +63,9 @@ def push(
         raise click.UsageError("--members are those of a run: leave out --bundle")
     from ensemble.core import artifacts
     from ensemble.stacking.stack import read_stacker
-    from export import hub_push, model_card
     from export.bundle import bundle, hub_bundles
+    from export.hub import model_card
+    from export.hub import push as hub_push
 
     name, at = hub_bundles.parse(repo)
     if at:

@@ -8,8 +8,8 @@ from helpers import change_json, exported_run, run_cli
 from huggingface_hub import ModelCard
 
 from ensemble.core import artifacts
-from export.card_scores import evaluations
-from export.model_card import bases, write_card
+from export.hub.card_scores import evaluations
+from export.hub.model_card import bases, write_card
 
 HOSTILE = "<img src=x> | [x](http://evil) `$"
 

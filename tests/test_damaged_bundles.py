@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ManyeyesError
-from export import model_card
 from export.bundle.export import certify_bundle
 from export.bundle.precisions import Wish
+from export.hub import model_card
 from export.inference.predictor import load_bundle
 
 FILES = ("bundle.json", "stacker.json", "certificate.json")

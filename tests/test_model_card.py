@@ -15,8 +15,8 @@ from ensemble.core.errors import HubError
 from ensemble.core.metrics import Interval
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle, operating_point
-from export.markdown import escaped
-from export.model_card import BEGIN, END, Base, bases, merged, write_card
+from export.hub.card_scores import escaped
+from export.hub.model_card import BEGIN, END, Base, bases, merged, write_card
 
 HOSTILE = "<script>alert(1)</script> | [x](http://evil) ![](y) <!-- manyeyes push: end --> `$x$`\n# @all www.evil.com"
 TEXT = """\

@@ -1,5 +1,10 @@
-"""What a model card says of scores: on the held-out rows, and in evaluations of the run. No torch."""
+"""What a model card says of scores: on the held-out rows, and in evaluations of the run. No torch.
 
+Text of unknown origin in Markdown.
+"""
+
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +20,27 @@ from ensemble.evaluation.leakage import TRACKS
 from ensemble.evaluation.protocol import CLEAN
 from ensemble.evaluation.tables import TITLES, read_interval
 from ensemble.stacking.stacker import Stacker
-from export.markdown import escaped, table
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
+
+
+SPECIAL = "\\`*_{}[]|~$@:#!"  # beyond & < >, what means something within a line of Markdown
+
+
+def escaped(text: str) -> str:
+    """Text of unknown origin as one line of Markdown that shows it and does nothing else."""
+    line = " ".join("".join(c if not unicodedata.category(c).startswith("C") else " " for c in text).split())
+    named = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+    shown = "".join(named.get(c, f"\\{c}" if c in SPECIAL else c) for c in line)
+    return re.sub(r"(?i)(www)\.", r"\1\\.", shown)  # which alone would make a link
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Cells are Markdown already."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+
 
 SHOWN = ("auroc", "log_loss")  # of stacker.json
 CHOSEN = ("balanced_accuracy", "fpr=")  # how the rule of a threshold begins that was chosen on the held-out rows

@@ -22,7 +22,7 @@ from ensemble.core.names import LABELS, is_member_name
 from ensemble.models import members
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle
-from export.model_card import Base, merged
+from export.hub.model_card import Base, merged
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -16,10 +16,10 @@ from ensemble.evaluation import report_data
 from ensemble.evaluation import report_data as report_facts
 from ensemble.models import members
 from ensemble.models.members import FITTED_SPLITS
-from export import card_scores
 from export.bundle import bundle, heldout_rows, hub_bundles, operating_point
 from export.bundle.operating_point import Chosen
-from export.markdown import escaped, table
+from export.hub import card_scores
+from export.hub.card_scores import escaped, table
 
 BEGIN = "<!-- manyeyes push: what stands between these two marks is replaced by the next push -->"
 END = "<!-- manyeyes push: end -->"
