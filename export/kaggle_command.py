@@ -67,10 +67,10 @@ def kaggle_kernel(
     """
     if bundle and context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE:
         raise click.UsageError("--bundle stands for itself: leave out --run")
-    from export import kernel as kernels
     from export.bundle import hub_bundles
     from export.bundle.bundle import current_bundle
-    from export.wheels import Target
+    from export.kaggle import kernel as kernels
+    from export.kaggle.wheels import Target
 
     kernel = kernels.Kernel(name, user or kernels.NO_USER, competition, gpu, source, images, sample, uncertified)
     packed = hub_bundles.locate_bundle(bundle) if bundle else current_bundle(run)

@@ -10,7 +10,7 @@ from ensemble.commands import options
 if TYPE_CHECKING:
     from ensemble.core.metrics import Interval
     from ensemble.stacking.stacker import Stacker
-    from export.submission import Sample, Wish
+    from export.kaggle.submission import Sample, Wish
 
 
 @click.command("submit")
@@ -83,9 +83,9 @@ def submit(
       kaggle competitions submit COMPETITION -f submission.csv -m "manyeyes"
     """
     from ensemble.core import artifacts
-    from export import submission
     from export.bundle import hub_bundles
     from export.inference import provenance
+    from export.kaggle import submission
 
     given = context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE
     if bundle and given:

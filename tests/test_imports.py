@@ -72,11 +72,11 @@ LIGHT = {
     "export.bundle.precisions export.bundle.check_images export.bundle.builder export.bundle.member_logits ensemble.models.classifier export.bundle.export "
     "export.bundle.fp16 export.bundle.int8 export.bundle.precision_search export.bundle.precision_search "
     "export.inference.plan export.runtimes.autotune export.inference.benchmark export.runtimes.libraries export.runtimes.onnx_session export.runtimes.openvino_session "
-    "export.runtimes.onnx_session export.inference.predictor export.submission export.bundle.bundle ensemble.data.inputs ensemble.data.image_list ensemble.data.parquet "
+    "export.runtimes.onnx_session export.inference.predictor export.kaggle.submission export.bundle.bundle ensemble.data.inputs ensemble.data.image_list ensemble.data.parquet "
     "export.inference.outputs export.inference.journal export.inference.scoring export.bundle.certificate export.bundle.export export.inference.evaluation_model "
     "export.inference.ensemble "
-    "export.inference.predictor export.bundle.heldout_rows export.bundle.operating_point export.inference.benchmark export.inference.frontier export.inference.provenance export.kernel "
-    "export.wheels export.bundle.hub_bundles export.hub.push export.hub.model_card export.serve export.gate export.listen export.inference.explain "
+    "export.inference.predictor export.bundle.heldout_rows export.bundle.operating_point export.inference.benchmark export.inference.frontier export.inference.provenance export.kaggle.kernel "
+    "export.kaggle.wheels export.bundle.hub_bundles export.hub.push export.hub.model_card export.serve export.gate export.listen export.inference.explain "
     "export.cluster.driver export.cluster.worker export.cluster.bundle_transfer "
     "export.hub.card_scores export.hub.card_scores ensemble.data.storage ensemble.data.byte_ranges ensemble.data.shards ensemble.data.image_list ensemble.core.hub_download",
 }

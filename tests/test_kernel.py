@@ -14,9 +14,9 @@ from helpers import exported_run, run_cli, write_bundle, write_onnx, write_stack
 from ensemble.core import artifacts
 from ensemble.core.errors import UnavailableError
 from ensemble.stacking.stacker import Stacker
-from export import wheels
 from export.bundle import bundle
-from export.wheels import Target
+from export.kaggle import wheels
+from export.kaggle.wheels import Target
 
 TARGET = Target("3.12", "manylinux_2_28_x86_64")
 # what each package of a small index needs

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble.core.errors import DataError
-from export.submission import Wish, in_order, read_sample, read_scores, values_of, write_submission
+from export.kaggle.submission import Wish, in_order, read_sample, read_scores, values_of, write_submission
 
 IDS = ["007", "NA", "c"]
 SOUND = {"id": IDS, "target": ["0.1", "0.2", "0.3"]}

@@ -17,9 +17,9 @@ from filelock import FileLock, Timeout
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError
-from export import wheels
 from export.bundle import bundle
-from export.wheels import Target
+from export.kaggle import wheels
+from export.kaggle.wheels import Target
 
 NO_USER = "INSERT_USER_HERE"
 SLUG = re.compile(r"[a-z0-9](-?[a-z0-9])*")

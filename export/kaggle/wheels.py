@@ -23,7 +23,7 @@ from packaging.utils import NormalizedName, canonicalize_name, parse_wheel_filen
 
 from ensemble.core.errors import UnavailableError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 OWN = "manyeyes"
 PLATFORM = re.compile(r"manylinux_2_(\d{1,2})_(x86_64|aarch64)")
 OLD_NAMES = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}  # PEP 600
