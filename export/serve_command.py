@@ -14,7 +14,7 @@ from export.runtimes.settings import Wanted, cascade_option, full, runtime_optio
 if TYPE_CHECKING:
     from ensemble.stacking.stacker import Stacker
     from export.inference.ensemble import Ensemble
-    from export.serve import Explain
+    from export.web.server import Explain
 
 
 @click.command("serve")
@@ -102,11 +102,11 @@ def serve(
     try:
         import python_multipart  # noqa: F401  # starlette would miss it at the first upload only
 
-        from export import gate, listen, serve
+        from export.web import request_guard, server
     except ImportError:
         raise UnavailableError("the page needs more packages; run: pip install 'manyeyes[serve]'") from None
 
-    with listen.bound(host, port) as socket, quiet_decoders():
+    with server.bound(host, port) as socket, quiet_decoders():
         folder = hub_bundles.locate_bundle(bundle) if bundle else None
         wanted = replace(wanted, cascade=cascade, full=full)
         heatmaps = None
@@ -116,11 +116,11 @@ def serve(
             ensemble = open_ensemble(run, True, Source(folder, None, None), False, wanted)
         if explain and not torch:
             _, heatmaps = _networks(run, ensemble.stacker, Wanted("torch", device=wanted.device))
-        own = gate.names(socket.getsockname()[0], (host, *allow_host))
-        app = serve.app(ensemble, serve.Limits(max_images, max_mb), own, heatmaps)
+        own = request_guard.names(socket.getsockname()[0], (host, *allow_host))
+        app = server.app(ensemble, server.Limits(max_images, max_mb), own, heatmaps)
         click.echo(f"{len(ensemble.runners)} members on {ensemble.device}")
-        click.echo(f"Open {listen.address(socket)} in a browser; Ctrl-C stops.")
-        listen.answer(app, socket)
+        click.echo(f"Open {server.address(socket)} in a browser; Ctrl-C stops.")
+        server.answer(app, socket)
     return 0
 
 

@@ -16,9 +16,9 @@ from PIL import Image
 
 from ensemble.core.metrics import sigmoid
 from ensemble.models.runner import Runner
-from export import listen
 from export.inference.infer import Ensemble
-from export.serve import Limits, app
+from export.web import server as listen
+from export.web.server import Limits, app
 
 
 def runner(name, scale, wait=lambda: None):

@@ -6,8 +6,8 @@ import pytest
 from small_server import ENSEMBLE, grey, parts, refused, scored
 from starlette.testclient import TestClient
 
-from export import gate
-from export.serve import Limits, app
+from export.web import request_guard
+from export.web.server import Limits, app
 
 
 def client(own, host):
@@ -41,7 +41,7 @@ def client(own, host):
     ],
 )
 def test_only_its_own_names_are_answered(listening, others, host, known):
-    with client(gate.names(listening, others), host) as found:
+    with client(request_guard.names(listening, others), host) as found:
         for path in ("/", "/api/info"):
             answer = found.get(path)
             assert known == (answer.status_code == 200)
@@ -67,7 +67,7 @@ def test_only_its_own_names_are_answered(listening, others, host, known):
     ],
 )
 def test_images_are_taken_from_its_own_page_and_from_programs_only(headers, own):
-    with client(gate.LOCAL, "localhost:7860") as found:
+    with client(request_guard.LOCAL, "localhost:7860") as found:
         found.headers.update(headers)
         assert found.get("/").status_code == 200  # a link may lead here
         if own:
@@ -77,7 +77,7 @@ def test_images_are_taken_from_its_own_page_and_from_programs_only(headers, own)
 
 
 def test_a_refusal_is_not_to_be_run_as_a_page():
-    with client(gate.LOCAL, "<script>") as found:
+    with client(request_guard.LOCAL, "<script>") as found:
         answer = found.get("/")
         refused(answer, 421, "not a name of this server")
         assert answer.headers["x-content-type-options"] == "nosniff"

@@ -76,7 +76,7 @@ LIGHT = {
     "export.inference.outputs export.inference.journal export.inference.scoring export.bundle.certificate export.bundle.export export.inference.evaluation_model "
     "export.inference.ensemble "
     "export.inference.predictor export.bundle.heldout_rows export.bundle.operating_point export.inference.benchmark export.inference.frontier export.inference.provenance export.kaggle.kernel "
-    "export.kaggle.wheels export.bundle.hub_bundles export.hub.push export.hub.model_card export.serve export.gate export.listen export.inference.explain "
+    "export.kaggle.wheels export.bundle.hub_bundles export.hub.push export.hub.model_card export.web.server export.web.request_guard export.web.server export.inference.explain "
     "export.cluster.driver export.cluster.worker export.cluster.bundle_transfer "
     "export.hub.card_scores export.hub.card_scores ensemble.data.storage ensemble.data.byte_ranges ensemble.data.shards ensemble.data.image_list ensemble.core.hub_download",
 }

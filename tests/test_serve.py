@@ -17,7 +17,7 @@ from ensemble.models.external import External
 from export.inference.infer import infer
 from export.inference.predictor import load_bundle
 from export.runtimes.settings import Wanted
-from export.serve import Limits, app
+from export.web.server import Limits, app
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from export.inference.explain import explained
 from export.inference.infer import infer
 from export.inference.predictor import load_networks
 from export.runtimes.settings import Wanted
-from export.serve import Limits, app
+from export.web.server import Limits, app
 
 NAME = "<script>, é.png"
 

@@ -6,19 +6,23 @@
     POST /api/explain              one such part: heat maps of the members, where the server makes them
 
 Errors are a status and one line of text.
+
+An ASGI application on a port of this machine, by uvicorn.
 """
 
 import asyncio
 import math
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import uvicorn
 from starlette.applications import Starlette
 from starlette.datastructures import FormData, MutableHeaders, UploadFile
 from starlette.exceptions import HTTPException
@@ -30,10 +34,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ensemble.core import metrics
 from ensemble.core.errors import ImageError, ManyeyesError, UnavailableError, some
 from ensemble.data.inputs import of_open_files
-from export.gate import LOCAL, Names, guarded
 from export.inference import ensemble as ensembles
 from export.inference.ensemble import Ensemble
 from export.inference.infer import member_logits
+from export.web.request_guard import LOCAL, Names, guarded
 
 PAGE = {
     "/": ("index.html", "text/html"),
@@ -232,3 +236,35 @@ def _with_headers(inner: ASGIApp) -> ASGIApp:
         await inner(scope, receive, sent)
 
     return call
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that listens on this address; port 0 is a free one. UnavailableError if it cannot be had."""
+    if not host:  # would be every address
+        raise UnavailableError(
+            "--host is empty; leave it out for this machine alone, or give 0.0.0.0 for every address"
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        host.encode("idna")  # as the socket would, which is left open by its error
+        return socket.create_server((host, port), family=family)
+    except (OSError, UnicodeError) as error:  # the second of a name that cannot be one
+        why = (getattr(error, "strerror", None) or str(error)).partition(" (while ")[0]
+        raise UnavailableError(
+            f"cannot listen on {host} port {port} ({why}); choose another --host or --port"
+        ) from None
+
+
+def address(listening: socket.socket) -> str:
+    """Where a browser finds it, such as http://127.0.0.1:7860."""
+    host, port = listening.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def answer(app: ASGIApp, listening: socket.socket) -> None:
+    """Answer requests until Ctrl-C or SIGTERM; those under way are finished."""
+    config = uvicorn.Config(
+        app, http="h11", ws="none", log_level="warning", access_log=False, server_header=False, lifespan="on"
+    )
+    with suppress(KeyboardInterrupt):  # raised again by uvicorn after it ended in order
+        uvicorn.Server(config).run(sockets=[listening])
