@@ -15,7 +15,7 @@ from ensemble.core.errors import ManyeyesError, shown
 
 # command -> (module, line for --help)
 COMMANDS = {
-    "demo": ("export.demo", "The whole job on small real data, offline, in minutes."),
+    "demo": ("export.commands.demo", "The whole job on small real data, offline, in minutes."),
     "fetch": ("ensemble.commands.fetch", "Get training images from public collections."),
     "audit": ("ensemble.commands.audit", "Find what a detector could cheat with, before training."),
     "canonicalise": ("ensemble.commands.audit", "Store both classes alike, so that only the pictures differ."),
@@ -23,19 +23,19 @@ COMMANDS = {
     "train": ("ensemble.commands.train", "Train one member from its recipe."),
     "train-all": ("ensemble.commands.train", "Train a member for every recipe in a folder."),
     "stack": ("ensemble.commands.stack", "Fit the stacker on the members' held-out logits."),
-    "evaluate": ("export.evaluate_command", "Score labelled images, as they are and damaged."),
+    "evaluate": ("export.commands.evaluate", "Score labelled images, as they are and damaged."),
     "report": ("ensemble.commands.report", "One page that shows whether to trust the stack."),
-    "export": ("export.export_command", "Convert members to ONNX, each checked against its original."),
-    "infer": ("export.infer_command", "Score images and write their `target` column."),
-    "submit": ("export.submit_command", "Check scores against a sample and write what to upload."),
-    "kaggle-kernel": ("export.kaggle_command", "Pack bundle, wheels and notebook for Kaggle."),
-    "bench": ("export.bench_command", "Measure a bundle's speed on this machine."),
-    "frontier": ("export.frontier_command", "What accuracy costs here; choose members to a budget."),
-    "adapt": ("export.adapt_command", "Estimate one shift of the stack from unlabelled images."),
-    "push": ("export.hub_commands", "Put the bundle on the Hugging Face Hub, with a model card."),
-    "pull": ("export.hub_commands", "Get a bundle from the Hugging Face Hub."),
-    "serve": ("export.serve_command", "A page to drop images on, and its HTTP API."),
-    "explain": ("export.explain_command", "Show where in one image each member's evidence lies."),
+    "export": ("export.commands.export", "Convert members to ONNX, each checked against its original."),
+    "infer": ("export.commands.infer", "Score images and write their `target` column."),
+    "submit": ("export.commands.submit", "Check scores against a sample and write what to upload."),
+    "kaggle-kernel": ("export.commands.kaggle_kernel", "Pack bundle, wheels and notebook for Kaggle."),
+    "bench": ("export.commands.bench", "Measure a bundle's speed on this machine."),
+    "frontier": ("export.commands.frontier", "What accuracy costs here; choose members to a budget."),
+    "adapt": ("export.commands.adapt", "Estimate one shift of the stack from unlabelled images."),
+    "push": ("export.commands.push", "Put the bundle on the Hugging Face Hub, with a model card."),
+    "pull": ("export.commands.push", "Get a bundle from the Hugging Face Hub."),
+    "serve": ("export.commands.serve", "A page to drop images on, and its HTTP API."),
+    "explain": ("export.commands.explain", "Show where in one image each member's evidence lies."),
 }
 
 

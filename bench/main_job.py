@@ -41,7 +41,7 @@ def main() -> None:
     options, more = parser.parse_known_args()
     if options.data is None:
         from ensemble.data.demo_data import make_demo_data
-        from export.demo import TRAINING
+        from export.commands.demo import TRAINING
 
         more += TRAINING
         folder = options.run / "data"

@@ -53,10 +53,10 @@ print(frame.to_csv(index=False))
 LIGHT = {
     "numpy,torch,pandas": "ensemble.core.errors ensemble.core.recipe ensemble.core.preprocess_config ensemble.commands.train ensemble.fetch.catalogue "
     "ensemble.commands.audit ensemble.commands.fetch ensemble.commands.select ensemble.commands.stack ensemble.core.names "
-    "ensemble.commands.report export.export_command export.infer_command export.adapt_command "
-    "export.cluster_options export.cluster.placement "
-    "export.evaluate_command export.explain_command export.bench_command export.frontier_command "
-    "export.submit_command export.kaggle_command export.hub_commands export.serve_command export.runtimes.settings "
+    "ensemble.commands.report export.commands.export export.commands.infer export.commands.adapt "
+    "export.commands.options export.cluster.placement "
+    "export.commands.evaluate export.commands.explain export.commands.bench export.commands.frontier "
+    "export.commands.submit export.commands.kaggle_kernel export.commands.push export.commands.serve export.runtimes.settings "
     "export cli",
     "ray,torch,transformers": "ensemble.cluster.connect ensemble.cluster.placement ensemble.cluster.train_worker ensemble.cluster.events "
     "ensemble.cluster.nodes",

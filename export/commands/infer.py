@@ -9,7 +9,7 @@ import click
 
 from ensemble.commands import options
 from export.cluster.placement import Asked
-from export.cluster_options import cluster_options
+from export.commands.options import cluster_options
 from export.runtimes.settings import Wanted, cascade_option, full, runtime_options
 
 if TYPE_CHECKING:

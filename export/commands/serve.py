@@ -97,7 +97,7 @@ def serve(
     from ensemble.images.decoder_warnings import quiet_decoders
     from ensemble.stacking.stack import read_stacker
     from export.bundle import hub_bundles
-    from export.infer_command import Source, open_ensemble
+    from export.commands.infer import Source, open_ensemble
 
     try:
         import python_multipart  # noqa: F401  # starlette would miss it at the first upload only

@@ -32,9 +32,9 @@ def demo(run: Path) -> int:
     """
     from ensemble.commands.stack import stack
     from ensemble.commands.train import require_training_packages, train_all
-    from export.export_command import export
-    from export.infer_command import infer
-    from export.submit_command import submit
+    from export.commands.export import export
+    from export.commands.infer import infer
+    from export.commands.submit import submit
 
     started = time.monotonic()
     require_training_packages()
