@@ -49,10 +49,7 @@ from ensemble.data.demo_data import packaged_photos  # noqa: E402
 from ensemble.data.files import list_images  # noqa: E402
 from ensemble.models.backbone import Member, build_member  # noqa: E402
 from ensemble.training import precision as machine  # noqa: E402
-from ensemble.training.data_loader import (
-    AHEAD,  # noqa: E402
-    Rows,  # noqa: E402
-)
+from ensemble.training.data_loader import AHEAD, Rows  # noqa: E402
 from ensemble.training.distributed import Processes  # noqa: E402
 from ensemble.training.live_progress import Board  # noqa: E402
 from ensemble.training.loop import Job, fit  # noqa: E402

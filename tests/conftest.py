@@ -1,47 +1,22 @@
 """Pictures, and small files of them, that several test files share."""
 
-import importlib.util
-import io
 import os
 import shutil
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from object_store import KEYS, free_port
+from pictures import PHOTOS, encoded, noise, photo_file, write_files
 from PIL import Image
 
 # Tiny networks gain nothing from threads, which wait for each other on a busy machine; subprocesses inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-PHOTOS = ("chelsea.png", "coffee.png", "rocket.jpg", "astronaut.png")
-HOSTILE_NAMES = ("a b", "é 写真", "1,2", 'it\'s "it"', "two\nlines", "<script>", "007", "NA", "1e5", "a.b")
-
-
-def photo_file(name: str) -> Path:
-    spec = importlib.util.find_spec("skimage")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    return Path(spec.submodule_search_locations[0]) / "data" / name
-
-
-def noise(seed: int, width: int = 32, height: int = 32) -> Image.Image:
-    rng = np.random.default_rng(seed)
-    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def encoded(image: Image.Image, file_format: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, file_format, **options)
-    return buffer.getvalue()
-
-
-def write_files(folder: Path, *names: str, data: bytes = b"") -> Path:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    return folder
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
@@ -147,3 +122,22 @@ def call(hub: Any, hub_child: Any) -> Callable[..., str]:
 def repo(hub: Any) -> str:
     """A name that no repository has yet."""
     return f"me/r{len(hub.repos)}"
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory):
+    """An S3 server in a process of its own: (its address, its log of requests)."""
+    port, log = free_port(), tmp_path_factory.mktemp("s3") / "log"
+    with log.open("wb") as file:
+        command = [sys.executable, "-m", "moto.server", "-p", str(port)]
+        running = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | KEYS)
+    try:
+        for _ in range(300):
+            with socket.socket() as trying:
+                if trying.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}", log
+    finally:
+        running.terminate()
+        running.wait(10)

@@ -1,0 +1,116 @@
+"""The real huggingface_hub client against a loopback server; in a subprocess, since it reads HF_ENDPOINT once."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers
+from helpers import exported_run
+from hub_client import environment
+from hub_layouts import VIT_EXTRACTOR
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[3]
+PREDICT = """
+import sys, pandas as pd
+from export import Predictor
+name, image = sys.argv[1].split("|")
+print(Predictor.load(name).predict(pd.DataFrame({"path": [image]}))["target"][0])
+"""
+LOCATE = "import sys; from ensemble.checkpoints import locate_checkpoint; print(locate_checkpoint(sys.argv[1]))"
+
+
+@pytest.fixture(scope="module")
+def repos(hub, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hub")
+    config = transformers.SwinConfig(
+        image_size=32, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4, num_labels=3
+    )
+    transformers.SwinForImageClassification(config).save_pretrained(folder / "new")
+    (folder / "new" / "preprocessor_config.json").write_text(json.dumps({**VIT_EXTRACTOR, "resample": 3, "size": 32}))
+    (folder / "new" / "README.md").write_text("not needed")
+    shutil.copytree(folder / "new", folder / "old")
+    torch.save(load_file(folder / "old" / "model.safetensors"), folder / "old" / "pytorch_model.bin")
+    (folder / "old" / "model.safetensors").unlink()
+    shutil.copytree(folder / "new", folder / "unconfigured")
+    (folder / "unconfigured" / "config.json").unlink()
+    two = transformers.SwinForImageClassification(transformers.SwinConfig(**{**config.to_dict(), "num_labels": 2}))
+    two.config.id2label, two.config.label2id = {0: "Fake", 1: "Real"}, {"Fake": 0, "Real": 1}
+    shutil.copytree(folder / "new", folder / "detector")
+    two.save_pretrained(folder / "detector")
+    shutil.copytree(exported_run(folder / "run") / "bundle", folder / "bundle")
+    for name in ("new", "old", "unconfigured", "detector", "bundle"):
+        files = [path for path in (folder / name).rglob("*") if path.is_file()]
+        hub.add(f"org/{name}", {path.relative_to(folder / name).as_posix(): path.read_bytes() for path in files})
+    hub.add("org/gated", {}, gated=True)
+    return hub
+
+
+def locate(hub, name, cache, code=0, script=LOCATE):
+    done = subprocess.run(
+        [sys.executable, "-c", script, name],
+        env=environment(hub.url, cache),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode == 0) == (code == 0), done.stdout + done.stderr
+    return done
+
+
+def test_checkpoint_comes_from_the_hub_with_only_what_is_needed(repos, tmp_path):
+    folder = Path(locate(repos, "org/new", tmp_path).stdout.strip())
+    assert {path.name for path in folder.iterdir()} == {"config.json", "preprocessor_config.json", "model.safetensors"}
+
+
+def test_second_use_downloads_nothing(repos, tmp_path):
+    locate(repos, "org/new", tmp_path)
+    repos.seen.clear()
+    locate(repos, "org/new", tmp_path)
+    assert not [request for request in repos.seen if request.startswith("GET") and "/resolve/" in request]
+
+
+def test_old_repository_without_safetensors_gives_its_pytorch_weights(repos, tmp_path):
+    folder = Path(locate(repos, "org/old", tmp_path).stdout.strip())
+    assert (folder / "pytorch_model.bin").is_file()
+    without_network = SimpleNamespace(url="http://127.0.0.1:9")
+    assert Path(locate(without_network, "org/old", tmp_path).stdout.strip()) == folder
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("org/none", "no such repository, or it is private"),
+        ("org/gated", "accept its terms on the Hub, then run: hf auth login"),
+        ("org/unconfigured", "has no config.json"),
+    ],
+)
+def test_what_the_hub_refuses_is_said_in_one_line(name, message, repos, tmp_path):
+    done = locate(repos, name, tmp_path, code=1)
+    assert f"Error: {name}" in done.stderr
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize("name", ["org/detector", "org/bundle"])
+def test_predictor_scores_with_a_model_from_the_hub(name, repos, tmp_path, photo):
+    done = locate(repos, f"hf://{name}|{photo}", tmp_path, script=PREDICT)
+    assert 0 < float(done.stdout) < 1
+
+
+def test_classifier_of_three_classes_is_refused(repos, tmp_path, photo):
+    done = locate(repos, f"hf://org/new|{photo}", tmp_path, code=1, script=PREDICT)
+    assert "two classes are needed, found 3" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["org/detector", "hf://org/detector", "org/detector@main"])
+def test_export_finds_a_member_on_the_hub(name, repos, tmp_path):
+    script = "import sys; from export.foreign import locate; print(locate(sys.argv[1]))"
+    folder = Path(locate(repos, name, tmp_path, script=script).stdout.strip())
+    assert {path.name for path in folder.iterdir()} == {"config.json", "preprocessor_config.json", "model.safetensors"}

@@ -1,0 +1,102 @@
+import pickle
+
+import numpy as np
+import pytest
+from pictures import noise
+
+from ensemble.core.errors import DataError
+from ensemble.images import degradations, robustness
+from ensemble.images.robustness import SMALL_GRID, Cell, choose_cells, full_grid, worst_cell
+
+LABELS = np.array([0, 0, 1, 1])
+LOGITS = {
+    "clean": np.array([-2.0, -1.0, 1.0, 2.0]),
+    "jpeg": np.array([-2.0, 1.5, 1.0, 2.0]),
+    "noise": np.array([1.0, 2.0, -2.0, 1.5]),
+}
+
+
+def test_the_small_grid_is_what_its_names_say(photos):
+    photo = photos[0].crop((0, 0, 96, 64))
+    expected = {
+        "clean": photo,
+        "jpeg 70": degradations.jpeg(photo, 70, 2),
+        "jpeg 50": degradations.jpeg(photo, 50, 2),
+        "webp 70": degradations.webp(photo, 70, 4),
+        "blur 1": degradations.blur(photo, 1.0),
+        "resize 0.5": degradations.resize(photo, 0.5, "bicubic"),
+        "noise 0.05": degradations.noise(photo, 0.05, 0),
+    }
+    made = {cell.name: cell.apply(photo) for cell in SMALL_GRID}
+    assert list(made) == list(expected)
+    assert {name: image.tobytes() for name, image in made.items()} == {
+        name: image.tobytes() for name, image in expected.items()
+    }
+    assert len({image.tobytes() for image in made.values()}) == 7
+    assert made["resize 0.5"].size == (48, 32)
+
+
+def test_the_full_grid_has_every_strength_and_the_small_grids_own_pixels(photos):
+    photo = photos[0].crop((0, 0, 128, 96))
+    made = {cell.name: cell.apply(photo) for cell in full_grid()}
+    kinds = [name.split()[0] for name in made if "+" not in name]
+    counts = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
+    assert counts == {"clean": 1, "jpeg": 5, "webp": 5, "blur": 3, "resize": 9, "noise": 3, "crop": 1}
+    assert len(made) == 31
+    for cell in SMALL_GRID:
+        assert made[cell.name].tobytes() == cell.apply(photo).tobytes(), cell.name
+    assert len({image.tobytes() for image in made.values()}) == 31
+    assert {made[f"resize 0.25{name}"].size for name in ("", " bilinear", " lanczos")} == {(43, 32)}  # 32 at the least
+    assert made["crop 0.8"].tobytes() == photo.crop((13, 10, 115, 87)).tobytes()
+    assert made["jpeg 70 + webp 50 + jpeg 30"].tobytes() == (
+        degradations.jpeg(degradations.webp(degradations.jpeg(photo, 70), 50), 30).tobytes()
+    )
+
+
+def test_cells_are_chosen_by_grid_or_by_name_with_clean_first():
+    assert choose_cells("small") == SMALL_GRID
+    assert [cell.name for cell in choose_cells("none")] == ["clean"]
+    assert len(choose_cells("full")) == 31
+    assert [cell.name for cell in choose_cells("full", ["blur 2", "jpeg 30", "blur 2"])] == [
+        "clean",
+        "blur 2",
+        "jpeg 30",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("jpg 50", "did you mean jpeg 50"), ("fog", "there are: clean, jpeg 95")]
+)
+def test_an_unknown_cell_is_refused_with_a_suggestion(name, message):
+    with pytest.raises(DataError, match=message):
+        choose_cells("small", [name])
+
+
+@pytest.mark.parametrize("cell", full_grid(), ids=lambda cell: cell.name)
+def test_a_cell_repeats_in_other_processes_and_keeps_transparency(cell):
+    image = noise(0, 64, 64)
+    sent = pickle.loads(pickle.dumps(cell))  # noqa: S301 - as a data loader's worker gets it
+    assert sent.apply(image).tobytes() == cell.apply(image).tobytes()
+    image.putalpha(100)
+    assert cell.apply(image).getchannel("A").getextrema() == (100, 100)
+
+
+def test_a_cell_is_frozen():
+    with pytest.raises(AttributeError):
+        Cell("clean", robustness.unchanged).name = "other"
+
+
+def test_the_worst_cell_has_the_lowest_auroc():
+    assert worst_cell(LABELS, LOGITS) == ("noise", 0.25)
+    assert worst_cell(LABELS, {name: LOGITS[name] for name in ("clean", "jpeg")}) == ("jpeg", 0.75)
+    assert worst_cell(LABELS, {"clean": LOGITS["clean"]}) == ("clean", 1.0)
+
+
+def test_of_equal_cells_the_first_is_named():
+    assert worst_cell(LABELS, {"b": LOGITS["jpeg"], "a": LOGITS["jpeg"]}) == ("b", 0.75)
+
+
+def test_without_both_classes_there_is_no_score():
+    name, score = worst_cell(np.ones(4), LOGITS)
+    assert name == "clean"
+    assert np.isnan(score)
