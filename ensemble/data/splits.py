@@ -13,7 +13,8 @@ import pandas as pd
 
 from ensemble.core.errors import DataError, some
 from ensemble.core.names import LABELS
-from ensemble.models.members import FITTED_SPLITS
+
+FITTED_SPLITS = ("train", "tune")  # rows that shaped a member: by gradients, or by choice of epoch
 
 FITTED = ("train", "tune", "heldout")  # what members and stacker are made from
 SPLITS = (*FITTED, "unseen")

@@ -12,7 +12,7 @@ from PIL.Image import Image
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, some
 from ensemble.core.metrics import sigmoid
-from ensemble.data import dataset
+from ensemble.data import dataset, splits
 from ensemble.evaluation.protocol import CLEAN, PREFIX
 from ensemble.images import canonical, decode
 from ensemble.models import external, members
@@ -124,7 +124,7 @@ def _of_run(
     stack: tuple[np.ndarray, np.ndarray],
     stacker: Stacker,
 ) -> Rows:
-    scored = frame[~frame["split"].isin(members.FITTED_SPLITS)].reset_index(drop=True)
+    scored = frame[~frame["split"].isin(splits.FITTED_SPLITS)].reset_index(drop=True)
     places = pd.Series(scored.index, index=scored["id"])[rows["id"]].to_numpy()  # canonical forms are drawn by them
     described = scored.loc[places, DESCRIBED].reset_index(drop=True)
     files = dataset.files(described)

@@ -11,12 +11,11 @@ from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, some
 from ensemble.core.preprocess_config import ImageContract
 from ensemble.data import dataset
+from ensemble.data.splits import FITTED_SPLITS
 from ensemble.models import external
 
 if TYPE_CHECKING:
     from ensemble.models.backbone import Member
-
-FITTED_SPLITS = ("train", "tune")  # rows that shaped a member: by gradients, or by choice of epoch
 
 
 def read_info(run: Path, name: str) -> dict[str, Any]:

@@ -18,12 +18,12 @@ from ensemble.core import artifacts
 from ensemble.core.names import LABELS
 from ensemble.core.recipe import Recipe
 from ensemble.data import dataset, splits
+from ensemble.data.splits import FITTED_SPLITS
 from ensemble.images import canonical
 from ensemble.images.canonical import Plan
 from ensemble.models.backbone import Member, build_member, save_classifier
 from ensemble.models.checkpoints import hub_name
 from ensemble.models.lora import merge_lora
-from ensemble.models.members import FITTED_SPLITS
 from ensemble.training import checkpoint as unfinished
 from ensemble.training import tracking
 from ensemble.training.data_loader import Rows

@@ -12,10 +12,10 @@ from ensemble.commands.train import audit_headline
 from ensemble.core import artifacts
 from ensemble.core.errors import HubError
 from ensemble.core.preprocess_config import ImageContract
+from ensemble.data.splits import FITTED_SPLITS
 from ensemble.evaluation import report_data
 from ensemble.evaluation import report_data as report_facts
 from ensemble.models import members
-from ensemble.models.members import FITTED_SPLITS
 from export.bundle import bundle, heldout_rows, hub_bundles, operating_point
 from export.bundle.operating_point import Chosen
 from export.hub import card_scores

@@ -214,7 +214,7 @@ DECODE = """
 import sys
 from pathlib import Path
 from contextlib import nullcontext
-from ensemble import images, quiet
+from ensemble.images import decode as images, decoder_warnings as quiet
 
 with quiet.quiet_decoders() if sys.argv[1] == "1" else nullcontext():
     for file in sys.argv[2:]:

@@ -144,7 +144,7 @@ def test_packages_import_downwards_only(folder, forbidden):
         "import export.inference.infer as infer",
         "from export import Predictor",
         "from export.inference.infer import infer",
-        "def run():\n    from export import bundle",
+        "def run():\n    from export.bundle import bundle",
     ],
 )
 def test_an_upward_import_is_caught_however_it_is_written(source):

@@ -186,7 +186,7 @@ def test_scores_that_follow_the_storage_are_found_out(tmp_path, pictures):
     def by_storage(images_: list[Image.Image]) -> np.ndarray:
         return np.array(
             [
-                -storage_swap.probes.probe(image)[storage_swap.probes.BINS + storage_swap.probes.GRID.index("step")]
+                -storage_swap.pixel_traces.probe(image)[storage_swap.pixel_traces.BINS + storage_swap.pixel_traces.GRID.index("step")]
                 for image in images_
             ]
         )  # the comb's step

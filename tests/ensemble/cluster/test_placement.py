@@ -212,7 +212,7 @@ def test_what_another_command_on_the_same_run_tells_is_not_read(tmp_path, monkey
     mine, other = order(tmp_path), order(tmp_path, job="b")
     for _ in range(train_worker.TRIES):
         events.Events(other.events).tell("begin", node="a", node_id="1", attempt=1)
-    done = f"from ensemble import events; from pathlib import Path; events.Events(Path({str(mine.events)!r}))"
+    done = f"from ensemble.cluster import events; from pathlib import Path; events.Events(Path({str(mine.events)!r}))"
     outcome = f"{done}.tell('outcome', values={{'name': 'vit', 'status': 'trained'}})"
     monkeypatch.setattr(train_worker, "command", lambda order: [sys.executable, "-c", outcome])
     monkeypatch.setattr(train_worker, "_node", lambda: NODE)
@@ -236,7 +236,7 @@ def test_nodes_of_one_name_are_all_asked(tmp_path, monkeypatch, bad):
     ray = SimpleNamespace(
         exceptions=SimpleNamespace(RayError=OSError), get=lambda node, timeout: "lacks it" if node == bad else ""
     )
-    monkeypatch.setattr(train_driver.ray_cluster, "nodes", lambda ray: nodes)
+    monkeypatch.setattr(train_driver.connect, "nodes", lambda ray: nodes)
     monkeypatch.setattr(ray_look, "check_nodes", lambda *given: None)
     monkeypatch.setattr(ray_look, "at", lambda ray, node, work: SimpleNamespace(remote=lambda *given: node))
     with pytest.raises(UnavailableError, match=r"^vm \(10\.0\.0\.1\) lacks it$"):
@@ -251,7 +251,7 @@ def test_a_wait_for_room_is_said_once(tmp_path, monkeypatch):
         wait=lambda tasks, **how: (tasks if next(looks) == 7 else [], []),
         get=lambda reference: {"name": "vit", "status": "trained"},
     )
-    monkeypatch.setattr(train_driver.ray_cluster, "nodes", lambda ray: [SMALL])
+    monkeypatch.setattr(train_driver.connect, "nodes", lambda ray: [SMALL])
     monkeypatch.setattr(train_driver, "ROOM", 0.03)
     monkeypatch.setattr(train_driver, "LOOK", 0.02)
     tasks = {1: train_driver._Task("vit", tmp_path / "events", placement.Share(4, 0, 2**31))}
@@ -266,7 +266,7 @@ def test_a_wait_for_room_is_said_once(tmp_path, monkeypatch):
 
 HOLDS = """
 import sys, time
-from ensemble import ray_own
+from ensemble.cluster import local_ray as ray_own
 with ray_own.folder() as found:
     print(found, flush=True)
     time.sleep(60)
@@ -310,7 +310,7 @@ def test_a_head_that_is_gone_is_told_once(monkeypatch, capsys):
 
 def test_a_ray_of_our_own_needs_a_process_that_has_not_loaded_it():
     pytest.importorskip("ray")
-    code = "from ensemble import ray_cluster\nray_cluster.load_ray()\nwith ray_cluster.connected('local'): pass"
+    code = "from ensemble.cluster import connect as ray_cluster\nray_cluster.load_ray()\nwith ray_cluster.connected('local'): pass"
     done = run_python("-c", code)
     assert done.returncode == 1
     assert "UnavailableError: Ray was loaded in this process before" in done.stderr
@@ -399,7 +399,7 @@ def test_events_of_a_killed_job_are_removed_after_a_day(tmp_path):
 
 
 def test_other_machines_say_themselves_in_what_they_compute(monkeypatch):
-    monkeypatch.setattr(train_all.machine, "_bf16_capable", lambda device: False)
+    monkeypatch.setattr(train_all.precision, "_bf16_capable", lambda device: False)
     for device in ("cpu", "cuda"):
         train_all.check_ready([recipe(precision="bf16")], device, elsewhere=True)
     with pytest.raises(UnavailableError, match="fp16 needs a GPU"):
@@ -467,7 +467,7 @@ def test_a_member_is_trained_by_one_process_at_a_time(tmp_path):
 
 WAITS = """
 import sys, time
-from ensemble import ray_worker
+from ensemble.cluster import train_worker as ray_worker
 ray_worker.end_with_input()
 print("up", flush=True)
 while True:

@@ -63,7 +63,7 @@ def refused(run, here):
         before = {path.name for path in here.iterdir()} | {"cache"}
         with pytest.MonkeyPatch.context() as patched:
             if early:
-                patched.setattr(select_run.embed, "load_embedder", None)
+                patched.setattr(select_run.features, "load_embedder", None)
             with pytest.raises(error, match=message) as caught:
                 run(*arguments, **more)
         assert "\n" not in str(caught.value)
@@ -368,15 +368,15 @@ def test_a_pool_beyond_the_exact_limit_needs_faiss(refused, monkeypatch):
 def test_only_new_images_are_embedded_the_next_time(run, here, monkeypatch):
     run()
     seen = []
-    load = select_run.embed.load_embedder
+    load = select_run.features.load_embedder
 
     def counting(*arguments):
         embedder = load(*arguments)
-        return select_run.embed.Embedder(
+        return select_run.features.Embedder(
             **{**vars(embedder), "run": lambda pixels: (seen.append(len(pixels)), embedder.run(pixels))[1]}
         )
 
-    monkeypatch.setattr(select_run.embed, "load_embedder", counting)
+    monkeypatch.setattr(select_run.features, "load_embedder", counting)
     run()
     assert seen == []
     write_files(here / "pool", "ai/red_new.png", data=encoded(patch("red", 999)))

@@ -24,7 +24,7 @@ from ensemble.images import metadata, near_duplicates
 SLOWLY = """
 import os, signal, sys, time
 from pathlib import Path
-from ensemble import index
+from ensemble.data import index
 
 index.COMMIT = 8
 read_facts = index.read_facts

@@ -17,7 +17,7 @@ from ensemble.images.decode import decode
 LISTING = """
 import re, sys
 from pathlib import Path
-from export.inputs import read_inputs
+from ensemble.data.inputs import read_inputs
 
 def grown(since=0):  # not ru_maxrss: it starts at what the parent held
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024 - since

@@ -279,7 +279,7 @@ def test_a_missing_package_is_named(monkeypatch, url, package):
 
 
 def test_nothing_but_a_url_loads_fsspec(photos):
-    code = "import sys; from pathlib import Path; from export.inputs import read_inputs;"
+    code = "import sys; from pathlib import Path; from ensemble.data.inputs import read_inputs;"
     for source, loaded in ((f"Path({str(photos)!r})", False), ("'memory://a'", True)):
         done = run_python(
             "-c", f"{code}\ntry: read_inputs({source})\nexcept Exception: pass\nprint('fsspec' in sys.modules)"

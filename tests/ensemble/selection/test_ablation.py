@@ -193,7 +193,7 @@ def test_what_an_ablation_lacks_is_said_before_work(run, here, monkeypatch, mess
     if cut := arguments.pop("cut", 0):
         lines = (here / "labels.csv").read_text().splitlines(keepends=True)
         (here / "labels.csv").write_text("".join([lines[0], *lines[1 + cut :]]))
-    monkeypatch.setattr(select_run.embed, "load_embedder", None)
+    monkeypatch.setattr(select_run.features, "load_embedder", None)
     with pytest.raises(DataError, match=message):
         run(*arguments.pop("more", ()), **arguments)
     assert not (here / "out").exists()

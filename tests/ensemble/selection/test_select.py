@@ -21,7 +21,7 @@ def features(vectors, copies=(), seed=0):
     thumbs = rng.integers(0, 256, (len(vectors), 32, 32, 3), dtype=np.uint8)
     for row, of in copies:
         thumbs[row] = np.clip(thumbs[of].astype(int) + 1, 0, 255)
-    hashes = np.array([select.groups.perceptual_hash(thumb) for thumb in thumbs], dtype=np.uint64)
+    hashes = np.array([select.near_duplicates.perceptual_hash(thumb) for thumb in thumbs], dtype=np.uint64)
     pixels = rng.integers(0, 256, (len(vectors), 32), dtype=np.uint8)
     rows = np.arange(len(vectors))
     return Features(rows, unit(vectors), thumbs, hashes, pixels, {})
@@ -184,7 +184,7 @@ def test_a_chain_of_near_duplicates_loses_only_what_repeats(monkeypatch):
     """Row 1 is like 0 and like 2, which are not alike: with 1 passed over, both stay."""
     pool = features(angles([0, 1, 2]))
     pairs = {3: [(0, 1), (1, 2)], 2: []}
-    monkeypatch.setattr(select.groups, "near_duplicates", lambda hashes, thumbs: pairs[len(hashes)])
+    monkeypatch.setattr(select.near_duplicates, "near_duplicates", lambda hashes, thumbs: pairs[len(hashes)])
     rows = random_rows(pool, np.ones(3), np.ones(3, dtype=bool), {1: 2}, 0)
     assert len(rows) == 2
     with pytest.raises(DataError, match="the pool holds 2 ai"):

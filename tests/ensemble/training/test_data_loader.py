@@ -61,7 +61,7 @@ def seen_sizes(tmp_path, monkeypatch, geometry):
             degradations.Change(c.name, lambda i, c=c: (seen.append(i.size), c.apply(i))[1], c.scale) for c in changes
         ]
 
-    monkeypatch.setattr(data_loader.degrade, "draw", watched)
+    monkeypatch.setattr(data_loader.degradations, "draw", watched)
     contract = ImageContract(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, geometry=geometry)
     rows = Rows([tmp_path / "a.png"] * 20, np.zeros(20), contract, Augment(chance=1.0, jpeg=(50, 90)))
     assert all(rows[0, row]["pixels"].shape == (1, 32, 32, 3) for row in range(20))

@@ -16,8 +16,8 @@ from ensemble.training.distributed import Processes
 SCRIPT = """
 import sys
 import numpy as np
-from ensemble import distributed
-from ensemble.errors import DataError
+from ensemble.training import distributed
+from ensemble.core.errors import DataError
 
 processes = distributed.join("cpu")
 rows = distributed.mine(processes, 5)

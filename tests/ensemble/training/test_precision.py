@@ -13,7 +13,7 @@ from ensemble.training import precision as machine
 FAULTS = """
 import resource, sys
 import numpy as np
-from ensemble.machine import keep_freed_memory
+from ensemble.training.precision import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

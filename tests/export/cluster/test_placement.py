@@ -143,7 +143,7 @@ def test_versions_differ_by_sources_and_libraries_not_by_how_ours_are_installed(
 
 def test_what_is_here_is_told_by_the_standard_library_alone(tmp_path):
     """On a machine that has nothing of ours, too."""
-    source = (ROOT / "ensemble" / "ray_look.py").read_text(encoding="utf-8")
+    source = (ROOT / "ensemble/cluster/nodes.py").read_text(encoding="utf-8")
     (tmp_path / "seen.py").write_text(f"{source}\nprint(look(['Pillow']))", encoding="utf-8")
     done = run_python("-S", "-I", tmp_path / "seen.py")
     assert done.returncode == 0, done.stderr

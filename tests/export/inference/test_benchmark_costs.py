@@ -56,7 +56,7 @@ def test_times_are_of_an_image_in_milliseconds(tmp_path, monkeypatch):
         return Runner(member.name, member.contract, run)
 
     monkeypatch.setenv("MANYEYES_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(benchmark.bench, "score", slow)
+    monkeypatch.setattr(benchmark, "score", slow)
     monkeypatch.setattr(benchmark, "open_member", opened)
     monkeypatch.setattr(autotune, "SECONDS", 0.0)
     plan = plan_bundle(artifacts.bundle_path(exported_run(tmp_path / "run")), Wanted(), print).members

@@ -108,7 +108,7 @@ def test_a_second_process_is_refused_and_a_killed_one_blocks_nobody(tmp_path):
     output = tmp_path / "out.csv"
     hold = f"""
 from pathlib import Path
-from export import journal
+from export.inference import journal
 with journal.held(Path({str(output)!r})) as folder:
     (folder / "journal.json").write_text("kept")
     print("held", flush=True)

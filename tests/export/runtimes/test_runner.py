@@ -33,9 +33,9 @@ class Refused(socket.socket):
         raise AssertionError("a socket was opened")
 
 socket.socket = Refused
-from ensemble.contract import ImageContract
-from export.runtime import open_runner
-from export.setting import Setting
+from ensemble.core.preprocess_config import ImageContract
+from export.runtimes.runner import open_runner
+from export.runtimes.settings import Setting
 import numpy as np
 
 contract = ImageContract(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -44,7 +44,7 @@ for name in ("openvino", "onnxruntime"):
     print(runner.run(np.full((3, 8, 8, 3), 255, dtype=np.uint8)).tolist())
 """
 QUANTIZED = """
-from export.int8 import write_int8
+from export.bundle.int8 import write_int8
 
 target = pathlib.Path(sys.argv[2])
 write_int8(pathlib.Path(sys.argv[1]), target, np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8))
@@ -52,9 +52,9 @@ print(len(target.read_bytes()) > 0)
 """
 INTERRUPTED = """
 import os, pathlib, signal, sys, threading
-from ensemble.contract import ImageContract
-from export.runtime import open_runner
-from export.setting import Setting
+from ensemble.core.preprocess_config import ImageContract
+from export.runtimes.runner import open_runner
+from export.runtimes.settings import Setting
 
 contract = ImageContract(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
 runners = [open_runner("tiny", pathlib.Path(sys.argv[1]), contract, Setting("openvino"))]
