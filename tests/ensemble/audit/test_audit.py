@@ -14,6 +14,7 @@ from ensemble.audit.canonicalise import audit_data
 from ensemble.core.errors import DataError
 from ensemble.data import dataset
 from ensemble.data.sources import read_data
+from ensemble.images import pixel_traces
 
 
 @pytest.fixture(scope="module")
@@ -185,10 +186,7 @@ def test_scores_that_follow_the_storage_are_found_out(tmp_path, pictures):
 
     def by_storage(images_: list[Image.Image]) -> np.ndarray:
         return np.array(
-            [
-                -storage_swap.pixel_traces.probe(image)[storage_swap.pixel_traces.BINS + storage_swap.pixel_traces.GRID.index("step")]
-                for image in images_
-            ]
+            [-pixel_traces.probe(image)[pixel_traces.BINS + pixel_traces.GRID.index("step")] for image in images_]
         )  # the comb's step
 
     def by_picture(images_: list[Image.Image]) -> np.ndarray:

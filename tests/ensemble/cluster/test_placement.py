@@ -310,7 +310,7 @@ def test_a_head_that_is_gone_is_told_once(monkeypatch, capsys):
 
 def test_a_ray_of_our_own_needs_a_process_that_has_not_loaded_it():
     pytest.importorskip("ray")
-    code = "from ensemble.cluster import connect as ray_cluster\nray_cluster.load_ray()\nwith ray_cluster.connected('local'): pass"
+    code = "from ensemble.cluster import connect\nconnect.load_ray()\nwith connect.connected('local'): pass"
     done = run_python("-c", code)
     assert done.returncode == 1
     assert "UnavailableError: Ray was loaded in this process before" in done.stderr
