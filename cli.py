@@ -11,7 +11,7 @@ import sys
 
 import click
 
-from ensemble.core.errors import ManyeyesError, shown
+from ensemble.core.errors import ManyeyesError, escape_control
 
 # command -> (module, line for --help)
 COMMANDS = {
@@ -82,7 +82,7 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except ManyeyesError as error:
-        click.echo("\n".join(map(shown, f"Error: {error}".split("\n"))), err=True)
+        click.echo("\n".join(map(escape_control, f"Error: {error}".split("\n"))), err=True)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         click.echo("Stopped. What was finished is kept; the same command goes on from there.", err=True)

@@ -25,13 +25,13 @@ from torchvision.transforms.v2 import functional as tv
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from ensemble.core.preprocess_config import ImageContract  # noqa: E402
+from ensemble.core.preprocess_config import PreprocessConfig  # noqa: E402
 from ensemble.core.recipe import Augment  # noqa: E402
 from ensemble.core.recipe_files import find_recipes, load_recipes  # noqa: E402
 from ensemble.data.demo_data import packaged_photos  # noqa: E402
 from ensemble.data.files import list_images  # noqa: E402
 from ensemble.images import decode, degradations  # noqa: E402
-from ensemble.training.data_loader import Rows  # noqa: E402
+from ensemble.training.data_loader import TrainDataset  # noqa: E402
 
 TILE = 256  # pixels
 SIZE = 224  # of a member's input
@@ -116,8 +116,8 @@ def whole(pictures: Sequence[Image.Image], augments: dict[str, Augment], folder:
 
 def delivered(files: Sequence[Path], augment: Augment, geometry: str, epochs: int) -> float:
     """Images a second of processor time."""
-    contract = ImageContract(size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3, geometry=geometry)
-    rows = Rows(files, np.zeros(len(files)), contract, augment)
+    contract = PreprocessConfig(size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3, geometry=geometry)
+    rows = TrainDataset(files, np.zeros(len(files)), contract, augment)
     spent = 0.0
     for rows.epoch in range(epochs):
         spent += sum(seconds(rows.__getitem__, row) for row in range(len(files)))

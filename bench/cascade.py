@@ -24,7 +24,7 @@ from ensemble.commands import options  # noqa: E402
 from ensemble.core import bootstrap  # noqa: E402
 from ensemble.core.errors import ManyeyesError  # noqa: E402
 from ensemble.data import sources  # noqa: E402
-from ensemble.data.sources import Labelled  # noqa: E402
+from ensemble.data.sources import LabelledImage  # noqa: E402
 
 SPEED = re.compile(r", ([\d,.]+) images per second$", re.MULTILINE)
 
@@ -53,7 +53,7 @@ def score(arguments: argparse.Namespace, listed: Path, output: Path, *more: str)
 
 
 def measure(
-    arguments: argparse.Namespace, items: list[Labelled]
+    arguments: argparse.Namespace, items: list[LabelledImage]
 ) -> tuple[dict[str, list[float]], dict[str, np.ndarray], str]:
     """Images per second by round, the targets of the images, and what the cascade's last run printed."""
     ways = {"full stack": (), "cascade": ("--cascade", arguments.tolerance)}

@@ -67,12 +67,12 @@ def measure(stage: str, folder: Path) -> None:
         plain_loop(files)
     else:
         from ensemble.data import dataset
-        from ensemble.data.sources import Labelled
+        from ensemble.data.sources import LabelledImage
         from ensemble.data.splits import Fractions
 
         names = [path.relative_to(folder).as_posix() for path in files]
         # one label for all copies of an image
-        items = [Labelled(name, str(folder), name, hash_label(name)) for name in names]
+        items = [LabelledImage(name, str(folder), name, hash_label(name)) for name in names]
         kept, indexed = dataset.index_items(items)
         if stage == "groups":
             near = dataset.near_pairs(indexed)

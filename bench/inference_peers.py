@@ -219,12 +219,12 @@ SIDES = {
 
 def _ensemble(job: Job) -> tuple[Any, str]:
     from export.inference import predictor
-    from export.runtimes.settings import Wanted
+    from export.runtimes.settings import RuntimeOptions
 
     lines: list[str] = []
     name, _, batch = job.choice.partition(":")
     runtime = "auto" if name == "tune" else name
-    wanted = Wanted(runtime, job.precision, job.device, int(batch) if batch else None, tune=name == "tune")
+    wanted = RuntimeOptions(runtime, job.precision, job.device, int(batch) if batch else None, tune=name == "tune")
     return predictor.load_bundle(Path(job.bundle), wanted, lines.append), "; ".join(lines)
 
 

@@ -44,7 +44,7 @@ from inference_peers import Job, peak_mib, start  # noqa: E402
 
 from ensemble.core import artifacts  # noqa: E402
 from ensemble.core.parallel import available_cores  # noqa: E402
-from ensemble.core.preprocess_config import ImageContract  # noqa: E402
+from ensemble.core.preprocess_config import PreprocessConfig  # noqa: E402
 from ensemble.images.decode import decode, to_pixels  # noqa: E402
 from export.bundle import bundle as bundles  # noqa: E402
 from export.bundle import int8  # noqa: E402
@@ -117,7 +117,7 @@ def add_int8(bundle: Path, photos: Path) -> None:
             continue
         source, by = bundle / entry["file"], int8.quantizer(symmetric=False)
         print(f"{name}: quantizing {source.stat().st_size >> 20} MiB with {by}, {len(files)} photographs", flush=True)
-        contract, started = ImageContract.from_dict(entry["contract"]), time.monotonic()
+        contract, started = PreprocessConfig.from_dict(entry["contract"]), time.monotonic()
         pixels = np.concatenate([to_pixels(decode(file), contract)[:1] for file in files])
         target = f"members/{name}.int8.onnx"
         int8.write_int8(source, bundle / target, pixels, read_layers(source)[-1].nodes)

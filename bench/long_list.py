@@ -28,7 +28,7 @@ def listed(count: int, place: Path) -> None:
     """List `count` rows to `place`, and tell what it took."""
     began = time.perf_counter()
     found = (
-        image_list.Row(
+        image_list.ImageEntry(
             f"{row:09}", f"s3://bucket/shards/{row // TAR:05}.tar:{row:09}.jpg", 47_104, -1, row % TAR * 47_616 + 512
         )
         for row in range(count)
@@ -48,7 +48,7 @@ def sizes(folder: Path) -> None:
     members = ("swin_tiny", "swinv2_tiny", "vit_base_clip_384", "swin_base", "convnext_large_384")
     opened = journal.Journal(folder, members, journal.ROWS, "0" * 64)
     logits = draw.normal(size=(journal.ROWS, len(members))).astype(np.float32)
-    shard = journal.encoded(opened, 0, journal.Rows(names[: journal.ROWS], logits, {}))
+    shard = journal.encoded(opened, 0, journal.ScoredBatch(names[: journal.ROWS], logits, {}))
     outputs.write_scores(folder / "scores.csv", [outputs.Scores(names, draw.random(len(names)))])
     line = (folder / "scores.csv").stat().st_size / len(names)
     print(f"a shard of {journal.ROWS} rows and five members: {len(shard):,} bytes; a line of scores: {line:.1f} bytes")

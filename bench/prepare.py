@@ -24,18 +24,18 @@ from PIL import Image, features
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from ensemble.core.preprocess_config import ImageContract  # noqa: E402
+from ensemble.core.preprocess_config import PreprocessConfig  # noqa: E402
 from ensemble.data.files import list_images  # noqa: E402
 from ensemble.images import decode  # noqa: E402
 
 HALF = (0.5, 0.5, 0.5)
-SWIN = ImageContract(size=224, mean=HALF, std=HALF)
+SWIN = PreprocessConfig(size=224, mean=HALF, std=HALF)
 MEMBERS = {
-    "ViT 384 centre crop": ImageContract(size=384, mean=HALF, std=HALF, geometry="center_crop"),
+    "ViT 384 centre crop": PreprocessConfig(size=384, mean=HALF, std=HALF, geometry="center_crop"),
     "Swin-T 224": SWIN,
     "Swin-B 224": SWIN,
-    "SwinV2 256": ImageContract(size=256, mean=HALF, std=HALF),
-    "ConvNeXt 384": ImageContract(size=384, mean=HALF, std=HALF),
+    "SwinV2 256": PreprocessConfig(size=256, mean=HALF, std=HALF),
+    "ConvNeXt 384": PreprocessConfig(size=384, mean=HALF, std=HALF),
 }
 SIZES = ((512, 384), (256, 256))
 

@@ -26,7 +26,7 @@ from ensemble.core.errors import ImageError  # noqa: E402
 from ensemble.data.files import list_images  # noqa: E402
 from ensemble.images import decode  # noqa: E402
 from ensemble.selection import ablation, select  # noqa: E402
-from ensemble.selection.run import Job, Result, ablate_selection, select_images  # noqa: E402
+from ensemble.selection.run import Result, SelectOptions, ablate_selection, select_images  # noqa: E402
 
 TILE = 256  # pixels, as the benchmark's own
 SMALLEST = 400  # shorter side of a photograph that crops are taken from
@@ -50,7 +50,7 @@ def main() -> None:
         train = options.data / "train" / "train.csv"
         count = options.distractors or len(pd.read_csv(train))
         distractors = write_distractors(photographs(options.photos), work / "distractors", count, options.seed)
-        job = Job(
+        job = SelectOptions(
             test=options.data / "test" / "test.csv",
             pools=[train, distractors],
             count=options.count,
@@ -62,10 +62,10 @@ def main() -> None:
             overrides=options.overrides,
             seed=options.seed,
         )
-        run(job if options.ablate else Job(**{**vars(job), "test_labels": None}), options)
+        run(job if options.ablate else SelectOptions(**{**vars(job), "test_labels": None}), options)
 
 
-def run(job: Job, options: argparse.Namespace) -> None:
+def run(job: SelectOptions, options: argparse.Namespace) -> None:
     started = time.perf_counter()
     result = select_images(job, lambda line: None)
     material = result.material

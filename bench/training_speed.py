@@ -49,10 +49,10 @@ from ensemble.data.demo_data import packaged_photos  # noqa: E402
 from ensemble.data.files import list_images  # noqa: E402
 from ensemble.models.backbone import Member, build_member  # noqa: E402
 from ensemble.training import precision as machine  # noqa: E402
-from ensemble.training.data_loader import AHEAD, Rows  # noqa: E402
-from ensemble.training.distributed import Processes  # noqa: E402
-from ensemble.training.live_progress import Board  # noqa: E402
-from ensemble.training.loop import Job, fit  # noqa: E402
+from ensemble.training.data_loader import AHEAD, TrainDataset  # noqa: E402
+from ensemble.training.distributed import ProcessGroup  # noqa: E402
+from ensemble.training.live_progress import LiveProgress  # noqa: E402
+from ensemble.training.loop import FitConfig, fit  # noqa: E402
 from ensemble.training.tracking import Trackers  # noqa: E402
 from ensemble.training.validation import Reading  # noqa: E402
 
@@ -127,7 +127,7 @@ class Enough(BaseException):
     """All steps are measured; the epoch need not end."""
 
 
-class OurClock(Board):
+class OurClock(LiveProgress):
     """The board of a run, which also notes when steps ended."""
 
     def __init__(self, last: int) -> None:
@@ -164,7 +164,7 @@ def their_rate(recipe: Recipe, files: list[Path], batch: int, steps: int, precis
 
 def our_rate(recipe: Recipe, files: list[Path], batch: int, steps: int, precision: str) -> float:
     machine.keep_freed_memory()
-    processes = Processes(device="cuda" if torch.cuda.is_available() else "cpu")
+    processes = ProcessGroup(device="cuda" if torch.cuda.is_available() else "cpu")
     on_cpu = processes.kind == "cpu"
     train = recipe.train.model_copy(update={"batch_size": batch, "precision": precision})
     # loaders work ahead of the last step too, as they do amid an epoch
@@ -172,14 +172,14 @@ def our_rate(recipe: Recipe, files: list[Path], batch: int, steps: int, precisio
     keep = psutil.virtual_memory().available // 4 if on_cpu else 0
     member = build_member(recipe, None)
     shown = [files[row % len(files)] for row in range(count)]
-    rows = Rows(shown, np.arange(count) % 2, member.contract, recipe.augment, keep=keep)
+    rows = TrainDataset(shown, np.arange(count) % 2, member.contract, recipe.augment, keep=keep)
     if on_cpu:
         for row in range(count):
             rows[0, row]  # as a first epoch leaves them
     clock = OurClock(WARM_UP + steps)
     with tempfile.TemporaryDirectory() as work, suppress(Enough):
         recipe = recipe.model_copy(update={"train": train})
-        job = Job(recipe, rows, None, Reading(None, 0), 1, Path(work), 0, processes)
+        job = FitConfig(recipe, rows, None, Reading(None, 0), 1, Path(work), 0, processes)
         fit(member, job, clock, lambda done: Trackers(None, []))
     return rate(clock.steps)
 

@@ -16,8 +16,8 @@ from ensemble.audit.checks import Finding
 from ensemble.audit.metadata_classifier import CONTENT_C, PROBED, SPECTRUM_C, WARN, Probe, thumb_table
 from ensemble.core.errors import DataError
 from ensemble.data import dataset
-from ensemble.data.index import Indexed
-from ensemble.data.sources import Labelled, Skipped
+from ensemble.data.index import FileIndex
+from ensemble.data.sources import LabelledImage, Skipped
 from ensemble.images import pixel_traces
 
 BLOCK = 0.60  # balanced accuracy: the null's interval must reach below it
@@ -60,8 +60,8 @@ class Audited:
     """An audit with what it was made from, for the page."""
 
     audit: Audit
-    items: list[Labelled]
-    indexed: Indexed
+    items: list[LabelledImage]
+    indexed: FileIndex
     labels: np.ndarray
     groups: np.ndarray
     probed: np.ndarray  # rows whose pixels were probed
@@ -69,8 +69,8 @@ class Audited:
 
 
 def audit(
-    items: list[Labelled],
-    indexed: Indexed,
+    items: list[LabelledImage],
+    indexed: FileIndex,
     near: Sequence[tuple[int, int]],
     skipped: Skipped | None = None,
     notes: Sequence[str] = (),
@@ -182,7 +182,7 @@ _PIXEL_PROBES = {
 
 
 def _pixel_findings(
-    indexed: Indexed, labels: np.ndarray, groups: np.ndarray, rows: np.ndarray, traces: pd.DataFrame
+    indexed: FileIndex, labels: np.ndarray, groups: np.ndarray, rows: np.ndarray, traces: pd.DataFrame
 ) -> list[Finding]:
     found = list(checks.jpeg_in_lossless(indexed.headers.iloc[rows], traces, labels[rows]))
     content = metadata_classifier.probe_table(

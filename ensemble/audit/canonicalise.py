@@ -105,7 +105,7 @@ def explain(written: Written, frame: pd.DataFrame) -> list[str]:
 
 
 def audit_data(
-    items: Sequence[sources.Labelled],
+    items: Sequence[sources.LabelledImage],
     notes: Sequence[str],
     skipped: sources.Skipped | None = None,
     against: Path | None = None,

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from ensemble.core import metrics
-from ensemble.core.errors import some
+from ensemble.core.errors import join_limited
 from ensemble.core.names import LABELS, NEGATIVE_NAMES, POSITIVE_NAMES
 from ensemble.data import dataset
-from ensemble.data.index import Indexed
-from ensemble.data.sources import Labelled, Skipped
+from ensemble.data.index import FileIndex
+from ensemble.data.sources import LabelledImage, Skipped
 
 NUMBERED = 0.9  # AUROC of the numbers in file names that is worth a note
 BOUND = 0.30  # Cramer's V between class and source that is worth a warning
@@ -34,7 +34,7 @@ class Finding:
         return f"  {self.severity:5}  {self.kind}: {self.text}"
 
 
-def duplicates(items: Sequence[Labelled], indexed: Indexed, near: Sequence[tuple[int, int]]) -> list[Finding]:
+def duplicates(items: Sequence[LabelledImage], indexed: FileIndex, near: Sequence[tuple[int, int]]) -> list[Finding]:
     """Copies and near-duplicates: across the classes, and across groups that the user gave."""
     pixels = list(indexed.facts["pixels"])
     copies, conflicts = dataset.equal_pairs(pixels), dataset.conflicting(items, pixels)
@@ -65,11 +65,11 @@ def duplicates(items: Sequence[Labelled], indexed: Indexed, near: Sequence[tuple
     return found
 
 
-def _pairs(items: Sequence[Labelled], pairs: Sequence[tuple[int, int]]) -> str:
-    return some((f"{items[a].id} and {items[b].id}" for a, b in pairs), 2)
+def _pairs(items: Sequence[LabelledImage], pairs: Sequence[tuple[int, int]]) -> str:
+    return join_limited((f"{items[a].id} and {items[b].id}" for a, b in pairs), 2)
 
 
-def sources(items: Sequence[Labelled]) -> list[Finding]:
+def sources(items: Sequence[LabelledImage]) -> list[Finding]:
     """Sources of one class alone, and class bound to source."""
     table = pd.crosstab(np.array([item.source or "" for item in items]), np.array([item.label for item in items]))
     if len(table) < 2 or table.shape[1] < 2:
@@ -78,7 +78,7 @@ def sources(items: Sequence[Labelled]) -> list[Finding]:
     single = table[(table == 0).any(axis=1)]
     strength = cramers_v(table.to_numpy())
     if len(single):
-        names = some(
+        names = join_limited(
             f"{name} ({LABELS[int(row.to_numpy().argmax())]} {int(row.sum())})" for name, row in single.iterrows()
         )
         text = f"{len(single)} of {len(table)} sources hold one class alone: {names}; Cramer's V {strength:.2f}"
@@ -105,7 +105,7 @@ def cramers_v(counts: np.ndarray) -> float:
     return float(min(1.0, (phi2 / max(min(r - 1, k - 1), 1e-12)) ** 0.5))
 
 
-def polarity(items: Sequence[Labelled], headers: pd.DataFrame, notes: Sequence[str]) -> list[Finding]:
+def polarity(items: Sequence[LabelledImage], headers: pd.DataFrame, notes: Sequence[str]) -> list[Finding]:
     """Signs that the labels are the wrong way round, and a request to confirm how they were read."""
     labels = np.array([item.label for item in items])
     found = []
@@ -129,14 +129,14 @@ def polarity(items: Sequence[Labelled], headers: pd.DataFrame, notes: Sequence[s
     return found
 
 
-def _named(item: Labelled) -> int:
+def _named(item: LabelledImage) -> int:
     """1 or 0 if the words of an image's path speak of one class alone, else -1."""
     words = set("".join(c if c.isalnum() else " " for c in item.path.rpartition(".")[0]).casefold().split())
     ai, real = bool(words & POSITIVE_NAMES), bool(words & NEGATIVE_NAMES)
     return -1 if ai == real else int(ai)
 
 
-def numbering(items: Sequence[Labelled]) -> list[Finding]:
+def numbering(items: Sequence[LabelledImage]) -> list[Finding]:
     """File names whose numbers go with the class: one class was numbered after the other."""
     labels = np.array([item.label for item in items])
     digits = ["".join(re.findall(r"\d", item.path.rpartition("/")[2]))[-12:] for item in items]
@@ -149,14 +149,14 @@ def numbering(items: Sequence[Labelled]) -> list[Finding]:
     ]
 
 
-def left_out(indexed: Indexed, skipped: Skipped | None) -> list[Finding]:
+def left_out(indexed: FileIndex, skipped: Skipped | None) -> list[Finding]:
     """Broken files, and kinds of images that cannot be read."""
     found = []
     if indexed.errors:
-        text = f"{len(indexed.errors)} images cannot be read: {some(indexed.errors.values(), 3)}"
+        text = f"{len(indexed.errors)} images cannot be read: {join_limited(indexed.errors.values(), 3)}"
         found.append(Finding("corrupt", "warn", text))
     if skipped:
-        kinds = some(f"{count} {suffix} in {folder}" for (folder, suffix), count in sorted(skipped.items()))
+        kinds = join_limited(f"{count} {suffix} in {folder}" for (folder, suffix), count in sorted(skipped.items()))
         found.append(
             Finding("skipped", "warn", f"images of a kind that cannot be read are left out: {kinds}; convert them")
         )

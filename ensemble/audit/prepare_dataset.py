@@ -13,8 +13,8 @@ from ensemble.audit import train_test_shift as other
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
 from ensemble.data import dataset, splits
-from ensemble.data.index import Indexed
-from ensemble.data.sources import Labelled
+from ensemble.data.index import FileIndex
+from ensemble.data.sources import LabelledImage
 from ensemble.data.splits import Fractions
 from ensemble.images import canonical
 
@@ -22,7 +22,7 @@ Say = Callable[[str], object]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class DatasetOptions:
     """What the user asks of a run's data; the names are those of the options."""
 
     fractions: Fractions
@@ -39,7 +39,7 @@ class Wanted:
     notes: tuple[str, ...] = ()
 
 
-def prepare(run: Path, data: Sequence[Labelled], wanted: Wanted, say: Say) -> pd.DataFrame:
+def prepare(run: Path, data: Sequence[LabelledImage], wanted: DatasetOptions, say: Say) -> pd.DataFrame:
     """Index and audit the data, write the run's dataset.parquet and audit.json, say what is in it.
 
     Raises DataError for data that cannot be used, also where metadata alone gives the class
@@ -68,8 +68,8 @@ def prepare(run: Path, data: Sequence[Labelled], wanted: Wanted, say: Say) -> pd
 
 
 def _compare(
-    items: list[Labelled], indexed: Indexed, test: other.Test, wanted: Wanted, say: Say
-) -> tuple[list[Labelled], Indexed]:
+    items: list[LabelledImage], indexed: FileIndex, test: other.Test, wanted: DatasetOptions, say: Say
+) -> tuple[list[LabelledImage], FileIndex]:
     """Say what tells the data from the test, and leave out what they share if that is asked for."""
     shared = other.overlapping(indexed, test)
     names = np.array([item.group or item.id for item in items], dtype=object)
@@ -84,8 +84,8 @@ def _compare(
 def _audit(
     run: Path,
     frame: pd.DataFrame,
-    items: list[Labelled],
-    indexed: Indexed,
+    items: list[LabelledImage],
+    indexed: FileIndex,
     near: Sequence[tuple[int, int]],
     notes: Sequence[str],
 ) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _audit(
     return found
 
 
-def _write_plan(run: Path, frame: pd.DataFrame, indexed: Indexed, wanted: bool, say: Say) -> None:
+def _write_plan(run: Path, frame: pd.DataFrame, indexed: FileIndex, wanted: bool, say: Say) -> None:
     path = artifacts.canonical_path(run)
     if not wanted:
         path.unlink(missing_ok=True)

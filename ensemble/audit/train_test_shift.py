@@ -14,9 +14,9 @@ import pandas as pd
 from ensemble.audit import metadata_classifier
 from ensemble.audit.checks import Finding, by_class
 from ensemble.audit.metadata_classifier import CONTENT_C, PROBED, SPECTRUM_C, WARN, thumb_table
-from ensemble.core.errors import DataError, some
+from ensemble.core.errors import DataError, join_limited
 from ensemble.data import files, sources
-from ensemble.data.index import Indexed, index_files
+from ensemble.data.index import FileIndex, index_files
 from ensemble.images import near_duplicates, pixel_traces
 
 
@@ -26,7 +26,7 @@ class Test:
 
     names: list[str]
     files: list[Path]
-    indexed: Indexed
+    indexed: FileIndex
 
 
 def read_test(path: Path, images: Path | None = None) -> Test:
@@ -43,11 +43,11 @@ def read_test(path: Path, images: Path | None = None) -> Test:
         raise DataError(f"{path} holds no images")
     indexed = index_files(found, label="index test")
     if not len(indexed.rows):
-        raise DataError(f"no image of {path} can be read: {some(indexed.errors.values(), 3)}")
+        raise DataError(f"no image of {path} can be read: {join_limited(indexed.errors.values(), 3)}")
     return Test([names[i] for i in indexed.rows], [found[i] for i in indexed.rows], indexed)
 
 
-def overlapping(indexed: Indexed, test: Test) -> list[tuple[int, int]]:
+def overlapping(indexed: FileIndex, test: Test) -> list[tuple[int, int]]:
     """Positions (training, test) of images that show the same picture, one pair a training image."""
     by_pixels = {value: i for i, value in enumerate(test.indexed.facts["pixels"])}
     pairs = [(i, by_pixels[value]) for i, value in enumerate(indexed.facts["pixels"]) if value in by_pixels]
@@ -57,8 +57,8 @@ def overlapping(indexed: Indexed, test: Test) -> list[tuple[int, int]]:
 
 
 def compare(
-    items: Sequence[sources.Labelled],
-    indexed: Indexed,
+    items: Sequence[sources.LabelledImage],
+    indexed: FileIndex,
     group_names: np.ndarray,
     test: Test,
     shared: Sequence[tuple[int, int]],
@@ -66,10 +66,10 @@ def compare(
     """What training and test differ in, and the pictures they share (`overlapping`)."""
     found = []
     if test.indexed.errors:
-        text = f"{len(test.indexed.errors)} test images cannot be read: {some(test.indexed.errors.values(), 3)}"
+        text = f"{len(test.indexed.errors)} test images cannot be read: {join_limited(test.indexed.errors.values(), 3)}"
         found.append(Finding("corrupt", "warn", text))
     if shared:
-        pairs = some((f"{items[a].id} and {test.names[b]}" for a, b in shared), 3)
+        pairs = join_limited((f"{items[a].id} and {test.names[b]}" for a, b in shared), 3)
         text = f"{len(shared)} training images are in the test too, or nearly ({pairs}); see --exclude-overlap"
         found.append(Finding("overlap", "warn", text))
     rng = np.random.default_rng(0)
@@ -120,8 +120,8 @@ def _probe(
 
 
 def without(
-    items: Sequence[sources.Labelled], indexed: Indexed, shared: Sequence[tuple[int, int]]
-) -> tuple[list[sources.Labelled], Indexed]:
+    items: Sequence[sources.LabelledImage], indexed: FileIndex, shared: Sequence[tuple[int, int]]
+) -> tuple[list[sources.LabelledImage], FileIndex]:
     """The images that do not overlap with the test."""
     gone = {row for row, _ in shared}
     keep = np.array([row for row in range(len(items)) if row not in gone], dtype=np.int64)

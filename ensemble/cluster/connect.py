@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from ensemble.cluster import local_ray
-from ensemble.core.errors import UnavailableError, in_one_line
+from ensemble.core.errors import UnavailableError, error_line
 
 CONNECTS, ANSWERS = 5, 30  # seconds
 LOOKS, MISSES = 5.0, 3  # seconds between two looks for the head; in vain, until it is gone
@@ -176,7 +176,7 @@ def _check(address: str) -> None:
         try:
             socket.create_connection((host.strip("[]"), int(port)), CONNECTS).close()
         except (OSError, OverflowError, ValueError) as error:  # ValueError: a port of thousands of digits, a bad name
-            why = in_one_line(getattr(error, "strerror", None) or error)
+            why = error_line(getattr(error, "strerror", None) or error)
             raise UnavailableError(f"no Ray cluster at {address} ({why}); {start}") from None
     try:
         trial = subprocess.run(  # noqa: S603  # our own words; the address is an argument
@@ -190,5 +190,5 @@ def _check(address: str) -> None:
             "RAY_AUTH_TOKEN_PATH here as on its machines"
         )
     if trial.returncode:
-        why = in_one_line(trial.stderr.strip().rpartition("\n")[2])
+        why = error_line(trial.stderr.strip().rpartition("\n")[2])
         raise UnavailableError(f"no Ray cluster can be used at {address} ({why}); {start}")

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ensemble.core.errors import UnavailableError, in_one_line
+from ensemble.core.errors import UnavailableError, error_line
 from ensemble.core.parallel import available_cores
 
 OBJECT_STORE = 256 << 20  # bytes: what is on its way is small, and the rest goes to disk
@@ -77,7 +77,7 @@ def start(ray: Any, folder: Path) -> None:
                 _temp_dir=str(folder / "r"),  # Ray opens its own folder to all users: one that others cannot come to
             )
     except Exception as error:  # of many kinds: no memory, no ports, a path that is too long
-        why = in_one_line(LOGS.sub("", str(error)))
+        why = error_line(LOGS.sub("", str(error)))
         raise UnavailableError(f"Ray could not be started here: {why}; {REMEDY}") from None
 
 

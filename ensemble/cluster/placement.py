@@ -12,7 +12,7 @@ WEIGHTS = 6  # times those of its weights: gradients, two moments, their average
 
 
 @dataclass(frozen=True)
-class Share:
+class ResourceRequest:
     """What one member's task asks for; memory in bytes. gpus is 0 on CPUs."""
 
     cpus: int
@@ -55,7 +55,7 @@ def shares(
     nodes: Sequence[Node],
     device: str,
     cpus_per_member: int | None = None,
-) -> dict[str, Share]:
+) -> dict[str, ResourceRequest]:
     """Each member's share, by name. weights: bytes of each one's.
 
     On CPUs as many as let all members run at once, or as many of them as memory does; at least 1. On GPUs the CPUs
@@ -68,7 +68,7 @@ def shares(
         gpus = recipe.train.gpus if device == "cuda" else 0
         cpus = cpus_per_member or (cpus_beside(gpus, nodes) if gpus else at_once)
         most = max((node.memory for node in nodes if node.cpus >= cpus and node.gpus >= gpus), default=0)
-        found[recipe.name] = Share(cpus, gpus, min(needed[recipe.name], most))
+        found[recipe.name] = ResourceRequest(cpus, gpus, min(needed[recipe.name], most))
     return found
 
 
@@ -77,7 +77,7 @@ def cpus_each(members: int, nodes: Sequence[Node], memory: int = 0) -> int:
     memory = min(memory, max((node.memory for node in nodes), default=0))
 
     def at_once(cpus: int) -> int:
-        return min(sum(fits(Share(cpus, 0, memory), node) for node in nodes), members)
+        return min(sum(fits(ResourceRequest(cpus, 0, memory), node) for node in nodes), members)
 
     largest = max((node.cpus for node in nodes), default=1)
     return max((cpus for cpus in range(1, largest + 1) if at_once(cpus) >= at_once(1)), default=1)
@@ -88,24 +88,24 @@ def cpus_beside(gpus: int, nodes: Sequence[Node]) -> int:
     return min((max(node.cpus * gpus // node.gpus, 1) for node in nodes if node.gpus >= gpus), default=1)
 
 
-def together(share: Share, members: int, nodes: Sequence[Node]) -> int:
+def together(share: ResourceRequest, members: int, nodes: Sequence[Node]) -> int:
     """How many such members may be on one node at once, of so many in all."""
     return max(min(max(fits(share, node) for node in nodes), members), 1)
 
 
-def slots(shares: Iterable[Share], nodes: Sequence[Node]) -> int:
+def slots(shares: Iterable[ResourceRequest], nodes: Sequence[Node]) -> int:
     """How many members of these shares the cluster trains at once, at most; 0 where it has no room for one."""
     each = list(shares)
     return min(sum(max((fits(share, node) for share in each), default=0) for node in nodes), len(each))
 
 
-def fits(share: Share, node: Node) -> int:
+def fits(share: ResourceRequest, node: Node) -> int:
     """How many members with this share the node holds at once."""
     both = [(node.cpus, share.cpus), (node.gpus, share.gpus), (node.memory, share.memory)]
     return min(has // needs for has, needs in both if needs)
 
 
-def asked(share: Share) -> str:
+def asked(share: ResourceRequest) -> str:
     """A share in words: '2 CPUs, 1 GPUs, 3.0 GiB of memory'."""
     gpus = f", {share.gpus} GPUs" if share.gpus else ""
     return f"{share.cpus} CPUs{gpus}, {share.memory / 2**30:.1f} GiB of memory"

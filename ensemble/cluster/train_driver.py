@@ -12,15 +12,15 @@ from typing import Any
 
 from ensemble.cluster import connect, events, placement, train_worker
 from ensemble.cluster import nodes as ray_look
-from ensemble.cluster.placement import Share
-from ensemble.cluster.train_worker import Order
+from ensemble.cluster.placement import ResourceRequest
+from ensemble.cluster.train_worker import TrainRequest
 from ensemble.core import artifacts
 from ensemble.core.errors import ManyeyesError, UnavailableError, first_line
 from ensemble.core.recipe import Recipe
 from ensemble.models import checkpoints
-from ensemble.training.live_progress import Board
+from ensemble.training.live_progress import LiveProgress
 from ensemble.training.train_all import Outcome
-from ensemble.training.train_member import Say, Setup
+from ensemble.training.train_member import Say, TrainContext
 
 LOOK = 0.5  # seconds between two looks at what the tasks tell
 NODES = 5.0  # seconds between two looks at which nodes live
@@ -53,7 +53,7 @@ def train_members(
     todo: Sequence[Recipe],
     weights: Mapping[str, int],
     run: Path,
-    setup: Setup,
+    setup: TrainContext,
     say: Say,
     leads: Mapping[str, str],
 ) -> list[Outcome]:
@@ -64,7 +64,7 @@ def train_members(
     """
     clock = _Clock()
     outcomes = {recipe.name: Outcome(recipe.name, "unchanged") for recipe in recipes}
-    with Board([recipe.name for recipe in recipes], say, clock=clock, several=True) as board:
+    with LiveProgress([recipe.name for recipe in recipes], say, clock=clock, several=True) as board:
         for recipe in recipes:
             if recipe not in todo:
                 board.say(leads[recipe.name])
@@ -115,7 +115,7 @@ class _Task:
 
     name: str
     path: Path  # of its events
-    share: Share
+    share: ResourceRequest
     read: int = 0  # bytes of its events
     node: str = ""  # where it is, by id
     ahead: float = 0.0  # seconds that its clock is ahead of this process's
@@ -123,8 +123,8 @@ class _Task:
 
 
 def _orders(
-    cluster: Cluster, todo: Sequence[Recipe], weights: Mapping[str, int], run: Path, setup: Setup
-) -> tuple[dict[str, Order], dict[str, Share]]:
+    cluster: Cluster, todo: Sequence[Recipe], weights: Mapping[str, int], run: Path, setup: TrainContext
+) -> tuple[dict[str, TrainRequest], dict[str, ResourceRequest]]:
     nodes = connect.nodes(cluster.ray)
     placement.check(todo, nodes, cluster.device, cluster.cpus)  # they may be others than at the start
     shares = placement.shares(todo, weights, nodes, cluster.device, cluster.cpus)
@@ -135,7 +135,7 @@ def _orders(
     job = secrets.token_hex(4)
     data, versions = artifacts.file_sha256(artifacts.dataset_path(run)), ray_look.look(train_worker.PACKAGES)
     orders = {
-        recipe.name: Order(
+        recipe.name: TrainRequest(
             job=job,
             recipe=recipe.model_dump(mode="json"),
             run=str(run),
@@ -156,7 +156,7 @@ def _orders(
     return orders, shares
 
 
-def _check_nodes(cluster: Cluster, orders: Sequence[Order], shares: Mapping[str, Share]) -> None:
+def _check_nodes(cluster: Cluster, orders: Sequence[TrainRequest], shares: Mapping[str, ResourceRequest]) -> None:
     """UnavailableError that names the first node where members would fail; others that join later check themselves."""
     ray, run, data = cluster.ray, Path(orders[0].run), orders[0].data_sha256
     asked = {}
@@ -176,7 +176,7 @@ def _check_nodes(cluster: Cluster, orders: Sequence[Order], shares: Mapping[str,
             raise UnavailableError(f"{node.name} {why}")
 
 
-def _submit(ray: Any, order: Order, share: Share) -> Any:
+def _submit(ray: Any, order: TrainRequest, share: ResourceRequest) -> Any:
     """The task's reference. Ray repeats it when its node, worker or process is lost, not for an error of ours."""
     task = ray.remote(
         num_cpus=share.cpus,
@@ -190,7 +190,7 @@ def _submit(ray: Any, order: Order, share: Share) -> Any:
 
 
 def _follow(
-    ray: Any, tasks: dict[Any, _Task], board: Board, clock: _Clock, leads: Mapping[str, str]
+    ray: Any, tasks: dict[Any, _Task], board: LiveProgress, clock: _Clock, leads: Mapping[str, str]
 ) -> Iterator[Outcome]:
     """Outcomes as they come; meanwhile the board is told what the members tell. Finished tasks leave `tasks`."""
     looked = time.monotonic()
@@ -215,7 +215,7 @@ def _follow(
             _miss_nodes(ray, list(tasks.values()), board)
 
 
-def _replay(task: _Task, board: Board, clock: _Clock, leads: Mapping[str, str]) -> None:
+def _replay(task: _Task, board: LiveProgress, clock: _Clock, leads: Mapping[str, str]) -> None:
     """Tell the board what a member told since the last time, at the times when it did."""
     found, task.read = events.read(task.path, task.read)
     if not found:
@@ -249,7 +249,7 @@ def _outcome(ray: Any, reference: Any, task: _Task) -> Outcome:
         return Outcome(task.name, "failed", error=first_line(getattr(error, "cause", None) or error))
 
 
-def _miss_nodes(ray: Any, tasks: Sequence[_Task], board: Board) -> None:
+def _miss_nodes(ray: Any, tasks: Sequence[_Task], board: LiveProgress) -> None:
     """Say which members' nodes are gone: Ray repeats them where there is room."""
     alive = {node.id for node in connect.nodes(ray)}
     for task in tasks:

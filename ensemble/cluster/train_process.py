@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 
 from ensemble.cluster.events import Events
-from ensemble.cluster.train_worker import Order, end_with_input
+from ensemble.cluster.train_worker import TrainRequest, end_with_input
 from ensemble.core import artifacts
 from ensemble.core.errors import ManyeyesError, first_line
 from ensemble.core.recipe import Recipe
 from ensemble.training import distributed, precision
 from ensemble.training import train_all as runs
-from ensemble.training.train_member import Setup
+from ensemble.training.train_member import TrainContext
 
 
 class Silent:
@@ -44,7 +44,7 @@ class Silent:
 def main() -> None:
     """Train the member that the command line orders, and write its outcome."""
     end_with_input()
-    order = Order.of(sys.argv[1])
+    order = TrainRequest.of(sys.argv[1])
     events = Events(order.events)
     try:
         outcome = train(order, events)
@@ -59,19 +59,19 @@ def main() -> None:
         if outcome is not None:
             events.tell("outcome", values=asdict(outcome))
     finally:
-        distributed.leave()
+        distributed.destroy_process_group()
 
 
-def train(order: Order, events: Events) -> runs.Outcome | None:
+def train(order: TrainRequest, events: Events) -> runs.Outcome | None:
     """The outcome, of the first process alone."""
     recipe, run = Recipe.model_validate(order.recipe), Path(order.run)
-    processes = distributed.join(order.device)
+    processes = distributed.init_process_group(order.device)
     if processes.kind == "cpu":
         torch.set_num_threads(max(order.cpus // order.processes, 1))
     precision.keep_freed_memory()
-    setup = Setup(order.seed, processes, order.report_to, order.save_minutes, order.beside)
+    setup = TrainContext(order.seed, processes, order.report_to, order.save_minutes, order.beside)
     frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all again")
-    checkpoint = distributed.first_does(processes, lambda: runs.locate(recipe))
+    checkpoint = distributed.run_on_main(processes, lambda: runs.locate(recipe))
     outcome = runs.train_one(recipe, checkpoint, frame, run, setup, events if processes.first else Silent())
     return outcome if processes.first else None
 

@@ -36,7 +36,7 @@ class LostError(ManyeyesError):
 
 
 @dataclass(frozen=True)
-class Order:
+class TrainRequest:
     """One member's training, JSON-ready.
 
     job: a word for the driver's command, which another one on the same run does not have. recipe: its values
@@ -71,7 +71,7 @@ class Order:
         return artifacts.beside_work_path(Path(self.run), self.name, f"{self.job}.events")
 
     @classmethod
-    def of(cls, text: str) -> "Order":
+    def of(cls, text: str) -> "TrainRequest":
         """From its JSON."""
         values = json.loads(text)
         return cls(**values | {name: tuple(values[name]) for name in ("places", "report_to")})
@@ -91,7 +91,7 @@ def problem(run: Path, data_sha256: str, places: Sequence[str], patience: float 
     return ""
 
 
-def train(order: Order) -> dict[str, Any]:
+def train(order: TrainRequest) -> dict[str, Any]:
     """The Outcome of this member's training, as a dict; Ray runs this on a worker.
 
     Raises UnavailableError where this node cannot, LostError where the process ended without an outcome, and
@@ -127,7 +127,7 @@ def train(order: Order) -> dict[str, Any]:
     return dict(outcomes[0])  # of several processes, the others only tell that one failed
 
 
-def command(order: Order) -> list[str]:
+def command(order: TrainRequest) -> list[str]:
     """The member's own process, or torchrun with one for each GPU."""
     entry = ["-m", "ensemble.cluster.train_process", json.dumps(asdict(order))]
     if order.processes == 1:
@@ -136,7 +136,7 @@ def command(order: Order) -> list[str]:
     return [sys.executable, *launcher, *entry]
 
 
-def environment(order: Order) -> dict[str, str]:
+def environment(order: TrainRequest) -> dict[str, str]:
     """What the process inherits: Ray has chosen the GPUs; threads are the CPUs that were asked for."""
     here = str(Path(__file__).resolve().parents[2])
     paths = [here, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]

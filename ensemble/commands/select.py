@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensemble.commands import options
-from ensemble.core.errors import some
+from ensemble.core.errors import join_limited
 
 if TYPE_CHECKING:
-    from ensemble.selection.run import Job, Result
+    from ensemble.selection.run import Result, SelectOptions
 
 PLACE = click.Path(path_type=Path)
 
@@ -68,7 +68,7 @@ def select(more: tuple[Path, ...], pools: tuple[Path, ...], **settings: Any) -> 
     require_training_packages()
     from ensemble.selection import run
 
-    job = run.Job(pools=(*pools, *more), **settings)  # `--pool A B` names two
+    job = run.SelectOptions(pools=(*pools, *more), **settings)  # `--pool A B` names two
     result = run.select_images(job, click.echo)
     _print(job, result)
     if job.recipe is not None:
@@ -83,7 +83,7 @@ def select(more: tuple[Path, ...], pools: tuple[Path, ...], **settings: Any) -> 
         click.echo(ablation.verdict(report))
 
 
-def _print(job: "Job", result: "Result") -> None:
+def _print(job: "SelectOptions", result: "Result") -> None:
     import pandas as pd
 
     frame = result.frame
@@ -95,7 +95,7 @@ def _print(job: "Job", result: "Result") -> None:
         values = frame[column].map({0: "real", 1: "ai", -1: ""}) if column == "label" else frame[column]
         counts = values[values != ""].value_counts()
         if len(counts):
-            click.echo(f"  {column}: {some([f'{name} {count}' for name, count in counts.items()], 12)}")
+            click.echo(f"  {column}: {join_limited([f'{name} {count}' for name, count in counts.items()], 12)}")
     click.echo()
     quartiles = pd.DataFrame(result.quartiles).T.map("{:.3f}".format)
     options.table(quartiles.rename_axis("distance (1 - cosine)").reset_index())

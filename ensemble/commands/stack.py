@@ -9,7 +9,7 @@ from ensemble.commands import options
 from ensemble.commands.train import audit_headline, require_training_packages
 
 if TYPE_CHECKING:
-    from ensemble.stacking.stack import Choices, Stacked
+    from ensemble.stacking.stack import StackOptions, StackResult
 
 
 def _threshold(ctx: click.Context, param: click.Parameter, value: str) -> str | float:
@@ -100,7 +100,7 @@ def stack(
     from ensemble.stacking import stack as stack_run
 
     loaded = tuple(external.load_external(*value) for value in externals)
-    choices = stack_run.Choices(kind, calibration, threshold, loaded, tta)
+    choices = stack_run.StackOptions(kind, calibration, threshold, loaded, tta)
     adapted = stack_run.has_shift(run)
     done = stack_run.stack_run(run, members, choices)
     print_scores(done)
@@ -113,7 +113,7 @@ def stack(
     click.echo(f"-> {artifacts.stacker_path(run)}")
 
 
-def print_scores(done: "Stacked") -> None:
+def print_scores(done: "StackResult") -> None:
     """Every member, their mean and the stack on the same rows."""
     from ensemble.stacking import scores
     from ensemble.stacking import stack as stack_notes
@@ -126,7 +126,7 @@ def print_scores(done: "Stacked") -> None:
     click.echo(scores.verdict(done.scored))
 
 
-def _print_kinds(done: "Stacked") -> None:
+def _print_kinds(done: "StackResult") -> None:
     from ensemble.stacking import scores
     from ensemble.stacking import stack as stack_notes
 
@@ -136,7 +136,7 @@ def _print_kinds(done: "Stacked") -> None:
         click.echo(line)
 
 
-def _print_drop_one(run: Path, done: "Stacked", choices: "Choices") -> None:
+def _print_drop_one(run: Path, done: "StackResult", choices: "StackOptions") -> None:
     from ensemble.stacking import diagnostics
 
     stacker, material = done.stacker, done.material

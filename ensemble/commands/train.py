@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ensemble.cluster.train_driver import Cluster
     from ensemble.core.recipe import Recipe
     from ensemble.training.train_all import Outcome
-    from ensemble.training.train_member import Setup
+    from ensemble.training.train_member import TrainContext
 
 TRAINING_PACKAGES = (
     "torch torchvision transformers timm accelerate sklearn pydantic yaml peft rich tensorboard matplotlib psutil"
@@ -185,18 +185,20 @@ def _train(
     from ensemble.data.splits import Fractions
     from ensemble.training import distributed
     from ensemble.training import train_all as runs
-    from ensemble.training.train_member import Setup
+    from ensemble.training.train_member import TrainContext
 
     with _joined(engine, address, recipes, device, cpus_per_member) as cluster:
         trained_on = device if cluster is None else cluster.device
-        processes = distributed.join(device) if cluster is None else distributed.Processes(device=trained_on)
+        processes = (
+            distributed.init_process_group(device) if cluster is None else distributed.ProcessGroup(device=trained_on)
+        )
 
         def prepared(folder: Path) -> None:
             labelled, notes = sources.read_data(data, images, classes, positive, group_column)
             for note in notes:
                 click.echo(note)
             fractions, told = Fractions(tune, heldout), tuple(notes)
-            wanted = preparing.Wanted(
+            wanted = preparing.DatasetOptions(
                 fractions, seed, folds=folds, notes=told, images=images, data=tuple(data), **settings
             )
             runs.check_ready(recipes, trained_on, report_to, elsewhere=cluster is not None)
@@ -204,15 +206,15 @@ def _train(
             if not dry_run:
                 click.echo(f"-> {artifacts.dataset_path(folder)}")
 
-        setup = Setup(seed, processes, report_to, save_every)
+        setup = TrainContext(seed, processes, report_to, save_every)
         if dry_run:
             return _dry_run(recipes, run, setup, prepared)
         try:
-            distributed.first_does(processes, lambda: prepared(run))
+            distributed.run_on_main(processes, lambda: prepared(run))
             frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all again")
             outcomes = runs.train_all(recipes, frame, run, setup, click.echo, fresh, cluster)
         finally:
-            distributed.leave()
+            distributed.destroy_process_group()
     return report(run, outcomes) if processes.first else 0
 
 
@@ -240,7 +242,7 @@ def _joined(
     return train_driver.joined(address, recipes, device, cpus)
 
 
-def _dry_run(recipes: "Sequence[Recipe]", run: Path, setup: "Setup", prepare: Callable[[Path], None]) -> int:
+def _dry_run(recipes: "Sequence[Recipe]", run: Path, setup: "TrainContext", prepare: Callable[[Path], None]) -> int:
     """Print what training would take; the data is prepared in a folder that is thrown away."""
     from tempfile import TemporaryDirectory
 

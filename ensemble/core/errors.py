@@ -51,12 +51,12 @@ class UnavailableError(ManyeyesError):
     """What was asked to run the models is not on this machine."""
 
 
-def shown(text: str) -> str:
+def escape_control(text: str) -> str:
     """`text` with line ends and what moves a terminal's cursor escaped: names in it may be a stranger's."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
-def in_one_line(error: Exception | str) -> str:
+def error_line(error: Exception | str) -> str:
     """What a library says of its error, in one short line."""
     named = "no reason given" if isinstance(error, str) else type(error).__name__
     return " ".join(str(error).split())[:300].rstrip(".") or named
@@ -68,7 +68,7 @@ def first_line(error: BaseException) -> str:
 
 
 @dataclass
-class Sample:
+class LimitedList:
     """The first few of many things, for a message, and how many there are: 'a, b and 3 more'."""
 
     limit: int = 5
@@ -79,16 +79,16 @@ class Sample:
         """Count one more; its text is kept if it is among the first."""
         self.count += 1
         if len(self.first) < self.limit:
-            self.first.append(shown(str(item)))
+            self.first.append(escape_control(str(item)))
 
     def __str__(self) -> str:
         listed = ", ".join(self.first)
         return f"{listed} and {self.count - self.limit} more" if self.count > self.limit else listed
 
 
-def some(items: Iterable[object], limit: int = 5) -> str:
+def join_limited(items: Iterable[object], limit: int = 5) -> str:
     """Join the first `limit` items with commas and count the rest: 'a, b and 3 more'."""
-    sample = Sample(limit)
+    sample = LimitedList(limit)
     for item in items:
         sample.add(item)
     return str(sample)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from unicodedata import normalize
 
-from ensemble.core.errors import shown, some
+from ensemble.core.errors import escape_control, join_limited
 
 NEGATIVE, POSITIVE = "real", "ai"
 LABELS = (NEGATIVE, POSITIVE)  # the index is the label: real = 0, ai = 1
@@ -23,17 +23,17 @@ def resolve_polarity(names: Sequence[str], positive: str | None = None) -> tuple
     """
     unique = sorted(set(names))
     if len(unique) != 2:
-        raise ValueError(f"two classes are needed, found {len(unique)}: {some(unique, 9) or 'none'}")
+        raise ValueError(f"two classes are needed, found {len(unique)}: {join_limited(unique, 9) or 'none'}")
     if positive is not None:
         matches = [name for name in unique if name.casefold() == positive.casefold()]
         if len(matches) != 1:
-            raise ValueError(f"no class is called {positive!r}; the classes are {some(unique)}")
+            raise ValueError(f"no class is called {positive!r}; the classes are {join_limited(unique)}")
         chosen = matches[0]
     else:
         positives = [name for name in unique if name.casefold() in POSITIVE_NAMES]
         negatives = [name for name in unique if name.casefold() in NEGATIVE_NAMES]
         if len(positives) != 1 or len(negatives) != 1:
-            raise ValueError(f"cannot tell which of {some(unique)} means AI-made; name it with --positive")
+            raise ValueError(f"cannot tell which of {join_limited(unique)} means AI-made; name it with --positive")
         chosen = positives[0]
     return next(name for name in unique if name != chosen), chosen
 
@@ -54,7 +54,7 @@ def class_labels(
     if classes:
         known = {_folded(name): LABELS.index(label) for name, label in classes.items()}
         if open_ones := [name for name in unique if _folded(name) not in known]:
-            raise ValueError(f"--classes does not say what these are: {some(open_ones, 9)}")
+            raise ValueError(f"--classes does not say what these are: {join_limited(open_ones, 9)}")
         return {name: known[_folded(name)] for name in unique}
     if one_will_do and len(unique) == 1:
         name = unique[0]
@@ -63,7 +63,8 @@ def class_labels(
         if name.casefold() in NEGATIVE_NAMES:
             return {name: 0}
         raise ValueError(
-            f"cannot tell whether {shown(name)} is ai or real; say it with --classes {shown(name)}=ai (or =real)"
+            f"cannot tell whether {escape_control(name)} is ai or real; say it with --classes "
+            f"{escape_control(name)}=ai (or =real)"
         )
     negative, chosen = resolve_polarity(unique, positive)
     return {negative: 0, chosen: 1}

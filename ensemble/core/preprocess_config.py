@@ -15,7 +15,7 @@ LARGEST = 4096  # pixels: beyond every network there is, and 50 MB an image
 
 
 @dataclass(frozen=True)
-class ImageContract:
+class PreprocessConfig:
     """How one member sees an image.
 
     size: side of the square input, in pixels.
@@ -82,7 +82,7 @@ class ImageContract:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ImageContract":
+    def from_dict(cls, values: Mapping[str, Any]) -> "PreprocessConfig":
         """The contract from `to_dict`'s values; an unknown or missing key raises ValueError."""
         known = {field.name for field in fields(cls)}
         if unknown := set(values) - known:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from ensemble.core.errors import RecipeError, some
+from ensemble.core.errors import RecipeError, join_limited
 from ensemble.core.names import RESERVED, is_member_name
 from ensemble.core.recipe import Recipe, Section
 
@@ -32,7 +32,7 @@ def load_recipes(paths: Sequence[Path], overrides: Sequence[str] = (), seen_in: 
         except (RecipeError, OSError) as error:
             for line in str(error).splitlines():
                 found.setdefault(line, []).append(path)
-    problems += [f"{some(files, 1)}: {line}" for line, files in found.items()]
+    problems += [f"{join_limited(files, 1)}: {line}" for line, files in found.items()]
     names = [recipe.name for recipe in recipes]
     problems += [f"two recipes are named {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
     if problems:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, Protocol, Self, cast
 
-from ensemble.core.errors import DataError, some
+from ensemble.core.errors import DataError, join_limited
 
 MAX_IMAGE_BYTES = 64 << 20
 MAX_RATIO = 100  # unpacked to packed; photographs and PNGs stay below 3
@@ -256,6 +256,6 @@ def _in_order(base: str, numbered: dict[int, str]) -> list[str]:
     width = min(len(path.rpartition(".")[2]) for path in numbered.values())
     gaps = [number for number in range(min(first, 1), max(numbered)) if number not in numbered]
     if gaps:
-        missing = some(f"{base}.{number:0{width}}" for number in gaps)
+        missing = join_limited(f"{base}.{number:0{width}}" for number in gaps)
         raise DataError(f"parts are missing at the source, so the archive cannot be read: {missing}")
     return [numbered[number] for number in sorted(numbered)]

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ensemble.core.errors import DataError, some
+from ensemble.core.errors import DataError, join_limited
 from ensemble.core.names import class_labels
 from ensemble.data.files import list_images
-from ensemble.data.sources import Labelled, Reading, read_data
+from ensemble.data.sources import LabelledImage, ReadOptions, read_data
 
 # GenImage's generators, by what their folders are called (github.com/GenImage-Dataset/GenImage):
 # the name of the download, and that of the archive inside it.
@@ -66,17 +66,19 @@ class Layout:
     notes: tuple[str, ...]
 
 
-def recognise(path: Path, reading: Reading | None = None) -> Layout | None:
+def recognise(path: Path, reading: ReadOptions | None = None) -> Layout | None:
     """The benchmark whose folders lie at `path`, or None; DataError for one that cannot be told apart by class.
 
     What counts is the folders' names. Where there are validation images, those alone are taken.
     """
     if not path.is_dir():
         return None
-    return _chameleon(path) or _genimage(path) or _fake_image_dataset(path, reading or Reading())
+    return _chameleon(path) or _genimage(path) or _fake_image_dataset(path, reading or ReadOptions())
 
 
-def read_benchmarks(paths: Sequence[Path], reading: Reading) -> tuple[list[Labelled], list[str], tuple[str, ...]]:
+def read_benchmarks(
+    paths: Sequence[Path], reading: ReadOptions
+) -> tuple[list[LabelledImage], list[str], tuple[str, ...]]:
     """Labelled images of any data, benchmarks in their own layout included.
 
     Returns the images, what should be said aloud, and the names of the benchmarks. A single class is
@@ -84,7 +86,7 @@ def read_benchmarks(paths: Sequence[Path], reading: Reading) -> tuple[list[Label
     """
     found = {path: layout for path in paths if (layout := recognise(path, reading)) is not None}
     others = [path for path in paths if path not in found]
-    items: list[Labelled] = []
+    items: list[LabelledImage] = []
     notes: list[str] = []
     if others:
         options = vars(reading) | {"one_class": True}
@@ -96,11 +98,13 @@ def read_benchmarks(paths: Sequence[Path], reading: Reading) -> tuple[list[Label
         items += [replace(item, id=prefix + item.id) for item in _read(layout)]
         notes += [f"{path}: {note}" for note in (f"recognised as {layout.name} by its folders", *layout.notes)]
     if repeated := sorted(key for key, count in Counter(item.id for item in items).items() if count > 1):
-        raise DataError(f"ids given more than once: {some(map(repr, repeated))}; give one of the folders another name")
+        raise DataError(
+            f"ids given more than once: {join_limited(map(repr, repeated))}; give one of the folders another name"
+        )
     return items, notes, tuple(dict.fromkeys(layout.name for layout in found.values()))
 
 
-def _read(layout: Layout) -> list[Labelled]:
+def _read(layout: Layout) -> list[LabelledImage]:
     root = layout.root.resolve()
     items = []
     for part in layout.parts:
@@ -109,7 +113,7 @@ def _read(layout: Layout) -> list[Labelled]:
         if not paths:
             raise DataError(f"{part.folder} holds no images; unpack {layout.name} there")
         items += [
-            Labelled(path, str(root), path, part.label, None, part.source, part.generator)
+            LabelledImage(path, str(root), path, part.label, None, part.source, part.generator)
             for path in (f"{start}/{name}" for name in paths)
         ]
     return items
@@ -141,7 +145,7 @@ def _genimage(path: Path) -> Layout | None:
         return None
     notes = ["of each generator the images of val/ are taken, as is published"]
     if without:
-        notes.append(f"left out, without val/: {some(sorted({place.name for place in without}))}")
+        notes.append(f"left out, without val/: {join_limited(sorted({place.name for place in without}))}")
     return Layout("GenImage", path, tuple(parts), tuple(notes))
 
 
@@ -151,7 +155,7 @@ def _genimage_name(folder: Path) -> str:
     return matches[0] if matches else folder.resolve().name
 
 
-def _fake_image_dataset(path: Path, reading: Reading) -> Layout | None:
+def _fake_image_dataset(path: Path, reading: ReadOptions) -> Layout | None:
     """ImageData/val/NAME/, ai each of them; folders of reals beside them are told by name or by --classes."""
     places = [path / "ImageData" / "val", path / "val", path]
     folder = next(

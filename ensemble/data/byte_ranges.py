@@ -5,17 +5,17 @@ from dataclasses import dataclass
 
 from ensemble.core.parallel import ordered_map
 from ensemble.data import storage
-from ensemble.data.storage import Place
+from ensemble.data.storage import Location
 
 
 @dataclass(frozen=True)
-class Span:
+class ByteRange:
     """Bytes [offset, offset + size) of a place, read when asked for.
 
     With offset 0 it is all of a file, which is not there if size is -1.
     """
 
-    place: Place
+    place: Location
     offset: int
     size: int
 
@@ -37,13 +37,13 @@ class Span:
         return data
 
 
-def fetched(groups: Iterable[list[Span]]) -> Iterator[Span | bytes]:
+def fetched(groups: Iterable[list[ByteRange]]) -> Iterator[ByteRange | bytes]:
     """Spans of objects with their bytes, AHEAD requests in flight; each group, of one place and close together, is one.
 
     A span that is large, or gone, stays as it is: who decodes it reads it, and is told.
     """
 
-    def fetch(group: list[Span]) -> list[Span] | list[bytes]:
+    def fetch(group: list[ByteRange]) -> list[ByteRange] | list[bytes]:
         first, last = group[0], group[-1]
         if last.offset + last.size - first.offset > storage.BLOCK:
             return list(group)
@@ -52,7 +52,7 @@ def fetched(groups: Iterable[list[Span]]) -> Iterator[Span | bytes]:
                 return [first.read()]
             except FileNotFoundError:
                 return list(group)
-        data = Span(first.place, first.offset, last.offset + last.size - first.offset).read()
+        data = ByteRange(first.place, first.offset, last.offset + last.size - first.offset).read()
         starts = [span.offset - first.offset for span in group]
         return [data[start : start + span.size] for start, span in zip(starts, group, strict=True)]
 
@@ -60,9 +60,9 @@ def fetched(groups: Iterable[list[Span]]) -> Iterator[Span | bytes]:
         yield from group
 
 
-def neighbours(spans: Iterable[Span]) -> Iterator[list[Span]]:
+def neighbours(spans: Iterable[ByteRange]) -> Iterator[list[ByteRange]]:
     """Spans that follow on each other in one place, up to a BLOCK of it at a time."""
-    group: list[Span] = []
+    group: list[ByteRange] = []
     for span in spans:
         if group and (
             span.place != group[0].place

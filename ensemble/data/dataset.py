@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from ensemble.core import artifacts
-from ensemble.core.errors import DataError, some
+from ensemble.core.errors import DataError, join_limited
 from ensemble.data import sources, splits
-from ensemble.data.index import Indexed, index_files
+from ensemble.data.index import FileIndex, index_files
 from ensemble.data.splits import FITTED, SPLITS, Fractions
 from ensemble.images import canonical, near_duplicates
 
@@ -20,7 +20,7 @@ HASHED_COLUMNS = ["id", "label", "group", "split", "fold", "sha256"]
 
 
 def build_dataset(
-    data: Sequence[sources.Labelled],
+    data: Sequence[sources.LabelledImage],
     fractions: Fractions,
     seed: int,
     skip_unreadable: bool = False,
@@ -38,8 +38,8 @@ def build_dataset(
 
 
 def index_items(
-    data: Sequence[sources.Labelled], skip_unreadable: bool = False, workers: int | None = None
-) -> tuple[list[sources.Labelled], Indexed]:
+    data: Sequence[sources.LabelledImage], skip_unreadable: bool = False, workers: int | None = None
+) -> tuple[list[sources.LabelledImage], FileIndex]:
     """The readable ones of the labelled files, sorted by id, and what one pass learned of them.
 
     Raises DataError for unreadable files, unless they are to be skipped.
@@ -49,17 +49,17 @@ def index_items(
     bad = indexed.errors
     if bad and not skip_unreadable:
         raise DataError(
-            f"{len(bad)} of {len(data)} images cannot be read: {some(bad.values(), 3)}; "
+            f"{len(bad)} of {len(data)} images cannot be read: {join_limited(bad.values(), 3)}; "
             "repair or remove them, or leave them out with --skip-unreadable"
         )
     if not len(indexed.rows):
-        raise DataError(f"no image of {len(data)} can be read: {some(bad.values(), 3) or 'none was given'}")
+        raise DataError(f"no image of {len(data)} can be read: {join_limited(bad.values(), 3) or 'none was given'}")
     return [data[row] for row in indexed.rows], indexed
 
 
 def assemble(
-    items: Sequence[sources.Labelled],
-    indexed: Indexed,
+    items: Sequence[sources.LabelledImage],
+    indexed: FileIndex,
     near: Sequence[tuple[int, int]],
     fractions: Fractions,
     seed: int,
@@ -74,7 +74,7 @@ def assemble(
     facts = indexed.facts
     conflicts = conflicting(items, list(facts["pixels"]))
     if conflicts:
-        pairs = some((f"{items[a].file} and {items[b].file}" for a, b in conflicts), 3)
+        pairs = join_limited((f"{items[a].file} and {items[b].file}" for a, b in conflicts), 3)
         raise DataError(f"identical pixels are labelled both ai and real: {pairs}; remove one of each")
     names = group_names(items, indexed, near)
     frame = pd.DataFrame(
@@ -122,7 +122,9 @@ def describe(frame: pd.DataFrame) -> str:
     lines = []
     for label, name in ((1, "ai"), (0, "real")):
         kinds = Counter(suffixes[frame["label"] == label])
-        lines.append(f"  {name:5}{sum(kinds.values()):>7} images ({some(f'{n} {s}' for s, n in kinds.most_common())})")
+        lines.append(
+            f"  {name:5}{sum(kinds.values()):>7} images ({join_limited(f'{n} {s}' for s, n in kinds.most_common())})"
+        )
     for split in SPLITS:
         part = frame[frame["split"] == split]
         if len(part) or split in FITTED:
@@ -132,21 +134,23 @@ def describe(frame: pd.DataFrame) -> str:
     for column in ("source", "generator"):
         counts = frame[column].value_counts()
         if len(counts) > 1:
-            lines.append(f"  {column}s: {some((f'{name} {count}' for name, count in counts.items()), 8)}")
+            lines.append(f"  {column}s: {join_limited((f'{name} {count}' for name, count in counts.items()), 8)}")
     return "\n".join(lines)
 
 
-def conflicting(items: Sequence[sources.Labelled], pixels: Sequence[str]) -> list[tuple[int, int]]:
+def conflicting(items: Sequence[sources.LabelledImage], pixels: Sequence[str]) -> list[tuple[int, int]]:
     """Positions (first, other) of images whose pixels are equal and whose labels differ."""
     return [(a, b) for a, b in equal_pairs(pixels) if items[a].label != items[b].label]
 
 
-def near_pairs(indexed: Indexed) -> list[tuple[int, int]]:
+def near_pairs(indexed: FileIndex) -> list[tuple[int, int]]:
     """Positions of images that show the same picture, though their pixels are not equal."""
     return near_duplicates.near_duplicates(indexed.hashes, indexed.thumbs)
 
 
-def group_names(items: Sequence[sources.Labelled], indexed: Indexed, near: Sequence[tuple[int, int]]) -> list[str]:
+def group_names(
+    items: Sequence[sources.LabelledImage], indexed: FileIndex, near: Sequence[tuple[int, int]]
+) -> list[str]:
     """One name a row. Equal names, identical pixels and near-duplicates are joined."""
     facts = indexed.facts
     pairs = equal_pairs(item.group for item in items) + equal_pairs(facts["pixels"]) + list(near)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ensemble.core.errors import DataError, Sample, some
+from ensemble.core.errors import DataError, LimitedList, join_limited
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg .jpeg .jpe .jfif .mpo .png .webp .gif .bmp .tif .tiff .avif .ppm .pgm .pbm .pnm").split()
@@ -51,7 +51,7 @@ def walk_images(
     """
     if not folder.is_dir():
         raise DataError(f"no such folder: {folder}")
-    unknown, unreadable = Counter[str](), Sample()
+    unknown, unreadable = Counter[str](), LimitedList()
     for path in _walk(folder):
         suffix = os.path.splitext(path)[1].lower()
         if suffix in IMAGE_SUFFIXES:
@@ -66,7 +66,7 @@ def walk_images(
     if skipped is not None:
         skipped.update(unknown)
     elif unknown:
-        kinds = some(f"{count} {suffix}" for suffix, count in sorted(unknown.items()))
+        kinds = join_limited(f"{count} {suffix}" for suffix, count in sorted(unknown.items()))
         raise DataError(f"{folder}: images that cannot be read would be skipped ({kinds}); convert or move them")
     if unreadable.count:
         raise DataError(f"{folder}: file names that are not UTF-8: {unreadable}; rename them")
@@ -169,12 +169,12 @@ def find_files(ids: pa.LargeBinaryArray, folder: Path | str, images: Iterable[st
     if len(missing):
         raise DataError(
             f"{len(missing)} of {len(ids)} ids have no image in {folder}: "
-            f"{some(repr(_text(ids[row])) for row in missing)}; name their folder with --images"
+            f"{join_limited(repr(_text(ids[row])) for row in missing)}; name their folder with --images"
         )
     if len(ambiguous):
         told = (f"{_text(ids[row])!r} ({_text(paths[found[row]])} and {_text(paths[other[row]])})" for row in ambiguous)
         raise DataError(
-            f"ids that match more than one file in {folder}: {some(told)}; write their suffix, or "
+            f"ids that match more than one file in {folder}: {join_limited(told)}; write their suffix, or "
             "name a narrower folder with --images"
         )
     for start in range(0, len(ids), PART):

@@ -18,12 +18,12 @@ import pandas as pd
 import pyarrow as pa
 
 from ensemble.core import artifacts
-from ensemble.core.errors import DataError, Sample, some
+from ensemble.core.errors import DataError, LimitedList, join_limited
 from ensemble.core.parallel import ordered_map
 from ensemble.data import storage
 from ensemble.data.files import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, compact, find_files, texts, walk_images
 from ensemble.data.sources import images_root, refuse_missing, require_key
-from ensemble.data.storage import Place, is_url, join
+from ensemble.data.storage import Location, is_url, join
 
 BATCH = 4096  # rows of every batch but the last
 TEXT = pa.large_binary()  # names may be no UTF-8
@@ -32,7 +32,7 @@ SCHEMA = pa.schema(
 )
 
 
-class Row(NamedTuple):
+class ImageEntry(NamedTuple):
     """An id, the path that it means, and that file's bytes and time of change in ns; -1 where there is no file.
 
     offset: of an image inside a file, where its bytes begin; -1 for a file of its own.
@@ -46,7 +46,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rows:
+class ImageList:
     """An Arrow file of rows, or a buffer of its bytes. returns: whether an id holds a carriage return."""
 
     count: int
@@ -55,18 +55,18 @@ class Rows:
     place: Path | pa.Buffer
 
 
-def keep(rows: Iterable[Row], place: Path | None) -> Rows:
+def keep(rows: Iterable[ImageEntry], place: Path | None) -> ImageList:
     """Write rows to `place`, atomically, or to memory."""
     if place is None:
         memory = pa.BufferOutputStream()
-        return Rows(*_write(rows, memory), memory.getvalue())
+        return ImageList(*_write(rows, memory), memory.getvalue())
     with artifacts.replacing(place) as temporary, os_file(temporary, "wb") as file:
         told = _write(rows, file)
     pa.default_memory_pool().release_unused()  # what looking up ids took would stay with the process
-    return Rows(*told, place)
+    return ImageList(*told, place)
 
 
-def _write(rows: Iterable[Row], file: pa.NativeFile) -> tuple[int, str, bool]:
+def _write(rows: Iterable[ImageEntry], file: pa.NativeFile) -> tuple[int, str, bool]:
     rows, count, digest, returns = iter(rows), 0, sha256(), False
     with pa.ipc.new_file(file, SCHEMA) as writer:
         while batch := [(_bytes(row.id), _bytes(row.path), *row[2:]) for row in islice(rows, BATCH)]:
@@ -79,15 +79,15 @@ def _write(rows: Iterable[Row], file: pa.NativeFile) -> tuple[int, str, bool]:
     return count, digest.hexdigest(), returns
 
 
-def read(rows: Rows, start: int, stop: int) -> Iterator[Row]:
+def read(rows: ImageList, start: int, stop: int) -> Iterator[ImageEntry]:
     """Rows [start, stop), a batch in memory at a time."""
     for first in range(start - start % BATCH, min(stop, rows.count), BATCH):
         columns = _batch(rows, first // BATCH)[max(start - first, 0) : stop - first].columns
         for key, path, *rest in zip(*(column.to_pylist() for column in columns), strict=True):
-            yield Row(_text(key), _text(path), *rest)
+            yield ImageEntry(_text(key), _text(path), *rest)
 
 
-def repeated_ids(rows: Rows) -> list[str]:
+def repeated_ids(rows: ImageList) -> list[str]:
     """Ids that several rows have, sorted."""
     hashes = np.empty(rows.count, dtype=np.uint64)
     for first in range(0, rows.count, BATCH):
@@ -108,7 +108,7 @@ def _hashes(batch: pa.RecordBatch) -> np.ndarray:
     return pd.util.hash_array(np.array(batch["id"].to_pylist(), dtype=object), categorize=False)
 
 
-def _batch(rows: Rows, number: int) -> pa.RecordBatch:
+def _batch(rows: ImageList, number: int) -> pa.RecordBatch:
     # read, not mapped: the pages of a mapped file would count as this process's memory
     source = os_file(rows.place) if isinstance(rows.place, Path) else pa.BufferReader(rows.place)
     with source as file:
@@ -131,12 +131,12 @@ def _text(data: bytes) -> str:
 class Named(NamedTuple):
     """Rows whose paths count from `root`; given: whether they have ids."""
 
-    rows: Iterator[Row]
+    rows: Iterator[ImageEntry]
     given: bool
-    root: Place
+    root: Location
 
 
-def of_table(parts: Iterator[pd.DataFrame], table: Place, images: Place | None) -> Named:
+def of_table(parts: Iterator[pd.DataFrame], table: Location, images: Location | None) -> Named:
     """The rows of a table with `id` or `path`, from which relative paths count unless `images` is given."""
     first = next(parts)
     root = _root(first, table, images)
@@ -144,7 +144,7 @@ def of_table(parts: Iterator[pd.DataFrame], table: Place, images: Place | None) 
     return Named(choose(chain([first], parts), table, root), "id" in first, root)
 
 
-def of_folder(folder: Place, passed: Callable[[str], object] = lambda path: None) -> Iterator[Row]:
+def of_folder(folder: Location, passed: Callable[[str], object] = lambda path: None) -> Iterator[ImageEntry]:
     """All images below a folder, their ids relative paths; DataError, at the end, for kinds that cannot be read.
 
     `passed` is called with the path of each other file.
@@ -156,16 +156,18 @@ def of_folder(folder: Place, passed: Callable[[str], object] = lambda path: None
     for found in storage.walk(folder):
         suffix = os.path.splitext(found.path)[1].lower()
         if suffix in IMAGE_SUFFIXES:
-            yield Row(found.path, *found)
+            yield ImageEntry(found.path, *found)
         elif suffix in OTHER_IMAGE_SUFFIXES:
             unknown[suffix] += 1
         else:
             passed(found.path)
     if kinds := [f"{count} {suffix}" for suffix, count in sorted(unknown.items())]:
-        raise DataError(f"{folder}: images that cannot be read would be skipped ({some(kinds)}); convert or move them")
+        raise DataError(
+            f"{folder}: images that cannot be read would be skipped ({join_limited(kinds)}); convert or move them"
+        )
 
 
-def _root(frame: pd.DataFrame, table: Place, images: Place | None) -> Place:
+def _root(frame: pd.DataFrame, table: Location, images: Location | None) -> Location:
     """`images_root`, also where one of both is a URL."""
     if isinstance(table, Path) and not isinstance(images, str):
         return images_root(frame, table, images)
@@ -176,15 +178,15 @@ def _root(frame: pd.DataFrame, table: Place, images: Place | None) -> Place:
     return beside if isinstance(beside, str) and storage.is_folder(beside) else storage.parent(table)
 
 
-def _rows(pairs: Iterable[tuple[str, str]], root: Place, remote: bool) -> Iterator[Row]:
+def _rows(pairs: Iterable[tuple[str, str]], root: Location, remote: bool) -> Iterator[ImageEntry]:
     """A row for each (id, path); a store is asked about many at the same time."""
     if remote:
         return ordered_map(lambda pair: row(pair[0], root, pair[1]), pairs, storage.AHEAD)
     return (row(key, root, path) for key, path in pairs)
 
 
-def _by_path(parts: Iterator[pd.DataFrame], table: Place, root: Place) -> Iterator[Row]:
-    missing, count = Sample(), 0
+def _by_path(parts: Iterator[pd.DataFrame], table: Location, root: Location) -> Iterator[ImageEntry]:
+    missing, count = LimitedList(), 0
     for found in chain.from_iterable(_named(part, root) for part in parts):
         count += 1
         if found.size < 0:
@@ -193,24 +195,24 @@ def _by_path(parts: Iterator[pd.DataFrame], table: Place, root: Place) -> Iterat
     refuse_missing(missing, count, table, root)
 
 
-def _named(part: pd.DataFrame, root: Place) -> Iterator[Row]:
+def _named(part: pd.DataFrame, root: Location) -> Iterator[ImageEntry]:
     keys, paths = part["id" if "id" in part else "path"].tolist(), part["path"].tolist()
     return _rows(zip(keys, paths, strict=True), root, isinstance(root, str) or any(map(is_url, paths)))
 
 
-def _by_id(parts: Iterator[pd.DataFrame], table: Place, root: Place) -> Iterator[Row]:
+def _by_id(parts: Iterator[pd.DataFrame], table: Location, root: Location) -> Iterator[ImageEntry]:
     remote = isinstance(root, str)
     names = compact(key for part in parts for key in part["id"].tolist())
     images = (found.path for found in of_folder(root)) if remote else None
     return _rows(zip(texts(names), find_files(names, root, images), strict=True), root, remote)
 
 
-def row(key: str, root: Place, path: str) -> Row:
+def row(key: str, root: Location, path: str) -> ImageEntry:
     """A row with what is known of its file: no size where it is none, or is gone."""
     try:
         if isinstance(root, str) or is_url(path):
-            return Row(key, path, *storage.facts(join(root, path)))
+            return ImageEntry(key, path, *storage.facts(join(root, path)))
         found = os.stat(os.path.join(root, path))
     except (OSError, ValueError):  # a name with a null byte is a ValueError
-        return Row(key, path)
-    return Row(key, path, found.st_size, found.st_mtime_ns) if S_ISREG(found.st_mode) else Row(key, path)
+        return ImageEntry(key, path)
+    return ImageEntry(key, path, found.st_size, found.st_mtime_ns) if S_ISREG(found.st_mode) else ImageEntry(key, path)

@@ -34,7 +34,7 @@ BLOCK = 4096  # files whose descriptions are held as Python objects
 
 
 @dataclass(frozen=True)
-class Facts:
+class FileRecord:
     """What one pass learns of a file; `thumb` is uint8 [32, 32, 3] as bytes."""
 
     width: int
@@ -48,7 +48,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Indexed:
+class FileIndex:
     """Readable files in the order given.
 
     rows: their positions among the files. facts: width, height, format, bytes, sha256,
@@ -67,13 +67,13 @@ class Indexed:
         """The perceptual hashes as numbers, for `groups`."""
         return [int(text, 16) for text in self.facts["phash"]]
 
-    def take(self, keep: np.ndarray) -> "Indexed":
+    def take(self, keep: np.ndarray) -> "FileIndex":
         """The same for the files at these positions of `rows`."""
         parts = {name: getattr(self, name).iloc[keep].reset_index(drop=True) for name in ("facts", "headers")}
         return replace(self, rows=self.rows[keep], thumbs=self.thumbs[keep], **parts)
 
 
-def index_files(files: Sequence[Path], workers: int | None = None, label: str = "index") -> Indexed:
+def index_files(files: Sequence[Path], workers: int | None = None, label: str = "index") -> FileIndex:
     """Read every file once, or take what the cache knows of it; shows progress and time left."""
     rows: list[int] = []
     looks: list[bytes] = []
@@ -101,7 +101,7 @@ def index_files(files: Sequence[Path], workers: int | None = None, label: str = 
     own = [name for name in table if str(name).startswith("header.")]
     if rows:
         table["pixels"] = _pixel_names(list(table["sha256"]), looks, [files[row] for row in rows], workers)
-    return Indexed(
+    return FileIndex(
         rows=np.array(rows, dtype=np.int64),
         facts=table.drop(columns=own),
         headers=table[own].rename(columns=lambda name: name.removeprefix("header.")),
@@ -117,18 +117,18 @@ def _mapped(store: IO[bytes], count: int) -> np.ndarray:
     return np.memmap(store, dtype=np.uint8, mode="r", shape=shape) if count else np.empty(shape, dtype=np.uint8)
 
 
-def read_all(files: Sequence[Path], workers: int | None = None) -> Iterator[Facts | str]:
+def read_all(files: Sequence[Path], workers: int | None = None) -> Iterator[FileRecord | str]:
     """Facts of each file, or why it cannot be read, in order; from the cache where it knows them."""
     with _cache() as cache:
 
-        def known() -> Iterator[tuple[Path, str, Facts | None]]:
+        def known() -> Iterator[tuple[Path, str, FileRecord | None]]:
             for file in files:
                 stamp = _stamp(file)
                 yield file, stamp, _recall(cache, file, stamp)
 
         pending = 0
         for file, stamp, found, new in ordered_map(_look, known(), workers):
-            if new and isinstance(found, Facts):
+            if new and isinstance(found, FileRecord):
                 _remember(cache, file, stamp, found)
                 pending += 1
                 if pending % COMMIT == 0:
@@ -137,7 +137,7 @@ def read_all(files: Sequence[Path], workers: int | None = None) -> Iterator[Fact
             yield found
 
 
-def read_facts(file: Path) -> Facts | str:
+def read_facts(file: Path) -> FileRecord | str:
     """What one image file holds, or why it cannot be read."""
     try:
         data = file.read_bytes()
@@ -148,7 +148,7 @@ def read_facts(file: Path) -> Facts | str:
         return str(error)
     thumb = near_duplicates.thumbnail(image)
     header = metadata.read_header(data, *image.size)
-    return Facts(
+    return FileRecord(
         width=image.width,
         height=image.height,
         format=str(header["format"]),
@@ -189,7 +189,7 @@ _TEXT_COLUMNS = {"format"} | {
 }
 
 
-def _flat(found: Facts) -> dict[str, object]:
+def _flat(found: FileRecord) -> dict[str, object]:
     own = {name: getattr(found, name) for name in "width height format bytes sha256".split()}
     header = {f"header.{name}": intern(v) if isinstance(v, str) else v for name, v in found.header.items()}
     return own | {"phash": f"{found.phash:016x}"} | header
@@ -247,15 +247,15 @@ def _stamp(file: Path) -> str:
     return f"{VERSION}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
 
 
-def _recall(cache: sqlite3.Connection, file: Path, stamp: str) -> Facts | None:
+def _recall(cache: sqlite3.Connection, file: Path, stamp: str) -> FileRecord | None:
     with suppress(sqlite3.Error, ValueError, TypeError):  # a damaged cache knows nothing
         row = cache.execute("SELECT facts, thumb FROM facts WHERE path = ? AND stamp = ?", (_key(file), stamp))
         if (found := row.fetchone()) is not None and len(found[1]) == 3 * near_duplicates.THUMBNAIL**2:
-            return Facts(**json.loads(found[0]), thumb=found[1])
+            return FileRecord(**json.loads(found[0]), thumb=found[1])
     return None
 
 
-def _remember(cache: sqlite3.Connection, file: Path, stamp: str, found: Facts) -> None:
+def _remember(cache: sqlite3.Connection, file: Path, stamp: str, found: FileRecord) -> None:
     values = {name: value for name, value in vars(found).items() if name != "thumb"}
     row = (_key(file), stamp, json.dumps(values), found.thumb)
     with suppress(sqlite3.Error, ValueError):  # a full disk, a name that is not UTF-8: no harm
@@ -266,6 +266,6 @@ def _key(file: Path) -> str:
     return str(file.absolute())
 
 
-def _look(item: tuple[Path, str, Facts | None]) -> tuple[Path, str, Facts | str, bool]:
+def _look(item: tuple[Path, str, FileRecord | None]) -> tuple[Path, str, FileRecord | str, bool]:
     file, stamp, found = item
     return (file, stamp, read_facts(file), True) if found is None else (file, stamp, found, False)

@@ -12,12 +12,12 @@ from typing import Any, BinaryIO, cast
 import pandas as pd
 
 from ensemble.core import artifacts
-from ensemble.core.errors import DataError, some
+from ensemble.core.errors import DataError, join_limited
 from ensemble.data import byte_ranges, image_list, parquet, shards, storage
-from ensemble.data.byte_ranges import Span
-from ensemble.data.image_list import Row, Rows, keep, read, repeated_ids
+from ensemble.data.byte_ranges import ByteRange
+from ensemble.data.image_list import ImageEntry, ImageList, keep, read, repeated_ids
 from ensemble.data.sources import read_parts
-from ensemble.data.storage import Place, join
+from ensemble.data.storage import Location, join
 from ensemble.images.decode import Source
 
 
@@ -44,9 +44,9 @@ class Inputs:
     note: what a user should be told, if anything: of tars or Parquet files among a folder's images.
     """
 
-    rows: Rows
+    rows: ImageList
     sha256: str
-    reader: Callable[[Iterable[Row], int, int], Iterator[Item]]
+    reader: Callable[[Iterable[ImageEntry], int, int], Iterator[Item]]
     needs: tuple[Path, ...] = ()
     note: str = ""
 
@@ -70,7 +70,7 @@ def names(inputs: Inputs) -> Iterator[str]:
     return (Path(row.path).name for row in read(inputs.rows, 0, inputs.count))
 
 
-def read_inputs(source: Place, images: Place | None = None, spill: Path | None = None) -> Inputs:
+def read_inputs(source: Location, images: Location | None = None, spill: Path | None = None) -> Inputs:
     """Read images from a folder, a CSV or Parquet file with `id` or `path`, Parquet files with images, or tars.
 
     Of a folder ids are relative POSIX paths. Parquet files may hold the images in `image`, as
@@ -105,7 +105,7 @@ def read_inputs(source: Place, images: Place | None = None, spill: Path | None =
     return _of_parquet([source], source, place)
 
 
-def _is_table(source: Place) -> bool:
+def _is_table(source: Location) -> bool:
     """Whether it is to be read as a table, not as a folder; DataError for a path where there is nothing."""
     if isinstance(source, str):
         return source.lower().endswith((".csv", ".parquet"))
@@ -114,19 +114,19 @@ def _is_table(source: Place) -> bool:
     return not os.path.isdir(source)
 
 
-def _csv_parts(source: Place) -> Iterator[pd.DataFrame]:
+def _csv_parts(source: Location) -> Iterator[pd.DataFrame]:
     if isinstance(source, Path):
         yield from read_parts(source)
         return
     try:
-        opened = storage.opened(source)
+        opened = storage.open_file(source)
     except FileNotFoundError:
         raise DataError(f"no such file: {source}") from None
     with opened as file:
         yield from read_parts(source, file)
 
 
-def resolve_table(frame: pd.DataFrame, table: Path, images: Place | None) -> Inputs:
+def resolve_table(frame: pd.DataFrame, table: Path, images: Location | None) -> Inputs:
     """Ids and files of a table's rows, in memory; `table` is where relative paths count from."""
     return _of_table(iter([frame]), table, images, None)
 
@@ -140,27 +140,29 @@ def of_files(names: Sequence[str], paths: Sequence[Path]) -> Inputs:
 
 def of_open_files(files: Sequence[tuple[str, BinaryIO]]) -> Inputs:
     """Images by name, each read when its turn comes. Names may repeat; sha256 is of them alone."""
-    rows = keep((Row(name, name) for name, _ in files), None)
+    rows = keep((ImageEntry(name, name) for name, _ in files), None)
 
-    def reader(_: Iterable[Row], start: int, stop: int) -> Iterator[Item]:
+    def reader(_: Iterable[ImageEntry], start: int, stop: int) -> Iterator[Item]:
         for name, file in files[start:stop]:
             yield Item(name, name, file.read())
 
     return Inputs(rows, rows.sha256, reader)
 
 
-def _of_files(rows: Rows, root: Place, needs: tuple[Path, ...] = ()) -> Inputs:
+def _of_files(rows: ImageList, root: Location, needs: tuple[Path, ...] = ()) -> Inputs:
     return Inputs(rows, artifacts.json_sha256([ascii(root), rows.sha256]), partial(_in_files, root), needs)
 
 
-def _paths(given: Iterable[Place]) -> tuple[Path, ...]:
+def _paths(given: Iterable[Location]) -> tuple[Path, ...]:
     return tuple(place for place in given if isinstance(place, Path))
 
 
-def _of_shards(files: Sequence[Place], source: Place, place: Path | None) -> Inputs:
+def _of_shards(files: Sequence[Location], source: Location, place: Path | None) -> Inputs:
     if shards.is_parquet(files):
         if others := [file for file in files if not parquet.holds_images(file)]:
-            raise DataError(f"{source}: no column image in {some(others)}; several files are read for their images")
+            raise DataError(
+                f"{source}: no column image in {join_limited(others)}; several files are read for their images"
+            )
         return _of_parquet(files, source, place)
     known: list[shards.Shard] = []
     rows = keep(shards.tar_rows(files, known), place)
@@ -171,7 +173,7 @@ def _of_shards(files: Sequence[Place], source: Place, place: Path | None) -> Inp
     return Inputs(rows, artifacts.json_sha256([rows.sha256, facts]), partial(_in_tars, tuple(known)), _paths(files))
 
 
-def _of_parquet(files: Sequence[Place], source: Place, place: Path | None) -> Inputs:
+def _of_parquet(files: Sequence[Location], source: Location, place: Path | None) -> Inputs:
     known = [(file, parquet.facts(file)) for file in files]
     rows = chain.from_iterable(_named(parquet.image_rows(file), file) for file in files)
     kept = _distinct(keep(rows, place), source)
@@ -179,17 +181,17 @@ def _of_parquet(files: Sequence[Place], source: Place, place: Path | None) -> In
     return Inputs(kept, artifacts.json_sha256([kept.sha256, facts]), partial(_in_parquet, known), _paths(files))
 
 
-def _in_files(root: Place, rows: Iterable[Row], start: int, stop: int) -> Iterator[Item]:
+def _in_files(root: Location, rows: Iterable[ImageEntry], start: int, stop: int) -> Iterator[Item]:
     placed = ((row, join(root, row.path)) for row in rows)
     for in_store, some_rows in groupby(placed, lambda each: isinstance(each[1], str)):
         if in_store:
-            found = ((row._replace(path=str(place)), Span(place, 0, row.size)) for row, place in some_rows)
+            found = ((row._replace(path=str(place)), ByteRange(place, 0, row.size)) for row, place in some_rows)
             yield from _ahead(found, lambda spans: ([span] for span in spans))
         else:
             yield from (Item(row.id, str(place), cast(Path, place)) for row, place in some_rows)
 
 
-def _in_tars(known: Sequence[shards.Shard], rows: Iterable[Row], start: int, stop: int) -> Iterator[Item]:
+def _in_tars(known: Sequence[shards.Shard], rows: Iterable[ImageEntry], start: int, stop: int) -> Iterator[Item]:
     placed = shards.spans(known, rows, start, stop)
     if isinstance(known[0].place, str):
         return _ahead(placed, byte_ranges.neighbours)
@@ -197,12 +199,12 @@ def _in_tars(known: Sequence[shards.Shard], rows: Iterable[Row], start: int, sto
 
 
 def _ahead(
-    placed: Iterable[tuple[Row, Span]], group: Callable[[Iterable[Span]], Iterable[list[Span]]]
+    placed: Iterable[tuple[ImageEntry, ByteRange]], group: Callable[[Iterable[ByteRange]], Iterable[list[ByteRange]]]
 ) -> Iterator[Item]:
     """Images of a store, their bytes fetched ahead of who reads them."""
-    waiting: deque[Row] = deque()
+    waiting: deque[ImageEntry] = deque()
 
-    def asked() -> Iterator[Span]:
+    def asked() -> Iterator[ByteRange]:
         for row, span in placed:
             waiting.append(row)
             yield span
@@ -212,7 +214,9 @@ def _ahead(
         yield Item(row.id, row.path, source)
 
 
-def _in_parquet(known: Sequence[tuple[Place, list[Any]]], rows: Iterable[Row], start: int, stop: int) -> Iterator[Item]:
+def _in_parquet(
+    known: Sequence[tuple[Location, list[Any]]], rows: Iterable[ImageEntry], start: int, stop: int
+) -> Iterator[Item]:
     given = iter(rows)
     for number, first, last in shards.stretches([sum(facts[2]) for _, facts in known], start, stop):
         file, facts = known[number]
@@ -222,25 +226,27 @@ def _in_parquet(known: Sequence[tuple[Place, list[Any]]], rows: Iterable[Row], s
             yield Item(row.id, row.path, data)
 
 
-def _of_table(parts: Iterator[pd.DataFrame], table: Place, images: Place | None, place: Path | None) -> Inputs:
+def _of_table(parts: Iterator[pd.DataFrame], table: Location, images: Location | None, place: Path | None) -> Inputs:
     named = image_list.of_table(parts, table, images)
     kept = keep(_named(named.rows, table) if named.given else named.rows, place)
     return _of_files(_distinct(kept, table), named.root)
 
 
-def _refuse_images(images: Place | None, source: Place) -> None:
+def _refuse_images(images: Location | None, source: Location) -> None:
     if images is not None:
         raise DataError(f"{source} has the images itself, none are looked for in {images}; leave out --images")
 
 
-def _named(rows: Iterator[Row], table: Place) -> Iterator[Row]:
+def _named(rows: Iterator[ImageEntry], table: Location) -> Iterator[ImageEntry]:
     for number, row in enumerate(rows, 1):
         if not row.id:
             raise DataError(f"{table}: row {number} has no id; give every image one")
         yield row
 
 
-def _distinct(rows: Rows, table: Place) -> Rows:
+def _distinct(rows: ImageList, table: Location) -> ImageList:
     if repeated := repeated_ids(rows):
-        raise DataError(f"{table}: ids given more than once: {some(map(repr, repeated))}; each image is scored once")
+        raise DataError(
+            f"{table}: ids given more than once: {join_limited(map(repr, repeated))}; each image is scored once"
+        )
     return rows

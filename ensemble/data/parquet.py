@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from ensemble.core.errors import DataError
 from ensemble.data import storage
-from ensemble.data.image_list import BATCH, Row, os_file
-from ensemble.data.storage import Place
+from ensemble.data.image_list import BATCH, ImageEntry, os_file
+from ensemble.data.storage import Location
 
 IMAGE = "image"
 AT_ONCE = 16  # images in memory
@@ -23,10 +23,10 @@ BUFFER = 1 << 20  # bytes read at a time; without a buffer a column is read for 
 
 
 @contextmanager
-def _opened(file: Place) -> Iterator[pq.ParquetFile]:
+def _opened(file: Location) -> Iterator[pq.ParquetFile]:
     try:
         size, _ = storage.facts(file)
-        source = os_file(file) if isinstance(file, Path) else storage.opened(file, size)
+        source = os_file(file) if isinstance(file, Path) else storage.open_file(file, size)
         with closing(source) as readable, pq.ParquetFile(readable, buffer_size=BUFFER, pre_buffer=False) as opened:
             yield opened
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
@@ -38,7 +38,7 @@ def _batches(parquet: pq.ParquetFile, rows: int, columns: list[str], first: int 
         yield from parquet.iter_batches(rows, [group], columns)
 
 
-def holds_images(file: Place) -> bool:
+def holds_images(file: Location) -> bool:
     """Whether there is a column `image`; DataError if it does not hold bytes, or if there are no rows."""
     with _opened(file) as parquet:
         if not parquet.metadata.num_rows:
@@ -54,7 +54,7 @@ def holds_images(file: Place) -> bool:
         return True
 
 
-def read_parts(file: Place) -> Iterator[pd.DataFrame]:
+def read_parts(file: Location) -> Iterator[pd.DataFrame]:
     """The columns `id` and `path` as text, some thousand rows at a time."""
     with _opened(file) as parquet:
         columns = [name for name in ("id", "path") if name in parquet.schema_arrow.names]
@@ -64,7 +64,7 @@ def read_parts(file: Place) -> Iterator[pd.DataFrame]:
             yield pd.DataFrame({name: _texts(batch[name], name, file) for name in columns})
 
 
-def image_rows(file: Place) -> Iterator[Row]:
+def image_rows(file: Location) -> Iterator[ImageEntry]:
     """Rows of a file that holds images; without `id` the struct's path is the id, or else the file's name and row."""
     with _opened(file) as parquet:
         schema = parquet.schema_arrow
@@ -78,10 +78,10 @@ def image_rows(file: Place) -> Iterator[Row]:
             elif named:
                 keys = _texts(pc.struct_field(batch[IMAGE], "path"), f"{IMAGE}.path", file)
             for key, row in zip(keys, rows, strict=False):
-                yield Row(key if key or own else f"{storage.name(file)}:{row}", f"{file}:{row}")
+                yield ImageEntry(key if key or own else f"{storage.name(file)}:{row}", f"{file}:{row}")
 
 
-def image_bytes(file: Place, start: int, stop: int) -> Iterator[bytes]:
+def image_bytes(file: Location, start: int, stop: int) -> Iterator[bytes]:
     """Encoded images of the rows [start, stop), empty for a null; what lies in the row group before is read over."""
     with _opened(file) as parquet:
         structs = bool(_fields(parquet.schema_arrow.field(IMAGE).type))
@@ -97,7 +97,7 @@ def image_bytes(file: Place, start: int, stop: int) -> Iterator[bytes]:
                 return
 
 
-def facts(file: Place) -> list[Any]:
+def facts(file: Location) -> list[Any]:
     """What tells one version of a file from another: its bytes, time of change in ns, and the rows of its groups."""
     with _opened(file) as parquet:
         return [*storage.facts(file), _group_rows(parquet)]
@@ -115,7 +115,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return any(is_kind(kind) for is_kind in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view))
 
 
-def _texts(column: pa.Array, name: str, file: Place) -> list[str]:
+def _texts(column: pa.Array, name: str, file: Location) -> list[str]:
     """Text or whole numbers as text, empty for a null; DataError for another kind."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     known = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_integer)

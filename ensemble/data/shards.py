@@ -13,14 +13,14 @@ from posixpath import normpath
 from threading import Event
 from typing import NamedTuple
 
-from ensemble.core.errors import DataError, Sample, shown, some
+from ensemble.core.errors import DataError, LimitedList, escape_control, join_limited
 from ensemble.core.parallel import ordered_map
 from ensemble.data import storage
 from ensemble.data.archives import DamagedArchiveError, Tally, list_tar
-from ensemble.data.byte_ranges import Span
+from ensemble.data.byte_ranges import ByteRange
 from ensemble.data.files import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES
-from ensemble.data.image_list import Row
-from ensemble.data.storage import Place
+from ensemble.data.image_list import ImageEntry
+from ensemble.data.storage import Location
 
 MOST = 1_000_000  # files that braces may name
 COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
@@ -31,13 +31,13 @@ _BRACES = re.compile(r"\{(?:([0-9]{1,18})\.\.([0-9]{1,18})|([^{}]*,[^{}]*))\}")
 class Shard(NamedTuple):
     """One file of several: its bytes and version, and how many images it holds."""
 
-    place: Place
+    place: Location
     size: int
     version: int
     rows: int
 
 
-def find(source: Place) -> list[Place]:
+def find(source: Location) -> list[Location]:
     """The tars that are meant by one, or the files that a pattern with * ? [ ] or {000..099} means; else none.
 
     They are in the order of their names. DataError for a pattern that means none, or other files.
@@ -54,18 +54,18 @@ def find(source: Place) -> list[Place]:
     return _of_one_kind([wrap(each) for each in sorted(set(found))], text)
 
 
-def below(folder: Place, paths: Sequence[str]) -> list[Place]:
+def below(folder: Location, paths: Sequence[str]) -> list[Location]:
     """The tars, or the Parquet files, at these paths below a folder without images; DataError if there are both."""
     return _of_one_kind([storage.join(folder, path) for path in paths], str(folder)) if paths else []
 
 
-def passed_over(folder: Place, paths: Sequence[str]) -> str:
+def passed_over(folder: Location, paths: Sequence[str]) -> str:
     """What to say of tars and Parquet files at these paths below a folder of images; empty if there are none."""
     if not paths:
         return ""
     like = storage.join(folder, os.path.join(os.path.dirname(paths[0]), f"*{kind(paths[0])}"))
-    return shown(
-        f"{folder} is read as a folder of images; passed over in it: {some(map(repr, paths))}. "
+    return escape_control(
+        f"{folder} is read as a folder of images; passed over in it: {join_limited(map(repr, paths))}. "
         f"For the images inside of such files name them: '{like}'"
     )
 
@@ -94,31 +94,33 @@ def expand(pattern: str) -> list[str]:
     return ["".join(chosen) for chosen in product(*parts, [pattern[at:]])]
 
 
-def _matching(pattern: str, source: Place) -> list[str]:
+def _matching(pattern: str, source: Location) -> list[str]:
     if isinstance(source, Path):
         return [path for path in glob(pattern, recursive=True) if os.path.isfile(path)]
     scheme = pattern.partition("://")[0]
-    with storage.problems(pattern):
+    with storage.translate_errors(pattern):
         return [f"{scheme}://{path.lstrip('/')}" for path in storage.filesystem(pattern).glob(pattern)]
 
 
-def kind(place: Place) -> str:
+def kind(place: Location) -> str:
     """.tar or .parquet, by a file's name, also for a tar that is compressed; empty for other files."""
     name = storage.name(place).lower()
     return ".tar" if name.endswith((".tar", *COMPRESSED)) else ".parquet" if name.endswith(".parquet") else ""
 
 
-def is_parquet(files: Sequence[Place]) -> bool:
+def is_parquet(files: Sequence[Location]) -> bool:
     """Whether files of one kind are Parquet files; else they are tars."""
     return kind(files[0]) == ".parquet"
 
 
-def _of_one_kind(files: list[Place], given: str) -> list[Place]:
+def _of_one_kind(files: list[Location], given: str) -> list[Location]:
     kinds = {kind(file) for file in files}
     if kinds == {""} and len(files) == 1:
         return []  # a table
     if len(kinds) > 1 or "" in kinds:
-        others = some(repr(storage.name(file)) for file in files if kind(file) != kind(files[0]) or not kind(file))
+        others = join_limited(
+            repr(storage.name(file)) for file in files if kind(file) != kind(files[0]) or not kind(file)
+        )
         raise DataError(
             f"{given}: several files are read as one list if all are .tar or all are .parquet, not {others}"
         )
@@ -127,11 +129,11 @@ def _of_one_kind(files: list[Place], given: str) -> list[Place]:
     return files
 
 
-def _compressed(file: Place) -> DataError:
+def _compressed(file: Location) -> DataError:
     return DataError(f"{file}: a compressed tar cannot be read from the middle, to go on; unpack it to a .tar first")
 
 
-def tar_rows(files: Sequence[Place], shards: list[Shard]) -> Iterator[Row]:
+def tar_rows(files: Sequence[Location], shards: list[Shard]) -> Iterator[ImageEntry]:
     """The images of tars in their order; `shards` gets each file's facts once its rows are through.
 
     An id is a member's path without its suffix. Of members only headers are looked at; of an
@@ -140,7 +142,7 @@ def tar_rows(files: Sequence[Place], shards: list[Shard]) -> Iterator[Row]:
     """
     stop = Event()
     if len(files) == 1 or isinstance(files[0], Path):
-        listings: Iterable[tuple[Shard, Iterable[Row]]] = (_lazily(file, stop) for file in files)
+        listings: Iterable[tuple[Shard, Iterable[ImageEntry]]] = (_lazily(file, stop) for file in files)
     else:
         listings = ordered_map(lambda file: _listed(file, stop), files, storage.AHEAD, storage.AHEAD, stop)
     for shard, rows in listings:
@@ -150,7 +152,7 @@ def tar_rows(files: Sequence[Place], shards: list[Shard]) -> Iterator[Row]:
         shards.append(shard._replace(rows=count))
 
 
-def _lazily(file: Place, stop: Event) -> tuple[Shard, Iterator[Row]]:
+def _lazily(file: Location, stop: Event) -> tuple[Shard, Iterator[ImageEntry]]:
     try:
         size, version = storage.facts(file)
     except OSError as error:
@@ -158,13 +160,13 @@ def _lazily(file: Place, stop: Event) -> tuple[Shard, Iterator[Row]]:
     return Shard(file, size, version, 0), _rows(file, size, stop)
 
 
-def _listed(file: Place, stop: Event) -> tuple[Shard, list[Row]]:
+def _listed(file: Location, stop: Event) -> tuple[Shard, list[ImageEntry]]:
     shard, rows = _lazily(file, stop)
     return shard, list(rows)
 
 
-def _rows(file: Place, size: int, stop: Event) -> Iterator[Row]:
-    tally, unknown, unreadable = Tally(), Counter[str](), Sample()
+def _rows(file: Location, size: int, stop: Event) -> Iterator[ImageEntry]:
+    tally, unknown, unreadable = Tally(), Counter[str](), LimitedList()
 
     def wanted(name: str) -> bool:
         if stop.is_set():
@@ -176,7 +178,7 @@ def _rows(file: Place, size: int, stop: Event) -> Iterator[Row]:
         return suffix in IMAGE_SUFFIXES
 
     try:
-        with storage.opened(file, size) as opened:
+        with storage.open_file(file, size) as opened:
             if opened.read(6).startswith(_PACKED):
                 raise _compressed(file)
             opened.seek(0)
@@ -184,13 +186,13 @@ def _rows(file: Place, size: int, stop: Event) -> Iterator[Row]:
                 path = normpath(name)
                 if path != path.encode(errors="replace").decode():
                     unreadable.add(ascii(path))
-                yield Row(os.path.splitext(path)[0], f"{file}:{path}", length, offset=offset)
+                yield ImageEntry(os.path.splitext(path)[0], f"{file}:{path}", length, offset=offset)
     except DamagedArchiveError as error:
         raise DataError(f"{file} is not a whole tar: {error}; fetch or write it again") from None
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from None
     if lost := [*tally.refusals(), *(f"{count} {suffix}" for suffix, count in sorted((+unknown).items()))]:
-        raise DataError(f"{file}: images would be left out ({some(lost)}); write it again without them")
+        raise DataError(f"{file}: images would be left out ({join_limited(lost)}); write it again without them")
     if unreadable.count:
         raise DataError(f"{file}: names that are not UTF-8: {unreadable}; write it again with others")
 
@@ -207,11 +209,13 @@ def stretches(counts: Sequence[int], start: int, stop: int) -> Iterator[tuple[in
         start, file = last, file + 1
 
 
-def spans(shards: Sequence[Shard], rows: Iterable[Row], start: int, stop: int) -> Iterator[tuple[Row, Span]]:
+def spans(
+    shards: Sequence[Shard], rows: Iterable[ImageEntry], start: int, stop: int
+) -> Iterator[tuple[ImageEntry, ByteRange]]:
     """Rows [start, stop) of tars with where their bytes lie; DataError as a tar is come to that has changed."""
     given = iter(rows)
     for file, first, last in stretches([shard.rows for shard in shards], start, stop):
         shard = shards[file]
         storage.check(shard.place, (shard.size, shard.version))
         for _, row in zip(range(first, last), given, strict=False):
-            yield row, Span(shard.place, row.offset, row.size)
+            yield row, ByteRange(shard.place, row.offset, row.size)

@@ -9,7 +9,7 @@ from typing import IO
 
 import pandas as pd
 
-from ensemble.core.errors import DataError, Sample, some
+from ensemble.core.errors import DataError, LimitedList, join_limited
 from ensemble.core.names import LABELS, class_labels
 from ensemble.data.files import IMAGE_SUFFIXES, list_images, resolve_ids
 
@@ -17,7 +17,7 @@ PART = 4096  # rows of a table in memory
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledImage:
     """One labelled image as the user gave it: label 1 = ai, 0 = real."""
 
     id: str
@@ -38,7 +38,7 @@ Skipped = Counter[tuple[str, str]]  # (class folder, suffix) -> images of a kind
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadOptions:
     """How labels, groups and image folders are read; the same for every source."""
 
     images: Path | None = None
@@ -57,7 +57,7 @@ def read_data(
     group_column: str = "group",
     skipped: Skipped | None = None,
     one_class: bool = False,
-) -> tuple[list[Labelled], list[str]]:
+) -> tuple[list[LabelledImage], list[str]]:
     """Read labelled images from folders of class folders and from CSVs with id or path and label.
 
     With several, ids of folders are prefixed by the folder's name, and each may hold one
@@ -70,25 +70,25 @@ def read_data(
     several = len(paths) > 1
     places = Counter(path.resolve() for path in paths)
     if repeated := sorted({str(path) for path in paths if places[path.resolve()] > 1}):
-        raise DataError(f"{some(repeated)} is given more than once")
-    reading = Reading(images, classes, positive, group_column, skipped, several or one_class)
-    items: list[Labelled] = []
+        raise DataError(f"{join_limited(repeated)} is given more than once")
+    reading = ReadOptions(images, classes, positive, group_column, skipped, several or one_class)
+    items: list[LabelledImage] = []
     notes: list[str] = []
     for path, name in zip(paths, _names(paths), strict=True):
         found, said = _read_one(path, reading, name if several else None)
         items += [item if item.source else replace(item, source=name) for item in found]
         notes += [f"{path}: {note}" for note in said] if several else said
-    where = some(paths) if several else str(paths[0])
+    where = join_limited(paths) if several else str(paths[0])
     ids = Counter(item.id for item in items)
     if repeated := sorted(key for key, count in ids.items() if count > 1):
-        raise DataError(f"{where}: ids given more than once: {some(map(repr, repeated))}")
+        raise DataError(f"{where}: ids given more than once: {join_limited(map(repr, repeated))}")
     for label, name in enumerate(LABELS):
         if not one_class and not any(item.label == label for item in items):
             raise DataError(f"{where} holds no {name} images; both classes need some")
     return items, notes
 
 
-def _read_one(data: Path, reading: Reading, prefix: str | None) -> tuple[list[Labelled], list[str]]:
+def _read_one(data: Path, reading: ReadOptions, prefix: str | None) -> tuple[list[LabelledImage], list[str]]:
     if data.is_dir():
         return _from_folder(data, reading, prefix)
     if data.is_file():
@@ -139,7 +139,7 @@ def locate(frame: pd.DataFrame, table: Path, images: Path | None) -> tuple[Path,
     root = images_root(frame, table, images)
     if "path" not in frame:
         return root, resolve_ids(list(frame["id"]), root)
-    missing = Sample()
+    missing = LimitedList()
     for path in frame["path"]:
         if not path or not os.path.isfile(root / path):  # unlike Path's own, False where a name is too long
             missing.add(repr(path))
@@ -165,7 +165,7 @@ def require_key(frame: pd.DataFrame, table: Path | str) -> None:
         raise DataError(f"{table} needs a column id or path; it has: {', '.join(frame.columns)}")
 
 
-def refuse_missing(missing: Sample, rows: int, table: Path | str, root: Path | str) -> None:
+def refuse_missing(missing: LimitedList, rows: int, table: Path | str, root: Path | str) -> None:
     """DataError for paths of a CSV that do not exist, if there are any."""
     if missing.count:
         raise DataError(
@@ -174,7 +174,7 @@ def refuse_missing(missing: Sample, rows: int, table: Path | str, root: Path | s
         )
 
 
-def _from_folder(data: Path, reading: Reading, prefix: str | None) -> tuple[list[Labelled], list[str]]:
+def _from_folder(data: Path, reading: ReadOptions, prefix: str | None) -> tuple[list[LabelledImage], list[str]]:
     folders = sorted(p.name for p in data.iterdir() if p.is_dir() and not p.name.startswith("."))
     try:
         labels = class_labels(folders, reading.classes, reading.positive, reading.one_class)
@@ -182,7 +182,7 @@ def _from_folder(data: Path, reading: Reading, prefix: str | None) -> tuple[list
         raise DataError(f"{data}: one folder a class, such as ai/ and real/: {error}") from None
     if stray := [p.name for p in data.iterdir() if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES]:
         raise DataError(
-            f"{data}: {len(stray)} images lie in no class folder ({some(sorted(stray))}); move or remove them"
+            f"{data}: {len(stray)} images lie in no class folder ({join_limited(sorted(stray))}); move or remove them"
         )
     items = []
     for name, label in sorted(labels.items(), key=lambda item: item[1]):
@@ -194,7 +194,7 @@ def _from_folder(data: Path, reading: Reading, prefix: str | None) -> tuple[list
             raise DataError(f"{data / name} holds no images; both classes need some")
         ids = [f"{name}/{path}" for path in paths]
         start = f"{prefix}/" if prefix else ""
-        items += [Labelled(start + path, str(data.resolve()), path, label) for path in ids]
+        items += [LabelledImage(start + path, str(data.resolve()), path, label) for path in ids]
     return items, _said(labels)
 
 
@@ -209,7 +209,7 @@ def _said(labels: Mapping[str, int]) -> list[str]:
     return [", ".join(parts)]
 
 
-def _from_csv(data: Path, reading: Reading, prefix: str | None) -> tuple[list[Labelled], list[str]]:
+def _from_csv(data: Path, reading: ReadOptions, prefix: str | None) -> tuple[list[LabelledImage], list[str]]:
     frame = read_table(data)
     if "label" not in frame:
         raise DataError(f"{data} needs a column label; it has: {', '.join(frame.columns)}")
@@ -221,7 +221,7 @@ def _from_csv(data: Path, reading: Reading, prefix: str | None) -> tuple[list[La
     ids = list(frame["id"]) if "id" in frame else [start + path for path in paths]
     extra = [_optional(frame, column) for column in (reading.group_column, "source", "generator")]
     items = [
-        Labelled(key, str(root.resolve()), path, label, *rest)
+        LabelledImage(key, str(root.resolve()), path, label, *rest)
         for key, path, label, *rest in zip(ids, paths, labels, *extra, strict=True)
     ]
     return items, notes
@@ -233,7 +233,7 @@ def _optional(frame: pd.DataFrame, column: str) -> Sequence[str | None]:
     return [value or None for value in frame[column]]
 
 
-def _labels(column: pd.Series, data: Path, reading: Reading) -> tuple[list[int], list[str]]:
+def _labels(column: pd.Series, data: Path, reading: ReadOptions) -> tuple[list[int], list[str]]:
     values = column.str.strip()
     counts = values.value_counts()
     numbers = pd.to_numeric(values, errors="coerce")
@@ -243,6 +243,6 @@ def _labels(column: pd.Series, data: Path, reading: Reading) -> tuple[list[int],
     try:
         labels = class_labels(list(counts.index), reading.classes, reading.positive, reading.one_class)
     except ValueError as error:
-        found = some(f"{value!r} {count} times" for value, count in counts.items())
+        found = join_limited(f"{value!r} {count} times" for value, count in counts.items())
         raise DataError(f"{data}: the label column must hold two classes ({found}): {error}") from None
     return [labels[value] for value in values], _said(labels)

@@ -11,7 +11,7 @@ from hashlib import sha256
 import numpy as np
 import pandas as pd
 
-from ensemble.core.errors import DataError, some
+from ensemble.core.errors import DataError, join_limited
 from ensemble.core.names import LABELS
 
 FITTED_SPLITS = ("train", "tune")  # rows that shaped a member: by gradients, or by choice of epoch
@@ -107,7 +107,9 @@ def _unseen_groups(frame: pd.DataFrame, hold_out: Iterable[str]) -> set[str]:
         rows = frame[column] == value
         if not rows.any():
             known = sorted(frame[column].dropna().unique())
-            raise DataError(f"--hold-out {text}: no image has this {column}; there are: {some(known, 12) or 'none'}")
+            raise DataError(
+                f"--hold-out {text}: no image has this {column}; there are: {join_limited(known, 12) or 'none'}"
+            )
         found |= set(frame.loc[rows, "group"])
     return found
 

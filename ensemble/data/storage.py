@@ -14,9 +14,9 @@ from stat import S_ISREG
 from typing import IO, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from ensemble.core.errors import DataError, UnavailableError, in_one_line, shown
+from ensemble.core.errors import DataError, UnavailableError, error_line, escape_control
 
-Place = Path | str  # a URL is the text
+Location = Path | str  # a URL is the text
 DRIVERS = {"s3": "s3fs", "gs": "gcsfs", "memory": "fsspec"}  # memory: of this process, for trying out
 BLOCK = 4 << 20  # bytes of one request for neighbouring images, and at most of an image that is fetched ahead
 AHEAD = 16  # requests at the same time: most of their time is waiting
@@ -37,7 +37,7 @@ _EXPLAINED = (  # by words in errors and their names, since each store's library
 )
 
 
-class Found(NamedTuple):
+class ListedFile(NamedTuple):
     """A file of a listing: its path below what was listed, its bytes, and what tells its versions apart."""
 
     path: str
@@ -50,7 +50,7 @@ def is_url(place: object) -> bool:
     return isinstance(place, str) and _URL.match(place) is not None
 
 
-def parse(text: str) -> Place:
+def parse_location(text: str) -> Location:
     """What a user wrote: a path, also as file://, or a URL; DataError for one that nothing reads.
 
     URLs with a name and password, or signed, are refused, so that none is printed later.
@@ -61,7 +61,7 @@ def parse(text: str) -> Place:
     scheme = match[1].lower()
     if scheme == "file":
         return Path(unquote(urlsplit(text).path))
-    told = shown(_SECRET.sub("", text))
+    told = escape_control(_SECRET.sub("", text))
     if scheme == "hf":
         raise DataError(
             f"{told}: hf:// names bundles and models; download images first: hf download --repo-type dataset"
@@ -73,24 +73,24 @@ def parse(text: str) -> Place:
     return scheme + text[len(match[1]) :]
 
 
-def join(root: Place, path: str) -> Place:
+def join(root: Location, path: str) -> Location:
     """A path below a place; a URL stands for itself, and so does an absolute path, unless the place is a URL."""
     if is_url(path):
-        return parse(path)
+        return parse_location(path)
     return f"{root.rstrip('/')}/{path}" if isinstance(root, str) else root / path
 
 
-def parent(place: Place) -> Place:
+def parent(place: Location) -> Location:
     """The folder that a file lies in."""
     return place.rpartition("/")[0] if isinstance(place, str) else place.parent
 
 
-def name(place: Place) -> str:
+def name(place: Location) -> str:
     """The last part of a place."""
     return place.rstrip("/").rpartition("/")[2] if isinstance(place, str) else place.name
 
 
-def changed(place: Place) -> DataError:
+def changed(place: Location) -> DataError:
     """What to raise where the bytes are not those that were listed."""
     return DataError(f"{place} was changed meanwhile; run the same command again")
 
@@ -114,7 +114,7 @@ def _filesystem(scheme: str, process: int) -> Any:
 
 
 @contextmanager
-def problems(url: str) -> Generator[None, None, None]:
+def translate_errors(url: str) -> Generator[None, None, None]:
     """What a store's library raises in the block becomes one line; only FileNotFoundError stays what it is."""
     try:
         yield
@@ -134,42 +134,42 @@ def problems(url: str) -> Generator[None, None, None]:
 
 def _line(error: Exception) -> str:
     """An error in one short line, without the query of a signed address, nor the name and password of an endpoint."""
-    return re.sub(r"\?\S+|(?<=://)[^/\s]*@", "", in_one_line(error))
+    return re.sub(r"\?\S+|(?<=://)[^/\s]*@", "", error_line(error))
 
 
-def facts(place: Place) -> tuple[int, int]:
+def facts(place: Location) -> tuple[int, int]:
     """A file's bytes, and what tells its versions apart: for a path the time of change in ns. FileNotFoundError."""
     if isinstance(place, Path):
         found = place.stat()
         if not S_ISREG(found.st_mode):  # a pipe may never end
             raise FileNotFoundError(ENOENT, "not a regular file", str(place))
         return found.st_size, found.st_mtime_ns
-    with problems(place):
+    with translate_errors(place):
         info = filesystem(place).info(place)
     if info["type"] != "file":
         raise FileNotFoundError(place)
     return info["size"] or 0, _version(info)
 
 
-def exists(place: Place) -> bool:
+def exists(place: Location) -> bool:
     """Whether a file or a folder is there; False also for a name that is too long to be one."""
     return os.path.exists(place) if isinstance(place, Path) else bool(_type(place))
 
 
-def is_folder(place: Place) -> bool:
+def is_folder(place: Location) -> bool:
     """Whether it is a folder, or something lies below a URL."""
     return os.path.isdir(place) if isinstance(place, Path) else _type(place) == "directory"
 
 
 def _type(url: str) -> str:
     try:
-        with problems(url):
+        with translate_errors(url):
             return filesystem(url).info(url)["type"]
     except FileNotFoundError:
         return ""
 
 
-def check(place: Place, known: tuple[int, int]) -> None:
+def check(place: Location, known: tuple[int, int]) -> None:
     """DataError where a file's facts are no longer those known, or it is gone."""
     try:
         same = facts(place) == known
@@ -198,7 +198,7 @@ def _told(info: dict[str, Any]) -> Any:
     return next((info[key] for key in VERSIONS if info.get(key)), "")
 
 
-def opened(place: Place, size: int | None = None) -> IO[bytes]:
+def open_file(place: Location, size: int | None = None) -> IO[bytes]:
     """A file for reading with seeks; of an object, of `size` bytes if known, a BLOCK is requested at a time."""
     if isinstance(place, Path):
         return place.open("rb")
@@ -231,7 +231,7 @@ class _Ranged(io.RawIOBase):
         return size
 
 
-def read_range(place: Place, offset: int, size: int) -> bytes:
+def read_range(place: Location, offset: int, size: int) -> bytes:
     """Bytes [offset, offset + size), fewer where the file ends before; one request. FileNotFoundError."""
     if isinstance(place, Path):
         with place.open("rb") as file:
@@ -239,7 +239,7 @@ def read_range(place: Place, offset: int, size: int) -> bytes:
             return file.read(size)
     if not size:
         return b""
-    with problems(place):
+    with translate_errors(place):
         try:
             return filesystem(place).cat_file(place, start=offset, end=offset + size)
         except Exception as error:  # s3fs and gcsfs have no kind of their own for status 416
@@ -248,7 +248,7 @@ def read_range(place: Place, offset: int, size: int) -> bytes:
             raise
 
 
-def walk(url: str) -> Iterator[Found]:
+def walk(url: str) -> Iterator[ListedFile]:
     """All files below a URL in the order of their paths, names that begin with a dot left out.
 
     Holds what lies in one folder and in those above it. Raises DataError where nothing lies there.
@@ -265,10 +265,10 @@ def walk(url: str) -> Iterator[Found]:
             yield entry
 
 
-def _entries(url: str, folder: str, start: str) -> list[Found]:
+def _entries(url: str, folder: str, start: str) -> list[ListedFile]:
     """What lies in a folder, sorted; folders end in /, since so they stand in paths."""
     try:
-        with problems(url):
+        with translate_errors(url):
             listed = filesystem(url).ls(folder, detail=True)
     except FileNotFoundError:
         raise DataError(f"nothing lies at {url}; check the bucket and the path") from None
@@ -279,5 +279,5 @@ def _entries(url: str, folder: str, start: str) -> list[Found]:
         if not last and is_folder and not _told(info):  # a folder that is an object of its own has a version
             raise DataError(f"{url}: keys that begin with {folder}// cannot be listed; rename them")
         if last and not last.startswith("."):
-            entries.append(Found(start + last + "/" * is_folder, info["size"] or 0, _version(info)))
+            entries.append(ListedFile(start + last + "/" * is_folder, info["size"] or 0, _version(info)))
     return sorted(entries)

@@ -11,7 +11,7 @@ import pandas as pd
 from ensemble.core import artifacts
 from ensemble.core.errors import DataError
 from ensemble.core.names import LABELS
-from ensemble.data.sources import Labelled
+from ensemble.data.sources import LabelledImage
 from ensemble.evaluation import leakage, published
 from ensemble.evaluation.leave_out import known_generators
 from ensemble.evaluation.protocol import CLEAN
@@ -19,7 +19,7 @@ from ensemble.evaluation.tables import TITLES
 from ensemble.stacking.stacker import Stacker
 
 
-def choose(items: Sequence[Labelled], limit: int | None, seed: int) -> list[Labelled]:
+def choose(items: Sequence[LabelledImage], limit: int | None, seed: int) -> list[LabelledImage]:
     """The images, sorted by id; with a limit, as many of each class as there are, drawn at random."""
     items = sorted(items, key=lambda item: item.id)
     if limit is None or limit >= len(items):
@@ -32,7 +32,7 @@ def choose(items: Sequence[Labelled], limit: int | None, seed: int) -> list[Labe
     return [items[int(i)] for i in np.sort(np.concatenate(kept))]
 
 
-def check_classes(items: Sequence[Labelled], stress: bool) -> None:
+def check_classes(items: Sequence[LabelledImage], stress: bool) -> None:
     """DataError for no images, for one class unless it is a stress set, and for two where it is one."""
     if not items:
         raise DataError("no images to score")
@@ -67,7 +67,9 @@ def output_folder(run: Path | None, output: Path | None, name: str) -> Path:
     return artifacts.evaluation_path(run, name)
 
 
-def check_rows(run: Path | None, items: Sequence[Labelled], track: str, allow_trained: bool) -> tuple[list[str], int]:
+def check_rows(
+    run: Path | None, items: Sequence[LabelledImage], track: str, allow_trained: bool
+) -> tuple[list[str], int]:
     """SHA-256 of each file, and how many the run was trained on, or DataError where they cannot be a test."""
     sha256s = leakage.hash_files(items)
     if run is None:
@@ -79,7 +81,7 @@ def check_rows(run: Path | None, items: Sequence[Labelled], track: str, allow_tr
     return sha256s, int(trained.sum())
 
 
-def check_leave_out(run: Path | None, items: Sequence[Labelled]) -> None:
+def check_leave_out(run: Path | None, items: Sequence[LabelledImage]) -> None:
     """DataError where no generator can be left out of a run's stacker."""
     if run is None:
         raise DataError("--leave-out generator refits a run's stacker; name the run with --run")

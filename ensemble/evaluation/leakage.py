@@ -8,18 +8,18 @@ import pandas as pd
 from tqdm import tqdm
 
 from ensemble.core import artifacts
-from ensemble.core.errors import ArtifactError, DataError, some
+from ensemble.core.errors import ArtifactError, DataError, join_limited
 from ensemble.core.parallel import ordered_map
-from ensemble.data.sources import Labelled, read_table
+from ensemble.data.sources import LabelledImage, read_table
 
 TRACKS = ("inductive", "transductive")
 UNSEEN = "unseen"  # the split that nothing was fitted on
 
 
-def hash_files(items: Sequence[Labelled]) -> list[str]:
+def hash_files(items: Sequence[LabelledImage]) -> list[str]:
     """SHA-256 of each image's file; empty for one that cannot be read."""
 
-    def digest(item: Labelled) -> str:
+    def digest(item: LabelledImage) -> str:
         try:
             return artifacts.file_sha256(item.file)
         except OSError:
@@ -35,18 +35,18 @@ def trained_rows(run: Path, sha256s: Sequence[str]) -> np.ndarray:
     return np.array([digest in fitted for digest in sha256s], dtype=bool)
 
 
-def refuse_trained(items: Sequence[Labelled], trained: np.ndarray) -> None:
+def refuse_trained(items: Sequence[LabelledImage], trained: np.ndarray) -> None:
     """DataError if images to be scored are the run's own training images."""
     if not trained.any():
         return
-    names = some(item.id for item, seen in zip(items, trained, strict=True) if seen)
+    names = join_limited(item.id for item, seen in zip(items, trained, strict=True) if seen)
     raise DataError(
         f"{trained.sum()} of {len(items)} images were in this run's training, so scores on them are no test ({names}); "
         "remove them, or score them all the same with --allow-trained"
     )
 
 
-def selected_for(run: Path, items: Sequence[Labelled]) -> list[str]:
+def selected_for(run: Path, items: Sequence[LabelledImage]) -> list[str]:
     """Records of `select` by which training images of the run were chosen to resemble these images.
 
     A record speaks of these images where its test is the folder or the CSV's folder that one of
@@ -76,6 +76,7 @@ def check_track(track: str, selections: Sequence[str]) -> None:
     """DataError if the track is called inductive though training images were chosen by these test images."""
     if track == TRACKS[0] and selections:
         raise DataError(
-            f"training images of this run were selected to resemble these very images ({some(selections)}), so this is "
+            f"training images of this run were selected to resemble these very images "
+            f"({join_limited(selections)}), so this is "
             "not the inductive track; add --track transductive"
         )

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ensemble.core import artifacts
 from ensemble.core.bootstrap import interval, score_intervals
-from ensemble.core.errors import ArtifactError, DataError, some
+from ensemble.core.errors import ArtifactError, DataError, join_limited
 from ensemble.core.metrics import Interval, sigmoid
 from ensemble.evaluation.leakage import UNSEEN
 from ensemble.evaluation.protocol import PREFIX
@@ -54,8 +54,9 @@ def known_generators(run: Path, generators: Iterable[str | None]) -> dict[str, b
     fitted = set(frame.loc[(frame["label"] == 1) & (frame["split"] != UNSEEN), "generator"].dropna())
     if not fitted & set(names):
         raise DataError(
-            f"--leave-out generator: the run knows other generators ({some(sorted(fitted), 12) or 'none named'}) "
-            f"than these images have ({some(names, 12)})"
+            f"--leave-out generator: the run knows other generators "
+            f"({join_limited(sorted(fitted), 12) or 'none named'}) "
+            f"than these images have ({join_limited(names, 12)})"
         )
     return {name: name in fitted for name in names}
 

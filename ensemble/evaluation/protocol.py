@@ -19,12 +19,12 @@ from PIL.Image import Image
 
 from ensemble.core import artifacts
 from ensemble.core.bootstrap import interval, score_intervals
-from ensemble.core.errors import ArtifactError, ImageError, some
+from ensemble.core.errors import ArtifactError, ImageError, join_limited
 from ensemble.core.metrics import SCORES, Interval, sigmoid
 from ensemble.core.parallel import ordered_map
-from ensemble.data.sources import Labelled
+from ensemble.data.sources import LabelledImage
 from ensemble.images import decode
-from ensemble.images.robustness import GRID_VERSION, Cell
+from ensemble.images.robustness import GRID_VERSION, Corruption
 from ensemble.stacking.stacker import Stacker
 
 TITLES = {
@@ -109,9 +109,9 @@ class Model:
 
 
 def score_cells(
-    items: Sequence[Labelled],
+    items: Sequence[LabelledImage],
     sha256s: Sequence[str],
-    cells: Sequence[Cell],
+    cells: Sequence[Corruption],
     model: Model,
     folder: Path,
     progress: Callable[[int], object] = lambda count: None,
@@ -148,14 +148,16 @@ def score_cells(
     return assemble(items, [cell.name for cell in cells], known, model.stacker, set(errors)), errors
 
 
-def missing(items: Sequence[Labelled], cells: Sequence[Cell], known: pd.DataFrame) -> list[tuple[Labelled, list[Cell]]]:
+def missing(
+    items: Sequence[LabelledImage], cells: Sequence[Corruption], known: pd.DataFrame
+) -> list[tuple[LabelledImage, list[Corruption]]]:
     """The images that are not in all of these cells yet, each with the cells it lacks. known: from `stored`."""
     done = set(known[["id", "cell"]].itertuples(index=False, name=None))
     todo = [(item, [cell for cell in cells if (item.id, cell.name) not in done]) for item in items]
     return [(item, left) for item, left in todo if left]
 
 
-def seconds_per_image(items: Sequence[Labelled], model: Model, count: int = 4) -> float | None:
+def seconds_per_image(items: Sequence[LabelledImage], model: Model, count: int = 4) -> float | None:
     """What scoring one image takes, from the first few scored twice; None where they cannot be."""
     pictures = []
     for item in items[:count]:
@@ -172,21 +174,21 @@ def seconds_per_image(items: Sequence[Labelled], model: Model, count: int = 4) -
     return (perf_counter() - start) / len(pictures)
 
 
-def evaluation_key(items: Sequence[Labelled], sha256s: Sequence[str], model: Model) -> str:
+def evaluation_key(items: Sequence[LabelledImage], sha256s: Sequence[str], model: Model) -> str:
     """Hash of what decides the members' logits of a row: the files by their ids, the members, the cells' code."""
     rows = sorted((item.id, digest) for item, digest in zip(items, sha256s, strict=True))
     return artifacts.json_sha256([rows, model.identity, list(model.stacker.members), GRID_VERSION])
 
 
 def _scored(
-    todo: Sequence[tuple[Labelled, list[Cell]]],
+    todo: Sequence[tuple[LabelledImage, list[Corruption]]],
     model: Model,
     errors: dict[str, str],
     progress: Callable[[int], object],
 ) -> Iterator[tuple[str, str, np.ndarray]]:
     """(id, cell, member logits) of each image and cell; images that fail are named in `errors`."""
 
-    def tasks() -> Iterator[tuple[str, Cell, Image]]:
+    def tasks() -> Iterator[tuple[str, Corruption, Image]]:
         for item, cells in todo:
             try:
                 image = decode.decode(item.file)
@@ -221,7 +223,9 @@ def _run(
         errors[batch[0][0]] = f"{batch[0][1]}: {error}"
         return
     if not np.isfinite(logits).all():
-        lost = some(sorted({key for (key, *_), row in zip(batch, logits, strict=True) if not np.isfinite(row).all()}))
+        lost = join_limited(
+            sorted({key for (key, *_), row in zip(batch, logits, strict=True) if not np.isfinite(row).all()})
+        )
         raise ArtifactError(f"a member gave no finite logit for images it could read ({lost}); train it again")
     for (key, cell, _), row in zip(batch, logits, strict=True):
         yield key, cell, row
@@ -267,7 +271,7 @@ def _key(path: Path) -> str | None:
 
 
 def assemble(
-    items: Sequence[Labelled], cells: Sequence[str], known: pd.DataFrame, stacker: Stacker, left_out: set[str]
+    items: Sequence[LabelledImage], cells: Sequence[str], known: pd.DataFrame, stacker: Stacker, left_out: set[str]
 ) -> pd.DataFrame:
     """The rows of scores.parquet: each image that was scored in every cell, with the stack's logit of it.
 

@@ -15,9 +15,9 @@ import pandas as pd
 
 from ensemble.core import artifacts, metrics
 from ensemble.core.bootstrap import Paired, paired, score_intervals
-from ensemble.core.errors import ArtifactError, some
+from ensemble.core.errors import ArtifactError, join_limited
 from ensemble.core.metrics import Interval
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.data import dataset
 from ensemble.evaluation import protocol
 from ensemble.evaluation.protocol import CLEAN
@@ -197,7 +197,7 @@ def member_facts(info: Mapping[str, Any]) -> dict[str, str]:
     """A member.json for people; what it does not hold is left empty."""
     recipe = info["recipe"]
     backbone, train, best = recipe.get("backbone", {}), recipe.get("train", {}), info["best"]
-    contract = ImageContract.from_dict(info["contract"])
+    contract = PreprocessConfig.from_dict(info["contract"])
     views = f", {contract.count} crops" if contract.count > 1 else ""
     versions = info.get("versions", {})
     return {
@@ -270,9 +270,9 @@ def cautions(
         if (trained := rows.record.get("trained"))
     ]
     if elsewhere := split_names(run, stacker)[1]:
-        said.append(f"Trained elsewhere, and known by their scores alone: {some(elsewhere)}.")
+        said.append(f"Trained elsewhere, and known by their scores alone: {join_limited(elsewhere)}.")
     if outside := [name for name in artifacts.list_members(run) if name not in stacker.members]:
-        said.append(f"Not in the stack, and not shown: {some(outside)}.")
+        said.append(f"Not in the stack, and not shown: {join_limited(outside)}.")
     files = dataset.files(frame)
     if lost := sum(not file.is_file() for file in files):
         said.append(f"{lost} of the run's {len(files)} image files are no longer where they were; scores need none.")

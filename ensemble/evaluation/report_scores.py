@@ -10,7 +10,7 @@ import pandas as pd
 from PIL.Image import Image
 
 from ensemble.core import artifacts
-from ensemble.core.errors import ArtifactError, some
+from ensemble.core.errors import ArtifactError, join_limited
 from ensemble.core.metrics import sigmoid
 from ensemble.data import dataset, splits
 from ensemble.evaluation.protocol import CLEAN, PREFIX
@@ -160,7 +160,9 @@ def evaluated_rows(run: Path, name: str, stacker: Stacker) -> Rows:
     scores = artifacts.read_parquet(folder / "scores.parquet", remedy)
     wanted = [*DESCRIBED, "cell", *(PREFIX + member for member in stacker.members)]
     if missing := [column for column in wanted if column not in scores]:
-        raise ArtifactError(f"evaluation {name!r} lacks {some(missing)}: the stack has other members now; {remedy}")
+        raise ArtifactError(
+            f"evaluation {name!r} lacks {join_limited(missing)}: the stack has other members now; {remedy}"
+        )
     clean = scores[scores["cell"] == CLEAN].reset_index(drop=True)
     if clean.empty:
         raise ArtifactError(f"evaluation {name!r} has no undamaged images; {remedy}")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ensemble.core.errors import DataError, some
+from ensemble.core.errors import DataError, join_limited
 from ensemble.data.archives import Tally
 from ensemble.fetch.catalogue import Source
 from ensemble.fetch.hub_archives import fetch_archives
@@ -67,4 +67,4 @@ def fetch(source: Source, folder: Path, limit: int, keep_archive: bool = False, 
 
 def _nothing(job: Job) -> str:
     passed = [f"{count} {reason}" for reason, count in sorted(job.tally.passed.items())]
-    return f"{job.source.name} gave no image ({some([*passed, *job.tally.refusals()]) or 'it is empty'})"
+    return f"{job.source.name} gave no image ({join_limited([*passed, *job.tally.refusals()]) or 'it is empty'})"

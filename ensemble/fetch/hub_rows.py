@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ensemble.core.errors import DataError, some
+from ensemble.core.errors import DataError, join_limited
 from ensemble.data.archives import MAX_IMAGE_BYTES, TOO_LARGE, Tally, printable
 from ensemble.fetch.catalogue import Source
 from ensemble.fetch.hub_stream import hub_errors
@@ -43,7 +43,7 @@ def fetch_rows(job: Job, limit: int) -> bool:
 
 def _unknown_labels(source: Source, values: dict[str, int]) -> str:
     return (
-        f"{source.hub}: the column {source.label_column} holds {some(map(repr, values))}; "
+        f"{source.hub}: the column {source.label_column} holds {join_limited(map(repr, values))}; "
         f"say what they are, for example --classes {next(iter(values))}=real"
     )
 
@@ -115,7 +115,7 @@ def _open(source: Source, commit: str) -> tuple[Any, Callable[[Any], str]]:
     columns = [source.image_column, source.label_column] if source.label_column else [source.image_column]
     if missing := [column for column in columns if column not in features]:
         raise DataError(
-            f"{source.hub} has no column {missing[0]!r}; it has {some(features, 20)}: "
+            f"{source.hub} has no column {missing[0]!r}; it has {join_limited(features, 20)}: "
             "name them with --image-column and --label-column"
         )
     rows = rows.decode(False) if rows.features else rows.cast_column(source.image_column, datasets.Image(decode=False))
@@ -132,7 +132,7 @@ def _check_names(source: Source, names: list[str]) -> None:
     known = {name.casefold() for name in source.classes}
     if not any(name.casefold() in known for name in names):
         raise DataError(
-            f"{source.hub}: the column {source.label_column} holds {some(names)}; "
+            f"{source.hub}: the column {source.label_column} holds {join_limited(names)}; "
             f"say what they are, for example --classes {names[0]}=real"
         )
 

@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ensemble.core.errors import DataError, some
+from ensemble.core.errors import DataError, join_limited
 from ensemble.core.hub_download import brief, explain, is_transport
 from ensemble.data.archives import group_parts
 from ensemble.fetch.output_folder import require_room
@@ -85,7 +85,7 @@ def list_archives(repo: str, commit: str, pattern: str) -> dict[str, list[Part]]
         files = {item.path: item for item in tree if isinstance(item, RepoFile)}
     grouped = group_parts(list(files), pattern)
     if not grouped:
-        raise DataError(f"{repo} has no {pattern} any more; {folder} holds {some(sorted(files)) or 'nothing'}")
+        raise DataError(f"{repo} has no {pattern} any more; {folder} holds {join_limited(sorted(files)) or 'nothing'}")
     return {name: [_part(files[path]) for path in paths] for name, paths in grouped.items()}
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from ensemble.core.errors import DataError, ImageError
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.preprocess_config import PreprocessConfig
 
 # Decoders that read pixels and nothing else (Pillow's EPS runs Ghostscript, for one).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")
@@ -173,7 +173,7 @@ def named(name: object) -> Iterator[None]:
 
 def to_pixels(
     image: Image.Image,
-    contract: ImageContract,
+    contract: PreprocessConfig,
     offsets: Sequence[tuple[float, float]] | None = None,
 ) -> np.ndarray:
     """Turn a decoded image into its views: uint8 [K, size, size, 3], RGB in 0..255.
@@ -187,7 +187,7 @@ def to_pixels(
     return _views(rgb, contract.size, crop_offsets(contract.count) if offsets is None else offsets)
 
 
-def prepare(image: Image.Image, contracts: Collection[ImageContract]) -> dict[tuple[Any, ...], np.ndarray]:
+def prepare(image: Image.Image, contracts: Collection[PreprocessConfig]) -> dict[tuple[Any, ...], np.ndarray]:
     """Every contract's pixels by its `view`, each as `to_pixels` gives them, with no step done twice.
 
     Contracts that come to the same steps for this image share one array.
@@ -214,7 +214,7 @@ def prepare(image: Image.Image, contracts: Collection[ImageContract]) -> dict[tu
     return prepared
 
 
-def view_boxes(size: tuple[int, int], contract: ImageContract) -> list[tuple[float, float, float, float]]:
+def view_boxes(size: tuple[int, int], contract: PreprocessConfig) -> list[tuple[float, float, float, float]]:
     """Where in an image of (width, height) each of `to_pixels`' views lies: left, top, right, bottom in its pixels.
 
     A view of a smaller image reaches beyond it, where it is reflected.
@@ -262,7 +262,7 @@ def flatten(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
     return canvas
 
 
-def _scaled_size(size: tuple[int, int], contract: ImageContract) -> tuple[int, int]:
+def _scaled_size(size: tuple[int, int], contract: PreprocessConfig) -> tuple[int, int]:
     """Width and height after the contract's resize, before its crop."""
     if contract.geometry == "squash":
         return contract.size, contract.size

@@ -17,9 +17,9 @@ import transformers
 from safetensors.torch import load_file
 from torch import nn
 
-from ensemble.core.errors import BackboneError, some
+from ensemble.core.errors import BackboneError, join_limited
 from ensemble.core.names import LABELS
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.core.recipe import Backbone, Recipe
 from ensemble.models import network_edits
 from ensemble.models import processor as contracts
@@ -44,7 +44,7 @@ class Member(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, backbone: nn.Module, contract: ImageContract, positive: int = 1) -> None:
+    def __init__(self, backbone: nn.Module, contract: PreprocessConfig, positive: int = 1) -> None:
         super().__init__()
         self.backbone = backbone
         self.contract = contract
@@ -123,7 +123,7 @@ def load_config(folder: Path) -> Any:
     return config
 
 
-def _from_checkpoint(folder: Path, config: Any, backbone: Backbone, contract: ImageContract) -> nn.Module:
+def _from_checkpoint(folder: Path, config: Any, backbone: Backbone, contract: PreprocessConfig) -> nn.Module:
     config = copy.deepcopy(config)
     network_edits.check_classifier(config)
     _configure(config, backbone, contract)
@@ -143,7 +143,7 @@ def _from_checkpoint(folder: Path, config: Any, backbone: Backbone, contract: Im
     return network
 
 
-def _from_architecture(recipe: Recipe) -> tuple[nn.Module, ImageContract]:
+def _from_architecture(recipe: Recipe) -> tuple[nn.Module, PreprocessConfig]:
     backbone = recipe.backbone
     check_source(backbone)
     kind, _, name = (backbone.architecture or "").partition("/")
@@ -169,7 +169,7 @@ def _from_architecture(recipe: Recipe) -> tuple[nn.Module, ImageContract]:
     return network, contract
 
 
-def _configure(config: Any, backbone: Backbone, contract: ImageContract) -> None:
+def _configure(config: Any, backbone: Backbone, contract: PreprocessConfig) -> None:
     """Two labels, drop path and input size, where each family's config keeps them."""
     for key in ("id2label", "label2id"):
         setattr(config, key, dict(LABEL_MAPS[key]))
@@ -190,7 +190,7 @@ def _configure(config: Any, backbone: Backbone, contract: ImageContract) -> None
     network_edits.set_image_size(config, contract.size)
 
 
-def _overridden(contract: ImageContract, recipe: Recipe) -> ImageContract:
+def _overridden(contract: PreprocessConfig, recipe: Recipe) -> PreprocessConfig:
     """The checkpoint's contract with the recipe's `image` values in place of its own."""
     changes = {key: value for key, value in recipe.image.model_dump().items() if value is not None}
     try:
@@ -240,7 +240,7 @@ def _refuse_mismatch(
         ("broken", set(info.get("error_msgs", ()))),
     ):
         if keys:
-            problems.append(f"{len(keys)} {kind}: {some(sorted(keys), 4)}")
+            problems.append(f"{len(keys)} {kind}: {join_limited(sorted(keys), 4)}")
     if problems:
         raise BackboneError(f"{source}: the weights do not fit the network beyond its head ({'; '.join(problems)})")
 

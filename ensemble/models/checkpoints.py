@@ -3,7 +3,7 @@
 import importlib.util
 from pathlib import Path
 
-from ensemble.core.errors import BackboneError, some
+from ensemble.core.errors import BackboneError, join_limited
 from ensemble.core.recipe import Backbone
 from ensemble.data.files import at_home
 
@@ -83,7 +83,7 @@ def _check_architecture(architecture: str) -> None:
 
         if not timm.is_model(name):
             near = timm.list_models(f"*{name.split('_')[0]}*")
-            raise BackboneError(f"timm has no architecture {name!r}; near it: {some(near) or 'nothing'}")
+            raise BackboneError(f"timm has no architecture {name!r}; near it: {join_limited(near) or 'nothing'}")
         return
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 

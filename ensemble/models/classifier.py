@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ensemble.core import artifacts
-from ensemble.core.errors import BackboneError, some
+from ensemble.core.errors import BackboneError, join_limited
 from ensemble.core.names import resolve_polarity
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.preprocess_config import PreprocessConfig
 
 if TYPE_CHECKING:
     from ensemble.models.backbone import Member
@@ -20,7 +20,7 @@ class Classifier:
 
     name: str
     folder: Path
-    contract: ImageContract
+    contract: PreprocessConfig
     classes: tuple[str, str]
     positive: int
 
@@ -47,7 +47,7 @@ def read_classifiers(folders: Mapping[str, Path], positive: str | None = None) -
     alone = len(folders) == 1
     found = [_read(name, folder, positive, alone) for name, folder in folders.items()]
     if positive and not any(_has(one.classes, positive) for one in found):
-        known = some(sorted({label for one in found for label in one.classes}))
+        known = join_limited(sorted({label for one in found for label in one.classes}))
         raise BackboneError(f"no class is called {positive!r}; the classes are {known}")
     return found
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ensemble.core import artifacts
-from ensemble.core.errors import ArtifactError, DataError, some
+from ensemble.core.errors import ArtifactError, DataError, join_limited
 from ensemble.core.names import is_member_name
 from ensemble.data.sources import read_table
 
@@ -47,14 +47,16 @@ def _read_scores(path: Path) -> pd.Series:
     table = read_table(path)
     column = next((name for name in COLUMNS if name in table), None)
     if "id" not in table or column is None:
-        raise DataError(f"{path} needs the columns id and {' or '.join(COLUMNS)}; it has: {some(table.columns)}")
+        raise DataError(
+            f"{path} needs the columns id and {' or '.join(COLUMNS)}; it has: {join_limited(table.columns)}"
+        )
     if repeated := sorted(set(table.loc[table["id"].duplicated(), "id"])):
-        raise DataError(f"{path}: ids given more than once: {some(map(repr, repeated))}")
+        raise DataError(f"{path}: ids given more than once: {join_limited(map(repr, repeated))}")
     values = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=np.float64)
     sound = np.isfinite(values) if column == "logit" else (values >= 0) & (values <= 1)
     if not sound.all():
         wanted = "a finite number" if column == "logit" else "a probability in 0..1"
-        raise DataError(f"{path}: {column} is not {wanted} for {some(map(repr, table.loc[~sound, 'id']))}")
+        raise DataError(f"{path}: {column} is not {wanted} for {join_limited(map(repr, table.loc[~sound, 'id']))}")
     if column != "logit":
         p = np.clip(values, CLIP, 1 - CLIP)
         values = np.log(p / (1 - p))
@@ -67,7 +69,7 @@ def heldout_column(external: External, ids: Iterable[str]) -> np.ndarray:
     missing, extra = set(wanted) - set(external.heldout.index), set(external.heldout.index) - set(wanted)
     if missing or extra:
         sides = ((missing, "missing"), (extra, "not held out"))
-        told = [f"{len(keys)} {what} ({some(map(repr, sorted(keys)))})" for keys, what in sides if keys]
+        told = [f"{len(keys)} {what} ({join_limited(map(repr, sorted(keys)))})" for keys, what in sides if keys]
         raise ArtifactError(
             f"{external.name}: the ids of its held-out scores do not match the run's held-out rows: "
             f"{' and '.join(told)}; score just the rows with split heldout of dataset.parquet"
@@ -97,7 +99,8 @@ def read_external(folder: Path, name: str) -> External:
     table = artifacts.read_parquet(artifacts.external_path(folder, name), "run stack again with --external")
     if lacking := sorted({"id", "part", "logit"} - set(table.columns)):
         raise ArtifactError(
-            f"{artifacts.external_path(folder, name)} has no column {some(lacking)}; run stack again with --external"
+            f"{artifacts.external_path(folder, name)} has no column {join_limited(lacking)}; run stack again "
+            "with --external"
         )
     parts = (table[table["part"] == part].set_index("id")["logit"] for part in ("heldout", "test"))
     return External(name, *parts)
@@ -109,6 +112,6 @@ def test_column(external: External, ids: Iterable[str]) -> np.ndarray:
     if missing := [key for key in wanted if key not in external.test.index]:
         raise ArtifactError(
             f"{external.name} was trained elsewhere and has no score for {len(missing)} of {len(wanted)} ids "
-            f"({some(map(repr, missing))}); give its scores of these images to stack --external"
+            f"({join_limited(map(repr, missing))}); give its scores of these images to stack --external"
         )
     return external.test.loc[wanted].to_numpy(dtype=np.float64)

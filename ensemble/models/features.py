@@ -16,9 +16,9 @@ from torch import nn
 from tqdm import tqdm
 
 from ensemble.core import artifacts, feature_cache
-from ensemble.core.errors import BackboneError, ImageError, some
+from ensemble.core.errors import BackboneError, ImageError, join_limited
 from ensemble.core.parallel import ordered_map
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.core.recipe import Backbone, Recipe, Train
 from ensemble.core.recipe_files import load_recipes, recipes_folder
 from ensemble.data.files import at_home
@@ -70,7 +70,7 @@ class Embedder:
     """
 
     name: str
-    contract: ImageContract
+    contract: PreprocessConfig
     width: int
     sha256: str
     run: Callable[[np.ndarray], np.ndarray]
@@ -112,7 +112,9 @@ def find_embedder(name: str | None) -> Recipe | tuple[Path, str]:
         return path.parent.parent, path.name
     if path.is_dir() and artifacts.members_path(path).is_dir():
         members = artifacts.list_members(path)
-        raise BackboneError(f"{path} is a run; name a member of it: --embedder {path}:{members[0]} ({some(members)})")
+        raise BackboneError(
+            f"{path} is a run; name a member of it: --embedder {path}:{members[0]} ({join_limited(members)})"
+        )
     run, colon, member = str(path).rpartition(":")
     if colon and not path.exists():
         return Path(run), artifacts.list_members(Path(run), (member,))[0]
@@ -230,7 +232,7 @@ def _record(width: int) -> np.dtype[np.void]:
     return np.dtype([("thumb", "u1", (side, side, 3)), ("hash", "<u8"), ("pixels", "u1", 32), ("vector", "<f4", width)])
 
 
-def _look(file: Path, contract: ImageContract, known: set[bytes]) -> _Look | str:
+def _look(file: Path, contract: PreprocessConfig, known: set[bytes]) -> _Look | str:
     try:
         data = file.read_bytes()
         key = sha256(data).digest()

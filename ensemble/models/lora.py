@@ -7,7 +7,7 @@ import peft
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ensemble.core.errors import BackboneError, some
+from ensemble.core.errors import BackboneError, join_limited
 from ensemble.core.recipe import Adapt
 from ensemble.models.backbone import Member
 from ensemble.models.features import called_layers, head_of
@@ -65,7 +65,7 @@ def _chosen(names: Sequence[str], targets: Sequence[str] | None) -> list[str]:
     if unmatched:
         kinds = dict.fromkeys(re.sub(r"^.*\.\d+\.", "", name) for name in names)
         raise BackboneError(
-            f"adapt.targets match no layer: {some(unmatched)}; the layers that can be adapted end in: "
-            f"{some(kinds, 12) or 'none, use adapt.mode full'}"
+            f"adapt.targets match no layer: {join_limited(unmatched)}; the layers that can be adapted end in: "
+            f"{join_limited(kinds, 12) or 'none, use adapt.mode full'}"
         )
     return found

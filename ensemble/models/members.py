@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from ensemble.core import artifacts
-from ensemble.core.errors import ArtifactError, some
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.errors import ArtifactError, join_limited
+from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.data import dataset
 from ensemble.data.splits import FITTED_SPLITS
 from ensemble.models import external
@@ -23,11 +23,11 @@ def read_info(run: Path, name: str) -> dict[str, Any]:
     return artifacts.read_json(artifacts.member_path(run, name) / "member.json", "run train-all again")
 
 
-def stored_contract(folder: Path) -> ImageContract | None:
+def stored_contract(folder: Path) -> PreprocessConfig | None:
     """The contract in a member folder's member.json, which says more than a processor can; None without one."""
     if not (folder / "member.json").is_file():
         return None
-    return ImageContract.from_dict(artifacts.read_json(folder / "member.json", "remove it")["contract"])
+    return PreprocessConfig.from_dict(artifacts.read_json(folder / "member.json", "remove it")["contract"])
 
 
 def is_current(run: Path, name: str, wanted: dict[str, Any]) -> bool:
@@ -56,7 +56,7 @@ def load_member(run: Path, name: str) -> "Member":
     info, folder = read_info(run, name), artifacts.member_path(run, name)
     check_files(folder, info["files"], "train the member again")
     network, _ = load_classifier(folder)
-    return Member(network, ImageContract.from_dict(info["contract"])).eval()
+    return Member(network, PreprocessConfig.from_dict(info["contract"])).eval()
 
 
 def heldout_logits(
@@ -89,7 +89,7 @@ def _common_rows(run: Path, names: Sequence[str]) -> pd.DataFrame:
     infos = {name: read_info(run, name) for name in names if not external.is_external(run, name)}
     folds = {name: info.get("folds") for name, info in infos.items()}
     if len(set(folds.values())) > 1:
-        told = some(f"{name} {'with ' + str(count) if count else 'without'}" for name, count in folds.items())
+        told = join_limited(f"{name} {'with ' + str(count) if count else 'without'}" for name, count in folds.items())
         raise ArtifactError(
             f"members were trained with different folds ({told}); train them alike, or choose some with --members"
         )
@@ -116,19 +116,21 @@ def _column(run: Path, name: str, frame: pd.DataFrame, rows: pd.DataFrame) -> np
     scores = artifacts.read_parquet(path, "train the member again")
     remedy = f"{path} cannot be used; train {name!r} again"
     if repeated := sorted(set(scores.loc[scores["id"].duplicated(), "id"])):
-        raise ArtifactError(f"{name}: ids stand more than once in its held-out rows ({some(repeated)}); {remedy}")
+        raise ArtifactError(
+            f"{name}: ids stand more than once in its held-out rows ({join_limited(repeated)}); {remedy}"
+        )
     own = frame.set_index("id").reindex(scores["id"]).reset_index()
     # scored by another fold's weights: held out all the same
     out_of_fold = (scores["fold"].astype("Int16") == own["fold"].astype("Int16")).fillna(False).astype(bool)
     if (fitted := own["split"].isin(FITTED_SPLITS) & ~out_of_fold).any():
-        seen = some(scores.loc[fitted, "id"])
+        seen = join_limited(scores.loc[fitted, "id"])
         raise ArtifactError(f"{name}: rows it was trained or tuned on are among its held-out rows ({seen}); {remedy}")
     held = scores.set_index("id")
     split_is_heldout = frame["split"] == "heldout"
     if missing := [key for key in rows["id"] if key not in held.index]:
-        raise ArtifactError(f"{name}: {len(missing)} rows have no logit ({some(missing)}); {remedy}")
+        raise ArtifactError(f"{name}: {len(missing)} rows have no logit ({join_limited(missing)}); {remedy}")
     if extra := sorted(set(scores.loc[scores["split"] == "heldout", "id"]) - set(frame.loc[split_is_heldout, "id"])):
-        raise ArtifactError(f"{name}: ids that the data set does not hold out ({some(extra)}); {remedy}")
+        raise ArtifactError(f"{name}: ids that the data set does not hold out ({join_limited(extra)}); {remedy}")
     held = held.loc[rows["id"]]
     if list(held["label"]) != list(rows["label"]):
         raise ArtifactError(f"{name}: its labels differ from the data set's; {remedy}")

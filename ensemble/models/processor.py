@@ -9,13 +9,13 @@ import timm
 import transformers
 from PIL import Image
 
-from ensemble.core.errors import BackboneError, shown, some
-from ensemble.core.preprocess_config import FILTERS, ImageContract
+from ensemble.core.errors import BackboneError, escape_control, join_limited
+from ensemble.core.preprocess_config import FILTERS, PreprocessConfig
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def from_checkpoint(folder: Path, config: Any) -> ImageContract:
+def from_checkpoint(folder: Path, config: Any) -> PreprocessConfig:
     """The contract of a checkpoint folder: its processor's, or for timm its config's."""
     try:
         if config.model_type == "timm_wrapper":
@@ -36,7 +36,9 @@ def reason(error: Exception) -> str:
     """Why a library could not use a stranger's file: its error's first line."""
     if "trust_remote_code" in str(error):
         return "it needs Python code of its own, which is never run here; choose another checkpoint"
-    return shown(next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__))
+    return escape_control(
+        next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    )
 
 
 def check_timm(config: Any) -> None:
@@ -45,25 +47,25 @@ def check_timm(config: Any) -> None:
     if not isinstance(name, str) or ":" in name:  # hf-hub:NAME and local-dir:PATH
         raise BackboneError(f"architecture {name!r} is not one of timm's own")
     if wrong := arguments & set(inspect.signature(timm.create_model).parameters):  # checkpoint_path, say
-        raise BackboneError(f"model_args may not hold {some(sorted(wrong))}")
+        raise BackboneError(f"model_args may not hold {join_limited(sorted(wrong))}")
 
 
-def from_config(config: Any) -> ImageContract:
+def from_config(config: Any) -> PreprocessConfig:
     """The contract of a network without a processor: timm's pretrained_cfg, else ImageNet's usual."""
     if config.model_type == "timm_wrapper":
         return _from_timm(config.pretrained_cfg)
     size = getattr(config, "image_size", None) or 224
-    return ImageContract(size=_side(size), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return PreprocessConfig(size=_side(size), mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
-def _from_timm(values: dict[str, Any]) -> ImageContract:
+def _from_timm(values: dict[str, Any]) -> PreprocessConfig:
     size, crop_pct = _side(values["input_size"][1:]), values.get("crop_pct") or 0.875
     mode, filter_name = values.get("crop_mode") or "center", values.get("interpolation") or "bicubic"
     if filter_name not in FILTERS:
         raise BackboneError(f"timm's interpolation {filter_name!r} is not known; set image.filter in the recipe")
     if mode not in {"center", "squash"} or (mode == "squash" and crop_pct != 1.0):
         raise BackboneError(f"timm's crop mode {mode!r} at {crop_pct} is not known; set image.geometry in the recipe")
-    return ImageContract(
+    return PreprocessConfig(
         size=size,
         mean=tuple(values["mean"]),
         std=tuple(values["std"]),
@@ -73,7 +75,7 @@ def _from_timm(values: dict[str, Any]) -> ImageContract:
     )
 
 
-def _from_processor(processor: Any) -> ImageContract:
+def _from_processor(processor: Any) -> PreprocessConfig:
     size: dict[str, Any] = dict(processor.size)
     common: dict[str, Any] = {
         "mean": tuple(processor.image_mean),
@@ -89,20 +91,20 @@ def _from_processor(processor: Any) -> ImageContract:
         if not getattr(processor, "do_center_crop", False):
             raise ValueError("it neither resizes nor crops, so inputs would differ in size")
         crop = _side([processor.crop_size["height"], processor.crop_size["width"]])
-        return ImageContract(size=crop, geometry="native_crops", **common)
+        return PreprocessConfig(size=crop, geometry="native_crops", **common)
     if "ConvNext" in type(processor).__name__:
         # transformers squashes ConvNeXt inputs at 384 and above, and crops below
         if short >= 384:
-            return ImageContract(size=short, geometry="squash", **common)
-        return ImageContract(size=short, geometry="center_crop", crop_pct=processor.crop_pct, **common)
+            return PreprocessConfig(size=short, geometry="squash", **common)
+        return PreprocessConfig(size=short, geometry="center_crop", crop_pct=processor.crop_pct, **common)
     if getattr(processor, "do_center_crop", False):
         crop = _side([processor.crop_size["height"], processor.crop_size["width"]])
         if short is None:
             raise ValueError("it squashes and then crops")
-        return ImageContract(size=crop, geometry="center_crop", crop_pct=crop / short, **common)
+        return PreprocessConfig(size=crop, geometry="center_crop", crop_pct=crop / short, **common)
     if short is not None:
         raise ValueError("it keeps the aspect ratio, so inputs would differ in size")
-    return ImageContract(size=_side([size["height"], size["width"]]), geometry="squash", **common)
+    return PreprocessConfig(size=_side([size["height"], size["width"]]), geometry="squash", **common)
 
 
 def _side(size: Any) -> int:
@@ -112,7 +114,7 @@ def _side(size: Any) -> int:
     return int(sides[0])
 
 
-def to_processor(contract: ImageContract) -> dict[str, Any]:
+def to_processor(contract: PreprocessConfig) -> dict[str, Any]:
     """preprocessor_config.json for transformers; of native_crops it can say the centre crop alone."""
     values: dict[str, Any] = {
         "do_rescale": True,
@@ -136,7 +138,7 @@ def to_processor(contract: ImageContract) -> dict[str, Any]:
     }
 
 
-def to_timm(contract: ImageContract, pretrained_cfg: dict[str, Any]) -> dict[str, Any]:
+def to_timm(contract: PreprocessConfig, pretrained_cfg: dict[str, Any]) -> dict[str, Any]:
     """timm's pretrained_cfg with this contract; of native_crops it can say the centre crop alone."""
     return {
         **pretrained_cfg,

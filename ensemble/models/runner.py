@@ -16,7 +16,7 @@ from PIL.Image import Image
 
 from ensemble.core.errors import ImageError
 from ensemble.core.parallel import ordered_map
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.images import decode as images
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ class Runner:
     """
 
     name: str
-    contract: ImageContract
+    contract: PreprocessConfig
     run: Callable[[np.ndarray], np.ndarray]
     batch: int = 1
     fixed: bool = False
@@ -108,7 +108,7 @@ def score_stream(
             yield _scored(*running.popleft())
 
 
-def chunk_rows(contracts: Iterable[ImageContract], device: str) -> int:
+def chunk_rows(contracts: Iterable[PreprocessConfig], device: str) -> int:
     """Rows to a chunk: a power of two up to MOST_ROWS whose pixels, in every view, stay within CHUNK_BYTES."""
     views = {contract.view: 3 * contract.count * contract.size**2 for contract in contracts}
     rows = CHUNK_BYTES[device] // max(1, sum(views.values()))
@@ -165,7 +165,7 @@ def with_flip(runner: Runner) -> Runner:
     return replace(runner, run=run)
 
 
-def _places(items: Iterable[T], contracts: Sequence[ImageContract], chunk: int) -> Iterator[tuple[Views, int, T]]:
+def _places(items: Iterable[T], contracts: Sequence[PreprocessConfig], chunk: int) -> Iterator[tuple[Views, int, T]]:
     """Each item with its chunk's pixels, uint8 [chunk, K, S, S, 3] by view, and its row there."""
     pixels: Views = {}
     for number, item in enumerate(items):

@@ -17,7 +17,7 @@ from ensemble.core.errors import DataError
 from ensemble.core.metrics import Interval
 from ensemble.core.recipe import Recipe
 from ensemble.data import dataset
-from ensemble.data.sources import Labelled
+from ensemble.data.sources import LabelledImage
 from ensemble.data.splits import Fractions
 from ensemble.images import near_duplicates
 from ensemble.models.checkpoints import locate_checkpoint
@@ -26,9 +26,9 @@ from ensemble.models.members import load_member
 from ensemble.models.runner import score_images
 from ensemble.models.torch_runner import torch_runner
 from ensemble.selection import select
-from ensemble.training.distributed import Processes
-from ensemble.training.live_progress import Board
-from ensemble.training.train_member import Say, Setup, train_member
+from ensemble.training.distributed import ProcessGroup
+from ensemble.training.live_progress import LiveProgress
+from ensemble.training.train_member import Say, TrainContext, train_member
 
 ARMS = ("selected", "random")
 # the epoch is chosen on the tune part; the held-out part goes back to training, as half B is held out
@@ -42,10 +42,10 @@ class Material:
     items and test_items: the images of the rows of `pool` and `test`.
     """
 
-    items: Sequence[Labelled]
+    items: Sequence[LabelledImage]
     pool: Features
     allowed: np.ndarray
-    test_items: Sequence[Labelled]
+    test_items: Sequence[LabelledImage]
     test: Features
 
     @property
@@ -54,7 +54,7 @@ class Material:
         return np.array([item.label for item in self.items], dtype=np.int64)
 
 
-def test_groups(items: Sequence[Labelled], test: Features) -> list[int]:
+def test_groups(items: Sequence[LabelledImage], test: Features) -> list[int]:
     """For each test image a number of its group: the user's groups, joined by copies and near-duplicates."""
     pairs = near_duplicates.near_duplicates(test.hashes.tolist(), test.thumbs)
     first: dict[object, int] = {}
@@ -140,9 +140,9 @@ def _train_and_score(
     frame = frame.assign(split=frame["split"].replace("heldout", "train"))
     with tempfile.TemporaryDirectory(prefix="manyeyes-") as folder:
         run = Path(folder)
-        with Board([recipe.name], say) as board:
+        with LiveProgress([recipe.name], say) as board:
             board.member(recipe.name, device)
-            train_member(recipe, checkpoint, frame, run, Setup(seed, Processes(device=device)), board)
+            train_member(recipe, checkpoint, frame, run, TrainContext(seed, ProcessGroup(device=device)), board)
         runner = torch_runner(recipe.name, load_member(run, recipe.name), torch.device(device))
         with tqdm(total=len(files), desc="  half B", unit="image", leave=False, disable=None) as bar:
             logits, errors = score_images(files, [runner], recipe.train.batch_size, progress=bar.update)

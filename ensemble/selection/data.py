@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ensemble.core.errors import DataError, some
+from ensemble.core.errors import DataError, join_limited
 from ensemble.core.names import NEGATIVE_NAMES, POSITIVE_NAMES
 from ensemble.data import sources
 from ensemble.data.files import IMAGE_SUFFIXES, list_images
-from ensemble.data.sources import Labelled
+from ensemble.data.sources import LabelledImage
 from ensemble.selection.select import UNLABELLED
 
 
@@ -19,7 +19,7 @@ def read_pools(
     classes: Mapping[str, str] | None = None,
     positive: str | None = None,
     group_column: str = "group",
-) -> tuple[list[Labelled], list[str]]:
+) -> tuple[list[LabelledImage], list[str]]:
     """The images of all pools, sorted by id, and what should be said aloud of their labels.
 
     A CSV with a column label, or a folder of class folders, is labelled and read as training
@@ -33,8 +33,8 @@ def read_pools(
     if all(labelled):
         items, notes = sources.read_data(paths, images, classes, positive, group_column, one_class=True)
     elif any(labelled):
-        with_labels = some(path for path, has in zip(paths, labelled, strict=True) if has)
-        without = some(path for path, has in zip(paths, labelled, strict=True) if not has)
+        with_labels = join_limited(path for path, has in zip(paths, labelled, strict=True) if has)
+        without = join_limited(path for path, has in zip(paths, labelled, strict=True) if not has)
         raise DataError(
             f"of some pools the classes are known ({with_labels}), of others not ({without}); "
             "sort their images into ai/ and real/, or select from them apart"
@@ -42,13 +42,13 @@ def read_pools(
     else:
         items, notes = _without_labels(paths, images), []
     if not items:
-        raise DataError(f"no images in {some(paths)}")
+        raise DataError(f"no images in {join_limited(paths)}")
     return sorted(items, key=lambda item: item.id), notes
 
 
 def read_test(
     path: Path, images: Path | None = None, labels: Path | None = None, labelled: bool = False
-) -> list[Labelled]:
+) -> list[LabelledImage]:
     """The test's images, sorted by id: of a folder, or of a CSV with id or path.
 
     labelled: their classes and groups are needed too, from the test itself, or from the CSV
@@ -68,7 +68,9 @@ def read_test(
             raise DataError(f"--ablate needs the test's labels: {error}{remedy}") from None
         by_file = {item.file.resolve(): item for item in known}
         if missing := [item.id for item in items if item.file.resolve() not in by_file]:
-            raise DataError(f"{source} has no label for {len(missing)} of {len(items)} test images: {some(missing)}")
+            raise DataError(
+                f"{source} has no label for {len(missing)} of {len(items)} test images: {join_limited(missing)}"
+            )
         found = [(item, by_file[item.file.resolve()]) for item in items]
         items = [replace(item, label=told.label, group=told.group, source=told.source) for item, told in found]
     return sorted(items, key=lambda item: item.id)
@@ -90,7 +92,7 @@ def _has_labels(path: Path, named: bool) -> bool:
     return named or any(entry.name.casefold() in POSITIVE_NAMES | NEGATIVE_NAMES for entry in entries)
 
 
-def _without_labels(paths: Sequence[Path], images: Path | None) -> list[Labelled]:
+def _without_labels(paths: Sequence[Path], images: Path | None) -> list[LabelledImage]:
     names = [path.resolve().name for path in paths]
     if len(paths) == 1:
         return [replace(item, source=item.source or names[0]) for item in _read_one(paths[0], images, "")]
@@ -101,19 +103,19 @@ def _without_labels(paths: Sequence[Path], images: Path | None) -> list[Labelled
     return items
 
 
-def _read_one(path: Path, images: Path | None, prefix: str) -> list[Labelled]:
+def _read_one(path: Path, images: Path | None, prefix: str) -> list[LabelledImage]:
     """The images of one folder or CSV, without their labels."""
     if path.is_dir():
-        return [Labelled(prefix + name, str(path.resolve()), name, UNLABELLED) for name in list_images(path)]
+        return [LabelledImage(prefix + name, str(path.resolve()), name, UNLABELLED) for name in list_images(path)]
     frame = sources.read_table(path)
     root, names = sources.locate(frame, path, images)
     keys = list(frame["id"]) if "id" in frame else names
     if repeated := sorted(key for key, count in Counter(keys).items() if count > 1):
-        raise DataError(f"{path}: ids given more than once: {some(map(repr, repeated))}")
+        raise DataError(f"{path}: ids given more than once: {join_limited(map(repr, repeated))}")
     extra = [
         list(frame[column]) if column in frame else [""] * len(keys) for column in ("group", "source", "generator")
     ]
     return [
-        Labelled(prefix + key, str(root.resolve()), name, UNLABELLED, *(value or None for value in rest))
+        LabelledImage(prefix + key, str(root.resolve()), name, UNLABELLED, *(value or None for value in rest))
         for key, name, *rest in zip(keys, names, *extra, strict=True)
     ]

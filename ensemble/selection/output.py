@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 
 from ensemble.core import artifacts
-from ensemble.core.errors import DataError, some
+from ensemble.core.errors import DataError, join_limited
 from ensemble.core.names import LABELS
-from ensemble.data.sources import Labelled
+from ensemble.data.sources import LabelledImage
 from ensemble.selection.contact_sheet import Row, write_picture
 from ensemble.selection.select import UNLABELLED, Selection
 
@@ -34,7 +34,7 @@ def check_output(output: Path, inputs: Sequence[Path]) -> None:
     if target.is_dir():
         present = {entry.name for entry in target.iterdir()}
         if present and (RECORD not in present or present - OURS):
-            strange = some(sorted(present - OURS) or sorted(present))
+            strange = join_limited(sorted(present - OURS) or sorted(present))
             raise DataError(
                 f"--output {output} holds what no selection wrote ({strange}); choose an empty or another folder"
             )
@@ -43,9 +43,9 @@ def check_output(output: Path, inputs: Sequence[Path]) -> None:
 
 def write_selection(
     output: Path,
-    items: Sequence[Labelled],
+    items: Sequence[LabelledImage],
     chosen: Selection,
-    test: Sequence[Labelled],
+    test: Sequence[LabelledImage],
     copy: bool,
     record: Mapping[str, Any],
 ) -> pd.DataFrame:
@@ -70,7 +70,7 @@ def write_selection(
     return frame
 
 
-def _table(items: Sequence[Labelled], chosen: Selection, test: Sequence[Labelled]) -> pd.DataFrame:
+def _table(items: Sequence[LabelledImage], chosen: Selection, test: Sequence[LabelledImage]) -> pd.DataFrame:
     rows = []
     numbers = dict.fromkeys((UNLABELLED, 0, 1), 0)
     for row, drawer, distance in zip(chosen.rows, chosen.test, chosen.distances, strict=True):
@@ -111,7 +111,7 @@ def _place(source: Path, path: Path, copy: bool) -> None:
 
 
 def _picture_rows(
-    frame: pd.DataFrame, items: Sequence[Labelled], chosen: Selection, test: Sequence[Labelled]
+    frame: pd.DataFrame, items: Sequence[LabelledImage], chosen: Selection, test: Sequence[LabelledImage]
 ) -> list[Row]:
     """Test images spread evenly over those that drew something, from the nearest draws to the farthest."""
     drawn = frame.assign(item=chosen.rows, test=chosen.test).groupby("test", sort=False)

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from ensemble.core import artifacts, feature_cache
-from ensemble.core.errors import DataError, some
+from ensemble.core.errors import DataError, join_limited
 from ensemble.core.recipe import Recipe
 from ensemble.core.recipe_files import load_recipes
-from ensemble.data.sources import Labelled
+from ensemble.data.sources import LabelledImage
 from ensemble.models import features
 from ensemble.models.torch_runner import choose_device
 from ensemble.selection import neighbours, select
@@ -25,7 +25,7 @@ from ensemble.training.train_member import Say
 
 
 @dataclass(frozen=True)
-class Job:
+class SelectOptions:
     """What the command was asked for; each field is the option of that name."""
 
     test: Path
@@ -68,7 +68,7 @@ class Result:
     counts: dict[int, int]
 
 
-def select_images(job: Job, say: Say) -> Result:
+def select_images(job: SelectOptions, say: Say) -> Result:
     """Choose images as `job` says and write its output folder.
 
     Raises, before any image is read, for what is known to fail.
@@ -104,7 +104,7 @@ def select_images(job: Job, say: Say) -> Result:
     return Result(frame, chosen, dropped, len(vectors), quartiles, material, counts)
 
 
-def ablate_selection(job: Job, result: Result, say: Say) -> dict[str, Any]:
+def ablate_selection(job: SelectOptions, result: Result, say: Say) -> dict[str, Any]:
     """The ablation of `ablate.ablate`, written beside selection.csv."""
     device = choose_device(job.device)
     report = ablate(
@@ -114,7 +114,7 @@ def ablate_selection(job: Job, result: Result, say: Say) -> dict[str, Any]:
     return report
 
 
-def _read(job: Job, say: Say) -> tuple[list[Labelled], list[Labelled], dict[int, int]]:
+def _read(job: SelectOptions, say: Say) -> tuple[list[LabelledImage], list[LabelledImage], dict[int, int]]:
     """The pool's images, the test's, and how many of each class to choose; all that can be refused early is."""
     refuse_overlap(job.test, job.pools)
     check_output(job.output, [job.test, *job.pools])
@@ -132,7 +132,7 @@ def _read(job: Job, say: Say) -> tuple[list[Labelled], list[Labelled], dict[int,
     unlabelled = bool((labels == UNLABELLED).all())
     if unlabelled and (job.balance is not None or job.recipe is not None):
         asked = "--balance" if job.balance is not None else "--ablate"
-        raise DataError(f"{asked} needs a pool of known classes; sort {some(job.pools)} into ai/ and real/")
+        raise DataError(f"{asked} needs a pool of known classes; sort {join_limited(job.pools)} into ai/ and real/")
     counts = select.class_counts(labels, job.count, job.balance)
     if job.recipe is not None and not all(counts.values()):
         raise DataError("--ablate trains on both classes; choose a --balance between 0 and 1")
@@ -145,14 +145,14 @@ def _read(job: Job, say: Say) -> tuple[list[Labelled], list[Labelled], dict[int,
     return items, tests, counts
 
 
-def _recipe(job: Job) -> Recipe:
+def _recipe(job: SelectOptions) -> Recipe:
     return load_recipes([job.recipe] if job.recipe is not None else [], job.overrides)[0]
 
 
 def _embed(
-    job: Job,
-    items: Sequence[Labelled],
-    tests: Sequence[Labelled],
+    job: SelectOptions,
+    items: Sequence[LabelledImage],
+    tests: Sequence[LabelledImage],
     embedder: features.Embedder,
     cache: Path | None,
     say: Say,
@@ -164,7 +164,7 @@ def _embed(
     test = features.embed_images([item.file for item in tests], embedder, cache, title="embed test")
     if test.errors and not (job.skip_unreadable and len(test.rows)):
         raise DataError(
-            f"{len(test.errors)} of {len(tests)} test images cannot be read: {some(test.errors.values(), 3)}; "
+            f"{len(test.errors)} of {len(tests)} test images cannot be read: {join_limited(test.errors.values(), 3)}; "
             "repair or remove them, or leave them out with --skip-unreadable"
         )
     for message in test.errors.values():
@@ -177,7 +177,7 @@ def _embed(
     kept = [items[row] for row in pool.rows]
     unsure = select.conflicting(pool, np.array([item.label for item in kept]))
     if unsure.any():
-        named = some((kept[row].file for row in np.flatnonzero(unsure)), 4)
+        named = join_limited((kept[row].file for row in np.flatnonzero(unsure)), 4)
         say(f"left out of the pool: {unsure.sum()} images whose very pixels are labelled both ai and real ({named})")
     of_test = select.duplicates_of_test(pool, test)
     allowed = ~(of_test | unsure)

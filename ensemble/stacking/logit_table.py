@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ensemble.core.errors import ArtifactError, some
+from ensemble.core.errors import ArtifactError, join_limited
 from ensemble.models import external, members
 from ensemble.models.external import External
 from ensemble.stacking.fit import Scores, fit_stacker, held_logits, out_of_fold, solve
@@ -86,7 +86,7 @@ def _check(material: Material) -> None:
     ]
     if constant:
         raise ArtifactError(
-            f"every held-out image has the same p by {some(constant)}, so nothing is told apart; "
+            f"every held-out image has the same p by {join_limited(constant)}, so nothing is told apart; "
             "train again, or choose others with --members"
         )
     if len(part.rows) < len(material.names):

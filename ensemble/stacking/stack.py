@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ensemble.core import artifacts, metrics
 from ensemble.core.bootstrap import score_intervals
-from ensemble.core.errors import ArtifactError, some
+from ensemble.core.errors import ArtifactError, join_limited
 from ensemble.core.metrics import Interval, sigmoid
 from ensemble.data import dataset
 from ensemble.images import canonical, decode
@@ -62,7 +62,7 @@ def compare(runners: Sequence[Runner], run: Path, rows: pd.DataFrame) -> list[Sc
         files = dataset.files(frame.loc[rows["id"]])
         logits, errors = score_images(files, both, progress=bar.update, read=read)
     if errors:
-        raise ArtifactError(f"held-out images cannot be read: {some(errors.values(), 2)}; put them back")
+        raise ArtifactError(f"held-out images cannot be read: {join_limited(errors.values(), 2)}; put them back")
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy(dtype=str)
     p = sigmoid(np.asarray(logits, dtype=np.float64))
     lines = []
@@ -80,7 +80,7 @@ def helped(lines: Sequence[Scored]) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Choices:
+class StackOptions:
     """How a stacker is made: its kind, calibration and threshold rule, members from elsewhere, and whether
     flips are measured.
     """
@@ -93,7 +93,7 @@ class Choices:
 
 
 @dataclass(frozen=True)
-class Stacked:
+class StackResult:
     """A fitted stacker and what is known of it.
 
     scored: it beside its members. kinds: beside the other kinds. weights: with intervals, None
@@ -129,14 +129,14 @@ class Stacked:
         return self.material.basis
 
 
-def stack_run(run: Path, names: tuple[str, ...] = (), choices: Choices | None = None) -> Stacked:
+def stack_run(run: Path, names: tuple[str, ...] = (), choices: StackOptions | None = None) -> StackResult:
     """Fit, score and store.
 
     With folds the stacker is fitted on out-of-fold logits and scored on the held-out rows,
     which neither it nor its members have seen. Without them it is fitted on the held-out
     rows and scored on them out of fold.
     """
-    choices = choices or Choices()
+    choices = choices or StackOptions()
     chosen = artifacts.list_members(run, names)
     _check_externals(run, choices.externals)
     material = read_material(run, chosen, choices.externals)
@@ -150,7 +150,7 @@ def stack_run(run: Path, names: tuple[str, ...] = (), choices: Choices | None = 
     return done
 
 
-def fit_and_score(material: Material, choices: Choices) -> Stacked:
+def fit_and_score(material: Material, choices: StackOptions) -> StackResult:
     """Everything that needs no image."""
     part, truth = material.fitting, (material.scored.labels, material.scored.groups)
     with one_thread():
@@ -166,7 +166,7 @@ def fit_and_score(material: Material, choices: Choices) -> Stacked:
         material.names, tuple(fitted.coef.tolist()), fitted.intercept, threshold, choices.kind, calibration, rule
     )
     own = scores[choices.kind]
-    return Stacked(
+    return StackResult(
         stacker,
         material,
         stack_table.score_table(material.names, material.scored.logits, own.calibrated, *truth, own.raw),
@@ -189,7 +189,7 @@ def _check_externals(run: Path, externals: Sequence[External]) -> None:
             raise ArtifactError(f"--external {name}: a member of that name is there already; give it another name")
 
 
-def record(done: Stacked, choices: Choices, fitted_on: Mapping[str, Any]) -> dict[str, Any]:
+def record(done: StackResult, choices: StackOptions, fitted_on: Mapping[str, Any]) -> dict[str, Any]:
     """What stacker.json holds. fitted_on: hashes of the members and of what they scored."""
     stacker, fitting, scored = done.stacker, done.material.fitting.rows, done.rows
     return {
@@ -254,7 +254,7 @@ def fingerprint(run: Path, names: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def weights(done: Stacked) -> dict[str, str]:
+def weights(done: StackResult) -> dict[str, str]:
     """Each member's weight as text, with its interval where it was estimated."""
     if done.weights is None:
         found = [f"{weight:+.4f}" for weight in done.stacker.coef]
@@ -263,12 +263,12 @@ def weights(done: Stacked) -> dict[str, str]:
     return dict(zip(done.stacker.members, found, strict=True))
 
 
-def notes(done: Stacked) -> list[str]:
+def notes(done: StackResult) -> list[str]:
     """A better kind, twins among the members, calibration, threshold, and flips."""
     return [*_kind(done), *_weights(done), *_calibration(done), _threshold_note(done), *_flips(done)]
 
 
-def _kind(done: Stacked) -> list[str]:
+def _kind(done: StackResult) -> list[str]:
     better = [line for line in done.kinds if line.auroc_difference is not None and line.auroc_difference.low > 0]
     if not better:
         return []
@@ -276,7 +276,7 @@ def _kind(done: Stacked) -> list[str]:
     return [f"{best.name} is clearly better than {done.stacker.kind} on these rows; take it with --kind {best.name}."]
 
 
-def _weights(done: Stacked) -> list[str]:
+def _weights(done: StackResult) -> list[str]:
     lines = []
     if done.weights is not None:
         lines.append(f"Weights: intervals from {DRAWS} draws of groups at the chosen penalty.")
@@ -288,7 +288,7 @@ def _weights(done: Stacked) -> list[str]:
     return lines
 
 
-def _calibration(done: Stacked) -> list[str]:
+def _calibration(done: StackResult) -> list[str]:
     found = done.stacker.calibration
     if found.kind == "none":
         return [f"Calibration: none ({found.reason}); ECE {done.ece[0]:.4f}."]
@@ -298,7 +298,7 @@ def _calibration(done: Stacked) -> list[str]:
     ]
 
 
-def _threshold_note(done: Stacked) -> str:
+def _threshold_note(done: StackResult) -> str:
     stacker, labels = done.stacker, done.material.scored.labels
     called = done.stack_targets >= stacker.threshold
     return (
@@ -307,7 +307,7 @@ def _threshold_note(done: Stacked) -> str:
     )
 
 
-def _flips(done: Stacked) -> list[str]:
+def _flips(done: StackResult) -> list[str]:
     if done.flipped is None:
         return []
     lines = ["Averaging over mirrored images, change of log-loss (infer --tta does it where it helps):"]

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ensemble.core import artifacts
-from ensemble.core.errors import ArtifactError, some
+from ensemble.core.errors import ArtifactError, join_limited
 from ensemble.core.recipe import Recipe
 
 REMEDY = "train with --fresh to start anew"
@@ -24,13 +24,13 @@ FILE = "work.json"
 SPARE = 64 * 2**20  # bytes for all that is not weights
 
 
-def kind_of_work(recipe: Recipe, data_sha256: str, seed: int, version: int) -> dict[str, Any]:
+def training_fingerprint(recipe: Recipe, data_sha256: str, seed: int, version: int) -> dict[str, Any]:
     """What decides a training; two with the same may go on from each other."""
     return {"recipe": recipe.values(), "data_sha256": data_sha256, "seed": seed, "training_version": version}
 
 
 @contextmanager
-def held(run: Path, name: str, say: Callable[[str], object]) -> Iterator[None]:
+def member_lock(run: Path, name: str, say: Callable[[str], object]) -> Iterator[None]:
     """The member's training for this process alone; another that has it is waited for, which is said."""
     path = artifacts.beside_work_path(run, name, "lock")
     artifacts.ensure_folder(path.parent)
@@ -49,7 +49,7 @@ def held(run: Path, name: str, say: Callable[[str], object]) -> Iterator[None]:
         lock.release()
 
 
-def open_work(run: Path, name: str, kind: Mapping[str, Any]) -> Path:
+def open_workdir(run: Path, name: str, kind: Mapping[str, Any]) -> Path:
     """The folder where a member is trained: as an interrupted training of this kind left it, else a new one."""
     work = artifacts.work_path(run, name)
     if _kind_on_disk(work) != kind:
@@ -70,22 +70,22 @@ def check(
     for name, kind in kinds.items():
         work = artifacts.work_path(run, name)
         if fresh:
-            with held(run, name, say):
+            with member_lock(run, name, say):
                 shutil.rmtree(work, ignore_errors=True)
-        if not begun(work):
+        if not has_checkpoint(work):
             continue
         before = _kind_on_disk(work)
         if before == kind:
             found.append(name)
             continue
-        changes = some(_changes(before or {}, kind), 4) or "its files are of another version"
+        changes = join_limited(_changes(before or {}, kind), 4) or "its files are of another version"
         problems.append(f"{name}: its training was interrupted, and since then {changes}")
     if problems:
         raise ArtifactError("\n".join(problems) + "; set it back to go on, or add --fresh to train anew")
     return found
 
 
-def begun(work: Path) -> bool:
+def has_checkpoint(work: Path) -> bool:
     """Whether anything would be lost with this folder."""
     return any(work.glob("*/*.safetensors")) or any(work.glob("*/done.json"))
 

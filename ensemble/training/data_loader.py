@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ensemble.core.parallel import available_cores, ordered_map
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.core.recipe import Augment
 from ensemble.images import decode, degradations
 from ensemble.images.canonical import Plan, read_canonical
@@ -23,7 +23,7 @@ from ensemble.images.canonical import Plan, read_canonical
 Key = tuple[int, int]  # epoch, row
 
 
-class Rows(Dataset[dict[str, Any]]):
+class TrainDataset(Dataset[dict[str, Any]]):
     """Images and labels under a contract: pixels uint8 [K, S, S, 3], label float.
 
     With `augment`, each image is one random view; the draw depends on seed, epoch and row
@@ -36,7 +36,7 @@ class Rows(Dataset[dict[str, Any]]):
         self,
         files: Sequence[Path],
         labels: np.ndarray,
-        contract: ImageContract,
+        contract: PreprocessConfig,
         augment: Augment | None = None,
         seed: int = 0,
         plan: Plan | None = None,
@@ -122,7 +122,9 @@ def pieces(rows: np.ndarray, most: int) -> list[np.ndarray]:
     return np.array_split(rows, max(-(-len(rows) // most), 1))
 
 
-def load(rows: Rows, epoch: int, wanted: Sequence[np.ndarray], device: str) -> Iterator[dict[str, torch.Tensor]]:
+def load(
+    rows: TrainDataset, epoch: int, wanted: Sequence[np.ndarray], device: str
+) -> Iterator[dict[str, torch.Tensor]]:
     """The batch of each array of row numbers, in that order.
 
     For a CPU on threads, which share what was decoded before; for a GPU in processes of

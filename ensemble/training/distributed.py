@@ -23,7 +23,7 @@ class FirstFailedError(ManyeyesError):
 
 
 @dataclass(frozen=True)
-class Processes:
+class ProcessGroup:
     """This process among those that train together; alone it is 0 of 1.
 
     device: "cpu", "cuda", or "cuda:N" for the process's own GPU.
@@ -49,14 +49,14 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def join(device: str) -> Processes:
+def init_process_group(device: str) -> ProcessGroup:
     """This process's place; in several processes the group is set up, over NCCL for GPUs and gloo for CPUs.
 
     device: auto, cpu or cuda. Raises UnavailableError for a device that is not here.
     """
     kind = choose_device(device)
     if not launched():
-        return Processes(device=kind)
+        return ProcessGroup(device=kind)
     rank, count, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if kind == "cuda":
         if local >= torch.cuda.device_count():
@@ -68,17 +68,17 @@ def join(device: str) -> Processes:
         kind = f"cuda:{local}"
     if not distributed.is_initialized():
         distributed.init_process_group("nccl" if kind != "cpu" else "gloo", timeout=PATIENCE)
-    return Processes(rank, count, kind)
+    return ProcessGroup(rank, count, kind)
 
 
-def leave() -> None:
+def destroy_process_group() -> None:
     """Close the group, if there is one."""
     if distributed.is_available() and distributed.is_initialized():
         with suppress(RuntimeError):  # another process may be gone already
             distributed.destroy_process_group()
 
 
-def first_does(processes: Processes, work: Callable[[], T]) -> T:
+def run_on_main(processes: ProcessGroup, work: Callable[[], T]) -> T:
     """The value of `work`, done by the first process alone; where it fails, all raise its error.
 
     The value travels between the processes: plain data only.
@@ -91,30 +91,30 @@ def first_does(processes: Processes, work: Callable[[], T]) -> T:
             box[0] = work()
         except ManyeyesError as error:
             box[1] = (True, str(error))
-            shared(box)
+            broadcast(box)
             raise
         except BaseException as error:
             box[1] = (False, f"the first process failed: {error}")
-            shared(box)
+            broadcast(box)
             raise
-    shared(box)
+    broadcast(box)
     if box[1] is not None:
         ours, text = box[1]
         raise (ManyeyesError if ours else FirstFailedError)(text)
     return box[0]
 
 
-def shared(box: list[Any]) -> None:
+def broadcast(box: list[Any]) -> None:
     """Fill every process's list with the first one's values."""
     distributed.broadcast_object_list(box, src=0)
 
 
-def mine(processes: Processes, count: int) -> np.ndarray:
+def shard_indices(processes: ProcessGroup, count: int) -> np.ndarray:
     """int64: which of `count` rows this process works on."""
     return np.arange(processes.rank, count, processes.count)
 
 
-def gathered(processes: Processes, values: np.ndarray, count: int) -> np.ndarray:
+def all_gather(processes: ProcessGroup, values: np.ndarray, count: int) -> np.ndarray:
     """All rows [count, ...] in order, from the rows `mine` of each process; none is doubled."""
     if processes.count == 1:
         return values
@@ -126,7 +126,7 @@ def gathered(processes: Processes, values: np.ndarray, count: int) -> np.ndarray
     return result
 
 
-def any_of(processes: Processes, value: bool) -> bool:
+def any_rank(processes: ProcessGroup, value: bool) -> bool:
     """Whether it is so in any of the processes."""
     if processes.count == 1:
         return value

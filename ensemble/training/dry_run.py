@@ -18,10 +18,10 @@ from ensemble.images import robustness
 from ensemble.models.backbone import Member, build_member
 from ensemble.training import data_loader
 from ensemble.training import precision as machine
-from ensemble.training.data_loader import Rows
-from ensemble.training.distributed import Processes
+from ensemble.training.data_loader import TrainDataset
+from ensemble.training.distributed import ProcessGroup
 from ensemble.training.optimizer import adapt
-from ensemble.training.step import Engine, build_engine, optimizer_step
+from ensemble.training.step import TrainState, build_train_state, optimizer_step
 from ensemble.training.validation import Reading, logits_of
 
 TIMED_SECONDS, TIMED_BATCHES = 5.0, 4  # enough of either ends the timing of a member; the first batch warms up
@@ -39,7 +39,7 @@ class Estimate:
 
 
 def estimate(
-    recipe: Recipe, checkpoint: Path | None, frame: pd.DataFrame, reading: Reading, processes: Processes
+    recipe: Recipe, checkpoint: Path | None, frame: pd.DataFrame, reading: Reading, processes: ProcessGroup
 ) -> Estimate:
     """Train a few batches of real rows, score one, and count the rest."""
     train = frame[frame["split"] == "train"]
@@ -66,13 +66,13 @@ def _with_folds(work: float, frame: pd.DataFrame) -> float:
 
 
 def _training_rate(
-    member: Member, recipe: Recipe, train: pd.DataFrame, reading: Reading, processes: Processes
+    member: Member, recipe: Recipe, train: pd.DataFrame, reading: Reading, processes: ProcessGroup
 ) -> float:
     """Seconds an image, with loading and augmentation."""
     adapt(member, recipe)
-    precision, channels_last = machine.choose_ways(member, recipe.train, processes.kind)
-    engine = build_engine(member, recipe.train, TIMED_BATCHES, precision, channels_last, processes)
-    rows = Rows(
+    precision, channels_last = machine.choose_precision_and_layout(member, recipe.train, processes.kind)
+    engine = build_train_state(member, recipe.train, TIMED_BATCHES, precision, channels_last, processes)
+    rows = TrainDataset(
         dataset.files(train), train["label"].to_numpy(), member.contract, recipe.augment, reading.seed, reading.plan
     )
     size = min(recipe.train.batch_size, len(rows))
@@ -90,12 +90,14 @@ def _training_rate(
     return (time.monotonic() - started) / max(done, 1)
 
 
-def _step(engine: Engine, batch: dict[str, torch.Tensor]) -> None:
+def _step(engine: TrainState, batch: dict[str, torch.Tensor]) -> None:
     # its values are waited for, so that a GPU has finished
     optimizer_step(engine, [batch], len(batch["labels"]), lambda line: None).tolist()
 
 
-def _scoring_rate(member: Member, recipe: Recipe, rows: pd.DataFrame, reading: Reading, processes: Processes) -> float:
+def _scoring_rate(
+    member: Member, recipe: Recipe, rows: pd.DataFrame, reading: Reading, processes: ProcessGroup
+) -> float:
     """Seconds an image with all its views, without training."""
     few = rows.head(SCORED)
     logits_of(member, recipe, few.head(1), reading, processes)
@@ -104,14 +106,14 @@ def _scoring_rate(member: Member, recipe: Recipe, rows: pd.DataFrame, reading: R
     return (time.monotonic() - started) / len(few)
 
 
-def _forget_peak(processes: Processes) -> None:
+def _forget_peak(processes: ProcessGroup) -> None:
     if processes.kind == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):  # Linux alone
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak(processes: Processes) -> int:
+def _peak(processes: ProcessGroup) -> int:
     """Bytes: of the GPU, or of this process."""
     if processes.kind == "cuda":
         return torch.cuda.max_memory_allocated()

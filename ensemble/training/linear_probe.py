@@ -24,7 +24,7 @@ from ensemble.data import dataset
 from ensemble.images.canonical import Plan
 from ensemble.models.backbone import Member
 from ensemble.models.features import Embedder, embedder_of, head_of
-from ensemble.training.data_loader import Rows
+from ensemble.training.data_loader import TrainDataset
 from ensemble.training.validation import named_scores
 
 FEATURES_VERSION = 1  # raised by hand when the same image and draw would give other features
@@ -102,7 +102,7 @@ def _features(
 
     epoch: of the random view, drawn as training draws it; None for the contract's own views.
     """
-    data = Rows(
+    data = TrainDataset(
         dataset.files(part),
         part["label"].to_numpy(),
         embedder.contract,

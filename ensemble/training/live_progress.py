@@ -21,7 +21,7 @@ PLAIN = 180.0  # seconds between two lines of progress without a terminal
 Say = Callable[[str], object]
 
 
-class Board:
+class LiveProgress:
     """Shows how training goes; a context manager.
 
     names: the members that will be trained, in order. say: where lines go without a terminal.
@@ -51,7 +51,7 @@ class Board:
         self._known: list[float] = []  # seconds of the members that were trained, whole
         self._began = self._shown = clock()
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "LiveProgress":
         if self._console.is_terminal and self._console.is_interactive:
             self._live = Live(console=self._console, auto_refresh=False, get_renderable=self._draw)
             self._live.start(refresh=True)

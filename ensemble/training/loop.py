@@ -19,11 +19,11 @@ from ensemble.models.backbone import Member, save_classifier
 from ensemble.models.lora import merge_lora
 from ensemble.training import checkpoint, data_loader
 from ensemble.training import precision as machine
-from ensemble.training.data_loader import Rows
-from ensemble.training.distributed import Processes, any_of, first_does
+from ensemble.training.data_loader import TrainDataset
+from ensemble.training.distributed import ProcessGroup, any_rank, run_on_main
 from ensemble.training.optimizer import lr_factor, set_lr
-from ensemble.training.progress import Watch
-from ensemble.training.step import Engine, build_engine, optimizer_step
+from ensemble.training.progress import TrainingCallback
+from ensemble.training.step import TrainState, build_train_state, optimizer_step
 from ensemble.training.tracking import Trackers
 from ensemble.training.validation import Reading, best_epoch, tune_scores
 
@@ -34,7 +34,7 @@ CHECK_EVERY = 10  # steps, on a GPU, which would wait at each look
 
 
 @dataclass(frozen=True)
-class Job:
+class FitConfig:
     """What is fitted, on what, and where its state is kept.
 
     tune: the rows that choose the epoch; None takes the last one. last_epoch: the fit ends
@@ -42,13 +42,13 @@ class Job:
     """
 
     recipe: Recipe
-    train: Rows
+    train: TrainDataset
     tune: pd.DataFrame | None
     reading: Reading
     last_epoch: int
     folder: Path
     seed: int
-    processes: Processes
+    processes: ProcessGroup
     title: str = ""
     share: float = 1.0
     save_seconds: float = 600.0
@@ -65,7 +65,7 @@ class _Progress:
     steps: list[dict[str, float]] = field(default_factory=list)
 
 
-def fit(member: Member, job: Job, board: Watch, track: Callable[[int], Trackers]) -> dict[str, Any]:
+def fit(member: Member, job: FitConfig, board: TrainingCallback, track: Callable[[int], Trackers]) -> dict[str, Any]:
     """Train in place and leave the best epoch's weights in `member`; returns its history.
 
     track: opens the trackers, told how many steps an interrupted run has done.
@@ -83,8 +83,8 @@ def fit(member: Member, job: Job, board: Watch, track: Callable[[int], Trackers]
     total = in_epoch * train.epochs
     saved = checkpoint.read(job.folder / STATE) if (job.folder / STATE).exists() else None
     facts = saved[1] if saved is not None else None
-    precision, channels_last = first_does(processes, lambda: _ways(member, job, facts))
-    engine = build_engine(member, train, total, precision, channels_last, processes)
+    precision, channels_last = run_on_main(processes, lambda: _ways(member, job, facts))
+    engine = build_train_state(member, train, total, precision, channels_last, processes)
     progress = _restore(engine, saved) if saved is not None else _Progress()
     del saved  # as large as the network and more
     done = in_epoch * progress.epoch + progress.step
@@ -99,14 +99,16 @@ def fit(member: Member, job: Job, board: Watch, track: Callable[[int], Trackers]
     return {"title": job.title, "epochs": progress.epochs, "steps": progress.steps, "best": int(best["epoch"])}
 
 
-def _ways(member: Member, job: Job, facts: Mapping[str, Any] | None) -> tuple[str, bool]:
+def _ways(member: Member, job: FitConfig, facts: Mapping[str, Any] | None) -> tuple[str, bool]:
     """(precision, channels last): those of the state that is gone on from, else by recipe and machine."""
     if facts is not None:
         return facts["precision"], facts["channels_last"]
-    return machine.choose_ways(member, job.recipe.train, job.processes.kind)
+    return machine.choose_precision_and_layout(member, job.recipe.train, job.processes.kind)
 
 
-def _run_epoch(engine: Engine, job: Job, progress: _Progress, in_epoch: int, board: Watch, trackers: Trackers) -> None:
+def _run_epoch(
+    engine: TrainState, job: FitConfig, progress: _Progress, in_epoch: int, board: TrainingCallback, trackers: Trackers
+) -> None:
     train, processes = job.recipe.train, job.processes
     steps = data_loader.epoch_steps(len(job.train), train.batch_size * train.accumulate, job.seed, progress.epoch)
     todo = [rows[processes.rank :: processes.count] for rows in steps[progress.step :]]
@@ -128,7 +130,7 @@ def _run_epoch(engine: Engine, job: Job, progress: _Progress, in_epoch: int, boa
             continue
         values = torch.stack(waiting).tolist()
         waiting.clear()
-        if any_of(processes, not _sound(values, engine.precision)):
+        if any_rank(processes, not _sound(values, engine.precision)):
             _stop_for_nan(engine, job, progress, train.lr * factor)
         progress.losses += sum(loss for loss, _ in values)
         board.step(number + 1, values[-1][0], train.lr * factor, len(values) * len(rows))
@@ -141,7 +143,9 @@ def _run_epoch(engine: Engine, job: Job, progress: _Progress, in_epoch: int, boa
             saved_at = time.monotonic()
 
 
-def _end_epoch(engine: Engine, job: Job, progress: _Progress, board: Watch, trackers: Trackers) -> None:
+def _end_epoch(
+    engine: TrainState, job: FitConfig, progress: _Progress, board: TrainingCallback, trackers: Trackers
+) -> None:
     """Score the epoch, keep its weights if they are the best, and write the state."""
     before = best_epoch(progress.epochs, job.recipe.train.tune_score)
     record: dict[str, Any] = {"epoch": progress.epoch + 1, "train_loss": progress.losses / progress.step}
@@ -162,12 +166,12 @@ def _end_epoch(engine: Engine, job: Job, progress: _Progress, board: Watch, trac
     trackers.log({f"tune/{k.removeprefix('tune_')}": v for k, v in record.items() if k.startswith("tune_")}, steps)
 
 
-def _averaged(engine: Engine) -> AbstractContextManager[object]:
+def _averaged(engine: TrainState) -> AbstractContextManager[object]:
     """The moving average in the place of the member's weights, where there is one."""
     return engine.ema.applied(engine.member) if engine.ema is not None else nullcontext()
 
 
-def _patience_ended(progress: _Progress, job: Job) -> bool:
+def _patience_ended(progress: _Progress, job: FitConfig) -> bool:
     patience, best = job.recipe.train.patience, best_epoch(progress.epochs, job.recipe.train.tune_score)
     return patience is not None and best is not None and progress.epoch - int(best["epoch"]) >= patience
 
@@ -182,11 +186,11 @@ def _sound(values: list[list[float]], precision: str) -> bool:
     return all(math.isfinite(loss) and (precision == "fp16" or math.isfinite(norm)) for loss, norm in values)
 
 
-def _best_path(job: Job, epoch: int) -> Path:
+def _best_path(job: FitConfig, epoch: int) -> Path:
     return job.folder / f"best-{epoch:04}.safetensors"
 
 
-def _save(engine: Engine, job: Job, progress: _Progress) -> None:
+def _save(engine: TrainState, job: FitConfig, progress: _Progress) -> None:
     if not job.processes.first:
         return
     tensors, groups = checkpoint.of_optimizer(engine.optimizer)
@@ -200,7 +204,7 @@ def _save(engine: Engine, job: Job, progress: _Progress) -> None:
     checkpoint.write(job.folder / STATE, named, facts)
 
 
-def _restore(engine: Engine, saved: tuple[dict[str, torch.Tensor], dict[str, Any]]) -> _Progress:
+def _restore(engine: TrainState, saved: tuple[dict[str, torch.Tensor], dict[str, Any]]) -> _Progress:
     tensors, facts = saved
     engine.member.load_state_dict(checkpoint.below("member", tensors))
     checkpoint.into_optimizer(engine.optimizer, checkpoint.below("optimizer", tensors), facts["groups"])
@@ -211,13 +215,13 @@ def _restore(engine: Engine, saved: tuple[dict[str, torch.Tensor], dict[str, Any
     return _Progress(**facts["progress"])
 
 
-def _take_best(engine: Engine, job: Job, epoch: int) -> None:
-    first_does(job.processes, lambda: None)  # others wait until the first has written
+def _take_best(engine: TrainState, job: FitConfig, epoch: int) -> None:
+    run_on_main(job.processes, lambda: None)  # others wait until the first has written
     tensors, _ = checkpoint.read(_best_path(job, epoch))
     engine.member.load_state_dict(tensors)
 
 
-def _stop_for_nan(engine: Engine, job: Job, progress: _Progress, lr: float) -> None:
+def _stop_for_nan(engine: TrainState, job: FitConfig, progress: _Progress, lr: float) -> None:
     """Keep the last good weights as a classifier, and raise TrainingError."""
     kept = ""
     if job.processes.first:

@@ -49,7 +49,7 @@ def prefers_channels_last(network: nn.Module) -> bool:
     )
 
 
-def choose_ways(member: Member, train: Train, device: str) -> tuple[str, bool]:
+def choose_precision_and_layout(member: Member, train: Train, device: str) -> tuple[str, bool]:
     """(precision, channels last) of a training on cpu or cuda: the recipe's, or what suits network and machine."""
     layout = prefers_channels_last(member.backbone) if train.channels_last is None else train.channels_last
     return choose_precision(member, train, device), layout

@@ -121,7 +121,7 @@ def _time(row: Row, here: bool) -> str:
 WINDOW = 30  # steps that images per second are taken over
 
 
-class Watch(Protocol):
+class TrainingCallback(Protocol):
     """Whom training tells how it goes: a Board, or what carries it to one elsewhere."""
 
     def say(self, line: str) -> None:

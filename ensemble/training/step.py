@@ -18,7 +18,7 @@ from ensemble.core.errors import ArtifactError, TrainingError
 from ensemble.core.recipe import Train
 from ensemble.models.backbone import Member
 from ensemble.models.torch_runner import autocast
-from ensemble.training.distributed import Processes
+from ensemble.training.distributed import ProcessGroup
 from ensemble.training.optimizer import make_optimizer
 
 
@@ -86,7 +86,7 @@ Batch = dict[str, torch.Tensor]
 
 
 @dataclass
-class Engine:
+class TrainState:
     """What an optimizer step works on.
 
     network: the member, perhaps compiled and wrapped for several processes. most: images
@@ -101,13 +101,13 @@ class Engine:
     train: Train
     precision: str
     channels_last: bool
-    processes: Processes
+    processes: ProcessGroup
     most: int
 
 
-def build_engine(
-    member: Member, train: Train, steps: int, precision: str, channels_last: bool, processes: Processes
-) -> Engine:
+def build_train_state(
+    member: Member, train: Train, steps: int, precision: str, channels_last: bool, processes: ProcessGroup
+) -> TrainState:
     """An engine for `steps` optimizer steps; the member is moved to its device in place."""
     member.memory_format = torch.channels_last if channels_last else torch.contiguous_format
     member.to(processes.device).to(memory_format=member.memory_format)
@@ -119,7 +119,7 @@ def build_engine(
         network = torch.compile(network)
     if processes.count > 1:
         network = DistributedDataParallel(network)
-    return Engine(
+    return TrainState(
         member,
         network,
         make_optimizer(member, train),
@@ -144,7 +144,9 @@ def summed_loss(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) ->
     return functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
 
 
-def optimizer_step(engine: Engine, batches: Sequence[Batch], count: int, say: Callable[[str], object]) -> torch.Tensor:
+def optimizer_step(
+    engine: TrainState, batches: Sequence[Batch], count: int, say: Callable[[str], object]
+) -> torch.Tensor:
     """One update from this process's batches of a step of `count` images over all processes.
 
     Returns float32 [2] on the device: the mean loss of this process's images, and the norm
@@ -170,7 +172,7 @@ def optimizer_step(engine: Engine, batches: Sequence[Batch], count: int, say: Ca
     return torch.stack([loss, norm.detach().to(loss)])
 
 
-def _gradients(engine: Engine, batches: Sequence[Batch], count: int) -> torch.Tensor:
+def _gradients(engine: TrainState, batches: Sequence[Batch], count: int) -> torch.Tensor:
     parts = [
         (pixels, labels)
         for batch in batches
@@ -195,7 +197,7 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def _halve(engine: Engine, problem: str, say: Callable[[str], object]) -> None:
+def _halve(engine: TrainState, problem: str, say: Callable[[str], object]) -> None:
     engine.optimizer.zero_grad(set_to_none=True)
     gc.collect()
     if engine.processes.kind == "cuda":

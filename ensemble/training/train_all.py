@@ -23,13 +23,13 @@ from ensemble.models.checkpoints import check_source, locate_checkpoint, weights
 from ensemble.models.torch_runner import choose_device
 from ensemble.training import checkpoint as unfinished
 from ensemble.training import precision
-from ensemble.training.distributed import first_does
+from ensemble.training.distributed import run_on_main
 from ensemble.training.dry_run import Estimate, estimate
-from ensemble.training.live_progress import Board
+from ensemble.training.live_progress import LiveProgress
 from ensemble.training.optimizer import check_network
-from ensemble.training.progress import Watch
+from ensemble.training.progress import TrainingCallback
 from ensemble.training.tracking import check_trackers
-from ensemble.training.train_member import TRAINING_VERSION, Say, Setup, train_member
+from ensemble.training.train_member import TRAINING_VERSION, Say, TrainContext, train_member
 from ensemble.training.validation import Reading
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def train_all(
     recipes: Sequence[Recipe],
     frame: pd.DataFrame,
     run: Path,
-    setup: Setup,
+    setup: TrainContext,
     say: Say,
     fresh: bool = False,
     cluster: "Cluster | None" = None,
@@ -83,8 +83,8 @@ def train_all(
     todo = [recipe for recipe in recipes if not members.is_current(run, recipe.name, kinds[recipe.name])]
     first, say = setup.processes.first, say if setup.processes.first else _nothing
     wanted = {recipe.name: kinds[recipe.name] for recipe in todo}
-    goes_on = first_does(setup.processes, lambda: unfinished.check(run, wanted, fresh, say))
-    checkpoints = first_does(setup.processes, lambda: _each(todo, locate))
+    goes_on = run_on_main(setup.processes, lambda: unfinished.check(run, wanted, fresh, say))
+    checkpoints = run_on_main(setup.processes, lambda: _each(todo, locate))
     weights = {recipe.name: _weight_bytes(recipe, checkpoints[recipe.name]) for recipe in todo}
     if first:
         at_once = 1
@@ -93,7 +93,7 @@ def train_all(
 
             at_once = max(train_driver.at_once(cluster, todo, weights), 1)
         unfinished.check_disk(run, list(weights.values()), at_once)
-    first_does(setup.processes, lambda: _each(todo, lambda recipe: check_network(recipe, checkpoints[recipe.name])))
+    run_on_main(setup.processes, lambda: _each(todo, lambda recipe: check_network(recipe, checkpoints[recipe.name])))
     leads = {
         recipe.name: f"[{number}/{len(recipes)}] {recipe.name}: "
         + (
@@ -108,7 +108,9 @@ def train_all(
 
         return train_driver.train_members(cluster, recipes, todo, weights, run, setup, say, leads)
     outcomes = []
-    with Board([recipe.name for recipe in recipes], say, console=None if first else Console(quiet=True)) as board:
+    with LiveProgress(
+        [recipe.name for recipe in recipes], say, console=None if first else Console(quiet=True)
+    ) as board:
         for recipe in recipes:
             if recipe not in todo:
                 board.say(leads[recipe.name])
@@ -125,7 +127,7 @@ def train_all(
 
 
 def dry_run(
-    recipes: Sequence[Recipe], frame: pd.DataFrame, run: Path, drawn: Path, setup: Setup
+    recipes: Sequence[Recipe], frame: pd.DataFrame, run: Path, drawn: Path, setup: TrainContext
 ) -> list[tuple[str, Estimate | None]]:
     """What each recipe would take, None for a member of `run` that would not be trained again.
 
@@ -144,10 +146,12 @@ def dry_run(
     ]
 
 
-def work_kinds(recipes: Sequence[Recipe], frame: pd.DataFrame, run: Path, setup: Setup) -> dict[str, dict[str, object]]:
+def work_kinds(
+    recipes: Sequence[Recipe], frame: pd.DataFrame, run: Path, setup: TrainContext
+) -> dict[str, dict[str, object]]:
     """What decides each recipe's training, by member name."""
     data = dataset.run_sha256(frame, run)
-    return {r.name: unfinished.kind_of_work(r, data, setup.seed, TRAINING_VERSION) for r in recipes}
+    return {r.name: unfinished.training_fingerprint(r, data, setup.seed, TRAINING_VERSION) for r in recipes}
 
 
 def _nothing(line: str) -> None:
@@ -182,7 +186,12 @@ def _each(recipes: Sequence[Recipe], function: Callable[[Recipe], T]) -> dict[st
 
 
 def train_one(
-    recipe: Recipe, checkpoint: Path | None, frame: pd.DataFrame, run: Path, setup: Setup, board: Watch
+    recipe: Recipe,
+    checkpoint: Path | None,
+    frame: pd.DataFrame,
+    run: Path,
+    setup: TrainContext,
+    board: TrainingCallback,
 ) -> Outcome:
     """Train a member of a prepared run, unless another process is found to have just done so.
 
@@ -194,10 +203,10 @@ def train_one(
         with ExitStack() as stack:
 
             def current() -> bool:
-                stack.enter_context(unfinished.held(run, recipe.name, board.say))
+                stack.enter_context(unfinished.member_lock(run, recipe.name, board.say))
                 return members.is_current(run, recipe.name, kind)
 
-            if not first_does(setup.processes, current):
+            if not run_on_main(setup.processes, current):
                 train_member(recipe, checkpoint, frame, run, setup, board)
     except Exception as error:
         # Whatever broke this member, the others are worth their hours.

@@ -26,24 +26,24 @@ from ensemble.models.checkpoints import hub_name
 from ensemble.models.lora import merge_lora
 from ensemble.training import checkpoint as unfinished
 from ensemble.training import tracking
-from ensemble.training.data_loader import Rows
-from ensemble.training.distributed import Processes, first_does
+from ensemble.training.data_loader import TrainDataset
+from ensemble.training.distributed import ProcessGroup, run_on_main
 from ensemble.training.linear_probe import fit_probe
-from ensemble.training.loop import Job, fit
+from ensemble.training.loop import FitConfig, fit
 from ensemble.training.optimizer import adapt
-from ensemble.training.progress import Watch
+from ensemble.training.progress import TrainingCallback
 from ensemble.training.tracking import open_trackers
 from ensemble.training.validation import Reading, logits_of
 
 TRAINING_VERSION = 2  # raised by hand when training the same recipe would give another member
 
 Say = Callable[[str], object]
-ALONE = Processes()
+ALONE = ProcessGroup()
 SCORE_COLUMNS = ["id", "label", "split", "fold"]
 
 
 @dataclass(frozen=True)
-class Setup:
+class TrainContext:
     """How members are trained, whatever their recipe.
 
     report_to: trackers by name. save_minutes: between states of an unfinished epoch. beside: how many
@@ -51,7 +51,7 @@ class Setup:
     """
 
     seed: int = 0
-    processes: Processes = ALONE
+    processes: ProcessGroup = ALONE
     report_to: tuple[str, ...] = ()
     save_minutes: float = 10.0
     beside: int = 1
@@ -63,11 +63,11 @@ class _Task:
 
     recipe: Recipe
     checkpoint: Path | None
-    setup: Setup
+    setup: TrainContext
     plan: Plan | None
     run: Path
     work: Path
-    board: Watch
+    board: TrainingCallback
 
     @property
     def seed(self) -> int:
@@ -79,7 +79,12 @@ class _Task:
 
 
 def train_member(
-    recipe: Recipe, checkpoint: Path | None, frame: pd.DataFrame, run: Path, setup: Setup, board: Watch
+    recipe: Recipe,
+    checkpoint: Path | None,
+    frame: pd.DataFrame,
+    run: Path,
+    setup: TrainContext,
+    board: TrainingCallback,
 ) -> dict[str, Any]:
     """Train one member and move it to its place in the run; returns its member.json.
 
@@ -88,8 +93,8 @@ def train_member(
     once this one is complete.
     """
     started = time.monotonic()
-    kind = unfinished.kind_of_work(recipe, dataset.run_sha256(frame, run), setup.seed, TRAINING_VERSION)
-    work = first_does(setup.processes, lambda: unfinished.open_work(run, recipe.name, kind))
+    kind = unfinished.training_fingerprint(recipe, dataset.run_sha256(frame, run), setup.seed, TRAINING_VERSION)
+    work = run_on_main(setup.processes, lambda: unfinished.open_workdir(run, recipe.name, kind))
     plan = canonical.read_plan(artifacts.canonical_path(run))
     task = _Task(recipe, checkpoint, setup, plan, run, work, board)
     member, parts, scored = (_folded if frame["fold"].notna().any() else _plain)(task, frame)
@@ -121,7 +126,7 @@ def train_member(
         shutil.rmtree(work, ignore_errors=True)
         return info
 
-    return first_does(setup.processes, finish)
+    return run_on_main(setup.processes, finish)
 
 
 def _plain(task: _Task, frame: pd.DataFrame) -> tuple[Member, list[dict[str, Any]], pd.DataFrame]:
@@ -147,7 +152,7 @@ def _folded(task: _Task, frame: pd.DataFrame) -> tuple[Member, list[dict[str, An
             train, tune, rows = splits.fold_parts(frame, fold, task.setup.seed)
             member, history = _fit(task, train, tune, folder.name, title, task.recipe.train.epochs, share)
             logits = _scored(task, member, rows)
-            first_does(task.setup.processes, partial(_finish_fold, folder, history, logits))
+            run_on_main(task.setup.processes, partial(_finish_fold, folder, history, logits))
         histories.append(artifacts.read_json(folder / "done.json", unfinished.REMEDY)["history"])
         scored.append(artifacts.read_parquet(folder / "scored.parquet", unfinished.REMEDY))
     epochs = splits.chosen_epochs(history["best"] for history in histories)
@@ -186,7 +191,7 @@ def _fit(
         arguments = (train, tune, task.plan, task.seed, setup.processes.kind, board.scoring, strength)
         probe = partial(fit_probe, member, recipe, *arguments)
         board.part(title, 1, 1, share=share)
-        record = first_does(setup.processes, probe)
+        record = run_on_main(setup.processes, probe)
         if not setup.processes.first:
             probe()  # from the features that the first process has kept
         board.epoch(record, better=tune is not None)
@@ -196,8 +201,8 @@ def _fit(
     keep = psutil.virtual_memory().available // (4 * setup.beside) if device == "cpu" else 0
     labels = train["label"].to_numpy()
     augment, files = recipe.augment, dataset.files(train)
-    rows = Rows(files, labels, member.contract, augment, task.seed, task.plan, keep)
-    job = Job(
+    rows = TrainDataset(files, labels, member.contract, augment, task.seed, task.plan, keep)
+    job = FitConfig(
         recipe, rows, tune, task.reading, last_epoch, task.work / folder, task.seed, setup.processes, title, share,
         60 * setup.save_minutes,
     )  # fmt: skip

@@ -19,7 +19,7 @@ from ensemble.images.canonical import Plan
 from ensemble.models.backbone import Member
 from ensemble.models.runner import score_images
 from ensemble.models.torch_runner import torch_runner
-from ensemble.training.distributed import Processes, gathered, mine
+from ensemble.training.distributed import ProcessGroup, all_gather, shard_indices
 
 Progress = Callable[[int], object]
 
@@ -43,7 +43,7 @@ def logits_of(
     recipe: Recipe,
     frame: pd.DataFrame,
     reading: Reading,
-    processes: Processes,
+    processes: ProcessGroup,
     precision: str = "fp32",
     progress: Progress = lambda count: None,
     change: Callable[[Image], Image] = lambda image: image,
@@ -52,7 +52,7 @@ def logits_of(
 
     `change` is done to each decoded image. Raises DataError for an image that cannot be read.
     """
-    rows = mine(processes, len(frame))
+    rows = shard_indices(processes, len(frame))
     files = dataset.files(frame)
     runner = torch_runner(recipe.name, member, torch.device(processes.device), precision)
     logits, errors = score_images(
@@ -64,7 +64,7 @@ def logits_of(
     )
     if errors:
         raise DataError(f"{next(iter(errors.values()))}; restore it, and run the same command again")
-    return gathered(processes, logits[:, 0], len(frame))
+    return all_gather(processes, logits[:, 0], len(frame))
 
 
 def tune_scores(
@@ -72,7 +72,7 @@ def tune_scores(
     recipe: Recipe,
     frame: pd.DataFrame,
     reading: Reading,
-    processes: Processes,
+    processes: ProcessGroup,
     precision: str,
     scoring: Callable[[str, int], Progress],
 ) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def tune_scores(
     logits = by_cell[cells[0].name]
     scores: dict[str, Any] = {**named_scores(labels, logits)}
     if robust:
-        scores["worst_cell"], scores["tune_worst_cell"] = robustness.worst_cell(labels, by_cell)
+        scores["worst_cell"], scores["tune_worst_cell"] = robustness.worst_corruption(labels, by_cell)
     return scores | {"tune_score": scores[f"tune_{recipe.train.tune_score}"]}
 
 

@@ -15,9 +15,9 @@ from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
 from export.bundle import bundle, operating_point, precisions
 from export.bundle.certificate import AUROC_LIMIT, FLIPS_LIMIT, LEAST_IMAGES, certify
-from export.bundle.check_images import Samples
-from export.bundle.operating_point import Chosen
-from export.bundle.precisions import Say, Wish
+from export.bundle.check_images import SampleImages
+from export.bundle.operating_point import OperatingPoint
+from export.bundle.precisions import CertifyOptions, Say
 from export.runtimes.runner import open_runner, require_torch, torch_runner
 
 if TYPE_CHECKING:
@@ -31,11 +31,11 @@ class Job:
     name: str
     source: str
     load: Callable[[], "Member"]
-    samples: Samples
+    samples: SampleImages
 
 
 @dataclass(frozen=True)
-class Work:
+class BundleBuild:
     """A bundle in the making: files lie in `path` and end in `folder`.
 
     older: what was certified below fp32 there. point: what frontier chose there.
@@ -44,17 +44,17 @@ class Work:
     path: Path
     folder: Path
     older: Mapping[str, Any]
-    point: Chosen | None = None
+    point: OperatingPoint | None = None
 
 
-def begin(path: Path, folder: Path, force: bool) -> Work:
+def open_workdir(path: Path, folder: Path, force: bool) -> BundleBuild:
     """Prepare the work folder; an older bundle's checked ONNX files are linked into it, unless `force`."""
     if force:
         shutil.rmtree(path, ignore_errors=True)
     artifacts.ensure_folder(path / "members")
     artifacts.restore_folder(folder)
     if force or not folder.is_dir() or not any(folder.iterdir()):
-        return Work(path, folder, {})
+        return BundleBuild(path, folder, {})
     values = bundle.open_bundle(folder)
     entries, point = values["members"], None
     with suppress(ArtifactError):  # of no use: it is dropped
@@ -66,7 +66,7 @@ def begin(path: Path, folder: Path, force: bool) -> Work:
                 (path / file).unlink(missing_ok=True)
                 _link(folder / file, path / file)
             _write_record(path, name, entry, certificates["members"][name])
-    return Work(path, folder, certificates.get("precisions", {}), point)
+    return BundleBuild(path, folder, certificates.get("precisions", {}), point)
 
 
 def export_member(job: Job, work: Path, say: Say) -> dict[str, Any]:
@@ -108,7 +108,9 @@ def read_record(work: Path, name: str) -> dict[str, Any]:
     return artifacts.read_json(_record_path(work, name), bundle.REMEDY)
 
 
-def assemble(work: Work, records: Mapping[str, Any], elsewhere: Sequence[str], wish: Wish, say: Say) -> dict[str, Any]:
+def finalize(
+    work: BundleBuild, records: Mapping[str, Any], elsewhere: Sequence[str], wish: CertifyOptions, say: Say
+) -> dict[str, Any]:
     """Certify, write bundle.json and put the work folder in place; returns what certificate.json holds.
 
     The work folder holds the records' files, stacker.json, and the scores of `elsewhere`,
@@ -131,7 +133,7 @@ def assemble(work: Work, records: Mapping[str, Any], elsewhere: Sequence[str], w
     return values
 
 
-def _keep_point(work: Work, records: Mapping[str, Any], say: Say) -> None:
+def _keep_point(work: BundleBuild, records: Mapping[str, Any], say: Say) -> None:
     """Take over what frontier chose for these members and this stack; what it chose for others is dropped."""
     (work.path / operating_point.FILE).unlink(missing_ok=True)
     entries = {name: record["entry"] for name, record in records.items()}

@@ -6,14 +6,14 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from ensemble.core import artifacts
-from ensemble.core.errors import ArtifactError, some
+from ensemble.core.errors import ArtifactError, join_limited
 from ensemble.core.names import LABELS, is_member_name
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.models import external, members
 from ensemble.stacking.stack import read_stacker
 from ensemble.stacking.stacker import Stacker
 from export.bundle import heldout_rows
-from export.runtimes.settings import Setting, named
+from export.runtimes.settings import RuntimeConfig, named
 
 CONVERTER_VERSION = 4  # raised by hand when converting the same member would give another file or entry
 PRECISION = "fp32"
@@ -28,7 +28,7 @@ def open_bundle(folder: Path) -> dict[str, Any]:
     members.check_files(folder, values["files"], REMEDY)
     names = stacker_of(folder).members
     if lacking := [n for n in names if n not in values["members"] and external_file(n) not in values["files"]]:
-        raise ArtifactError(f"{folder} lacks members of its own stacker ({some(lacking)}); {REMEDY}")
+        raise ArtifactError(f"{folder} lacks members of its own stacker ({join_limited(lacking)}); {REMEDY}")
     return values
 
 
@@ -58,7 +58,7 @@ def _fault(values: Mapping[str, Any]) -> str:
     if not isinstance(entries, dict):
         return "members"
     if wrong := [name for name, entry in entries.items() if not _is_entry(entry)]:
-        return f"members: {some(wrong)}"
+        return f"members: {join_limited(wrong)}"
     if not isinstance(lower, dict) or not all(_is_allowance(key, found) for key, found in lower.items()):
         return "precisions"
     return ""
@@ -66,7 +66,7 @@ def _fault(values: Mapping[str, Any]) -> str:
 
 def _is_entry(entry: Any) -> bool:
     try:
-        ImageContract.from_dict(entry["contract"])
+        PreprocessConfig.from_dict(entry["contract"])
         gflop, kinds = entry.get("gflop", 0), [kind for kind in SECOND_FILES if kind in entry]
         return (
             all(isinstance(entry[key], str) for key in ("file", "precision", "source", *kinds))
@@ -151,19 +151,19 @@ def files_of(entry: Mapping[str, Any]) -> list[str]:
     return [str(entry[key]) for key in ("file", *SECOND_FILES) if key in entry]
 
 
-def member_file(entry: Mapping[str, Any], setting: Setting) -> str:
+def member_file(entry: Mapping[str, Any], setting: RuntimeConfig) -> str:
     """Which of an entry's files is run at this setting, relative to the bundle."""
     return str(entry[second_file(setting) or "file"])
 
 
-def second_file(setting: Setting) -> str | None:
+def second_file(setting: RuntimeConfig) -> str | None:
     """Which of SECOND_FILES is run at this setting; None where the fp32 file is."""
     if setting.precision == "int8":
         return "int8-symmetric" if setting.runtime == "tensorrt" else "int8"
     return "fp16" if (setting.runtime, setting.precision) == ("cuda", "fp16") else None
 
 
-def has_file(entry: Mapping[str, Any], setting: Setting) -> bool:
+def has_file(entry: Mapping[str, Any], setting: RuntimeConfig) -> bool:
     """Whether the entry has the file that is run at this setting."""
     return (second_file(setting) or "file") in entry
 

@@ -9,11 +9,11 @@ import pandas as pd
 from PIL import Image
 
 from ensemble.core import artifacts
-from ensemble.core.errors import ArtifactError, ImageError, some
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.errors import ArtifactError, ImageError, join_limited
+from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.data import dataset
 from ensemble.data.files import as_utf8
-from ensemble.data.sources import Labelled
+from ensemble.data.sources import LabelledImage
 from ensemble.images import decode
 from ensemble.models.external import External, test_column
 
@@ -24,7 +24,7 @@ LEAST_CALIBRATION = 128
 
 
 @dataclass(frozen=True)
-class Evidence:
+class LabelledImages:
     """Labelled images that no member was fitted on; `what` calls them so. labels: int [N], ai = 1.
 
     heldout: whether they are rows of the run.
@@ -36,10 +36,10 @@ class Evidence:
     files: tuple[Path, ...]
     labels: np.ndarray
 
-    def rows(self, chosen: Sequence[int] | np.ndarray) -> "Evidence":
+    def rows(self, chosen: Sequence[int] | np.ndarray) -> "LabelledImages":
         """Those at these positions."""
         ids, files = tuple(self.ids[row] for row in chosen), tuple(self.files[row] for row in chosen)
-        return Evidence(self.what, self.heldout, ids, files, self.labels[chosen])
+        return LabelledImages(self.what, self.heldout, ids, files, self.labels[chosen])
 
     def scores(self, member: External) -> np.ndarray:
         """Logits float64 [N] of a member that was trained elsewhere; ArtifactError where it has none."""
@@ -47,13 +47,13 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Samples:
+class SampleImages:
     """A few pictures and their names to check fp32 on, read when they are needed; `what` says what they are."""
 
     what: str
     pictures: Callable[[], Iterator[tuple[object, Image.Image]]]
 
-    def pixels(self, contract: ImageContract) -> np.ndarray:
+    def pixels(self, contract: PreprocessConfig) -> np.ndarray:
         """The first view of each, uint8 [N, S, S, 3]; ArtifactError where one cannot be read."""
         views = []
         try:
@@ -69,26 +69,30 @@ class Samples:
 class Training:
     """Images of a run that members may know: some to calibrate int8 by, others to compare precisions on."""
 
-    calibration: Evidence
-    comparison: Evidence
+    calibration: LabelledImages
+    comparison: LabelledImages
 
 
-def heldout(run: Path) -> Evidence:
+def heldout(run: Path) -> LabelledImages:
     """A run's held-out rows."""
     held = _rows(run, "heldout")
-    return Evidence("held-out images", True, tuple(held["id"]), tuple(dataset.files(held)), held["label"].to_numpy())
+    return LabelledImages(
+        "held-out images", True, tuple(held["id"]), tuple(dataset.files(held)), held["label"].to_numpy()
+    )
 
 
 def training(run: Path) -> Training | None:
     """Rows of its train split, half of them at most to calibrate by; None where they are too few."""
     rows = _rows(run, "train")
-    every = Evidence("training images", False, tuple(rows["id"]), tuple(dataset.files(rows)), rows["label"].to_numpy())
+    every = LabelledImages(
+        "training images", False, tuple(rows["id"]), tuple(dataset.files(rows)), rows["label"].to_numpy()
+    )
     if len(rows) < 2 * LEAST_CALIBRATION:
         return None
-    calibration = draw(every, min(CALIBRATION, len(rows) // 2))
+    calibration = stratified_sample(every, min(CALIBRATION, len(rows) // 2))
     chosen = set(calibration.ids)
     others = every.rows([row for row, key in enumerate(every.ids) if key not in chosen])
-    return Training(calibration, draw(others, COMPARISON))
+    return Training(calibration, stratified_sample(others, COMPARISON))
 
 
 def _rows(run: Path, split: str) -> pd.DataFrame:
@@ -96,14 +100,14 @@ def _rows(run: Path, split: str) -> pd.DataFrame:
     return frame[frame["split"] == split]
 
 
-def labelled(items: Sequence[Labelled], paths: Sequence[Path]) -> Evidence:
+def labelled(items: Sequence[LabelledImage], paths: Sequence[Path]) -> LabelledImages:
     """Images that the user labelled, as read from `paths`."""
-    what = f"images of {some(as_utf8(path.name) for path in paths)}"
+    what = f"images of {join_limited(as_utf8(path.name) for path in paths)}"
     ids, files = tuple(item.id for item in items), tuple(item.file for item in items)
-    return Evidence(what, False, ids, files, np.array([item.label for item in items]))
+    return LabelledImages(what, False, ids, files, np.array([item.label for item in items]))
 
 
-def draw(evidence: Evidence, most: int, seed: int = 0) -> Evidence:
+def stratified_sample(evidence: LabelledImages, most: int, seed: int = 0) -> LabelledImages:
     """At most `most` of them, as many of each class as there are, in the order given."""
     shuffled = np.random.default_rng(seed).permutation(len(evidence.labels))
     classes = evidence.labels[shuffled]
@@ -111,18 +115,18 @@ def draw(evidence: Evidence, most: int, seed: int = 0) -> Evidence:
     return evidence.rows(np.sort(shuffled[np.argsort(turn, kind="stable")[:most]]))
 
 
-def samples(evidence: Evidence) -> Samples:
+def samples(evidence: LabelledImages) -> SampleImages:
     """A few of them, of both classes."""
-    return samples_of(draw(evidence, FEW))
+    return samples_of(stratified_sample(evidence, FEW))
 
 
-def samples_of(evidence: Evidence) -> Samples:
+def samples_of(evidence: LabelledImages) -> SampleImages:
     """All of them."""
     what = f"{len(evidence.files)} {evidence.what}"
-    return Samples(what, lambda: ((file, decode.decode(file)) for file in evidence.files))
+    return SampleImages(what, lambda: ((file, decode.decode(file)) for file in evidence.files))
 
 
-def generated() -> Samples:
+def generated() -> SampleImages:
     """Pictures with the spectrum of photographs (amplitude 1 / frequency) and random phase."""
 
     def picture(seed: int) -> Image.Image:
@@ -132,4 +136,4 @@ def generated() -> Samples:
         values = np.fft.ifft2(np.fft.fft2(noise, axes=(0, 1)) * falling[..., None], axes=(0, 1)).real
         return Image.fromarray(np.clip(128 + 50 * values / values.std(), 0, 255).astype(np.uint8))
 
-    return Samples(f"{FEW} generated pictures", lambda: ((seed, picture(seed)) for seed in range(FEW)))
+    return SampleImages(f"{FEW} generated pictures", lambda: ((seed, picture(seed)) for seed in range(FEW)))

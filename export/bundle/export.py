@@ -18,21 +18,23 @@ from ensemble.core.errors import ArtifactError, BackboneError
 from ensemble.core.hub_download import download_classifier
 from ensemble.data import dataset
 from ensemble.data.files import at_home
-from ensemble.data.sources import Labelled
+from ensemble.data.sources import LabelledImage
 from ensemble.data.splits import Fractions
 from ensemble.models import external, members
 from ensemble.models.classifier import read_classifiers
 from ensemble.stacking import logit_table, stack
 from ensemble.stacking.cascade_fit import Rows
-from ensemble.stacking.stack import Choices, Stacked, read_stacker
+from ensemble.stacking.stack import StackOptions, StackResult, read_stacker
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle, check_images, heldout_rows, hub_bundles, member_logits, precisions
-from export.bundle.builder import Job, assemble, begin, export_member, read_record
-from export.bundle.precisions import FP32, NOTHING, Say, Wish, columns
+from export.bundle.builder import Job, export_member, finalize, open_workdir, read_record
+from export.bundle.precisions import FP32, NOTHING, CertifyOptions, Say, columns
 from export.runtimes.runner import require_torch
 
 
-def export_run(run: Path, say: Callable[[str], object], force: bool = False, wish: Wish = NOTHING) -> dict[str, Any]:
+def export_run(
+    run: Path, say: Callable[[str], object], force: bool = False, wish: CertifyOptions = NOTHING
+) -> dict[str, Any]:
     """Bring the run's bundle up to date; returns what certificate.json holds.
 
     A member converted before from the same weights is taken over, unless `force`. Precisions
@@ -41,7 +43,7 @@ def export_run(run: Path, say: Callable[[str], object], force: bool = False, wis
     stacker, held, training = read_stacker(run), check_images.heldout(run), check_images.training(run)
     if wish.int8:
         precisions.require_int8(training)
-    work = begin(artifacts.work_path(run, "export"), artifacts.bundle_path(run), force)
+    work = open_workdir(artifacts.work_path(run, "export"), artifacts.bundle_path(run), force)
     elsewhere = [name for name in stacker.members if external.is_external(run, name)]
     samples = check_images.samples(held)
     jobs = [
@@ -52,10 +54,10 @@ def export_run(run: Path, say: Callable[[str], object], force: bool = False, wis
     records = {job.name: export_member(job, work.path, say) for job in jobs}
     _copy_others(run, work.path, elsewhere)
     heldout_rows.write_rows(work.path, stacker.members, _scored_unseen(run, stacker.members))
-    return assemble(work, records, elsewhere, replace(wish, evidence=wish.evidence or held, training=training), say)
+    return finalize(work, records, elsewhere, replace(wish, evidence=wish.evidence or held, training=training), say)
 
 
-def certify_bundle(folder: Path, say: Callable[[str], object], wish: Wish) -> dict[str, Any]:
+def certify_bundle(folder: Path, say: Callable[[str], object], wish: CertifyOptions) -> dict[str, Any]:
     """Decide anew which precisions a bundle's members may run at; nothing is converted. Returns as `export_run`."""
     folder = folder.resolve()
     artifacts.restore_folder(folder)
@@ -63,14 +65,14 @@ def certify_bundle(folder: Path, say: Callable[[str], object], wish: Wish) -> di
     stacker = bundle.stacker_of(folder)
     place = folder.with_name(f".{folder.name}.certify")
     shutil.rmtree(place, ignore_errors=True)  # another bundle may have been here when it was left
-    work = begin(place, folder, force=False)
+    work = open_workdir(place, folder, force=False)
     records = {name: read_record(work.path, name) for name in values["members"]}
     elsewhere = [name for name in stacker.members if name not in records]
     _copy_others(folder, work.path, elsewhere)
     (work.path / heldout_rows.FILE).unlink(missing_ok=True)
     if (folder / heldout_rows.FILE).is_file():
         shutil.copyfile(folder / heldout_rows.FILE, work.path / heldout_rows.FILE)
-    return assemble(work, records, elsewhere, wish, say)
+    return finalize(work, records, elsewhere, wish, say)
 
 
 def _scored_unseen(run: Path, names: Sequence[str]) -> Rows:
@@ -99,9 +101,9 @@ def export_foreign(
     say: Say,
     positive: str | None = None,
     force: bool = False,
-    stack_on: Sequence[Labelled] = (),
-    wish: Wish = NOTHING,
-) -> tuple[dict[str, Any], Stacked | None]:
+    stack_on: Sequence[LabelledImage] = (),
+    wish: CertifyOptions = NOTHING,
+) -> tuple[dict[str, Any], StackResult | None]:
     """Make or update a bundle of classifiers by name; returns what certificate.json holds, and the stack.
 
     sources: folders, or what they are called on the Hub. They weigh alike, or as a stacker
@@ -114,7 +116,7 @@ def export_foreign(
     artifacts.ensure_writable(folder.parent)
     found = read_classifiers({name: locate(source) for name, source in sources.items()}, positive)
     samples = check_images.samples(wish.evidence) if wish.evidence else check_images.generated()
-    work = begin(folder.with_name(f".{folder.name}.export"), folder, force)
+    work = open_workdir(folder.with_name(f".{folder.name}.export"), folder, force)
     jobs = [
         Job(one.name, artifacts.json_sha256([one.sha256, bundle.CONVERTER_VERSION]), one.load, samples) for one in found
     ]
@@ -127,7 +129,7 @@ def export_foreign(
         names = tuple(records)
         mean = Stacker(names, (1 / len(names),) * len(names), 0.0, kind="mean")
         artifacts.write_json(artifacts.stacker_path(work.path), mean.to_dict())
-    return assemble(work, records, (), wish, say), stacked
+    return finalize(work, records, (), wish, say), stacked
 
 
 def locate(source: str) -> Path:
@@ -140,7 +142,7 @@ def locate(source: str) -> Path:
     return download_classifier(*hub_bundles.parse(source))
 
 
-def _stack(work: Path, records: Mapping[str, Any], items: Sequence[Labelled], say: Say) -> Stacked:
+def _stack(work: Path, records: Mapping[str, Any], items: Sequence[LabelledImage], say: Say) -> StackResult:
     """Fit a stacker on labelled images by the exported files' logits, and write stacker.json."""
     readable, indexed = dataset.index_items(items, skip_unreadable=True)
     if lost := len(items) - len(readable):
@@ -152,7 +154,7 @@ def _stack(work: Path, records: Mapping[str, Any], items: Sequence[Labelled], sa
     logits, errors = member_logits.compute(dataset.files(rows), columns(work, entries, FP32), "stack")
     kept = [row for row in range(len(rows)) if row not in errors]
     part = logit_table.Part(rows.iloc[kept].reset_index(drop=True), logits[kept].astype(np.float64))
-    choices = Choices()
+    choices = StackOptions()
     done = stack.fit_and_score(logit_table.same_rows(tuple(records), part), choices)
     fitted_on = {
         "data_sha256": dataset.dataset_sha256(rows),

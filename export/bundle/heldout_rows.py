@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ensemble.core import artifacts
-from ensemble.core.errors import ArtifactError, some
+from ensemble.core.errors import ArtifactError, join_limited
 from ensemble.stacking.cascade_fit import Rows
 
 FILE = "heldout.parquet"
@@ -43,9 +43,9 @@ def _fault(frame: pd.DataFrame, columns: Sequence[str]) -> str:
     """What is wrong with a file that `write_rows` did not write, in words; nothing if nothing is."""
     kinds = {"label": "iu", "group": "iu", **dict.fromkeys(columns, "iuf")}
     if lacking := [name for name in kinds if list(frame.columns).count(name) != 1]:
-        return f"has no column {some(lacking)}, or more than one"
+        return f"has no column {join_limited(lacking)}, or more than one"
     if other := [name for name, kind in kinds.items() if frame[name].dtype.kind not in kind]:
-        return f"has values that are no numbers in {some(other)}"
+        return f"has values that are no numbers in {join_limited(other)}"
     if endless := [name for name in kinds if not np.isfinite(frame[name].to_numpy(np.float64, na_value=np.nan)).all()]:
-        return f"has values that are not finite in {some(endless)}"
+        return f"has values that are not finite in {join_limited(endless)}"
     return "" if frame["label"].isin([0, 1]).all() else "has labels other than 0 and 1"

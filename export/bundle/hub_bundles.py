@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ensemble.core import artifacts
-from ensemble.core.errors import ArtifactError, BackboneError, HubError, some
+from ensemble.core.errors import ArtifactError, BackboneError, HubError, join_limited
 from ensemble.core.hub_download import download, download_classifier, has_weights, require_hub
 from ensemble.data.files import at_home
 from export.bundle import bundle
@@ -70,7 +70,7 @@ def _complete(repo: str, folder: Path) -> Path:
         download(repo, _exactly(damaged), commit, again=True)
     if damaged := _damaged(folder, files):
         raise HubError(
-            f"{repo} does not hold what its bundle.json lists ({some(damaged)}); its owner should push it again"
+            f"{repo} does not hold what its bundle.json lists ({join_limited(damaged)}); its owner should push it again"
         )
     return folder
 

@@ -9,11 +9,11 @@ import numpy as np
 from tqdm import tqdm
 
 from ensemble.core import artifacts, feature_cache
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.models.runner import Runner, chunk_rows, score_images
 from export.runtimes import capabilities
 from export.runtimes import runner as runtime
-from export.runtimes.settings import ON_GPU, Setting
+from export.runtimes.settings import ON_GPU, RuntimeConfig
 
 CHUNK = 64  # files between two writes to the cache: a kill loses no more
 
@@ -26,7 +26,7 @@ class Column:
     open: Callable[[], Runner]
 
 
-def column(name: str, file: Path, contract: ImageContract, setting: Setting) -> Column:
+def column(name: str, file: Path, contract: PreprocessConfig, setting: RuntimeConfig) -> Column:
     """A file's, opened when it is needed. Its logits hold for one processor and library."""
     machine = capabilities.available()
     by = [machine.gpu if setting.runtime in ON_GPU else machine.cpu, capabilities.version(setting.runtime)]

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from ensemble.core import artifacts
-from ensemble.core.errors import ArtifactError, ManyeyesError, some
+from ensemble.core.errors import ArtifactError, ManyeyesError, join_limited
 from ensemble.core.metrics import Interval
 from ensemble.core.names import is_member_name
 from ensemble.stacking.cascade import Cascade, Report
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle
 from export.runtimes import capabilities
-from export.runtimes.settings import ON_CPU, ON_GPU, Setting, named
+from export.runtimes.settings import ON_CPU, ON_GPU, RuntimeConfig, named
 
 FILE = bundle.POINT
 AGAIN = "choose again: python cli.py frontier --budget N"
@@ -36,7 +36,7 @@ class Certified:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class OperatingPoint:
     """A point of the frontier.
 
     runtime: that frontier was asked for, or auto. precisions: which members may run below fp32, by
@@ -67,7 +67,7 @@ class Chosen:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Chosen":
+    def from_dict(cls, values: Mapping[str, Any]) -> "OperatingPoint":
         """The point from `to_dict`'s values; KeyError, TypeError, ValueError or ArtifactError for others."""
         cascade = values["cascade"]
         return cls(
@@ -83,7 +83,7 @@ class Chosen:
         )
 
 
-def read(folder: Path, values: Mapping[str, Any]) -> Chosen | None:
+def read(folder: Path, values: Mapping[str, Any]) -> OperatingPoint | None:
     """The point of a bundle, whose bundle.json holds `values`; None if it has none.
 
     ArtifactError for one that was not chosen for this bundle, and for one that no frontier writes.
@@ -93,19 +93,19 @@ def read(folder: Path, values: Mapping[str, Any]) -> Chosen | None:
     path = folder / FILE
     remedy = f"choose another: python cli.py frontier --bundle {folder} --budget N, or --reset to run all members"
     try:
-        chosen = Chosen.from_dict(artifacts.read_json(path, remedy))
+        chosen = OperatingPoint.from_dict(artifacts.read_json(path, remedy))
         _check(chosen)
     except (ManyeyesError, AttributeError, KeyError, TypeError, ValueError, ArithmeticError, RecursionError):
         raise ArtifactError(f"{path} is damaged; {remedy}") from None
     known = {*values["members"], *(n for n in chosen.stacker.members if bundle.external_file(n) in values["files"])}
     if strange := set(chosen.stacker.members) - known:
-        raise ArtifactError(f"{path} names members that the bundle lacks ({some(sorted(strange))}); {remedy}")
+        raise ArtifactError(f"{path} names members that the bundle lacks ({join_limited(sorted(strange))}); {remedy}")
     if chosen.made_from != identity(folder, values["members"], values["files"]):
         raise ArtifactError(f"{path} was chosen for other members or another stack; {remedy}")
     return chosen
 
 
-def write(folder: Path, chosen: Chosen) -> None:
+def write(folder: Path, chosen: OperatingPoint) -> None:
     """Put the point into a bundle, in place of an older one; a kill leaves the bundle without any."""
     remove(folder)
     artifacts.write_json(folder / FILE, chosen.to_dict())
@@ -142,7 +142,7 @@ def identity(folder: Path, entries: Mapping[str, Any], hashes: Mapping[str, str]
 
 
 def allowed(
-    chosen: Chosen, values: Mapping[str, Any], pairs: Collection[tuple[str, str]], say: Callable[[str], object]
+    chosen: OperatingPoint, values: Mapping[str, Any], pairs: Collection[tuple[str, str]], say: Callable[[str], object]
 ) -> dict[tuple[str, str], frozenset[str]]:
     """As `bundle.may_run`, for the point's stack at some pairs; `say` is told what no longer holds of them.
 
@@ -166,7 +166,7 @@ def allowed(
     return found
 
 
-def _files(names: Iterable[str], values: Mapping[str, Any], setting: Setting) -> dict[str, str]:
+def _files(names: Iterable[str], values: Mapping[str, Any], setting: RuntimeConfig) -> dict[str, str]:
     """Hashes of the files that a bundle has for these members at a setting, as far as it has them."""
     entries = {name: values["members"][name] for name in names}
     return {
@@ -176,7 +176,7 @@ def _files(names: Iterable[str], values: Mapping[str, Any], setting: Setting) ->
     }
 
 
-def told(chosen: Chosen, total: int) -> str:
+def told(chosen: OperatingPoint, total: int) -> str:
     """What runs, of how many members, what is known of it, and how to run all, in one line."""
     count, tolerance = len(chosen.stacker.members), chosen.cascade and chosen.cascade.tolerance
     cascade = f" in a cascade of tolerance {tolerance:g}" if tolerance else ""
@@ -191,7 +191,7 @@ def _interval(values: Mapping[str, Any]) -> Interval:
     return Interval(*(np.nan if values[end] is None else float(values[end]) for end in ("value", "low", "high")))
 
 
-def _check(chosen: Chosen) -> None:
+def _check(chosen: OperatingPoint) -> None:
     """ValueError or TypeError where its parts do not fit together: a digest proves nothing of who wrote it."""
     members, cascade = chosen.stacker.members, chosen.cascade
     sound = (

@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from ensemble.core.errors import ArtifactError, UnavailableError, some
+from ensemble.core.errors import ArtifactError, UnavailableError, join_limited
 from ensemble.core.metrics import sigmoid
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.models.runner import Runner
 from export.bundle import bundle, check_images, member_logits
 from export.bundle.certificate import AUROC_LIMIT, FLIPS_LIMIT, Change, compare
 from export.bundle.check_images import Training
 from export.runtimes import autotune
 from export.runtimes import runner as runtime
-from export.runtimes.settings import ON_CPU, Setting
+from export.runtimes.settings import ON_CPU, RuntimeConfig
 
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # 2 rounds of at most 16 measurements and 4 tries, however many layers there are
@@ -83,7 +83,7 @@ def _module(node: Any) -> str:
 Say = Callable[[str], object]
 # writes the second file with these nodes in fp32; roughly: calibrated by few images
 Write = Callable[[Collection[str], bool], None]
-FP32 = Setting("onnxruntime")
+FP32 = RuntimeConfig("onnxruntime")
 MARGIN = 0.5  # of a certificate's limits may be used up on training images, since others decide
 ROUGH = 16  # images
 BATCHES, BATCHES_AGREE = (1, 4, 16), 0.02  # largest difference of p between batches, in any of which it may be run
@@ -91,7 +91,7 @@ ROUNDS = 3  # of timing
 
 
 @dataclass(frozen=True)
-class Second:
+class LowPrecisionFile:
     """A member's fp32 file, the second file in the making, and what runs that.
 
     In a search CUDA runs files for TensorRT: it rounds as they say, and builds no engine, which takes minutes.
@@ -100,8 +100,8 @@ class Second:
     name: str
     source: Path
     target: Path
-    contract: ImageContract
-    setting: Setting
+    contract: PreprocessConfig
+    setting: RuntimeConfig
 
     def runner(self, batch: int | None = None) -> Runner:
         """The second file as it is now."""
@@ -109,7 +109,7 @@ class Second:
         return runtime.open_runner(self.name, self.target, self.contract, setting)
 
     @property
-    def trial(self) -> Setting:
+    def trial(self) -> RuntimeConfig:
         """What runs the second file in a search."""
         return replace(self.setting, runtime="cuda") if self.setting.runtime == "tensorrt" else self.setting
 
@@ -120,7 +120,12 @@ class Second:
 
 
 def add(
-    folder: Path, name: str, entry: Mapping[str, Any], settings: Sequence[Setting], training: Training | None, say: Say
+    folder: Path,
+    name: str,
+    entry: Mapping[str, Any],
+    settings: Sequence[RuntimeConfig],
+    training: Training | None,
+    say: Say,
 ) -> dict[str, Any]:
     """The entry with those second files that `settings` run and it lacks; int8 needs training images."""
     extended = dict(entry)
@@ -131,8 +136,8 @@ def add(
         if kind in entry or (int8 and training is None):
             continue
         file = f"members/{name}.{kind}.onnx"
-        contract = ImageContract.from_dict(entry["contract"])
-        second = Second(name, folder / entry["file"], folder / file, contract, setting)
+        contract = PreprocessConfig.from_dict(entry["contract"])
+        second = LowPrecisionFile(name, folder / entry["file"], folder / file, contract, setting)
         if int8 and not _open_layers(second):
             say(f"{name}: has no layers to quantize, and stays fp32")
             continue
@@ -156,7 +161,7 @@ def drop(folder: Path, name: str, entry: Mapping[str, Any], used: Collection[tup
     return {**kept, "made": made} if made else kept
 
 
-def _make(second: Second, training: Training | None, say: Say) -> dict[str, Any]:
+def _make(second: LowPrecisionFile, training: Training | None, say: Say) -> dict[str, Any]:
     """Write the file; returns how it was made. Without training images nothing is compared, and no layer kept."""
     write = _writer(second, training, say)
     write((), False)
@@ -170,7 +175,9 @@ def _make(second: Second, training: Training | None, say: Say) -> dict[str, Any]
     found = [] if _passes(second, training) else _search(second, layers, training, write, say)
     speed = _times_fp32(second) if found else whole
     made["kept"] = [layer.name for layer in found]
-    what = f"kept in {second.higher} {len(found)} of {len(layers)} layers: {some(made['kept'])}; " if found else ""
+    what = (
+        f"kept in {second.higher} {len(found)} of {len(layers)} layers: {join_limited(made['kept'])}; " if found else ""
+    )
     cost = f" ({whole:.2f} with no layer kept)" if found else ""
     say(f"{second.name}: {what}{second.setting} runs {speed:.2f} times as fast as fp32{cost}")
     made["compared_on"] = len(training.comparison.labels)
@@ -179,17 +186,17 @@ def _make(second: Second, training: Training | None, say: Say) -> dict[str, Any]
     return {**made, "times_fp32": {"whole": whole, "made": speed}}
 
 
-def _quantizer(second: Second) -> str:
+def _quantizer(second: LowPrecisionFile) -> str:
     from export.bundle.int8 import quantizer
 
     return quantizer(_symmetric(second))
 
 
-def _symmetric(second: Second) -> bool:
+def _symmetric(second: LowPrecisionFile) -> bool:
     return second.setting.runtime == "tensorrt"
 
 
-def _writer(second: Second, training: Training | None, say: Say) -> Write:
+def _writer(second: LowPrecisionFile, training: Training | None, say: Say) -> Write:
     if second.setting.precision == "fp16":
         from export.bundle.fp16 import write_half
 
@@ -208,13 +215,15 @@ def _writer(second: Second, training: Training | None, say: Say) -> Write:
     )
 
 
-def _open_layers(second: Second) -> list[Layer]:
+def _open_layers(second: LowPrecisionFile) -> list[Layer]:
     """Those that may change. In int8 the last stays fp32, which costs nothing: else logits would have 256 values."""
     layers = read_layers(second.source)
     return layers[:-1] if second.setting.precision == "int8" else layers
 
 
-def _search(second: Second, layers: Sequence[Layer], training: Training, write: Write, say: Say) -> list[Layer]:
+def _search(
+    second: LowPrecisionFile, layers: Sequence[Layer], training: Training, write: Write, say: Say
+) -> list[Layer]:
     """Rewrite the file with the fewest layers in fp32 that bring it within MARGIN; with none where most would not."""
     say(
         f"{second.name}: with all {len(layers)} layers in {second.setting.precision} {_told(second, training)}; "
@@ -243,7 +252,7 @@ def _nodes(layers: Iterable[Layer]) -> list[str]:
     return [node for layer in layers for node in layer.nodes]
 
 
-def _compare(second: Second, training: Training) -> Change:
+def _compare(second: LowPrecisionFile, training: Training) -> Change:
     """fp32 against the second file on training images; those that cannot be read are left out."""
     columns = [
         member_logits.column(second.name, second.source, second.contract, FP32),
@@ -255,14 +264,14 @@ def _compare(second: Second, training: Training) -> Change:
     return compare(fp32, lower, training.comparison.labels[read])
 
 
-def _passes(second: Second, training: Training) -> bool:
+def _passes(second: LowPrecisionFile, training: Training) -> bool:
     """Written so that NaN does not."""
     change = _compare(second, training)
     close = abs(change.auroc) <= MARGIN * AUROC_LIMIT and change.flips <= MARGIN * FLIPS_LIMIT
     return close and _between_batches(second, training) <= BATCHES_AGREE
 
 
-def _between_batches(second: Second, training: Training) -> float:
+def _between_batches(second: LowPrecisionFile, training: Training) -> float:
     """Largest |p - p'| of the same images in other batches: OpenVINO's int8 products can be wrong in some.
 
     Seen with 2026.4 in products of 4 to 8 rows, which gave the same logit for every image.
@@ -273,7 +282,7 @@ def _between_batches(second: Second, training: Training) -> float:
     return float(np.ptp(sigmoid(np.stack(found)), axis=0).max())
 
 
-def _told(second: Second, training: Training) -> str:
+def _told(second: LowPrecisionFile, training: Training) -> str:
     change = _compare(second, training)
     if not np.isfinite(change.flips):
         return "logits are not finite"
@@ -281,9 +290,9 @@ def _told(second: Second, training: Training) -> str:
     return f"AUROC moves by {change.auroc:+.4f} and {change.flips:.2%} change sides {where}"
 
 
-def _times_fp32(second: Second) -> float:
+def _times_fp32(second: LowPrecisionFile) -> float:
     """How many times as fast as the fp32 file it runs, in the same runtime and batch; the best of a few rounds."""
-    plain = Setting(second.setting.runtime, batch=second.setting.batch)
+    plain = RuntimeConfig(second.setting.runtime, batch=second.setting.batch)
     timers = [
         autotune.timer(runtime.open_runner(second.name, file, second.contract, setting), setting)
         for file, setting in ((second.source, plain), (second.target, second.setting))

@@ -9,26 +9,26 @@ from typing import Any
 import numpy as np
 
 from ensemble.core import artifacts
-from ensemble.core.errors import DataError, UnavailableError, some
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.errors import DataError, UnavailableError, join_limited
+from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.models import external
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle, check_images, member_logits, precision_search
 from export.bundle.certificate import LEAST_IMAGES, MOST_IMAGES, judge
-from export.bundle.check_images import LEAST_CALIBRATION, Evidence, Training
+from export.bundle.check_images import LEAST_CALIBRATION, LabelledImages, Training
 from export.bundle.member_logits import Column
 from export.runtimes import capabilities
-from export.runtimes.settings import ON_CPU, ON_GPU, PRECISIONS, Setting, named
+from export.runtimes.settings import ON_CPU, ON_GPU, PRECISIONS, RuntimeConfig, named
 
 Say = Callable[[str], object]
 Entries = Mapping[str, Mapping[str, Any]]
 LOWER = tuple(precision for precision in PRECISIONS if precision != "fp32")
-FP32 = Setting("onnxruntime")  # what the others are compared with
+FP32 = RuntimeConfig("onnxruntime")  # what the others are compared with
 GPU_BATCH = 64  # as infer runs them: TensorRT builds an engine for each batch size
 
 
 @dataclass(frozen=True)
-class Wish:
+class CertifyOptions:
     """What a bundle's precisions are to rest on.
 
     evidence: None where nobody gave labelled images. again: certify also what is certified.
@@ -36,14 +36,14 @@ class Wish:
     where there is no run, or one of few images.
     """
 
-    evidence: Evidence | None = None
+    evidence: LabelledImages | None = None
     again: bool = False
     uncertified: bool = False
     int8: bool = False
     training: Training | None = None
 
 
-NOTHING = Wish()
+NOTHING = CertifyOptions()
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ class Decision:
     precisions: dict[str, Any]
 
 
-def computed(precisions: Collection[str]) -> list[Setting]:
+def computed(precisions: Collection[str]) -> list[RuntimeConfig]:
     """What runs exported members at these precisions, as far as this machine computes them."""
     lacks = capabilities.available().lacks
-    every = [Setting(runtime, precision) for runtime in (*ON_CPU, *ON_GPU) for precision in precisions]
+    every = [RuntimeConfig(runtime, precision) for runtime in (*ON_CPU, *ON_GPU) for precision in precisions]
     here = [setting for setting in every if (setting.runtime, setting.precision) not in lacks]
     return [replace(setting, batch=GPU_BATCH) if setting.runtime in ON_GPU else setting for setting in here]
 
@@ -76,7 +76,7 @@ def require_int8(training: Training | None) -> None:
         raise UnavailableError("int8 needs onnx; run: pip install 'manyeyes[int8]'")
 
 
-def decide(folder: Path, entries: Entries, older: Mapping[str, Any], wish: Wish, say: Say) -> Decision:
+def decide(folder: Path, entries: Entries, older: Mapping[str, Any], wish: CertifyOptions, say: Say) -> Decision:
     """Certify what this machine can compute; certificates of `older` that still hold are kept.
 
     The folder holds stacker.json and the files of `entries`, to which second files are added,
@@ -115,24 +115,27 @@ def decide(folder: Path, entries: Entries, older: Mapping[str, Any], wish: Wish,
             "python cli.py export --bundle DIR --certify-on DATA"
         )
     elif wanted and wish.evidence is None:
-        say(f"Not certified: {some(wanted)}. Give labelled images that no member was fitted on: --certify-on DATA")
+        say(
+            f"Not certified: {join_limited(wanted)}. Give labelled images that no member was fitted on: "
+            "--certify-on DATA"
+        )
     elif wanted and wish.evidence is not None:
         made = _certify(folder, extended, wish.evidence, wanted, say)
         found |= {key: {"made_from": made_from, **record} for key, record in made.items()}
     if kept := [setting for setting in old if _by_other_libraries(found, setting)]:
-        say(f"Still allowed, though certified with other versions of libraries than those here: {some(kept)}")
+        say(f"Still allowed, though certified with other versions of libraries than those here: {join_limited(kept)}")
     precisions = _allowed(found, extended, lower if wish.uncertified else (), say)
     used = {(name, bundle.second_file(named(key))) for key, may in precisions.items() for name in may["members"]}
     left = {name: precision_search.drop(folder, name, entry, used) for name, entry in extended.items()}
     return Decision(left, found, precisions)
 
 
-def _by_other_libraries(found: Mapping[str, Any], setting: Setting) -> bool:
+def _by_other_libraries(found: Mapping[str, Any], setting: RuntimeConfig) -> bool:
     return bool(found[str(setting)].get("by") != capabilities.version(setting.runtime))
 
 
 def _allowed(
-    found: Mapping[str, Any], entries: Entries, unproven: Sequence[Setting], say: Say
+    found: Mapping[str, Any], entries: Entries, unproven: Sequence[RuntimeConfig], say: Say
 ) -> dict[str, dict[str, Any]]:
     """Every precision that some members passed at, and every one of `unproven` for them all."""
     allowed = {key: {"members": made["usable"], "certified": True} for key, made in found.items() if made["usable"]}
@@ -140,31 +143,31 @@ def _allowed(
         able = [name for name, entry in entries.items() if bundle.has_file(entry, setting)]
         if len(allowed.get(str(setting), {"members": ()})["members"]) < len(able):
             allowed[str(setting)] = {"members": able, "certified": False}
-            who = "every member" if len(able) == len(entries) else some(able)
+            who = "every member" if len(able) == len(entries) else join_limited(able)
             say(f"{setting}: {who} may use it without a passing certificate, as --uncertified asks")
     return allowed
 
 
 def _certify(
-    folder: Path, entries: Entries, given: Evidence, settings: Sequence[Setting], say: Say
+    folder: Path, entries: Entries, given: LabelledImages, settings: Sequence[RuntimeConfig], say: Say
 ) -> dict[str, dict[str, Any]]:
     """What certificate.json says of each setting; nothing where the images that can be read are too few."""
-    drawn = check_images.draw(given, MOST_IMAGES)
+    drawn = check_images.stratified_sample(given, MOST_IMAGES)
     if len(drawn.labels) >= LEAST_IMAGES:
         say(
-            f"Certifying {some(settings)} on {len(drawn.labels)} {drawn.what}: as long as scoring them "
+            f"Certifying {join_limited(settings)} on {len(drawn.labels)} {drawn.what}: as long as scoring them "
             f"{1 + len(settings)} times, less what is kept from before"
         )
         lists = {setting: columns(folder, entries, setting) for setting in (FP32, *settings)}
         every = [column for part in lists.values() for column in part]
         logits, errors = member_logits.compute(drawn.files, every, "certify")
         if errors:
-            say(f"{len(errors)} images could not be read and were left out: {some(errors.values(), 2)}")
+            say(f"{len(errors)} images could not be read and were left out: {join_limited(errors.values(), 2)}")
         read = [row for row in range(len(drawn.labels)) if row not in errors]
         drawn, logits = drawn.rows(read), logits[read].astype(np.float64)
     if len(drawn.labels) < LEAST_IMAGES:
         say(
-            f"Not certified: {some(settings)}. {len(drawn.labels)} {drawn.what} are fewer than {LEAST_IMAGES}, so "
+            f"Not certified: {join_limited(settings)}. {len(drawn.labels)} {drawn.what} are fewer than {LEAST_IMAGES}, so "
             "nothing more may run below fp32; give more with --certify-on DATA"
         )
         return {}
@@ -190,7 +193,9 @@ def _certify(
     }
 
 
-def _record(stacker: Stacker, fp32: np.ndarray, lower: np.ndarray, drawn: Evidence, entries: Entries) -> dict[str, Any]:
+def _record(
+    stacker: Stacker, fp32: np.ndarray, lower: np.ndarray, drawn: LabelledImages, entries: Entries
+) -> dict[str, Any]:
     verdict = judge(stacker, fp32, lower, drawn.labels)
     return {
         "members": {name: change.to_dict() for name, change in verdict.members.items() if name in entries},
@@ -199,18 +204,18 @@ def _record(stacker: Stacker, fp32: np.ndarray, lower: np.ndarray, drawn: Eviden
     }
 
 
-def _made(entries: Entries, setting: Setting) -> dict[str, Any]:
+def _made(entries: Entries, setting: RuntimeConfig) -> dict[str, Any]:
     """How the files were made that are run at this setting, where the fp32 files are not."""
     kind = bundle.second_file(setting)
     return {"files": {name: entry["made"][kind] for name, entry in entries.items()}} if kind else {}
 
 
-def columns(folder: Path, entries: Entries, setting: Setting) -> list[Column]:
+def columns(folder: Path, entries: Entries, setting: RuntimeConfig) -> list[Column]:
     """The members in the entries' order; those that lack the file for this setting at fp32."""
 
     def column(name: str, entry: Mapping[str, Any]) -> Column:
         used = setting if bundle.has_file(entry, setting) else FP32
-        contract = ImageContract.from_dict(entry["contract"])
+        contract = PreprocessConfig.from_dict(entry["contract"])
         return member_logits.column(name, folder / bundle.member_file(entry, used), contract, used)
 
     return [column(name, entry) for name, entry in entries.items()]

@@ -10,20 +10,20 @@ import numpy as np
 
 from ensemble.cluster import nodes as ray_look
 from ensemble.cluster.connect import Node, load_ray
-from ensemble.core.errors import DataError, ManyeyesError, UnavailableError, in_one_line
-from ensemble.data.image_list import Rows
+from ensemble.core.errors import DataError, ManyeyesError, UnavailableError, error_line
+from ensemble.data.image_list import ImageList
 from ensemble.data.inputs import Inputs
 from ensemble.data.storage import readable
 from ensemble.models.runner import Runner
 from export.cluster import bundle_transfer, saved_plan
-from export.cluster.placement import Asked, Size, sized, sized_as, told
-from export.cluster.saved_plan import Kept
-from export.cluster.worker import PACKAGES, Desk, Job, Prepared, Worker, prepare, task, unseen
+from export.cluster.placement import ClusterOptions, Size, sized, sized_as, told
+from export.cluster.saved_plan import SavedPlan
+from export.cluster.worker import PACKAGES, Coordinator, Job, Worker, WorkerPlan, prepare, task, unseen
 from export.inference import predictor
 from export.inference.ensemble import Ensemble
 from export.inference.infer import Scoring
 from export.inference.journal import Journal
-from export.runtimes.settings import ON_CPU, ON_GPU, Wanted
+from export.runtimes.settings import ON_CPU, ON_GPU, RuntimeOptions
 
 MOST_SHARDS = 8  # to a task, which is lost with its worker
 TASKS = 4  # that each worker gets at least, so that all end at about the same time
@@ -39,12 +39,18 @@ class Ready:
     ensemble: Ensemble
     size: Size
     job: Job
-    prepared: Prepared
+    prepared: WorkerPlan
     desk: Any
 
 
 def plan(
-    folder: Path, wanted: Wanted, asked: Asked, nodes: Sequence[Node], inputs: Inputs, partial: Path, say: Say
+    folder: Path,
+    wanted: RuntimeOptions,
+    asked: ClusterOptions,
+    nodes: Sequence[Node],
+    inputs: Inputs,
+    partial: Path,
+    say: Say,
 ) -> Ready:
     """Decide on one worker what runs the bundle on all, as `predictor.load_bundle` does on one machine.
 
@@ -62,7 +68,7 @@ def plan(
     desk = _desk(ray, source.folder, inputs.rows)
     here = replace(wanted, device="cpu") if not size.gpus and wanted.device == "auto" else wanted
     prepared = _prepare(ray, job, here, size, desk, kept.prepared if kept else None, nodes, say)
-    saved_plan.write(partial, source, wanted, Kept(prepared, size.cpus, size.gpus))
+    saved_plan.write(partial, source, wanted, SavedPlan(prepared, size.cpus, size.gpus))
     for line in prepared.lines:
         say(line)
     say(f"{size} on a Ray cluster: {told(nodes)}")
@@ -151,7 +157,7 @@ def _told(desk: Any) -> Iterator[None]:
             raise refusal from None
         if isinstance(error, ray.exceptions.RayTaskError):
             raise  # an error in the code of a worker
-        raise UnavailableError(f"the cluster failed: {in_one_line(error)}; the same command goes on") from None
+        raise UnavailableError(f"the cluster failed: {error_line(error)}; the same command goes on") from None
 
 
 def _check_seen(answer: dict[str, Any]) -> None:
@@ -166,22 +172,22 @@ def _places(inputs: Inputs, home: Path) -> tuple[Path, ...]:
     return tuple(home / place for place in inputs.needs if readable(place))
 
 
-def _desk(ray: Any, folder: Path, rows: Rows) -> Any:
+def _desk(ray: Any, folder: Path, rows: ImageList) -> Any:
     if isinstance(rows.place, Path):
         rows = replace(rows, place=rows.place.absolute())
-    return ray_look.at(ray, ray.get_runtime_context().get_node_id(), Desk).remote(folder, rows)
+    return ray_look.at(ray, ray.get_runtime_context().get_node_id(), Coordinator).remote(folder, rows)
 
 
 def _prepare(
     ray: Any,
     job: Job,
-    wanted: Wanted,
+    wanted: RuntimeOptions,
     size: Size,
     desk: Any,
-    before: Prepared | None,
+    before: WorkerPlan | None,
     nodes: Sequence[Node],
     say: Say,
-) -> Prepared:
+) -> WorkerPlan:
     remote = ray.remote(num_cpus=size.cpus, num_gpus=size.gpus, max_retries=1)(prepare)
     found = remote.remote(job, wanted, desk, before)
     try:
@@ -195,7 +201,7 @@ def _prepare(
         raise
     except ray.exceptions.RayError as error:
         raise UnavailableError(
-            f"a worker died as it decided what runs the bundle ({in_one_line(error)}); most likely for want of memory: "
+            f"a worker died as it decided what runs the bundle ({error_line(error)}); most likely for want of memory: "
             "give fewer --workers, or machines with more"
         ) from None
 

@@ -11,7 +11,7 @@ LEAST_GPU = 0.0001  # that Ray can count
 
 
 @dataclass(frozen=True)
-class Asked:
+class ClusterOptions:
     """What a user asked of the cluster; None leaves it to what the cluster has.
 
     address: HOST:PORT of its head, or auto for one on this machine. workers: processes that score,
@@ -36,7 +36,7 @@ class Size:
         return f"{_count(self.workers, 'worker')} of {_told(self.cpus, self.gpus)}{' each' * (self.workers > 1)}"
 
 
-def sized(nodes: Sequence[Node], asked: Asked, gpus_may: bool, gpus_must: bool) -> Size:
+def sized(nodes: Sequence[Node], asked: ClusterOptions, gpus_may: bool, gpus_must: bool) -> Size:
     """Workers for a cluster of these nodes; UnavailableError, saying what it has, for more than there is room for.
 
     By default a worker for each GPU, where members may run on GPUs and there are any; else one for
@@ -66,7 +66,7 @@ def sized(nodes: Sequence[Node], asked: Asked, gpus_may: bool, gpus_must: bool) 
     return Size(workers, cpus, gpus)
 
 
-def sized_as(nodes: Sequence[Node], asked: Asked, cpus: int, gpus: float) -> Size | None:
+def sized_as(nodes: Sequence[Node], asked: ClusterOptions, cpus: int, gpus: float) -> Size | None:
     """Workers of the cores and GPUs that a job was begun with: as many as were asked for or have room; None if none."""
     try:
         found = sized(nodes, replace(asked, workers=None, cpus=cpus, gpus=gpus), False, False)

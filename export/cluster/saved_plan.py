@@ -11,28 +11,28 @@ from typing import Any
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ManyeyesError
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.stacking.cascade import Cascade
 from ensemble.stacking.stacker import Stacker
 from export.cluster.bundle_transfer import Source
-from export.cluster.placement import Asked
-from export.cluster.worker import Prepared
+from export.cluster.placement import ClusterOptions
+from export.cluster.worker import WorkerPlan
 from export.inference.plan import Plan, Planned
-from export.runtimes.settings import Setting, Wanted
+from export.runtimes.settings import RuntimeConfig, RuntimeOptions
 
 FILE = "prepared.json"
 
 
 @dataclass(frozen=True)
-class Kept:
+class SavedPlan:
     """What was prepared, on a worker of cpus cores and gpus GPUs."""
 
-    prepared: Prepared
+    prepared: WorkerPlan
     cpus: int
     gpus: float
 
 
-def write(folder: Path, source: Source, wanted: Wanted, kept: Kept) -> None:
+def write(folder: Path, source: Source, wanted: RuntimeOptions, kept: SavedPlan) -> None:
     """Keep what was prepared of a bundle in the held folder of a journal."""
     found = kept.prepared
     prepared = {
@@ -45,20 +45,20 @@ def write(folder: Path, source: Source, wanted: Wanted, kept: Kept) -> None:
     artifacts.write_json(folder / FILE, values)
 
 
-def read(folder: Path, source: Source, wanted: Wanted, asked: Asked) -> Kept | None:
+def read(folder: Path, source: Source, wanted: RuntimeOptions, asked: ClusterOptions) -> SavedPlan | None:
     """What was prepared of this bundle for the same options; None if nothing was, or for other cores or GPUs."""
     with suppress(ManyeyesError, OSError, KeyError, TypeError, ValueError, AttributeError):  # none yet, or damaged
         values = artifacts.read_json(folder / FILE, "")
         found = values["prepared"]
         lines, plan = tuple(map(str, found["lines"])), _plan(found["plan"])
-        prepared = Prepared(plan, str(found["identity"]), dict(found["libraries"]), lines)
-        kept = Kept(prepared, int(values["cpus"]), float(values["gpus"]))
+        prepared = WorkerPlan(plan, str(found["identity"]), dict(found["libraries"]), lines)
+        kept = SavedPlan(prepared, int(values["cpus"]), float(values["gpus"]))
         same = asked.cpus in (None, kept.cpus) and asked.gpus in (None, kept.gpus)
         return kept if same and values["key"] == _key(source, wanted) else None
     return None
 
 
-def _key(source: Source, wanted: Wanted) -> dict[str, Any]:
+def _key(source: Source, wanted: RuntimeOptions) -> dict[str, Any]:
     return {"bundle": source.sha256, "wanted": asdict(wanted)}
 
 
@@ -84,9 +84,9 @@ def _plan(values: Mapping[str, Any]) -> Plan:
             member["name"],
             Path(PurePosixPath(member["path"])),
             member["sha256"],
-            ImageContract.from_dict(member["contract"]),
+            PreprocessConfig.from_dict(member["contract"]),
             member["gflop"],
-            Setting(**member["setting"]),
+            RuntimeConfig(**member["setting"]),
         )
         for member in values["members"]
     )

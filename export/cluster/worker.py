@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from ensemble.cluster.connect import this_node
 from ensemble.cluster.nodes import check_versions, look
-from ensemble.core.errors import ArtifactError, DataError, ManyeyesError, UnavailableError, in_one_line
-from ensemble.data.byte_ranges import Span
-from ensemble.data.image_list import TEXT, Row, Rows, keep, read
+from ensemble.core.errors import ArtifactError, DataError, ManyeyesError, UnavailableError, error_line
+from ensemble.data.byte_ranges import ByteRange
+from ensemble.data.image_list import TEXT, ImageEntry, ImageList, keep, read
 from ensemble.data.inputs import Item
 from ensemble.data.storage import readable
 from ensemble.images.decoder_warnings import quiet_decoders
@@ -28,7 +28,7 @@ from export.inference.journal import Journal
 from export.inference.plan import Plan, open_member, plan_bundle
 from export.inference.scoring import score_shards
 from export.runtimes.capabilities import available, version
-from export.runtimes.settings import Wanted
+from export.runtimes.settings import RuntimeOptions
 
 PACKAGES = ("Pillow", "numpy")  # that decide a score, whatever runs the members
 MOST_ATTEMPTS = 4  # to score the same rows, each ended by the death of its worker
@@ -39,7 +39,7 @@ ANSWER = pa.schema(
     [("shard", pa.int64()), ("data", pa.large_binary()), ("unseen", pa.list_(TEXT)), ("node", pa.string())]
 )
 
-Reader = Callable[[Iterable[Row], int, int], Iterator[Item]]
+Reader = Callable[[Iterable[ImageEntry], int, int], Iterator[Item]]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class WorkerPlan:
     """What a worker found to run the bundle with: its plan, of files relative to the bundle, and lines to say.
 
     libraries: versions of what runs the members, by runtime.
@@ -75,12 +75,12 @@ def task(shards: range) -> pa.Table:
     return pa.table({"start": [shards.start], "stop": [shards.stop]}, schema=TASK)
 
 
-class Desk:
+class Coordinator:
     """Stands by where the job was started: hands out the bundle and the list of images, counts attempts, and hears why
     a worker stopped.
     """
 
-    def __init__(self, folder: Path, rows: Rows) -> None:
+    def __init__(self, folder: Path, rows: ImageList) -> None:
         self._folder, self._rows = folder, rows
         self._attempts: dict[int, int] = {}
         self._refusal: ManyeyesError | None = None
@@ -116,7 +116,7 @@ class Desk:
         return self._refusal
 
 
-def prepare(job: Job, wanted: Wanted, desk: Any, before: Prepared | None = None) -> Prepared:
+def prepare(job: Job, wanted: RuntimeOptions, desk: Any, before: WorkerPlan | None = None) -> WorkerPlan:
     """Decide, on a worker's share of a machine, what runs the bundle.
 
     Members are opened only for their speeds, or where that takes minutes, to say so: each worker opens them anyway.
@@ -133,7 +133,7 @@ def prepare(job: Job, wanted: Wanted, desk: Any, before: Prepared | None = None)
             plan, _ = predictor.open_plan(folder, plan, wanted, lines.append, machine)
     identity = predictor.assemble(folder, plan, ()).identity
     relative = _moved(plan, lambda path: path.relative_to(folder))
-    return Prepared(relative, identity, libraries_of(plan), tuple(lines))
+    return WorkerPlan(relative, identity, libraries_of(plan), tuple(lines))
 
 
 def check_planned(folder: Path, plan: Plan) -> None:
@@ -143,7 +143,7 @@ def check_planned(folder: Path, plan: Plan) -> None:
         raise ArtifactError(f"{folder} was changed meanwhile; run the same command again")
 
 
-def still_runs(folder: Path, before: Prepared) -> bool:
+def still_runs(folder: Path, before: WorkerPlan) -> bool:
     """Whether this machine can run what was decided before; ArtifactError for another bundle."""
     check_planned(folder, before.plan)
     lacks = available().lacks
@@ -184,7 +184,7 @@ def _told() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"{in_one_line(error)}; mend that there, and the same command goes on") from None
+        raise DataError(f"{error_line(error)}; mend that there, and the same command goes on") from None
 
 
 def unseen(place: Path, where: str) -> str:
@@ -211,7 +211,7 @@ class Worker:
     as far as the list of images has their size; `node`, this machine.
     """
 
-    def __init__(self, job: Job, prepared: Prepared, tta: bool, reader: Reader, journal: Journal, desk: Any) -> None:
+    def __init__(self, job: Job, prepared: WorkerPlan, tta: bool, reader: Reader, journal: Journal, desk: Any) -> None:
         self._job, self._prepared, self._tta = job, prepared, tta
         self._reader, self._journal, self._desk = reader, journal, desk
         self._ensemble: Ensemble | None = None
@@ -250,7 +250,7 @@ class Worker:
         spans = {shard: self._journal.span(shard) for shard in shards}
         start, stop = spans[shards[0]][0], spans[shards[-1]][1]
         sent = pa.py_buffer(_asked(self._desk.rows.remote(start, stop)))
-        listed = list(read(Rows(stop - start, "", False, sent), 0, stop - start))
+        listed = list(read(ImageList(stop - start, "", False, sent), 0, stop - start))
         sizes = [(shard, after - before) for shard, (before, after) in spans.items()]
         items, threads = self._reader(iter(listed), start, stop), min(self._job.cpus, MOST_THREADS)
         scored = score_shards(items, self._journal.count, opened, sizes, threads=threads)
@@ -260,12 +260,12 @@ class Worker:
                 unseen = [path for place in places for path in self._absent(listed[place - start], place)]
                 yield _answer(shard, journals.encoded(self._journal, shard, found), unseen)
 
-    def _absent(self, row: Row, place: int) -> list[str]:
+    def _absent(self, row: ImageEntry, place: int) -> list[str]:
         """The file of a row that was there when it was listed, and is not on this machine."""
         if row.size < 0:
             return []
         (item,) = self._reader(iter([row]), place, place + 1)
-        source = item.source.place if isinstance(item.source, Span) else item.source
+        source = item.source.place if isinstance(item.source, ByteRange) else item.source
         return [str(source)] if isinstance(source, Path) and not readable(source) else []
 
     def _refuse(self, error: ManyeyesError) -> NoReturn:

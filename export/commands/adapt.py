@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble.commands import options
-from export.runtimes.settings import Wanted, runtime_options
+from export.runtimes.settings import RuntimeOptions, runtime_options
 
 if TYPE_CHECKING:
     from ensemble.stacking.label_shift import Estimate
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @options.seed
 @options.run
 @runtime_options
-def adapt(source: Path, share: float | None, seed: int, run: Path, wanted: Wanted) -> None:
+def adapt(source: Path, share: float | None, seed: int, run: Path, wanted: RuntimeOptions) -> None:
     """Estimate one shift of the stack's logit from unlabelled target images.
 
     The share of ai among them is the one under which their scores are likeliest, and the shift

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ensemble.commands import options
-from export.runtimes.settings import Wanted, full, runtime_options
+from export.runtimes.settings import RuntimeOptions, full, runtime_options
 
 
 @click.command("bench")
@@ -28,7 +28,9 @@ from export.runtimes.settings import Wanted, full, runtime_options
 @click.option("--json", "output", type=click.Path(path_type=Path, dir_okay=False), help="Also write the figures there.")
 @full
 @runtime_options
-def bench(run: Path, bundle: str | None, source: Path | None, output: Path | None, full: bool, wanted: Wanted) -> None:
+def bench(
+    run: Path, bundle: str | None, source: Path | None, output: Path | None, full: bool, wanted: RuntimeOptions
+) -> None:
     """Measure how fast a bundle is on this machine.
 
     Says what auto chooses here and why, then measures each member alone on random pixels,

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensemble.commands import options
-from export.runtimes.settings import Wanted, runtime_options
+from export.runtimes.settings import RuntimeOptions, runtime_options
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ensemble.data.sources import Labelled
+    from ensemble.data.sources import LabelledImage
     from ensemble.evaluation.protocol import Model
-    from ensemble.images.robustness import Cell
+    from ensemble.images.robustness import Corruption
 
 
 @dataclass(frozen=True)
-class Job:
+class EvaluateOptions:
     """What the command was asked for; each field is the option of that name."""
 
     data: tuple[Path, ...]
@@ -37,7 +37,7 @@ class Job:
     stress: bool
     allow_trained: bool
     seed: int
-    wanted: Wanted
+    wanted: RuntimeOptions
 
 
 @click.command("evaluate")
@@ -120,25 +120,25 @@ def evaluate(
       python cli.py evaluate --model hf://USER/REPO --data test/labels.csv --output evaluated
     """
     from ensemble.data.benchmarks import read_benchmarks
-    from ensemble.data.sources import Reading
+    from ensemble.data.sources import ReadOptions
 
-    job = Job(**settings)
+    job = EvaluateOptions(**settings)
     if job.model_positive and not job.model:
         raise click.UsageError("--model-positive names a class of --model")
-    items, notes, benchmarks = read_benchmarks(job.data, Reading(images, classes, positive, group_column))
+    items, notes, benchmarks = read_benchmarks(job.data, ReadOptions(images, classes, positive, group_column))
     for note in notes:
         click.echo(note)
     return _evaluate(job, items, benchmarks)
 
 
-def _evaluate(job: Job, items: "Sequence[Labelled]", benchmarks: Sequence[str]) -> int:
+def _evaluate(job: EvaluateOptions, items: "Sequence[LabelledImage]", benchmarks: Sequence[str]) -> int:
     from ensemble.core import artifacts
     from ensemble.evaluation import evaluate as evaluate_run
     from ensemble.evaluation import protocol
-    from ensemble.images.robustness import choose_cells
+    from ensemble.images.robustness import choose_corruptions
     from export.inference.evaluation_model import load_model, run_of
 
-    cells = choose_cells(job.grid, job.cells)
+    cells = choose_corruptions(job.grid, job.cells)
     items = evaluate_run.choose(items, job.limit, job.seed)
     evaluate_run.check_classes(items, job.stress)
     name = evaluate_run.name_of(job.data, job.name, job.limit, job.track)
@@ -177,7 +177,7 @@ def _evaluate(job: Job, items: "Sequence[Labelled]", benchmarks: Sequence[str]) 
     return _end(folder, errors)
 
 
-def _describe(job: Job, run: Path | None, model: "Model") -> dict[str, Any]:
+def _describe(job: EvaluateOptions, run: Path | None, model: "Model") -> dict[str, Any]:
     """What was scored; members: hashes of a run's, by which a model card knows whether they are the present ones."""
     from ensemble.stacking.stack import fingerprint
 
@@ -185,7 +185,9 @@ def _describe(job: Job, run: Path | None, model: "Model") -> dict[str, Any]:
     return {"source": str(job.model or job.run), "onnx": job.onnx, "identity": model.identity, **of_run}
 
 
-def _say_time(items: "Sequence[Labelled]", cells: "Sequence[Cell]", known: "pd.DataFrame", model: "Model") -> None:
+def _say_time(
+    items: "Sequence[LabelledImage]", cells: "Sequence[Corruption]", known: "pd.DataFrame", model: "Model"
+) -> None:
     from ensemble.core.eta import duration
     from ensemble.evaluation.protocol import missing, seconds_per_image
     from ensemble.images.robustness import full_grid
@@ -202,7 +204,11 @@ def _say_time(items: "Sequence[Labelled]", cells: "Sequence[Cell]", known: "pd.D
 
 
 def _with_bar(
-    items: "Sequence[Labelled]", sha256s: Sequence[str], cells: "Sequence[Cell]", model: "Model", folder: Path
+    items: "Sequence[LabelledImage]",
+    sha256s: Sequence[str],
+    cells: "Sequence[Corruption]",
+    model: "Model",
+    folder: Path,
 ) -> "tuple[pd.DataFrame, dict[str, str]]":
     from tqdm import tqdm
 
@@ -212,7 +218,9 @@ def _with_bar(
         return score_cells(items, sha256s, cells, model, folder, bar.update)
 
 
-def _left_out(job: Job, run: Path | None, frame: "pd.DataFrame", model: "Model") -> list[dict[str, Any]] | None:
+def _left_out(
+    job: EvaluateOptions, run: Path | None, frame: "pd.DataFrame", model: "Model"
+) -> list[dict[str, Any]] | None:
     if job.leave_out is None or run is None:
         return None
     from ensemble.evaluation.leave_out import leave_out_generators

@@ -61,7 +61,7 @@ def explain(
     from ensemble.stacking.stack import read_stacker
     from export.inference import explain, predictor
     from export.runtimes import runner
-    from export.runtimes.settings import Wanted
+    from export.runtimes.settings import RuntimeOptions
 
     stacker = read_stacker(run)
     elsewhere = external.externals_of(run, stacker.members)
@@ -72,7 +72,7 @@ def explain(
     explain.require_captum()
     artifacts.ensure_writable(output.absolute().parent)
     shown = decode(image)
-    ensemble, loaded = predictor.load_networks(run, stacker, Wanted("torch", device=device))
+    ensemble, loaded = predictor.load_networks(run, stacker, RuntimeOptions("torch", device=device))
     known = (key for key in (image.name, image.stem) if all(key in member.test.index for member in elsewhere))
     values = explain.numbers(ensemble, of_files([next(known, image.name)], [image]))
     heats = _heats(loaded, members or tuple(trained), shown)

@@ -10,7 +10,7 @@ from ensemble.commands import options
 from ensemble.core.names import is_member_name
 
 if TYPE_CHECKING:
-    from ensemble.data.sources import Labelled
+    from ensemble.data.sources import LabelledImage
 
 
 def _members(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -131,11 +131,11 @@ def export(
     from ensemble.images.decoder_warnings import quiet_decoders
     from export.bundle import certificate, check_images
     from export.bundle.export import certify_bundle, export_run
-    from export.bundle.precisions import Wish
+    from export.bundle.precisions import CertifyOptions
 
     context.with_resource(quiet_decoders())
 
-    def read(paths: tuple[Path, ...]) -> "list[Labelled]":
+    def read(paths: tuple[Path, ...]) -> "list[LabelledImage]":
         items, notes = read_data(paths, images, classes or None, None if sources else positive, group_column)
         for note in notes:
             click.echo(note)
@@ -145,7 +145,7 @@ def export(
     given = check_images.labelled(read(certify_on), certify_on) if certify_on else None
     if fitting and given is None:
         given = check_images.labelled(fitting, stack_on)
-    wish = Wish(given, bool(given), uncertified, int8)
+    wish = CertifyOptions(given, bool(given), uncertified, int8)
     if sources and bundle:
         from ensemble.commands.stack import print_scores
         from export.bundle.export import export_foreign

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble.commands import options
-from export.runtimes.settings import Wanted, runtime_options
+from export.runtimes.settings import RuntimeOptions, runtime_options
 
 if TYPE_CHECKING:
     from ensemble.stacking.frontier import Measured, Point
@@ -63,7 +63,7 @@ def frontier(
     reset: bool,
     source: Path | None,
     output: Path,
-    wanted: Wanted,
+    wanted: RuntimeOptions,
 ) -> None:
     """What accuracy costs: stacks of some of the members, on this machine.
 
@@ -141,7 +141,7 @@ def frontier(
 def _print(found: "Frontier", listed: Mapping["Point", "Measured"], what: str) -> None:
     import pandas as pd
 
-    from ensemble.core.errors import some
+    from ensemble.core.errors import join_limited
 
     full, measured = found.full
     doubt = {precision: f"{precision} (uncertified)" for precision in found.uncertified}
@@ -168,4 +168,4 @@ def _print(found: "Frontier", listed: Mapping["Point", "Measured"], what: str) -
     ]
     options.table(pd.DataFrame(lines))
     if found.left_out:
-        click.echo(f"Left out: {some(found.left_out, 3)}")
+        click.echo(f"Left out: {join_limited(found.left_out, 3)}")

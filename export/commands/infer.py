@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble.commands import options
-from export.cluster.placement import Asked
+from export.cluster.placement import ClusterOptions
 from export.commands.options import cluster_options
-from export.runtimes.settings import Wanted, cascade_option, full, runtime_options
+from export.runtimes.settings import RuntimeOptions, cascade_option, full, runtime_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ensemble.cluster.connect import Node
-    from ensemble.data.storage import Place
+    from ensemble.data.storage import Location
     from export.inference.ensemble import Ensemble
 
 
-def _parse_place(context: click.Context, parameter: click.Parameter, value: str | None) -> "Place | None":
-    from ensemble.data.storage import parse
+def _parse_place(context: click.Context, parameter: click.Parameter, value: str | None) -> "Location | None":
+    from ensemble.data.storage import parse_location
 
-    return None if value is None else parse(value)
+    return None if value is None else parse_location(value)
 
 
 @click.command("infer")
@@ -86,8 +86,8 @@ def _parse_place(context: click.Context, parameter: click.Parameter, value: str 
 @click.pass_context
 def infer(
     context: click.Context,
-    source: "Place",
-    images: "Place | None",
+    source: "Location",
+    images: "Location | None",
     output: Path,
     onnx: bool,
     bundle: str | None,
@@ -100,8 +100,8 @@ def infer(
     adapted: bool,
     fill: float | None,
     run: Path,
-    wanted: Wanted,
-    cluster: Asked | None,
+    wanted: RuntimeOptions,
+    cluster: ClusterOptions | None,
 ) -> int:
     """Score images and write `id,target`; target is the probability of AI-made.
 
@@ -187,7 +187,7 @@ def infer(
             click.echo(inference.adaptation(inputs, ensemble))
         if ensemble.cascade:
             click.echo("\n".join(cascades.told(ensemble.cascade)))
-        chosen = inference.Options(members, tta, adapted, fill)
+        chosen = inference.InferOptions(members, tta, adapted, fill)
         scoring = clusters.scoring(ready, inputs, tta) if ready else None
         done = inference.infer_to_file(inputs, ensemble, output, partial, chosen, click.echo, scoring)
         kind = provenance.MODEL if model else "bundle" if bundle else "run"
@@ -213,7 +213,7 @@ def _outside(run: Path) -> list[str]:
     return sorted(set(list_members(run)) - set(read_stacker(run).members))
 
 
-def _check_output(output: Path, read: "Iterable[Place]") -> None:
+def _check_output(output: Path, read: "Iterable[Location]") -> None:
     """ArtifactError for an output that cannot be written, or that would take the place of what is read."""
     from ensemble.core.errors import ArtifactError
     from export.inference.outputs import failures_path, output_format
@@ -260,7 +260,7 @@ class Source:
     positive: str | None
 
 
-def open_ensemble(run: Path, onnx: bool, source: Source, adapted: bool, wanted: Wanted) -> "Ensemble":
+def open_ensemble(run: Path, onnx: bool, source: Source, adapted: bool, wanted: RuntimeOptions) -> "Ensemble":
     """The bundle or model, or the run's members or bundle, exported first where it is out of date."""
     from export.inference import predictor
 
@@ -288,7 +288,7 @@ def export_bundle(run: Path, adapted: bool) -> Path:
     return artifacts.bundle_path(run)
 
 
-def _nodes(context: click.Context, cluster: Asked | None) -> "list[Node]":
+def _nodes(context: click.Context, cluster: ClusterOptions | None) -> "list[Node]":
     """Machines of the cluster, connected until the command ends."""
     if not cluster:
         return []

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ensemble.commands import options
-from export.cluster.placement import Asked
+from export.cluster.placement import ClusterOptions
 
 OPTIONS = ("address", "workers", "cpus_per_worker", "gpus_per_worker")
 
@@ -29,7 +29,7 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
         for name, value in given.items():
             if engine == "local" and value is not None:
                 raise click.UsageError(f"--{name.replace('_', '-')} is of a cluster: add --engine ray")
-        cluster = Asked(address, workers, cpus_per_worker, gpus_per_worker) if engine == "ray" else None
+        cluster = ClusterOptions(address, workers, cpus_per_worker, gpus_per_worker) if engine == "ray" else None
         return command(cluster=cluster, **others)
 
     decorators = [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble.commands import options
-from export.runtimes.settings import Wanted, cascade_option, full, runtime_options
+from export.runtimes.settings import RuntimeOptions, cascade_option, full, runtime_options
 
 if TYPE_CHECKING:
     from ensemble.stacking.stacker import Stacker
@@ -70,7 +70,7 @@ def serve(
     explain: bool,
     cascade: float | None,
     full: bool,
-    wanted: Wanted,
+    wanted: RuntimeOptions,
 ) -> int:
     """A page to drop images on, which shows P(ai) and what each member says.
 
@@ -115,8 +115,8 @@ def serve(
         else:
             ensemble = open_ensemble(run, True, Source(folder, None, None), False, wanted)
         if explain and not torch:
-            _, heatmaps = _networks(run, ensemble.stacker, Wanted("torch", device=wanted.device))
-        own = request_guard.names(socket.getsockname()[0], (host, *allow_host))
+            _, heatmaps = _networks(run, ensemble.stacker, RuntimeOptions("torch", device=wanted.device))
+        own = request_guard.allowed_hosts(socket.getsockname()[0], (host, *allow_host))
         app = server.app(ensemble, server.Limits(max_images, max_mb), own, heatmaps)
         click.echo(f"{len(ensemble.runners)} members on {ensemble.device}")
         click.echo(f"Open {server.address(socket)} in a browser; Ctrl-C stops.")
@@ -124,7 +124,7 @@ def serve(
     return 0
 
 
-def _networks(run: Path, stacker: "Stacker", wanted: Wanted) -> "tuple[Ensemble, Explain]":
+def _networks(run: Path, stacker: "Stacker", wanted: RuntimeOptions) -> "tuple[Ensemble, Explain]":
     """The run's PyTorch members, and what makes heat maps of the same."""
     from export.inference import explain, predictor
 

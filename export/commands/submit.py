@@ -10,7 +10,7 @@ from ensemble.commands import options
 if TYPE_CHECKING:
     from ensemble.core.metrics import Interval
     from ensemble.stacking.stacker import Stacker
-    from export.kaggle.submission import Sample, Wish
+    from export.kaggle.submission import Sample, SubmissionOptions
 
 
 @click.command("submit")
@@ -100,7 +100,7 @@ def submit(
     place = hub_bundles.locate_bundle(bundle) if bundle else run
     stack = _stack(place, bool(bundle) or given, made)
     _check_made(made, uncertified, scores)
-    wish = submission.Wish(_threshold(stack, threshold) if hard else None, positive)
+    wish = submission.SubmissionOptions(_threshold(stack, threshold) if hard else None, positive)
     values = submission.values_of(targets, sample, wish, scores)
     for line in _notes(stack, made, moved, sample, wish, scores):
         click.echo(line)
@@ -226,7 +226,7 @@ def _notes(
     made: dict[str, Any] | None,
     moved: bool,
     sample: "Sample",
-    wish: "Wish",
+    wish: "SubmissionOptions",
     scores: Path,
 ) -> list[str]:
     """What a competitor should know; ArtifactError where the held-out scores say that the stack is reversed."""

@@ -11,13 +11,13 @@ from typing import Any
 from ensemble.commands.train import audit_headline
 from ensemble.core import artifacts
 from ensemble.core.errors import HubError
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.data.splits import FITTED_SPLITS
 from ensemble.evaluation import report_data
 from ensemble.evaluation import report_data as report_facts
 from ensemble.models import members
 from export.bundle import bundle, heldout_rows, hub_bundles, operating_point
-from export.bundle.operating_point import Chosen
+from export.bundle.operating_point import OperatingPoint
 from export.hub import card_scores
 from export.hub.card_scores import escaped, table
 
@@ -162,7 +162,7 @@ def _opening(repo: str, stacker: Mapping[str, Any]) -> str:
     )
 
 
-def _use(repo: str, stacker: Mapping[str, Any], chosen: Chosen | None) -> str:
+def _use(repo: str, stacker: Mapping[str, Any], chosen: OperatingPoint | None) -> str:
     called = _threshold(stacker) + (" with `--full`, by all members" if chosen else "")
     if chosen:
         called = f"{_threshold(chosen.stacker.to_dict())} as it runs unasked, {called}"
@@ -188,7 +188,7 @@ def _threshold(stacker: Mapping[str, Any]) -> str:
     return f"**{stacker['threshold']:.4f}** (rule: {rule})"
 
 
-def _all_members(chosen: Chosen | None) -> str:
+def _all_members(chosen: OperatingPoint | None) -> str:
     """What the weights are of, where not all members run."""
     if chosen is None:
         return ""
@@ -196,7 +196,7 @@ def _all_members(chosen: Chosen | None) -> str:
     return f"All members, with their weights in the stack of all, as `--full` runs them. Unasked run: {few}.\n\n"
 
 
-def _all_scores(chosen: Chosen | None) -> str:
+def _all_scores(chosen: OperatingPoint | None) -> str:
     return "Of all members, as `--full` runs them.\n\n" if chosen else ""
 
 
@@ -205,7 +205,7 @@ def _members(stacker: Mapping[str, Any], values: Mapping[str, Any], known: Seque
     lines = []
     for name, weight in zip(stacker["members"], stacker["coef"], strict=True):
         entry = values["members"].get(name)
-        contract = ImageContract.from_dict(entry["contract"]) if entry else None
+        contract = PreprocessConfig.from_dict(entry["contract"]) if entry else None
         pixels = f"{contract.size} px, {contract.geometry}" if contract else "trained elsewhere, scores looked up by id"
         base = origin.get(name, Base(name, "", "not known here", UNKNOWN))
         licence = escaped(base.licence) or "see its page"
@@ -264,6 +264,6 @@ def _certificate(values: Mapping[str, Any], certificate: Mapping[str, Any]) -> s
     return f"Every file is listed in `bundle.json` with its SHA-256.{largest}{held}\n\n{lower}"
 
 
-def _point(stacker: Mapping[str, Any], chosen: Chosen | None) -> str:
+def _point(stacker: Mapping[str, Any], chosen: OperatingPoint | None) -> str:
     """What runs unasked, where frontier chose some of the members."""
     return f"\n\nUnasked it runs {escaped(operating_point.told(chosen, len(stacker['members'])))}." if chosen else ""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ensemble.core import artifacts
-from ensemble.core.errors import ArtifactError, HubError, some
+from ensemble.core.errors import ArtifactError, HubError, join_limited
 from ensemble.core.hub_download import NO_SUCH_LOGIN, brief, download, hub_errors, patiently
 from ensemble.core.names import LABELS, is_member_name
 from ensemble.models import members
@@ -59,7 +59,7 @@ def bundle_files(folder: Path, uncertified: bool = False) -> dict[str, Path | by
     open_ones = [key for key, found in values.get("precisions", {}).items() if not found["certified"]]
     if open_ones and not uncertified:
         raise ArtifactError(
-            f"{folder} lets members run at {some(open_ones)} without a certificate; certify it first: python cli.py "
+            f"{folder} lets members run at {join_limited(open_ones)} without a certificate; certify it first: python cli.py "
             f"export --bundle {folder} --certify-on DATA, or push it as it is with --uncertified"
         )
     return {name: folder / name for name in ("bundle.json", *values["files"])}
@@ -177,7 +177,7 @@ def push(
                 say(" ".join(str(warning.message).split()))
         if ignored := sorted(set(wanted) - set(_files(api, repo, done.oid))):
             raise HubError(
-                f"{repo}: its .gitignore kept out {some(ignored)}, so nobody can use what is there; delete the "
+                f"{repo}: its .gitignore kept out {join_limited(ignored)}, so nobody can use what is there; delete the "
                 ".gitignore on its page, and push again"
             )
         return Pushed(done.commit_url, tuple(changed), tuple(stale))

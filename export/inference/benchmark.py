@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.data import dataset
 from ensemble.data.inputs import read_inputs
 from ensemble.images import decode
@@ -28,7 +28,7 @@ from export.runtimes import autotune, capabilities
 from export.runtimes.autotune import timer
 from export.runtimes.libraries import load_openvino, openvino_core
 from export.runtimes.openvino_session import TYPES
-from export.runtimes.settings import ON_GPU, Setting, Wanted
+from export.runtimes.settings import ON_GPU, RuntimeConfig, RuntimeOptions
 
 ROUNDS = 5
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product is the roof
@@ -64,7 +64,7 @@ def measure_members(plan: Sequence[Planned], say: Say, progress: Progress) -> tu
     return runners, rows
 
 
-def roof(setting: Setting) -> float | None:
+def roof(setting: RuntimeConfig) -> float | None:
     """GFLOP a second of a large square matrix product where and in what the setting computes; None if unknown."""
     product = _gpu_product(setting) if setting.runtime in ON_GPU else _cpu_product(setting)
     if product is None:
@@ -83,7 +83,7 @@ def end_to_end(
     progress: Progress,
 ) -> dict[str, Any]:
     """Images a second of a bundle, of preparing their pixels alone, and of ONNX Runtime in turn, alternating."""
-    peer = Wanted("cuda" if device == "cuda" else "onnxruntime", "fp32", batch=PEER_BATCH, full=full)
+    peer = RuntimeOptions("cuda" if device == "cuda" else "onnxruntime", "fp32", batch=PEER_BATCH, full=full)
     peers = [open_member(member, lambda line: None) for member in plan_bundle(folder, peer, lambda line: None).members]
     idlers = [idle(runner.contract) for runner in runners]
     in_turn(sources[:1], peers)
@@ -145,7 +145,7 @@ def pictures(source: Path | None, run: Path | None, place: Path) -> tuple[Sequen
     return write_photographs(place), "generated JPEGs of 512 x 384"
 
 
-def idle(contract: ImageContract) -> Runner:
+def idle(contract: PreprocessConfig) -> Runner:
     """A member for which pixels are prepared, and which does nothing with them."""
     return Runner("idle", contract, lambda pixels: np.zeros(len(pixels), np.float32))
 
@@ -161,7 +161,7 @@ def score(sources: Sequence[decode.Source], runners: Sequence[Runner], device: s
             raise ArtifactError(f"{error}; time on images that can be read: give others with --images")
 
 
-def _cpu_product(setting: Setting) -> Callable[[], object] | None:
+def _cpu_product(setting: RuntimeConfig) -> Callable[[], object] | None:
     matrix = np.random.default_rng(0).random((SIDE["cpu"], SIDE["cpu"]), dtype=np.float32)
     try:
         openvino = load_openvino()
@@ -174,7 +174,7 @@ def _cpu_product(setting: Setting) -> Callable[[], object] | None:
     return lambda: request.infer([matrix], share_inputs=True, share_outputs=True)
 
 
-def _gpu_product(setting: Setting) -> Callable[[], object] | None:
+def _gpu_product(setting: RuntimeConfig) -> Callable[[], object] | None:
     """By torch, where it is installed for this GPU; ONNX Runtime alone has no product to offer."""
     if find_spec("torch") is None:
         return None
@@ -237,7 +237,7 @@ def _members(plan: Sequence[Planned], say: Say, progress: Callable[[int], object
 
 
 def _pixels(
-    views: Sequence[ImageContract], sources: Sequence[Source], device: str, progress: Callable[[int], object]
+    views: Sequence[PreprocessConfig], sources: Sequence[Source], device: str, progress: Callable[[int], object]
 ) -> list[float]:
     """Milliseconds an image: to decode it, then to decode it and prepare each view; medians of rounds in turn."""
     drawn = list(islice(cycle(sources), IMAGES))

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ensemble.core import artifacts
-from ensemble.core.errors import ArtifactError, BackboneError, some
+from ensemble.core.errors import ArtifactError, BackboneError, join_limited
 from ensemble.evaluation.protocol import Model
 from ensemble.models import external
 from ensemble.models.runner import image_score
@@ -13,7 +13,7 @@ from ensemble.stacking.stack import read_stacker
 from export.bundle import bundle, hub_bundles
 from export.inference import predictor
 from export.inference.ensemble import Ensemble
-from export.runtimes.settings import Wanted
+from export.runtimes.settings import RuntimeOptions
 
 BATCH = 16  # images that are prepared together
 
@@ -35,7 +35,7 @@ def load_model(
     run: Path | None,
     source: str | None,
     onnx: bool,
-    wanted: Wanted,
+    wanted: RuntimeOptions,
     say: Callable[[str], object],
     positive: str | None = None,
 ) -> tuple[Model, str]:
@@ -60,7 +60,7 @@ def load_model(
     return model, title
 
 
-def _load_alone(source: str, wanted: Wanted, say: Callable[[str], object], positive: str | None) -> Ensemble:
+def _load_alone(source: str, wanted: RuntimeOptions, say: Callable[[str], object], positive: str | None) -> Ensemble:
     folder = hub_bundles.locate(source)
     if positive and (folder / "bundle.json").is_file():
         raise _no_classifier(source)
@@ -78,7 +78,7 @@ def _refuse_external(run: Path, names: Sequence[str]) -> None:
     elsewhere = [name for name in names if external.is_external(run, name)]
     if elsewhere:
         raise ArtifactError(
-            f"{some(elsewhere)} was trained elsewhere and only its scores are known, so it cannot score these images; "
+            f"{join_limited(elsewhere)} was trained elsewhere and only its scores are known, so it cannot score these images; "
             f"stack without it to evaluate: python cli.py stack --run {run}"
         )
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from ensemble.core import artifacts
-from ensemble.core.errors import ArtifactError, some
+from ensemble.core.errors import ArtifactError, join_limited
 from ensemble.images.decode import Source
 from ensemble.models import external
 from ensemble.stacking import frontier
@@ -26,12 +26,12 @@ from ensemble.stacking.frontier import Costs, Measured, Point, Study
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle, check_images, heldout_rows, member_logits, operating_point
 from export.bundle.certificate import LEAST_IMAGES, MOST_IMAGES, compare
-from export.bundle.operating_point import Certified, Chosen
+from export.bundle.operating_point import Certified, OperatingPoint
 from export.bundle.precisions import FP32
 from export.inference import benchmark
 from export.inference.plan import Planned, Say, plan_bundle
 from export.runtimes import capabilities
-from export.runtimes.settings import Wanted
+from export.runtimes.settings import RuntimeOptions
 
 Plans = Mapping[str, Sequence[Planned]]
 
@@ -77,7 +77,7 @@ class Proof:
     labels: np.ndarray
 
 
-def explore(folder: Path, run: Path | None, wanted: Wanted, sources: Sequence[Source], say: Say) -> Frontier:
+def explore(folder: Path, run: Path | None, wanted: RuntimeOptions, sources: Sequence[Source], say: Say) -> Frontier:
     """A bundle's frontier on this machine, timed on these images. run: that it is of, if it is of one."""
     values = bundle.open_bundle(folder)
     made_from = operating_point.identity(
@@ -121,13 +121,13 @@ def pick(found: Frontier, budget: float) -> Point:
     if not fast:
         fastest = next(iter(found.best))
         raise ArtifactError(
-            f"no point reaches {budget:g} images/s here: the fastest ({some(fastest.members)} at {fastest.precision}) "
+            f"no point reaches {budget:g} images/s here: the fastest ({join_limited(fastest.members)} at {fastest.precision}) "
             f"is predicted to make {fastest.images_per_second:.1f}; give a smaller --budget"
         )
     return max(fast, key=lambda point: point.auroc)
 
 
-def write(folder: Path, found: Frontier, point: Point, budget: float) -> Chosen:
+def write(folder: Path, found: Frontier, point: Point, budget: float) -> OperatingPoint:
     """Put a point into the bundle, for what runs it from then on; ArtifactError where the bundle is another by now."""
     values = bundle.open_bundle(folder)
     if operating_point.identity(folder, values["members"], values["files"]) != found.made_from:
@@ -136,7 +136,7 @@ def write(folder: Path, found: Frontier, point: Point, budget: float) -> Chosen:
     plan = [member for member in found.plans[point.precision] if member.name in point.members]
     lower = [member for member in plan if member.setting.precision != "fp32"]
     files = {member.name: member.sha256 for member in lower}
-    chosen = Chosen(
+    chosen = OperatingPoint(
         shipped.stacker,
         found.runtime,
         {str(m.setting): Certified(capabilities.version(m.setting.runtime), files) for m in lower[:1]},
@@ -151,7 +151,7 @@ def write(folder: Path, found: Frontier, point: Point, budget: float) -> Chosen:
     return chosen
 
 
-def _plans(folder: Path, wanted: Wanted, say: Say) -> Plans:
+def _plans(folder: Path, wanted: RuntimeOptions, say: Say) -> Plans:
     """How all members run, by precision: at fp32, and where some may run below it, so."""
     plan = plan_bundle(folder, wanted, say).members
     lower = sorted({member.setting.precision for member in plan} - {"fp32"})
@@ -207,7 +207,7 @@ def _proof(folder: Path, run: Path | None, plans: Plans, say: Say) -> Proof | No
     lower = {m.name: m for plan in plans.values() for m in plan if m.setting.precision != "fp32"}
     if not lower:
         return None
-    given = check_images.draw(check_images.heldout(run), MOST_IMAGES) if run else None
+    given = check_images.stratified_sample(check_images.heldout(run), MOST_IMAGES) if run else None
     (*_, plan) = plans.values()
     if given:
         entries = bundle.contents(folder)["members"]

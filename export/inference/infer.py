@@ -21,13 +21,13 @@ from ensemble.stacking.stacker import Stacker
 from export.inference import ensemble as ensembles
 from export.inference import journal as journals
 from export.inference.ensemble import Ensemble
-from export.inference.journal import Journal, Rows
+from export.inference.journal import Journal, ScoredBatch
 from export.inference.outputs import Failure, Scores, write_failures, write_scores
 from export.inference.scoring import chunk_of, joined, score_rows, score_shards
 
 
 @dataclass(frozen=True)
-class Options:
+class InferOptions:
     """What decides the output beside members and images, by the names of the command's options."""
 
     members: bool = False
@@ -41,7 +41,7 @@ Scoring = Callable[[Journal, Sequence[int], Callable[[int], object]], Generator[
 
 
 @dataclass(frozen=True)
-class Done:
+class InferResult:
     """What infer_to_file did: images scored and failed, the list of the failed, and how fast it was, by itself.
 
     left: how many of the scored left the cascade after each member, in its order; empty without one.
@@ -98,10 +98,10 @@ def infer_to_file(
     ensemble: Ensemble,
     output: Path,
     folder: Path,
-    options: Options,
+    options: InferOptions,
     say: Callable[[str], object],
     scoring: Scoring | None = None,
-) -> Done:
+) -> InferResult:
     """Score every image once into `output`, CSV or Parquet by its suffix, through the journal in the held `folder`.
 
     What was scored before is not scored again, and the same file results. Memory does not grow
@@ -129,7 +129,7 @@ def infer_to_file(
     speed = left / (time.perf_counter() - began)
     failed, listing, counts = _write(output, journal, inputs, ensemble, options)
     journals.close(journal)
-    return Done(inputs.count - failed, failed, listing, speed, counts)
+    return InferResult(inputs.count - failed, failed, listing, speed, counts)
 
 
 def _scoring_here(inputs: Inputs, ensemble: Ensemble) -> Scoring:
@@ -169,7 +169,7 @@ def _check_externals(inputs: Inputs, ensemble: Ensemble) -> None:
         test_column(member, keys)
 
 
-def _key(inputs: Inputs, ensemble: Ensemble, options: Options) -> dict[str, object]:
+def _key(inputs: Inputs, ensemble: Ensemble, options: InferOptions) -> dict[str, object]:
     """All that decides the output, by what a user calls it."""
     return {
         "the members, or what runs them": ensemble.identity,
@@ -199,7 +199,9 @@ def _merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return merged
 
 
-def _all_rows(inputs: Inputs, ensemble: Ensemble, progress: Callable[[int], object] = lambda count: None) -> Rows:
+def _all_rows(
+    inputs: Inputs, ensemble: Ensemble, progress: Callable[[int], object] = lambda count: None
+) -> ScoredBatch:
     """Every row, in memory; what is looked up is known to be there."""
     _check_externals(inputs, ensemble)
     parts = []
@@ -210,7 +212,7 @@ def _all_rows(inputs: Inputs, ensemble: Ensemble, progress: Callable[[int], obje
     return joined(parts)
 
 
-def _stack_logits(rows: Rows, ensemble: Ensemble) -> np.ndarray:
+def _stack_logits(rows: ScoredBatch, ensemble: Ensemble) -> np.ndarray:
     """Logits [N, members] in the stacker's order, with those that are looked up by id; NaN where an image failed."""
     table = ensembles.table(ensemble, rows.logits, rows.ids)
     table[list(rows.failures)] = np.nan
@@ -218,7 +220,7 @@ def _stack_logits(rows: Rows, ensemble: Ensemble) -> np.ndarray:
 
 
 def _write(
-    output: Path, journal: Journal, inputs: Inputs, ensemble: Ensemble, options: Options
+    output: Path, journal: Journal, inputs: Inputs, ensemble: Ensemble, options: InferOptions
 ) -> tuple[int, Path | None, tuple[int, ...]]:
     """Write the output and the list of failures from the shards.
 
@@ -227,7 +229,7 @@ def _write(
     stacker, failed = ensemble.stacker, 0
     left = np.zeros(len(stacker.members) if ensemble.cascade else 0, dtype=int)
 
-    def shards() -> Iterator[Rows]:
+    def shards() -> Iterator[ScoredBatch]:
         for shard in range(journal.shards):
             rows = journals.read_shard(journal, shard)
             if rows is None:

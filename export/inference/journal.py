@@ -36,7 +36,7 @@ SHARD = re.compile(r"\d{5,}\.parquet")
 
 
 @dataclass(frozen=True)
-class Rows:
+class ScoredBatch:
     """Scored rows in order: logits float32 [N, members], NaN where `failures` says, by row, why."""
 
     ids: list[str]
@@ -117,12 +117,12 @@ def missing(journal: Journal) -> list[int]:
     return [shard for shard in range(journal.shards) if read_shard(journal, shard) is None]
 
 
-def write_shard(journal: Journal, shard: int, rows: Rows) -> None:
+def write_shard(journal: Journal, shard: int, rows: ScoredBatch) -> None:
     """Write one shard; it is whole and on the disk, or not there."""
     store(journal, shard, encoded(journal, shard, rows))
 
 
-def encoded(journal: Journal, shard: int, rows: Rows) -> bytes:
+def encoded(journal: Journal, shard: int, rows: ScoredBatch) -> bytes:
     """A shard's file, wherever its rows were scored."""
     found = [rows.failures.get(row) for row in range(len(rows.ids))]
     columns = [
@@ -152,7 +152,7 @@ def store(journal: Journal, shard: int, data: bytes) -> None:
         ) from None
 
 
-def read_shard(journal: Journal, shard: int) -> Rows | None:
+def read_shard(journal: Journal, shard: int) -> ScoredBatch | None:
     """A shard's rows; None if it is absent, damaged, or of another key."""
     start, stop = journal.span(shard)
     try:
@@ -169,7 +169,7 @@ def read_shard(journal: Journal, shard: int) -> Rows | None:
         for row, (key, path, error) in enumerate(zip(ids, paths, errors, strict=True))
         if error is not None
     }
-    return Rows(ids, np.column_stack(logits) if logits else np.empty((len(ids), 0), np.float32), failures)
+    return ScoredBatch(ids, np.column_stack(logits) if logits else np.empty((len(ids), 0), np.float32), failures)
 
 
 def close(journal: Journal) -> None:

@@ -6,18 +6,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ensemble.core.errors import UnavailableError, some
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.errors import UnavailableError, join_limited
+from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.models import external
 from ensemble.models.runner import Runner
 from ensemble.stacking.cascade import Cascade
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle, operating_point
-from export.bundle.operating_point import Chosen
+from export.bundle.operating_point import OperatingPoint
 from export.runtimes import autotune, runner, runtime_selection
 from export.runtimes.capabilities import Machine, available
 from export.runtimes.onnx_session import engine_is_built
-from export.runtimes.settings import ON_GPU, PRECISIONS, Setting, Wanted
+from export.runtimes.settings import ON_GPU, PRECISIONS, RuntimeConfig, RuntimeOptions
 
 Say = Callable[[str], object]
 Entries = Mapping[str, Mapping[str, Any]]
@@ -30,9 +30,9 @@ class Planned:
     name: str
     path: Path
     sha256: str
-    contract: ImageContract
+    contract: PreprocessConfig
     gflop: float
-    setting: Setting
+    setting: RuntimeConfig
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Plan:
     cascade: Cascade | None
 
 
-def plan_bundle(folder: Path, wanted: Wanted, say: Say, machine: Machine | None = None) -> Plan:
+def plan_bundle(folder: Path, wanted: RuntimeOptions, say: Say, machine: Machine | None = None) -> Plan:
     """What a bundle runs: what frontier chose for it, unless `wanted.full`, else all; every file is checked.
 
     `say` is told what was chosen and why. What was measured before is used; with `wanted.tune` the
@@ -77,8 +77,13 @@ def plan_bundle(folder: Path, wanted: Wanted, say: Say, machine: Machine | None 
 
 
 def _as_chosen(
-    point: Chosen, values: Mapping[str, Any], entries: Entries, wanted: Wanted, machine: Machine, say: Say
-) -> tuple[Wanted, dict[tuple[str, str], frozenset[str]]]:
+    point: OperatingPoint,
+    values: Mapping[str, Any],
+    entries: Entries,
+    wanted: RuntimeOptions,
+    machine: Machine,
+    say: Say,
+) -> tuple[RuntimeOptions, dict[tuple[str, str], frozenset[str]]]:
     """What is wanted of a point's members, and what they may run at; UnavailableError for what they cannot do.
 
     A certificate for the bundle would not be one for the point's stack: what has none runs at fp32.
@@ -103,7 +108,7 @@ def _as_chosen(
     missing = set(entries) - allowed.get((runtime, wanted.precision), frozenset())
     if missing and wanted.precision not in ("auto", "fp32") and (runtime, wanted.precision) not in machine.lacks:
         raise UnavailableError(
-            f"{some(sorted(missing))} may not run at {runtime} {wanted.precision} in the stack that frontier chose: "
+            f"{join_limited(sorted(missing))} may not run at {runtime} {wanted.precision} in the stack that frontier chose: "
             f"add --full to run all members, or {operating_point.AGAIN}"
         )
     return wanted, allowed
@@ -116,10 +121,10 @@ def _fits(runtime: str, device: str) -> bool:
 def _tuned(
     files: Mapping[str, str],
     entries: Entries,
-    settings: Mapping[str, Setting],
-    wanted: Wanted,
+    settings: Mapping[str, RuntimeConfig],
+    wanted: RuntimeOptions,
     machine: Machine,
-    opened: Callable[[autotune.Job, Setting], Runner],
+    opened: Callable[[autotune.Job, RuntimeConfig], Runner],
 ) -> dict[str, autotune.Timed]:
     """The members' fastest settings where `settings` were chosen, measured now or before."""
     jobs = [
@@ -137,9 +142,9 @@ def _tuned(
     return known
 
 
-def _fastest(measured: Sequence[Mapping[str, autotune.Timed]], entries: Entries) -> dict[str, Setting]:
+def _fastest(measured: Sequence[Mapping[str, autotune.Timed]], entries: Entries) -> dict[str, RuntimeConfig]:
     """Of those that were measured for every member, the one by which an image takes least; else the first."""
-    views = {name: ImageContract.from_dict(entry["contract"]).count for name, entry in entries.items()}
+    views = {name: PreprocessConfig.from_dict(entry["contract"]).count for name, entry in entries.items()}
     whole = [known for known in measured if len(known) == len(entries)]
     best = min(
         whole,
@@ -149,7 +154,7 @@ def _fastest(measured: Sequence[Mapping[str, autotune.Timed]], entries: Entries)
     return {name: timed.setting for name, timed in best.items()}
 
 
-def _open(plan: Callable[[str, Setting], Planned], say: Say, job: autotune.Job, setting: Setting) -> Runner:
+def _open(plan: Callable[[str, RuntimeConfig], Planned], say: Say, job: autotune.Job, setting: RuntimeConfig) -> Runner:
     return open_member(plan(job.name, setting), say)
 
 
@@ -165,8 +170,8 @@ def device_of(plan: Iterable[Planned]) -> str:
     return "cuda" if any(member.setting.runtime in ON_GPU for member in plan) else "cpu"
 
 
-def _planned(folder: Path, values: Mapping[str, Any], name: str, setting: Setting) -> Planned:
+def _planned(folder: Path, values: Mapping[str, Any], name: str, setting: RuntimeConfig) -> Planned:
     entry = values["members"][name]
     file = bundle.member_file(entry, setting)
-    contract = ImageContract.from_dict(entry["contract"])
+    contract = PreprocessConfig.from_dict(entry["contract"])
     return Planned(name, folder / file, values["files"][file], contract, float(entry.get("gflop", 0)), setting)

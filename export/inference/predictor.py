@@ -31,7 +31,7 @@ from export.inference.plan import Plan, device_of, open_member, plan_bundle
 from export.runtimes import autotune
 from export.runtimes import runner as runtime
 from export.runtimes.capabilities import Machine, available, version
-from export.runtimes.settings import Setting, Wanted
+from export.runtimes.settings import RuntimeConfig, RuntimeOptions
 
 if TYPE_CHECKING:
     from ensemble.models.backbone import Member
@@ -80,8 +80,8 @@ def seen(cascade: Cascade, counts: Sequence[int] | np.ndarray) -> str:
     return f"Left the cascade: {shares}"
 
 
-TORCH = str(Setting("torch"))
-ANY = Wanted()
+TORCH = str(RuntimeConfig("torch"))
+ANY = RuntimeOptions()
 Say = Callable[[str], object]
 
 
@@ -89,14 +89,14 @@ def silent(line: str) -> None:
     """Say nothing."""
 
 
-def load_run(run: Path, onnx: bool, wanted: Wanted = ANY, say: Say = silent) -> Ensemble:
+def load_run(run: Path, onnx: bool, wanted: RuntimeOptions = ANY, say: Say = silent) -> Ensemble:
     """A run's ensemble from its bundle, or from its torch members; `say` is told what was chosen and why."""
     if onnx:
         return load_bundle(artifacts.bundle_path(run), wanted, say)
     return load_networks(run, read_stacker(run), wanted)[0]
 
 
-def load_networks(run: Path, stacker: Stacker, wanted: Wanted = ANY) -> tuple[Ensemble, dict[str, "Member"]]:
+def load_networks(run: Path, stacker: Stacker, wanted: RuntimeOptions = ANY) -> tuple[Ensemble, dict[str, "Member"]]:
     """A run's ensemble of the stacker's members, run by torch, and those that were trained here, by name."""
     device = _torch_device(wanted)
     from ensemble.models.members import load_member
@@ -110,14 +110,16 @@ def load_networks(run: Path, stacker: Stacker, wanted: Wanted = ANY) -> tuple[En
     return Ensemble(runners, stacker, device, externals, identity, settings=settings), networks
 
 
-def load_bundle(folder: Path, wanted: Wanted = ANY, say: Say = silent) -> Ensemble:
+def load_bundle(folder: Path, wanted: RuntimeOptions = ANY, say: Say = silent) -> Ensemble:
     """A bundle's ensemble, every file checked; `say` is told what was chosen and why."""
     machine = available()
     plan = plan_bundle(folder, wanted, say, machine)
     return assemble(folder, *open_plan(folder, plan, wanted, say, machine))
 
 
-def open_plan(folder: Path, plan: Plan, wanted: Wanted, say: Say, machine: Machine) -> tuple[Plan, list[Runner]]:
+def open_plan(
+    folder: Path, plan: Plan, wanted: RuntimeOptions, say: Say, machine: Machine
+) -> tuple[Plan, list[Runner]]:
     """A bundle's plan, with the cascade that is wanted, fitted to this machine, and its members ready to run."""
     runners = [open_member(member, say) for member in plan.members]
     if wanted.cascade is not None:
@@ -143,7 +145,7 @@ def assemble(folder: Path, plan: Plan, runners: Iterable[Runner]) -> Ensemble:
 
 
 def load_classifier(
-    folder: Path, wanted: Wanted = ANY, positive: str | None = None, name: str | None = None
+    folder: Path, wanted: RuntimeOptions = ANY, positive: str | None = None, name: str | None = None
 ) -> Ensemble:
     """Any two-class image classifier in transformers' layout; `target` is P(its AI-made class).
 
@@ -159,7 +161,7 @@ def load_classifier(
     return Ensemble((runner,), average(one.name), device, identity=identity, settings=((one.name, TORCH),))
 
 
-def load(source: str | Path, wanted: Wanted = ANY, positive: str | None = None, say: Say = silent) -> Ensemble:
+def load(source: str | Path, wanted: RuntimeOptions = ANY, positive: str | None = None, say: Say = silent) -> Ensemble:
     """The ensemble at `source`: a run, a bundle, a classifier's folder, or hf://USER/REPO of the last two.
 
     Only hf:// reaches the network. A run's current bundle is preferred to its torch members.
@@ -168,7 +170,7 @@ def load(source: str | Path, wanted: Wanted = ANY, positive: str | None = None, 
 
 
 def load_located(
-    folder: Path, source: str | Path, wanted: Wanted = ANY, positive: str | None = None, say: Say = silent
+    folder: Path, source: str | Path, wanted: RuntimeOptions = ANY, positive: str | None = None, say: Say = silent
 ) -> Ensemble:
     """As `load`, from the folder that `source` was found to be: what it names on the Hub may change meanwhile."""
     if (folder / "bundle.json").is_file():
@@ -195,7 +197,7 @@ class Predictor:
     notes: what runs, and why, in lines.
     """
 
-    def __init__(self, source: str | Path, wanted: Wanted, positive: str | None) -> None:
+    def __init__(self, source: str | Path, wanted: RuntimeOptions, positive: str | None) -> None:
         self.errors = _no_errors()
         self._source, self._folder, self._positive = source, hub_bundles.locate(source), positive
         self._load(wanted)
@@ -217,7 +219,7 @@ class Predictor:
         precision: as the options of `infer`; so are cascade, the loss in AUROC to allow, and
         full, all members of a bundle for which `frontier --budget` chose some.
         """
-        wanted = Wanted(runtime, precision, device, cascade=cascade, full=full)
+        wanted = RuntimeOptions(runtime, precision, device, cascade=cascade, full=full)
         return cls(source, wanted, positive)
 
     def to(self, device: str) -> Self:
@@ -225,7 +227,7 @@ class Predictor:
         self._load(replace(self._wanted, device=device))
         return self
 
-    def _load(self, wanted: Wanted) -> None:
+    def _load(self, wanted: RuntimeOptions) -> None:
         notes: list[str] = []
         self._ensemble = load_located(self._folder, self._source, wanted, self._positive, notes.append)
         self._wanted, self.device, self.notes = wanted, self._ensemble.device, tuple(notes)
@@ -243,7 +245,7 @@ class Predictor:
         if not keys:
             raise DataError("the frame needs a column id or path")
         inputs = resolve_table(
-            frame[keys].astype(str), Path("frame"), None if images is None else storage.parse(str(images))
+            frame[keys].astype(str), Path("frame"), None if images is None else storage.parse_location(str(images))
         )
         result, self.errors = infer(inputs, self._ensemble)
         return frame.assign(target=result["target"].to_numpy())
@@ -253,7 +255,7 @@ def _no_errors() -> pd.DataFrame:
     return pd.DataFrame(columns=["id", "path", "error"])
 
 
-def _torch_device(wanted: Wanted) -> str:
+def _torch_device(wanted: RuntimeOptions) -> str:
     """Where torch members run: fp32, without a bundle."""
     if wanted.runtime not in ("auto", "torch"):
         raise UnavailableError(f"{wanted.runtime} runs a run's bundle, not its torch members; add --onnx")

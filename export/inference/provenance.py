@@ -19,10 +19,10 @@ from ensemble.core.errors import ArtifactError
 from ensemble.core.names import NEGATIVE
 from ensemble.data import storage
 from ensemble.data.files import as_utf8
-from ensemble.data.storage import Place
+from ensemble.data.storage import Location
 from ensemble.stacking.stacker import Stacker
 from export.inference.ensemble import Ensemble
-from export.inference.infer import Done, Options
+from export.inference.infer import InferOptions, InferResult
 from export.runtimes.capabilities import version
 from export.runtimes.settings import named
 
@@ -48,9 +48,9 @@ def made_by(
     ensemble: Ensemble,
     source: str,
     listed: Mapping[str, Any] | None,
-    options: Options,
-    images: Place,
-    done: Done,
+    options: InferOptions,
+    images: Location,
+    done: InferResult,
     libraries: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """What `infer` did, JSON-ready; names of files only, never their folders.

@@ -7,14 +7,14 @@ from contextlib import closing
 import numpy as np
 from PIL.Image import Image
 
-from ensemble.core.errors import ArtifactError, some
+from ensemble.core.errors import ArtifactError, join_limited
 from ensemble.data.inputs import Item
 from ensemble.images import decode
 from ensemble.models.runner import Large, Scored, chunk_rows, score_stream
 from ensemble.stacking.cascade_stream import cascade_stream, taken_rows
 from export.inference import ensemble as ensembles
 from export.inference.ensemble import Ensemble
-from export.inference.journal import Rows
+from export.inference.journal import ScoredBatch
 from export.inference.outputs import Failure
 
 
@@ -25,14 +25,14 @@ def score_shards(
     sizes: Iterable[tuple[int, int]],
     progress: Callable[[int], object] = lambda count: None,
     threads: int | None = None,
-) -> Generator[tuple[int, Rows], None, None]:
+) -> Generator[tuple[int, ScoredBatch], None, None]:
     """Each (shard, number of its rows) of `sizes` with its rows, from the items of them all in order.
 
     total: rows of the whole input. threads: that read and decode; by default one for each core.
     """
     with closing(score_rows(items, total, ensemble, threads)) as stream:
         for shard, size in sizes:
-            parts: list[Rows] = []
+            parts: list[ScoredBatch] = []
             while sum(len(part.ids) for part in parts) < size:
                 parts.append(next(stream))
                 progress(len(parts[-1].ids))
@@ -41,7 +41,7 @@ def score_shards(
 
 def score_rows(
     items: Iterable[Item], total: int, ensemble: Ensemble, threads: int | None = None
-) -> Generator[Rows, None, None]:
+) -> Generator[ScoredBatch, None, None]:
     """The items' rows, chunk by chunk.
 
     ArtifactError where a member has no finite logit for an image that could be read.
@@ -60,9 +60,9 @@ def score_rows(
             silent = np.flatnonzero(ensembles.silent(ensemble, scored.logits, [key for key, _ in places]))
             if lost := [places[row][0] for row in silent if row not in failures]:
                 raise ArtifactError(
-                    f"a member gave no finite logit for images it could read ({some(lost)}); train it again"
+                    f"a member gave no finite logit for images it could read ({join_limited(lost)}); train it again"
                 )
-            yield Rows([key for key, _ in places], scored.logits, failures)
+            yield ScoredBatch([key for key, _ in places], scored.logits, failures)
 
 
 def _stream(
@@ -85,14 +85,14 @@ def _stream(
     return score_stream(items, read, ensemble.runners, chunk_of(ensemble), together, threads, name=path)
 
 
-def joined(parts: Sequence[Rows]) -> Rows:
+def joined(parts: Sequence[ScoredBatch]) -> ScoredBatch:
     """Rows that follow on each other as one."""
     keys: list[str] = []
     failures: dict[int, Failure] = {}
     for part in parts:
         failures |= {len(keys) + row: failure for row, failure in part.failures.items()}
         keys += part.ids
-    return Rows(keys, np.concatenate([part.logits for part in parts]), failures)
+    return ScoredBatch(keys, np.concatenate([part.logits for part in parts]), failures)
 
 
 def chunk_of(ensemble: Ensemble) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ensemble.core import artifacts
-from ensemble.core.errors import DataError, some
+from ensemble.core.errors import DataError, join_limited
 from ensemble.core.names import LABELS, NEGATIVE, NEGATIVE_NAMES, POSITIVE, POSITIVE_NAMES
 from ensemble.data.sources import read_table
 from export.inference.outputs import write_csv
@@ -34,7 +34,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Wish:
+class SubmissionOptions:
     """What to write: labels by a threshold in place of probabilities (`threshold` None), and of which class."""
 
     threshold: float | None = None
@@ -50,12 +50,12 @@ def read_sample(path: Path) -> Sample:
     key = next((column for column in columns if column.casefold() == "id"), columns[0])
     (target,) = (column for column in columns if column != key)
     if repeated := frame.loc[frame[key].duplicated(), key].tolist():
-        raise DataError(f"{path} has ids more than once: {some(repeated)}; ask for another sample")
+        raise DataError(f"{path} has ids more than once: {join_limited(repeated)}; ask for another sample")
     values = frame.loc[frame[target].str.strip() != "", target]
     numbers = pd.to_numeric(values, errors="coerce")
     if len(words := values[numbers.isna()]):
         raise DataError(
-            f"{path}: {target} holds {some(words.unique())} in place of numbers; submit writes probabilities, or 0 and "
+            f"{path}: {target} holds {join_limited(words.unique())} in place of numbers; submit writes probabilities, or 0 and "
             "1 with --hard, so write this competition's file by yourself"
         )
     shows = LABELLED if len(numbers) and numbers.isin([0, 1]).all() else ""
@@ -82,11 +82,11 @@ def read_scores(path: Path, sample: Sample) -> pd.DataFrame:
         raise DataError(f"{path} has rows without an id; give each one, as the sample has them")
     ids = frame[found[0]].astype(str)
     if repeated := ids[ids.duplicated()].tolist():
-        raise DataError(f"{path} has ids more than once: {some(repeated)}; keep one row each")
+        raise DataError(f"{path} has ids more than once: {join_limited(repeated)}; keep one row each")
     target = pd.to_numeric(frame[found[1]], errors="coerce").astype(np.float64)
     if len(bad := ids[~target.between(0, 1)]):
         raise DataError(
-            f"{path}: {found[1]} is empty or outside [0, 1] for {len(bad)} ids: {some(bad)}; where images could not be "
+            f"{path}: {found[1]} is empty or outside [0, 1] for {len(bad)} ids: {join_limited(bad)}; where images could not be "
             "read, infer --fill 0.5 gives them a score"
         )
     return pd.DataFrame({"id": ids, "target": target})
@@ -97,8 +97,8 @@ def in_order(scores: pd.DataFrame, sample: Sample, path: Path) -> tuple[np.ndarr
     ours = scores["id"].tolist()
     lacking, unknown = sorted(set(sample.ids) - set(ours)), sorted(set(ours) - set(sample.ids))
     if lacking or unknown:
-        parts = [f"it lacks {len(lacking)}: {some(lacking)}"] if lacking else []
-        parts += [f"it has {len(unknown)} more: {some(unknown)}"] if unknown else []
+        parts = [f"it lacks {len(lacking)}: {join_limited(lacking)}"] if lacking else []
+        parts += [f"it has {len(unknown)} more: {join_limited(unknown)}"] if unknown else []
         raise DataError(f"{path} does not have the ids of {sample.path}: {'; '.join(parts)}{_why(ours, sample.ids)}")
     moved = ours != sample.ids
     return scores.set_index("id")["target"].loc[sample.ids].to_numpy(), moved
@@ -117,7 +117,7 @@ def _why(ours: Iterable[str], theirs: Iterable[str]) -> str:
     return next((f" ({why})" for why, way in ways.items() if set(map(way, ours)) == set(map(way, theirs))), "")
 
 
-def values_of(targets: np.ndarray, sample: Sample, wish: Wish, path: Path) -> np.ndarray:
+def values_of(targets: np.ndarray, sample: Sample, wish: SubmissionOptions, path: Path) -> np.ndarray:
     """What is written for each row: float64 probabilities, or int8 labels where a threshold is given.
 
     DataError where the scores or the sample say that something else is meant.
@@ -144,7 +144,7 @@ def values_of(targets: np.ndarray, sample: Sample, wish: Wish, path: Path) -> np
     return 1 - labels if real else labels
 
 
-def _positive(sample: Sample, wish: Wish) -> str:
+def _positive(sample: Sample, wish: SubmissionOptions) -> str:
     """The class whose probability is written; DataError where the column's name says the other."""
     if wish.positive:
         return wish.positive
@@ -167,7 +167,7 @@ def write_submission(output: Path, sample: Sample, values: np.ndarray) -> None:
         write_csv(temporary, columns, [frame[columns]], returns)
 
 
-def facts(sample: Sample, wish: Wish, moved: bool) -> dict[str, Any]:
+def facts(sample: Sample, wish: SubmissionOptions, moved: bool) -> dict[str, Any]:
     """What was done to the scores, JSON-ready."""
     return {
         "sample": sample.path.name,

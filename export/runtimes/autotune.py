@@ -10,10 +10,10 @@ import numpy as np
 from tqdm import tqdm
 
 from ensemble.core import artifacts
-from ensemble.core.errors import ArtifactError, UnavailableError, some
+from ensemble.core.errors import ArtifactError, UnavailableError, join_limited
 from ensemble.models.runner import Runner
 from export.runtimes.capabilities import Machine, version
-from export.runtimes.settings import RUNTIMES, Setting
+from export.runtimes.settings import RUNTIMES, RuntimeConfig
 
 FINALISTS, ROUNDS = 3, 5
 SECONDS = 0.3  # that one timing takes at least
@@ -27,21 +27,21 @@ class Job:
 
     name: str
     sha256: str
-    candidates: tuple[Setting, ...]
+    candidates: tuple[RuntimeConfig, ...]
 
 
 @dataclass(frozen=True)
 class Timed:
     """A setting, and the seconds a view that it was measured to take."""
 
-    setting: Setting
+    setting: RuntimeConfig
     seconds: float
 
 
 def tune(
     jobs: Sequence[Job],
     machine: Machine,
-    opened: Callable[[Job, Setting], Runner],
+    opened: Callable[[Job, RuntimeConfig], Runner],
     clock: Clock = time.perf_counter,
 ) -> dict[str, Timed]:
     """Each member's fastest setting, measured now and remembered at once."""
@@ -58,17 +58,17 @@ def tune(
 
 def measure(
     job: Job,
-    opened: Callable[[Job, Setting], Runner],
+    opened: Callable[[Job, RuntimeConfig], Runner],
     clock: Clock = time.perf_counter,
     progress: Callable[[int], object] = lambda count: None,
-) -> dict[Setting, float]:
+) -> dict[RuntimeConfig, float]:
     """Seconds an image of the fastest candidates, the median of rounds in which they take turns.
 
     Each candidate is timed once, and only the fastest FINALISTS stay loaded for the rounds.
     One that fails is left out. Raises UnavailableError if all do.
     """
-    first: dict[Setting, float] = {}
-    timers: dict[Setting, Callable[[], float]] = {}
+    first: dict[RuntimeConfig, float] = {}
+    timers: dict[RuntimeConfig, Callable[[], float]] = {}
     problem = UnavailableError(f"{job.name}: there is no setting to measure")
     for setting in job.candidates:
         try:
@@ -79,7 +79,7 @@ def measure(
         for loser in sorted(timers, key=lambda each: first[each])[FINALISTS:]:
             del timers[loser]
         progress(1)
-    rounds: dict[Setting, list[float]] = {setting: [] for setting in timers}
+    rounds: dict[RuntimeConfig, list[float]] = {setting: [] for setting in timers}
     for _ in range(ROUNDS):
         for setting in list(timers):
             try:
@@ -92,7 +92,7 @@ def measure(
     return {setting: statistics.median(rounds[setting]) for setting in timers}
 
 
-def timer(runner: Runner, setting: Setting, clock: Clock = time.perf_counter) -> Callable[[], float]:
+def timer(runner: Runner, setting: RuntimeConfig, clock: Clock = time.perf_counter) -> Callable[[], float]:
     """Seconds a view of one timing; the runner has run before, so that nothing is set up in it."""
     size, count = runner.contract.size, setting.batch * setting.streams
     pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
@@ -122,7 +122,7 @@ def recall(jobs: Sequence[Job], machine: Machine) -> dict[str, Timed]:
 
 
 def image_seconds(
-    runner: Runner, setting: Setting, sha256: str, machine: Machine, clock: Clock = time.perf_counter
+    runner: Runner, setting: RuntimeConfig, sha256: str, machine: Machine, clock: Clock = time.perf_counter
 ) -> float:
     """Seconds an image of an open member, whose file has this hash: measured once on this machine, then recalled.
 
@@ -137,13 +137,13 @@ def image_seconds(
     return value * runner.contract.count
 
 
-def told(settings: Mapping[str, Setting]) -> str:
+def told(settings: Mapping[str, RuntimeConfig]) -> str:
     """Settings and the members that have them, in words."""
-    members: dict[Setting, list[str]] = {}
+    members: dict[RuntimeConfig, list[str]] = {}
     for name, setting in settings.items():
         members.setdefault(setting, []).append(name)
     return "; ".join(
-        f"{setting}, batch {setting.batch}, {setting.streams} stream{'s' * (setting.streams > 1)} ({some(names)})"
+        f"{setting}, batch {setting.batch}, {setting.streams} stream{'s' * (setting.streams > 1)} ({join_limited(names)})"
         for setting, names in members.items()
     )
 

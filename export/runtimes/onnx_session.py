@@ -20,7 +20,7 @@ from ensemble.core.errors import ArtifactError, UnavailableError
 from ensemble.core.parallel import available_cores
 from export.runtimes.capabilities import CUDA_REMEDY, find_gpu, version
 from export.runtimes.libraries import load_onnxruntime, out_of_memory, reason
-from export.runtimes.settings import ON_GPU, Setting
+from export.runtimes.settings import ON_GPU, RuntimeConfig
 
 Run = Callable[[np.ndarray], np.ndarray]  # uint8 [N, S, S, 3] -> float32 [N]
 
@@ -39,7 +39,7 @@ PROVIDERS = {
 REMEDIES = {"cuda": CUDA_REMEDY, "tensorrt": "run: pip install tensorrt, or use --runtime cuda"}
 
 
-def open_session(path: Path, size: int, setting: Setting) -> Run:
+def open_session(path: Path, size: int, setting: RuntimeConfig) -> Run:
     """Pixels uint8 [N, size, size, 3] -> float32 logits [N], in a session of its own."""
     session = _session(path, size, setting)
     if setting.runtime in ON_GPU:
@@ -55,7 +55,7 @@ def open_session(path: Path, size: int, setting: Setting) -> Run:
     return run
 
 
-def providers(path: Path, size: int, setting: Setting) -> list[tuple[str, dict[str, str]]]:
+def providers(path: Path, size: int, setting: RuntimeConfig) -> list[tuple[str, dict[str, str]]]:
     """What a session is asked for, with options: the setting's provider, then those it leaves nodes to."""
     cpu = (PROVIDERS["onnxruntime"], dict[str, str]())
     # the first run of each shape tries convolutions, so all batches have one shape
@@ -82,13 +82,13 @@ def providers(path: Path, size: int, setting: Setting) -> list[tuple[str, dict[s
     return [(PROVIDERS["tensorrt"], options), cuda, cpu]
 
 
-def engine_folder(path: Path, setting: Setting) -> Path:
+def engine_folder(path: Path, setting: RuntimeConfig) -> Path:
     """Where TensorRT keeps its engine of a file at this precision and batch, on this GPU, by these libraries."""
     key = [artifacts.file_sha256(path), find_gpu(), version("tensorrt"), setting.precision, setting.batch]
     return artifacts.cache_path() / "engines" / artifacts.json_sha256(key)[:32]
 
 
-def engine_is_built(path: Path, setting: Setting) -> bool:
+def engine_is_built(path: Path, setting: RuntimeConfig) -> bool:
     """Whether opening a TensorRT session takes seconds, not minutes."""
     return any(engine_folder(path, setting).glob("*.engine"))
 
@@ -113,7 +113,7 @@ def _preload(onnxruntime: Any) -> None:
         importlib.import_module("tensorrt")  # it lies outside the folders that are searched
 
 
-def _session(path: Path, size: int, setting: Setting) -> Any:
+def _session(path: Path, size: int, setting: RuntimeConfig) -> Any:
     onnxruntime = load_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only; what matters of the rest is checked below

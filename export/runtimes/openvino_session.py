@@ -13,12 +13,12 @@ from ensemble.core.parallel import available_cores
 from export.runtimes import capabilities as hardware
 from export.runtimes.libraries import load_openvino, openvino_core, out_of_memory, reason
 from export.runtimes.onnx_session import Run, padded
-from export.runtimes.settings import Setting
+from export.runtimes.settings import RuntimeConfig
 
 TYPES = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
-def open_model(path: Path, size: int, setting: Setting) -> Run:
+def open_model(path: Path, size: int, setting: RuntimeConfig) -> Run:
     """Pixels uint8 [N, size, size, 3] -> float32 logits [N], batches on `setting.streams` streams side by side.
 
     Every batch has one shape: a row's logit is the same whatever else is scored with it.

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ensemble.core.errors import ManyeyesError, UnavailableError
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.models.runner import Runner
 from export.runtimes.libraries import reason
-from export.runtimes.settings import Setting
+from export.runtimes.settings import RuntimeConfig
 
 if TYPE_CHECKING:
     from ensemble.models.backbone import Member
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 TORCH_BATCH = 16  # images, where nobody asked for another number
 
 
-def open_runner(name: str, path: Path, contract: ImageContract, setting: Setting) -> Runner:
+def open_runner(name: str, path: Path, contract: PreprocessConfig, setting: RuntimeConfig) -> Runner:
     """An exported member, ready to run as `setting` says.
 
     Its `run` takes any number of images, uint8 [N, S, S, 3], and gives float32 logits [N].
@@ -41,7 +41,7 @@ def open_runner(name: str, path: Path, contract: ImageContract, setting: Setting
 
 
 @contextmanager
-def _told(name: str, setting: Setting) -> Iterator[None]:
+def _told(name: str, setting: RuntimeConfig) -> Iterator[None]:
     """Any error of the library that runs a member, such as for want of memory, as an UnavailableError."""
     try:
         yield

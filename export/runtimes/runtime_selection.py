@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ensemble.core.errors import UnavailableError, some
+from ensemble.core.errors import UnavailableError, join_limited
 from export.runtimes.capabilities import Machine
-from export.runtimes.settings import ON_CPU, ON_GPU, PRECISIONS, Setting, Wanted
+from export.runtimes.settings import ON_CPU, ON_GPU, PRECISIONS, RuntimeConfig, RuntimeOptions
 
 # The first that may run. ONNX Runtime's int8 is slower than its fp32 for convolutions, so only tuning takes it.
 LOWER = {
@@ -25,8 +25,8 @@ Allowed = Mapping[tuple[str, str], frozenset[str]]  # members, by (runtime, prec
 
 
 def choose(
-    entries: Mapping[str, Mapping[str, Any]], allowed: Allowed, wanted: Wanted, machine: Machine
-) -> tuple[dict[str, Setting], list[str]]:
+    entries: Mapping[str, Mapping[str, Any]], allowed: Allowed, wanted: RuntimeOptions, machine: Machine
+) -> tuple[dict[str, RuntimeConfig], list[str]]:
     """A setting for each member of a bundle, and lines that say what was chosen and why.
 
     entries: of bundle.json. allowed: as `bundle.may_run` says. Raises UnavailableError, saying
@@ -35,7 +35,7 @@ def choose(
     runtime, why = _runtime(wanted, machine)
     precisions, more = _precisions(runtime, list(entries), allowed, wanted, machine)
     settings = {
-        name: _start(Setting(runtime, precisions[name]), float(entry.get("gflop", 0)), machine)
+        name: _start(RuntimeConfig(runtime, precisions[name]), float(entry.get("gflop", 0)), machine)
         for name, entry in entries.items()
     }
     if wanted.batch:
@@ -45,11 +45,13 @@ def choose(
     reasons = [reason for reason in (why, more) if reason]
     lines = [f"{head}: {'; '.join(reasons)}" if reasons else head]
     if len(used) > 1:
-        lines.append(f"fp32, for want of a certificate: {some(n for n, p in precisions.items() if p == 'fp32')}")
+        lines.append(
+            f"fp32, for want of a certificate: {join_limited(n for n, p in precisions.items() if p == 'fp32')}"
+        )
     return settings, lines
 
 
-def _runtime(wanted: Wanted, machine: Machine) -> tuple[str, str]:
+def _runtime(wanted: RuntimeOptions, machine: Machine) -> tuple[str, str]:
     """The runtime, and why it and not a faster one."""
     if wanted.runtime == "torch":
         raise UnavailableError(
@@ -70,7 +72,7 @@ def _runtime(wanted: Wanted, machine: Machine) -> tuple[str, str]:
 
 
 def _precisions(
-    runtime: str, names: list[str], allowed: Allowed, wanted: Wanted, machine: Machine
+    runtime: str, names: list[str], allowed: Allowed, wanted: RuntimeOptions, machine: Machine
 ) -> tuple[dict[str, str], str]:
     """Each member's precision, and what should be said of it."""
     if wanted.precision == "fp32":
@@ -99,7 +101,7 @@ def _check_precision(runtime: str, names: list[str], allowed: Allowed, precision
         raise UnavailableError(f"{runtime} cannot run {precision} here: {reason}")
     if missing := sorted(set(names) - allowed.get((runtime, precision), frozenset())):
         raise UnavailableError(
-            f"{some(missing)} may not run at {runtime} {precision}: the bundle has no certificate for it; "
+            f"{join_limited(missing)} may not run at {runtime} {precision}: the bundle has no certificate for it; "
             f"get one: {_remedy(precision)}, or take the risk: "
             f"python cli.py export {'--int8 ' if precision == 'int8' else ''}--uncertified"
         )
@@ -109,7 +111,7 @@ def _remedy(precision: str) -> str:
     return QUANTIZE if precision == "int8" else CERTIFY
 
 
-def _start(setting: Setting, gflop: float, machine: Machine) -> Setting:
+def _start(setting: RuntimeConfig, gflop: float, machine: Machine) -> RuntimeConfig:
     """What suits most members of that size, before anything is measured."""
     if setting.runtime in ON_GPU:
         return replace(setting, batch=64)
@@ -119,8 +121,8 @@ def _start(setting: Setting, gflop: float, machine: Machine) -> Setting:
 
 
 def choices(
-    entries: Mapping[str, Mapping[str, Any]], allowed: Allowed, wanted: Wanted, machine: Machine
-) -> list[dict[str, Setting]]:
+    entries: Mapping[str, Mapping[str, Any]], allowed: Allowed, wanted: RuntimeOptions, machine: Machine
+) -> list[dict[str, RuntimeConfig]]:
     """What the bundle's members may run at together: what `choose` says, then each other certified precision.
 
     On a GPU there are no others, since TensorRT would build engines for minutes to have them measured.
@@ -146,7 +148,7 @@ def choices(
     return [first, *lower]
 
 
-def candidates(chosen: Setting, wanted: Wanted, machine: Machine) -> list[Setting]:
+def candidates(chosen: RuntimeConfig, wanted: RuntimeOptions, machine: Machine) -> list[RuntimeConfig]:
     """Settings worth measuring for a member: fp32 in every runtime that was asked for, and the pair of `chosen`.
 
     Below fp32 only what `choose` settled for the bundle: a certificate holds for a stack whose members all run at
@@ -165,7 +167,7 @@ def candidates(chosen: Setting, wanted: Wanted, machine: Machine) -> list[Settin
     threads = 0 if on_gpu else machine.cores
     streams = {"openvino": sorted({1, min(machine.cores, MOST_STREAMS)})}
     return [
-        Setting(runtime, precision, batch, count, threads)
+        RuntimeConfig(runtime, precision, batch, count, threads)
         for runtime, precision in pairs
         for batch in ([wanted.batch] if wanted.batch else BATCHES[runtime])
         for count in streams.get(runtime, [1])

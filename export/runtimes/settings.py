@@ -18,7 +18,7 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
-class Setting:
+class RuntimeConfig:
     """How one member is run.
 
     batch: images that run together. streams: batches that run side by side, each on its share
@@ -35,14 +35,14 @@ class Setting:
         return f"{self.runtime} {self.precision}"
 
 
-def named(text: str) -> Setting:
+def named(text: str) -> RuntimeConfig:
     """The setting of a runtime and precision as files name them, such as "openvino bf16"."""
     runtime, precision = text.split()
-    return Setting(runtime, precision)
+    return RuntimeConfig(runtime, precision)
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RuntimeOptions:
     """What a user asked for; auto and None leave it to the machine.
 
     device: auto, cpu or cuda. tune: measure which setting is fastest, and remember it.
@@ -93,7 +93,7 @@ def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def call(*, runtime: str, precision: str, batch_size: int | None, tune: bool, device: str, **others: Any) -> object:
-        return command(wanted=Wanted(runtime, precision, device, batch_size, tune), **others)
+        return command(wanted=RuntimeOptions(runtime, precision, device, batch_size, tune), **others)
 
     decorators = [
         click.option(

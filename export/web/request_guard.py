@@ -19,17 +19,17 @@ OWN = ("same-origin", "none")  # of Sec-Fetch-Site: the page itself, or the user
 
 
 @dataclass(frozen=True)
-class Names:
+class AllowedHosts:
     """Host names that a server answers to, in lower case, IPv6 without brackets; and whether to any IP address."""
 
     names: frozenset[str]
     addresses: bool = False
 
 
-LOCAL = Names(frozenset({"localhost", "127.0.0.1", "::1"}))
+LOCAL = AllowedHosts(frozenset({"localhost", "127.0.0.1", "::1"}))
 
 
-def names(address: str, others: Iterable[str] = ()) -> Names:
+def allowed_hosts(address: str, others: Iterable[str] = ()) -> AllowedHosts:
     """Of a server that listens on this IP address: it, localhost's, and `others`.
 
     A server on every address (0.0.0.0, ::) also has the machine's name and any IP address:
@@ -37,10 +37,10 @@ def names(address: str, others: Iterable[str] = ()) -> Names:
     """
     anywhere = ip_address(address).is_unspecified
     given = {address, *others, *([gethostname()] if anywhere else [])}
-    return Names(LOCAL.names | {name.lower().strip("[]") for name in given}, anywhere)
+    return AllowedHosts(LOCAL.names | {name.lower().strip("[]") for name in given}, anywhere)
 
 
-def guarded(inner: ASGIApp, own: Names) -> ASGIApp:
+def guarded(inner: ASGIApp, own: AllowedHosts) -> ASGIApp:
     """Refuses requests to other names (421), and what pages of other sites send (403)."""
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,7 +50,7 @@ def guarded(inner: ASGIApp, own: Names) -> ASGIApp:
     return call
 
 
-def _refusal(method: str, headers: Headers, own: Names) -> PlainTextResponse | None:
+def _refusal(method: str, headers: Headers, own: AllowedHosts) -> PlainTextResponse | None:
     host = headers.get("host", "").lower()
     name = _name(host)
     if not (name in own.names or (own.addresses and _is_address(name))):

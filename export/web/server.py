@@ -32,12 +32,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ensemble.core import metrics
-from ensemble.core.errors import ImageError, ManyeyesError, UnavailableError, some
+from ensemble.core.errors import ImageError, ManyeyesError, UnavailableError, join_limited
 from ensemble.data.inputs import of_open_files
 from export.inference import ensemble as ensembles
 from export.inference.ensemble import Ensemble
 from export.inference.infer import member_logits
-from export.web.request_guard import LOCAL, Names, guarded
+from export.web.request_guard import LOCAL, AllowedHosts, guarded
 
 PAGE = {
     "/": ("index.html", "text/html"),
@@ -73,14 +73,14 @@ class Limits:
         return int(self.megabytes * 1_000_000) + 1000 * self.images
 
 
-def app(ensemble: Ensemble, limits: Limits, own: Names = LOCAL, explain: Explain | None = None) -> ASGIApp:
+def app(ensemble: Ensemble, limits: Limits, own: AllowedHosts = LOCAL, explain: Explain | None = None) -> ASGIApp:
     """The ASGI application. Images run in one thread, request by request, in the order they came.
 
     own: the host names it answers to. explain: an image's name and bytes -> what /api/explain answers.
     UnavailableError for an ensemble with members whose scores are looked up by id.
     """
     if ensemble.externals:
-        names = some(member.name for member in ensemble.externals)
+        names = join_limited(member.name for member in ensemble.externals)
         raise UnavailableError(f"{names} cannot score new images, only ids known before; stack without --external")
     places, turn = asyncio.Semaphore(limits.waiting), asyncio.Lock()
 

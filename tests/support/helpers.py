@@ -19,7 +19,7 @@ import cli
 from ensemble.core import artifacts
 from ensemble.core.metrics import sigmoid
 from ensemble.core.names import LABELS
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.data import dataset
 from ensemble.images import decode
 from ensemble.stacking.cascade_fit import Rows
@@ -29,7 +29,7 @@ from export.bundle import bundle
 from export.bundle.heldout_rows import write_rows
 
 ROOT = Path(cli.__file__).resolve().parent
-CONTRACT = ImageContract(size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+CONTRACT = PreprocessConfig(size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 STACKER = Stacker(members=("one", "two"), coef=(0.5, 0.25), intercept=0.1)
 SCALES = {"one": 4.0, "two": -2.0}  # of the bundle's members: logit = scale * (mean brightness - 0.5)
 

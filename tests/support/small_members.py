@@ -6,7 +6,7 @@ import transformers
 from helpers import change_json, write_run, write_stacker
 
 from ensemble.core import artifacts
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.models.backbone import LABEL_MAPS, Member, save_classifier
 
 PLAIN = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -48,7 +48,7 @@ def small_member(family, size=32, seed=0):
         own = {} if "vision_config" in SMALL[family] else {"image_size": size}
         config = transformers.AutoConfig.for_model(kind, **own, **SMALL[family], **LABEL_MAPS)
     network = transformers.AutoModelForImageClassification.from_config(config)
-    return Member(network, ImageContract(size=size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))
+    return Member(network, PreprocessConfig(size=size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))
 
 
 def write_networks(run):

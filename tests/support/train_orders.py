@@ -2,7 +2,7 @@
 
 from ensemble.cluster import nodes as ray_look
 from ensemble.cluster import train_worker
-from ensemble.cluster.train_worker import Order
+from ensemble.cluster.train_worker import TrainRequest
 from ensemble.core import artifacts
 from ensemble.core.recipe import Recipe
 
@@ -20,4 +20,4 @@ def order(run, **changes):
         "device": "cpu", "processes": 1, "cpus": 1, "beside": 1, "seed": 0,
         "report_to": (), "save_minutes": 10.0,
     }  # fmt: skip
-    return Order(**values | changes)
+    return TrainRequest(**values | changes)

@@ -11,7 +11,7 @@ from hub_layouts import CONVNEXT_EXTRACTOR, LAYOUTS
 from pictures import noise
 from timm.data import create_transform, resolve_data_config
 
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.images import decode
 from ensemble.models import processor as contracts
 
@@ -116,8 +116,8 @@ def test_the_comparison_detects_a_wrong_contract(tmp_path, photos, change):
 
 
 CONTRACTS = {
-    "squash": ImageContract(size=96, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), filter="bilinear"),
-    "center_crop": ImageContract(
+    "squash": PreprocessConfig(size=96, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), filter="bilinear"),
+    "center_crop": PreprocessConfig(
         size=224, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), geometry="center_crop", crop_pct=0.875, filter="lanczos"
     ),
 }

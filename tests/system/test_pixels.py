@@ -8,14 +8,14 @@ from pictures import encoded, noise
 from PIL import Image
 
 from ensemble.core.errors import ImageError
-from ensemble.core.preprocess_config import CROP_COUNTS, FILTERS, ImageContract
+from ensemble.core.preprocess_config import CROP_COUNTS, FILTERS, PreprocessConfig
 from ensemble.images import decode
 
 GREEN = (0, 200, 0)
 
 
-def contract(size, **values) -> ImageContract:
-    return ImageContract(size=size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), **values)
+def contract(size, **values) -> PreprocessConfig:
+    return PreprocessConfig(size=size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), **values)
 
 
 # ---- to_pixels: transparency

@@ -11,7 +11,7 @@ import pytest
 from helpers import ROOT, run_cli, write_image
 from small_members import small_member
 
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.core.recipe import Backbone
 from ensemble.models.backbone import save_classifier
 
@@ -142,7 +142,7 @@ def test_a_folder_named_like_a_column_scores_under_another_name(name, checkpoint
     assert list(table["target"]) == list(table[f"model_{name}"])
 
 
-WHOLE = ImageContract(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)).to_dict()
+WHOLE = PreprocessConfig(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)).to_dict()
 
 
 @pytest.mark.parametrize(
@@ -156,9 +156,9 @@ WHOLE = ImageContract(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)).to_dict()
     ids=str,
 )  # fmt: skip
 def test_a_contract_holds_numbers_within_bounds(changes):
-    assert ImageContract.from_dict(json.loads(json.dumps(WHOLE))).size == 32
+    assert PreprocessConfig.from_dict(json.loads(json.dumps(WHOLE))).size == 32
     with pytest.raises(ValueError, match=r"must be"):
-        ImageContract.from_dict(WHOLE | changes)
+        PreprocessConfig.from_dict(WHOLE | changes)
 
 
 def test_backbones_of_recipes_are_asked_alike():

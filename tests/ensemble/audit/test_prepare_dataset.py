@@ -9,7 +9,7 @@ import pytest
 from pictures import encoded, noise, write_files
 
 from ensemble.audit import audit, prepare_dataset
-from ensemble.audit.prepare_dataset import Wanted
+from ensemble.audit.prepare_dataset import DatasetOptions
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError
 from ensemble.data import dataset, sources
@@ -48,7 +48,7 @@ def run(folder, source, **wanted):
     """The frame, and what was said."""
     said = []
     items, _ = sources.read_data([source] if not isinstance(source, list) else source)
-    frame = prepare_dataset.prepare(folder, items, Wanted(SHARES, **wanted), said.append)
+    frame = prepare_dataset.prepare(folder, items, DatasetOptions(SHARES, **wanted), said.append)
     return frame, said
 
 

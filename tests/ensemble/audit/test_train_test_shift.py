@@ -6,7 +6,7 @@ from pictures import crops, encoded
 from ensemble.audit import train_test_shift
 from ensemble.core.errors import DataError
 from ensemble.data import dataset
-from ensemble.data.sources import Labelled
+from ensemble.data.sources import LabelledImage
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def put(folder, pictures, quality=90, suffix="jpg"):
 
 def indexed(folder):
     files = sorted(path.name for path in folder.iterdir())
-    return dataset.index_items([Labelled(name, str(folder), name, n % 2) for n, name in enumerate(files)])
+    return dataset.index_items([LabelledImage(name, str(folder), name, n % 2) for n, name in enumerate(files)])
 
 
 def compare(train, test):

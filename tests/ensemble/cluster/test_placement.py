@@ -22,13 +22,13 @@ from train_orders import order, recipe
 from ensemble.cluster import connect, events, local_ray, placement, train_driver, train_worker
 from ensemble.cluster import nodes as ray_look
 from ensemble.cluster.connect import Node
-from ensemble.cluster.train_worker import Order
+from ensemble.cluster.train_worker import TrainRequest
 from ensemble.core import artifacts
 from ensemble.core.errors import TrainingError, UnavailableError
 from ensemble.core.recipe import Backbone, Recipe
 from ensemble.models import checkpoints
 from ensemble.training import checkpoint, train_all
-from ensemble.training.live_progress import Board
+from ensemble.training.live_progress import LiveProgress
 
 SMALL, LARGE = Node("small", 4, id="1", memory=8 * 2**30), Node("large", 16, id="2", gpus=4, memory=64 * 2**30)
 NODES = st.lists(st.integers(1, 64), min_size=1, max_size=6).map(
@@ -40,7 +40,7 @@ def test_the_number_of_gpus_is_no_part_of_what_decides_a_member():
     one, two = recipe(), recipe(gpus=2)
     assert one != two
     assert one.sha256 == two.sha256
-    assert checkpoint.kind_of_work(one, "", 0, 1) == checkpoint.kind_of_work(two, "", 0, 1)
+    assert checkpoint.training_fingerprint(one, "", 0, 1) == checkpoint.training_fingerprint(two, "", 0, 1)
     assert one.sha256 != recipe(seed=2).sha256
 
 
@@ -73,8 +73,8 @@ def test_gpus_come_with_their_share_of_cpus_and_weights_with_memory():
     asked = [recipe("one"), recipe("two", gpus=2)]
     weights = {"one": 2**30, "two": 2**40}
     found = placement.shares(asked, weights, [SMALL, LARGE], "cuda")
-    assert found["one"] == placement.Share(cpus=4, gpus=1, memory=7 * 2**30)
-    assert found["two"] == placement.Share(cpus=8, gpus=2, memory=LARGE.memory), "no more than any node has"
+    assert found["one"] == placement.ResourceRequest(cpus=4, gpus=1, memory=7 * 2**30)
+    assert found["two"] == placement.ResourceRequest(cpus=8, gpus=2, memory=LARGE.memory), "no more than any node has"
     assert placement.together(found["one"], 9, [SMALL, LARGE]) == 4
     assert [node.name for node in (SMALL, LARGE) if placement.fits(found["one"], node)] == ["large"]
     on_cpus = placement.shares(asked, weights, [SMALL, LARGE], "cpu", cpus_per_member=3)
@@ -85,9 +85,9 @@ def test_memory_is_no_more_than_a_node_has_that_may_take_the_member():
     gib = 2**30
     nodes = [Node("cpu", 64, memory=256 * gib, id="1"), Node("gpu", 16, gpus=4, memory=16 * gib, id="2")]
     share = placement.shares([recipe()], {"vit": 5 * gib}, nodes, "cuda")["vit"]
-    assert share == placement.Share(cpus=4, gpus=1, memory=16 * gib)
+    assert share == placement.ResourceRequest(cpus=4, gpus=1, memory=16 * gib)
     assert [placement.fits(share, node) for node in nodes] == [0, 1]
-    assert placement.fits(placement.Share(4, 0, 9 * gib), nodes[1]) == 1, "by memory, not by CPUs"
+    assert placement.fits(placement.ResourceRequest(4, 0, 9 * gib), nodes[1]) == 1, "by memory, not by CPUs"
 
 
 @given(st.integers(1, 30), NODES)
@@ -241,7 +241,7 @@ def test_nodes_of_one_name_are_all_asked(tmp_path, monkeypatch, bad):
     monkeypatch.setattr(ray_look, "at", lambda ray, node, work: SimpleNamespace(remote=lambda *given: node))
     with pytest.raises(UnavailableError, match=r"^vm \(10\.0\.0\.1\) lacks it$"):
         train_driver._check_nodes(
-            train_driver.Cluster(ray, "cpu"), [order(tmp_path)], {"vit": placement.Share(1, 0, 0)}
+            train_driver.Cluster(ray, "cpu"), [order(tmp_path)], {"vit": placement.ResourceRequest(1, 0, 0)}
         )
 
 
@@ -254,8 +254,8 @@ def test_a_wait_for_room_is_said_once(tmp_path, monkeypatch):
     monkeypatch.setattr(train_driver.connect, "nodes", lambda ray: [SMALL])
     monkeypatch.setattr(train_driver, "ROOM", 0.03)
     monkeypatch.setattr(train_driver, "LOOK", 0.02)
-    tasks = {1: train_driver._Task("vit", tmp_path / "events", placement.Share(4, 0, 2**31))}
-    with Board(["vit"], lines.append, several=True) as board:
+    tasks = {1: train_driver._Task("vit", tmp_path / "events", placement.ResourceRequest(4, 0, 2**31))}
+    with LiveProgress(["vit"], lines.append, several=True) as board:
         assert [found.status for found in train_driver._follow(ray, tasks, board, train_driver._Clock(), {})] == [
             "trained"
         ]
@@ -436,8 +436,8 @@ def test_events_carry_to_another_board_what_the_training_tells(tmp_path):
     assert events.read(path, end) == ([], end)
     assert sum(event["images"] for event in found if event["what"] == "step") == 400, "none lost"
     assert len(found) < 30, "and few written"
-    task, clock = train_driver._Task("vit", path, placement.Share(1, 0, 0)), train_driver._Clock()
-    with Board(["vit"], lines.append, clock=clock, several=True) as board:
+    task, clock = train_driver._Task("vit", path, placement.ResourceRequest(1, 0, 0)), train_driver._Clock()
+    with LiveProgress(["vit"], lines.append, clock=clock, several=True) as board:
         train_driver._replay(task, board, clock, {"vit": "[1/1] vit: training on "})
         left = board._running["vit"].line(time.monotonic())
         assert left.startswith("epoch 2/2 on a, step 50/100, loss 0.0200, lr 0.001, 32 images/s, "), left
@@ -451,10 +451,10 @@ def test_a_member_is_trained_by_one_process_at_a_time(tmp_path):
     said, order_of = [], []
 
     def second():
-        with checkpoint.held(tmp_path, "vit", said.append):
+        with checkpoint.member_lock(tmp_path, "vit", said.append):
             order_of.append("second")
 
-    with checkpoint.held(tmp_path, "vit", said.append), checkpoint.held(tmp_path, "other", said.append):
+    with checkpoint.member_lock(tmp_path, "vit", said.append), checkpoint.member_lock(tmp_path, "other", said.append):
         assert said == [], "other members are free"
         thread = threading.Thread(target=second)
         thread.start()
@@ -488,5 +488,5 @@ def test_a_training_ends_with_its_pipe():
 
 def test_an_order_travels_as_json(tmp_path):
     whole = order(tmp_path, report_to=("tensorboard",), places=("/a",))
-    assert Order.of(json.dumps(asdict(whole))) == whole
+    assert TrainRequest.of(json.dumps(asdict(whole))) == whole
     assert Recipe.model_validate(whole.recipe) == recipe()

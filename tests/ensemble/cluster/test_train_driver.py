@@ -206,7 +206,7 @@ def test_a_killed_driver_leaves_no_orphans_and_the_same_command_goes_on(cluster,
 
 
 def test_a_member_that_another_process_trains_is_waited_for(cluster, work, data, local, run):
-    with checkpoint.held(run, "tiny_vit", print):
+    with checkpoint.member_lock(run, "tiny_vit", print):
         driver = start(cluster, "train", work / "recipes" / "tiny_vit.yaml", *data, "--run", run)
         wait_for(lambda: any("another process trains it" in event.get("line", "") for event in told(run)))
         shutil.copytree(artifacts.member_path(local, "tiny_vit"), artifacts.member_path(run, "tiny_vit"))
@@ -267,7 +267,7 @@ def test_a_node_that_cannot_train_is_named_before_any_training(cluster, tmp_path
         return {"torch": "0.1" if ray.get_runtime_context().get_task_id() else "0.2"}
 
     artifacts.dataset_path(tmp_path).write_bytes(b"rows")
-    here, share = order(tmp_path), placement.Share(cpus=1, gpus=0, memory=0)
+    here, share = order(tmp_path), placement.ResourceRequest(cpus=1, gpus=0, memory=0)
     with connect.connected(cluster.address) as connected:
         on = train_driver.Cluster(connected, "cpu")
         train_driver._check_nodes(on, [here], {"vit": share})

@@ -5,7 +5,7 @@ from helpers import write_csv, write_image
 from ensemble.core.errors import DataError
 from ensemble.core.metrics import SCORES
 from ensemble.data.benchmarks import read_benchmarks, recognise
-from ensemble.data.sources import Reading
+from ensemble.data.sources import ReadOptions
 from ensemble.evaluation import published
 
 GENIMAGE = {
@@ -25,7 +25,7 @@ def tree(folder, *paths):
 
 
 def read(*paths, **reading):
-    items, notes, names = read_benchmarks(paths, Reading(**reading))
+    items, notes, names = read_benchmarks(paths, ReadOptions(**reading))
     return {item.id: (item.label, item.source, item.generator) for item in items}, notes, names
 
 

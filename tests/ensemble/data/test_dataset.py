@@ -11,7 +11,7 @@ from ensemble.core import artifacts
 from ensemble.core.errors import DataError
 from ensemble.data import dataset, splits
 from ensemble.data.dataset import build_dataset
-from ensemble.data.sources import Labelled, read_data
+from ensemble.data.sources import LabelledImage, read_data
 from ensemble.data.splits import Fractions
 
 HALVES = Fractions(tune=0.3, heldout=0.3)
@@ -42,9 +42,9 @@ def frame(items):
 def add(tmp_path):
     """Writes one more image and labels it."""
 
-    def add(name: str, data: bytes, label: int = 1, group: str | None = None) -> Labelled:
+    def add(name: str, data: bytes, label: int = 1, group: str | None = None) -> LabelledImage:
         (tmp_path / name).write_bytes(data)
-        return Labelled(name, str(tmp_path), name, label, group)
+        return LabelledImage(name, str(tmp_path), name, label, group)
 
     return add
 
@@ -76,7 +76,7 @@ DTYPES = {
 
 @pytest.mark.parametrize("stored", [False, True], ids=["built", "stored"])
 def test_the_columns_are_those_of_the_design(items, tmp_path, stored):
-    named = [Labelled(i.id, i.root, i.path, i.label, None, "web", "gan" if i.label else None) for i in items]
+    named = [LabelledImage(i.id, i.root, i.path, i.label, None, "web", "gan" if i.label else None) for i in items]
     frame = build(named)[0]
     if stored:
         artifacts.write_parquet(tmp_path / "dataset.parquet", frame)
@@ -146,9 +146,9 @@ def test_a_split_without_a_class_is_refused(items):
 
 
 def test_a_split_of_one_class_names_the_lacking_one(items):
-    real = [Labelled(i.id, i.root, i.path, 0) for i in items]
+    real = [LabelledImage(i.id, i.root, i.path, 0) for i in items]
     assert refusal(real).startswith("the train split has no ai images: 60 groups")
-    ai = [Labelled(i.id, i.root, i.path, 1) for i in items]
+    ai = [LabelledImage(i.id, i.root, i.path, 1) for i in items]
     assert refusal(ai).startswith("the train split has no real images: 60 groups")
 
 
@@ -156,7 +156,7 @@ def test_a_split_of_one_class_names_the_lacking_one(items):
 
 
 def test_groups_never_straddle_splits(items):
-    grouped = [Labelled(i.id, i.root, i.path, i.label, f"scene {int(i.id[-6:-4]) % 10}") for i in items]
+    grouped = [LabelledImage(i.id, i.root, i.path, i.label, f"scene {int(i.id[-6:-4]) % 10}") for i in items]
     frame = build(grouped)[0]
     assert frame["group"].nunique() == 10
     assert (frame.groupby("group")["split"].nunique() == 1).all()
@@ -234,7 +234,7 @@ def test_a_broken_file_is_refused_by_name(items, add, tmp_path):
     broken = [
         add("text.jpg", b"text"),
         add("half.png", encoded(noise(1))[:900]),
-        Labelled("no", str(tmp_path), "no", 0),
+        LabelledImage("no", str(tmp_path), "no", 0),
     ]
     message = refusal([*items, *broken])
     assert message.startswith(f"3 of 63 images cannot be read: {tmp_path / 'half.png'}: ")

@@ -338,13 +338,13 @@ def test_a_reader_can_be_pickled_and_read_by_in_another_process(tmp_path):
 
 def test_neighbours_are_read_together(monkeypatch):
     monkeypatch.setattr("ensemble.data.storage.BLOCK", 100)
-    cut = partial(byte_ranges.Span, "s3://a/b.tar")
+    cut = partial(byte_ranges.ByteRange, "s3://a/b.tar")
     together = (
         [cut(10, 20), cut(40, 50)],
         [cut(95, 20)],
         [cut(200, 300)],
         [cut(600, 1)],
-        [byte_ranges.Span("s3://a/c", 601, 1)],
+        [byte_ranges.ByteRange("s3://a/c", 601, 1)],
     )
     assert list(byte_ranges.neighbours(span for group in together for span in group)) == list(together)
 
@@ -358,7 +358,7 @@ def test_neighbours_are_cut_out_of_what_was_read_without_another_copy(monkeypatc
             return super().__getitem__(key)
 
     monkeypatch.setattr("ensemble.data.storage.read_range", lambda place, offset, size: Data(range(size)))
-    group = [byte_ranges.Span("s3://a/b.tar", 1 + 10 * number, 10) for number in range(20)]
+    group = [byte_ranges.ByteRange("s3://a/b.tar", 1 + 10 * number, 10) for number in range(20)]
     assert b"".join(byte_ranges.fetched([group])) == bytes(range(200))
     assert copied == [10] * 20
 

@@ -255,7 +255,7 @@ def test_keys_with_an_empty_part_are_not_left_out_in_silence(bucket, key):
 )
 def test_urls_that_nothing_reads_are_refused_without_their_secrets(tmp_path, text, message):
     with pytest.raises(DataError, match=re.escape(message)):
-        storage.parse(text)
+        storage.parse_location(text)
     for source in (text, write_csv(tmp_path / "list.csv", path=[text])):
         code, out, err = run_cli("infer", "--input", source, "--output", tmp_path / "scores.csv")
         assert (code, message in err, len(err.splitlines())) == (2, True, 1)
@@ -263,16 +263,18 @@ def test_urls_that_nothing_reads_are_refused_without_their_secrets(tmp_path, tex
 
 
 def test_what_a_user_writes_is_a_path_or_a_url():
-    assert storage.parse("a/b:c") == Path("a/b:c")
-    assert storage.parse("file:///a%20b/c") == Path("/a b/c")
-    assert storage.parse("S3://Bucket/Key") == "s3://Bucket/Key"
-    assert storage.parse("s3://bucket/what?/me@home=1/*.tar") == "s3://bucket/what?/me@home=1/*.tar"
+    assert storage.parse_location("a/b:c") == Path("a/b:c")
+    assert storage.parse_location("file:///a%20b/c") == Path("/a b/c")
+    assert storage.parse_location("S3://Bucket/Key") == "s3://Bucket/Key"
+    assert storage.parse_location("s3://bucket/what?/me@home=1/*.tar") == "s3://bucket/what?/me@home=1/*.tar"
 
 
 @pytest.mark.parametrize(("url", "package"), [("s3://bucket/a/", "s3fs"), ("gs://bucket/a.tar", "gcsfs")])
 def test_a_missing_package_is_named(monkeypatch, url, package):
     storage._filesystem.cache_clear()
-    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, storage.parse(url).partition(":")[0], raising=False)
+    monkeypatch.delitem(
+        sys.modules["fsspec.registry"]._registry, storage.parse_location(url).partition(":")[0], raising=False
+    )
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ManyeyesError, match=f"{package} is not installed; run: pip install {package}"):
         read_inputs(url)
@@ -424,7 +426,10 @@ def test_what_a_store_refuses_is_one_line(monkeypatch, answer, url):
 
 
 def test_addresses_in_errors_of_a_store_have_no_secrets():
-    with pytest.raises(DataError, match="no answer of http://host/key; check"), storage.problems("gs://bucket/key"):
+    with (
+        pytest.raises(DataError, match="no answer of http://host/key; check"),
+        storage.translate_errors("gs://bucket/key"),
+    ):
         raise ValueError("no answer of http://me:SECRET@host/key?X-Goog-Signature=SECRET")
 
 

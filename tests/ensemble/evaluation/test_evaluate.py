@@ -7,7 +7,7 @@ from helpers import make_frame, noisy_logits, write_csv, write_member
 
 from ensemble.core import artifacts
 from ensemble.core.errors import DataError
-from ensemble.data.sources import Labelled
+from ensemble.data.sources import LabelledImage
 from ensemble.evaluation import leakage
 from ensemble.evaluation.evaluate import check_classes, choose, name_of, output_folder
 from ensemble.evaluation.leave_out import commands, leave_out_generators
@@ -15,7 +15,7 @@ from ensemble.stacking.fit import fit_stacker
 
 
 def images(*labels):
-    return [Labelled(f"{row:03}", "root", f"{row}.png", label) for row, label in enumerate(labels)]
+    return [LabelledImage(f"{row:03}", "root", f"{row}.png", label) for row, label in enumerate(labels)]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def selection(folder, test, drew):
 def test_a_selections_test_is_known_by_its_place_or_by_its_ids(tmp_path, drew, moved, expected):
     (tmp_path / "test").mkdir()
     run = selection(tmp_path / "run", tmp_path / ("gone" if moved else "test"), drew)
-    items = [Labelled(f"{row:03}", str(tmp_path / "test"), f"{row}.png", row % 2) for row in range(4)]
+    items = [LabelledImage(f"{row:03}", str(tmp_path / "test"), f"{row}.png", row % 2) for row in range(4)]
     found = leakage.selected_for(run, items)
     assert found == ([str(run / "selection.json")] if expected else [])
     leakage.check_track("transductive", found)

@@ -7,7 +7,7 @@ from PIL import Image
 from small_members import small_member
 from torch import nn
 
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.evaluation import heatmaps
 from ensemble.images import decode
 from ensemble.models.backbone import LABEL_MAPS, Member
@@ -94,10 +94,10 @@ def test_the_last_layer_with_places_is_found(family, expected):
 @pytest.mark.parametrize(
     ("contract", "network"),
     [
-        (ImageContract(size=64, **GREY), Bright),
-        (ImageContract(size=64, **GREY, geometry="native_crops", count=4), Bright),
-        (ImageContract(size=64, **GREY), Opaque),
-        (ImageContract(size=32, **GREY, geometry="native_crops", count=9), Opaque),
+        (PreprocessConfig(size=64, **GREY), Bright),
+        (PreprocessConfig(size=64, **GREY, geometry="native_crops", count=4), Bright),
+        (PreprocessConfig(size=64, **GREY), Opaque),
+        (PreprocessConfig(size=32, **GREY, geometry="native_crops", count=9), Opaque),
     ],
     ids=["squash", "crops", "covered", "covered-crops"],
 )
@@ -108,19 +108,19 @@ def test_the_hottest_place_is_the_planted_square_wherever_it_is(corner, contract
 
 
 def test_the_map_of_another_place_is_another():
-    member = Member(Bright(), ImageContract(size=64, **GREY))
+    member = Member(Bright(), PreprocessConfig(size=64, **GREY))
     one, two = (heatmaps.heatmaps(member, planted(corner)) for corner in ((12, 8), (72, 40)))
     assert one[14, 18] > 0.9
     assert two[14, 18] == 0
 
 
 def test_nothing_bright_leaves_the_map_empty():
-    member = Member(Bright(), ImageContract(size=64, **GREY))
+    member = Member(Bright(), PreprocessConfig(size=64, **GREY))
     assert heatmaps.heatmaps(member, Image.new("RGB", (40, 30))).max() == 0
 
 
 def test_a_large_image_is_shown_smaller():
-    member = Member(Bright(), ImageContract(size=64, **GREY))
+    member = Member(Bright(), PreprocessConfig(size=64, **GREY))
     image = Image.new("RGB", (1536, 768))
     image.paste((255, 255, 255), (1200, 480, 1440, 720))
     heat = heatmaps.heatmaps(member, image)
@@ -132,7 +132,7 @@ def test_a_large_image_is_shown_smaller():
 @pytest.mark.parametrize("geometry", ["squash", "native_crops"])
 def test_a_thin_image_has_a_map(geometry, size):
     heat = heatmaps.heatmaps(
-        Member(Bright(), ImageContract(size=16, **GREY, geometry=geometry)), Image.new("RGB", size, (255, 255, 255))
+        Member(Bright(), PreprocessConfig(size=16, **GREY, geometry=geometry)), Image.new("RGB", size, (255, 255, 255))
     )
     assert heat.shape[::-1] == heatmaps.fitted(Image.new("RGB", size)).size
     assert heat.max() == 1
@@ -149,7 +149,7 @@ def test_a_line_on_the_spectrum_is_explained_by_covering():
         architecture="dct_spectrum", pretrained_cfg={"input_size": [3, 64, 64]}, model_args={"block": 8}, **LABEL_MAPS
     )
     network = transformers.AutoModelForImageClassification.from_config(config)
-    member = Member(network, ImageContract(size=64, **GREY)).eval()
+    member = Member(network, PreprocessConfig(size=64, **GREY)).eval()
     assert heatmaps._last_layer(member, torch.zeros(1, 64, 64, 3, dtype=torch.uint8)) is None
     heat = heatmaps.heatmaps(member, noise(2, 64, 64))
     assert (heat.shape, heat.max()) == ((64, 64), 1)
@@ -187,10 +187,10 @@ def test_a_coarse_map_keeps_the_mean():
 @pytest.mark.parametrize(
     "contract",
     [
-        ImageContract(size=64, **GREY),
-        ImageContract(size=64, **GREY, geometry="center_crop", crop_pct=0.8),
-        ImageContract(size=64, **GREY, geometry="native_crops", count=5),
-        ImageContract(size=64, **GREY, geometry="native_crops", count=9),
+        PreprocessConfig(size=64, **GREY),
+        PreprocessConfig(size=64, **GREY, geometry="center_crop", crop_pct=0.8),
+        PreprocessConfig(size=64, **GREY, geometry="native_crops", count=5),
+        PreprocessConfig(size=64, **GREY, geometry="native_crops", count=9),
     ],
     ids=lambda contract: f"{contract.geometry}-{contract.count}",
 )

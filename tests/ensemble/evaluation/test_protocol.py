@@ -8,16 +8,16 @@ from PIL import Image
 
 from ensemble.core import metrics
 from ensemble.core.errors import ArtifactError, ImageError
-from ensemble.data.sources import Labelled
+from ensemble.data.sources import LabelledImage
 from ensemble.evaluation import protocol
 from ensemble.evaluation.protocol import Model, score_cells, summarise
 from ensemble.images import decode as images
-from ensemble.images.robustness import Cell, unchanged
+from ensemble.images.robustness import Corruption, unchanged
 from ensemble.stacking.stacker import Stacker
 
 STACKER = Stacker(members=("light", "dark"), coef=(2.0, -1.0), intercept=0.5)
-DIM = Cell("dim", lambda image: image.point(lambda value: value // 2))
-CLEAN = Cell("clean", unchanged)
+DIM = Corruption("dim", lambda image: image.point(lambda value: value // 2))
+CLEAN = Corruption("clean", unchanged)
 
 
 def brightness(picture):
@@ -43,7 +43,9 @@ def items(tmp_path):
     for value in values:
         write_image(tmp_path / f"{value}.png", value)
     return [
-        Labelled(f"id{value}", str(tmp_path), f"{value}.png", row % 2, "g" if row < 2 else None, "s", f"gen{row % 4}")
+        LabelledImage(
+            f"id{value}", str(tmp_path), f"{value}.png", row % 2, "g" if row < 2 else None, "s", f"gen{row % 4}"
+        )
         for row, value in enumerate(values)
     ]
 
@@ -118,7 +120,7 @@ def test_a_finished_evaluation_keeps_its_cells_and_scores_only_new_ones(items, t
     protocol.write(tmp_path / "out", frame, {"key": key})
     assert not protocol.parts_path(tmp_path / "out").exists()
     scorer = Scorer()
-    dimmer = Cell("dimmer", functools.partial(Image.Image.point, lut=lambda value: value // 4))
+    dimmer = Corruption("dimmer", functools.partial(Image.Image.point, lut=lambda value: value // 4))
     frame, _ = scored(items, tmp_path, scorer, cells=(CLEAN, dimmer))
     assert sum(scorer.sizes) == 6
     assert list(frame["cell"][:3]) == ["clean", "dimmer", "dim"]

@@ -22,9 +22,9 @@ from ensemble.images.metadata import read_header
 from ensemble.models import members
 from ensemble.models.runner import Runner, score_images
 from ensemble.training import train_all
-from ensemble.training.data_loader import Rows
-from ensemble.training.distributed import Processes
-from ensemble.training.train_member import Setup
+from ensemble.training.data_loader import TrainDataset
+from ensemble.training.distributed import ProcessGroup
+from ensemble.training.train_member import TrainContext
 from ensemble.training.validation import Reading, logits_of
 
 PLAN = Plan(size=40, first=((60, 2), (90, 0)), quality=(70, 80))
@@ -255,19 +255,19 @@ class Flat(torch.nn.Module):
 def test_tuning_and_held_out_scores_see_the_canonical_form(files, frame):
     seed = 5
     expected = [read_canonical(file, PLAN, [seed, 0, row]) for row, file in enumerate(files)]
-    rows = Rows(files, np.zeros(6), Flat.contract, seed=seed, plan=PLAN)
+    rows = TrainDataset(files, np.zeros(6), Flat.contract, seed=seed, plan=PLAN)
     for row, image in enumerate(expected):
         np.testing.assert_array_equal(rows[0, row]["pixels"], [np.asarray(image)])
-    logits = logits_of(Flat(), RECIPE, frame, Reading(PLAN, seed), Processes())
+    logits = logits_of(Flat(), RECIPE, frame, Reading(PLAN, seed), ProcessGroup())
     assert logits.tolist() == pytest.approx([np.asarray(image).mean() for image in expected], abs=1e-3)
-    plain = logits_of(Flat(), RECIPE, frame.iloc[1:2], Reading(None, seed), Processes())
+    plain = logits_of(Flat(), RECIPE, frame.iloc[1:2], Reading(None, seed), ProcessGroup())
     assert abs(plain[0] - logits[1]) > 1e-3
 
 
 def test_each_epoch_draws_anew_for_training_alone(files):
     augment = Augment(jpeg=None, flip=False, quarter_turns=False)
-    rows = Rows(files, np.zeros(6), Flat.contract, augment, plan=PLAN)
-    tuning = Rows(files, np.zeros(6), Flat.contract, plan=PLAN)
+    rows = TrainDataset(files, np.zeros(6), Flat.contract, augment, plan=PLAN)
+    tuning = TrainDataset(files, np.zeros(6), Flat.contract, plan=PLAN)
     seen = [tuple(data[epoch, 0]["pixels"].tobytes() for data in (rows, tuning)) for epoch in (0, 1, 0)]
     assert seen[0] == seen[2]
     assert seen[0][0] != seen[1][0]
@@ -313,5 +313,5 @@ def test_a_member_trained_without_is_trained_again_with(tmp_path, monkeypatch):
     for plan in (None, PLAN):
         if plan:
             artifacts.write_json(artifacts.canonical_path(tmp_path), {"plan": plan.to_dict()})
-        train_all.train_all([RECIPE], make_frame(), tmp_path, Setup(), lambda line: None)
+        train_all.train_all([RECIPE], make_frame(), tmp_path, TrainContext(), lambda line: None)
     assert asked[0]["data_sha256"] != asked[1]["data_sha256"]

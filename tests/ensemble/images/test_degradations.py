@@ -6,7 +6,7 @@ from pictures import encoded, noise
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.core.recipe import DEGRADATIONS, Augment
 from ensemble.images import decode, degradations
 
@@ -74,7 +74,7 @@ def test_the_same_draw_gives_the_same_image():
 def test_transparent_parts_still_show_the_background():
     hidden = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
     degraded = degradations.degrade(hidden, Augment(jpeg=(50, 50), chance=1.0), rng())
-    contract = ImageContract(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, background=(10, 20, 30))
+    contract = PreprocessConfig(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, background=(10, 20, 30))
     assert (decode.to_pixels(degraded, contract) == (10, 20, 30)).all()
 
 

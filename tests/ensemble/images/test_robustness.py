@@ -6,7 +6,7 @@ from pictures import noise
 
 from ensemble.core.errors import DataError
 from ensemble.images import degradations, robustness
-from ensemble.images.robustness import SMALL_GRID, Cell, choose_cells, full_grid, worst_cell
+from ensemble.images.robustness import SMALL_GRID, Corruption, choose_corruptions, full_grid, worst_corruption
 
 LABELS = np.array([0, 0, 1, 1])
 LOGITS = {
@@ -54,10 +54,10 @@ def test_the_full_grid_has_every_strength_and_the_small_grids_own_pixels(photos)
 
 
 def test_cells_are_chosen_by_grid_or_by_name_with_clean_first():
-    assert choose_cells("small") == SMALL_GRID
-    assert [cell.name for cell in choose_cells("none")] == ["clean"]
-    assert len(choose_cells("full")) == 31
-    assert [cell.name for cell in choose_cells("full", ["blur 2", "jpeg 30", "blur 2"])] == [
+    assert choose_corruptions("small") == SMALL_GRID
+    assert [cell.name for cell in choose_corruptions("none")] == ["clean"]
+    assert len(choose_corruptions("full")) == 31
+    assert [cell.name for cell in choose_corruptions("full", ["blur 2", "jpeg 30", "blur 2"])] == [
         "clean",
         "blur 2",
         "jpeg 30",
@@ -69,7 +69,7 @@ def test_cells_are_chosen_by_grid_or_by_name_with_clean_first():
 )
 def test_an_unknown_cell_is_refused_with_a_suggestion(name, message):
     with pytest.raises(DataError, match=message):
-        choose_cells("small", [name])
+        choose_corruptions("small", [name])
 
 
 @pytest.mark.parametrize("cell", full_grid(), ids=lambda cell: cell.name)
@@ -83,20 +83,20 @@ def test_a_cell_repeats_in_other_processes_and_keeps_transparency(cell):
 
 def test_a_cell_is_frozen():
     with pytest.raises(AttributeError):
-        Cell("clean", robustness.unchanged).name = "other"
+        Corruption("clean", robustness.unchanged).name = "other"
 
 
 def test_the_worst_cell_has_the_lowest_auroc():
-    assert worst_cell(LABELS, LOGITS) == ("noise", 0.25)
-    assert worst_cell(LABELS, {name: LOGITS[name] for name in ("clean", "jpeg")}) == ("jpeg", 0.75)
-    assert worst_cell(LABELS, {"clean": LOGITS["clean"]}) == ("clean", 1.0)
+    assert worst_corruption(LABELS, LOGITS) == ("noise", 0.25)
+    assert worst_corruption(LABELS, {name: LOGITS[name] for name in ("clean", "jpeg")}) == ("jpeg", 0.75)
+    assert worst_corruption(LABELS, {"clean": LOGITS["clean"]}) == ("clean", 1.0)
 
 
 def test_of_equal_cells_the_first_is_named():
-    assert worst_cell(LABELS, {"b": LOGITS["jpeg"], "a": LOGITS["jpeg"]}) == ("b", 0.75)
+    assert worst_corruption(LABELS, {"b": LOGITS["jpeg"], "a": LOGITS["jpeg"]}) == ("b", 0.75)
 
 
 def test_without_both_classes_there_is_no_score():
-    name, score = worst_cell(np.ones(4), LOGITS)
+    name, score = worst_corruption(np.ones(4), LOGITS)
     assert name == "clean"
     assert np.isnan(score)

@@ -15,12 +15,12 @@ from ensemble.core.recipe_files import load_recipes, recipes_folder
 from ensemble.models import backbone
 from ensemble.models.checkpoints import check_source, locate_checkpoint
 from ensemble.models.torch_runner import torch_runner
-from ensemble.training.distributed import Processes
-from ensemble.training.step import build_engine, optimizer_step
+from ensemble.training.distributed import ProcessGroup
+from ensemble.training.step import build_train_state, optimizer_step
 from export.bundle import certificate
 from export.bundle.convert import convert
 from export.runtimes.runner import open_runner
-from export.runtimes.settings import Setting
+from export.runtimes.settings import RuntimeConfig
 
 SMALL, LARGE = ("swin_tiny",), ("swinv2_tiny", "swin_base", "vit_base_clip_384", "convnext_large_384")
 ALL = [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)]
@@ -42,7 +42,7 @@ def pixels_of(photo, contract, count=7):
 
 
 def one_step(member, pixels):
-    engine = build_engine(member.train(), Train(lr=1e-4, epochs=1, batch_size=2), 1, "fp32", False, Processes())
+    engine = build_train_state(member.train(), Train(lr=1e-4, epochs=1, batch_size=2), 1, "fp32", False, ProcessGroup())
     batch = {"pixels": torch.from_numpy(pixels[:2])[:, None], "labels": (torch.arange(2) % 2).float()}
     optimizer_step(engine, [batch], 2, print)
 
@@ -74,7 +74,7 @@ def test_listed_checkpoint_from_hub_layout_to_certified_onnx(name, tmp_path, pho
     np.testing.assert_allclose((z[:, 1] - z[:, 0]).numpy(), trained, atol=1e-4)
 
     convert(reloaded, tmp_path / "member.onnx")
-    exported = open_runner(name, tmp_path / "member.onnx", member.contract, Setting("onnxruntime"))
+    exported = open_runner(name, tmp_path / "member.onnx", member.contract, RuntimeConfig("onnxruntime"))
     certified = certificate.certify(torch_runner(name, reloaded, torch.device("cpu")), exported, pixels)
     assert certified["max_abs_difference"] <= 1e-3
     assert certified["batch_sizes"] == [1, 2, 7]
@@ -84,7 +84,7 @@ def test_certificate_refuses_an_export_of_other_weights(tmp_path, photo):
     member = backbone.build_member(QUICK["swin_small"], None)
     convert(member, tmp_path / "member.onnx")
     pixels = pixels_of(photo, member.contract)
-    exported = open_runner("swin_small", tmp_path / "member.onnx", member.contract, Setting("onnxruntime"))
+    exported = open_runner("swin_small", tmp_path / "member.onnx", member.contract, RuntimeConfig("onnxruntime"))
     original = torch_runner("swin_small", member, torch.device("cpu"))
     certificate.certify(original, exported, pixels)
     with torch.no_grad():

@@ -23,7 +23,7 @@ from ensemble.core.errors import ArtifactError, DataError
 from ensemble.core.metrics import sigmoid
 from ensemble.data.inputs import read_inputs
 from ensemble.models import external, members
-from ensemble.stacking.stack import Choices, read_stacker, stack_run
+from ensemble.stacking.stack import StackOptions, read_stacker, stack_run
 from export.bundle import bundle
 from export.inference.infer import infer
 from export.inference.predictor import load_bundle, load_run
@@ -201,7 +201,7 @@ def test_a_members_name_is_taken(run):
 def test_with_folds_it_is_refused(tmp_path):
     frame, _ = write_folded_run(tmp_path, {"one": 2.0, "two": 1.0})
     series = pd.Series(0.0, index=heldout(frame)["id"])
-    choices = Choices(externals=(external.External("clip", series, series),))
+    choices = StackOptions(externals=(external.External("clip", series, series),))
     with pytest.raises(ArtifactError, match="--external needs a run without --folds"):
         stack_run(tmp_path, choices=choices)
 

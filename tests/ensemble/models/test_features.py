@@ -15,7 +15,7 @@ from torch import nn
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, BackboneError
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.images import decode
 from ensemble.models import features as embed
 from ensemble.models.backbone import Member
@@ -100,7 +100,7 @@ class _Maps(nn.Module):
 
 def test_maps_that_enter_a_convolution_are_averaged_over_places():
     network = _Maps()
-    member = Member(network, ImageContract(8, (0.0,) * 3, (1.0,) * 3))
+    member = Member(network, PreprocessConfig(8, (0.0,) * 3, (1.0,) * 3))
     pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     found = embedder_of(member, "maps", "cpu").run(pixels)
     with torch.inference_mode():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ensemble.core.errors import ImageError
-from ensemble.core.preprocess_config import CROP_COUNTS, ImageContract
+from ensemble.core.preprocess_config import CROP_COUNTS, PreprocessConfig
 from ensemble.images import decode as images
 from ensemble.models.runner import (
     AHEAD,
@@ -23,7 +23,7 @@ from ensemble.models.runner import (
     score_stream,
 )
 
-CROPS = ImageContract(size=8, mean=CONTRACT.mean, std=CONTRACT.std, geometry="native_crops", count=4)
+CROPS = PreprocessConfig(size=8, mean=CONTRACT.mean, std=CONTRACT.std, geometry="native_crops", count=4)
 
 
 def brightness(name="one", contract=CONTRACT, scale=1.0, batches=None):

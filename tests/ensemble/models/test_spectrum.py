@@ -12,7 +12,7 @@ from ensemble.models.torch_runner import torch_runner
 from export.bundle.certificate import certify
 from export.bundle.convert import convert
 from export.runtimes.runner import open_runner
-from export.runtimes.settings import Setting
+from export.runtimes.settings import RuntimeConfig
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 3, 44, 44)).astype(np.float32) / 255
 
@@ -64,7 +64,7 @@ def test_it_is_saved_opened_exported_and_certified(tmp_path):
     np.testing.assert_array_equal(runner(network).run(pixels), expected)
     convert(member, tmp_path / "m.onnx")
     found = certify(
-        runner(network), open_runner("m", tmp_path / "m.onnx", member.contract, Setting("onnxruntime")), pixels
+        runner(network), open_runner("m", tmp_path / "m.onnx", member.contract, RuntimeConfig("onnxruntime")), pixels
     )
     assert found["max_abs_difference"] < 1e-4
 

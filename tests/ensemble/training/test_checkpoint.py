@@ -15,12 +15,12 @@ def recipe(**train):
 
 
 def kind(data="d", seed=0, version=1, **train):
-    return checkpoint.kind_of_work(recipe(**train), data, seed, version)
+    return checkpoint.training_fingerprint(recipe(**train), data, seed, version)
 
 
 @pytest.fixture
 def begun(tmp_path):
-    work = checkpoint.open_work(tmp_path, "one", kind())
+    work = checkpoint.open_workdir(tmp_path, "one", kind())
     (work / "fit").mkdir()
     (work / "fit" / "state.safetensors").write_bytes(b"state")
     return tmp_path
@@ -28,7 +28,7 @@ def begun(tmp_path):
 
 def test_the_same_training_is_gone_on_from(begun):
     assert checkpoint.check(begun, {"one": kind(), "two": kind()}, fresh=False) == ["one"]
-    work = checkpoint.open_work(begun, "one", kind())
+    work = checkpoint.open_workdir(begun, "one", kind())
     assert (work / "fit" / "state.safetensors").read_bytes() == b"state"
 
 
@@ -55,9 +55,9 @@ def test_fresh_throws_it_away(begun):
 
 
 def test_work_without_a_state_is_no_loss(tmp_path):
-    checkpoint.open_work(tmp_path, "one", kind())
+    checkpoint.open_workdir(tmp_path, "one", kind())
     assert checkpoint.check(tmp_path, {"one": kind(lr=2e-3)}, fresh=False) == []
-    work = checkpoint.open_work(tmp_path, "one", kind(lr=2e-3))
+    work = checkpoint.open_workdir(tmp_path, "one", kind(lr=2e-3))
     assert artifacts.read_json(work / checkpoint.FILE, "")["recipe"]["train"]["lr"] == 2e-3
 
 

@@ -3,13 +3,13 @@ import pytest
 from pictures import noise
 from PIL import Image
 
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.core.recipe import Augment
 from ensemble.images import decode, degradations
 from ensemble.training import data_loader
-from ensemble.training.data_loader import Rows, around
+from ensemble.training.data_loader import TrainDataset, around
 
-CONTRACT = ImageContract(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, geometry="native_crops")
+CONTRACT = PreprocessConfig(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, geometry="native_crops")
 PLACES = [(0.0, 0.0), (0.5, 0.5), (1.0, 0.3), (0.21, 0.87)]
 
 
@@ -62,8 +62,8 @@ def seen_sizes(tmp_path, monkeypatch, geometry):
         ]
 
     monkeypatch.setattr(data_loader.degradations, "draw", watched)
-    contract = ImageContract(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, geometry=geometry)
-    rows = Rows([tmp_path / "a.png"] * 20, np.zeros(20), contract, Augment(chance=1.0, jpeg=(50, 90)))
+    contract = PreprocessConfig(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, geometry=geometry)
+    rows = TrainDataset([tmp_path / "a.png"] * 20, np.zeros(20), contract, Augment(chance=1.0, jpeg=(50, 90)))
     assert all(rows[0, row]["pixels"].shape == (1, 32, 32, 3) for row in range(20))
     return set(seen)
 

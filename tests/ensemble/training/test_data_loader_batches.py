@@ -5,12 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pictures import encoded, noise
 
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.core.recipe import Augment
 from ensemble.training import data_loader
-from ensemble.training.data_loader import Rows
+from ensemble.training.data_loader import TrainDataset
 
-CONTRACT = ImageContract(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, geometry="native_crops")
+CONTRACT = PreprocessConfig(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, geometry="native_crops")
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def rows(tmp_path):
     for number in range(6):
         (tmp_path / f"{number}.png").write_bytes(encoded(noise(number)))
     files = sorted(tmp_path.iterdir())
-    return Rows(files, np.array([0, 1] * 3), CONTRACT, Augment(jpeg=(50, 90)), keep=2**20)
+    return TrainDataset(files, np.array([0, 1] * 3), CONTRACT, Augment(jpeg=(50, 90)), keep=2**20)
 
 
 @given(st.integers(1, 300), st.integers(1, 64), st.integers(0, 5))

@@ -11,7 +11,7 @@ import pytest
 from small_job import ROOT, SHARES, manyeyes
 
 from ensemble.training import distributed
-from ensemble.training.distributed import Processes
+from ensemble.training.distributed import ProcessGroup
 
 SCRIPT = """
 import sys
@@ -54,13 +54,13 @@ def launched(*arguments, code=0):
 
 
 def test_alone_there_is_nobody_to_ask():
-    alone = Processes()
+    alone = ProcessGroup()
     assert alone.first
-    assert distributed.mine(alone, 3).tolist() == [0, 1, 2]
+    assert distributed.shard_indices(alone, 3).tolist() == [0, 1, 2]
     values = np.arange(3.0)
-    assert distributed.gathered(alone, values, 3) is values
-    assert distributed.first_does(alone, lambda: 7) == 7
-    assert distributed.any_of(alone, True)
+    assert distributed.all_gather(alone, values, 3) is values
+    assert distributed.run_on_main(alone, lambda: 7) == 7
+    assert distributed.any_rank(alone, True)
     assert not distributed.launched()
 
 

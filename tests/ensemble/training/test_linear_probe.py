@@ -20,7 +20,7 @@ from ensemble.models.features import embedder_of
 from ensemble.models.runner import score_images
 from ensemble.models.torch_runner import torch_runner
 from ensemble.training import linear_probe
-from ensemble.training.data_loader import Rows
+from ensemble.training.data_loader import TrainDataset
 
 CONVNEXT = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "patch_size": 4}
 TRAIN, TUNE = 24, 16
@@ -84,8 +84,8 @@ def fit(member, recipe, frame, plan=None, seed=0, progress=quiet):
 def reads(monkeypatch):
     """Rows that had to be read and computed."""
     seen = []
-    original = Rows.__getitem__
-    monkeypatch.setattr(Rows, "__getitem__", lambda self, row: seen.append(row) or original(self, row))
+    original = TrainDataset.__getitem__
+    monkeypatch.setattr(TrainDataset, "__getitem__", lambda self, row: seen.append(row) or original(self, row))
     return seen
 
 
@@ -129,10 +129,10 @@ def test_logits_are_the_regressions_decisions_and_would_not_be_without_the_scale
     embedder = embedder_of(member, "m", "cpu")
     seen = []
     for augment, epoch in ((None, 0), (recipe.augment, 0), (recipe.augment, 1)):
-        data = Rows(dataset.files(train), train["label"].to_numpy(), member.contract, augment)
+        data = TrainDataset(dataset.files(train), train["label"].to_numpy(), member.contract, augment)
         seen += [embedder.run(data[epoch, row]["pixels"]) for row in range(len(data))]
     scaler = StandardScaler().fit(np.concatenate(seen).astype(np.float64))
-    data = Rows(dataset.files(tune), tune["label"].to_numpy(), member.contract)
+    data = TrainDataset(dataset.files(tune), tune["label"].to_numpy(), member.contract)
     pixels = np.concatenate([data[0, row]["pixels"] for row in range(len(data))])
     wanted = fitted[-1].decision_function(scaler.transform(embedder.run(pixels)))
 

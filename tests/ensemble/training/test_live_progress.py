@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from ensemble.training.live_progress import PLAIN, Board
+from ensemble.training.live_progress import PLAIN, LiveProgress
 from ensemble.training.progress import window
 
 EPOCH = {"epoch": 1, "train_loss": 0.6, "tune_auroc": 0.8, "tune_log_loss": 0.5, "tune_score": 0.8}
@@ -59,7 +59,7 @@ def steps(board, clock, first, last, seconds=1.0, images=32):
 
 def test_the_table_tells_what_each_member_is_doing():
     clock, console = Clock(), terminal()
-    with Board(["swin", "vit", "convnext", "probe"], print, console=console, clock=clock) as board:
+    with LiveProgress(["swin", "vit", "convnext", "probe"], print, console=console, clock=clock) as board:
         assert row(console, "swin") == ["swin", "waiting"]
         board.finished("swin", "unchanged", score="0.9790")
         board.member("vit", "cuda")
@@ -87,7 +87,7 @@ def test_the_table_tells_what_each_member_is_doing():
 
 def test_a_later_worse_epoch_leaves_the_score_of_the_best_one():
     console = terminal()
-    with Board(["swin"], print, console=console) as board:
+    with LiveProgress(["swin"], print, console=console) as board:
         board.member("swin", "cpu")
         board.part("fold 2/5", epochs=5, steps=500)
         board.epoch(EPOCH, better=True)
@@ -97,7 +97,7 @@ def test_a_later_worse_epoch_leaves_the_score_of_the_best_one():
 
 def test_lines_stand_above_the_table():
     console = terminal()
-    with Board(["swin"], print, console=console) as board:
+    with LiveProgress(["swin"], print, console=console) as board:
         board.say("data: [bold]12[/bold] images")
         board.member("swin", "cpu")
         board.part("", epochs=5, steps=500)
@@ -107,14 +107,14 @@ def test_lines_stand_above_the_table():
 
 def test_names_are_no_markup():
     console = terminal()
-    with Board(["[red]a[/red]"], print, console=console):
+    with LiveProgress(["[red]a[/red]"], print, console=console):
         assert row(console, "[red]a[/red]") == ["[red]a[/red]", "waiting"]
 
 
 @pytest.mark.parametrize(("width", "shown"), [(80, f"{'a' * 19}…"), (120, "a" * 40)])
 def test_a_long_name_is_cut_where_the_terminal_is_narrow(width, shown):
     clock, console = Clock(), terminal(width)
-    with Board(["a" * 40], print, console=console, clock=clock) as board:
+    with LiveProgress(["a" * 40], print, console=console, clock=clock) as board:
         board.member("a" * 40, "cpu")
         board.part("fold 10/10", epochs=10, steps=100000)
         steps(board, clock, 1, 100, seconds=0.05, images=600)
@@ -128,7 +128,7 @@ def test_a_long_name_is_cut_where_the_terminal_is_narrow(width, shown):
 def test_many_members_leave_the_footer_on_the_screen():
     console = terminal(height=24)
     names = [f"member-{number:02}" for number in range(40)]
-    with Board(names, print, console=console) as board:
+    with LiveProgress(names, print, console=console) as board:
         for name in names[:20]:
             board.finished(name, "unchanged")
         board.member("member-20", "cpu")
@@ -143,7 +143,7 @@ def test_many_members_leave_the_footer_on_the_screen():
 def test_many_members_at_once_fill_the_screen():
     console = terminal(height=24)
     names = [f"member-{number:02}" for number in range(20)]
-    with Board(names, print, console=console, clock=Clock(), several=True) as board:
+    with LiveProgress(names, print, console=console, clock=Clock(), several=True) as board:
         for name in names:
             board.member(name, "a")
             board.part("", epochs=2, steps=10)
@@ -171,7 +171,7 @@ def test_the_window_holds_the_current_row_and_as_many_more_as_fit(lines, limit, 
 @pytest.mark.parametrize("done", [0, 100])
 def test_speed_is_that_of_this_process_after_its_first_step(done):
     clock, console = Clock(), terminal()
-    with Board(["swin"], print, console=console, clock=clock) as board:
+    with LiveProgress(["swin"], print, console=console, clock=clock) as board:
         board.member("swin", "cpu")
         board.part("", epochs=4, steps=done + 200, done=done)
         clock.now += 500  # the first step compiles
@@ -182,7 +182,7 @@ def test_speed_is_that_of_this_process_after_its_first_step(done):
 
 def test_folds_to_come_are_counted_by_their_share():
     clock, console = Clock(), terminal()
-    with Board(["swin"], print, console=console, clock=clock) as board:
+    with LiveProgress(["swin"], print, console=console, clock=clock) as board:
         board.member("swin", "cpu")
         board.part("fold 1/2", epochs=1, steps=100, done=100, share=0.4)
         board.part("fold 2/2", epochs=1, steps=100, share=0.4)
@@ -192,7 +192,7 @@ def test_folds_to_come_are_counted_by_their_share():
 
 def test_a_part_that_begins_again_is_counted_once():
     clock, console = Clock(), terminal()
-    with Board(["swin"], print, console=console, clock=clock) as board:
+    with LiveProgress(["swin"], print, console=console, clock=clock) as board:
         board.member("swin", "cpu")
         board.part("fold 1/2", epochs=1, steps=100, share=0.5)
         board.part("fold 1/2", epochs=1, steps=100, share=0.5)  # with a smaller batch
@@ -203,7 +203,7 @@ def test_a_part_that_begins_again_is_counted_once():
 @pytest.mark.parametrize(("done", "left"), [(0, "1 min"), (900, "17 min")])
 def test_a_member_that_was_resumed_stands_for_a_whole_one(done, left):
     clock, console = Clock(), terminal()
-    with Board(["swin", "vit"], print, console=console, clock=clock) as board:
+    with LiveProgress(["swin", "vit"], print, console=console, clock=clock) as board:
         board.member("swin", "cpu")
         board.part("", epochs=1, steps=1000, done=done)
         steps(board, clock, done + 1, done + 60)  # and then it is stopped early
@@ -217,7 +217,7 @@ def test_a_member_that_was_resumed_stands_for_a_whole_one(done, left):
 
 def test_waiting_members_count_as_expected_or_else_as_the_mean():
     clock, console = Clock(), terminal()
-    with Board(["a", "b", "c"], print, {"b": 3600.0}, console=console, clock=clock) as board:
+    with LiveProgress(["a", "b", "c"], print, {"b": 3600.0}, console=console, clock=clock) as board:
         assert row(console, "b") == ["b", "waiting", "about 1 h"]
         assert "about 3 h left" in screen(console)
         board.member("a", "cpu")
@@ -229,7 +229,7 @@ def test_waiting_members_count_as_expected_or_else_as_the_mean():
 
 def test_many_quick_steps_draw_a_few_times():
     clock, console = Clock(), terminal()
-    with Board(["swin"], print, console=console, clock=clock) as board:
+    with LiveProgress(["swin"], print, console=console, clock=clock) as board:
         board.member("swin", "cpu")
         board.part("", epochs=1, steps=3000)
         before = console.file.getvalue().count("waiting") + console.file.getvalue().count("epoch 1/1")
@@ -240,10 +240,10 @@ def test_many_quick_steps_draw_a_few_times():
 
 def test_the_table_goes_once_all_is_done_and_stays_where_it_broke_off():
     done, broken = terminal(), terminal()
-    with Board(["swin"], print, console=done) as board:
+    with LiveProgress(["swin"], print, console=done) as board:
         board.say("a line")
     assert screen(done) == "a line"
-    with pytest.raises(KeyboardInterrupt), Board(["swin"], print, console=broken):
+    with pytest.raises(KeyboardInterrupt), LiveProgress(["swin"], print, console=broken):
         raise KeyboardInterrupt
     assert row(broken, "swin") == ["swin", "waiting"]
 
@@ -251,7 +251,7 @@ def test_the_table_goes_once_all_is_done_and_stays_where_it_broke_off():
 def test_without_a_terminal_there_are_plain_lines_alone(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     clock, said = Clock(), []
-    with Board(["swin", "vit"], said.append, clock=clock) as board:
+    with LiveProgress(["swin", "vit"], said.append, clock=clock) as board:
         board.say("data: 12 images")
         board.member("swin", "cpu")
         board.part("", epochs=5, steps=500)
@@ -277,14 +277,14 @@ def test_without_a_terminal_there_are_plain_lines_alone(monkeypatch, capsys):
 
 def test_the_check_for_control_characters_finds_a_terminals():
     console = terminal()
-    with Board(["swin"], print, console=console) as board:
+    with LiveProgress(["swin"], print, console=console) as board:
         board.say("a line")
     assert re.search(r"[\x00-\x09\x0b-\x1f\x7f]", console.file.getvalue())
 
 
 def test_a_score_of_its_own_is_told():
     said = []
-    with Board(["swin"], said.append) as board:
+    with LiveProgress(["swin"], said.append) as board:
         board.member("swin", "cpu")
         board.part("fold 2/5", epochs=5, steps=500)
         board.epoch(EPOCH | {"tune_score": 0.71}, better=True)
@@ -294,7 +294,7 @@ def test_a_score_of_its_own_is_told():
 
 def test_an_epoch_without_tune_rows_tells_its_loss():
     said = []
-    with Board(["swin"], said.append) as board:
+    with LiveProgress(["swin"], said.append) as board:
         board.member("swin", "cpu")
         board.part("refit", epochs=3, steps=300)
         board.epoch({"epoch": 1, "train_loss": 0.6}, better=False)
@@ -303,7 +303,7 @@ def test_an_epoch_without_tune_rows_tells_its_loss():
 
 def test_members_that_are_trained_at_once_have_a_bar_each_and_lines_with_names():
     clock, console = Clock(), terminal()
-    with Board(["swin", "vit", "probe"], print, console=console, clock=clock, several=True) as board:
+    with LiveProgress(["swin", "vit", "probe"], print, console=console, clock=clock, several=True) as board:
         for name, where in (("swin", "a"), ("vit", "b")):
             board.member(name, where)
             board.part("", epochs=5, steps=500)

@@ -14,9 +14,9 @@ from ensemble.core.recipe import Recipe
 from ensemble.models.backbone import load_classifier
 from ensemble.training import checkpoint, step
 from ensemble.training import loop as fits
-from ensemble.training.data_loader import Rows
-from ensemble.training.distributed import Processes
-from ensemble.training.live_progress import Board
+from ensemble.training.data_loader import TrainDataset
+from ensemble.training.distributed import ProcessGroup
+from ensemble.training.live_progress import LiveProgress
 from ensemble.training.tracking import open_trackers
 from ensemble.training.validation import Reading, best_epoch, logits_of
 
@@ -40,7 +40,7 @@ class Killed(BaseException):
     """What ends a fit at any point, as a kill would."""
 
 
-class Recorder(Board):
+class Recorder(LiveProgress):
     def __init__(self, kill_at=None):
         self.said = []
         super().__init__(["one"], self.said.append)
@@ -79,10 +79,12 @@ def run(
         change(member)
     rows = frame[:22]
     files = [f"{root}/{path}" for root, path in zip(rows["root"], rows["path"], strict=True)]
-    data = Rows([*map(fits.Path, files)], rows["label"].to_numpy(), member.contract, recipe.augment, 3, None, 2**20)
+    data = TrainDataset(
+        [*map(fits.Path, files)], rows["label"].to_numpy(), member.contract, recipe.augment, 3, None, 2**20
+    )
     held = frame[22:] if tune else None
     last_epoch = last_epoch or recipe.train.epochs
-    job = fits.Job(recipe, data, held, Reading(None, 3), last_epoch, folder, 3, Processes(), save_seconds=save)
+    job = fits.FitConfig(recipe, data, held, Reading(None, 3), last_epoch, folder, 3, ProcessGroup(), save_seconds=save)
     history = fits.fit(member, job, board, lambda done: open_trackers((), folder, "one", {}, done))
     return member, history, board
 
@@ -137,7 +139,7 @@ def test_the_best_epoch_is_what_is_left(frame, tmp_path):
     best = history["epochs"][history["best"] - 1]
     assert best["tune_auroc"] == max(epoch["tune_auroc"] for epoch in history["epochs"])
     assert best["tune_score"] == best["tune_auroc"]
-    logits = logits_of(member, recipe_of(), frame[22:], Reading(None, 3), Processes())
+    logits = logits_of(member, recipe_of(), frame[22:], Reading(None, 3), ProcessGroup())
     from ensemble.core.metrics import auroc, log_loss, sigmoid
 
     labels = frame[22:]["label"].to_numpy()
@@ -311,7 +313,7 @@ def test_activations_not_changed_in_place_give_the_same_gradients():
     built, plain = (small_member("timm/mobilenetv2_035") for _ in range(2))
     assert all(module.inplace for module in clipped(plain))
     for member in (built, plain):
-        step.build_engine(member, recipe_of().train, 1, "fp32", False, Processes())
+        step.build_train_state(member, recipe_of().train, 1, "fp32", False, ProcessGroup())
     assert not any(module.inplace for module in clipped(built))
     for module in clipped(plain):
         module.inplace = True

@@ -8,7 +8,7 @@ from hub_layouts import LAYOUTS
 from small_members import SMALL, small_member
 
 from ensemble.core.errors import BackboneError
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.models.backbone import LABEL_MAPS, Member
 from ensemble.training.optimizer import layer_of
 
@@ -51,7 +51,7 @@ def test_listed_networks_have_a_depth_a_block(name, blocks):
         config = transformers.AutoConfig.for_model(layout.model_type, **{**layout.config, **LABEL_MAPS})
     with torch.device("meta"):
         network = transformers.AutoModelForImageClassification.from_config(config)
-    member = Member(network, ImageContract(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))
+    member = Member(network, PreprocessConfig(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))
     depths = layer_of(member)
     assert set(depths) == {name for name, _ in member.named_parameters()}
     assert sorted(set(depths.values())) == list(range(blocks + 2))

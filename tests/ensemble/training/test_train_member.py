@@ -11,7 +11,7 @@ from small_nets import QUICK
 from ensemble.core import artifacts
 from ensemble.core.errors import UnavailableError
 from ensemble.core.metrics import auroc
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.core.recipe import Augment, Recipe
 from ensemble.data import dataset
 from ensemble.models.backbone import build_member, save_classifier
@@ -19,11 +19,11 @@ from ensemble.models.members import heldout_logits, load_member, read_info
 from ensemble.models.runner import score_images
 from ensemble.models.torch_runner import choose_device, torch_runner
 from ensemble.training import train_all
-from ensemble.training.data_loader import Rows, collate
+from ensemble.training.data_loader import TrainDataset, collate
 from ensemble.training.step import summed_loss, view_logits
-from ensemble.training.train_member import Setup
+from ensemble.training.train_member import TrainContext
 
-CONTRACT = ImageContract(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, geometry="native_crops")
+CONTRACT = PreprocessConfig(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, geometry="native_crops")
 AUGMENT = Augment(quarter_turns=True, jpeg=(50, 90))
 
 
@@ -37,7 +37,7 @@ def files(tmp_path_factory, photos):
 
 
 def rows(files, epoch=0, seed=0, augment=AUGMENT):
-    data = Rows(files, np.array([0, 1, 0, 1]), CONTRACT, augment, seed)
+    data = TrainDataset(files, np.array([0, 1, 0, 1]), CONTRACT, augment, seed)
     return collate([data[epoch, row] for row in range(len(data))])
 
 
@@ -134,7 +134,7 @@ def test_a_member_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
 
     monkeypatch.setattr(train_all, "train_member", trained)
     said = []
-    one, two = train_all.train_all(recipes, frame, tmp_path, Setup(), said.append)
+    one, two = train_all.train_all(recipes, frame, tmp_path, TrainContext(), said.append)
     assert (one.status, two.status) == ("failed", "trained")
     log = artifacts.work_path(tmp_path, "one") / "error.txt"
     assert one.error == f"the disk is gone (details in {log})"
@@ -156,6 +156,6 @@ def test_a_member_records_whether_its_checkpoint_was_of_the_hub(run, tmp_path, m
     ]
     frame = dataset_of(run)
     artifacts.write_parquet(artifacts.dataset_path(tmp_path / "run"), frame)
-    done = train_all.train_all(recipes, frame, tmp_path / "run", Setup(), print)
+    done = train_all.train_all(recipes, frame, tmp_path / "run", TrainContext(), print)
     assert [one.status for one in done] == ["trained"] * 2
     assert [read_info(tmp_path / "run", name)["hub_checkpoint"] for name in ("hub", "local")] == ["org/name", None]

@@ -164,7 +164,7 @@ def test_a_bundle_from_before_there_were_certificates_runs_at_fp32_and_is_export
     assert bundle.may_run(bundle.open_bundle(folder)) == {}
     assert len(load_bundle(folder).runners) == 2
     assert not bundle.is_current(run)
-    work = builder.begin(run / "work" / "export", folder, force=False)
+    work = builder.open_workdir(run / "work" / "export", folder, force=False)
     assert work.older == {}
     assert builder.read_record(work.path, "one")["entry"]["source"] != bundle.source_sha256(run, "one")
 
@@ -183,7 +183,7 @@ def test_a_bundle_that_names_files_outside_its_folder_is_refused_and_they_stay(r
     artifacts.write_json(folder / "bundle.json", {**values, "digest": artifacts.json_sha256(values)})
     refusal = re.escape(f"{folder / 'bundle.json'} names files that no bundle has")
     with pytest.raises(ArtifactError, match=f"{refusal}.*; do not use it, or "):
-        builder.begin(run / "work" / "export", folder, force=False)
+        builder.open_workdir(run / "work" / "export", folder, force=False)
     code, _, err = run_cli("export", "--bundle", folder, "--uncertified")
     assert code == 2
     assert "names files that no bundle has" in err

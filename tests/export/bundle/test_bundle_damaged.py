@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ensemble.core import artifacts
 from ensemble.core.errors import ManyeyesError
 from export.bundle.export import certify_bundle
-from export.bundle.precisions import Wish
+from export.bundle.precisions import CertifyOptions
 from export.hub import model_card
 from export.inference.predictor import load_bundle
 
@@ -84,7 +84,7 @@ def used(folder):
     """All that reads a bundle's JSON files, as `infer`, `export --bundle` and `push` do."""
     ensemble = load_bundle(folder)
     model_card.write_card("me/a", folder, None, (), None)
-    certify_bundle(folder, lambda line: None, Wish())
+    certify_bundle(folder, lambda line: None, CertifyOptions())
     return [runner.name for runner in ensemble.runners]
 
 

@@ -14,7 +14,7 @@ from small_members import small_member
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, BackboneError
 from ensemble.core.metrics import auroc, sigmoid
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.images import decode
 from ensemble.models import backbone
 from ensemble.models.classifier import read_classifiers
@@ -23,7 +23,7 @@ from export import Predictor
 from export.bundle import bundle, convert, export
 from export.bundle.fp16 import write_half
 from export.runtimes.runner import open_runner
-from export.runtimes.settings import Setting
+from export.runtimes.settings import RuntimeConfig
 
 OPS = ("MatMul", "Gemm", "LayerNormalization", "Softmax")
 NAMES = {"vit": ("Human", "Fake"), "conv": ("AI", "photo")}  # in the order of the outputs
@@ -84,7 +84,7 @@ def labelled(tmp_path_factory):
 
 def expected_logits(checkpoints, files):
     """Straight from the checkpoints: z(AI-made) - z(the other)."""
-    contract = ImageContract(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+    contract = PreprocessConfig(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
     pixels = np.concatenate([decode.to_pixels(decode.decode(file), contract) for file in files])
     columns = []
     for name, sign in (("vit", 1), ("conv", -1)):
@@ -255,14 +255,14 @@ def test_half_precision_keeps_types_of_pixels_and_logits_and_what_overflows(made
     import onnx
 
     files = [labelled.parent / f"{number:02}.png" for number in range(8)]
-    contract = ImageContract(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+    contract = PreprocessConfig(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
     pixels = np.concatenate([decode.to_pixels(decode.decode(file), contract) for file in files])
     expected = expected_logits(checkpoints, files)
     for column, name in enumerate("ab"):
         source, target = made[0] / "members" / f"{name}.fp32.onnx", tmp_path / f"{name}.fp16.onnx"
         write_half(source, target)
         assert target.stat().st_size < source.stat().st_size
-        logits = open_runner(name, target, contract, Setting("onnxruntime")).run(pixels)
+        logits = open_runner(name, target, contract, RuntimeConfig("onnxruntime")).run(pixels)
         assert logits.dtype == np.float32
         np.testing.assert_allclose(logits, expected[:, column], atol=0.01 * np.abs(expected[:, column]).max())
         assert not np.array_equal(logits, expected[:, column].astype(np.float32))

@@ -12,7 +12,7 @@ from hub_client import client
 from hub_layouts import listing
 from hub_state import Fault
 
-from ensemble.core.errors import some
+from ensemble.core.errors import join_limited
 from ensemble.core.hub_download import NO_SUCH_LOGIN, explain
 from ensemble.stacking.stacker import Stacker
 from export import Predictor
@@ -192,8 +192,8 @@ def test_names_that_strangers_chose_move_no_cursor(hub, call, repo, tmp_path):
     said = call("pull", repo, tmp_path / "pulled", code=2)
     assert said.count("\n") == 1
     assert "\x1b" not in said
-    assert some(["a\nError: b\x1b[2J\u202e", "é 写真"]) == r"a\nError: b\x1b[2J\u202e, é 写真"
-    assert os.linesep not in some(["\r\n"])
+    assert join_limited(["a\nError: b\x1b[2J\u202e", "é 写真"]) == r"a\nError: b\x1b[2J\u202e, é 写真"
+    assert os.linesep not in join_limited(["\r\n"])
 
 
 def test_a_token_that_no_header_takes_is_not_shown():

@@ -18,7 +18,7 @@ from export.bundle.int8 import write_int8
 from export.bundle.precision_search import Layer, fewest, read_layers
 from export.runtimes import capabilities, libraries
 from export.runtimes.runner import open_runner
-from export.runtimes.settings import Setting
+from export.runtimes.settings import RuntimeConfig
 
 if not precisions.computed(("int8",)):
     pytest.skip("this CPU has no instructions for int8", allow_module_level=True)
@@ -193,9 +193,9 @@ def test_pixels_and_logits_keep_their_types_and_the_same_images_make_the_same_fi
     for name in ("a", "b"):
         write_int8(source, tmp_path / f"{name}.onnx", PIXELS)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
-    fp32 = open_runner("one", source, CONTRACT, Setting("onnxruntime")).run(PIXELS)
+    fp32 = open_runner("one", source, CONTRACT, RuntimeConfig("onnxruntime")).run(PIXELS)
     for runtime in ("onnxruntime", "openvino"):
-        logits = open_runner("one", tmp_path / "a.onnx", CONTRACT, Setting(runtime, "int8")).run(PIXELS)
+        logits = open_runner("one", tmp_path / "a.onnx", CONTRACT, RuntimeConfig(runtime, "int8")).run(PIXELS)
         assert logits.dtype == np.float32
         assert 0 < np.abs(logits - fp32).max() < 0.02
     assert capfd.readouterr() == ("", "")
@@ -205,16 +205,18 @@ def test_batches_that_disagree_do_not_pass(run, tmp_path, monkeypatch):
     """As OpenVINO 2026.4 does for int8 products of few rows."""
     source = write_network(tmp_path / "network.onnx", 1.0)
     write_int8(source, tmp_path / "int8.onnx", PIXELS)
-    second = precision_search.Second("one", source, tmp_path / "int8.onnx", CONTRACT, Setting("onnxruntime", "int8"))
+    second = precision_search.LowPrecisionFile(
+        "one", source, tmp_path / "int8.onnx", CONTRACT, RuntimeConfig("onnxruntime", "int8")
+    )
     training = check_images.training(run)
     assert precision_search._passes(second, training)
-    real = precision_search.Second.runner
+    real = precision_search.LowPrecisionFile.runner
 
     def broken(self, batch=None):
         runner = real(self, batch)
         return precision_search.replace(runner, run=lambda pixels: runner.run(pixels) * (batch != 4))
 
-    monkeypatch.setattr(precision_search.Second, "runner", broken)
+    monkeypatch.setattr(precision_search.LowPrecisionFile, "runner", broken)
     assert not precision_search._passes(second, training)
 
 
@@ -271,13 +273,13 @@ def test_fp16_is_rescued_where_a_layer_overflows(run, tmp_path, monkeypatch):
     monkeypatch.setenv("MANYEYES_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(precision_search.runtime, "open_runner", emulated)
     source, target = write_network(tmp_path / "network.onnx", 1e5), tmp_path / "half.onnx"
-    second = precision_search.Second("two", source, target, CONTRACT, Setting("cuda", "fp16"))
+    second = precision_search.LowPrecisionFile("two", source, target, CONTRACT, RuntimeConfig("cuda", "fp16"))
     lines = []
     made = precision_search._make(second, check_images.training(run), lines.append)
     assert lines[0] == "two: with all 4 layers in fp16 logits are not finite; searching for layers to keep in fp32"
     assert made["kept"] == ["makes", "reads"]
     assert lines[1].startswith("two: kept in fp32 2 of 4 layers: makes, reads; cuda fp16 runs ")
-    fp32 = open_runner("two", source, CONTRACT, Setting("onnxruntime")).run(PIXELS)
+    fp32 = open_runner("two", source, CONTRACT, RuntimeConfig("onnxruntime")).run(PIXELS)
     assert 0 < np.abs(second.runner().run(PIXELS) - fp32).max() < 0.02
     precision_search._make(second, None, lines.append)  # as where there is no run: nothing is kept
     assert not np.isfinite(second.runner().run(PIXELS)).all()

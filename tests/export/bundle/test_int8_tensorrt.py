@@ -16,7 +16,7 @@ from export.runtimes import libraries
 from export.runtimes.capabilities import Machine
 from export.runtimes.runner import open_runner
 from export.runtimes.runtime_selection import choose
-from export.runtimes.settings import Setting, Wanted
+from export.runtimes.settings import RuntimeConfig, RuntimeOptions
 
 vnni = pytest.mark.skipif(not precisions.computed(("int8",)), reason="this CPU has no instructions for int8")
 
@@ -62,8 +62,8 @@ def test_a_file_for_tensorrt_is_symmetric_and_one_for_cpus_is_not(tmp_path, monk
 def test_a_file_for_tensorrt_gives_nearly_the_same_logits(tmp_path):
     source = write_network(tmp_path / "network.onnx", 1.0)
     write_int8(source, tmp_path / "int8.onnx", PIXELS, ["last", "mean", "sub"], symmetric=True)
-    fp32 = open_runner("one", source, CONTRACT, Setting("onnxruntime")).run(PIXELS)
-    logits = open_runner("one", tmp_path / "int8.onnx", CONTRACT, Setting("onnxruntime", "int8")).run(PIXELS)
+    fp32 = open_runner("one", source, CONTRACT, RuntimeConfig("onnxruntime")).run(PIXELS)
+    logits = open_runner("one", tmp_path / "int8.onnx", CONTRACT, RuntimeConfig("onnxruntime", "int8")).run(PIXELS)
     assert 0 < np.abs(logits - fp32).max() < 0.04  # of 256 values half are not used where none is negative
 
 
@@ -128,14 +128,14 @@ def test_a_file_for_tensorrt_is_searched_by_cuda_and_timed_by_itself(tmp_path, m
 
     def opened(name, path, contract, setting):
         asked.append((path.name, str(setting)))
-        return open_runner(name, path, contract, Setting("onnxruntime", batch=setting.batch))
+        return open_runner(name, path, contract, RuntimeConfig("onnxruntime", batch=setting.batch))
 
     monkeypatch.setattr(precision_search.runtime, "open_runner", opened)
     folder = tmp_path / "bundle"
     source = write_network(folder / "members" / "two.fp32.onnx", 1000.0)
     entry = {"file": "members/two.fp32.onnx", "contract": CONTRACT.to_dict()}
     lines = []
-    setting = Setting("tensorrt", "int8", 64)
+    setting = RuntimeConfig("tensorrt", "int8", 64)
     made = precision_search.add(folder, "two", entry, [setting], check_images.training(tmp_path / "run"), lines.append)
     assert made["int8-symmetric"] == "members/two.int8-symmetric.onnx"
     assert made["made"]["int8-symmetric"]["kept"] == ["reads"]
@@ -146,14 +146,14 @@ def test_a_file_for_tensorrt_is_searched_by_cuda_and_timed_by_itself(tmp_path, m
     assert by_tensorrt == {(source.name, "tensorrt fp32"), ("two.int8-symmetric.onnx", "tensorrt int8")}
     assert asked.count(("two.int8-symmetric.onnx", "tensorrt int8")) == 2  # before the search, and after it
     assert bundle.member_file(made, setting) == made["int8-symmetric"]
-    assert not bundle.has_file(made, Setting("openvino", "int8"))
+    assert not bundle.has_file(made, RuntimeConfig("openvino", "int8"))
 
 
 def test_help_says_how_tensorrt_is_made_to_run_int8():
     assert "`infer --precision int8` runs them" in " ".join(run_cli("export", "--help")[1].split())
     allowed = {("tensorrt", precision): frozenset({"one"}) for precision in ("fp16", "int8")}
     for asked, taken in (("auto", "fp16"), ("int8", "int8")):
-        settings, _ = choose({"one": {}}, allowed, Wanted("tensorrt", asked), Machine("a CPU", 2, "a GPU"))
+        settings, _ = choose({"one": {}}, allowed, RuntimeOptions("tensorrt", asked), Machine("a CPU", 2, "a GPU"))
         assert settings["one"].precision == taken
 
 
@@ -162,7 +162,7 @@ def test_where_tensorrt_fails_export_goes_on_without_its_files(tmp_path, monkeyp
     write_image_run(tmp_path / "run", {"one": 1.0, "two": 1.0})
     monkeypatch.setenv("MANYEYES_CACHE", str(tmp_path / "cache"))
     computed = precisions.computed
-    more = [Setting("tensorrt", "int8", batch=64)]
+    more = [RuntimeConfig("tensorrt", "int8", batch=64)]
     monkeypatch.setattr(precisions, "computed", lambda some: computed(some) + (more if "int8" in some else []))
 
     def opened(name, path, contract, setting):

@@ -18,13 +18,13 @@ from ensemble.stacking.stacker import Stacker
 from export import Predictor
 from export.bundle import bundle, operating_point
 from export.bundle.export import export_run
-from export.bundle.operating_point import Chosen
+from export.bundle.operating_point import OperatingPoint
 from export.inference import benchmark, plan
 from export.inference.plan import plan_bundle
 from export.inference.predictor import load_bundle
 from export.runtimes import autotune, capabilities
 from export.runtimes.capabilities import Machine
-from export.runtimes.settings import PRECISIONS, Wanted
+from export.runtimes.settings import PRECISIONS, RuntimeOptions
 
 ONE = Stacker(("one",), (1.5,), 0.25, 0.4)
 
@@ -38,7 +38,7 @@ def choose(folder, stacker):
     values = bundle.open_bundle(folder)
     made_from = operating_point.identity(folder, values["members"], values["files"])
     lost = Interval(0.0125, 0.001, float("nan"))
-    operating_point.write(folder, Chosen(stacker, "auto", {}, None, 200.0, 400.0, lost, "a CPU", made_from))
+    operating_point.write(folder, OperatingPoint(stacker, "auto", {}, None, 200.0, 400.0, lost, "a CPU", made_from))
 
 
 @pytest.fixture
@@ -107,10 +107,10 @@ NO_OPENVINO = Machine("Xeon", 2, lacks={("openvino", precision): "not here" for 
 @pytest.mark.parametrize(
     ("precisions", "machine", "wanted"),
     [
-        ([], XEON, Wanted()),
-        (["openvino bf16"], XEON, Wanted("onnxruntime")),
-        (["openvino bf16"], GPU, Wanted()),
-        (["openvino bf16"], Machine("Xeon", 2, lacks={("openvino", "bf16"): "no bf16"}), Wanted()),
+        ([], XEON, RuntimeOptions()),
+        (["openvino bf16"], XEON, RuntimeOptions("onnxruntime")),
+        (["openvino bf16"], GPU, RuntimeOptions()),
+        (["openvino bf16"], Machine("Xeon", 2, lacks={("openvino", "bf16"): "no bf16"}), RuntimeOptions()),
     ],
 )
 def test_no_certificate_is_advised_that_would_not_be_one_for_these_members(
@@ -121,7 +121,7 @@ def test_no_certificate_is_advised_that_would_not_be_one_for_these_members(
     monkeypatch.setattr(plan, "available", lambda: machine)
     plan_bundle(run / "bundle", wanted, (said := []).append)
     assert not any("certif" in line for line in said)
-    plan_bundle(original / "bundle", Wanted(device=wanted.device), (said := []).append)
+    plan_bundle(original / "bundle", RuntimeOptions(device=wanted.device), (said := []).append)
     assert any("has no certificate" in line for line in said)
 
 
@@ -130,33 +130,35 @@ def test_what_a_point_cannot_do_is_advised_to_all_members(run, monkeypatch):
     certify(run, "openvino fp16")
     monkeypatch.setattr(plan, "available", lambda: XEON)
     folder, device = run / "bundle", "cpu"
-    assert {str(m.setting) for m in plan_bundle(folder, Wanted(device=device), print).members} == {"openvino fp16"}
+    assert {str(m.setting) for m in plan_bundle(folder, RuntimeOptions(device=device), print).members} == {
+        "openvino fp16"
+    }
     with pytest.raises(
         UnavailableError, match=r"^one may not run at openvino bf16 in the .* chose: add --full to run "
     ):
-        plan_bundle(folder, Wanted(device=device, precision="bf16"), print)
-    assert plan_bundle(folder, Wanted(device=device, precision="bf16", full=True), print).members
+        plan_bundle(folder, RuntimeOptions(device=device, precision="bf16"), print)
+    assert plan_bundle(folder, RuntimeOptions(device=device, precision="bf16", full=True), print).members
     with pytest.raises(
         UnavailableError, match=r"--cascade needs two members or more, and frontier chose one alone .*--full"
     ):
-        load_bundle(folder, Wanted(cascade=0.01))
+        load_bundle(folder, RuntimeOptions(cascade=0.01))
     monkeypatch.setattr(plan, "available", lambda: Machine("Xeon", 2, lacks={("openvino", "bf16"): "no bf16; buy"}))
     with pytest.raises(UnavailableError, match="openvino cannot run bf16 here: no bf16; buy"):
-        plan_bundle(folder, Wanted(device=device, precision="bf16"), print)
+        plan_bundle(folder, RuntimeOptions(device=device, precision="bf16"), print)
 
 
 @pytest.mark.parametrize(
     ("chosen", "machine", "wanted", "runs"),
     [
-        ("auto", XEON, Wanted(), "openvino"),
-        ("onnxruntime", XEON, Wanted(), "onnxruntime"),
-        ("onnxruntime", XEON, Wanted(device="cpu"), "onnxruntime"),
-        ("onnxruntime", XEON, Wanted(full=True), "openvino"),
-        ("onnxruntime", XEON, Wanted("openvino"), "openvino"),
-        ("openvino", NO_OPENVINO, Wanted(), "onnxruntime"),
-        ("cuda", GPU, Wanted(), "cuda"),
-        ("cuda", GPU, Wanted(device="cpu"), "openvino"),
-        ("onnxruntime", GPU, Wanted(device="cuda"), "tensorrt"),
+        ("auto", XEON, RuntimeOptions(), "openvino"),
+        ("onnxruntime", XEON, RuntimeOptions(), "onnxruntime"),
+        ("onnxruntime", XEON, RuntimeOptions(device="cpu"), "onnxruntime"),
+        ("onnxruntime", XEON, RuntimeOptions(full=True), "openvino"),
+        ("onnxruntime", XEON, RuntimeOptions("openvino"), "openvino"),
+        ("openvino", NO_OPENVINO, RuntimeOptions(), "onnxruntime"),
+        ("cuda", GPU, RuntimeOptions(), "cuda"),
+        ("cuda", GPU, RuntimeOptions(device="cpu"), "openvino"),
+        ("onnxruntime", GPU, RuntimeOptions(device="cuda"), "tensorrt"),
     ],
 )
 def test_the_runtime_that_frontier_was_asked_for_is_taken_where_nothing_else_is_wanted(
@@ -172,11 +174,12 @@ def test_the_precision_of_a_point_is_run_though_a_bundle_would_have_it_tuned_fir
     monkeypatch.setattr(bundle, "second_file", lambda setting: None)
     certify(run, "onnxruntime int8", runtime="onnxruntime")
     monkeypatch.setattr(plan, "available", lambda: XEON)
-    (member,) = plan_bundle(run / "bundle", Wanted(), (said := []).append).members
+    (member,) = plan_bundle(run / "bundle", RuntimeOptions(), (said := []).append).members
     assert str(member.setting) == "onnxruntime int8"
     assert "as frontier chose: onnxruntime int8, batch 8, 1 stream (one)" in said
     assert {
-        str(m.setting) for m in plan_bundle(run / "bundle", Wanted(full=True, runtime="onnxruntime"), print).members
+        str(m.setting)
+        for m in plan_bundle(run / "bundle", RuntimeOptions(full=True, runtime="onnxruntime"), print).members
     } == {"onnxruntime fp32"}
 
 
@@ -189,7 +192,7 @@ def test_a_certificate_holds_for_its_files_and_says_that_libraries_are_others(ru
     monkeypatch.setattr(plan, "available", lambda: XEON)
 
     def planned(*wanted):
-        (member,) = plan_bundle(run / "bundle", Wanted(*wanted), (said := []).append).members
+        (member,) = plan_bundle(run / "bundle", RuntimeOptions(*wanted), (said := []).append).members
         return str(member.setting), [line for line in said if "llowed" in line or "choose again" in line]
 
     assert planned() == ("openvino bf16", [])
@@ -341,7 +344,7 @@ def test_a_point_that_no_frontier_wrote_is_refused_but_full_runs(run, changes, m
     tamper(run, **changes)
     with pytest.raises(ArtifactError, match=rf"point\.json {message}.*--reset to run all members"):
         load_bundle(run / "bundle")
-    assert load_bundle(run / "bundle", Wanted(full=True)).stacker == STACKER
+    assert load_bundle(run / "bundle", RuntimeOptions(full=True)).stacker == STACKER
     assert run_cli("frontier", "--bundle", run / "bundle", "--reset")[0] == 0
     assert load_bundle(run / "bundle").stacker == STACKER
 

@@ -36,7 +36,7 @@ from export.bundle import bundle, check_images, precisions
 from export.runtimes import capabilities
 from export.runtimes import runner as runtime
 from export.runtimes.capabilities import Machine
-from export.runtimes.settings import PRECISIONS, RUNTIMES, Setting
+from export.runtimes.settings import PRECISIONS, RUNTIMES, RuntimeConfig
 
 open_runner = runtime.open_runner
 
@@ -267,7 +267,7 @@ def test_another_version_of_a_library_is_certified_again(exported, tmp_path, pic
     assert found["openvino bf16"]["by"] == capabilities.version("openvino") != ""
     labels = pd.read_csv(pictures, dtype=str)
     files = tuple(pictures.parent / "images" / f"{name}.png" for name in labels["id"])
-    given = check_images.Evidence(
+    given = check_images.LabelledImages(
         "held-out images", True, tuple(labels["id"]), files, labels["label"].astype(int).to_numpy()
     )
 
@@ -379,8 +379,8 @@ def test_a_gpu_gets_a_file_in_half_precision_if_its_member_passes(folder, pictur
     assert "members/one.fp16.onnx" in values["files"]
     assert {path.name for path in (folder / "members").iterdir()} == {"one.fp32.onnx", "one.fp16.onnx", "two.fp32.onnx"}
     entries = values["members"]
-    assert bundle.member_file(entries["one"], Setting("cuda", "fp16")) == "members/one.fp16.onnx"
-    assert bundle.member_file(entries["one"], Setting("tensorrt", "fp16")) == "members/one.fp32.onnx"
+    assert bundle.member_file(entries["one"], RuntimeConfig("cuda", "fp16")) == "members/one.fp16.onnx"
+    assert bundle.member_file(entries["one"], RuntimeConfig("tensorrt", "fp16")) == "members/one.fp32.onnx"
     _, values, _ = certify(folder, "--uncertified")
     assert bundle.may_run(values) == {("cuda", "fp16"): {"one", "two"}}
     assert "members/two.fp16.onnx" in values["files"]
@@ -410,7 +410,7 @@ def test_a_held_out_image_that_export_cannot_use_is_named(tmp_path):
     files = (write_image(tmp_path / "a.png"), tmp_path / "line.png")
     Image.new("RGB", (1, 20_000)).save(files[1])
     samples = check_images.samples(
-        check_images.Evidence("held-out images", True, ("a", "line"), files, np.array([0, 1]))
+        check_images.LabelledImages("held-out images", True, ("a", "line"), files, np.array([0, 1]))
     )
     thin = replace(CONTRACT, geometry="center_crop", size=224)
     with pytest.raises(ArtifactError, match=rf"2 held-out images, and one cannot be read: {files[1]}: .* too thin"):
@@ -421,13 +421,17 @@ def test_a_held_out_image_that_export_cannot_use_is_named(tmp_path):
 def test_rows_are_drawn_by_class_and_seed():
     labels = np.repeat([0, 1], [5000, 100])
     ids = tuple(map(str, range(len(labels))))
-    given = check_images.Evidence("images", True, ids, tuple(map(Path, ids)), labels)
-    drawn = check_images.draw(given, 1024)
+    given = check_images.LabelledImages("images", True, ids, tuple(map(Path, ids)), labels)
+    drawn = check_images.stratified_sample(given, 1024)
     assert (len(drawn.labels), drawn.labels.sum()) == (1024, 100)
     assert list(drawn.ids) == sorted(drawn.ids, key=int)
-    assert check_images.draw(given, 1024).ids == drawn.ids != check_images.draw(given, 1024, seed=1).ids
-    assert check_images.draw(given, 100).labels.sum() == 50
-    assert check_images.draw(given, 9999).ids == ids
+    assert (
+        check_images.stratified_sample(given, 1024).ids
+        == drawn.ids
+        != check_images.stratified_sample(given, 1024, seed=1).ids
+    )
+    assert check_images.stratified_sample(given, 100).labels.sum() == 50
+    assert check_images.stratified_sample(given, 9999).ids == ids
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from export.bundle import bundle
 from export.cluster import bundle_transfer
 from export.cluster.worker import check_planned
 from export.inference.plan import Plan, Planned
-from export.runtimes.settings import Setting
+from export.runtimes.settings import RuntimeConfig
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_a_bundle_that_was_replaced_meanwhile_is_not_taken_for_the_one_that_was_
 def test_a_worker_runs_the_files_that_were_planned_alone(source):
     folder = source[3] / "elsewhere"
     (name, sha256), *_ = bundle.contents(folder)["files"].items()
-    planned = Planned("one", Path(name), sha256, None, 0.0, Setting("onnxruntime"))
+    planned = Planned("one", Path(name), sha256, None, 0.0, RuntimeConfig("onnxruntime"))
     check_planned(folder, Plan(None, (planned,), None))
     with pytest.raises(ArtifactError, match=r"was changed meanwhile; run the same command again"):
         check_planned(folder, Plan(None, (replace(planned, sha256="0" * 64),), None))

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from ensemble.cluster.nodes import check_versions, look
 from ensemble.core.errors import UnavailableError
 from export.cluster.driver import stretches
-from export.cluster.placement import Asked, Node, Size, sized
+from export.cluster.placement import ClusterOptions, Node, Size, sized
 
 PLAIN = (Node("a", 8), Node("b", 4))
 WITH_GPUS = (Node("head", 4), Node("a", 16, 4), Node("b", 16, 2))
 
 
 def size(nodes, gpus_may=True, gpus_must=False, **asked):
-    return sized(nodes, Asked(**asked), gpus_may, gpus_must)
+    return sized(nodes, ClusterOptions(**asked), gpus_may, gpus_must)
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,15 @@ from helpers import exported_run
 
 from ensemble.core.errors import ArtifactError
 from export.cluster import bundle_transfer, saved_plan, worker
-from export.cluster.placement import Asked, Node, Size, sized_as
-from export.cluster.saved_plan import Kept
-from export.cluster.worker import Prepared
+from export.cluster.placement import ClusterOptions, Node, Size, sized_as
+from export.cluster.saved_plan import SavedPlan
+from export.cluster.worker import WorkerPlan
 from export.inference import predictor
 from export.inference.plan import Plan, plan_bundle
 from export.runtimes.capabilities import available
-from export.runtimes.settings import Wanted
+from export.runtimes.settings import RuntimeOptions
 
-WANTED = Wanted(device="cpu", cascade=0.01)
+WANTED = RuntimeOptions(device="cpu", cascade=0.01)
 NODES = (Node("a", 8), Node("b", 4))
 
 
@@ -34,22 +34,22 @@ def kept(source):
     members = tuple(replace(member, path=member.path.relative_to(source.folder)) for member in plan.members)
     identity = predictor.assemble(source.folder, plan, runners).identity
     libraries = worker.libraries_of(plan)
-    return Kept(Prepared(replace(plan, members=members), identity, libraries, ("a line", "é")), 2, 0.5)
+    return SavedPlan(WorkerPlan(replace(plan, members=members), identity, libraries, ("a line", "é")), 2, 0.5)
 
 
 def test_it_is_read_as_it_was_written(source, kept, tmp_path):
-    assert saved_plan.read(tmp_path, source, WANTED, Asked()) is None
+    assert saved_plan.read(tmp_path, source, WANTED, ClusterOptions()) is None
     saved_plan.write(tmp_path, source, WANTED, kept)
-    assert saved_plan.read(tmp_path, source, WANTED, Asked()) == kept
-    assert saved_plan.read(tmp_path, source, WANTED, Asked("auto", 7, 2, 0.5)) == kept
+    assert saved_plan.read(tmp_path, source, WANTED, ClusterOptions()) == kept
+    assert saved_plan.read(tmp_path, source, WANTED, ClusterOptions("auto", 7, 2, 0.5)) == kept
 
 
 def test_other_cores_options_or_bundles_are_prepared_anew(source, kept, tmp_path):
     saved_plan.write(tmp_path, source, WANTED, kept)
-    assert saved_plan.read(tmp_path, source, WANTED, Asked(cpus=1)) is None
-    assert saved_plan.read(tmp_path, source, WANTED, Asked(gpus=0)) is None
-    assert saved_plan.read(tmp_path, source, replace(WANTED, cascade=0.02), Asked()) is None
-    assert saved_plan.read(tmp_path, replace(source, sha256="0" * 64), WANTED, Asked()) is None
+    assert saved_plan.read(tmp_path, source, WANTED, ClusterOptions(cpus=1)) is None
+    assert saved_plan.read(tmp_path, source, WANTED, ClusterOptions(gpus=0)) is None
+    assert saved_plan.read(tmp_path, source, replace(WANTED, cascade=0.02), ClusterOptions()) is None
+    assert saved_plan.read(tmp_path, replace(source, sha256="0" * 64), WANTED, ClusterOptions()) is None
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"cascade", b"sha256", b"setting"])
@@ -57,7 +57,7 @@ def test_what_was_damaged_is_prepared_anew(source, kept, tmp_path, damage):
     saved_plan.write(tmp_path, source, WANTED, kept)
     file = tmp_path / saved_plan.FILE
     file.write_bytes(file.read_bytes().replace(damage, b"x") if len(damage) > 2 else damage)
-    assert saved_plan.read(tmp_path, source, WANTED, Asked()) is None
+    assert saved_plan.read(tmp_path, source, WANTED, ClusterOptions()) is None
 
 
 def test_what_cannot_be_run_alike_is_prepared_anew(source, kept):
@@ -84,4 +84,4 @@ def test_what_cannot_be_run_alike_is_prepared_anew(source, kept):
     ],
 )
 def test_a_job_goes_on_with_the_cores_that_it_was_begun_with(asked, cpus, expected):
-    assert sized_as(NODES, Asked(**asked), cpus, 0) == expected
+    assert sized_as(NODES, ClusterOptions(**asked), cpus, 0) == expected

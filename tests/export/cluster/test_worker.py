@@ -13,9 +13,9 @@ from ensemble.core.errors import ArtifactError, DataError
 from ensemble.data.inputs import read_inputs
 from export.cluster import bundle_transfer
 from export.cluster import worker as cluster_worker
-from export.cluster.worker import PACKAGES, Desk, Job, Worker, look, prepare, task
+from export.cluster.worker import PACKAGES, Coordinator, Job, Worker, look, prepare, task
 from export.inference import journal
-from export.runtimes.settings import Wanted
+from export.runtimes.settings import RuntimeOptions
 
 
 class TaskError(Exception):
@@ -68,13 +68,13 @@ def job(tmp_path, monkeypatch):
 
 def worker(job, desk):
     inputs = read_inputs(job.home / "list.csv")
-    prepared = prepare(job, Wanted(device="cpu"), desk)
+    prepared = prepare(job, RuntimeOptions(device="cpu"), desk)
     opened = journal.Journal(Path(), ("one", "two"), inputs.count, "key")
     return Worker(job, prepared, False, inputs.reader, opened, desk)
 
 
 def desk_of(job):
-    return Desk(job.bundle.folder, read_inputs(job.home / "list.csv").rows)
+    return Coordinator(job.bundle.folder, read_inputs(job.home / "list.csv").rows)
 
 
 def forbid(monkeypatch, path):
@@ -125,7 +125,7 @@ def test_what_the_system_refuses_is_one_line_for_the_desk(job, monkeypatch):
     assert str(desk.refusal()).startswith("on ")
     assert "Permission denied: '/some/file'; mend that there" in str(desk.refusal())
     with pytest.raises(DataError, match="Permission denied"):
-        prepare(job, Wanted(device="cpu"), Remote(desk))
+        prepare(job, RuntimeOptions(device="cpu"), Remote(desk))
 
 
 def test_a_member_that_was_damaged_meanwhile_is_not_run(job):
@@ -133,7 +133,7 @@ def test_a_member_that_was_damaged_meanwhile_is_not_run(job):
     ready = worker(job, desk)
     file = next((job.bundle.folder / "members").rglob("*.onnx"))
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    for call in (lambda: prepare(job, Wanted(device="cpu"), desk), lambda: list(ready(task(range(1))))):
+    for call in (lambda: prepare(job, RuntimeOptions(device="cpu"), desk), lambda: list(ready(task(range(1))))):
         with pytest.raises(ArtifactError, match=rf"{file.name} is damaged"):
             call()
 
@@ -142,7 +142,7 @@ def test_what_the_desk_cannot_hand_out_is_told_as_it_was_there(job):
     desk = desk_of(job)
     ready = worker(job, Remote(desk))
     job.bundle.folder.rename(job.home / "moved")
-    for call in (lambda: prepare(job, Wanted(device="cpu"), Remote(desk)), lambda: list(ready(task(range(1))))):
+    for call in (lambda: prepare(job, RuntimeOptions(device="cpu"), Remote(desk)), lambda: list(ready(task(range(1))))):
         with pytest.raises(ArtifactError, match=r"bundle\.json cannot be read: No such file or directory"):
             call()
     assert type(desk.refusal()) is ArtifactError

@@ -33,7 +33,7 @@ from export.inference.plan import plan_bundle
 from export.inference.predictor import load_bundle
 from export.runtimes import autotune, capabilities
 from export.runtimes.capabilities import Machine
-from export.runtimes.settings import Setting, Wanted
+from export.runtimes.settings import RuntimeConfig, RuntimeOptions
 
 SECONDS = {"one": 0.001, "two": 0.009}
 PIXELS = [1.0, 1.5]  # milliseconds of decoding, and of that and the one view
@@ -220,7 +220,7 @@ def lower(original, tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "available", lambda: Machine("Xeon", 2))
 
     def measure(job, opened, clock=None, progress=lambda count: None):
-        best = Setting("onnxruntime", "fp32", 16, 1, 2)
+        best = RuntimeConfig("onnxruntime", "fp32", 16, 1, 2)
         return {setting: 0.001 if setting == best else 0.01 for setting in job.candidates}
 
     monkeypatch.setattr(autotune, "measure", measure)
@@ -228,26 +228,28 @@ def lower(original, tmp_path, monkeypatch):
 
 
 def test_what_is_timed_is_what_infer_will_run(lower):
-    plans = frontier._plans(lower, Wanted(tune=True, full=True, device="cpu"), print)
+    plans = frontier._plans(lower, RuntimeOptions(tune=True, full=True, device="cpu"), print)
     assert list(plans) == ["fp32"]
     assert {(str(m.setting), m.setting.batch) for m in plans["fp32"]} == {("onnxruntime fp32", 16)}
     values = bundle.open_bundle(lower)
     made_from = operating_point.identity(lower, values["members"], values["files"])
     lost = Interval(0.0, 0.0, 0.0)
     one = Stacker(("one",), (1.0,), 0.0)
-    operating_point.write(lower, operating_point.Chosen(one, "auto", {}, None, 1.0, 2.0, lost, "a CPU", made_from))
-    (member,) = plan_bundle(lower, Wanted(device="cpu"), print).members
+    operating_point.write(
+        lower, operating_point.OperatingPoint(one, "auto", {}, None, 1.0, 2.0, lost, "a CPU", made_from)
+    )
+    (member,) = plan_bundle(lower, RuntimeOptions(device="cpu"), print).members
     assert member == plans["fp32"][0]
 
 
 def test_precisions_that_are_timed(lower):
-    plans = frontier._plans(lower, Wanted(full=True, device="cpu"), print)
+    plans = frontier._plans(lower, RuntimeOptions(full=True, device="cpu"), print)
     assert {key: {str(m.setting) for m in members} for key, members in plans.items()} == {
         "fp32": {"openvino fp32"},
         "bf16": {"openvino bf16"},
     }
     for precision in ("fp32", "fp16"):
-        plans = frontier._plans(lower, Wanted(precision=precision, full=True, device="cpu"), print)
+        plans = frontier._plans(lower, RuntimeOptions(precision=precision, full=True, device="cpu"), print)
         assert {key: {str(m.setting) for m in members} for key, members in plans.items()} == {
             precision: {f"openvino {precision}"}
         }
@@ -258,10 +260,10 @@ def test_the_runtime_that_was_asked_for_goes_into_the_point(run, tmp_path, timed
     given = ("frontier", "--run", run, "--budget", 200, "--output", tmp_path / "f.png")
     assert run_cli(*given, "--runtime", "onnxruntime")[0] == 0
     assert operating_point.read(run / "bundle", bundle.open_bundle(run / "bundle")).runtime == "onnxruntime"
-    assert plan_bundle(run / "bundle", Wanted(), print).members[0].setting.runtime == "onnxruntime"
+    assert plan_bundle(run / "bundle", RuntimeOptions(), print).members[0].setting.runtime == "onnxruntime"
 
 
-LOWER = Setting("openvino", "bf16")
+LOWER = RuntimeConfig("openvino", "bf16")
 
 
 def with_bf16(run, monkeypatch, flips, certified=True):
@@ -270,7 +272,7 @@ def with_bf16(run, monkeypatch, flips, certified=True):
     values = bundle.contents(folder)
     may = {"openvino bf16": {"members": ["one", "two"], "certified": certified}}
     bundle.write_contents(folder, {**values, "precisions": may})
-    fp32 = plan_bundle(folder, Wanted(full=True, precision="fp32"), print).members
+    fp32 = plan_bundle(folder, RuntimeOptions(full=True, precision="fp32"), print).members
     lower = tuple(vars(member) | {"setting": LOWER} for member in fp32)
     plans = {"fp32": fp32, "bf16": tuple(type(fp32[0])(**values) for values in lower)}
     monkeypatch.setattr(frontier, "_plans", lambda *others: plans)
@@ -280,11 +282,11 @@ def with_bf16(run, monkeypatch, flips, certified=True):
         autotune, "image_seconds", lambda member, setting, *others: SECONDS[member.name] * speed[setting.precision]
     )
     rows = planted_rows()
-    given = check_images.Evidence("images", True, tuple(map(str, range(800))), (folder,) * 800, rows.labels)
+    given = check_images.LabelledImages("images", True, tuple(map(str, range(800))), (folder,) * 800, rows.labels)
     monkeypatch.setattr(check_images, "heldout", lambda run: given)
 
     def compute(files, columns, title):
-        drawn = check_images.draw(given, 1024)
+        drawn = check_images.stratified_sample(given, 1024)
         logits = rows.logits[[int(key) for key in drawn.ids]]
         turned = np.where(np.arange(len(logits)) < flips, -1, 1)[:, None]
         return np.hstack([logits, turned * logits]), {}
@@ -383,7 +385,7 @@ def test_a_point_may_be_a_cascade(tmp_path, pictures, monkeypatch, timed):
     _, _, err = run_cli("infer", *given, "--tta", "--input", pictures, "--output", tmp_path / "tta.csv")
     assert "--tta excludes the cascade that frontier chose for this bundle: add --full" in err
     # it is scored by all its members, in the stacker's order
-    model, _ = load_model(run, None, True, Wanted(), print)
+    model, _ = load_model(run, None, True, RuntimeOptions(), print)
     assert model.stacker == STACKER
 
 

@@ -16,7 +16,7 @@ from ensemble.data.inputs import read_inputs
 from ensemble.models.external import External
 from export.inference.infer import infer
 from export.inference.predictor import load_bundle
-from export.runtimes.settings import Wanted
+from export.runtimes.settings import RuntimeOptions
 from export.web.server import Limits, app
 
 
@@ -118,7 +118,7 @@ def test_members_that_a_cascade_leaves_out_are_null(tmp_path):
     for number in range(12):
         write_image(tmp_path / "images" / f"{number:02}.png", 20 * number)
     bundle = exported_run(tmp_path / "run", cascade=True) / "bundle"
-    ensemble = load_bundle(bundle, Wanted(device="cpu", cascade=0.01))
+    ensemble = load_bundle(bundle, RuntimeOptions(device="cpu", cascade=0.01))
     frame, _ = infer(read_inputs(tmp_path / "images"), ensemble, with_members=True)
     files = [(name, (tmp_path / "images" / name).read_bytes()) for name in frame["id"]]
     with client(ensemble) as found:

@@ -118,7 +118,9 @@ def test_scores_of_the_point_that_frontier_chose_are_of_the_run(here):
     values = bundle.contents(folder)
     one, lost = Stacker(("one",), (1.0,), -0.1, threshold=0.3), Interval(0.001, -0.001, 0.002)
     made_from = operating_point.identity(folder, values["members"], values["files"])
-    operating_point.write(folder, operating_point.Chosen(one, "auto", {}, None, 200.0, 400.0, lost, "a CPU", made_from))
+    operating_point.write(
+        folder, operating_point.OperatingPoint(one, "auto", {}, None, 200.0, 400.0, lost, "a CPU", made_from)
+    )
     done(*INFER, "--output", "scores.csv")
     write_csv(here / "sample.csv", id=IDS, target=["0"] * 3)
     assert "AUROC" not in done(*SUBMIT, "--scores", "scores.csv", "--hard")  # known of the whole stack only

@@ -174,7 +174,9 @@ def test_a_point_that_frontier_chose_is_said(run):
     values = bundle.contents(folder)
     one, lost = Stacker(("one",), (1.0,), 0.0, 0.31, threshold_rule="fpr=0.05"), Interval(0.01, 0.0, 0.02)
     made_from = operating_point.identity(folder, values["members"], values["files"])
-    operating_point.write(folder, operating_point.Chosen(one, "auto", {}, None, 200.0, 400.0, lost, "a CPU", made_from))
+    operating_point.write(
+        folder, operating_point.OperatingPoint(one, "auto", {}, None, 200.0, 400.0, lost, "a CPU", made_from)
+    )
     card = card_of(run)
     assert (
         "Call an image AI-made where `target` is at least **0.3100** (rule: fpr=0.05) as it runs unasked, "

@@ -13,7 +13,7 @@ from ensemble.core import artifacts
 from export.inference import benchmark
 from export.inference.plan import plan_bundle
 from export.runtimes import autotune
-from export.runtimes.settings import Setting, Wanted
+from export.runtimes.settings import RuntimeConfig, RuntimeOptions
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_what_decoders_say_of_an_image_is_not_shown(run, tmp_path):
 
 def test_the_ratio_is_of_rounds_in_which_both_took_turns(run, monkeypatch, tmp_path):
     folder, sources = artifacts.bundle_path(run), [write_image(tmp_path / "a.png")]
-    plan = plan_bundle(folder, Wanted(), lambda line: None).members
+    plan = plan_bundle(folder, RuntimeOptions(), lambda line: None).members
     runners, _ = benchmark.measure_members(plan, lambda line: None, lambda count: None)
     # the pace; then in each round the bundle, preparing, and ONNX Runtime in turn
     seconds = iter([1.0, *(2.0, 1.0, 4.0), *(2.0, 1.0, 6.0), *(20.0, 1.0, 60.0), *(2.0, 1.0, 6.0), *(2.0, 1.0, 8.0)])
@@ -104,7 +104,7 @@ def test_a_bundle_that_is_out_of_date_is_not_measured(run, tmp_path):
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 def test_the_roof_is_a_matrix_product_over_its_time(monkeypatch, name):
     monkeypatch.setattr(benchmark, "seconds", lambda call: 0.5)
-    assert benchmark.roof(Setting(name, threads=1)) == pytest.approx(2 * 64**3 / 1e9 / 0.5)
+    assert benchmark.roof(RuntimeConfig(name, threads=1)) == pytest.approx(2 * 64**3 / 1e9 / 0.5)
 
 
 def test_without_openvino_numpy_makes_the_product(monkeypatch):
@@ -112,18 +112,18 @@ def test_without_openvino_numpy_makes_the_product(monkeypatch):
         raise ImportError
 
     monkeypatch.setattr(benchmark, "load_openvino", missing)
-    product = benchmark._cpu_product(Setting("onnxruntime"))
+    product = benchmark._cpu_product(RuntimeConfig("onnxruntime"))
     assert product().shape == (64, 64)
 
 
 def test_a_torch_that_cannot_use_the_gpu_makes_no_product(monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert benchmark.roof(Setting("cuda")) is None
+    assert benchmark.roof(RuntimeConfig("cuda")) is None
 
 
 def test_a_member_of_several_views_takes_as_many_times_as_long(run, monkeypatch):
-    first, second = plan_bundle(artifacts.bundle_path(run), Wanted(), lambda line: None).members
+    first, second = plan_bundle(artifacts.bundle_path(run), RuntimeOptions(), lambda line: None).members
     uncounted = replace(first, gflop=0.0)
     nine = replace(second, contract=replace(second.contract, geometry="native_crops", count=9), gflop=2.0)
     monkeypatch.setattr(benchmark, "timer", lambda runner, setting: lambda: 0.5)

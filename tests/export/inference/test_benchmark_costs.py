@@ -13,7 +13,7 @@ from ensemble.models.runner import Runner
 from export.inference import benchmark
 from export.inference.plan import plan_bundle
 from export.runtimes import autotune
-from export.runtimes.settings import Wanted
+from export.runtimes.settings import RuntimeOptions
 
 NOISE = [encoded(noise(0)), encoded(noise(1))]
 
@@ -21,7 +21,7 @@ NOISE = [encoded(noise(0)), encoded(noise(1))]
 def test_each_view_and_each_member_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(autotune, "SECONDS", 0.0)
     monkeypatch.setattr(benchmark, "IMAGES", 4)
-    one, two = plan_bundle(artifacts.bundle_path(exported_run(tmp_path)), Wanted(), print).members
+    one, two = plan_bundle(artifacts.bundle_path(exported_run(tmp_path)), RuntimeOptions(), print).members
     other = replace(two, contract=replace(CONTRACT, size=16))
     found = benchmark.measure({"fp32": (one, other)}, NOISE, print)
     assert found.decode > 0
@@ -35,7 +35,7 @@ def test_each_view_and_each_member_is_measured(tmp_path, monkeypatch):
 
 def test_an_image_that_cannot_be_read_is_named_and_not_timed(tmp_path, monkeypatch):
     monkeypatch.setattr(autotune, "SECONDS", 0.0)
-    plan = plan_bundle(artifacts.bundle_path(exported_run(tmp_path)), Wanted(), print).members
+    plan = plan_bundle(artifacts.bundle_path(exported_run(tmp_path)), RuntimeOptions(), print).members
     good, bad = tmp_path / "good.png", tmp_path / "b,ad <script>.png"
     good.write_bytes(NOISE[0])
     bad.write_bytes(NOISE[1][:100])
@@ -59,7 +59,7 @@ def test_times_are_of_an_image_in_milliseconds(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "score", slow)
     monkeypatch.setattr(benchmark, "open_member", opened)
     monkeypatch.setattr(autotune, "SECONDS", 0.0)
-    plan = plan_bundle(artifacts.bundle_path(exported_run(tmp_path / "run")), Wanted(), print).members
+    plan = plan_bundle(artifacts.bundle_path(exported_run(tmp_path / "run")), RuntimeOptions(), print).members
     found = benchmark.measure({"fp32": plan}, NOISE, print)
     assert 1 <= found.decode < 2
     assert 0.3 < found.views[0] < 2

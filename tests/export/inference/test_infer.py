@@ -13,7 +13,7 @@ from ensemble.core.metrics import sigmoid
 from ensemble.data.inputs import read_inputs
 from ensemble.models.runner import Runner
 from export.inference import journal
-from export.inference.infer import Ensemble, Options, average, infer, infer_to_file, member_logits, with_flips
+from export.inference.infer import Ensemble, InferOptions, average, infer, infer_to_file, member_logits, with_flips
 
 HOSTILE = [*HOSTILE_NAMES, " spaces ", "😀", "nan", "1.50", "-0", "=1+1", "'", "TRUE", "#", "\ufeff", "a\rb", "a\r\nb"]
 
@@ -28,7 +28,7 @@ def score(source, images=None, **options):
 
 def to_file(output, source, ensemble=ENSEMBLE, say=print, **options):
     with journal.held(output) as folder:
-        return infer_to_file(read_inputs(source, spill=folder), ensemble, output, folder, Options(**options), say)
+        return infer_to_file(read_inputs(source, spill=folder), ensemble, output, folder, InferOptions(**options), say)
 
 
 def expected(files):

@@ -34,10 +34,10 @@ from export.bundle.export import export_run
 from export.inference import journal, predictor
 from export.inference import predictor as cascades
 from export.inference.ensemble import Ensemble
-from export.inference.infer import Options, infer, infer_to_file
+from export.inference.infer import InferOptions, infer, infer_to_file
 from export.runtimes import autotune
 from export.runtimes.capabilities import Machine
-from export.runtimes.settings import Setting, Wanted
+from export.runtimes.settings import RuntimeConfig, RuntimeOptions
 
 REPORT = Report(100, 50, (0.9, 0.9), Interval(0.0, 0.0, 0.0), (0.5, 0.5), (3.0, 2.0), 0.0)
 # after `one` an image leaves beyond half a logit
@@ -92,7 +92,9 @@ def ensemble(ran, cascade=CASCADE, externals=(), **logits):
 def to_file(output, source, loaded, **options):
     said = []
     with journal.held(output) as folder:
-        done = infer_to_file(read_inputs(source, spill=folder), loaded, output, folder, Options(**options), said.append)
+        done = infer_to_file(
+            read_inputs(source, spill=folder), loaded, output, folder, InferOptions(**options), said.append
+        )
     return done, said
 
 
@@ -269,7 +271,7 @@ def test_one_image_costs_one_where_shapes_are_free(exported, tmp_path, runtime):
     for value in range(100, 150, 5):
         write_image(tmp_path / "many" / f"{value}.png", value)
     write_image(tmp_path / "many" / "grey.png", 120)
-    loaded = predictor.load_bundle(exported / "bundle", Wanted(runtime, batch=4))
+    loaded = predictor.load_bundle(exported / "bundle", RuntimeOptions(runtime, batch=4))
     loaded = replace(loaded, cascade=CASCADE)
     asked = []
 
@@ -354,7 +356,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes_and_rows_score_as_in_any_list_of
     def scores(output, given, source=table):
         with journal.held(output) as folder:
             inputs = read_inputs(source, images=pictures, spill=folder)
-            infer_to_file(inputs, given, output, folder, Options(members=True), said.append)
+            infer_to_file(inputs, given, output, folder, InferOptions(members=True), said.append)
         return output.read_bytes()
 
     said = []
@@ -372,11 +374,11 @@ def test_a_member_is_measured_once(tmp_path, monkeypatch):
     monkeypatch.setenv("MANYEYES_CACHE", str(tmp_path))
     (runner,) = answers(ran := [], one=lambda b: 0.0)
     ticks = iter(range(1000))
-    given = (runner, Setting("openvino", batch=4), "a hash", Machine("a CPU", 2))
+    given = (runner, RuntimeConfig("openvino", batch=4), "a hash", Machine("a CPU", 2))
     first = autotune.image_seconds(*given, clock=lambda: 0.4 * next(ticks))
     assert first == pytest.approx(0.1)  # 0.4 seconds for a batch of four
     count = len(ran)
     assert autotune.image_seconds(*given) == first
     assert len(ran) == count
-    autotune.image_seconds(runner, Setting("openvino", batch=8), *given[2:], clock=lambda: 0.4 * next(ticks))
+    autotune.image_seconds(runner, RuntimeConfig("openvino", batch=8), *given[2:], clock=lambda: 0.4 * next(ticks))
     assert len(ran) > count

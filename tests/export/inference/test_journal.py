@@ -17,7 +17,7 @@ from export.inference.outputs import Failure
 
 KEY = {"the members": "a", "--fill": None}
 IDS = [*HOSTILE_NAMES, "\ud800 of another coding"]
-ROWS = journal.Rows(
+ROWS = journal.ScoredBatch(
     IDS,
     np.linspace(-9, 9, 2 * len(IDS), dtype=np.float32).reshape(-1, 2),
     {1: Failure(IDS[1], "no/UTF-8 \udcff", "not an image\nat all")},
@@ -76,7 +76,7 @@ def test_a_damaged_shard_is_done_again_or_says_the_same(tmp_path):
 
 def test_a_shard_of_another_number_list_or_key_is_not_taken(tmp_path):
     book = opened(tmp_path, count=2 * journal.ROWS)
-    rows = journal.Rows([str(row) for row in range(journal.ROWS)], np.zeros((journal.ROWS, 2), np.float32), {})
+    rows = journal.ScoredBatch([str(row) for row in range(journal.ROWS)], np.zeros((journal.ROWS, 2), np.float32), {})
     journal.write_shard(book, 0, rows)
     book.path(1).write_bytes(book.path(0).read_bytes())
     assert journal.missing(book) == [1]
@@ -164,7 +164,7 @@ def score(output, files, run=mean, **options):
     ensemble = infer.Ensemble(runners, STACKER, "cpu", identity="tiny")
     with journal.held(output) as folder:
         inputs = of_files([f"{row}" for row in range(len(files))], files)
-        infer.infer_to_file(inputs, ensemble, output, folder, infer.Options(**options), said.append)
+        infer.infer_to_file(inputs, ensemble, output, folder, infer.InferOptions(**options), said.append)
     return said
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pictures import HOSTILE_NAMES
 
 from ensemble.core.errors import DataError
-from export.kaggle.submission import Wish, in_order, read_sample, read_scores, values_of, write_submission
+from export.kaggle.submission import SubmissionOptions, in_order, read_sample, read_scores, values_of, write_submission
 
 IDS = ["007", "NA", "c"]
 SOUND = {"id": IDS, "target": ["0.1", "0.2", "0.3"]}
@@ -194,7 +194,7 @@ def test_any_ids_in_any_order_come_out_as_the_samples(tmp_path_factory, ids, ran
     write_csv(folder / "scores.csv", id=shuffled, target=[targets[key] for key in shuffled])
     sample = read_sample(folder / "sample.csv")
     values, moved = in_order(read_scores(folder / "scores.csv", sample), sample, folder / "scores.csv")
-    write_submission(folder / "out.csv", sample, values_of(values, sample, Wish(), folder / "scores.csv"))
+    write_submission(folder / "out.csv", sample, values_of(values, sample, SubmissionOptions(), folder / "scores.csv"))
     assert moved == (shuffled != ids)
     assert list(read_csv(folder / "out.csv")["id"]) == ids
     with (folder / "out.csv").open(encoding="utf-8", newline="") as file:

@@ -14,10 +14,10 @@ from export.runtimes import autotune, runtime_selection
 from export.runtimes.autotune import Job, Timed
 from export.runtimes.capabilities import Machine
 from export.runtimes.runtime_selection import choose
-from export.runtimes.settings import Setting, Wanted
+from export.runtimes.settings import RuntimeConfig, RuntimeOptions
 
 MACHINE = Machine("a CPU", 2)
-SETTINGS = tuple(Setting("openvino", batch=batch, streams=streams) for batch in (1, 4, 8) for streams in (1, 2))
+SETTINGS = tuple(RuntimeConfig("openvino", batch=batch, streams=streams) for batch in (1, 4, 8) for streams in (1, 2))
 
 
 class Clock:
@@ -162,7 +162,7 @@ def test_a_setting_that_was_no_candidate_is_not_believed():
     autotune.tune([job()], MACHINE, made.open, made.clock)
     file = artifacts.cache_path() / "runtimes.json"
     key = next(key for key in artifacts.read_json(file, "") if key != "format_version")
-    change_json(file, **{key: {"setting": vars(Setting("openvino", "bf16")), "seconds": 0.1}})
+    change_json(file, **{key: {"setting": vars(RuntimeConfig("openvino", "bf16")), "seconds": 0.1}})
     assert autotune.recall([job()], MACHINE) == {}
 
 
@@ -173,8 +173,8 @@ BOTH = Machine("Xeon", 16, "NVIDIA H100", CPU_FP32)
 
 def candidates(name, machine, *certified, **wanted):
     allowed = dict.fromkeys(certified, frozenset({"one", "two"}))
-    settings, _ = choose({"one": {}, "two": {}, "other": {}}, allowed, Wanted(**wanted), machine)
-    return runtime_selection.candidates(settings[name], Wanted(**wanted), machine)
+    settings, _ = choose({"one": {}, "two": {}, "other": {}}, allowed, RuntimeOptions(**wanted), machine)
+    return runtime_selection.candidates(settings[name], RuntimeOptions(**wanted), machine)
 
 
 def kinds(name, machine, *certified, **wanted):
@@ -185,8 +185,8 @@ def test_only_what_may_run_is_measured():
     bf16 = ("openvino", "bf16")
     assert kinds("one", AMX, bf16) == {("openvino", "fp32"), bf16, ("onnxruntime", "fp32")}
     assert kinds("other", AMX, bf16) == {("openvino", "fp32"), ("onnxruntime", "fp32")}
-    chosen = Setting(*bf16)
-    assert {str(each) for each in runtime_selection.candidates(chosen, Wanted(precision="bf16"), AMX)} == {
+    chosen = RuntimeConfig(*bf16)
+    assert {str(each) for each in runtime_selection.candidates(chosen, RuntimeOptions(precision="bf16"), AMX)} == {
         "openvino bf16"
     }
     assert kinds("one", AMX, bf16, runtime="onnxruntime") == {("onnxruntime", "fp32")}
@@ -210,7 +210,7 @@ def test_of_several_certificates_all_members_are_measured_at_the_same_one():
 
 def test_an_answer_that_no_single_certificate_covers_is_not_believed():
     """As a `--tune` of before may have left it: chosen among every pair that its member may run at."""
-    older = (Setting("tensorrt", "fp16", 64), Setting("cuda", "fp16", 64))
+    older = (RuntimeConfig("tensorrt", "fp16", 64), RuntimeConfig("cuda", "fp16", 64))
     made = Lab({older[0]: 2.0, older[1]: 1.0})
     assert autotune.tune([job(settings=older)], BOTH, made.open, made.clock)["one"].setting == older[1]
     settled = tuple(candidates("one", BOTH, ("tensorrt", "fp16"), ("cuda", "fp16")))
@@ -234,9 +234,9 @@ def test_of_two_certified_precisions_tuning_takes_the_faster_for_all_members(fol
 
     monkeypatch.setattr(autotune, "measure", measure)
     lines = []
-    planned = plan.plan_bundle(folder, Wanted(tune=True), lines.append).members
+    planned = plan.plan_bundle(folder, RuntimeOptions(tune=True), lines.append).members
     assert [member.setting.precision for member in planned] == [expected] * 2
-    assert plan.plan_bundle(folder, Wanted(), lines.append).members == planned
+    assert plan.plan_bundle(folder, RuntimeOptions(), lines.append).members == planned
     assert {member.path.name.split(".")[1] for member in planned} == {"int8" if expected == "int8" else "fp32"}
 
 
@@ -248,9 +248,9 @@ def folder(tmp_path):
 def test_a_tuned_bundle_is_run_as_tuned_from_then_on(folder, monkeypatch):
     monkeypatch.setattr(autotune, "SECONDS", 0.0)
     before, chosen = [], predictor.load_bundle(folder, say=lambda line: None)
-    tuned = predictor.load_bundle(folder, Wanted(tune=True), before.append)
+    tuned = predictor.load_bundle(folder, RuntimeOptions(tune=True), before.append)
     after = []
-    again = predictor.load_bundle(folder, Wanted(), after.append)
+    again = predictor.load_bundle(folder, RuntimeOptions(), after.append)
     assert before == after
     assert before[-1].startswith("as tuned: ")
     assert tuned.identity == again.identity
@@ -270,16 +270,16 @@ def test_tuning_that_was_killed_goes_on_and_keeps_what_it_measured(folder, monke
 
     monkeypatch.setattr(autotune, "tune", killed)
     with pytest.raises(KeyboardInterrupt):
-        predictor.load_bundle(folder, Wanted(tune=True))
+        predictor.load_bundle(folder, RuntimeOptions(tune=True))
     monkeypatch.setattr(autotune, "tune", lambda jobs, *rest: measured.extend(jobs) or tune(jobs, *rest))
-    identities = {predictor.load_bundle(folder, Wanted(tune=True)).identity for _ in range(2)}
+    identities = {predictor.load_bundle(folder, RuntimeOptions(tune=True)).identity for _ in range(2)}
     assert [job.name for job in measured] == ["two"]
     assert len(identities) == 1
 
 
 def test_settings_decide_the_identity_and_so_does_the_file(folder, tmp_path):
     def identity(where, **wanted):
-        return predictor.load_bundle(where, Wanted(**wanted)).identity
+        return predictor.load_bundle(where, RuntimeOptions(**wanted)).identity
 
     assert identity(folder) == identity(folder)
     other = shutil.copytree(folder, tmp_path / "copy")
@@ -306,7 +306,7 @@ def test_a_certificate_decides_whether_bf16_is_planned(folder, monkeypatch, cert
     bundle.write_bundle(folder, values["members"], (), {"openvino bf16": {"members": names, "certified": True}})
     monkeypatch.setattr(plan, "available", lambda: Machine("Xeon", 2))
     lines = []
-    planned = plan.plan_bundle(folder, Wanted(), lines.append).members
+    planned = plan.plan_bundle(folder, RuntimeOptions(), lines.append).members
     assert {member.setting.precision for member in planned} == {precision}
     hint = "get one: python cli.py export --certify-on DATA"
     assert (hint in lines[0]) is not certified

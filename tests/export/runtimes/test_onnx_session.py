@@ -9,7 +9,7 @@ from ensemble.core.errors import UnavailableError
 from export.runtimes import onnx_session
 from export.runtimes import runner as runtime
 from export.runtimes.libraries import load_onnxruntime
-from export.runtimes.settings import Setting
+from export.runtimes.settings import RuntimeConfig
 
 CUDA, TENSORRT, CPU = (f"{name}ExecutionProvider" for name in ("CUDA", "Tensorrt", "CPU"))
 
@@ -94,7 +94,7 @@ def opened(model, setting):
     return runtime.open_runner("tiny", model, CONTRACT, setting), Session.made[-1]
 
 
-@pytest.mark.parametrize("setting", [Setting("cuda", batch=4), Setting("tensorrt", batch=4)], ids=str)
+@pytest.mark.parametrize("setting", [RuntimeConfig("cuda", batch=4), RuntimeConfig("tensorrt", batch=4)], ids=str)
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 9])
 def test_a_gpu_gets_batches_of_one_shape_and_waits_for_each(model, setting, count):
     runner, session = opened(model, setting)
@@ -109,7 +109,7 @@ def test_a_gpu_gets_batches_of_one_shape_and_waits_for_each(model, setting, coun
     ("precision", "on"), [("fp32", set()), ("fp16", {"fp16"}), ("bf16", {"bf16"}), ("int8", {"int8", "fp16"})]
 )
 def test_tensorrt_has_one_profile_and_keeps_its_engine_in_the_cache(model, tmp_path, precision, on):
-    _, session = opened(model, Setting("tensorrt", precision, batch=64))
+    _, session = opened(model, RuntimeConfig("tensorrt", precision, batch=64))
     assert list(session.providers) == [TENSORRT, CUDA, CPU]
     options = session.providers[TENSORRT]
     shapes = {options[f"trt_profile_{which}_shapes"] for which in ("min", "opt", "max")}
@@ -117,7 +117,7 @@ def test_tensorrt_has_one_profile_and_keeps_its_engine_in_the_cache(model, tmp_p
     assert {kind for kind in ("fp16", "bf16", "int8") if options[f"trt_{kind}_enable"] == "1"} == on
     assert not [name for name in options if "calibration" in name]  # the file has its scales
     assert options["trt_engine_cache_enable"] == "1"
-    folder = onnx_session.engine_folder(model, Setting("tensorrt", precision, batch=64))
+    folder = onnx_session.engine_folder(model, RuntimeConfig("tensorrt", precision, batch=64))
     assert options["trt_engine_cache_path"] == str(folder)
     assert folder.parent == artifacts.cache_path() / "engines"
     assert folder.is_dir()
@@ -126,16 +126,16 @@ def test_tensorrt_has_one_profile_and_keeps_its_engine_in_the_cache(model, tmp_p
 def test_fp32_products_are_not_made_in_tf32(model, monkeypatch):
     import os
 
-    _, session = opened(model, Setting("cuda"))
+    _, session = opened(model, RuntimeConfig("cuda"))
     assert session.providers[CUDA]["use_tf32"] == "0"
     assert os.environ["NVIDIA_TF32_OVERRIDE"] == "0"
 
 
 def test_an_engine_is_of_one_file_precision_batch_gpu_and_version(model, tmp_path, monkeypatch):
-    setting = Setting("tensorrt")
+    setting = RuntimeConfig("tensorrt")
     folders = [onnx_session.engine_folder(model, setting)]
-    folders += [onnx_session.engine_folder(model, Setting("tensorrt", "fp16"))]
-    folders += [onnx_session.engine_folder(model, Setting("tensorrt", batch=9))]
+    folders += [onnx_session.engine_folder(model, RuntimeConfig("tensorrt", "fp16"))]
+    folders += [onnx_session.engine_folder(model, RuntimeConfig("tensorrt", batch=9))]
     folders += [onnx_session.engine_folder(write_onnx(tmp_path / "other.onnx", 3), setting)]
     monkeypatch.setattr(onnx_session, "find_gpu", lambda: ("NVIDIA L4", (8, 9)))
     folders += [onnx_session.engine_folder(model, setting)]
@@ -146,7 +146,7 @@ def test_an_engine_is_of_one_file_precision_batch_gpu_and_version(model, tmp_pat
 
 
 def test_an_engine_counts_as_built_when_it_lies_there(model):
-    setting = Setting("tensorrt")
+    setting = RuntimeConfig("tensorrt")
     assert not onnx_session.engine_is_built(model, setting)
     opened(model, setting)
     assert not onnx_session.engine_is_built(model, setting)
@@ -165,7 +165,7 @@ def test_an_engine_counts_as_built_when_it_lies_there(model):
 def test_a_provider_that_did_not_start_is_no_silent_cpu(model, monkeypatch, capsys, name, starts, message):
     monkeypatch.setattr(Session, "starts", starts)
     with pytest.raises(UnavailableError) as caught:
-        opened(model, Setting(name))
+        opened(model, RuntimeConfig(name))
     assert str(caught.value) == f"ONNX Runtime {message}"
     assert capsys.readouterr() == ("", "")
 
@@ -173,7 +173,7 @@ def test_a_provider_that_did_not_start_is_no_silent_cpu(model, monkeypatch, caps
 def test_the_cpu_uses_the_cores_it_may_and_does_not_spin(model, monkeypatch):
     monkeypatch.setattr(onnx_session, "available_cores", lambda: 7)
     for threads, expected in ((0, 7), (3, 3)):
-        _, session = opened(model, Setting("onnxruntime", threads=threads))
+        _, session = opened(model, RuntimeConfig("onnxruntime", threads=threads))
         assert session.options.intra_op_num_threads == expected
         assert session.options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
         assert list(session.providers) == [CPU]

@@ -13,15 +13,15 @@ from export.runtimes import openvino_session
 from export.runtimes import runner as runtime
 from export.runtimes.capabilities import find_gpu
 from export.runtimes.libraries import openvino_core
-from export.runtimes.settings import Setting
+from export.runtimes.settings import RuntimeConfig
 
 without_gpu = pytest.mark.skipif(bool(find_gpu()[0]), reason="a GPU is here")
 SETTINGS = [
-    Setting("onnxruntime"),
-    Setting("onnxruntime", batch=3),
-    Setting("openvino"),
-    Setting("openvino", batch=1, streams=2, threads=2),
-    Setting("openvino", batch=3, streams=2, threads=2),
+    RuntimeConfig("onnxruntime"),
+    RuntimeConfig("onnxruntime", batch=3),
+    RuntimeConfig("openvino"),
+    RuntimeConfig("openvino", batch=1, streams=2, threads=2),
+    RuntimeConfig("openvino", batch=3, streams=2, threads=2),
 ]
 every_setting = pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: f"{s.runtime}-{s.batch}-{s.streams}")
 every_runtime = pytest.mark.parametrize("setting", [SETTINGS[0], SETTINGS[2]], ids=str)
@@ -137,7 +137,7 @@ def test_pixels_need_not_lie_in_order_nor_be_writable(runners, setting):
 )
 def test_a_session_never_falls_back_to_the_cpu(model, capfd, name, remedy):
     with pytest.raises(UnavailableError) as caught:
-        opened(model, Setting(name))
+        opened(model, RuntimeConfig(name))
     assert str(caught.value) == f"ONNX Runtime could not start {name}; {remedy}"
     assert capfd.readouterr().out == ""
 
@@ -146,7 +146,7 @@ def test_a_session_never_falls_back_to_the_cpu(model, capfd, name, remedy):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_precision_that_is_not_granted_is_refused(model, precision):
     with pytest.raises(UnavailableError) as caught:
-        opened(model, Setting("openvino", precision))
+        opened(model, RuntimeConfig("openvino", precision))
     assert str(caught.value) == (
         f"OpenVINO would run tiny.onnx at f32 instead of {precision}: this CPU has no {precision}; use --precision fp32"
     )
@@ -180,7 +180,7 @@ def test_a_failure_of_the_runtime_is_one_line_that_says_what_to_do(model, monkey
     how = fail if when == "opening" else lambda *arguments: fail
     monkeypatch.setattr(openvino_session, "open_model", how)
     with pytest.raises(UnavailableError) as caught:
-        opened(model, Setting("openvino", batch=batch)).run(images(1))
+        opened(model, RuntimeConfig("openvino", batch=batch)).run(images(1))
     told = f"tiny: openvino fp32 failed at batch {batch}: Failed to allocate memory; {remedy}"
     assert str(caught.value).startswith(told)
 
@@ -200,7 +200,7 @@ def test_want_of_memory_is_not_a_damaged_file(model, monkeypatch, message, kind,
     monkeypatch.setattr(openvino_session, "openvino_core", lambda: SimpleNamespace(read_model=fail))
     for name in ("onnxruntime", "openvino"):
         with pytest.raises(kind) as caught:
-            opened(model, Setting(name))
+            opened(model, RuntimeConfig(name))
         assert told in str(caught.value)
 
 
@@ -258,8 +258,8 @@ def test_threads_are_the_cores_that_this_process_may_use(model, monkeypatch):
     told = SimpleNamespace(read_model=core.read_model, compile_model=compile_model)
     monkeypatch.setattr(openvino_session, "openvino_core", lambda: told)
     monkeypatch.setattr(openvino_session, "available_cores", lambda: 1)
-    opened(model, Setting("openvino"))
-    opened(model, Setting("openvino", threads=2))
+    opened(model, RuntimeConfig("openvino"))
+    opened(model, RuntimeConfig("openvino", threads=2))
     assert asked == ["1", "2"]
 
 

@@ -3,7 +3,7 @@ import pytest
 from ensemble.core.errors import UnavailableError
 from export.runtimes.capabilities import Machine
 from export.runtimes.runtime_selection import choices, choose
-from export.runtimes.settings import PRECISIONS, RUNTIMES, Setting, Wanted
+from export.runtimes.settings import PRECISIONS, RUNTIMES, RuntimeConfig, RuntimeOptions
 
 NO_GPU = "no NVIDIA GPU was found; use --device cpu, or check the driver with nvidia-smi"
 CPU_FP32 = {("onnxruntime", precision): "its CPU provider computes in fp32" for precision in ("bf16", "fp16")}
@@ -141,7 +141,7 @@ FASTER_INT8 = "which is faster, but the bundle has no certificate for it; get on
 def test_auto_takes_what_the_machine_can_do_and_the_certificate_allows(
     machine, wanted, allowed, runtime, precisions, lines
 ):
-    settings, told = choose(ENTRIES, allowed, Wanted(**wanted), machine)
+    settings, told = choose(ENTRIES, allowed, RuntimeOptions(**wanted), machine)
     assert told == lines
     assert {name: (each.runtime, each.precision) for name, each in settings.items()} == {
         name: (runtime, precision) for name, precision in zip(ENTRIES, precisions.split(), strict=True)
@@ -149,15 +149,15 @@ def test_auto_takes_what_the_machine_can_do_and_the_certificate_allows(
 
 
 def test_large_members_take_all_cores_at_once_and_small_ones_run_side_by_side():
-    settings, _ = choose(ENTRIES, {BF16: BOTH}, Wanted(), AMX)
+    settings, _ = choose(ENTRIES, {BF16: BOTH}, RuntimeOptions(), AMX)
     assert settings == {
-        "big": Setting("openvino", "bf16", batch=8, streams=1, threads=16),
-        "small": Setting("openvino", "bf16", batch=4, streams=4, threads=16),
+        "big": RuntimeConfig("openvino", "bf16", batch=8, streams=1, threads=16),
+        "small": RuntimeConfig("openvino", "bf16", batch=4, streams=4, threads=16),
     }
-    asked, _ = choose(ENTRIES, {}, Wanted(batch=3), AMX)
+    asked, _ = choose(ENTRIES, {}, RuntimeOptions(batch=3), AMX)
     assert [setting.batch for setting in asked.values()] == [3, 3]
-    on_gpu, _ = choose(ENTRIES, {}, Wanted(), H100)
-    assert set(on_gpu.values()) == {Setting("tensorrt", batch=64)}
+    on_gpu, _ = choose(ENTRIES, {}, RuntimeOptions(), H100)
+    assert set(on_gpu.values()) == {RuntimeConfig("tensorrt", batch=64)}
 
 
 @pytest.mark.parametrize(
@@ -209,12 +209,12 @@ def test_large_members_take_all_cores_at_once_and_small_ones_run_side_by_side():
 )
 def test_what_cannot_or_may_not_run_is_refused_in_one_line(machine, wanted, allowed, message):
     with pytest.raises(UnavailableError) as caught:
-        choose(ENTRIES, allowed, Wanted(**wanted), machine)
+        choose(ENTRIES, allowed, RuntimeOptions(**wanted), machine)
     assert str(caught.value) == message
 
 
 def test_a_precision_that_was_asked_for_and_is_certified_runs():
-    settings, lines = choose(ENTRIES, {BF16: BOTH}, Wanted(precision="bf16"), AMX)
+    settings, lines = choose(ENTRIES, {BF16: BOTH}, RuntimeOptions(precision="bf16"), AMX)
     assert {setting.precision for setting in settings.values()} == {"bf16"}
     assert lines == ["openvino bf16 on 16 cores of Xeon"]
 
@@ -236,8 +236,8 @@ def test_a_precision_that_was_asked_for_and_is_certified_runs():
 )
 def test_a_device_and_a_runtime_that_exclude_each_other_are_wrong_use(wanted, message):
     with pytest.raises(UnavailableError, match=message):
-        Wanted(**wanted)
-    assert Wanted(**{key: value for key, value in wanted.items() if key == "runtime"}).runtime in RUNTIMES
+        RuntimeOptions(**wanted)
+    assert RuntimeOptions(**{key: value for key, value in wanted.items() if key == "runtime"}).runtime in RUNTIMES
 
 
 @pytest.mark.parametrize(
@@ -253,11 +253,14 @@ def test_a_device_and_a_runtime_that_exclude_each_other_are_wrong_use(wanted, me
 )
 def test_what_does_not_exist_is_refused_with_what_does(wanted, message):
     with pytest.raises(UnavailableError, match=message):
-        Wanted(**wanted)
+        RuntimeOptions(**wanted)
 
 
 def kinds_of(allowed, machine=VNNI, **wanted):
-    return [[each.precision for each in one.values()] for one in choices(ENTRIES, allowed, Wanted(**wanted), machine)]
+    return [
+        [each.precision for each in one.values()]
+        for one in choices(ENTRIES, allowed, RuntimeOptions(**wanted), machine)
+    ]
 
 
 def test_tuning_has_every_precision_that_one_certificate_covers_to_choose_from():

@@ -14,7 +14,7 @@ from ensemble.stacking.stack import read_stacker
 from export.inference.explain import explained
 from export.inference.infer import infer
 from export.inference.predictor import load_networks
-from export.runtimes.settings import Wanted
+from export.runtimes.settings import RuntimeOptions
 
 api = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.browser
@@ -142,7 +142,7 @@ def test_pictures_above_and_below_the_threshold_are_called_and_saved(browser, tm
 @pytest.mark.parametrize("width", [1280, 375])
 def test_heat_maps_open_and_close(browser, tmp_path, width):
     run = write_networks(tmp_path / "run")
-    ensemble, networks = load_networks(run, read_stacker(run), Wanted("torch", device="cpu"))
+    ensemble, networks = load_networks(run, read_stacker(run), RuntimeOptions("torch", device="cpu"))
     photo, calls = photo_file("rocket.jpg").read_bytes(), []
 
     def explain(name, data):

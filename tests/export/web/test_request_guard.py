@@ -41,7 +41,7 @@ def client(own, host):
     ],
 )
 def test_only_its_own_names_are_answered(listening, others, host, known):
-    with client(request_guard.names(listening, others), host) as found:
+    with client(request_guard.allowed_hosts(listening, others), host) as found:
         for path in ("/", "/api/info"):
             answer = found.get(path)
             assert known == (answer.status_code == 200)

@@ -20,7 +20,7 @@ from ensemble.stacking.stack import read_stacker
 from export.inference.explain import explained
 from export.inference.infer import infer
 from export.inference.predictor import load_networks
-from export.runtimes.settings import Wanted
+from export.runtimes.settings import RuntimeOptions
 from export.web.server import Limits, app
 
 NAME = "<script>, é.png"
@@ -34,7 +34,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def networks(run):
     """The ensemble, and what makes heat maps of it."""
-    ensemble, networks = load_networks(run, read_stacker(run), Wanted("torch", device="cpu"))
+    ensemble, networks = load_networks(run, read_stacker(run), RuntimeOptions("torch", device="cpu"))
     return ensemble, partial(explained, ensemble, networks)
 
 
