@@ -167,7 +167,8 @@ def _certify(
         drawn, logits = drawn.rows(read), logits[read].astype(np.float64)
     if len(drawn.labels) < LEAST_IMAGES:
         say(
-            f"Not certified: {join_limited(settings)}. {len(drawn.labels)} {drawn.what} are fewer than {LEAST_IMAGES}, so "
+            f"Not certified: {join_limited(settings)}. {len(drawn.labels)} {drawn.what} are fewer than "
+            f"{LEAST_IMAGES}, so "
             "nothing more may run below fp32; give more with --certify-on DATA"
         )
         return {}

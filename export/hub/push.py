@@ -59,7 +59,8 @@ def bundle_files(folder: Path, uncertified: bool = False) -> dict[str, Path | by
     open_ones = [key for key, found in values.get("precisions", {}).items() if not found["certified"]]
     if open_ones and not uncertified:
         raise ArtifactError(
-            f"{folder} lets members run at {join_limited(open_ones)} without a certificate; certify it first: python cli.py "
+            f"{folder} lets members run at {join_limited(open_ones)} without a certificate; certify it first: "
+            "python cli.py "
             f"export --bundle {folder} --certify-on DATA, or push it as it is with --uncertified"
         )
     return {name: folder / name for name in ("bundle.json", *values["files"])}

@@ -78,7 +78,8 @@ def _refuse_external(run: Path, names: Sequence[str]) -> None:
     elsewhere = [name for name in names if external.is_external(run, name)]
     if elsewhere:
         raise ArtifactError(
-            f"{join_limited(elsewhere)} was trained elsewhere and only its scores are known, so it cannot score these images; "
+            f"{join_limited(elsewhere)} was trained elsewhere and only its scores are known, so it cannot "
+            "score these images; "
             f"stack without it to evaluate: python cli.py stack --run {run}"
         )
 

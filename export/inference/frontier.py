@@ -121,7 +121,8 @@ def pick(found: Frontier, budget: float) -> Point:
     if not fast:
         fastest = next(iter(found.best))
         raise ArtifactError(
-            f"no point reaches {budget:g} images/s here: the fastest ({join_limited(fastest.members)} at {fastest.precision}) "
+            f"no point reaches {budget:g} images/s here: the fastest ({join_limited(fastest.members)} at "
+            f"{fastest.precision}) "
             f"is predicted to make {fastest.images_per_second:.1f}; give a smaller --budget"
         )
     return max(fast, key=lambda point: point.auroc)

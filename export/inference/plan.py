@@ -108,7 +108,8 @@ def _as_chosen(
     missing = set(entries) - allowed.get((runtime, wanted.precision), frozenset())
     if missing and wanted.precision not in ("auto", "fp32") and (runtime, wanted.precision) not in machine.lacks:
         raise UnavailableError(
-            f"{join_limited(sorted(missing))} may not run at {runtime} {wanted.precision} in the stack that frontier chose: "
+            f"{join_limited(sorted(missing))} may not run at {runtime} {wanted.precision} in the stack that "
+            "frontier chose: "
             f"add --full to run all members, or {operating_point.AGAIN}"
         )
     return wanted, allowed

@@ -55,7 +55,8 @@ def read_sample(path: Path) -> Sample:
     numbers = pd.to_numeric(values, errors="coerce")
     if len(words := values[numbers.isna()]):
         raise DataError(
-            f"{path}: {target} holds {join_limited(words.unique())} in place of numbers; submit writes probabilities, or 0 and "
+            f"{path}: {target} holds {join_limited(words.unique())} in place of numbers; submit writes "
+            "probabilities, or 0 and "
             "1 with --hard, so write this competition's file by yourself"
         )
     shows = LABELLED if len(numbers) and numbers.isin([0, 1]).all() else ""
@@ -86,7 +87,8 @@ def read_scores(path: Path, sample: Sample) -> pd.DataFrame:
     target = pd.to_numeric(frame[found[1]], errors="coerce").astype(np.float64)
     if len(bad := ids[~target.between(0, 1)]):
         raise DataError(
-            f"{path}: {found[1]} is empty or outside [0, 1] for {len(bad)} ids: {join_limited(bad)}; where images could not be "
+            f"{path}: {found[1]} is empty or outside [0, 1] for {len(bad)} ids: {join_limited(bad)}; where "
+            "images could not be "
             "read, infer --fill 0.5 gives them a score"
         )
     return pd.DataFrame({"id": ids, "target": target})

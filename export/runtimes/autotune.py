@@ -143,7 +143,8 @@ def told(settings: Mapping[str, RuntimeConfig]) -> str:
     for name, setting in settings.items():
         members.setdefault(setting, []).append(name)
     return "; ".join(
-        f"{setting}, batch {setting.batch}, {setting.streams} stream{'s' * (setting.streams > 1)} ({join_limited(names)})"
+        f"{setting}, batch {setting.batch}, {setting.streams} stream{'s' * (setting.streams > 1)} "
+        f"({join_limited(names)})"
         for setting, names in members.items()
     )
 
