@@ -1,6 +1,6 @@
 """A run's data, ready to train on: indexed, audited, split, written to dataset.parquet."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,12 @@ from ensemble.audit import audit
 from ensemble.audit import train_test_shift as other
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
+from ensemble.core.log import Log
 from ensemble.data import dataset, splits
 from ensemble.data.index import FileIndex
 from ensemble.data.sources import LabelledImage
 from ensemble.data.splits import Fractions
 from ensemble.images import canonical
-
-Say = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class DatasetOptions:
     notes: tuple[str, ...] = ()
 
 
-def prepare(run: Path, data: Sequence[LabelledImage], wanted: DatasetOptions, say: Say) -> pd.DataFrame:
+def prepare(run: Path, data: Sequence[LabelledImage], wanted: DatasetOptions, log: Log) -> pd.DataFrame:
     """Index and audit the data, write the run's dataset.parquet and audit.json, say what is in it.
 
     Raises DataError for data that cannot be used, also where metadata alone gives the class
@@ -48,36 +47,36 @@ def prepare(run: Path, data: Sequence[LabelledImage], wanted: DatasetOptions, sa
     artifacts.ensure_writable(run)
     items, indexed = dataset.index_items(data, wanted.skip_unreadable)
     for message in indexed.errors.values():
-        say(f"left out: {message}")
+        log(f"left out: {message}")
     if wanted.against is not None:
-        items, indexed = _compare(items, indexed, other.read_test(wanted.against, wanted.images), wanted, say)
+        items, indexed = _compare(items, indexed, other.read_test(wanted.against, wanted.images), wanted, log)
     near = dataset.near_pairs(indexed)
     frame = dataset.assemble(items, indexed, near, wanted.fractions, wanted.seed, wanted.hold_out)
     if wanted.folds is not None:
         frame["fold"] = splits.assign_folds(frame, wanted.folds, wanted.seed)
     found = _audit(run, frame, items, indexed, near, wanted.notes)
     for line in audit.lines(found):
-        say(line)
+        log(line)
     if not (wanted.accept_shortcuts or wanted.canonical):
         audit.refuse_blocked(found, " ".join(map(str, wanted.data)) or items[0].root)
-    _write_plan(run, frame, indexed, wanted.canonical, say)
+    _write_plan(run, frame, indexed, wanted.canonical, log)
     artifacts.write_parquet(artifacts.dataset_path(run), frame)
-    say(f"{len(frame)} images")
-    say(dataset.describe(frame))
+    log(f"{len(frame)} images")
+    log(dataset.describe(frame))
     return frame
 
 
 def _compare(
-    items: list[LabelledImage], indexed: FileIndex, test: other.Test, wanted: DatasetOptions, say: Say
+    items: list[LabelledImage], indexed: FileIndex, test: other.Test, wanted: DatasetOptions, log: Log
 ) -> tuple[list[LabelledImage], FileIndex]:
     """Say what tells the data from the test, and leave out what they share if that is asked for."""
     shared = other.overlapping(indexed, test)
     names = np.array([item.group or item.id for item in items], dtype=object)
     for finding in other.compare(items, indexed, names, test, shared):
-        say(str(finding))
+        log(str(finding))
     if not wanted.exclude_overlap or not shared:
         return items, indexed
-    say(f"left out: {len({row for row, _ in shared})} images that the test shows too")
+    log(f"left out: {len({row for row, _ in shared})} images that the test shows too")
     return other.without(items, indexed, shared)
 
 
@@ -103,7 +102,7 @@ def _audit(
     return found
 
 
-def _write_plan(run: Path, frame: pd.DataFrame, indexed: FileIndex, wanted: bool, say: Say) -> None:
+def _write_plan(run: Path, frame: pd.DataFrame, indexed: FileIndex, wanted: bool, log: Log) -> None:
     path = artifacts.canonical_path(run)
     if not wanted:
         path.unlink(missing_ok=True)
@@ -111,4 +110,4 @@ def _write_plan(run: Path, frame: pd.DataFrame, indexed: FileIndex, wanted: bool
     plan = canonical.make_plan(indexed.headers, frame["label"].to_numpy(), left_out=0.0)
     artifacts.write_json(path, {"plan": plan.to_dict()})
     low, high = plan.quality
-    say(f"canonical form as images are read: crops of {plan.size} pixels, JPEG quality {low} to {high}")
+    log(f"canonical form as images are read: crops of {plan.size} pixels, JPEG quality {low} to {high}")

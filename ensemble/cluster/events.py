@@ -27,9 +27,9 @@ class Events:
         self._flush()
         self._write({"what": what, **values})
 
-    def say(self, line: str) -> None:
-        """As `Watch.say`; so are the next."""
-        self.tell("say", line=line)
+    def log(self, line: str) -> None:
+        """As `TrainingCallback.log`; so are the next."""
+        self.tell("log", line=line)
 
     def part(self, title: str, epochs: int, steps: int, done: int = 0, share: float = 1.0) -> None:
         """As `Watch.part`."""

@@ -16,11 +16,12 @@ from ensemble.cluster.placement import ResourceRequest
 from ensemble.cluster.train_worker import TrainRequest
 from ensemble.core import artifacts
 from ensemble.core.errors import ManyeyesError, UnavailableError, first_line
+from ensemble.core.log import Log
 from ensemble.core.recipe import Recipe
 from ensemble.models import checkpoints
 from ensemble.training.live_progress import LiveProgress
 from ensemble.training.train_all import Outcome
-from ensemble.training.train_member import Say, TrainContext
+from ensemble.training.train_member import TrainContext
 
 LOOK = 0.5  # seconds between two looks at what the tasks tell
 NODES = 5.0  # seconds between two looks at which nodes live
@@ -54,7 +55,7 @@ def train_members(
     weights: Mapping[str, int],
     run: Path,
     setup: TrainContext,
-    say: Say,
+    log: Log,
     leads: Mapping[str, str],
 ) -> list[Outcome]:
     """The outcomes of all recipes; those `todo` are trained, as many at once as the cluster holds.
@@ -64,10 +65,10 @@ def train_members(
     """
     clock = _Clock()
     outcomes = {recipe.name: Outcome(recipe.name, "unchanged") for recipe in recipes}
-    with LiveProgress([recipe.name for recipe in recipes], say, clock=clock, several=True) as board:
+    with LiveProgress([recipe.name for recipe in recipes], log, clock=clock, several=True) as board:
         for recipe in recipes:
             if recipe not in todo:
-                board.say(leads[recipe.name])
+                board.log(leads[recipe.name])
                 board.finished(recipe.name, "unchanged")
         if not todo:
             return list(outcomes.values())
@@ -81,7 +82,7 @@ def train_members(
         try:
             for outcome in _follow(cluster.ray, tasks, board, clock, leads):
                 if outcome.status == "failed":
-                    board.say(f"  {outcome.name}: failed: {outcome.error}")
+                    board.log(f"  {outcome.name}: failed: {outcome.error}")
                 board.finished(outcome.name, outcome.status, outcome.score, outcome.seconds, outcome.error)
                 outcomes[outcome.name] = outcome
         except BaseException:
@@ -207,7 +208,7 @@ def _follow(
             room = math.inf
             wanted, nodes = next(iter(tasks.values())), connect.nodes(ray)
             needs = f"{wanted.name} needs {placement.asked(wanted.share)}"
-            board.say(f"  waiting for room: {needs}; the cluster has {placement.told(nodes)}, which others may use")
+            board.log(f"  waiting for room: {needs}; the cluster has {placement.told(nodes)}, which others may use")
         for reference in ready:
             yield _outcome(ray, reference, tasks.pop(reference))
         if time.monotonic() - looked > NODES:
@@ -228,11 +229,11 @@ def _replay(task: _Task, board: LiveProgress, clock: _Clock, leads: Mapping[str,
         if what == "begin":
             task.node = event["node_id"]
             again = f" (try {event['attempt']})" if event["attempt"] > 1 else ""
-            board.say(f"{leads[task.name]}{event['node']}{again}")
+            board.log(f"{leads[task.name]}{event['node']}{again}")
             board.member(task.name, event["node"])
         board.turn(task.name)
-        if what == "say":
-            board.say(f"  {task.name}: {event['line'].strip().removeprefix(f'{task.name}: ')}")
+        if what == "log":
+            board.log(f"  {task.name}: {event['line'].strip().removeprefix(f'{task.name}: ')}")
         elif what == "scoring":
             task.scored = board.scoring(**event)
         elif what == "scored":
@@ -255,7 +256,7 @@ def _miss_nodes(ray: Any, tasks: Sequence[_Task], board: LiveProgress) -> None:
     for task in tasks:
         if task.node and task.node not in alive:
             task.node = ""
-            board.say(f"  {task.name}: its node is gone; it goes on from its last saved state where there is room")
+            board.log(f"  {task.name}: its node is gone; it goes on from its last saved state where there is room")
             board.waits(task.name)
 
 

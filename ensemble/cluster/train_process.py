@@ -24,7 +24,7 @@ from ensemble.training.train_member import TrainContext
 class Silent:
     """A Watch for the processes that do not speak."""
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Nothing; so do the next."""
 
     def part(self, title: str, epochs: int, steps: int, done: int = 0, share: float = 1.0) -> None:

@@ -6,7 +6,7 @@ only the generator's traces differ. Every tile of a photograph stays in one spli
 """
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from ensemble.core import artifacts
 from ensemble.core.errors import DataError
+from ensemble.core.log import Log
 from ensemble.images import decode
 
 # Sharp ones: a blurred tile holds nothing that a generator could have changed.
@@ -35,13 +36,13 @@ STEPS = 200  # of the generator's training
 Tile = tuple[str, int, Image.Image, int]  # photograph, label, pixels, JPEG quality
 
 
-def make_demo_data(folder: Path, say: Callable[[str], object], seed: int = 0) -> None:
+def make_demo_data(folder: Path, log: Log, seed: int = 0) -> None:
     """Write train.csv, test.csv, labels.csv, sample_submission.csv and their tiles below `folder`.
 
     What is already whole is kept. Raises DataError if the photographs' package is missing.
     """
     if (folder / "labels.csv").is_file():  # written last
-        say(f"demo data is in {folder}")
+        log(f"demo data is in {folder}")
         return
     photos = packaged_photos()
     rng = np.random.default_rng(seed)
@@ -57,7 +58,7 @@ def make_demo_data(folder: Path, say: Callable[[str], object], seed: int = 0) ->
                 (test if split == "test" else train).append((name, label, tile, int(rng.integers(85, 99))))
     _write(folder, "train", [train[i] for i in rng.permutation(len(train))])
     _write(folder, "test", [test[i] for i in rng.permutation(len(test))])
-    say(
+    log(
         f"{len(train)} training and {len(test)} test tiles of {len(photos)} photographs "
         f"({len(TEST_PHOTOS)} for the test alone) -> {folder}"
     )

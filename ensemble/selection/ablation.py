@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ensemble.core import bootstrap, metrics
 from ensemble.core.errors import DataError
+from ensemble.core.log import Log
 from ensemble.core.metrics import Interval
 from ensemble.core.recipe import Recipe
 from ensemble.data import dataset
@@ -28,7 +29,7 @@ from ensemble.models.torch_runner import torch_runner
 from ensemble.selection import select
 from ensemble.training.distributed import ProcessGroup
 from ensemble.training.live_progress import LiveProgress
-from ensemble.training.train_member import Say, TrainContext, train_member
+from ensemble.training.train_member import TrainContext, train_member
 
 ARMS = ("selected", "random")
 # the epoch is chosen on the tune part; the held-out part goes back to training, as half B is held out
@@ -93,7 +94,7 @@ def ablate(
     seeds: int,
     seed: int,
     device: str,
-    say: Say,
+    log: Log,
     clusters: int | None = None,
 ) -> dict[str, Any]:
     """Train both arms over `seeds` seeds and compare them on half B; a JSON-ready report.
@@ -112,8 +113,8 @@ def ablate(
         chosen = select.select(material.pool, material.labels, material.allowed, vectors, counts, number, clusters).rows
         drawn = select.random_rows(material.pool, material.labels, material.allowed, counts, number)
         for arm, rows in zip(ARMS, (chosen, drawn), strict=True):
-            say(f"seed {number}, trained on {len(rows)} {arm} images")
-            logits[arm].append(_train_and_score(recipe, checkpoint, material, rows, scored, number, device, say))
+            log(f"seed {number}, trained on {len(rows)} {arm} images")
+            logits[arm].append(_train_and_score(recipe, checkpoint, material, rows, scored, number, device, log))
     report = compare(labels[~in_a], np.asarray(names)[~in_a], *(np.stack(logits[arm]) for arm in ARMS))
     sizes = {"half_a": int(in_a.sum()), "half_b": len(scored), "half_b_groups": len(set(np.asarray(names)[~in_a]))}
     sizes |= {"images": sum(counts.values()), "ai": counts[1], "real": counts[0]}
@@ -129,7 +130,7 @@ def _train_and_score(
     files: Sequence[Path],
     seed: int,
     device: str,
-    say: Say,
+    log: Log,
 ) -> np.ndarray:
     """float64 [B]: logits of `files` by a member trained on pool rows, in a run that is thrown away."""
     items = [material.items[row] for row in rows]
@@ -140,7 +141,7 @@ def _train_and_score(
     frame = frame.assign(split=frame["split"].replace("heldout", "train"))
     with tempfile.TemporaryDirectory(prefix="manyeyes-") as folder:
         run = Path(folder)
-        with LiveProgress([recipe.name], say) as board:
+        with LiveProgress([recipe.name], log) as board:
             board.member(recipe.name, device)
             train_member(recipe, checkpoint, frame, run, TrainContext(seed, ProcessGroup(device=device)), board)
         runner = torch_runner(recipe.name, load_member(run, recipe.name), torch.device(device))

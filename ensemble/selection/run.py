@@ -10,6 +10,7 @@ import pandas as pd
 
 from ensemble.core import artifacts, feature_cache
 from ensemble.core.errors import DataError, join_limited
+from ensemble.core.log import Log
 from ensemble.core.recipe import Recipe
 from ensemble.core.recipe_files import load_recipes
 from ensemble.data.sources import LabelledImage
@@ -21,7 +22,6 @@ from ensemble.selection.data import read_pools, read_test, refuse_overlap
 from ensemble.selection.output import ABLATION, check_output, write_selection
 from ensemble.selection.select import UNLABELLED, Selection
 from ensemble.training import train_all as runs
-from ensemble.training.train_member import Say
 
 
 @dataclass(frozen=True)
@@ -68,17 +68,17 @@ class Result:
     counts: dict[int, int]
 
 
-def select_images(job: SelectOptions, say: Say) -> Result:
+def select_images(job: SelectOptions, log: Log) -> Result:
     """Choose images as `job` says and write its output folder.
 
     Raises, before any image is read, for what is known to fail.
     """
-    items, tests, counts = _read(job, say)
+    items, tests, counts = _read(job, log)
     device = choose_device(job.device)
     embedder = features.load_embedder(job.embedder, device)
     cache = feature_cache.default_path() if job.cache else None
-    say(f"{len(tests)} test images, {len(items)} in the pool, embedded by {embedder.name} on {device}")
-    material, dropped = _embed(job, items, tests, embedder, cache, say)
+    log(f"{len(tests)} test images, {len(items)} in the pool, embedded by {embedder.name} on {device}")
+    material, dropped = _embed(job, items, tests, embedder, cache, log)
     vectors, labels = material.test.vectors, material.labels
     arguments = (material.pool, labels, material.allowed)
     chosen = select.select(*arguments, vectors, counts, job.seed, job.clusters)
@@ -104,17 +104,17 @@ def select_images(job: SelectOptions, say: Say) -> Result:
     return Result(frame, chosen, dropped, len(vectors), quartiles, material, counts)
 
 
-def ablate_selection(job: SelectOptions, result: Result, say: Say) -> dict[str, Any]:
+def ablate_selection(job: SelectOptions, result: Result, log: Log) -> dict[str, Any]:
     """The ablation of `ablate.ablate`, written beside selection.csv."""
     device = choose_device(job.device)
     report = ablate(
-        _recipe(job), result.material, result.counts, job.seeds, job.seed, device, say, clusters=job.clusters
+        _recipe(job), result.material, result.counts, job.seeds, job.seed, device, log, clusters=job.clusters
     )
     artifacts.write_json(job.output / ABLATION, report)
     return report
 
 
-def _read(job: SelectOptions, say: Say) -> tuple[list[LabelledImage], list[LabelledImage], dict[int, int]]:
+def _read(job: SelectOptions, log: Log) -> tuple[list[LabelledImage], list[LabelledImage], dict[int, int]]:
     """The pool's images, the test's, and how many of each class to choose; all that can be refused early is."""
     refuse_overlap(job.test, job.pools)
     check_output(job.output, [job.test, *job.pools])
@@ -126,7 +126,7 @@ def _read(job: SelectOptions, say: Say) -> tuple[list[LabelledImage], list[Label
     tests = read_test(job.test, job.images, job.test_labels, labelled=job.recipe is not None)
     items, notes = read_pools(job.pools, job.images, job.classes, job.positive, job.group_column)
     for note in notes:
-        say(note)
+        log(note)
     neighbours.check_search(len(items))
     labels = np.array([item.label for item in items])
     unlabelled = bool((labels == UNLABELLED).all())
@@ -155,7 +155,7 @@ def _embed(
     tests: Sequence[LabelledImage],
     embedder: features.Embedder,
     cache: Path | None,
-    say: Say,
+    log: Log,
 ) -> tuple[Material, int]:
     """Features of both, and how many pool images are near-duplicates of test images.
 
@@ -168,17 +168,17 @@ def _embed(
             "repair or remove them, or leave them out with --skip-unreadable"
         )
     for message in test.errors.values():
-        say(f"left out of the test: {message}")
+        log(f"left out of the test: {message}")
     pool = features.embed_images([item.file for item in items], embedder, cache, title="embed pool")
     for message in pool.errors.values():
-        say(f"left out of the pool: {message}")
+        log(f"left out of the pool: {message}")
     if not len(pool.rows):
         raise DataError(f"no image of {len(items)} in the pool can be read; name another --pool")
     kept = [items[row] for row in pool.rows]
     unsure = select.conflicting(pool, np.array([item.label for item in kept]))
     if unsure.any():
         named = join_limited((kept[row].file for row in np.flatnonzero(unsure)), 4)
-        say(f"left out of the pool: {unsure.sum()} images whose very pixels are labelled both ai and real ({named})")
+        log(f"left out of the pool: {unsure.sum()} images whose very pixels are labelled both ai and real ({named})")
     of_test = select.duplicates_of_test(pool, test)
     allowed = ~(of_test | unsure)
     return Material(kept, pool, allowed, [tests[row] for row in test.rows], test), int(of_test.sum())

@@ -5,7 +5,7 @@ The state of an unfinished fit on disk: one safetensors file, replaced whole, so
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, join_limited
+from ensemble.core.log import Log
 from ensemble.core.recipe import Recipe
 
 REMEDY = "train with --fresh to start anew"
@@ -30,7 +31,7 @@ def training_fingerprint(recipe: Recipe, data_sha256: str, seed: int, version: i
 
 
 @contextmanager
-def member_lock(run: Path, name: str, say: Callable[[str], object]) -> Iterator[None]:
+def member_lock(run: Path, name: str, log: Log) -> Iterator[None]:
     """The member's training for this process alone; another that has it is waited for, which is said."""
     path = artifacts.beside_work_path(run, name, "lock")
     artifacts.ensure_folder(path.parent)
@@ -39,7 +40,7 @@ def member_lock(run: Path, name: str, say: Callable[[str], object]) -> Iterator[
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            say(f"  {name}: another process trains it; waiting for that one to end")
+            log(f"  {name}: another process trains it; waiting for that one to end")
             lock.acquire()
     except (OSError, NotImplementedError) as error:
         raise ArtifactError(f"cannot lock {path} ({error}); choose a --run on storage with file locks") from None
@@ -58,9 +59,7 @@ def open_workdir(run: Path, name: str, kind: Mapping[str, Any]) -> Path:
     return work
 
 
-def check(
-    run: Path, kinds: Mapping[str, Mapping[str, Any]], fresh: bool, say: Callable[[str], object] = print
-) -> list[str]:
+def check(run: Path, kinds: Mapping[str, Mapping[str, Any]], fresh: bool, log: Log = print) -> list[str]:
     """Names of members whose interrupted training will be gone on from.
 
     fresh: remove what was begun, once nobody works on it. Raises ArtifactError, saying what changed,
@@ -70,7 +69,7 @@ def check(
     for name, kind in kinds.items():
         work = artifacts.work_path(run, name)
         if fresh:
-            with member_lock(run, name, say):
+            with member_lock(run, name, log):
                 shutil.rmtree(work, ignore_errors=True)
         if not has_checkpoint(work):
             continue

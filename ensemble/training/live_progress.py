@@ -12,29 +12,28 @@ from rich.live import Live
 from rich.text import Text
 
 from ensemble.core import eta
+from ensemble.core.log import Log
 from ensemble.training import progress as board_table
 from ensemble.training.progress import Progress, Row
 
 REFRESH = 1.0  # seconds between two drawings of the table, each some milliseconds
 PLAIN = 180.0  # seconds between two lines of progress without a terminal
 
-Say = Callable[[str], object]
-
 
 class LiveProgress:
     """Shows how training goes; a context manager.
 
-    names: the members that will be trained, in order. say: where lines go without a terminal.
+    names: the members that will be trained, in order. log: where lines go without a terminal.
     rates: expected seconds of a member, where known. several: members are worked on at once, on a
     cluster: `turn` says whose the next calls are, and lines carry names. Nothing is drawn by a thread, so what is
-    shown is as old as the last call. While it is entered, lines must come through `Board.say`:
+    shown is as old as the last call. While it is entered, lines must come through `LiveProgress.log`:
     click.echo would write into the table.
     """
 
     def __init__(
         self,
         names: Sequence[str],
-        say: Say,
+        log: Log,
         rates: Mapping[str, float] | None = None,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -42,7 +41,7 @@ class LiveProgress:
     ) -> None:
         self._rows = {name: Row(name, seconds=(rates or {}).get(name)) for name in names}
         self._rates = dict(rates or {})
-        self._say, self._clock, self._several = say, clock, several
+        self._log, self._clock, self._several = log, clock, several
         # A colour that is forced (FORCE_COLOR) does not make a log file a terminal.
         self._console = console or Console(force_terminal=sys.stdout.isatty())
         self._live: Live | None = None
@@ -65,10 +64,10 @@ class LiveProgress:
             self._live.stop()
             self._live = None
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """A line above the table, or a plain one."""
         if self._live is None:
-            self._say(line)
+            self._log(line)
         else:
             self._console.print(Text(line))
 
@@ -108,7 +107,7 @@ class LiveProgress:
             lead, epochs = f"{lead}{progress.lead}", f"/{progress.epochs}" if progress.epochs else ""
             progress.epoch()
         numbers = ", ".join(f"{name} {record[key]:.4f}" for key, name in _told(record).items())
-        self.say(f"  {lead}epoch {record['epoch']:.0f}{epochs}: {numbers}{', best' if better else ''}")
+        self.log(f"  {lead}epoch {record['epoch']:.0f}{epochs}: {numbers}{', best' if better else ''}")
         if better and self._name and "tune_auroc" in record:
             self._update(self._name, tune=f"{record['tune_auroc']:.4f}")
 
@@ -153,7 +152,7 @@ class LiveProgress:
         elif self._live is None and not always and now - self._shown >= PLAIN:
             self._shown = now
             for name, progress in self._running.items():
-                self.say(f"  {name}: {progress.line(now)}; {self._footer(now)}")
+                self.log(f"  {name}: {progress.line(now)}; {self._footer(now)}")
 
     def _draw(self) -> RenderableType:
         now = self._clock()

@@ -124,7 +124,7 @@ def _run_epoch(
         factor = lr_factor(number, total, train.warmup, train.schedule)
         set_lr(engine.optimizer, train.lr, factor)
         torch.manual_seed(_step_seed(job.seed, number, processes.rank))
-        waiting.append(optimizer_step(engine, [next(loaded) for _ in part], len(rows), board.say))
+        waiting.append(optimizer_step(engine, [next(loaded) for _ in part], len(rows), board.log))
         progress.step += 1
         if progress.step % every and progress.step < in_epoch:
             continue

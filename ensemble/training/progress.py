@@ -124,7 +124,7 @@ WINDOW = 30  # steps that images per second are taken over
 class TrainingCallback(Protocol):
     """Whom training tells how it goes: a Board, or what carries it to one elsewhere."""
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """A line for the user."""
 
     def part(self, title: str, epochs: int, steps: int, done: int = 0, share: float = 1.0) -> None:

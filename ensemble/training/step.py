@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from ensemble.core.errors import ArtifactError, TrainingError
+from ensemble.core.log import Log
 from ensemble.core.recipe import Train
 from ensemble.models.backbone import Member
 from ensemble.models.torch_runner import autocast
@@ -144,9 +145,7 @@ def summed_loss(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) ->
     return functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
 
 
-def optimizer_step(
-    engine: TrainState, batches: Sequence[Batch], count: int, say: Callable[[str], object]
-) -> torch.Tensor:
+def optimizer_step(engine: TrainState, batches: Sequence[Batch], count: int, log: Log) -> torch.Tensor:
     """One update from this process's batches of a step of `count` images over all processes.
 
     Returns float32 [2] on the device: the mean loss of this process's images, and the norm
@@ -161,7 +160,7 @@ def optimizer_step(
             if not _out_of_memory(error):
                 raise
             problem = str(error).splitlines()[0]
-        _halve(engine, problem, say)  # outside the handler: the traceback would keep the activations
+        _halve(engine, problem, log)  # outside the handler: the traceback would keep the activations
     engine.scaler.unscale_(engine.optimizer)
     norm = nn.utils.clip_grad_norm_(engine.member.parameters(), engine.train.clip)
     engine.scaler.step(engine.optimizer)
@@ -197,7 +196,7 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def _halve(engine: TrainState, problem: str, say: Callable[[str], object]) -> None:
+def _halve(engine: TrainState, problem: str, log: Log) -> None:
     engine.optimizer.zero_grad(set_to_none=True)
     gc.collect()
     if engine.processes.kind == "cuda":
@@ -209,4 +208,4 @@ def _halve(engine: TrainState, problem: str, say: Callable[[str], object]) -> No
         )
     before, engine.most = engine.most, -(-engine.most // 2)
     effective = engine.train.batch_size * engine.train.accumulate
-    say(f"  out of memory with {before} images at once: going on with {engine.most}, still {effective} a step")
+    log(f"  out of memory with {before} images at once: going on with {engine.most}, still {effective} a step")

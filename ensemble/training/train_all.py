@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ensemble.core import artifacts, metrics
 from ensemble.core.errors import BackboneError, ManyeyesError, first_line
+from ensemble.core.log import Log
 from ensemble.core.recipe import Recipe
 from ensemble.data import dataset
 from ensemble.images import canonical
@@ -29,7 +30,7 @@ from ensemble.training.live_progress import LiveProgress
 from ensemble.training.optimizer import check_network
 from ensemble.training.progress import TrainingCallback
 from ensemble.training.tracking import check_trackers
-from ensemble.training.train_member import TRAINING_VERSION, Say, TrainContext, train_member
+from ensemble.training.train_member import TRAINING_VERSION, TrainContext, train_member
 from ensemble.training.validation import Reading
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def train_all(
     frame: pd.DataFrame,
     run: Path,
     setup: TrainContext,
-    say: Say,
+    log: Log,
     fresh: bool = False,
     cluster: "Cluster | None" = None,
 ) -> list[Outcome]:
@@ -81,9 +82,9 @@ def train_all(
     precision.keep_freed_memory()
     kinds = work_kinds(recipes, frame, run, setup)
     todo = [recipe for recipe in recipes if not members.is_current(run, recipe.name, kinds[recipe.name])]
-    first, say = setup.processes.first, say if setup.processes.first else _nothing
+    first, log = setup.processes.first, log if setup.processes.first else _nothing
     wanted = {recipe.name: kinds[recipe.name] for recipe in todo}
-    goes_on = run_on_main(setup.processes, lambda: unfinished.check(run, wanted, fresh, say))
+    goes_on = run_on_main(setup.processes, lambda: unfinished.check(run, wanted, fresh, log))
     checkpoints = run_on_main(setup.processes, lambda: _each(todo, locate))
     weights = {recipe.name: _weight_bytes(recipe, checkpoints[recipe.name]) for recipe in todo}
     if first:
@@ -106,21 +107,21 @@ def train_all(
     if cluster is not None:
         from ensemble.cluster import train_driver
 
-        return train_driver.train_members(cluster, recipes, todo, weights, run, setup, say, leads)
+        return train_driver.train_members(cluster, recipes, todo, weights, run, setup, log, leads)
     outcomes = []
     with LiveProgress(
-        [recipe.name for recipe in recipes], say, console=None if first else Console(quiet=True)
+        [recipe.name for recipe in recipes], log, console=None if first else Console(quiet=True)
     ) as board:
         for recipe in recipes:
             if recipe not in todo:
-                board.say(leads[recipe.name])
+                board.log(leads[recipe.name])
                 outcome = Outcome(recipe.name, "unchanged")
             else:
-                board.say(f"{leads[recipe.name]}{setup.processes.device}")
+                board.log(f"{leads[recipe.name]}{setup.processes.device}")
                 board.member(recipe.name, setup.processes.device)
                 outcome = train_one(recipe, checkpoints[recipe.name], frame, run, setup, board)
                 if outcome.status == "failed":
-                    board.say(f"  failed: {outcome.error}")
+                    board.log(f"  failed: {outcome.error}")
             board.finished(recipe.name, outcome.status, outcome.score, outcome.seconds, outcome.error)
             outcomes.append(outcome)
     return outcomes
@@ -203,7 +204,7 @@ def train_one(
         with ExitStack() as stack:
 
             def current() -> bool:
-                stack.enter_context(unfinished.member_lock(run, recipe.name, board.say))
+                stack.enter_context(unfinished.member_lock(run, recipe.name, board.log))
                 return members.is_current(run, recipe.name, kind)
 
             if not run_on_main(setup.processes, current):

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,6 @@ from ensemble.training.validation import Reading, logits_of
 
 TRAINING_VERSION = 2  # raised by hand when training the same recipe would give another member
 
-Say = Callable[[str], object]
 ALONE = ProcessGroup()
 SCORE_COLUMNS = ["id", "label", "split", "fold"]
 

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
+from ensemble.core.log import Log
 from export.bundle import bundle, operating_point, precisions
 from export.bundle.certificate import AUROC_LIMIT, FLIPS_LIMIT, LEAST_IMAGES, certify
 from export.bundle.check_images import SampleImages
 from export.bundle.operating_point import OperatingPoint
-from export.bundle.precisions import CertifyOptions, Say
+from export.bundle.precisions import CertifyOptions
 from export.runtimes.runner import open_runner, require_torch, torch_runner
 
 if TYPE_CHECKING:
@@ -69,19 +70,19 @@ def open_workdir(path: Path, folder: Path, force: bool) -> BundleBuild:
     return BundleBuild(path, folder, certificates.get("precisions", {}), point)
 
 
-def export_member(job: Job, work: Path, say: Say) -> dict[str, Any]:
+def export_member(job: Job, work: Path, log: Log) -> dict[str, Any]:
     """The member's record: `entry`, `files` with their hashes, `certificate`. Converting needs torch."""
     path = _record_path(work, job.name)
     if path.is_file():
         record = read_record(work, job.name)
         if record["entry"]["source"] == job.source and record["files"] == _hashes(work, record["entry"]):
-            say(f"{job.name}: unchanged, taken over")
+            log(f"{job.name}: unchanged, taken over")
             return record
         path.unlink()
     require_torch()
     from export.bundle.convert import convert, gflop
 
-    say(f"{job.name}: converting")
+    log(f"{job.name}: converting")
     member = job.load()
     entry = {
         "file": f"members/{job.name}.{bundle.PRECISION}.onnx",
@@ -99,7 +100,7 @@ def export_member(job: Job, work: Path, say: Say) -> dict[str, Any]:
         file.unlink()
         raise
     largest = ", ".join(f"{found['max_abs_difference']:.1e} in {name}" for name, found in certified["fp32"].items())
-    say(f"{job.name}: largest difference of a logit {largest}, on {job.samples.what}")
+    log(f"{job.name}: largest difference of a logit {largest}, on {job.samples.what}")
     return _write_record(work, job.name, entry, certified)
 
 
@@ -109,7 +110,7 @@ def read_record(work: Path, name: str) -> dict[str, Any]:
 
 
 def finalize(
-    work: BundleBuild, records: Mapping[str, Any], elsewhere: Sequence[str], wish: CertifyOptions, say: Say
+    work: BundleBuild, records: Mapping[str, Any], elsewhere: Sequence[str], wish: CertifyOptions, log: Log
 ) -> dict[str, Any]:
     """Certify, write bundle.json and put the work folder in place; returns what certificate.json holds.
 
@@ -117,7 +118,7 @@ def finalize(
     members that were trained elsewhere.
     """
     entries = {name: record["entry"] for name, record in records.items()}
-    decision = precisions.decide(work.path, entries, work.older, wish, say)
+    decision = precisions.decide(work.path, entries, work.older, wish, log)
     values = {
         "members": {name: record["certificate"] for name, record in records.items()},
         "precisions": decision.certificates,
@@ -127,13 +128,13 @@ def finalize(
     kept = {work.path / file for entry in decision.entries.values() for file in bundle.files_of(entry)}
     for path in set((work.path / "members").iterdir()) - kept:
         path.unlink()
-    _keep_point(work, records, say)
+    _keep_point(work, records, log)
     bundle.write_bundle(work.path, decision.entries, elsewhere, decision.precisions)
     artifacts.replace_folder(work.path, work.folder)
     return values
 
 
-def _keep_point(work: BundleBuild, records: Mapping[str, Any], say: Say) -> None:
+def _keep_point(work: BundleBuild, records: Mapping[str, Any], log: Log) -> None:
     """Take over what frontier chose for these members and this stack; what it chose for others is dropped."""
     (work.path / operating_point.FILE).unlink(missing_ok=True)
     entries = {name: record["entry"] for name, record in records.items()}
@@ -141,7 +142,7 @@ def _keep_point(work: BundleBuild, records: Mapping[str, Any], say: Say) -> None
     if work.point and work.point.made_from == operating_point.identity(work.path, entries, hashes):
         artifacts.write_json(work.path / operating_point.FILE, work.point.to_dict())
     elif operating_point.listed(work.folder):
-        say(
+        log(
             "What frontier chose was for other members or another stack, and is dropped: all members run; "
             f"{operating_point.AGAIN}"
         )

@@ -4,7 +4,7 @@ Classifiers that were fine-tuned elsewhere -> a bundle of them, without a run. N
 """
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ import pandas as pd
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, BackboneError
 from ensemble.core.hub_download import download_classifier
+from ensemble.core.log import Log
 from ensemble.data import dataset
 from ensemble.data.files import at_home
 from ensemble.data.sources import LabelledImage
@@ -28,13 +29,11 @@ from ensemble.stacking.stack import StackOptions, StackResult, read_stacker
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle, check_images, heldout_rows, hub_bundles, member_logits, precisions
 from export.bundle.builder import Job, export_member, finalize, open_workdir, read_record
-from export.bundle.precisions import FP32, NOTHING, CertifyOptions, Say, columns
+from export.bundle.precisions import FP32, NOTHING, CertifyOptions, columns
 from export.runtimes.runner import require_torch
 
 
-def export_run(
-    run: Path, say: Callable[[str], object], force: bool = False, wish: CertifyOptions = NOTHING
-) -> dict[str, Any]:
+def export_run(run: Path, log: Log, force: bool = False, wish: CertifyOptions = NOTHING) -> dict[str, Any]:
     """Bring the run's bundle up to date; returns what certificate.json holds.
 
     A member converted before from the same weights is taken over, unless `force`. Precisions
@@ -51,13 +50,13 @@ def export_run(
         for name in stacker.members
         if name not in elsewhere
     ]
-    records = {job.name: export_member(job, work.path, say) for job in jobs}
+    records = {job.name: export_member(job, work.path, log) for job in jobs}
     _copy_others(run, work.path, elsewhere)
     heldout_rows.write_rows(work.path, stacker.members, _scored_unseen(run, stacker.members))
-    return finalize(work, records, elsewhere, replace(wish, evidence=wish.evidence or held, training=training), say)
+    return finalize(work, records, elsewhere, replace(wish, evidence=wish.evidence or held, training=training), log)
 
 
-def certify_bundle(folder: Path, say: Callable[[str], object], wish: CertifyOptions) -> dict[str, Any]:
+def certify_bundle(folder: Path, log: Log, wish: CertifyOptions) -> dict[str, Any]:
     """Decide anew which precisions a bundle's members may run at; nothing is converted. Returns as `export_run`."""
     folder = folder.resolve()
     artifacts.restore_folder(folder)
@@ -72,7 +71,7 @@ def certify_bundle(folder: Path, say: Callable[[str], object], wish: CertifyOpti
     (work.path / heldout_rows.FILE).unlink(missing_ok=True)
     if (folder / heldout_rows.FILE).is_file():
         shutil.copyfile(folder / heldout_rows.FILE, work.path / heldout_rows.FILE)
-    return finalize(work, records, elsewhere, wish, say)
+    return finalize(work, records, elsewhere, wish, log)
 
 
 def _scored_unseen(run: Path, names: Sequence[str]) -> Rows:
@@ -98,7 +97,7 @@ def _copy_others(source: Path, target: Path, elsewhere: list[str]) -> None:
 def export_foreign(
     sources: Mapping[str, str],
     folder: Path,
-    say: Say,
+    log: Log,
     positive: str | None = None,
     force: bool = False,
     stack_on: Sequence[LabelledImage] = (),
@@ -120,16 +119,16 @@ def export_foreign(
     jobs = [
         Job(one.name, artifacts.json_sha256([one.sha256, bundle.CONVERTER_VERSION]), one.load, samples) for one in found
     ]
-    records = {job.name: export_member(job, work.path, say) for job in jobs}
+    records = {job.name: export_member(job, work.path, log) for job in jobs}
     stacked = None
     (work.path / heldout_rows.FILE).unlink(missing_ok=True)
     if stack_on:
-        stacked = _stack(work.path, records, stack_on, say)
+        stacked = _stack(work.path, records, stack_on, log)
     else:
         names = tuple(records)
         mean = Stacker(names, (1 / len(names),) * len(names), 0.0, kind="mean")
         artifacts.write_json(artifacts.stacker_path(work.path), mean.to_dict())
-    return finalize(work, records, (), wish, say), stacked
+    return finalize(work, records, (), wish, log), stacked
 
 
 def locate(source: str) -> Path:
@@ -142,14 +141,14 @@ def locate(source: str) -> Path:
     return download_classifier(*hub_bundles.parse(source))
 
 
-def _stack(work: Path, records: Mapping[str, Any], items: Sequence[LabelledImage], say: Say) -> StackResult:
+def _stack(work: Path, records: Mapping[str, Any], items: Sequence[LabelledImage], log: Log) -> StackResult:
     """Fit a stacker on labelled images by the exported files' logits, and write stacker.json."""
     readable, indexed = dataset.index_items(items, skip_unreadable=True)
     if lost := len(items) - len(readable):
-        say(f"{lost} of {len(items)} images could not be read and were left out of the stack")
+        log(f"{lost} of {len(items)} images could not be read and were left out of the stack")
     near = dataset.near_pairs(indexed)
     rows = dataset.assemble(readable, indexed, near, Fractions(), seed=0, check=False).assign(split="heldout")
-    say(f"Scoring {len(rows)} images by {len(records)} members at fp32, for the stack")
+    log(f"Scoring {len(rows)} images by {len(records)} members at fp32, for the stack")
     entries = {name: record["entry"] for name, record in records.items()}
     logits, errors = member_logits.compute(dataset.files(rows), columns(work, entries, FP32), "stack")
     kept = [row for row in range(len(rows)) if row not in errors]

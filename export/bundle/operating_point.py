@@ -3,7 +3,7 @@
 It lies in the bundle as point.json, and holds for the members and the stack that it was chosen for. No torch.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, ManyeyesError, join_limited
+from ensemble.core.log import Log
 from ensemble.core.metrics import Interval
 from ensemble.core.names import is_member_name
 from ensemble.stacking.cascade import Cascade, Report
@@ -142,9 +143,9 @@ def identity(folder: Path, entries: Mapping[str, Any], hashes: Mapping[str, str]
 
 
 def allowed(
-    chosen: OperatingPoint, values: Mapping[str, Any], pairs: Collection[tuple[str, str]], say: Callable[[str], object]
+    chosen: OperatingPoint, values: Mapping[str, Any], pairs: Collection[tuple[str, str]], log: Log
 ) -> dict[tuple[str, str], frozenset[str]]:
-    """As `bundle.may_run`, for the point's stack at some pairs; `say` is told what no longer holds of them.
+    """As `bundle.may_run`, for the point's stack at some pairs; `log` is told what no longer holds of them.
 
     Its members were certified together, so a precision that the bundle has since withdrawn from one
     of them, or for which it has another file, is withdrawn from all.
@@ -158,9 +159,9 @@ def allowed(
         if set(made.files) <= may.get(pair, frozenset()) and made.files == _files(made.files, values, setting):
             found[pair] = frozenset(made.files)
             if made.by != capabilities.version(setting.runtime):
-                say(f"Still allowed, though certified with other versions of libraries than those here: {key}")
+                log(f"Still allowed, though certified with other versions of libraries than those here: {key}")
         else:
-            say(
+            log(
                 f"What frontier chose for {key} runs at fp32: its files or what the bundle allows have changed; {AGAIN}"
             )
     return found

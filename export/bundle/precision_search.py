@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ensemble.core.errors import ArtifactError, UnavailableError, join_limited
+from ensemble.core.log import Log
 from ensemble.core.metrics import sigmoid
 from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.models.runner import Runner
@@ -80,7 +81,6 @@ def _module(node: Any) -> str:
     return found[-1] if found else node.name
 
 
-Say = Callable[[str], object]
 # writes the second file with these nodes in fp32; roughly: calibrated by few images
 Write = Callable[[Collection[str], bool], None]
 FP32 = RuntimeConfig("onnxruntime")
@@ -125,7 +125,7 @@ def add(
     entry: Mapping[str, Any],
     settings: Sequence[RuntimeConfig],
     training: Training | None,
-    say: Say,
+    log: Log,
 ) -> dict[str, Any]:
     """The entry with those second files that `settings` run and it lacks; int8 needs training images."""
     extended = dict(entry)
@@ -139,12 +139,12 @@ def add(
         contract = PreprocessConfig.from_dict(entry["contract"])
         second = LowPrecisionFile(name, folder / entry["file"], folder / file, contract, setting)
         if int8 and not _open_layers(second):
-            say(f"{name}: has no layers to quantize, and stays fp32")
+            log(f"{name}: has no layers to quantize, and stays fp32")
             continue
         try:
-            made = _make(second, training, say)
+            made = _make(second, training, log)
         except (ArtifactError, UnavailableError) as error:  # cannot be made, or cannot be run here
-            say(f"{name}: stays fp32: {str(error).removeprefix(f'{name}: ')}")
+            log(f"{name}: stays fp32: {str(error).removeprefix(f'{name}: ')}")
             second.target.unlink(missing_ok=True)
             continue
         extended |= {kind: file, "made": {**extended.get("made", {}), kind: made}}
@@ -161,25 +161,25 @@ def drop(folder: Path, name: str, entry: Mapping[str, Any], used: Collection[tup
     return {**kept, "made": made} if made else kept
 
 
-def _make(second: LowPrecisionFile, training: Training | None, say: Say) -> dict[str, Any]:
+def _make(second: LowPrecisionFile, training: Training | None, log: Log) -> dict[str, Any]:
     """Write the file; returns how it was made. Without training images nothing is compared, and no layer kept."""
-    write = _writer(second, training, say)
+    write = _writer(second, training, log)
     write((), False)
     layers = _open_layers(second)
     made: dict[str, Any] = {"layers": len(layers), "kept": []}
     if training is None:
         return made
     if second.setting.runtime == "tensorrt":
-        say(f"{second.name}: building TensorRT engines of its files, to time them; that takes minutes")
+        log(f"{second.name}: building TensorRT engines of its files, to time them; that takes minutes")
     whole = _times_fp32(second)
-    found = [] if _passes(second, training) else _search(second, layers, training, write, say)
+    found = [] if _passes(second, training) else _search(second, layers, training, write, log)
     speed = _times_fp32(second) if found else whole
     made["kept"] = [layer.name for layer in found]
     what = (
         f"kept in {second.higher} {len(found)} of {len(layers)} layers: {join_limited(made['kept'])}; " if found else ""
     )
     cost = f" ({whole:.2f} with no layer kept)" if found else ""
-    say(f"{second.name}: {what}{second.setting} runs {speed:.2f} times as fast as fp32{cost}")
+    log(f"{second.name}: {what}{second.setting} runs {speed:.2f} times as fast as fp32{cost}")
     made["compared_on"] = len(training.comparison.labels)
     if second.setting.precision == "int8":
         made |= {"by": _quantizer(second), "calibrated_on": len(training.calibration.labels)}
@@ -196,7 +196,7 @@ def _symmetric(second: LowPrecisionFile) -> bool:
     return second.setting.runtime == "tensorrt"
 
 
-def _writer(second: LowPrecisionFile, training: Training | None, say: Say) -> Write:
+def _writer(second: LowPrecisionFile, training: Training | None, log: Log) -> Write:
     if second.setting.precision == "fp16":
         from export.bundle.fp16 import write_half
 
@@ -207,7 +207,7 @@ def _writer(second: LowPrecisionFile, training: Training | None, say: Say) -> Wr
         raise ValueError("int8 is calibrated by training images")
     samples = check_images.samples_of(training.calibration)
     pixels = samples.pixels(second.contract)
-    say(f"{second.name}: quantizing with {_quantizer(second)}, by the ranges of its values on {samples.what}")
+    log(f"{second.name}: quantizing with {_quantizer(second)}, by the ranges of its values on {samples.what}")
     few = pixels[:: max(1, len(pixels) // ROUGH)]
     head = _nodes(read_layers(second.source)[-1:])
     return lambda kept, roughly: write_int8(
@@ -222,10 +222,10 @@ def _open_layers(second: LowPrecisionFile) -> list[Layer]:
 
 
 def _search(
-    second: LowPrecisionFile, layers: Sequence[Layer], training: Training, write: Write, say: Say
+    second: LowPrecisionFile, layers: Sequence[Layer], training: Training, write: Write, log: Log
 ) -> list[Layer]:
     """Rewrite the file with the fewest layers in fp32 that bring it within MARGIN; with none where most would not."""
-    say(
+    log(
         f"{second.name}: with all {len(layers)} layers in {second.setting.precision} {_told(second, training)}; "
         f"searching for layers to keep in {second.higher}"
     )
@@ -244,7 +244,7 @@ def _search(
     kept = (fewest(layers, harm, passes) if layers else None) or []
     write(_nodes(kept), False)
     if not kept:
-        say(f"{second.name}: no part of its layers would rescue it; the certificate decides about it as it is")
+        log(f"{second.name}: no part of its layers would rescue it; the certificate decides about it as it is")
     return kept
 
 

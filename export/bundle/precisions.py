@@ -1,7 +1,7 @@
 """Which precisions below fp32 a bundle's members may run at: certified on labelled images, or by the user's word."""
 
 import importlib.util
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 
 from ensemble.core import artifacts
 from ensemble.core.errors import DataError, UnavailableError, join_limited
+from ensemble.core.log import Log
 from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.models import external
 from ensemble.stacking.stacker import Stacker
@@ -20,7 +21,6 @@ from export.bundle.member_logits import Column
 from export.runtimes import capabilities
 from export.runtimes.settings import ON_CPU, ON_GPU, PRECISIONS, RuntimeConfig, named
 
-Say = Callable[[str], object]
 Entries = Mapping[str, Mapping[str, Any]]
 LOWER = tuple(precision for precision in PRECISIONS if precision != "fp32")
 FP32 = RuntimeConfig("onnxruntime")  # what the others are compared with
@@ -76,7 +76,7 @@ def require_int8(training: Training | None) -> None:
         raise UnavailableError("int8 needs onnx; run: pip install 'manyeyes[int8]'")
 
 
-def decide(folder: Path, entries: Entries, older: Mapping[str, Any], wish: CertifyOptions, say: Say) -> Decision:
+def decide(folder: Path, entries: Entries, older: Mapping[str, Any], wish: CertifyOptions, log: Log) -> Decision:
     """Certify what this machine can compute; certificates of `older` that still hold are kept.
 
     The folder holds stacker.json and the files of `entries`, to which second files are added,
@@ -105,26 +105,26 @@ def decide(folder: Path, entries: Entries, older: Mapping[str, Any], wish: Certi
         asked = lower if wish.uncertified else wanted
         making = [setting for setting in asked if setting.precision != "int8" or wish.int8]
         extended = {
-            name: precision_search.add(folder, name, entry, making, wish.training, say)
+            name: precision_search.add(folder, name, entry, making, wish.training, log)
             for name, entry in entries.items()
         }
     if not lower:
         why = capabilities.available().lacks[("openvino", "bf16")].partition(";")[0]
-        say(
+        log(
             f"Nothing more below fp32 was certified or allowed: {why}. On the machine that will score, run: "
             "python cli.py export --bundle DIR --certify-on DATA"
         )
     elif wanted and wish.evidence is None:
-        say(
+        log(
             f"Not certified: {join_limited(wanted)}. Give labelled images that no member was fitted on: "
             "--certify-on DATA"
         )
     elif wanted and wish.evidence is not None:
-        made = _certify(folder, extended, wish.evidence, wanted, say)
+        made = _certify(folder, extended, wish.evidence, wanted, log)
         found |= {key: {"made_from": made_from, **record} for key, record in made.items()}
     if kept := [setting for setting in old if _by_other_libraries(found, setting)]:
-        say(f"Still allowed, though certified with other versions of libraries than those here: {join_limited(kept)}")
-    precisions = _allowed(found, extended, lower if wish.uncertified else (), say)
+        log(f"Still allowed, though certified with other versions of libraries than those here: {join_limited(kept)}")
+    precisions = _allowed(found, extended, lower if wish.uncertified else (), log)
     used = {(name, bundle.second_file(named(key))) for key, may in precisions.items() for name in may["members"]}
     left = {name: precision_search.drop(folder, name, entry, used) for name, entry in extended.items()}
     return Decision(left, found, precisions)
@@ -135,7 +135,7 @@ def _by_other_libraries(found: Mapping[str, Any], setting: RuntimeConfig) -> boo
 
 
 def _allowed(
-    found: Mapping[str, Any], entries: Entries, unproven: Sequence[RuntimeConfig], say: Say
+    found: Mapping[str, Any], entries: Entries, unproven: Sequence[RuntimeConfig], log: Log
 ) -> dict[str, dict[str, Any]]:
     """Every precision that some members passed at, and every one of `unproven` for them all."""
     allowed = {key: {"members": made["usable"], "certified": True} for key, made in found.items() if made["usable"]}
@@ -144,17 +144,17 @@ def _allowed(
         if len(allowed.get(str(setting), {"members": ()})["members"]) < len(able):
             allowed[str(setting)] = {"members": able, "certified": False}
             who = "every member" if len(able) == len(entries) else join_limited(able)
-            say(f"{setting}: {who} may use it without a passing certificate, as --uncertified asks")
+            log(f"{setting}: {who} may use it without a passing certificate, as --uncertified asks")
     return allowed
 
 
 def _certify(
-    folder: Path, entries: Entries, given: LabelledImages, settings: Sequence[RuntimeConfig], say: Say
+    folder: Path, entries: Entries, given: LabelledImages, settings: Sequence[RuntimeConfig], log: Log
 ) -> dict[str, dict[str, Any]]:
     """What certificate.json says of each setting; nothing where the images that can be read are too few."""
     drawn = check_images.stratified_sample(given, MOST_IMAGES)
     if len(drawn.labels) >= LEAST_IMAGES:
-        say(
+        log(
             f"Certifying {join_limited(settings)} on {len(drawn.labels)} {drawn.what}: as long as scoring them "
             f"{1 + len(settings)} times, less what is kept from before"
         )
@@ -162,11 +162,11 @@ def _certify(
         every = [column for part in lists.values() for column in part]
         logits, errors = member_logits.compute(drawn.files, every, "certify")
         if errors:
-            say(f"{len(errors)} images could not be read and were left out: {join_limited(errors.values(), 2)}")
+            log(f"{len(errors)} images could not be read and were left out: {join_limited(errors.values(), 2)}")
         read = [row for row in range(len(drawn.labels)) if row not in errors]
         drawn, logits = drawn.rows(read), logits[read].astype(np.float64)
     if len(drawn.labels) < LEAST_IMAGES:
-        say(
+        log(
             f"Not certified: {join_limited(settings)}. {len(drawn.labels)} {drawn.what} are fewer than "
             f"{LEAST_IMAGES}, so "
             "nothing more may run below fp32; give more with --certify-on DATA"

@@ -11,6 +11,7 @@ import numpy as np
 from ensemble.cluster import nodes as ray_look
 from ensemble.cluster.connect import Node, load_ray
 from ensemble.core.errors import DataError, ManyeyesError, UnavailableError, error_line
+from ensemble.core.log import Log
 from ensemble.data.image_list import ImageList
 from ensemble.data.inputs import Inputs
 from ensemble.data.storage import readable
@@ -28,8 +29,6 @@ from export.runtimes.settings import ON_CPU, ON_GPU, RuntimeOptions
 MOST_SHARDS = 8  # to a task, which is lost with its worker
 TASKS = 4  # that each worker gets at least, so that all end at about the same time
 WAITING = 15  # seconds for room in the cluster, before that is said
-
-Say = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def plan(
     nodes: Sequence[Node],
     inputs: Inputs,
     partial: Path,
-    say: Say,
+    log: Log,
 ) -> Ready:
     """Decide on one worker what runs the bundle on all, as `predictor.load_bundle` does on one machine.
 
@@ -67,11 +66,11 @@ def plan(
     job = Job(source, home, _places(inputs, home), size.cpus, versions)
     desk = _desk(ray, source.folder, inputs.rows)
     here = replace(wanted, device="cpu") if not size.gpus and wanted.device == "auto" else wanted
-    prepared = _prepare(ray, job, here, size, desk, kept.prepared if kept else None, nodes, say)
+    prepared = _prepare(ray, job, here, size, desk, kept.prepared if kept else None, nodes, log)
     saved_plan.write(partial, source, wanted, SavedPlan(prepared, size.cpus, size.gpus))
     for line in prepared.lines:
-        say(line)
-    say(f"{size} on a Ray cluster: {told(nodes)}")
+        log(line)
+    log(f"{size} on a Ray cluster: {told(nodes)}")
     runners = [Runner(member.name, member.contract, _not_here) for member in prepared.plan.members]
     facts = replace(predictor.assemble(folder, prepared.plan, runners), identity=prepared.identity)
     return Ready(facts, size, job, prepared, desk)
@@ -186,14 +185,14 @@ def _prepare(
     desk: Any,
     before: WorkerPlan | None,
     nodes: Sequence[Node],
-    say: Say,
+    log: Log,
 ) -> WorkerPlan:
     remote = ray.remote(num_cpus=size.cpus, num_gpus=size.gpus, max_retries=1)(prepare)
     found = remote.remote(job, wanted, desk, before)
     try:
         if not ray.wait([found], timeout=WAITING)[0]:
             waits = "Waiting for a worker to decide what runs the bundle, or for room"
-            say(f"{waits}: {told(nodes)}, which others may use")
+            log(f"{waits}: {told(nodes)}, which others may use")
         return ray.get(found)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, ManyeyesError):

@@ -59,15 +59,15 @@ def bench(
     click.get_current_context().with_resource(quiet_decoders())
     lines: list[str] = []
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         lines.append(line)
         click.echo(line)
 
     folder = locate_bundle(bundle) if bundle else current_bundle(run)
-    plan = plan_bundle(folder, replace(wanted, full=full), say).members
+    plan = plan_bundle(folder, replace(wanted, full=full), log).members
     with TemporaryDirectory() as place, tqdm(total=4 * measure.ROUNDS, desc="bench", leave=False, disable=None) as bar:
         sources, what = measure.pictures(source, run if bundle is None else None, Path(place))
-        runners, rows = measure.measure_members(plan, say, bar.update)
+        runners, rows = measure.measure_members(plan, log, bar.update)
         found = measure.end_to_end(folder, device_of(plan), full, runners, sources, bar.update)
     _print(rows, found, what)
     if output:

@@ -8,7 +8,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha1
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, HubError, join_limited
 from ensemble.core.hub_download import NO_SUCH_LOGIN, brief, download, hub_errors, patiently
+from ensemble.core.log import Log
 from ensemble.core.names import LABELS, is_member_name
 from ensemble.models import members
 from ensemble.stacking.stacker import Stacker
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-Say = Callable[[str], object]
 Files = Mapping[str, Path | bytes]  # by their path in the repository
 CARD = "README.md"
 # what pushes write in folders that may hold the owner's files too; what is not written again is cleared
@@ -135,7 +135,7 @@ def push(
     repo: str,
     files: Files,
     card: str,
-    say: Say,
+    log: Log,
     private: bool = False,
     branch: str | None = None,
     message: str = "",
@@ -161,7 +161,7 @@ def push(
         if not changed and not stale:
             return Pushed(f"{api.endpoint}/{repo}/commit/{head}", (), ())
         additions = {path: CommitOperationAdd(path, file) for path, file in changed.items()}
-        _send_large(api, repo, branch, additions, say)
+        _send_large(api, repo, branch, additions, log)
         operations: list[CommitOperation] = [
             *additions.values(),
             *(CommitOperationDelete(path, is_folder=False) for path in stale),
@@ -175,7 +175,7 @@ def push(
             )
         for warning in warned:
             if warning.category is UserWarning and not str(warning.message).startswith(PARQUET):
-                say(" ".join(str(warning.message).split()))
+                log(" ".join(str(warning.message).split()))
         if ignored := sorted(set(wanted) - set(_files(api, repo, done.oid))):
             raise HubError(
                 f"{repo}: its .gitignore kept out {join_limited(ignored)}, so nobody can use what is there; delete the "
@@ -220,10 +220,10 @@ def _files(api: "HfApi", repo: str, commit: str) -> dict[str, "RepoFile"]:
     return {item.path: item for item in tree if isinstance(item, RepoFile)}
 
 
-def _send_large(api: "HfApi", repo: str, branch: str | None, additions: Mapping[str, Any], say: Say) -> None:
+def _send_large(api: "HfApi", repo: str, branch: str | None, additions: Mapping[str, Any], log: Log) -> None:
     large = {path: item for path, item in additions.items() if item.upload_info.size >= LARGE}
     for number, (path, item) in enumerate(large.items(), 1):
-        say(f"{number} of {len(large)} large files: {path}, {item.upload_info.size / 1e6:,.0f} MB")
+        log(f"{number} of {len(large)} large files: {path}, {item.upload_info.size / 1e6:,.0f} MB")
         api.preupload_lfs_files(repo, [item], revision=branch, num_threads=1, free_memory=False)
 
 

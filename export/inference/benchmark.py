@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
+from ensemble.core.log import Log
 from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.data import dataset
 from ensemble.data.inputs import read_inputs
@@ -23,7 +24,7 @@ from ensemble.images import decode
 from ensemble.images.decode import Source
 from ensemble.models.runner import Runner, chunk_rows, score_stream
 from ensemble.stacking.frontier import Costs
-from export.inference.plan import Planned, Say, device_of, open_member, plan_bundle
+from export.inference.plan import Planned, device_of, open_member, plan_bundle
 from export.runtimes import autotune, capabilities
 from export.runtimes.autotune import timer
 from export.runtimes.libraries import load_openvino, openvino_core
@@ -38,9 +39,9 @@ PEER_BATCH = 8
 Progress = Callable[[int], object]
 
 
-def measure_members(plan: Sequence[Planned], say: Say, progress: Progress) -> tuple[list[Runner], list[dict[str, Any]]]:
+def measure_members(plan: Sequence[Planned], log: Log, progress: Progress) -> tuple[list[Runner], list[dict[str, Any]]]:
     """The members ready to run, and a row for each; members take turns, times are medians of ROUNDS."""
-    runners = [open_member(member, say) for member in plan]
+    runners = [open_member(member, log) for member in plan]
     timers = [timer(runner, member.setting) for runner, member in zip(runners, plan, strict=True)]
     times = [_step(lambda: [each() for each in timers], progress) for _ in range(ROUNDS)]
     roofs = {member.setting: roof(member.setting) for member in plan}
@@ -208,7 +209,7 @@ def _step(call: Callable[[], Any], progress: Progress) -> Any:
 IMAGES, COST_ROUNDS = 64, 5
 
 
-def measure(plans: Mapping[str, Sequence[Planned]], sources: Sequence[Source], say: Say) -> Costs:
+def measure(plans: Mapping[str, Sequence[Planned]], sources: Sequence[Source], log: Log) -> Costs:
     """Costs on these images. plans: the same members at each precision; members are remembered, as `--tune` is."""
     (*_, plan) = plans.values()
     device = device_of(plan)
@@ -216,7 +217,7 @@ def measure(plans: Mapping[str, Sequence[Planned]], sources: Sequence[Source], s
     places = {contract.view: place for place, contract in enumerate(views)}
     with tqdm(total=sum(map(len, plans.values())) + COST_ROUNDS, desc="timing", leave=False, disable=None) as bar:
         decode, *more = _pixels(views, sources, device, bar.update)
-        members = {precision: _members(each, say, bar.update) for precision, each in plans.items()}
+        members = {precision: _members(each, log, bar.update) for precision, each in plans.items()}
     return Costs(
         decode,
         tuple(max(taken - decode, 0.0) for taken in more),
@@ -227,10 +228,10 @@ def measure(plans: Mapping[str, Sequence[Planned]], sources: Sequence[Source], s
     )
 
 
-def _members(plan: Sequence[Planned], say: Say, progress: Callable[[int], object]) -> dict[str, float]:
+def _members(plan: Sequence[Planned], log: Log, progress: Callable[[int], object]) -> dict[str, float]:
     machine, found = capabilities.available(), {}
     for member in plan:  # one at a time: together they might not fit into memory
-        runner = open_member(member, say)
+        runner = open_member(member, log)
         found[member.name] = 1000 * autotune.image_seconds(runner, member.setting, member.sha256, machine)
         progress(1)
     return found

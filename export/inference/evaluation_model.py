@@ -1,11 +1,12 @@
 """What `evaluate` scores: a run, a bundle or a classifier, with a hash of all that decides its logits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, BackboneError, join_limited
+from ensemble.core.log import Log
 from ensemble.evaluation.protocol import Model
 from ensemble.models import external
 from ensemble.models.runner import image_score
@@ -36,7 +37,7 @@ def load_model(
     source: str | None,
     onnx: bool,
     wanted: RuntimeOptions,
-    say: Callable[[str], object],
+    log: Log,
     positive: str | None = None,
 ) -> tuple[Model, str]:
     """The model, and what to call it. run: of `run_of`; where it is None, `source` is a bundle or a classifier.
@@ -51,21 +52,21 @@ def load_model(
         _refuse_external(run, read_stacker(run).members)
         if onnx:
             bundle.current_bundle(run)
-        ensemble = predictor.load_run(run, onnx, wanted, say)
+        ensemble = predictor.load_run(run, onnx, wanted, log)
     else:
-        ensemble = _load_alone(str(source), wanted, say, positive)
+        ensemble = _load_alone(str(source), wanted, log, positive)
     model = Model(image_score(ensemble.runners), ensemble.stacker, ensemble.identity, wanted.batch or BATCH)
     names = ensemble.stacker.members
     title = f"the stack of {len(names)} members" if run is not None or len(names) > 1 else names[0]
     return model, title
 
 
-def _load_alone(source: str, wanted: RuntimeOptions, say: Callable[[str], object], positive: str | None) -> Ensemble:
+def _load_alone(source: str, wanted: RuntimeOptions, log: Log, positive: str | None) -> Ensemble:
     folder = hub_bundles.locate(source)
     if positive and (folder / "bundle.json").is_file():
         raise _no_classifier(source)
     try:
-        return predictor.load_located(folder, source, wanted, positive, say)
+        return predictor.load_located(folder, source, wanted, positive, log)
     except BackboneError as error:  # --positive is of the data here
         raise BackboneError(str(error).replace("name it with --positive", "name it with --model-positive")) from None
 

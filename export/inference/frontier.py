@@ -17,6 +17,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, join_limited
+from ensemble.core.log import Log
 from ensemble.images.decode import Source
 from ensemble.models import external
 from ensemble.stacking import frontier
@@ -29,7 +30,7 @@ from export.bundle.certificate import LEAST_IMAGES, MOST_IMAGES, compare
 from export.bundle.operating_point import Certified, OperatingPoint
 from export.bundle.precisions import FP32
 from export.inference import benchmark
-from export.inference.plan import Planned, Say, plan_bundle
+from export.inference.plan import Planned, plan_bundle
 from export.runtimes import capabilities
 from export.runtimes.settings import RuntimeOptions
 
@@ -77,7 +78,7 @@ class Proof:
     labels: np.ndarray
 
 
-def explore(folder: Path, run: Path | None, wanted: RuntimeOptions, sources: Sequence[Source], say: Say) -> Frontier:
+def explore(folder: Path, run: Path | None, wanted: RuntimeOptions, sources: Sequence[Source], log: Log) -> Frontier:
     """A bundle's frontier on this machine, timed on these images. run: that it is of, if it is of one."""
     values = bundle.open_bundle(folder)
     made_from = operating_point.identity(
@@ -85,9 +86,9 @@ def explore(folder: Path, run: Path | None, wanted: RuntimeOptions, sources: Seq
     )  # now: it may change while this runs
     own = bundle.stacker_of(folder)
     study = frontier.begin(heldout_rows.read_rows(folder, own.members, "frontier"), own)
-    plans = _plans(folder, replace(wanted, full=True), say)
-    taken = benchmark.measure(plans, sources, say)
-    proof = _proof(folder, run, plans, say)
+    plans = _plans(folder, replace(wanted, full=True), log)
+    taken = benchmark.measure(plans, sources, log)
+    proof = _proof(folder, run, plans, log)
     stacks = frontier.stacks(study, taken)
     unproven = {key for key, names in taken.lower.items() if names and proof is None}
     stacks = [point for point in stacks if point.precision not in unproven or point.members == own.members]
@@ -152,9 +153,9 @@ def write(folder: Path, found: Frontier, point: Point, budget: float) -> Operati
     return chosen
 
 
-def _plans(folder: Path, wanted: RuntimeOptions, say: Say) -> Plans:
+def _plans(folder: Path, wanted: RuntimeOptions, log: Log) -> Plans:
     """How all members run, by precision: at fp32, and where some may run below it, so."""
-    plan = plan_bundle(folder, wanted, say).members
+    plan = plan_bundle(folder, wanted, log).members
     lower = sorted({member.setting.precision for member in plan} - {"fp32"})
     plans = {lower[0]: plan} if lower else {"fp32": plan}
     if wanted.precision == "auto":  # a point without a certificate runs as if fp32 were asked for, so it is timed so
@@ -203,7 +204,7 @@ def _judge(stacker: Stacker, lower: frozenset[str], proof: Proof, precision: str
         raise ArtifactError(f"{' + '.join(stacker.members)} at {precision}: {', '.join(change.failed)}")
 
 
-def _proof(folder: Path, run: Path | None, plans: Plans, say: Say) -> Proof | None:
+def _proof(folder: Path, run: Path | None, plans: Plans, log: Log) -> Proof | None:
     """Logits of the run's held-out images, as far as they are not kept from `export`; None for want of images."""
     lower = {m.name: m for plan in plans.values() for m in plan if m.setting.precision != "fp32"}
     if not lower:
@@ -219,7 +220,7 @@ def _proof(folder: Path, run: Path | None, plans: Plans, say: Say) -> Proof | No
         given, logits = given.rows(read), logits[read].astype(np.float64)
     if given is None or len(given.labels) < LEAST_IMAGES:
         here = f"{len(given.labels)} can be read" if given else "a bundle has none: name its run with --run"
-        say(
+        log(
             "Below fp32 only all members together are tried: a stack of some of them is certified on "
             f"{LEAST_IMAGES} held-out images of the run or more, and {here}."
         )

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ensemble.core import artifacts, metrics
 from ensemble.core.errors import ArtifactError
+from ensemble.core.log import Log
 from ensemble.data.inputs import Inputs, Item, ids, names
 from ensemble.models.external import test_column
 from ensemble.models.runner import with_flip
@@ -99,7 +100,7 @@ def infer_to_file(
     output: Path,
     folder: Path,
     options: InferOptions,
-    say: Callable[[str], object],
+    log: Log,
     scoring: Scoring | None = None,
 ) -> InferResult:
     """Score every image once into `output`, CSV or Parquet by its suffix, through the journal in the held `folder`.
@@ -112,11 +113,11 @@ def infer_to_file(
         folder, _key(inputs, ensemble, options), ensembles.runner_names(ensemble), inputs.count
     )
     if changed:
-        say(f"Starting anew: changed since {folder.name} was begun: {', '.join(changed)}.")
+        log(f"Starting anew: changed since {folder.name} was begun: {', '.join(changed)}.")
     todo = journals.missing(journal)
     left = sum(stop - start for start, stop in map(journal.span, todo))
     if left < inputs.count:
-        say(f"Going on: {inputs.count - left:,} of {inputs.count:,} rows were scored before.")
+        log(f"Going on: {inputs.count - left:,} of {inputs.count:,} rows were scored before.")
     began = time.perf_counter()
     with (
         tqdm(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.core.errors import UnavailableError, join_limited
+from ensemble.core.log import Log
 from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.models import external
 from ensemble.models.runner import Runner
@@ -19,7 +20,6 @@ from export.runtimes.capabilities import Machine, available
 from export.runtimes.onnx_session import engine_is_built
 from export.runtimes.settings import ON_GPU, PRECISIONS, RuntimeConfig, RuntimeOptions
 
-Say = Callable[[str], object]
 Entries = Mapping[str, Mapping[str, Any]]
 
 
@@ -44,10 +44,10 @@ class Plan:
     cascade: Cascade | None
 
 
-def plan_bundle(folder: Path, wanted: RuntimeOptions, say: Say, machine: Machine | None = None) -> Plan:
+def plan_bundle(folder: Path, wanted: RuntimeOptions, log: Log, machine: Machine | None = None) -> Plan:
     """What a bundle runs: what frontier chose for it, unless `wanted.full`, else all; every file is checked.
 
-    `say` is told what was chosen and why. What was measured before is used; with `wanted.tune` the
+    `log` is told what was chosen and why. What was measured before is used; with `wanted.tune` the
     rest is measured first. machine: what this one has, if not all of it may be used.
     """
     values = bundle.open_bundle(folder)
@@ -55,24 +55,24 @@ def plan_bundle(folder: Path, wanted: RuntimeOptions, say: Say, machine: Machine
     machine = machine or available()
     stacker, allowed, cascade = bundle.stacker_of(folder), bundle.may_run(values), None
     if point:
-        say(operating_point.told(point, len(stacker.members)))
+        log(operating_point.told(point, len(stacker.members)))
         stacker, cascade = point.stacker, point.cascade
     # what has no entry was trained elsewhere: its scores are looked up
     entries = {name: values["members"][name] for name in stacker.members if not external.is_external(folder, name)}
     if point:
-        wanted, allowed = _as_chosen(point, values, entries, wanted, machine, say)
+        wanted, allowed = _as_chosen(point, values, entries, wanted, machine, log)
     settings, lines = runtime_selection.choose(entries, allowed, wanted, machine)
     for line in lines:
-        say(line)
+        log(line)
     plan = partial(_planned, folder, values)
     every = runtime_selection.choices(entries, allowed, wanted, machine)
     if point and every[-1] != settings:  # ONNX Runtime's int8, which is not taken unasked
         settings, every = every[-1], every[-1:]
-        say(f"as frontier chose: {autotune.told(settings)}")
-    measured = [_tuned(values["files"], entries, one, wanted, machine, partial(_open, plan, say)) for one in every]
+        log(f"as frontier chose: {autotune.told(settings)}")
+    measured = [_tuned(values["files"], entries, one, wanted, machine, partial(_open, plan, log)) for one in every]
     known = _fastest(measured, entries)
     if known:
-        say(f"as tuned: {autotune.told(known)}")
+        log(f"as tuned: {autotune.told(known)}")
     return Plan(stacker, tuple(plan(name, setting) for name, setting in (settings | known).items()), cascade)
 
 
@@ -82,7 +82,7 @@ def _as_chosen(
     entries: Entries,
     wanted: RuntimeOptions,
     machine: Machine,
-    say: Say,
+    log: Log,
 ) -> tuple[RuntimeOptions, dict[tuple[str, str], frozenset[str]]]:
     """What is wanted of a point's members, and what they may run at; UnavailableError for what they cannot do.
 
@@ -102,7 +102,7 @@ def _as_chosen(
     settings, _ = runtime_selection.choose(entries, {}, replace(wanted, precision="fp32"), machine)
     runtime = next((setting.runtime for setting in settings.values()), "")
     lower = {(runtime, precision) for precision in PRECISIONS if wanted.precision in ("auto", precision)}
-    allowed = operating_point.allowed(point, values, lower - set(machine.lacks), say)
+    allowed = operating_point.allowed(point, values, lower - set(machine.lacks), log)
     if wanted.precision == "auto" and not allowed:
         return replace(wanted, precision="fp32"), allowed
     missing = set(entries) - allowed.get((runtime, wanted.precision), frozenset())
@@ -155,14 +155,14 @@ def _fastest(measured: Sequence[Mapping[str, autotune.Timed]], entries: Entries)
     return {name: timed.setting for name, timed in best.items()}
 
 
-def _open(plan: Callable[[str, RuntimeConfig], Planned], say: Say, job: autotune.Job, setting: RuntimeConfig) -> Runner:
-    return open_member(plan(job.name, setting), say)
+def _open(plan: Callable[[str, RuntimeConfig], Planned], log: Log, job: autotune.Job, setting: RuntimeConfig) -> Runner:
+    return open_member(plan(job.name, setting), log)
 
 
-def open_member(member: Planned, say: Say) -> Runner:
-    """Ready to run; `say` is told before minutes pass."""
+def open_member(member: Planned, log: Log) -> Runner:
+    """Ready to run; `log` is told before minutes pass."""
     if member.setting.runtime == "tensorrt" and not engine_is_built(member.path, member.setting):
-        say(f"{member.name}: building its TensorRT engine, once for this GPU; that takes minutes")
+        log(f"{member.name}: building its TensorRT engine, once for this GPU; that takes minutes")
     return runner.open_runner(member.name, member.path, member.contract, member.setting)
 
 

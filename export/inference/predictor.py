@@ -3,7 +3,7 @@
 A bundle's cascade: fitted on the rows that the bundle holds, for what its members cost on this machine.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -13,6 +13,7 @@ import pandas as pd
 
 from ensemble.core import artifacts
 from ensemble.core.errors import BackboneError, DataError, UnavailableError
+from ensemble.core.log import Log
 from ensemble.core.names import RESERVED
 from ensemble.data import storage
 from ensemble.data.inputs import resolve_table
@@ -37,14 +38,12 @@ if TYPE_CHECKING:
     from ensemble.models.backbone import Member
 
 
-def fit_bundle(
-    folder: Path, stacker: Stacker, seconds: Mapping[str, float], tolerance: float, say: Callable[[str], object]
-) -> Cascade:
+def fit_bundle(folder: Path, stacker: Stacker, seconds: Mapping[str, float], tolerance: float, log: Log) -> Cascade:
     """The cascade for members that take these seconds an image; those that are not named are looked up, for nothing."""
     milliseconds = {name: 1000 * seconds.get(name, 0.0) for name in stacker.members}
     rows = read_rows(folder, stacker.members)
     check_rows(rows)
-    say(f"Fitting the cascade on {len(drawn(rows).labels):,} held-out images")
+    log(f"Fitting the cascade on {len(drawn(rows).labels):,} held-out images")
     return fit_cascade(stacker, rows, milliseconds, tolerance)
 
 
@@ -82,17 +81,16 @@ def seen(cascade: Cascade, counts: Sequence[int] | np.ndarray) -> str:
 
 TORCH = str(RuntimeConfig("torch"))
 ANY = RuntimeOptions()
-Say = Callable[[str], object]
 
 
 def silent(line: str) -> None:
     """Say nothing."""
 
 
-def load_run(run: Path, onnx: bool, wanted: RuntimeOptions = ANY, say: Say = silent) -> Ensemble:
-    """A run's ensemble from its bundle, or from its torch members; `say` is told what was chosen and why."""
+def load_run(run: Path, onnx: bool, wanted: RuntimeOptions = ANY, log: Log = silent) -> Ensemble:
+    """A run's ensemble from its bundle, or from its torch members; `log` is told what was chosen and why."""
     if onnx:
-        return load_bundle(artifacts.bundle_path(run), wanted, say)
+        return load_bundle(artifacts.bundle_path(run), wanted, log)
     return load_networks(run, read_stacker(run), wanted)[0]
 
 
@@ -110,24 +108,24 @@ def load_networks(run: Path, stacker: Stacker, wanted: RuntimeOptions = ANY) -> 
     return Ensemble(runners, stacker, device, externals, identity, settings=settings), networks
 
 
-def load_bundle(folder: Path, wanted: RuntimeOptions = ANY, say: Say = silent) -> Ensemble:
-    """A bundle's ensemble, every file checked; `say` is told what was chosen and why."""
+def load_bundle(folder: Path, wanted: RuntimeOptions = ANY, log: Log = silent) -> Ensemble:
+    """A bundle's ensemble, every file checked; `log` is told what was chosen and why."""
     machine = available()
-    plan = plan_bundle(folder, wanted, say, machine)
-    return assemble(folder, *open_plan(folder, plan, wanted, say, machine))
+    plan = plan_bundle(folder, wanted, log, machine)
+    return assemble(folder, *open_plan(folder, plan, wanted, log, machine))
 
 
 def open_plan(
-    folder: Path, plan: Plan, wanted: RuntimeOptions, say: Say, machine: Machine
+    folder: Path, plan: Plan, wanted: RuntimeOptions, log: Log, machine: Machine
 ) -> tuple[Plan, list[Runner]]:
     """A bundle's plan, with the cascade that is wanted, fitted to this machine, and its members ready to run."""
-    runners = [open_member(member, say) for member in plan.members]
+    runners = [open_member(member, log) for member in plan.members]
     if wanted.cascade is not None:
         costs = {
             m.name: autotune.image_seconds(r, m.setting, m.sha256, machine)
             for m, r in zip(plan.members, runners, strict=True)
         }
-        plan = replace(plan, cascade=fit_bundle(folder, plan.stacker, costs, wanted.cascade, say))
+        plan = replace(plan, cascade=fit_bundle(folder, plan.stacker, costs, wanted.cascade, log))
     return plan, runners
 
 
@@ -161,23 +159,23 @@ def load_classifier(
     return Ensemble((runner,), average(one.name), device, identity=identity, settings=((one.name, TORCH),))
 
 
-def load(source: str | Path, wanted: RuntimeOptions = ANY, positive: str | None = None, say: Say = silent) -> Ensemble:
+def load(source: str | Path, wanted: RuntimeOptions = ANY, positive: str | None = None, log: Log = silent) -> Ensemble:
     """The ensemble at `source`: a run, a bundle, a classifier's folder, or hf://USER/REPO of the last two.
 
     Only hf:// reaches the network. A run's current bundle is preferred to its torch members.
     """
-    return load_located(hub_bundles.locate(source), source, wanted, positive, say)
+    return load_located(hub_bundles.locate(source), source, wanted, positive, log)
 
 
 def load_located(
-    folder: Path, source: str | Path, wanted: RuntimeOptions = ANY, positive: str | None = None, say: Say = silent
+    folder: Path, source: str | Path, wanted: RuntimeOptions = ANY, positive: str | None = None, log: Log = silent
 ) -> Ensemble:
     """As `load`, from the folder that `source` was found to be: what it names on the Hub may change meanwhile."""
     if (folder / "bundle.json").is_file():
-        return load_bundle(folder, wanted, say)
+        return load_bundle(folder, wanted, log)
     if artifacts.stacker_path(folder).is_file() or artifacts.members_path(folder).is_dir():
         onnx = wanted.runtime != "torch" and bundle.is_current(folder)
-        return load_run(folder, onnx, wanted, say)
+        return load_run(folder, onnx, wanted, log)
     if (folder / "config.json").is_file():
         name = hub_bundles.parse(str(source))[0] if hub_bundles.is_remote(source) else None
         try:

@@ -43,7 +43,7 @@ def trained(monkeypatch):
     """Instead of training, writes members with random logits; holds the frames they were to be trained on."""
     frames = []
 
-    def stub(recipes, frame, run, setup, say, fresh, cluster):
+    def stub(recipes, frame, run, setup, log, fresh, cluster):
         frames.append(frame)
         rows = frame[~frame["split"].isin(["train", "tune"])]
         logits = np.random.default_rng(0).normal(size=len(rows))

@@ -119,7 +119,7 @@ def test_both_arms_are_alike_but_for_the_choice(run, here, monkeypatch):
     write_files(here / "pool", "ai/copy.jpg", data=encoded(red, "JPEG", quality=90))
     calls = []
 
-    def record(recipe, checkpoint, material, rows, files, seed, device, say):
+    def record(recipe, checkpoint, material, rows, files, seed, device, log):
         calls.append((seed, [material.items[row] for row in rows], files))
         return np.random.default_rng(len(calls)).normal(size=len(files))
 

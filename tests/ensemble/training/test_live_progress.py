@@ -98,7 +98,7 @@ def test_a_later_worse_epoch_leaves_the_score_of_the_best_one():
 def test_lines_stand_above_the_table():
     console = terminal()
     with LiveProgress(["swin"], print, console=console) as board:
-        board.say("data: [bold]12[/bold] images")
+        board.log("data: [bold]12[/bold] images")
         board.member("swin", "cpu")
         board.part("", epochs=5, steps=500)
         board.epoch(EPOCH, better=True)
@@ -241,7 +241,7 @@ def test_many_quick_steps_draw_a_few_times():
 def test_the_table_goes_once_all_is_done_and_stays_where_it_broke_off():
     done, broken = terminal(), terminal()
     with LiveProgress(["swin"], print, console=done) as board:
-        board.say("a line")
+        board.log("a line")
     assert screen(done) == "a line"
     with pytest.raises(KeyboardInterrupt), LiveProgress(["swin"], print, console=broken):
         raise KeyboardInterrupt
@@ -252,7 +252,7 @@ def test_without_a_terminal_there_are_plain_lines_alone(monkeypatch, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     clock, said = Clock(), []
     with LiveProgress(["swin", "vit"], said.append, clock=clock) as board:
-        board.say("data: 12 images")
+        board.log("data: 12 images")
         board.member("swin", "cpu")
         board.part("", epochs=5, steps=500)
         steps(board, clock, 1, 90)
@@ -278,7 +278,7 @@ def test_without_a_terminal_there_are_plain_lines_alone(monkeypatch, capsys):
 def test_the_check_for_control_characters_finds_a_terminals():
     console = terminal()
     with LiveProgress(["swin"], print, console=console) as board:
-        board.say("a line")
+        board.log("a line")
     assert re.search(r"[\x00-\x09\x0b-\x1f\x7f]", console.file.getvalue())
 
 

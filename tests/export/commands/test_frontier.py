@@ -276,7 +276,7 @@ def with_bf16(run, monkeypatch, flips, certified=True):
     lower = tuple(vars(member) | {"setting": LOWER} for member in fp32)
     plans = {"fp32": fp32, "bf16": tuple(type(fp32[0])(**values) for values in lower)}
     monkeypatch.setattr(frontier, "_plans", lambda *others: plans)
-    monkeypatch.setattr(benchmark, "open_member", lambda member, say: member)
+    monkeypatch.setattr(benchmark, "open_member", lambda member, log: member)
     speed = {"bf16": 0.5, "fp32": 1.0}
     monkeypatch.setattr(
         autotune, "image_seconds", lambda member, setting, *others: SECONDS[member.name] * speed[setting.precision]

@@ -48,7 +48,7 @@ def test_times_are_of_an_image_in_milliseconds(tmp_path, monkeypatch):
     def slow(sources, runners, device):
         time.sleep(len(sources) * (0.002 if runners else 0.001))
 
-    def opened(member, say):
+    def opened(member, log):
         def run(pixels):
             time.sleep(0.003 * len(pixels))
             return np.zeros(len(pixels), np.float32)

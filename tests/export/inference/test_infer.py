@@ -26,9 +26,9 @@ def score(source, images=None, **options):
     return infer(read_inputs(source, images), ENSEMBLE, **options)
 
 
-def to_file(output, source, ensemble=ENSEMBLE, say=print, **options):
+def to_file(output, source, ensemble=ENSEMBLE, log=print, **options):
     with journal.held(output) as folder:
-        return infer_to_file(read_inputs(source, spill=folder), ensemble, output, folder, InferOptions(**options), say)
+        return infer_to_file(read_inputs(source, spill=folder), ensemble, output, folder, InferOptions(**options), log)
 
 
 def expected(files):

@@ -247,7 +247,7 @@ def folder(tmp_path):
 
 def test_a_tuned_bundle_is_run_as_tuned_from_then_on(folder, monkeypatch):
     monkeypatch.setattr(autotune, "SECONDS", 0.0)
-    before, chosen = [], predictor.load_bundle(folder, say=lambda line: None)
+    before, chosen = [], predictor.load_bundle(folder, log=lambda line: None)
     tuned = predictor.load_bundle(folder, RuntimeOptions(tune=True), before.append)
     after = []
     again = predictor.load_bundle(folder, RuntimeOptions(), after.append)
