@@ -15,7 +15,7 @@ from ensemble.cluster import nodes as ray_look
 from ensemble.cluster.placement import ResourceRequest
 from ensemble.cluster.train_worker import TrainRequest
 from ensemble.core import artifacts
-from ensemble.core.errors import ManyeyesError, UnavailableError, first_line
+from ensemble.core.errors import ManyeyesError, UnavailableError, error_line
 from ensemble.core.log import Log
 from ensemble.core.recipe import Recipe
 from ensemble.models import checkpoints
@@ -172,7 +172,7 @@ def _check_nodes(cluster: Cluster, orders: Sequence[TrainRequest], shares: Mappi
         try:
             why = get(answer)
         except ray.exceptions.RayError as error:
-            why = f"does not answer: {first_line(getattr(error, 'cause', None) or error)}"
+            why = f"does not answer: {error_line(getattr(error, 'cause', None) or error, first=True)}"
         if why:
             raise UnavailableError(f"{node.name} {why}")
 
@@ -247,7 +247,7 @@ def _outcome(ray: Any, reference: Any, task: _Task) -> Outcome:
     try:
         return Outcome(**ray.get(reference))
     except (ray.exceptions.RayError, ManyeyesError) as error:
-        return Outcome(task.name, "failed", error=first_line(getattr(error, "cause", None) or error))
+        return Outcome(task.name, "failed", error=error_line(getattr(error, "cause", None) or error, first=True))
 
 
 def _miss_nodes(ray: Any, tasks: Sequence[_Task], board: LiveProgress) -> None:

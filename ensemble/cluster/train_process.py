@@ -14,7 +14,7 @@ import torch
 from ensemble.cluster.events import Events
 from ensemble.cluster.train_worker import TrainRequest, end_with_input
 from ensemble.core import artifacts
-from ensemble.core.errors import ManyeyesError, first_line
+from ensemble.core.errors import ManyeyesError, error_line
 from ensemble.core.recipe import Recipe
 from ensemble.training import distributed, precision
 from ensemble.training import train_all as runs
@@ -51,7 +51,9 @@ def main() -> None:
     except Exception as error:
         ours = isinstance(error, ManyeyesError) and not isinstance(error, distributed.FirstFailedError)
         if ours or order.processes == 1:  # else another process may have been killed, which is worth another try
-            events.tell("outcome", values=asdict(runs.Outcome(order.name, "failed", error=first_line(error))))
+            events.tell(
+                "outcome", values=asdict(runs.Outcome(order.name, "failed", error=error_line(error, first=True)))
+            )
         if not ours:
             raise
         sys.exit(1)

@@ -56,15 +56,16 @@ def escape_control(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
-def error_line(error: Exception | str) -> str:
-    """What a library says of its error, in one short line."""
+def error_line(error: BaseException | str, first: bool = False) -> str:
+    """An error's text as one line, control characters escaped; the name of its class if it has no text.
+
+    first: the first line that is not blank, whole; other lines are often a traceback or general advice.
+    Otherwise all lines are joined, and cut to 300 characters.
+    """
     named = "no reason given" if isinstance(error, str) else type(error).__name__
-    return " ".join(str(error).split())[:300].rstrip(".") or named
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error, or what it is."""
-    return str(error).strip().partition("\n")[0].rstrip() or type(error).__name__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    text = " ".join(" ".join(lines[:1] if first else lines).split())
+    return escape_control(text if first else text[:300]).rstrip(".") or named
 
 
 @dataclass

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ensemble.core.errors import BackboneError, HubError
+from ensemble.core.errors import BackboneError, HubError, error_line
 
 if TYPE_CHECKING:
     from huggingface_hub import errors
@@ -141,11 +141,11 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, errors.RepositoryNotFoundError):
         return "no such repository, or it is private: check the name, or run: hf auth login"
     if isinstance(error, errors.HFValidationError):
-        return brief(error)
+        return redacted_line(error)
     if isinstance(error, errors.HfHubHTTPError):
         return _refusal(error)
     if isinstance(error, ValueError) and str(error).startswith(REFUSALS):
-        return f"the Hub refused ({brief(error)} {brief(Exception(str(error).partition(chr(10))[2]))})"
+        return f"the Hub refused ({redacted_line(error)} {redacted_line(str(error).partition(chr(10))[2])})"
     if _is_of_the_token(error):
         return NO_SUCH_LOGIN
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -153,7 +153,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     if is_transport(error):
-        return f"the Hub cannot be reached ({brief(error)}); connect and run it again, or name a local folder"
+        return f"the Hub cannot be reached ({redacted_line(error)}); connect and run it again, or name a local folder"
     return None
 
 
@@ -185,10 +185,9 @@ def patiently(call: Callable[[], Result]) -> Result:
     return call()
 
 
-def brief(error: BaseException) -> str:
+def redacted_line(error: BaseException | str) -> str:
     """An error's first line, without anything that looks like a token."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return re.sub(r"\b(hf|api)_\w{6,}", r"\1_...", lines[0])[:160] if lines else type(error).__name__
+    return re.sub(r"\b(hf|api)_\w{6,}", r"\1_...", error_line(error, first=True))[:160]
 
 
 def _refusal(error: "errors.HfHubHTTPError") -> str:
@@ -204,7 +203,7 @@ def _refusal(error: "errors.HfHubHTTPError") -> str:
         return f"the Hub asks to wait{f' {wait} seconds' if wait else ''}; then run the same command again"
     if status >= 500:
         return f"the Hub is in trouble (it answers {status}); run the same command again, what is done is kept"
-    return f"the Hub refused ({brief(error)})"
+    return f"the Hub refused ({redacted_line(error)})"
 
 
 def _wait(error: "errors.HfHubHTTPError") -> int | None:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from ensemble.core.errors import RecipeError, join_limited
+from ensemble.core.errors import RecipeError, error_line, join_limited
 from ensemble.core.names import RESERVED, is_member_name
 from ensemble.core.recipe import Recipe, Section
 
@@ -109,7 +109,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise RecipeError("no such file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"not valid YAML: {' '.join(str(error).split())}") from None
+        raise RecipeError(f"not valid YAML: {error_line(error)}") from None
     if not isinstance(values, dict):
         raise RecipeError("a recipe is a mapping with the keys backbone, image, adapt, augment, train")
     return values
@@ -125,7 +125,7 @@ def _parse_overrides(overrides: Sequence[str]) -> tuple[list[tuple[list[str], An
         try:
             changes.append((key.strip().split("."), yaml.safe_load(raw)))
         except yaml.YAMLError as error:
-            problems.append(f"--set {text}: {' '.join(str(error).split())}")
+            problems.append(f"--set {text}: {error_line(error)}")
     return changes, problems
 
 

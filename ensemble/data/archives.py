@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, Protocol, Self, cast
 
-from ensemble.core.errors import DataError, join_limited
+from ensemble.core.errors import DataError, error_line, join_limited
 
 MAX_IMAGE_BYTES = 64 << 20
 MAX_RATIO = 100  # unpacked to packed; photographs and PNGs stay below 3
@@ -100,7 +100,7 @@ def read_tar(stream: Readable, wanted: Callable[[str], bool], tally: Tally) -> I
         while unpacked.read(1 << 20):
             pass  # the end of the stream holds its checksum
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, *_FROM_DAMAGED_HEADERS) as error:
-        raise DamagedArchiveError(str(error) or type(error).__name__) from None
+        raise DamagedArchiveError(error_line(error)) from None
 
 
 def _tar_member_is_fine(member: tarfile.TarInfo, wanted: Callable[[str], bool], tally: Tally, most: float) -> bool:
@@ -139,7 +139,7 @@ def list_tar(file: IO[bytes], size: int, wanted: Callable[[str], bool], tally: T
             if not file.read(1):
                 raise DamagedArchiveError("it has no end, and may have been cut off")
     except (tarfile.TarError, EOFError, *_FROM_DAMAGED_HEADERS) as error:
-        raise DamagedArchiveError(str(error) or type(error).__name__) from None
+        raise DamagedArchiveError(error_line(error)) from None
 
 
 class _Bounded:

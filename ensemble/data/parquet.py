@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ensemble.core.errors import DataError
+from ensemble.core.errors import DataError, error_line
 from ensemble.data import storage
 from ensemble.data.image_list import BATCH, ImageEntry, os_file
 from ensemble.data.storage import Location
@@ -30,7 +30,7 @@ def _opened(file: Location) -> Iterator[pq.ParquetFile]:
         with closing(source) as readable, pq.ParquetFile(readable, buffer_size=BUFFER, pre_buffer=False) as opened:
             yield opened
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(f"{file} is not a readable Parquet file: {' '.join(str(error).split())}") from None
+        raise DataError(f"{file} is not a readable Parquet file: {error_line(error)}") from None
 
 
 def _batches(parquet: pq.ParquetFile, rows: int, columns: list[str], first: int = 0) -> Iterator[pa.RecordBatch]:

@@ -9,7 +9,7 @@ from typing import IO
 
 import pandas as pd
 
-from ensemble.core.errors import DataError, LimitedList, join_limited
+from ensemble.core.errors import DataError, LimitedList, error_line, join_limited
 from ensemble.core.names import LABELS, class_labels
 from ensemble.data.files import IMAGE_SUFFIXES, list_images, resolve_ids
 
@@ -126,7 +126,7 @@ def read_parts(path: Path | str, file: IO[bytes] | None = None) -> Iterator[pd.D
     except FileNotFoundError:
         raise DataError(f"no such file: {path}") from None
     except (ValueError, OSError) as error:
-        raise DataError(f"{path} is not a readable CSV: {' '.join(str(error).split())}") from None
+        raise DataError(f"{path} is not a readable CSV: {error_line(error)}") from None
 
 
 def locate(frame: pd.DataFrame, table: Path, images: Path | None) -> tuple[Path, list[str]]:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ensemble.core.errors import DataError, join_limited
+from ensemble.core.errors import DataError, error_line, join_limited
 from ensemble.data.archives import MAX_IMAGE_BYTES, TOO_LARGE, Tally, printable
 from ensemble.fetch.catalogue import Source
 from ensemble.fetch.hub_stream import hub_errors
@@ -110,7 +110,7 @@ def _open(source: Source, commit: str) -> tuple[Any, Callable[[Any], str]]:
         if "gated" in str(error):
             reason = f"access is granted on request: accept its terms at {source.url}, then run: hf auth login"
         else:  # no such split or configuration, no data, a format that datasets does not read
-            reason = " ".join(str(error).split())[:300]
+            reason = error_line(error)
         raise DataError(f"{source.hub}: {reason}") from None
     columns = [source.image_column, source.label_column] if source.label_column else [source.image_column]
     if missing := [column for column in columns if column not in features]:

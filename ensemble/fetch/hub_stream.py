@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ensemble.core.errors import DataError, join_limited
-from ensemble.core.hub_download import brief, explain, is_transport
+from ensemble.core.hub_download import explain, is_transport, redacted_line
 from ensemble.data.archives import group_parts
 from ensemble.fetch.output_folder import require_room
 
@@ -189,7 +189,7 @@ def _download(repo: str, commit: str, part: Part, start: int) -> Iterator[bytes]
             if not is_transport(error) or _is_refusal(error) or failures >= RETRIES:
                 with hub_errors(repo):
                     raise
-            problem = brief(error)
+            problem = redacted_line(error)
         if failures >= RETRIES:
             raise DataError(f"{repo}: the download of {part.path} broke off ({problem}); run the same command again")
         time.sleep(RETRY_SECONDS * 4**failures)

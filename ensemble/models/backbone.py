@@ -119,7 +119,7 @@ def load_config(folder: Path) -> Any:
         if config.model_type == "timm_wrapper":
             contracts.check_timm(config)
     except Exception as error:  # anybody may have written it
-        raise BackboneError(f"{folder}: config.json cannot be used: {contracts.reason(error)}") from None
+        raise BackboneError(f"{folder}: config.json cannot be used: {contracts.load_error_line(error)}") from None
     return config
 
 
@@ -163,7 +163,7 @@ def _from_architecture(recipe: Recipe) -> tuple[nn.Module, PreprocessConfig]:
     except BackboneError:
         raise
     except Exception as error:  # the recipe's `config` reaches constructors that check it each in its own way
-        raise BackboneError(f"{backbone.architecture} cannot be built: {contracts.reason(error)}") from None
+        raise BackboneError(f"{backbone.architecture} cannot be built: {contracts.load_error_line(error)}") from None
     if backbone.weights is not None:
         _load_weights(network, backbone)
     return network, contract
@@ -280,7 +280,9 @@ def _try_pixels(member: Member) -> None:
         with torch.inference_mode():
             logit = member(torch.zeros(1, size, size, 3, dtype=torch.uint8))
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise BackboneError(f"the network does not take {size}x{size} pixels: {contracts.reason(error)}") from None
+        raise BackboneError(
+            f"the network does not take {size}x{size} pixels: {contracts.load_error_line(error)}"
+        ) from None
     if logit.shape != (1,):
         raise BackboneError(f"the network gives {tuple(logit.shape)} for one image, not one logit")
 
@@ -294,7 +296,7 @@ def _quiet(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a damaged or hostile file may raise anything
-        raise BackboneError(f"{folder}: cannot be loaded: {contracts.reason(error)}") from None
+        raise BackboneError(f"{folder}: cannot be loaded: {contracts.load_error_line(error)}") from None
     finally:
         transformers.logging.set_verbosity(verbosity)
         if bars:

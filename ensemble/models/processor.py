@@ -9,7 +9,7 @@ import timm
 import transformers
 from PIL import Image
 
-from ensemble.core.errors import BackboneError, escape_control, join_limited
+from ensemble.core.errors import BackboneError, error_line, join_limited
 from ensemble.core.preprocess_config import FILTERS, PreprocessConfig
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -27,18 +27,16 @@ def from_checkpoint(folder: Path, config: Any) -> PreprocessConfig:
         return _from_processor(processor)
     except Exception as error:  # anybody may have written it
         raise BackboneError(
-            f"{folder}: its preprocessor_config.json gives no image contract ({reason(error)}); add the checkpoint's "
-            "own, with size, image_mean and image_std"
+            f"{folder}: its preprocessor_config.json gives no image contract ({load_error_line(error)}); "
+            "add the checkpoint's own, with size, image_mean and image_std"
         ) from None
 
 
-def reason(error: Exception) -> str:
-    """Why a library could not use a stranger's file: its error's first line."""
+def load_error_line(error: Exception) -> str:
+    """Why a library could not load a checkpoint, in one line."""
     if "trust_remote_code" in str(error):
         return "it needs Python code of its own, which is never run here; choose another checkpoint"
-    return escape_control(
-        next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    )
+    return error_line(error, first=True)
 
 
 def check_timm(config: Any) -> None:

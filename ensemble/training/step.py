@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from ensemble.core.errors import ArtifactError, TrainingError
+from ensemble.core.errors import ArtifactError, TrainingError, error_line
 from ensemble.core.log import Log
 from ensemble.core.recipe import Train
 from ensemble.models.backbone import Member
@@ -159,7 +159,7 @@ def optimizer_step(engine: TrainState, batches: Sequence[Batch], count: int, log
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
-            problem = str(error).splitlines()[0]
+            problem = error_line(error, first=True)
         _halve(engine, problem, log)  # outside the handler: the traceback would keep the activations
     engine.scaler.unscale_(engine.optimizer)
     norm = nn.utils.clip_grad_norm_(engine.member.parameters(), engine.train.clip)

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from torch.utils.tensorboard import SummaryWriter
 
 from ensemble.core import artifacts
-from ensemble.core.errors import UnavailableError
+from ensemble.core.errors import UnavailableError, error_line
 
 PROJECT = "manyeyes"
 # What each tracker calls the name of a run within a project; the others go by the project alone.
@@ -93,8 +93,7 @@ def _open(tracker: str, folder: Path, name: str, config: Mapping[str, Any]) -> G
         opened.store_init_configuration(_flat(config))
     except Exception as error:
         # An account, a server or a setting of the tracker's own: its message says what it lacks.
-        brief = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UnavailableError(f"the tracker {tracker} did not start: {brief}") from error
+        raise UnavailableError(f"the tracker {tracker} did not start: {error_line(error, first=True)}") from error
     return opened
 
 

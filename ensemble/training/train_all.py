@@ -14,7 +14,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from ensemble.core import artifacts, metrics
-from ensemble.core.errors import BackboneError, ManyeyesError, first_line
+from ensemble.core.errors import BackboneError, ManyeyesError, error_line
 from ensemble.core.log import Log
 from ensemble.core.recipe import Recipe
 from ensemble.data import dataset
@@ -211,15 +211,15 @@ def train_one(
                 train_member(recipe, checkpoint, frame, run, setup, board)
     except Exception as error:
         # Whatever broke this member, the others are worth their hours.
-        brief = first_line(error)
+        line = error_line(error, first=True)
         if not isinstance(error, ManyeyesError):
             log = artifacts.work_path(run, recipe.name) / "error.txt"
             artifacts.ensure_folder(log.parent)
             log.write_text(traceback.format_exc(), encoding="utf-8")
-            brief = f"{brief} (details in {log})"
+            line = f"{line} (details in {log})"
         if setup.processes.count > 1:
             raise  # the other processes wait for this one: the launcher ends them all
-        return Outcome(recipe.name, "failed", time.monotonic() - started, brief)
+        return Outcome(recipe.name, "failed", time.monotonic() - started, line)
     rows, logits = members.heldout_logits(run, [recipe.name])
     score = metrics.auroc(rows["label"].to_numpy(), logits[:, 0])
     return Outcome(recipe.name, "trained", time.monotonic() - started, score=f"{score:.4f}")

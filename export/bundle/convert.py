@@ -11,7 +11,7 @@ from onnxscript import ir
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ensemble.core.errors import ArtifactError
+from ensemble.core.errors import ArtifactError, error_line
 from ensemble.models.backbone import Member
 
 
@@ -39,8 +39,7 @@ def convert(member: Member, path: Path) -> None:
         program.save(path, external_data=False)
         onnx.checker.check_model(str(path), full_check=True)
     except (RuntimeError, ValueError, TypeError, onnx.checker.ValidationError) as error:
-        line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ArtifactError(f"the member cannot be converted to ONNX: {line}") from error
+        raise ArtifactError(f"the member cannot be converted to ONNX: {error_line(error, first=True)}") from error
 
 
 def _flatten_positions(model: ir.Model) -> None:

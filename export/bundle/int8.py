@@ -47,7 +47,7 @@ def write_int8(
             else:
                 _by_onnxruntime(source, target, pixels, sorted(kept), symmetric)
         except Exception as error:  # ONNX Runtime's own share no public base
-            raise ArtifactError(f"{source.name} cannot be quantized: {libraries.reason(error)}") from error
+            raise ArtifactError(f"{source.name} cannot be quantized: {libraries.runtime_error_line(error)}") from error
 
 
 def _by_nncf(source: Path, target: Path, pixels: np.ndarray, kept: list[str]) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, HubError, join_limited
-from ensemble.core.hub_download import NO_SUCH_LOGIN, brief, download, hub_errors, patiently
+from ensemble.core.hub_download import NO_SUCH_LOGIN, download, hub_errors, patiently, redacted_line
 from ensemble.core.log import Log
 from ensemble.core.names import LABELS, is_member_name
 from ensemble.models import members
@@ -128,7 +128,7 @@ def _check_card(repo: str, text: str) -> None:
         card = RepoCard(text)
         patiently(lambda: card.validate("model"))
     except ValueError as error:
-        raise HubError(f"{repo}: the Hub refuses the head of its card, README.md: {brief(error)}") from None
+        raise HubError(f"{repo}: the Hub refuses the head of its card, README.md: {redacted_line(error)}") from None
 
 
 def push(

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
-from ensemble.core.errors import UnavailableError
+from ensemble.core.errors import UnavailableError, error_line
 
 TELEMETRY = "openvino_telemetry"
 
@@ -35,10 +35,11 @@ def load_openvino() -> Any:
     return openvino
 
 
-def reason(error: Exception) -> str:
-    """What an error of theirs says, in one line: its first, or OpenVINO's last, after places in its sources."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[-1 if lines[0].startswith("Exception from ") else 0].rstrip(".:")
+def runtime_error_line(error: Exception) -> str:
+    """An error of a runtime as one line: its first, but OpenVINO's last, which follows places in its sources."""
+    if (text := str(error).strip()).startswith("Exception from "):
+        return error_line(text.rpartition("\n")[2]).rstrip(".:")
+    return error_line(error, first=True).rstrip(".:")
 
 
 def out_of_memory(error: Exception) -> bool:

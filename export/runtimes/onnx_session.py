@@ -19,7 +19,7 @@ from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, UnavailableError
 from ensemble.core.parallel import available_cores
 from export.runtimes.capabilities import CUDA_REMEDY, find_gpu, version
-from export.runtimes.libraries import load_onnxruntime, out_of_memory, reason
+from export.runtimes.libraries import load_onnxruntime, out_of_memory, runtime_error_line
 from export.runtimes.settings import ON_GPU, RuntimeConfig
 
 Run = Callable[[np.ndarray], np.ndarray]  # uint8 [N, S, S, 3] -> float32 [N]
@@ -131,7 +131,7 @@ def _session(path: Path, size: int, setting: RuntimeConfig) -> Any:
     except Exception as error:  # its own exceptions share no public base
         if out_of_memory(error):
             raise
-        raise ArtifactError(f"{path} cannot be run: {reason(error)}; run export again") from None
+        raise ArtifactError(f"{path} cannot be run: {runtime_error_line(error)}; run export again") from None
     if session.get_providers()[0] != wanted[0][0]:
         raise UnavailableError(f"ONNX Runtime could not start {setting.runtime}; {REMEDIES[setting.runtime]}")
     session.disable_fallback()

@@ -11,7 +11,7 @@ import numpy as np
 from ensemble.core.errors import ArtifactError, UnavailableError
 from ensemble.core.parallel import available_cores
 from export.runtimes import capabilities as hardware
-from export.runtimes.libraries import load_openvino, openvino_core, out_of_memory, reason
+from export.runtimes.libraries import load_openvino, openvino_core, out_of_memory, runtime_error_line
 from export.runtimes.onnx_session import Run, padded
 from export.runtimes.settings import RuntimeConfig
 
@@ -42,7 +42,7 @@ def open_model(path: Path, size: int, setting: RuntimeConfig) -> Run:
     except RuntimeError as error:
         if out_of_memory(error):
             raise
-        raise ArtifactError(f"{path} cannot be run: {reason(error)}; run export again") from None
+        raise ArtifactError(f"{path} cannot be run: {runtime_error_line(error)}; run export again") from None
     granted = streams[0].get_property("INFERENCE_PRECISION_HINT")
     if granted.to_string() != kind:
         raise UnavailableError(

@@ -11,7 +11,7 @@ import numpy as np
 from ensemble.core.errors import ManyeyesError, UnavailableError
 from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.models.runner import Runner
-from export.runtimes.libraries import reason
+from export.runtimes.libraries import runtime_error_line
 from export.runtimes.settings import RuntimeConfig
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _told(name: str, setting: RuntimeConfig) -> Iterator[None]:
     except Exception as error:  # their own share no public base
         remedy = "give a smaller --batch-size" if setting.batch > 1 else "free some memory, or choose another --runtime"
         raise UnavailableError(
-            f"{name}: {setting} failed at batch {setting.batch}: {reason(error)}; {remedy}"
+            f"{name}: {setting} failed at batch {setting.batch}: {runtime_error_line(error)}; {remedy}"
         ) from None
 
 
