@@ -33,7 +33,7 @@ COMMANDS = {
     "frontier": ("export.commands.frontier", "What accuracy costs here; choose members to a budget."),
     "adapt": ("export.commands.adapt", "Estimate one shift of the stack from unlabelled images."),
     "push": ("export.commands.push", "Put the bundle on the Hugging Face Hub, with a model card."),
-    "pull": ("export.commands.push", "Get a bundle from the Hugging Face Hub."),
+    "pull": ("export.commands.pull", "Get a bundle from the Hugging Face Hub."),
     "serve": ("export.commands.serve", "A page to drop images on, and its HTTP API."),
     "explain": ("export.commands.explain", "Show where in one image each member's evidence lies."),
 }

@@ -8,6 +8,7 @@ import click
 
 from ensemble.commands import options
 from ensemble.core.names import is_member_name
+from export.commands.options import refuse_run_with
 
 if TYPE_CHECKING:
     from ensemble.data.sources import LabelledImage
@@ -120,8 +121,7 @@ def export(
         raise click.UsageError("--stack-on is for --member; a run's members are weighed by: python cli.py stack")
     if bundle is not None and not (sources or certify_on or uncertified):
         raise click.UsageError("--bundle needs --member to make one, or --certify-on or --uncertified to change one")
-    if bundle is not None and context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE:
-        raise click.UsageError("--bundle stands for itself: leave out --run")
+    refuse_run_with(context, "--bundle", bundle)
     if bundle is not None and bundle.parts[:1] == ("hf:",):
         raise click.UsageError("a bundle on the Hub is not changed there; get a folder of it first: pull USER/REPO")
     if bundle is not None and force and not sources:

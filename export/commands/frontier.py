@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble.commands import options
+from export.commands.options import refuse_run_with
 from export.runtimes.settings import RuntimeOptions, runtime_options
 
 if TYPE_CHECKING:
@@ -94,8 +95,7 @@ def frontier(
     """
     if reset and budget is not None:
         raise click.UsageError("--reset takes a chosen point away and --budget chooses one: give one of them")
-    if source_bundle and context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE:
-        raise click.UsageError("--bundle stands for itself: leave out --run")
+    refuse_run_with(context, "--bundle", source_bundle)
     if wanted.runtime == "torch":
         raise click.UsageError("frontier is about bundles, which torch does not run; choose another --runtime")
     from ensemble.commands.train import require_training_packages

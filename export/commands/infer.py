@@ -9,7 +9,7 @@ import click
 
 from ensemble.commands import options
 from export.cluster.placement import ClusterOptions
-from export.commands.options import cluster_options
+from export.commands.options import cluster_options, refuse_run_with
 from export.runtimes.settings import RuntimeOptions, cascade_option, full, runtime_options
 
 if TYPE_CHECKING:
@@ -240,11 +240,10 @@ def _check_source(
     context: click.Context, onnx: bool, bundle: str | None, model: str | None, positive: str | None, stacked: bool
 ) -> None:
     """UsageError for options that name two things to score by, or that do not go together."""
-    named = [option for option, given in (("--bundle", bundle), ("--model", model)) if given]
-    if len(named) == 2:
+    if bundle and model:
         raise click.UsageError("--bundle and --model exclude each other")
-    if named and context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE:
-        raise click.UsageError(f"{named[0]} stands for itself: leave out --run")
+    refuse_run_with(context, "--bundle", bundle)
+    refuse_run_with(context, "--model", model)
     if model and (onnx or stacked):
         raise click.UsageError("--model runs a classifier as it is: leave out --onnx, --tta and --adapted")
     if positive and not model:

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from ensemble.commands import options
+from export.commands.options import refuse_run_with
 
 PYTHON, PLATFORM = "3.12", "manylinux_2_28_x86_64"
 
@@ -65,8 +66,7 @@ def kaggle_kernel(
       python cli.py kaggle-kernel kaggle/ --user me --competition detect-ai-images
       python cli.py kaggle-kernel kaggle/ --input sample_submission.csv --images test --gpu --python 3.11
     """
-    if bundle and context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE:
-        raise click.UsageError("--bundle stands for itself: leave out --run")
+    refuse_run_with(context, "--bundle", bundle)
     from export.bundle import hub_bundles
     from export.bundle.bundle import current_bundle
     from export.kaggle import kernel as kernels

@@ -68,3 +68,14 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
     ]
     return options.decorated(call, decorators)
+
+
+def run_is_given(context: click.Context) -> bool:
+    """Whether --run was typed, and is not its default."""
+    return context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE
+
+
+def refuse_run_with(context: click.Context, option: str, value: object) -> None:
+    """UsageError where --run is typed beside an option that takes the place of a run. value: the option's."""
+    if value and run_is_given(context):
+        raise click.UsageError(f"{option} stands for itself: leave out --run")

@@ -1,10 +1,11 @@
-"""push and pull: parse, call one function, print."""
+"""push: parse, call one function, print."""
 
 from pathlib import Path
 
 import click
 
 from ensemble.commands import options
+from export.commands.options import refuse_run_with
 
 
 @click.command("push")
@@ -57,8 +58,7 @@ def push(
       python cli.py push USER/REPO --bundle bundles/two --revision two
     """
     own = folder is None
-    if folder and context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE:
-        raise click.UsageError("--bundle stands for itself: leave out --run")
+    refuse_run_with(context, "--bundle", folder)
     if folder and members:
         raise click.UsageError("--members are those of a run: leave out --bundle")
     from ensemble.core import artifacts
@@ -92,34 +92,3 @@ def push(
         return
     gone = f", {len(done.deleted)} of an earlier push deleted" if done.deleted else ""
     click.echo(f"{len(done.sent)} of {len(files) + 1} files were new or changed{gone} -> {done.url}")
-
-
-@click.command("pull")
-@click.argument("repo", metavar="USER/REPO[@REVISION]")
-@click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path, file_okay=False))
-@click.option("--revision", metavar="NAME", help="A branch, a tag or a commit.  [default: main]")
-@click.option("--force", is_flag=True, help="Replace another bundle in DIR.")
-def pull(repo: str, folder: Path | None, revision: str | None, force: bool) -> None:
-    """Get a bundle from the Hugging Face Hub into DIR, by default bundles/REPO.
-
-    Every file is of one commit and is checked against the bundle's own list. What has arrived
-    is kept in huggingface_hub's cache, so the same command goes on where it was stopped. Where
-    DIR holds the same bundle already, only damaged files are replaced, and what else lies there
-    stays. To score without a folder of your own, name the bundle itself: --bundle hf://USER/REPO.
-
-    \b
-    Examples:
-      python cli.py pull USER/REPO
-      python cli.py pull USER/REPO copied/bundle --revision v1
-      python cli.py infer --bundle hf://USER/REPO --input photos/
-    """
-    from export.bundle import hub_bundles
-
-    name, at = hub_bundles.parse(repo)
-    if at and revision:
-        raise click.UsageError("the revision is given twice")
-    target = folder or Path("bundles") / name.rpartition("/")[2]
-    commit, changed = hub_bundles.pull(name, at or revision, target, force)
-    click.echo(f"{name} at {commit[:12]} {'->' if changed else 'is what is in'} {target}")
-    if changed:
-        click.echo(f"Score with it: python cli.py infer --bundle {target} --input IMAGES")

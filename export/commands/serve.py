@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble.commands import options
+from export.commands.options import refuse_run_with
 from export.runtimes.settings import RuntimeOptions, cascade_option, full, runtime_options
 
 if TYPE_CHECKING:
@@ -84,8 +85,7 @@ def serve(
       python cli.py serve --bundle hf://USER/REPO --port 8000
       curl -F images=@photo.jpg http://127.0.0.1:7860/api/score
     """
-    if bundle and context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE:
-        raise click.UsageError("--bundle stands for itself: leave out --run")
+    refuse_run_with(context, "--bundle", bundle)
     torch = wanted.runtime == "torch"
     if torch and (cascade is not None or wanted.tune or wanted.precision not in ("auto", "fp32")):
         raise click.UsageError("--cascade, --tune and --precision are for bundles: leave out --runtime torch")

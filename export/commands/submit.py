@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensemble.commands import options
+from export.commands.options import refuse_run_with, run_is_given
 
 if TYPE_CHECKING:
     from ensemble.core.metrics import Interval
@@ -87,9 +88,7 @@ def submit(
     from export.inference import provenance
     from export.kaggle import submission
 
-    given = context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE
-    if bundle and given:
-        raise click.UsageError("--bundle stands for itself: leave out --run")
+    refuse_run_with(context, "--bundle", bundle)
     if threshold is not None and not hard:
         raise click.UsageError("--threshold makes labels: add --hard")
     _check_places(scores, sample_path, output, hard or positive == "real")
@@ -98,7 +97,7 @@ def submit(
     targets, moved = submission.in_order(table, sample, scores)
     made = provenance.read_made(scores)
     place = hub_bundles.locate_bundle(bundle) if bundle else run
-    stack = _stack(place, bool(bundle) or given, made)
+    stack = _stack(place, bool(bundle) or run_is_given(context), made)
     _check_made(made, uncertified, scores)
     wish = submission.SubmissionOptions(_threshold(stack, threshold) if hard else None, positive)
     values = submission.values_of(targets, sample, wish, scores)

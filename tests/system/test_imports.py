@@ -57,8 +57,8 @@ LIGHT = {
         "ensemble.commands.stack ensemble.core.names ensemble.commands.report export.commands.export "
         "export.commands.infer export.commands.adapt export.commands.options export.cluster.placement "
         "export.commands.evaluate export.commands.explain export.commands.bench export.commands.frontier "
-        "export.commands.submit export.commands.kaggle_kernel export.commands.push export.commands.serve "
-        "export.runtimes.settings export cli"
+        "export.commands.submit export.commands.kaggle_kernel export.commands.push export.commands.pull "
+        "export.commands.serve export.runtimes.settings export cli"
     ),
     "ray,torch,transformers": (
         "ensemble.cluster.connect ensemble.cluster.placement ensemble.cluster.train_worker ensemble.cluster.events "
