@@ -33,7 +33,7 @@ def listed(count: int, place: Path) -> None:
         )
         for row in range(count)
     )
-    kept = image_list.keep(found, place)
+    kept = image_list.write_list(found, place)
     repeated = len(image_list.repeated_ids(kept))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     seconds = time.perf_counter() - began

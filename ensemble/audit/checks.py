@@ -36,7 +36,7 @@ class Finding:
 
 def duplicates(items: Sequence[LabelledImage], indexed: FileIndex, near: Sequence[tuple[int, int]]) -> list[Finding]:
     """Copies and near-duplicates: across the classes, and across groups that the user gave."""
-    pixels = list(indexed.facts["pixels"])
+    pixels = list(indexed.records["pixels"])
     copies, conflicts = dataset.equal_pairs(pixels), dataset.conflicting(items, pixels)
     found = []
     if conflicts:

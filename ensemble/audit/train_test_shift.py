@@ -49,8 +49,8 @@ def read_test(path: Path, images: Path | None = None) -> Test:
 
 def overlapping(indexed: FileIndex, test: Test) -> list[tuple[int, int]]:
     """Positions (training, test) of images that show the same picture, one pair a training image."""
-    by_pixels = {value: i for i, value in enumerate(test.indexed.facts["pixels"])}
-    pairs = [(i, by_pixels[value]) for i, value in enumerate(indexed.facts["pixels"]) if value in by_pixels]
+    by_pixels = {value: i for i, value in enumerate(test.indexed.records["pixels"])}
+    pairs = [(i, by_pixels[value]) for i, value in enumerate(indexed.records["pixels"]) if value in by_pixels]
     shown = test.indexed
     pairs += near_duplicates.near_duplicates_between(indexed.hashes, indexed.thumbs, shown.hashes, shown.thumbs)
     return sorted(dict(reversed(pairs)).items())

@@ -67,7 +67,7 @@ class Tally:
         ]
 
 
-def unsafe(name: str) -> str | None:
+def unsafe_reason(name: str) -> str | None:
     """Why a member's name must not be trusted, or None."""
     path = name.replace("\\", "/")
     if len(name) > MAX_NAME:
@@ -104,7 +104,7 @@ def read_tar(stream: Readable, wanted: Callable[[str], bool], tally: Tally) -> I
 
 
 def _tar_member_is_fine(member: tarfile.TarInfo, wanted: Callable[[str], bool], tally: Tally, most: float) -> bool:
-    if reason := unsafe(member.name):
+    if reason := unsafe_reason(member.name):
         tally.refuse(reason, member.name)
     elif member.isdir():
         pass
@@ -216,7 +216,7 @@ def read_zip(file: IO[bytes], wanted: Callable[[str], bool], tally: Tally) -> It
 
 def _zip_member_is_fine(member: zipfile.ZipInfo, wanted: Callable[[str], bool], tally: Tally) -> bool:
     kind = stat.S_IFMT(member.external_attr >> 16)
-    if reason := unsafe(member.filename):
+    if reason := unsafe_reason(member.filename):
         tally.refuse(reason, member.filename)
     elif member.is_dir():
         pass

@@ -66,7 +66,7 @@ class Layout:
     notes: tuple[str, ...]
 
 
-def recognise(path: Path, reading: ReadOptions | None = None) -> Layout | None:
+def recognize_layout(path: Path, reading: ReadOptions | None = None) -> Layout | None:
     """The benchmark whose folders lie at `path`, or None; DataError for one that cannot be told apart by class.
 
     What counts is the folders' names. Where there are validation images, those alone are taken.
@@ -84,7 +84,7 @@ def read_benchmarks(
     Returns the images, what should be said aloud, and the names of the benchmarks. A single class is
     enough. Ids of several are prefixed by the folder's name, as `read_data` does.
     """
-    found = {path: layout for path in paths if (layout := recognise(path, reading)) is not None}
+    found = {path: layout for path in paths if (layout := recognize_layout(path, reading)) is not None}
     others = [path for path in paths if path not in found]
     items: list[LabelledImage] = []
     notes: list[str] = []

@@ -71,8 +71,8 @@ def assemble(
     near: their near-duplicates, from `near_pairs`. Raises DataError for identical pixels in
     both classes, or, with `check`, a split that lacks a class.
     """
-    facts = indexed.facts
-    conflicts = conflicting(items, list(facts["pixels"]))
+    records = indexed.records
+    conflicts = conflicting(items, list(records["pixels"]))
     if conflicts:
         pairs = join_limited((f"{items[a].file} and {items[b].file}" for a, b in conflicts), 3)
         raise DataError(f"identical pixels are labelled both ai and real: {pairs}; remove one of each")
@@ -88,9 +88,9 @@ def assemble(
             "group": names,
             "split": "",
             "fold": pd.array([None] * len(items), dtype="Int16"),
-            **{name: facts[name].to_numpy() for name in "width height".split()},
-            "format": facts["format"].astype(object).to_numpy(),
-            **{name: facts[name].to_numpy() for name in "bytes sha256 phash".split()},
+            **{name: records[name].to_numpy() for name in "width height".split()},
+            "format": records["format"].astype(object).to_numpy(),
+            **{name: records[name].to_numpy() for name in "bytes sha256 phash".split()},
         },
         columns=COLUMNS,
     )
@@ -152,12 +152,12 @@ def group_names(
     items: Sequence[sources.LabelledImage], indexed: FileIndex, near: Sequence[tuple[int, int]]
 ) -> list[str]:
     """One name a row. Equal names, identical pixels and near-duplicates are joined."""
-    facts = indexed.facts
-    pairs = equal_pairs(item.group for item in items) + equal_pairs(facts["pixels"]) + list(near)
+    records = indexed.records
+    pairs = equal_pairs(item.group for item in items) + equal_pairs(records["pixels"]) + list(near)
     roots = near_duplicates.connected(len(items), pairs)
     # Named after what it holds, not where that lies: the user's group, or else the smallest hash.
     best: dict[int, tuple[bool, str]] = {}
-    for root, item, digest in zip(roots, items, facts["sha256"], strict=True):
+    for root, item, digest in zip(roots, items, records["sha256"], strict=True):
         candidate = (item.group is None, item.group if item.group is not None else digest)
         best[root] = min(best.get(root, candidate), candidate)
     return [best[root][1] for root in roots]

@@ -24,7 +24,7 @@ IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
 PART = 4096  # texts at a time as Python objects
 
 
-def at_home(name: str) -> Path:
+def expand_user(name: str) -> Path:
     """The path that `name` is, with ~ as the home folder; ~USER of a user who is not here stays as it is."""
     return Path(os.path.expanduser(name))  # Path.expanduser raises for such a user
 

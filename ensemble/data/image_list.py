@@ -55,7 +55,7 @@ class ImageList:
     place: Path | pa.Buffer
 
 
-def keep(rows: Iterable[ImageEntry], place: Path | None) -> ImageList:
+def write_list(rows: Iterable[ImageEntry], place: Path | None) -> ImageList:
     """Write rows to `place`, atomically, or to memory."""
     if place is None:
         memory = pa.BufferOutputStream()
@@ -79,7 +79,7 @@ def _write(rows: Iterable[ImageEntry], file: pa.NativeFile) -> tuple[int, str, b
     return count, digest.hexdigest(), returns
 
 
-def read(rows: ImageList, start: int, stop: int) -> Iterator[ImageEntry]:
+def read_list(rows: ImageList, start: int, stop: int) -> Iterator[ImageEntry]:
     """Rows [start, stop), a batch in memory at a time."""
     for first in range(start - start % BATCH, min(stop, rows.count), BATCH):
         columns = _batch(rows, first // BATCH)[max(start - first, 0) : stop - first].columns

@@ -51,13 +51,13 @@ class FileRecord:
 class FileIndex:
     """Readable files in the order given.
 
-    rows: their positions among the files. facts: width, height, format, bytes, sha256,
+    rows: their positions among the files. records: width, height, format, bytes, sha256,
     phash (16 hex digits), pixels (equal where the decoded pixels are). headers: one column a key of
     `headers.read_header`. thumbs: uint8 [N, 32, 32, 3], on disk. errors: position -> why.
     """
 
     rows: np.ndarray
-    facts: pd.DataFrame
+    records: pd.DataFrame
     headers: pd.DataFrame
     thumbs: np.ndarray
     errors: dict[int, str]
@@ -65,11 +65,11 @@ class FileIndex:
     @property
     def hashes(self) -> list[int]:
         """The perceptual hashes as numbers, for `groups`."""
-        return [int(text, 16) for text in self.facts["phash"]]
+        return [int(text, 16) for text in self.records["phash"]]
 
     def take(self, keep: np.ndarray) -> "FileIndex":
         """The same for the files at these positions of `rows`."""
-        parts = {name: getattr(self, name).iloc[keep].reset_index(drop=True) for name in ("facts", "headers")}
+        parts = {name: getattr(self, name).iloc[keep].reset_index(drop=True) for name in ("records", "headers")}
         return replace(self, rows=self.rows[keep], thumbs=self.thumbs[keep], **parts)
 
 
@@ -103,7 +103,7 @@ def index_files(files: Sequence[Path], workers: int | None = None, label: str = 
         table["pixels"] = _pixel_names(list(table["sha256"]), looks, [files[row] for row in rows], workers)
     return FileIndex(
         rows=np.array(rows, dtype=np.int64),
-        facts=table.drop(columns=own),
+        records=table.drop(columns=own),
         headers=table[own].rename(columns=lambda name: name.removeprefix("header.")),
         thumbs=thumbs,
         errors=errors,
@@ -137,7 +137,7 @@ def read_all(files: Sequence[Path], workers: int | None = None) -> Iterator[File
             yield found
 
 
-def read_facts(file: Path) -> FileRecord | str:
+def read_record(file: Path) -> FileRecord | str:
     """What one image file holds, or why it cannot be read."""
     try:
         data = file.read_bytes()
@@ -268,4 +268,4 @@ def _key(file: Path) -> str:
 
 def _look(item: tuple[Path, str, FileRecord | None]) -> tuple[Path, str, FileRecord | str, bool]:
     file, stamp, found = item
-    return (file, stamp, read_facts(file), True) if found is None else (file, stamp, found, False)
+    return (file, stamp, read_record(file), True) if found is None else (file, stamp, found, False)

@@ -15,7 +15,7 @@ from ensemble.core import artifacts
 from ensemble.core.errors import DataError, join_limited
 from ensemble.data import byte_ranges, image_list, parquet, shards, storage
 from ensemble.data.byte_ranges import ByteRange
-from ensemble.data.image_list import ImageEntry, ImageList, keep, read, repeated_ids
+from ensemble.data.image_list import ImageEntry, ImageList, read_list, repeated_ids, write_list
 from ensemble.data.sources import read_parts
 from ensemble.data.storage import Location, join
 from ensemble.images.decode import Source
@@ -52,7 +52,7 @@ class Inputs:
 
     def items(self, start: int, stop: int) -> Iterator[Item]:
         """The images of the rows [start, stop), streamed."""
-        return self.reader(read(self.rows, start, stop), start, stop)
+        return self.reader(read_list(self.rows, start, stop), start, stop)
 
     @property
     def count(self) -> int:
@@ -62,12 +62,12 @@ class Inputs:
 
 def ids(inputs: Inputs) -> list[str]:
     """All ids in order; for callers with few images. No image is read."""
-    return [row.id for row in read(inputs.rows, 0, inputs.count)]
+    return [row.id for row in read_list(inputs.rows, 0, inputs.count)]
 
 
 def names(inputs: Inputs) -> Iterator[str]:
     """What each image is called, in order, without its folder; no image is read."""
-    return (Path(row.path).name for row in read(inputs.rows, 0, inputs.count))
+    return (Path(row.path).name for row in read_list(inputs.rows, 0, inputs.count))
 
 
 def read_inputs(source: Location, images: Location | None = None, spill: Path | None = None) -> Inputs:
@@ -91,7 +91,7 @@ def read_inputs(source: Location, images: Location | None = None, spill: Path | 
             if shards.kind(path):
                 others.append(path)
 
-        rows = keep(image_list.of_folder(source, passed), place)
+        rows = write_list(image_list.of_folder(source, passed), place)
         if rows.count:
             return replace(_of_files(rows, source, _paths([source])), note=shards.passed_over(source, others))
         if files := shards.below(source, others):
@@ -126,21 +126,21 @@ def _csv_parts(source: Location) -> Iterator[pd.DataFrame]:
         yield from read_parts(source, file)
 
 
-def resolve_table(frame: pd.DataFrame, table: Path, images: Location | None) -> Inputs:
+def inputs_from_table(frame: pd.DataFrame, table: Path, images: Location | None) -> Inputs:
     """Ids and files of a table's rows, in memory; `table` is where relative paths count from."""
     return _of_table(iter([frame]), table, images, None)
 
 
-def of_files(names: Sequence[str], paths: Sequence[Path]) -> Inputs:
+def inputs_from_files(names: Sequence[str], paths: Sequence[Path]) -> Inputs:
     """Ids and the file of each, in memory."""
     here = Path()
     rows = (image_list.row(key, here, str(path)) for key, path in zip(names, paths, strict=True))
-    return _of_files(keep(rows, None), here)
+    return _of_files(write_list(rows, None), here)
 
 
-def of_open_files(files: Sequence[tuple[str, BinaryIO]]) -> Inputs:
+def inputs_from_open_files(files: Sequence[tuple[str, BinaryIO]]) -> Inputs:
     """Images by name, each read when its turn comes. Names may repeat; sha256 is of them alone."""
-    rows = keep((ImageEntry(name, name) for name, _ in files), None)
+    rows = write_list((ImageEntry(name, name) for name, _ in files), None)
 
     def reader(_: Iterable[ImageEntry], start: int, stop: int) -> Iterator[Item]:
         for name, file in files[start:stop]:
@@ -165,7 +165,7 @@ def _of_shards(files: Sequence[Location], source: Location, place: Path | None) 
             )
         return _of_parquet(files, source, place)
     known: list[shards.Shard] = []
-    rows = keep(shards.tar_rows(files, known), place)
+    rows = write_list(shards.tar_rows(files, known), place)
     if not rows.count:
         raise DataError(f"{source} holds no images")
     facts = [[shard.size, shard.version] for shard in known]
@@ -176,7 +176,7 @@ def _of_shards(files: Sequence[Location], source: Location, place: Path | None) 
 def _of_parquet(files: Sequence[Location], source: Location, place: Path | None) -> Inputs:
     known = [(file, parquet.facts(file)) for file in files]
     rows = chain.from_iterable(_named(parquet.image_rows(file), file) for file in files)
-    kept = _distinct(keep(rows, place), source)
+    kept = _distinct(write_list(rows, place), source)
     facts = known[0][1] if len(known) == 1 else [each for _, each in known]
     return Inputs(kept, artifacts.json_sha256([kept.sha256, facts]), partial(_in_parquet, known), _paths(files))
 
@@ -228,7 +228,7 @@ def _in_parquet(
 
 def _of_table(parts: Iterator[pd.DataFrame], table: Location, images: Location | None, place: Path | None) -> Inputs:
     named = image_list.of_table(parts, table, images)
-    kept = keep(_named(named.rows, table) if named.given else named.rows, place)
+    kept = write_list(_named(named.rows, table) if named.given else named.rows, place)
     return _of_files(_distinct(kept, table), named.root)
 
 

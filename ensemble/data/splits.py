@@ -73,13 +73,13 @@ def group_strata(frame: pd.DataFrame) -> dict[tuple[tuple[int, str], ...], list[
     return strata
 
 
-def place(group: str, seed: int) -> float:
+def unit_hash(group: str, seed: int) -> float:
     """A group's place in [0, 1), from the seed and its own name."""
     return int.from_bytes(sha256(json.dumps([seed, group]).encode()).digest()[:8], "big") / 2**64
 
 
 def _split_stratum(names: Sequence[str], fractions: Fractions, seed: int) -> dict[str, str]:
-    places = {name: place(name, seed) for name in names}
+    places = {name: unit_hash(name, seed) for name in names}
     ordered = sorted(names, key=lambda name: (places[name], name))
     values = np.array([places[name] for name in ordered])
     below = [int((values < edge).sum()) for edge in (fractions.heldout, fractions.heldout + fractions.tune)]
@@ -133,7 +133,7 @@ def assign_folds(frame: pd.DataFrame, count: int, seed: int) -> pd.Series:
     fold: dict[str, int] = {}
     for _, names in sorted(group_strata(fitted).items()):
         dealt = np.zeros(count, dtype=np.int64)
-        for name in sorted(names, key=lambda name: (place(name, seed), name)):
+        for name in sorted(names, key=lambda name: (unit_hash(name, seed), name)):
             chosen = min(range(count), key=lambda k: (dealt[k], images[k], k))
             fold[name] = chosen
             dealt[chosen] += 1
@@ -158,7 +158,7 @@ def fold_parts(frame: pd.DataFrame, fold: int, seed: int) -> tuple[pd.DataFrame,
     share = fitted.loc[fitted["split"] == "tune", "group"].nunique() / fitted["group"].nunique()
     tune: set[str] = set()
     for _, names in sorted(group_strata(rest).items()):
-        ordered = sorted(names, key=lambda name: (place(name, seed + 1 + fold), name))
+        ordered = sorted(names, key=lambda name: (unit_hash(name, seed + 1 + fold), name))
         tune |= set(ordered[: min(max(round(share * len(ordered)), 1), len(ordered) - 1)])
     held = rest["group"].isin(tune)
     for part, name in ((rest[held], "tune"), (rest[~held], "train")):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ensemble.core.errors import BackboneError, join_limited
 from ensemble.core.recipe import Backbone
-from ensemble.data.files import at_home
+from ensemble.data.files import expand_user
 
 
 def check_source(backbone: Backbone) -> None:
@@ -34,18 +34,18 @@ def locate_checkpoint(name: str) -> Path:
 def local_places(backbone: Backbone) -> tuple[str, ...]:
     """Absolute paths of what the backbone names in this machine's files."""
     names = [name for name in (backbone.checkpoint, backbone.weights) if name is not None]
-    return tuple(str(path.absolute()) for name in names if (path := at_home(name)).exists())
+    return tuple(str(path.absolute()) for name in names if (path := expand_user(name)).exists())
 
 
 def hub_name(name: str | None, located: Path | None) -> str | None:
     """`name`, where `locate_checkpoint` found it on the Hub; None for a folder of this machine, or no checkpoint."""
-    return name if name and located and located != at_home(name) else None
+    return name if name and located and located != expand_user(name) else None
 
 
 def weights_file(weights: str) -> Path:
     """FILE, or package:MODULE/FILE inside an installed package (which is not imported)."""
     if not weights.startswith("package:"):
-        path = at_home(weights)
+        path = expand_user(weights)
         if not path.is_file():
             raise BackboneError(f"no weights file {weights}")
         return path
@@ -62,7 +62,7 @@ def weights_file(weights: str) -> Path:
 
 def _local_folder(name: str) -> Path | None:
     """The folder that `name` is, or None for a Hub id; BackboneError for neither."""
-    folder = at_home(name)
+    folder = expand_user(name)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise BackboneError(f"{name} has no config.json; a checkpoint folder holds config.json and weights")

@@ -21,7 +21,7 @@ from ensemble.core.parallel import ordered_map
 from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.core.recipe import Backbone, Recipe, Train
 from ensemble.core.recipe_files import load_recipes, recipes_folder
-from ensemble.data.files import at_home
+from ensemble.data.files import expand_user
 from ensemble.images import decode, near_duplicates
 from ensemble.models.backbone import Member, build_member
 from ensemble.models.checkpoints import check_source, locate_checkpoint
@@ -99,7 +99,7 @@ def find_embedder(name: str | None) -> Recipe | tuple[Path, str]:
     name: "RUN:MEMBER", a recipe's YAML file, a checkpoint's folder or its Hub id "org/name";
     None: the quick EfficientNet-Lite0. Raises for what is known to fail without reading weights.
     """
-    path = recipes_folder() / "quick" / f"{DEFAULT}.yaml" if name is None else at_home(name)
+    path = recipes_folder() / "quick" / f"{DEFAULT}.yaml" if name is None else expand_user(name)
     if path.suffix.lower() in {".yaml", ".yml"}:
         recipe = load_recipes([path])[0]
         check_source(recipe.backbone)

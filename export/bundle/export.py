@@ -18,7 +18,7 @@ from ensemble.core.errors import ArtifactError, BackboneError
 from ensemble.core.hub_download import download_classifier
 from ensemble.core.log import Log
 from ensemble.data import dataset
-from ensemble.data.files import at_home
+from ensemble.data.files import expand_user
 from ensemble.data.sources import LabelledImage
 from ensemble.data.splits import Fractions
 from ensemble.models import external, members
@@ -133,7 +133,7 @@ def export_foreign(
 
 def locate(source: str) -> Path:
     """The folder that `source` names; what is no folder is looked for on the Hub."""
-    folder = at_home(source)
+    folder = expand_user(source)
     if folder.is_dir():
         return folder
     if not hub_bundles.is_remote(source) and not hub_bundles.NAME.fullmatch(source.partition("@")[0]):

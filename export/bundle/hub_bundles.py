@@ -9,7 +9,7 @@ from pathlib import Path
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, BackboneError, HubError, join_limited
 from ensemble.core.hub_download import download, download_classifier, has_weights, require_hub
-from ensemble.data.files import at_home
+from ensemble.data.files import expand_user
 from export.bundle import bundle
 
 PREFIX = "hf://"
@@ -22,7 +22,7 @@ def locate(source: str | Path) -> Path:
     text = str(source)
     if text.startswith(PREFIX):
         return _fetch(*parse(text))
-    folder = at_home(text)
+    folder = expand_user(text)
     if not folder.is_dir():
         raise BackboneError(f"{text} is not a folder; for a model on the Hub write {PREFIX}USER/REPO")
     return folder

@@ -13,7 +13,7 @@ from ensemble.cluster.connect import this_node
 from ensemble.cluster.nodes import check_versions, look
 from ensemble.core.errors import ArtifactError, DataError, ManyeyesError, UnavailableError, error_line
 from ensemble.data.byte_ranges import ByteRange
-from ensemble.data.image_list import TEXT, ImageEntry, ImageList, keep, read
+from ensemble.data.image_list import TEXT, ImageEntry, ImageList, read_list, write_list
 from ensemble.data.inputs import Item
 from ensemble.data.storage import readable
 from ensemble.images.decoder_warnings import quiet_decoders
@@ -97,7 +97,7 @@ class Coordinator:
     def rows(self, start: int, stop: int) -> bytes:
         """An Arrow file of the rows [start, stop)."""
         try:
-            kept = keep(read(self._rows, start, stop), None)
+            kept = write_list(read_list(self._rows, start, stop), None)
         except (OSError, pa.ArrowException) as error:
             raise ArtifactError(f"{self._rows.place} cannot be read: {error}; the same command goes on") from None
         return bytes(cast(pa.Buffer, kept.place))
@@ -250,7 +250,7 @@ class Worker:
         spans = {shard: self._journal.span(shard) for shard in shards}
         start, stop = spans[shards[0]][0], spans[shards[-1]][1]
         sent = pa.py_buffer(_asked(self._desk.rows.remote(start, stop)))
-        listed = list(read(ImageList(stop - start, "", False, sent), 0, stop - start))
+        listed = list(read_list(ImageList(stop - start, "", False, sent), 0, stop - start))
         sizes = [(shard, after - before) for shard, (before, after) in spans.items()]
         items, threads = self._reader(iter(listed), start, stop), min(self._job.cpus, MOST_THREADS)
         scored = score_shards(items, self._journal.count, opened, sizes, threads=threads)

@@ -55,7 +55,7 @@ def explain(
       python cli.py explain photo.jpg --members swin_tiny --output swin.png --json -
     """
     from ensemble.core import artifacts
-    from ensemble.data.inputs import of_files
+    from ensemble.data.inputs import inputs_from_files
     from ensemble.images.decode import decode
     from ensemble.models import external
     from ensemble.stacking.stack import read_stacker
@@ -74,7 +74,7 @@ def explain(
     shown = decode(image)
     ensemble, loaded = predictor.load_networks(run, stacker, RuntimeOptions("torch", device=device))
     known = (key for key in (image.name, image.stem) if all(key in member.test.index for member in elsewhere))
-    values = explain.numbers(ensemble, of_files([next(known, image.name)], [image]))
+    values = explain.numbers(ensemble, inputs_from_files([next(known, image.name)], [image]))
     heats = _heats(loaded, members or tuple(trained), shown)
     _draw(image, shown, values, heats, output)
     told = values_file == Path("-")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ensemble.core.errors import ImageError, UnavailableError
 from ensemble.core.metrics import sigmoid
-from ensemble.data.inputs import Inputs, of_open_files
+from ensemble.data.inputs import Inputs, inputs_from_open_files
 from ensemble.images import decode
 from ensemble.stacking.stacker import Stacker
 from export.inference.ensemble import Ensemble
@@ -59,7 +59,7 @@ def explained(ensemble: Ensemble, networks: Mapping[str, "Member"], name: str, d
     """
     from ensemble.evaluation.heatmaps import heatmaps, overlay
 
-    values = numbers(ensemble, of_open_files([(name, io.BytesIO(data))]))
+    values = numbers(ensemble, inputs_from_open_files([(name, io.BytesIO(data))]))
     shown = decode.decode(data, name)
     for member, network in networks.items():
         values["members"][member]["heat"] = _data_url(overlay(shown, heatmaps(network, shown)))

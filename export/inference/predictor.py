@@ -16,7 +16,7 @@ from ensemble.core.errors import BackboneError, DataError, UnavailableError
 from ensemble.core.log import Log
 from ensemble.core.names import RESERVED
 from ensemble.data import storage
-from ensemble.data.inputs import resolve_table
+from ensemble.data.inputs import inputs_from_table
 from ensemble.images.decoder_warnings import quiet_decoders
 from ensemble.models import external
 from ensemble.models.runner import Runner
@@ -242,7 +242,7 @@ class Predictor:
         keys = [column for column in ("id", "path") if column in frame]
         if not keys:
             raise DataError("the frame needs a column id or path")
-        inputs = resolve_table(
+        inputs = inputs_from_table(
             frame[keys].astype(str), Path("frame"), None if images is None else storage.parse_location(str(images))
         )
         result, self.errors = infer(inputs, self._ensemble)

@@ -33,7 +33,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ensemble.core import metrics
 from ensemble.core.errors import ImageError, ManyeyesError, UnavailableError, join_limited
-from ensemble.data.inputs import of_open_files
+from ensemble.data.inputs import inputs_from_open_files
 from export.inference import ensemble as ensembles
 from export.inference.ensemble import Ensemble
 from export.inference.infer import member_logits
@@ -122,7 +122,7 @@ async def _worker(app: Starlette) -> AsyncIterator[dict[str, ThreadPoolExecutor]
 def _scored(ensemble: Ensemble, files: Files) -> dict[str, object]:
     """What /api/score answers: these images in their order, scored as `infer` does; null stands for no number."""
     stacker = ensemble.stacker
-    logits, errors = member_logits(of_open_files(files), ensemble)
+    logits, errors = member_logits(inputs_from_open_files(files), ensemble)
     targets = stacker.target_of(ensembles.apply(ensemble, logits)[0])
     images = [
         {

@@ -59,7 +59,7 @@ def test_pictures_in_both_are_found_though_turned_and_stored_anew(tmp_path, pict
     items, seen = indexed(train)
     left, rest = train_test_shift.without(items, seen, shared)
     assert [item.id for item in left] == [f"{n:03}.jpg" for n in range(50) if n not in (3, 7)]
-    assert list(rest.facts["sha256"]) == [seen.facts["sha256"][n] for n in range(50) if n not in (3, 7)]
+    assert list(rest.records["sha256"]) == [seen.records["sha256"][n] for n in range(50) if n not in (3, 7)]
 
 
 def test_nothing_left_is_an_error(tmp_path, pictures):

@@ -4,7 +4,7 @@ from helpers import write_csv, write_image
 
 from ensemble.core.errors import DataError
 from ensemble.core.metrics import SCORES
-from ensemble.data.benchmarks import read_benchmarks, recognise
+from ensemble.data.benchmarks import read_benchmarks, recognize_layout
 from ensemble.data.sources import ReadOptions
 from ensemble.evaluation import published
 
@@ -101,7 +101,7 @@ def test_reals_from_elsewhere_may_join_a_benchmark(tmp_path):
 
 def test_other_data_are_read_as_train_reads_them(tmp_path):
     folder = tree(tmp_path / "own", "ai/1.png", "real/2.png")
-    assert recognise(folder) is None
+    assert recognize_layout(folder) is None
     assert read(folder) == ({"ai/1.png": (1, "own", None), "real/2.png": (0, "own", None)}, [], ())
     table = write_csv(tmp_path / "labels.csv", id=["1"], label=["0"], group=["p"], generator=["none"])
     write_image(tmp_path / "1.png")

@@ -27,11 +27,11 @@ from pathlib import Path
 from ensemble.data import index
 
 index.COMMIT = 8
-read_facts = index.read_facts
+read_record = index.read_record
 def slow(file):
     time.sleep(0.005)
-    return read_facts(file)
-index.read_facts = slow
+    return read_record(file)
+index.read_record = slow
 for number, _ in enumerate(index.read_all(sorted(Path(sys.argv[1]).iterdir()), workers=1), start=1):
     print(number, flush=True)
     if sys.argv[2:] == [str(number)]:
@@ -61,18 +61,18 @@ def files(tmp_path):
 def read(monkeypatch):
     """Counts how often each file is read."""
     counts = Counter()
-    read_facts = index.read_facts
+    read_record = index.read_record
 
     def counted(file):
         counts[file.name] += 1
-        return read_facts(file)
+        return read_record(file)
 
-    monkeypatch.setattr(index, "read_facts", counted)
+    monkeypatch.setattr(index, "read_record", counted)
     return counts
 
 
 def same(one, other):
-    pd.testing.assert_frame_equal(one.facts, other.facts)
+    pd.testing.assert_frame_equal(one.records, other.records)
     pd.testing.assert_frame_equal(one.headers, other.headers)
     np.testing.assert_array_equal(one.thumbs, other.thumbs)
     np.testing.assert_array_equal(one.rows, other.rows)
@@ -87,7 +87,7 @@ def test_a_file_is_described(tmp_path):
     data = encoded(picture, "JPEG", quality=83)
     file = write_files(tmp_path, "a.png", data=data) / "a.png"
     found = index_files([file])
-    facts, header = found.facts.iloc[0], found.headers.iloc[0]
+    facts, header = found.records.iloc[0], found.headers.iloc[0]
     assert (facts["width"], facts["height"], facts["format"], facts["bytes"]) == (40, 30, "JPEG", len(data))
     assert facts["sha256"] == sha256(data).hexdigest()
     assert (header["quality"], header["width"], header["format"]) == (83, 40, "JPEG")
@@ -100,10 +100,10 @@ def test_a_file_is_described(tmp_path):
 
 def test_columns_and_types(files):
     found = index_files(files)
-    assert list(found.facts) == "width height format bytes sha256 phash pixels".split()
+    assert list(found.records) == "width height format bytes sha256 phash pixels".split()
     assert list(found.headers) == list(metadata.read_header(files[0].read_bytes(), 1, 1))
-    assert found.facts["width"].tolist() == list(range(40, 60))
-    assert (str(found.facts["width"].dtype), str(found.facts["bytes"].dtype)) == ("int32", "int64")
+    assert found.records["width"].tolist() == list(range(40, 60))
+    assert (str(found.records["width"].dtype), str(found.records["bytes"].dtype)) == ("int32", "int64")
     assert {str(found.headers[name].dtype) for name in ("quality", "width", "exif")} == {"float32"}
     assert {str(found.headers[name].dtype) for name in ("format", "tables")} == {"category"}
     assert (found.thumbs.shape, found.thumbs.dtype) == ((20, 32, 32, 3), np.uint8)
@@ -120,7 +120,7 @@ def test_blocks_make_no_difference(files, monkeypatch, block):
 def test_results_stand_in_the_order_given(files, workers):
     shuffled = [files[i] for i in np.random.default_rng(0).permutation(len(files))]
     found = index_files(shuffled, workers)
-    assert found.facts["sha256"].tolist() == [sha256(file.read_bytes()).hexdigest() for file in shuffled]
+    assert found.records["sha256"].tolist() == [sha256(file.read_bytes()).hexdigest() for file in shuffled]
     assert same(found, index_files(shuffled, workers))
 
 
@@ -138,7 +138,7 @@ def test_pixels_are_equal_whatever_the_file(tmp_path):
     }
     for name, content in data.items():
         write_files(tmp_path, name, data=content)
-    pixels = index_files([tmp_path / name for name in data]).facts["pixels"].tolist()
+    pixels = index_files([tmp_path / name for name in data]).records["pixels"].tolist()
     assert pixels[0] == pixels[1] == pixels[2]
     assert len(set(pixels)) == 3
 
@@ -148,7 +148,7 @@ def test_the_size_is_that_of_the_upright_image(tmp_path):
     turned[274] = 6
     file = write_files(tmp_path, "a.jpg", data=encoded(noise(1, 40, 30), "JPEG", exif=turned)) / "a.jpg"
     found = index_files([file])
-    assert found.facts[["width", "height"]].iloc[0].tolist() == [30, 40]
+    assert found.records[["width", "height"]].iloc[0].tolist() == [30, 40]
     assert found.headers[["width", "height", "orientation"]].iloc[0].tolist() == [30, 40, 6]
 
 
@@ -166,7 +166,7 @@ def test_take(files):
     found = index_files([files[0], Path("missing.png"), *files[1:]])
     part = found.take(np.array([0, 3, 19]))
     assert list(part.rows) == [0, 4, 20]
-    assert part.facts["width"].tolist() == [40, 43, 59]
+    assert part.records["width"].tolist() == [40, 43, 59]
     assert part.headers["width"].tolist() == [40, 43, 59]
     np.testing.assert_array_equal(part.thumbs, found.thumbs[[0, 3, 19]])
     assert part.errors == found.errors
@@ -174,7 +174,7 @@ def test_take(files):
 
 def test_no_files():
     found = index_files([])
-    assert (len(found.rows), len(found.facts), len(found.thumbs), found.errors) == (0, 0, 0, {})
+    assert (len(found.rows), len(found.records), len(found.thumbs), found.errors) == (0, 0, 0, {})
 
 
 # ---- errors
@@ -188,7 +188,7 @@ def test_errors_are_reported_by_position_and_not_remembered(files, tmp_path, rea
     assert found.errors[0] == f"{bad[0]}: No such file or directory"
     assert found.errors[2].startswith(f"{bad[1]}: not an image in a known format")
     assert found.errors[3] == f"{tmp_path}: Is a directory"
-    assert found.facts["width"].tolist() == [40, 41]
+    assert found.records["width"].tolist() == [40, 41]
     again = index_files([bad[0], files[0], bad[1], bad[2], files[1]])
     assert same(again, found)
     assert (read["text.jpg"], read[files[0].name]) == (2, 1)
@@ -223,7 +223,7 @@ def test_a_second_pass_reads_no_file(files, read):
     assert read.total() == len(files)
     second = index_files(files[::-1])
     assert read.total() == len(files)
-    assert second.facts["sha256"].tolist() == first.facts["sha256"].tolist()[::-1]
+    assert second.records["sha256"].tolist() == first.records["sha256"].tolist()[::-1]
     assert same(second.take(np.arange(len(files))[::-1]), replace(first, rows=first.rows[::-1]))
 
 
@@ -245,7 +245,7 @@ def test_a_changed_file_of_the_same_size_is_read_again(files, read, keep_mtime):
         os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     after = index_files(files)
     assert {name for name, count in read.items() if count == 2} == {file.name}
-    assert after.facts["sha256"][3] == sha256(file.read_bytes()).hexdigest() != before.facts["sha256"][3]
+    assert after.records["sha256"][3] == sha256(file.read_bytes()).hexdigest() != before.records["sha256"][3]
 
 
 def test_another_version_reads_everything_again(files, read, monkeypatch):
@@ -264,7 +264,7 @@ def test_a_killed_pass_goes_on_where_it_stopped(tmp_path, read):
     found = index_files(files)
     assert len(found.rows) == 120
     assert sorted(read) == names[48:]  # 50 were done, and every eighth was committed with those before it
-    assert found.facts["sha256"].tolist() == [sha256(file.read_bytes()).hexdigest() for file in files]
+    assert found.records["sha256"].tolist() == [sha256(file.read_bytes()).hexdigest() for file in files]
 
 
 def test_a_file_that_is_no_cache_is_replaced(files, read, own_cache):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pictures import HOSTILE_NAMES, encoded, noise, write_files
 
 from ensemble.core.errors import DataError, ImageError
-from ensemble.data.inputs import Item, ids, names, of_files, read_inputs
+from ensemble.data.inputs import Item, ids, inputs_from_files, names, read_inputs
 from ensemble.images.decode import decode
 
 LISTING = """
@@ -141,7 +141,7 @@ def test_a_table_is_read_in_parts_as_if_whole(tmp_path, listed, kind, monkeypatc
 
 def test_a_range_of_rows_is_that_slice(tmp_path, monkeypatch):
     monkeypatch.setattr("ensemble.data.image_list.BATCH", 4)
-    inputs = of_files([str(number) for number in range(10)], [tmp_path / str(number) for number in range(10)])
+    inputs = inputs_from_files([str(number) for number in range(10)], [tmp_path / str(number) for number in range(10)])
     expected = rows(inputs)
     assert [row.id for row in expected] == list("0123456789")
 
@@ -193,7 +193,7 @@ def test_a_file_that_goes_is_an_unreadable_row(tmp_path, listed):
 
 def test_names_that_are_not_utf8_are_kept(tmp_path):
     file = tmp_path / os.fsdecode(b"caf\xe9.jpg")
-    inputs = of_files([file.name], [file])
+    inputs = inputs_from_files([file.name], [file])
     assert rows(inputs) == [Item(file.name, str(file), file)]
     assert list(names(inputs)) == [file.name]
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ensemble.core.errors import DataError
 from ensemble.data import splits
-from ensemble.data.splits import Fractions, assign_splits, place
+from ensemble.data.splits import Fractions, assign_splits, unit_hash
 
 SHARES = Fractions()
 HOSTILE = ("é 写真", 'it\'s "it"', "two\nlines", "", "007", "NA", "1e5")
@@ -59,7 +59,7 @@ def refusal(frame, *hold_out) -> str:
     ],
 )
 def test_places_are_the_same_on_every_machine(group, seed, expected):
-    assert place(group, seed) == expected
+    assert unit_hash(group, seed) == expected
 
 
 def test_a_split_is_the_same_on_every_machine():
@@ -270,4 +270,4 @@ def test_numbers_of_seeds_are_not_alike():
     frame = rows(1000)
     held = [{g for g, split in split_of(frame, seed).items() if split == "heldout"} for seed in (0, 1)]
     assert len(held[0] & held[1]) / len(held[0]) == pytest.approx(0.15, abs=0.08)
-    assert np.std([place(f"g{n}", 0) for n in range(1000)]) == pytest.approx(1 / 12**0.5, abs=0.02)
+    assert np.std([unit_hash(f"g{n}", 0) for n in range(1000)]) == pytest.approx(1 / 12**0.5, abs=0.02)

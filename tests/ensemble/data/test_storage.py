@@ -20,7 +20,7 @@ from tar_shards import write_tar
 
 from ensemble.core.errors import DataError, ImageError, ManyeyesError
 from ensemble.data import storage
-from ensemble.data.image_list import read
+from ensemble.data.image_list import read_list
 from ensemble.data.inputs import ids, names, read_inputs
 from ensemble.images.decode import decode
 from export.inference.infer import infer
@@ -337,7 +337,7 @@ def test_readers_read_in_another_process(photos, bucket, tmp_path):
     inputs = [read_inputs(upload_folder(tmp_path / kind, f"{bucket}/{kind}")) for kind in ("photos", "tars", "sets")]
     pickled = tmp_path / "inputs"
     # rows in memory are no file: what another machine is sent is the reader, with its rows
-    pickled.write_bytes(pickle.dumps([(each.reader, list(read(each.rows, 2, 7))) for each in inputs]))
+    pickled.write_bytes(pickle.dumps([(each.reader, list(read_list(each.rows, 2, 7))) for each in inputs]))
     code = "import pickle, sys; print([[i.id for i in f(r, 2, 7)] for f, r in pickle.load(open(sys.argv[1], 'rb'))])"
     done = run_python("-c", code, pickled)
     assert done.stdout.strip() == str([ids(each)[2:7] for each in inputs]), done.stderr

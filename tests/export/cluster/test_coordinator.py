@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from ensemble.core.errors import ArtifactError
-from ensemble.data.image_list import ImageEntry, ImageList, keep, read
+from ensemble.data.image_list import ImageEntry, ImageList, read_list, write_list
 from export.cluster.worker import Coordinator, task
 
 LIST = [ImageEntry(f"\udcff {number}", f"images/{number}.png", number, 1, -1) for number in range(5000)]
@@ -13,13 +13,13 @@ LIST = [ImageEntry(f"\udcff {number}", f"images/{number}.png", number, 1, -1) fo
 @pytest.fixture
 def desk(tmp_path):
     (tmp_path / "bundle.json").write_text("{}")
-    return Coordinator(tmp_path, keep(iter(LIST), tmp_path / "rows.arrow"))
+    return Coordinator(tmp_path, write_list(iter(LIST), tmp_path / "rows.arrow"))
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 1), (4000, 4200), (4990, 5000)])
 def test_it_hands_out_the_rows_that_are_asked_for(desk, start, stop):
     sent = desk.rows(start, stop)
-    assert list(read(ImageList(stop - start, "", False, pa.py_buffer(sent)), 0, stop - start)) == LIST[start:stop]
+    assert list(read_list(ImageList(stop - start, "", False, pa.py_buffer(sent)), 0, stop - start)) == LIST[start:stop]
 
 
 def test_a_task_is_small_however_long_its_rows_are():

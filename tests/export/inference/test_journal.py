@@ -10,7 +10,7 @@ from helpers import CONTRACT, ROOT, STACKER, read_csv, write_image
 from pictures import HOSTILE_NAMES
 
 from ensemble.core.errors import ArtifactError
-from ensemble.data.inputs import of_files
+from ensemble.data.inputs import inputs_from_files
 from ensemble.models.runner import Runner
 from export.inference import infer, journal
 from export.inference.outputs import Failure
@@ -163,7 +163,7 @@ def score(output, files, run=mean, **options):
     runners = tuple(Runner(name, CONTRACT, run) for name in STACKER.members)
     ensemble = infer.Ensemble(runners, STACKER, "cpu", identity="tiny")
     with journal.held(output) as folder:
-        inputs = of_files([f"{row}" for row in range(len(files))], files)
+        inputs = inputs_from_files([f"{row}" for row in range(len(files))], files)
         infer.infer_to_file(inputs, ensemble, output, folder, infer.InferOptions(**options), said.append)
     return said
 

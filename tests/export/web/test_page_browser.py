@@ -9,7 +9,7 @@ from small_members import write_networks
 from small_server import ENSEMBLE, expected, grey, running
 
 from ensemble.core.errors import UnavailableError
-from ensemble.data.inputs import of_files
+from ensemble.data.inputs import inputs_from_files
 from ensemble.stacking.stack import read_stacker
 from export.inference.explain import explained
 from export.inference.infer import infer
@@ -74,7 +74,7 @@ def percent(p):
 @pytest.mark.parametrize("width", [1280, 375])
 def test_a_photo_and_a_broken_file_are_dropped(browser, tmp_path, width):
     photo = photo_file("rocket.jpg")
-    own = infer(of_files(["photo"], [photo]), ENSEMBLE, with_members=True)[0].iloc[0]
+    own = infer(inputs_from_files(["photo"], [photo]), ENSEMBLE, with_members=True)[0].iloc[0]
     with opened(browser, width) as (page, said):
         drop(page, [(HOSTILE, photo.read_bytes()), ("broken.jpg", photo.read_bytes()[:2000])])
         fine, broken = finished(page, "1 scored, 1 not.")

@@ -15,7 +15,7 @@ from small_members import write_networks
 from small_server import ENSEMBLE, BaseClient, grey, parts, refused, running, scored
 from starlette.testclient import TestClient
 
-from ensemble.data.inputs import of_files
+from ensemble.data.inputs import inputs_from_files
 from ensemble.stacking.stack import read_stacker
 from export.inference.explain import explained
 from export.inference.infer import infer
@@ -60,7 +60,7 @@ def picture(member):
 def test_each_member_has_a_map_over_the_image(client, networks, tmp_path):
     one, other = (encoded(noise(seed, 90, 60)) for seed in (5, 6))
     (tmp_path / "a.png").write_bytes(one)
-    expected = infer(of_files(["a"], [tmp_path / "a.png"]), networks[0], with_members=True)[0].iloc[0]
+    expected = infer(inputs_from_files(["a"], [tmp_path / "a.png"]), networks[0], with_members=True)[0].iloc[0]
     answer = asked(client, NAME, one)
     assert client.get("/api/info").json()["explain"] is True
     assert answer["name"] == NAME
