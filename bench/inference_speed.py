@@ -35,6 +35,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from export.runtimes import devices
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import full_size  # noqa: E402
@@ -60,7 +62,7 @@ Lines = list[dict[str, Any]]
 
 def machine(options: argparse.Namespace) -> str:
     """Hardware and libraries, in one line each."""
-    name, known = capabilities.processor()
+    name, known = devices.processor()
     flags = [flag for flag in FLAGS if flag in (known or ())]
     gpu = f"{torch.cuda.get_device_name()}, " if options.device == "cuda" else ""
     versions = []
@@ -264,7 +266,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/inference_speed"))
     options = parser.parse_args()
     options.ours, options.sides = options.ours.split(","), options.sides.split(",")
-    fast = options.device == "cuda" or capabilities.NATIVE_BF16 & (capabilities.processor()[1] or set())
+    fast = options.device == "cuda" or devices.NATIVE_BF16 & (devices.processor()[1] or set())
     options.precision = (options.precision or ("bf16" if fast else "fp32")).split(",")
     if unknown := set(options.precision) - {*PRECISIONS, "auto"}:
         parser.error(f"unknown precisions: {', '.join(sorted(unknown))}")
@@ -272,7 +274,7 @@ def main() -> None:
         parser.error("name a precision that torch multiplies in first, such as bf16,int8: the roof is measured at it")
     if "int8" in options.precision and options.device == "cuda":
         parser.error("int8 here is for CPUs: leave out --device cuda")
-    if "int8" in options.precision and (lacking := capabilities.available().lacks.get(("onnxruntime", "int8"))):
+    if "int8" in options.precision and (lacking := capabilities.available().unsupported.get(("onnxruntime", "int8"))):
         parser.error(lacking)
     os.environ.setdefault("MANYEYES_CACHE", str(options.output.absolute() / "cache"))
     sets = {"full": full_size.FULL, "quick": full_size.QUICK}

@@ -20,7 +20,7 @@ from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.images import decode as images
 
 T = TypeVar("T")
-Views = dict[tuple[Any, ...], np.ndarray]  # pixels by ImageContract.view
+Views = dict[tuple[Any, ...], np.ndarray]  # pixels by PreprocessConfig.view
 Large = Callable[[], object]  # what `images.decode` calls before it takes memory for a large image
 
 AHEAD = 2  # chunks decoded before the one that runs is done

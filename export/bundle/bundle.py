@@ -13,7 +13,7 @@ from ensemble.models import external, members
 from ensemble.stacking.stack import read_stacker
 from ensemble.stacking.stacker import Stacker
 from export.bundle import heldout_rows
-from export.runtimes.settings import RuntimeConfig, named
+from export.runtimes.settings import RuntimeConfig, parse_config
 
 CONVERTER_VERSION = 4  # raised by hand when converting the same member would give another file or entry
 PRECISION = "fp32"
@@ -80,7 +80,7 @@ def _is_entry(entry: Any) -> bool:
 
 def _is_allowance(key: str, found: Any) -> bool:
     try:
-        named(key)
+        parse_config(key)
         return isinstance(found["certified"], bool) and all(isinstance(name, str) for name in found["members"])
     except (KeyError, TypeError, ValueError):
         return False
@@ -142,7 +142,7 @@ def may_run(values: Mapping[str, Any]) -> dict[tuple[str, str], frozenset[str]]:
     return {
         (setting.runtime, setting.precision): frozenset(found["members"])
         for key, found in values.get("precisions", {}).items()
-        for setting in [named(key)]
+        for setting in [parse_config(key)]
     }
 
 
@@ -186,7 +186,7 @@ def _is_certificate(values: Mapping[str, Any], names: Collection[str]) -> bool:
         fp32 = [found for name in names for found in values["members"][name].get("fp32", {}).values()]
         return all(_is_number(found["max_abs_difference"]) for found in fp32) and all(
             isinstance(made["made_from"], str)
-            and named(key) is not None
+            and parse_config(key) is not None
             and set(made["usable"]) <= set(names)
             and all(map(_is_change, [made["stack"], *made["members"].values()]))
             for key, made in values.get("precisions", {}).items()

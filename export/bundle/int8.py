@@ -11,7 +11,7 @@ import numpy as np
 
 from ensemble.core.errors import ArtifactError, UnavailableError
 from export.bundle.precision_search import PRODUCTS
-from export.runtimes import capabilities, libraries
+from export.runtimes import devices, libraries
 
 # a bound of these before the next product is the bound of its 8 bits
 BOUNDS = ("Clip", "Relu")
@@ -21,11 +21,11 @@ SUM_PRODUCTS = ("Gemm", "MatMul")
 def quantizer(symmetric: bool) -> str:
     """Name and version of the library that `write_int8` quantizes with here."""
     if symmetric:
-        return capabilities.version("onnxruntime")
+        return devices.version("onnxruntime")
     try:
         libraries.load_nncf()
     except UnavailableError:
-        return capabilities.version("onnxruntime")
+        return devices.version("onnxruntime")
     return f"nncf {metadata.version('nncf')}"
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ensemble.core import artifacts, feature_cache
 from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.models.runner import Runner, chunk_rows, score_images
-from export.runtimes import capabilities
+from export.runtimes import capabilities, devices
 from export.runtimes import runner as runtime
 from export.runtimes.settings import ON_GPU, RuntimeConfig
 
@@ -29,7 +29,7 @@ class Column:
 def column(name: str, file: Path, contract: PreprocessConfig, setting: RuntimeConfig) -> Column:
     """A file's, opened when it is needed. Its logits hold for one processor and library."""
     machine = capabilities.available()
-    by = [machine.gpu if setting.runtime in ON_GPU else machine.cpu, capabilities.version(setting.runtime)]
+    by = [machine.gpu if setting.runtime in ON_GPU else machine.cpu, devices.version(setting.runtime)]
     key = artifacts.json_sha256([artifacts.file_sha256(file), contract.to_dict(), str(setting), *by])
     return Column(key, partial(runtime.open_runner, name, file, contract, setting))
 

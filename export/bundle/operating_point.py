@@ -19,8 +19,8 @@ from ensemble.core.names import is_member_name
 from ensemble.stacking.cascade import Cascade, Report
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle
-from export.runtimes import capabilities
-from export.runtimes.settings import ON_CPU, ON_GPU, RuntimeConfig, named
+from export.runtimes import devices
+from export.runtimes.settings import ON_CPU, ON_GPU, RuntimeConfig, parse_config
 
 FILE = bundle.POINT
 AGAIN = "choose again: python cli.py frontier --budget N"
@@ -74,7 +74,7 @@ class OperatingPoint:
         return cls(
             Stacker.from_dict(values["stacker"]),
             values["runtime"],
-            {str(named(key)): Certified(**made) for key, made in values["precisions"].items()},
+            {str(parse_config(key)): Certified(**made) for key, made in values["precisions"].items()},
             None if cascade is None else Cascade.from_dict(cascade),
             float(values["budget"]),
             float(values["images_per_second"]),
@@ -152,13 +152,13 @@ def allowed(
     """
     may, found = bundle.may_run(values), {}
     for key, made in chosen.precisions.items():
-        setting = named(key)
+        setting = parse_config(key)
         pair = (setting.runtime, setting.precision)
         if pair not in pairs:
             continue
         if set(made.files) <= may.get(pair, frozenset()) and made.files == _files(made.files, values, setting):
             found[pair] = frozenset(made.files)
-            if made.by != capabilities.version(setting.runtime):
+            if made.by != devices.version(setting.runtime):
                 log(f"Still allowed, though certified with other versions of libraries than those here: {key}")
         else:
             log(

@@ -18,8 +18,8 @@ from export.bundle import bundle, check_images, member_logits, precision_search
 from export.bundle.certificate import LEAST_IMAGES, MOST_IMAGES, judge
 from export.bundle.check_images import LEAST_CALIBRATION, LabelledImages, Training
 from export.bundle.member_logits import Column
-from export.runtimes import capabilities
-from export.runtimes.settings import ON_CPU, ON_GPU, PRECISIONS, RuntimeConfig, named
+from export.runtimes import capabilities, devices
+from export.runtimes.settings import ON_CPU, ON_GPU, PRECISIONS, RuntimeConfig, parse_config
 
 Entries = Mapping[str, Mapping[str, Any]]
 LOWER = tuple(precision for precision in PRECISIONS if precision != "fp32")
@@ -57,9 +57,9 @@ class Decision:
 
 def computed(precisions: Collection[str]) -> list[RuntimeConfig]:
     """What runs exported members at these precisions, as far as this machine computes them."""
-    lacks = capabilities.available().lacks
+    unsupported = capabilities.available().unsupported
     every = [RuntimeConfig(runtime, precision) for runtime in (*ON_CPU, *ON_GPU) for precision in precisions]
-    here = [setting for setting in every if (setting.runtime, setting.precision) not in lacks]
+    here = [setting for setting in every if (setting.runtime, setting.precision) not in unsupported]
     return [replace(setting, batch=GPU_BATCH) if setting.runtime in ON_GPU else setting for setting in here]
 
 
@@ -71,7 +71,7 @@ def require_int8(training: Training | None) -> None:
             "leave out --int8, or train on more"
         )
     if not computed(("int8",)):
-        raise UnavailableError(capabilities.available().lacks["onnxruntime", "int8"])
+        raise UnavailableError(capabilities.available().unsupported["onnxruntime", "int8"])
     if importlib.util.find_spec("onnx") is None:
         raise UnavailableError("int8 needs onnx; run: pip install 'manyeyes[int8]'")
 
@@ -95,7 +95,7 @@ def decide(folder: Path, entries: Entries, older: Mapping[str, Any], wish: Certi
         for key, record in older.items()
         if record["made_from"] == made_from
         # a member that was converted anew to the same bytes has lost its second files
-        and all(bundle.has_file(entries[name], named(key)) for name in record["usable"])
+        and all(bundle.has_file(entries[name], parse_config(key)) for name in record["usable"])
     }
     old = [setting for setting in lower if str(setting) in found and _by_other_libraries(found, setting)]
     wanted = [setting for setting in lower if wish.again or str(setting) not in found or setting in old]
@@ -109,7 +109,7 @@ def decide(folder: Path, entries: Entries, older: Mapping[str, Any], wish: Certi
             for name, entry in entries.items()
         }
     if not lower:
-        why = capabilities.available().lacks[("openvino", "bf16")].partition(";")[0]
+        why = capabilities.available().unsupported[("openvino", "bf16")].partition(";")[0]
         log(
             f"Nothing more below fp32 was certified or allowed: {why}. On the machine that will score, run: "
             "python cli.py export --bundle DIR --certify-on DATA"
@@ -125,13 +125,13 @@ def decide(folder: Path, entries: Entries, older: Mapping[str, Any], wish: Certi
     if kept := [setting for setting in old if _by_other_libraries(found, setting)]:
         log(f"Still allowed, though certified with other versions of libraries than those here: {join_limited(kept)}")
     precisions = _allowed(found, extended, lower if wish.uncertified else (), log)
-    used = {(name, bundle.second_file(named(key))) for key, may in precisions.items() for name in may["members"]}
+    used = {(name, bundle.second_file(parse_config(key))) for key, may in precisions.items() for name in may["members"]}
     left = {name: precision_search.drop(folder, name, entry, used) for name, entry in extended.items()}
     return Decision(left, found, precisions)
 
 
 def _by_other_libraries(found: Mapping[str, Any], setting: RuntimeConfig) -> bool:
-    return bool(found[str(setting)].get("by") != capabilities.version(setting.runtime))
+    return bool(found[str(setting)].get("by") != devices.version(setting.runtime))
 
 
 def _allowed(
@@ -184,7 +184,7 @@ def _certify(
     }
     return {
         str(setting): {
-            "by": capabilities.version(setting.runtime),
+            "by": devices.version(setting.runtime),
             "images": len(drawn.labels),
             "rows": drawn.what,
             **_record(stacker, fp32, table, drawn, having[setting]),

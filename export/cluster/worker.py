@@ -27,7 +27,8 @@ from export.inference.ensemble import Ensemble
 from export.inference.journal import Journal
 from export.inference.plan import Plan, open_member, plan_bundle
 from export.inference.scoring import score_shards
-from export.runtimes.capabilities import available, version
+from export.runtimes.capabilities import available
+from export.runtimes.devices import version
 from export.runtimes.settings import RuntimeOptions
 
 PACKAGES = ("Pillow", "numpy")  # that decide a score, whatever runs the members
@@ -146,9 +147,9 @@ def check_planned(folder: Path, plan: Plan) -> None:
 def still_runs(folder: Path, before: WorkerPlan) -> bool:
     """Whether this machine can run what was decided before; ArtifactError for another bundle."""
     check_planned(folder, before.plan)
-    lacks = available().lacks
+    unsupported = available().unsupported
     return libraries_of(before.plan) == before.libraries and not any(
-        (member.setting.runtime, member.setting.precision) in lacks for member in before.plan.members
+        (member.setting.runtime, member.setting.precision) in unsupported for member in before.plan.members
     )
 
 

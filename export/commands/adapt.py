@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble.commands import options
-from export.runtimes.settings import RuntimeOptions, runtime_options
+from export.commands.options import runtime_options
+from export.runtimes.settings import RuntimeOptions
 
 if TYPE_CHECKING:
     from ensemble.stacking.label_shift import Estimate
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 @options.seed
 @options.run
 @runtime_options
-def adapt(source: Path, share: float | None, seed: int, run: Path, wanted: RuntimeOptions) -> None:
+def adapt(source: Path, share: float | None, seed: int, run: Path, runtime: RuntimeOptions) -> None:
     """Estimate one shift of the stack's logit from unlabelled target images.
 
     The share of ai among them is the one under which their scores are likeliest, and the shift
@@ -66,7 +67,7 @@ def adapt(source: Path, share: float | None, seed: int, run: Path, wanted: Runti
     if inputs.note:
         click.echo(inputs.note, err=True)
     exported = bundle.is_current(run)
-    ensemble = predictor.load_run(run, exported, replace(wanted, full=True), click.echo)
+    ensemble = predictor.load_run(run, exported, replace(runtime, full=True), click.echo)
     stacker, fitted_prior = ensemble.stacker, stack.fitted_prior(run, ensemble.stacker)
     click.echo(f"{inputs.count} images, {len(ensemble.runners)} members on {ensemble.device}")
     with tqdm(total=inputs.count, desc="adapt", unit="image", leave=False, disable=None) as bar:

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from ensemble.commands import options
-from export.runtimes.settings import RuntimeOptions, full, runtime_options
+from export.commands.options import full, runtime_options
+from export.runtimes.settings import RuntimeOptions
 
 
 @click.command("bench")
@@ -29,7 +30,7 @@ from export.runtimes.settings import RuntimeOptions, full, runtime_options
 @full
 @runtime_options
 def bench(
-    run: Path, bundle: str | None, source: Path | None, output: Path | None, full: bool, wanted: RuntimeOptions
+    run: Path, bundle: str | None, source: Path | None, output: Path | None, full: bool, runtime: RuntimeOptions
 ) -> None:
     """Measure how fast a bundle is on this machine.
 
@@ -64,7 +65,7 @@ def bench(
         click.echo(line)
 
     folder = locate_bundle(bundle) if bundle else current_bundle(run)
-    plan = plan_bundle(folder, replace(wanted, full=full), log).members
+    plan = plan_bundle(folder, replace(runtime, full=full), log).members
     with TemporaryDirectory() as place, tqdm(total=4 * measure.ROUNDS, desc="bench", leave=False, disable=None) as bar:
         sources, what = measure.pictures(source, run if bundle is None else None, Path(place))
         runners, rows = measure.measure_members(plan, log, bar.update)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensemble.commands import options
-from export.runtimes.settings import RuntimeOptions, runtime_options
+from export.commands.options import runtime_options
+from export.runtimes.settings import RuntimeOptions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +38,7 @@ class EvaluateOptions:
     stress: bool
     allow_trained: bool
     seed: int
-    wanted: RuntimeOptions
+    runtime: RuntimeOptions
 
 
 @click.command("evaluate")
@@ -144,7 +145,7 @@ def _evaluate(job: EvaluateOptions, items: "Sequence[LabelledImage]", benchmarks
     name = evaluate_run.name_of(job.data, job.name, job.limit, job.track)
     run = run_of(job.run, job.model)
     folder = evaluate_run.output_folder(run, job.output, name)
-    model, title = load_model(run, job.model, job.onnx, job.wanted, click.echo, job.model_positive)
+    model, title = load_model(run, job.model, job.onnx, job.runtime, click.echo, job.model_positive)
     artifacts.ensure_writable(folder)
     if job.leave_out is not None:
         evaluate_run.check_leave_out(run, items)

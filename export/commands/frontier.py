@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble.commands import options
-from export.commands.options import refuse_run_with
-from export.runtimes.settings import RuntimeOptions, runtime_options
+from export.commands.options import refuse_run_with, runtime_options
+from export.runtimes.settings import RuntimeOptions
 
 if TYPE_CHECKING:
     from ensemble.stacking.frontier import Measured, Point
@@ -64,7 +64,7 @@ def frontier(
     reset: bool,
     source: Path | None,
     output: Path,
-    wanted: RuntimeOptions,
+    runtime: RuntimeOptions,
 ) -> None:
     """What accuracy costs: stacks of some of the members, on this machine.
 
@@ -96,7 +96,7 @@ def frontier(
     if reset and budget is not None:
         raise click.UsageError("--reset takes a chosen point away and --budget chooses one: give one of them")
     refuse_run_with(context, "--bundle", source_bundle)
-    if wanted.runtime == "torch":
+    if runtime.runtime == "torch":
         raise click.UsageError("frontier is about bundles, which torch does not run; choose another --runtime")
     from ensemble.commands.train import require_training_packages
     from ensemble.core.artifacts import bundle_path, ensure_writable
@@ -124,7 +124,7 @@ def frontier(
         ensure_writable(written)
     with TemporaryDirectory() as place:
         sources, what = pictures(source, of_run, Path(place))
-        found = explore(folder, of_run, wanted, sources, click.echo)
+        found = explore(folder, of_run, runtime, sources, click.echo)
     listed = {point: found.best[point][0] for point in apart(list(found.best))}
     _print(found, listed, what)
     fast = [point for point in found.best if budget and point.images_per_second >= budget]

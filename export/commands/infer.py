@@ -9,8 +9,8 @@ import click
 
 from ensemble.commands import options
 from export.cluster.placement import ClusterOptions
-from export.commands.options import cluster_options, refuse_run_with
-from export.runtimes.settings import RuntimeOptions, cascade_option, full, runtime_options
+from export.commands.options import cascade_option, cluster_options, full, refuse_run_with, runtime_options
+from export.runtimes.settings import RuntimeOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -100,7 +100,7 @@ def infer(
     adapted: bool,
     fill: float | None,
     run: Path,
-    wanted: RuntimeOptions,
+    runtime: RuntimeOptions,
     cluster: ClusterOptions | None,
 ) -> int:
     """Score images and write `id,target`; target is the probability of AI-made.
@@ -156,16 +156,16 @@ def infer(
         if inputs.note:
             click.echo(inputs.note, err=True)
         folder = hub_bundles.locate_bundle(bundle) if bundle else None
-        wanted = replace(wanted, cascade=cascade, full=full or adapted)
+        runtime = replace(runtime, cascade=cascade, full=full or adapted)
         ready = None
         if cluster:
             from export.cluster import driver as clusters
 
             folder = folder or export_bundle(run, adapted)
-            ready = clusters.plan(folder, wanted, cluster, nodes, inputs, partial, click.echo)
+            ready = clusters.plan(folder, runtime, cluster, nodes, inputs, partial, click.echo)
             ensemble = ready.ensemble
         else:
-            ensemble = open_ensemble(run, onnx, Source(folder, model, positive), adapted, wanted)
+            ensemble = open_ensemble(run, onnx, Source(folder, model, positive), adapted, runtime)
         used = folder or (artifacts.bundle_path(run) if onnx else None)
         # now: another export may replace it while images are scored
         listed = ready.job.bundle.listed if ready else contents(used) if used else None
@@ -259,17 +259,17 @@ class Source:
     positive: str | None
 
 
-def open_ensemble(run: Path, onnx: bool, source: Source, adapted: bool, wanted: RuntimeOptions) -> "Ensemble":
+def open_ensemble(run: Path, onnx: bool, source: Source, adapted: bool, runtime: RuntimeOptions) -> "Ensemble":
     """The bundle or model, or the run's members or bundle, exported first where it is out of date."""
     from export.inference import predictor
 
     if source.bundle:
-        return predictor.load_bundle(source.bundle, wanted, click.echo)
+        return predictor.load_bundle(source.bundle, runtime, click.echo)
     if source.model:
-        return predictor.load(source.model, wanted, source.positive, click.echo)
+        return predictor.load(source.model, runtime, source.positive, click.echo)
     if onnx:
         export_bundle(run, adapted)
-    return predictor.load_run(run, onnx, wanted, click.echo)
+    return predictor.load_run(run, onnx, runtime, click.echo)
 
 
 def export_bundle(run: Path, adapted: bool) -> Path:

@@ -1,4 +1,4 @@
-"""--engine ray and what goes with it, as options of a command. Light: no Ray."""
+"""Command-line options that several commands of export share: runtime, cascade, cluster. Light: no Ray."""
 
 import functools
 from collections.abc import Callable
@@ -8,6 +8,11 @@ import click
 
 from ensemble.commands import options
 from export.cluster.placement import ClusterOptions
+from export.runtimes.settings import PRECISIONS, RUNTIMES, RuntimeOptions
+
+full = click.option(
+    "--full", is_flag=True, help="Run all members of a bundle, whatever `frontier --budget` chose for it."
+)
 
 OPTIONS = ("address", "workers", "cpus_per_worker", "gpus_per_worker")
 
@@ -79,3 +84,54 @@ def refuse_run_with(context: click.Context, option: str, value: object) -> None:
     """UsageError where --run is typed beside an option that takes the place of a run. value: the option's."""
     if value and run_is_given(context):
         raise click.UsageError(f"{option} stands for itself: leave out --run")
+
+
+def cascade_option(text: str) -> Callable[..., Any]:
+    """--cascade [TOLERANCE], handed to the command as `cascade`; `text` is its help."""
+    return click.option(
+        "--cascade",
+        type=click.FloatRange(0, 0.5, min_open=True, max_open=True),
+        is_flag=False,
+        flag_value=0.001,
+        metavar="[TOLERANCE]",
+        help=text,
+    )
+
+
+def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--runtime, --precision, --batch-size, --tune and --device, handed to the command as one `runtime`."""
+
+    @functools.wraps(command)
+    def call(*, runtime: str, precision: str, batch_size: int | None, tune: bool, device: str, **others: Any) -> object:
+        return command(runtime=RuntimeOptions(runtime, precision, device, batch_size, tune), **others)
+
+    decorators = [
+        click.option(
+            "--runtime",
+            type=click.Choice(["auto", *RUNTIMES]),
+            default="auto",
+            show_default=True,
+            help="What runs the members. auto takes what is fastest on this machine, and says what and why.",
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(["auto", *PRECISIONS]),
+            default="auto",
+            show_default=True,
+            help="auto goes below fp32 only where the bundle's certificate allows it.",
+        ),
+        click.option(
+            "--batch-size",
+            type=click.IntRange(1),
+            metavar="N",
+            help="Images that run together.  [default: what suits the runtime]",
+        ),
+        click.option(
+            "--tune",
+            is_flag=True,
+            help="First measure which setting is fastest here, and remember it. What was measured is kept: "
+            "it is not measured again.",
+        ),
+        options.device,
+    ]
+    return options.decorated(call, decorators)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble.commands import options
-from export.commands.options import refuse_run_with
-from export.runtimes.settings import RuntimeOptions, cascade_option, full, runtime_options
+from export.commands.options import cascade_option, full, refuse_run_with, runtime_options
+from export.runtimes.settings import RuntimeOptions
 
 if TYPE_CHECKING:
     from ensemble.stacking.stacker import Stacker
@@ -71,7 +71,7 @@ def serve(
     explain: bool,
     cascade: float | None,
     full: bool,
-    wanted: RuntimeOptions,
+    runtime: RuntimeOptions,
 ) -> int:
     """A page to drop images on, which shows P(ai) and what each member says.
 
@@ -86,8 +86,8 @@ def serve(
       curl -F images=@photo.jpg http://127.0.0.1:7860/api/score
     """
     refuse_run_with(context, "--bundle", bundle)
-    torch = wanted.runtime == "torch"
-    if torch and (cascade is not None or wanted.tune or wanted.precision not in ("auto", "fp32")):
+    torch = runtime.runtime == "torch"
+    if torch and (cascade is not None or runtime.tune or runtime.precision not in ("auto", "fp32")):
         raise click.UsageError("--cascade, --tune and --precision are for bundles: leave out --runtime torch")
     if bundle and (explain or torch):
         raise click.UsageError("a bundle has no PyTorch members: leave out --explain and --runtime torch")
@@ -108,14 +108,14 @@ def serve(
 
     with server.bound(host, port) as socket, quiet_decoders():
         folder = hub_bundles.locate_bundle(bundle) if bundle else None
-        wanted = replace(wanted, cascade=cascade, full=full)
+        runtime = replace(runtime, cascade=cascade, full=full)
         heatmaps = None
         if torch:
-            ensemble, heatmaps = _networks(run, read_stacker(run), wanted)
+            ensemble, heatmaps = _networks(run, read_stacker(run), runtime)
         else:
-            ensemble = open_ensemble(run, True, Source(folder, None, None), False, wanted)
+            ensemble = open_ensemble(run, True, Source(folder, None, None), False, runtime)
         if explain and not torch:
-            _, heatmaps = _networks(run, ensemble.stacker, RuntimeOptions("torch", device=wanted.device))
+            _, heatmaps = _networks(run, ensemble.stacker, RuntimeOptions("torch", device=runtime.device))
         own = request_guard.allowed_hosts(socket.getsockname()[0], (host, *allow_host))
         app = server.app(ensemble, server.Limits(max_images, max_mb), own, heatmaps)
         click.echo(f"{len(ensemble.runners)} members on {ensemble.device}")
@@ -124,10 +124,10 @@ def serve(
     return 0
 
 
-def _networks(run: Path, stacker: "Stacker", wanted: RuntimeOptions) -> "tuple[Ensemble, Explain]":
+def _networks(run: Path, stacker: "Stacker", runtime: RuntimeOptions) -> "tuple[Ensemble, Explain]":
     """The run's PyTorch members, and what makes heat maps of the same."""
     from export.inference import explain, predictor
 
     explain.require_captum()
-    ensemble, networks = predictor.load_networks(run, stacker, wanted)
+    ensemble, networks = predictor.load_networks(run, stacker, runtime)
     return ensemble, partial(explain.explained, ensemble, networks)

@@ -31,7 +31,7 @@ from export.bundle.operating_point import Certified, OperatingPoint
 from export.bundle.precisions import FP32
 from export.inference import benchmark
 from export.inference.plan import Planned, plan_bundle
-from export.runtimes import capabilities
+from export.runtimes import capabilities, devices
 from export.runtimes.settings import RuntimeOptions
 
 Plans = Mapping[str, Sequence[Planned]]
@@ -141,7 +141,7 @@ def write(folder: Path, found: Frontier, point: Point, budget: float) -> Operati
     chosen = OperatingPoint(
         shipped.stacker,
         found.runtime,
-        {str(m.setting): Certified(capabilities.version(m.setting.runtime), files) for m in lower[:1]},
+        {str(m.setting): Certified(devices.version(m.setting.runtime), files) for m in lower[:1]},
         shipped.cascade,
         budget,
         point.images_per_second,

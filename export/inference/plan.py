@@ -96,17 +96,17 @@ def _as_chosen(
     if (
         wanted.runtime == "auto"
         and _fits(point.runtime, wanted.device)
-        and (point.runtime, "fp32") not in machine.lacks
+        and (point.runtime, "fp32") not in machine.unsupported
     ):
         wanted = replace(wanted, runtime=point.runtime)
     settings, _ = runtime_selection.choose(entries, {}, replace(wanted, precision="fp32"), machine)
     runtime = next((setting.runtime for setting in settings.values()), "")
     lower = {(runtime, precision) for precision in PRECISIONS if wanted.precision in ("auto", precision)}
-    allowed = operating_point.allowed(point, values, lower - set(machine.lacks), log)
+    allowed = operating_point.allowed(point, values, lower - set(machine.unsupported), log)
     if wanted.precision == "auto" and not allowed:
         return replace(wanted, precision="fp32"), allowed
     missing = set(entries) - allowed.get((runtime, wanted.precision), frozenset())
-    if missing and wanted.precision not in ("auto", "fp32") and (runtime, wanted.precision) not in machine.lacks:
+    if missing and wanted.precision not in ("auto", "fp32") and (runtime, wanted.precision) not in machine.unsupported:
         raise UnavailableError(
             f"{join_limited(sorted(missing))} may not run at {runtime} {wanted.precision} in the stack that "
             "frontier chose: "

@@ -31,7 +31,8 @@ from export.inference.infer import average, infer
 from export.inference.plan import Plan, device_of, open_member, plan_bundle
 from export.runtimes import autotune
 from export.runtimes import runner as runtime
-from export.runtimes.capabilities import Machine, available, version
+from export.runtimes.capabilities import Machine, available
+from export.runtimes.devices import version
 from export.runtimes.settings import RuntimeConfig, RuntimeOptions
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from ensemble.data.storage import Location
 from ensemble.stacking.stacker import Stacker
 from export.inference.ensemble import Ensemble
 from export.inference.infer import InferOptions, InferResult
-from export.runtimes.capabilities import version
-from export.runtimes.settings import named
+from export.runtimes.devices import version
+from export.runtimes.settings import parse_config
 
 # what submit reads of `made_by`'s values
 READ = {"source": str, "stack": str, "uncertified": list, "images": dict, "options": dict}
@@ -62,7 +62,7 @@ def made_by(
     """
     allowed = (listed or {}).get("precisions", {})
     used = dict(ensemble.settings)
-    runtimes = {named(key).runtime for key in used.values()}
+    runtimes = {parse_config(key).runtime for key in used.values()}
     return {
         "source": source,
         "bundle": None if listed is None else artifacts.json_sha256(listed),

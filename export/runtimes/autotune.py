@@ -12,7 +12,8 @@ from tqdm import tqdm
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, UnavailableError, join_limited
 from ensemble.models.runner import Runner
-from export.runtimes.capabilities import Machine, version
+from export.runtimes.capabilities import Machine
+from export.runtimes.devices import version
 from export.runtimes.settings import RUNTIMES, RuntimeConfig
 
 FINALISTS, ROUNDS = 3, 5

@@ -18,7 +18,7 @@ import numpy as np
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, UnavailableError
 from ensemble.core.parallel import available_cores
-from export.runtimes.capabilities import CUDA_REMEDY, find_gpu, version
+from export.runtimes.devices import find_gpu, version
 from export.runtimes.libraries import load_onnxruntime, out_of_memory, runtime_error_line
 from export.runtimes.settings import ON_GPU, RuntimeConfig
 
@@ -36,6 +36,7 @@ PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
+CUDA_REMEDY = "run: pip install 'manyeyes[cuda]', or use --device cpu"
 REMEDIES = {"cuda": CUDA_REMEDY, "tensorrt": "run: pip install tensorrt, or use --runtime cuda"}
 
 

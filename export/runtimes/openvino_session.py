@@ -10,7 +10,7 @@ import numpy as np
 
 from ensemble.core.errors import ArtifactError, UnavailableError
 from ensemble.core.parallel import available_cores
-from export.runtimes import capabilities as hardware
+from export.runtimes import devices
 from export.runtimes.libraries import load_openvino, openvino_core, out_of_memory, runtime_error_line
 from export.runtimes.onnx_session import Run, padded
 from export.runtimes.settings import RuntimeConfig
@@ -53,7 +53,7 @@ def open_model(path: Path, size: int, setting: RuntimeConfig) -> Run:
 
 
 @cache
-def capabilities() -> frozenset[str]:
+def cpu_capabilities() -> frozenset[str]:
     """What OpenVINO's CPU plugin names: FP32, INT8, and BF16 or FP16; empty where OpenVINO is not installed."""
     try:
         return frozenset(openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
@@ -61,11 +61,16 @@ def capabilities() -> frozenset[str]:
         return frozenset()
 
 
+def native_bf16() -> bool:
+    """Whether OpenVINO computes in bf16 here; it also names BF16 where AVX-512 only imitates it, slower than fp32."""
+    return "BF16" in cpu_capabilities() and devices.has_native(devices.NATIVE_BF16)
+
+
 def _arithmetic(precision: str) -> str:
     """OpenVINO's name of it; in an int8 file, of what is not quantized."""
     if precision != "int8":
         return TYPES[precision]
-    return TYPES["fp32" if ("openvino", "bf16") in hardware.available().lacks else "bf16"]
+    return TYPES["bf16" if native_bf16() else "fp32"]
 
 
 def _run(queues: Sequence[Any], batch: int) -> Run:

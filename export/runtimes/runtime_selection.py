@@ -59,12 +59,12 @@ def _runtime(wanted: RuntimeOptions, machine: Machine) -> tuple[str, str]:
             "or choose another --runtime"
         )
     if wanted.runtime != "auto":
-        if reason := machine.lacks.get((wanted.runtime, "fp32")):
+        if reason := machine.unsupported.get((wanted.runtime, "fp32")):
             raise UnavailableError(f"{wanted.runtime} cannot run here: {reason}")
         return wanted.runtime, "as asked"
     on_gpu = wanted.device == "cuda" or (machine.gpu != "" and wanted.device == "auto")
     kinds = ON_GPU[::-1] if on_gpu else ON_CPU[::-1]
-    lacks = {kind: machine.lacks.get((kind, "fp32"), "") for kind in kinds}
+    lacks = {kind: machine.unsupported.get((kind, "fp32"), "") for kind in kinds}
     found = next((kind for kind in kinds if not lacks[kind]), None)
     if found is None:
         raise UnavailableError(f"{kinds[-1]} cannot run here: {lacks[kinds[-1]]}")
@@ -80,10 +80,10 @@ def _precisions(
     if wanted.precision != "auto":
         _check_precision(runtime, names, allowed, wanted.precision, machine)
         return dict.fromkeys(names, wanted.precision), ""
-    able = [lower for lower in LOWER.get(runtime, ()) if (runtime, lower) not in machine.lacks]
+    able = [lower for lower in LOWER.get(runtime, ()) if (runtime, lower) not in machine.unsupported]
     if not able:
         first = LOWER.get(runtime, ("",))[0]
-        return dict.fromkeys(names, "fp32"), machine.lacks.get((runtime, first), "").partition(";")[0]
+        return dict.fromkeys(names, "fp32"), machine.unsupported.get((runtime, first), "").partition(";")[0]
     # the precision that most members may have, so that one certificate covers the stack
     lower = max(able, key=lambda each: len(allowed.get((runtime, each), frozenset()) & set(names)))
     may = allowed.get((runtime, lower), frozenset())
@@ -97,7 +97,7 @@ def _precisions(
 
 
 def _check_precision(runtime: str, names: list[str], allowed: Allowed, precision: str, machine: Machine) -> None:
-    if reason := machine.lacks.get((runtime, precision)):
+    if reason := machine.unsupported.get((runtime, precision)):
         raise UnavailableError(f"{runtime} cannot run {precision} here: {reason}")
     if missing := sorted(set(names) - allowed.get((runtime, precision), frozenset())):
         raise UnavailableError(
@@ -133,7 +133,7 @@ def choices(
     others = [
         precision
         for precision in (PRECISIONS[1:] if wanted.precision == "auto" and runtime in ON_CPU else ())
-        if precision not in used and (runtime, precision) not in machine.lacks
+        if precision not in used and (runtime, precision) not in machine.unsupported
         if allowed.get((runtime, precision), frozenset()) & set(entries)
     ]
     lower = [
@@ -160,7 +160,7 @@ def candidates(chosen: RuntimeConfig, wanted: RuntimeOptions, machine: Machine) 
         (runtime, precision)
         for runtime in runtimes
         for precision in PRECISIONS
-        if (runtime, precision) not in machine.lacks
+        if (runtime, precision) not in machine.unsupported
         and wanted.precision in ("auto", precision)
         and (precision == "fp32" or (runtime, precision) == (chosen.runtime, chosen.precision))
     ]

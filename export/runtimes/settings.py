@@ -1,13 +1,7 @@
 """How a member is run, and what a user asked for about it. Light: no NumPy, no runtime."""
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import click
-
-from ensemble.commands import options
 from ensemble.core.errors import UnavailableError
 
 # torch runs a run's own members, the others its bundle; cuda and tensorrt are ONNX Runtime's providers
@@ -35,7 +29,7 @@ class RuntimeConfig:
         return f"{self.runtime} {self.precision}"
 
 
-def named(text: str) -> RuntimeConfig:
+def parse_config(text: str) -> RuntimeConfig:
     """The setting of a runtime and precision as files name them, such as "openvino bf16"."""
     runtime, precision = text.split()
     return RuntimeConfig(runtime, precision)
@@ -69,59 +63,3 @@ class RuntimeOptions:
             raise UnavailableError(f"{self.runtime} runs on the CPU; for the GPU use --runtime cuda or tensorrt")
         if self.device == "cpu" and self.runtime in ON_GPU:
             raise UnavailableError(f"{self.runtime} needs a GPU; leave out --device cpu, or use --runtime openvino")
-
-
-full = click.option(
-    "--full", is_flag=True, help="Run all members of a bundle, whatever `frontier --budget` chose for it."
-)
-
-
-def cascade_option(text: str) -> Callable[..., Any]:
-    """--cascade [TOLERANCE], handed to the command as `cascade`; `text` is its help."""
-    return click.option(
-        "--cascade",
-        type=click.FloatRange(0, 0.5, min_open=True, max_open=True),
-        is_flag=False,
-        flag_value=0.001,
-        metavar="[TOLERANCE]",
-        help=text,
-    )
-
-
-def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--runtime, --precision, --batch-size, --tune and --device, handed to the command as one `wanted`."""
-
-    @functools.wraps(command)
-    def call(*, runtime: str, precision: str, batch_size: int | None, tune: bool, device: str, **others: Any) -> object:
-        return command(wanted=RuntimeOptions(runtime, precision, device, batch_size, tune), **others)
-
-    decorators = [
-        click.option(
-            "--runtime",
-            type=click.Choice(["auto", *RUNTIMES]),
-            default="auto",
-            show_default=True,
-            help="What runs the members. auto takes what is fastest on this machine, and says what and why.",
-        ),
-        click.option(
-            "--precision",
-            type=click.Choice(["auto", *PRECISIONS]),
-            default="auto",
-            show_default=True,
-            help="auto goes below fp32 only where the bundle's certificate allows it.",
-        ),
-        click.option(
-            "--batch-size",
-            type=click.IntRange(1),
-            metavar="N",
-            help="Images that run together.  [default: what suits the runtime]",
-        ),
-        click.option(
-            "--tune",
-            is_flag=True,
-            help="First measure which setting is fastest here, and remember it. What was measured is kept: "
-            "it is not measured again.",
-        ),
-        options.device,
-    ]
-    return options.decorated(call, decorators)

@@ -41,8 +41,8 @@ def test_a_bundle_with_other_files_is_measured_anew(speed, tmp_path, monkeypatch
 
 
 def test_int8_is_refused_at_once_where_the_processor_lacks_it(speed, monkeypatch, capsys, tmp_path):
-    lacks = {("onnxruntime", "int8"): capabilities.NO_INT8}
-    monkeypatch.setattr(capabilities, "available", lambda: capabilities.Machine("a CPU", 2, lacks=lacks))
+    unsupported = {("onnxruntime", "int8"): capabilities.NO_INT8}
+    monkeypatch.setattr(capabilities, "available", lambda: capabilities.Machine("a CPU", 2, unsupported=unsupported))
     monkeypatch.setattr(sys, "argv", ["x", "--precision", "fp32,int8", "--output", str(tmp_path / "speed")])
     with pytest.raises(SystemExit):
         speed.main()

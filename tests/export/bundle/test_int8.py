@@ -16,7 +16,7 @@ from ensemble.models.runner import Runner
 from export.bundle import bundle, check_images, int8, precision_search, precisions
 from export.bundle.int8 import write_int8
 from export.bundle.precision_search import Layer, fewest, read_layers
-from export.runtimes import capabilities, libraries
+from export.runtimes import devices, libraries
 from export.runtimes.runner import open_runner
 from export.runtimes.settings import RuntimeConfig
 
@@ -156,7 +156,7 @@ def without_nncf(monkeypatch):
 
 def test_where_nncf_is_absent_onnx_runtime_quantizes_and_rescues(copy, without_nncf):
     out, values, found = export(copy, "--int8")
-    by = capabilities.version("onnxruntime")
+    by = devices.version("onnxruntime")
     assert f"one: quantizing with {by}, by the ranges of its values on 128 training images" in out
     assert "two: kept in fp32 1 of 3 layers: reads; openvino int8 runs" in out
     assert int8_members(values) == {"openvino": {"one", "two"}, "onnxruntime": {"one", "two"}}
@@ -169,7 +169,7 @@ def test_what_int8_needs_is_named(copy, monkeypatch, lacking):
     if lacking == "onnx":
         monkeypatch.setattr(precisions.importlib.util, "find_spec", lambda name: None)
     else:
-        monkeypatch.setattr(capabilities, "processor", lambda: ("an old CPU", frozenset({"avx2"})))
+        monkeypatch.setattr(devices, "processor", lambda: ("an old CPU", frozenset({"avx2"})))
     code, _, err = run_cli("export", "--run", copy, "--int8")
     assert code == 2
     assert {

@@ -22,7 +22,7 @@ from export.bundle.operating_point import OperatingPoint
 from export.inference import benchmark, plan
 from export.inference.plan import plan_bundle
 from export.inference.predictor import load_bundle
-from export.runtimes import autotune, capabilities
+from export.runtimes import autotune, devices
 from export.runtimes.capabilities import Machine
 from export.runtimes.settings import PRECISIONS, RuntimeOptions
 
@@ -101,7 +101,7 @@ def test_bench_measures_what_runs(run, monkeypatch):
 
 
 XEON, GPU = Machine("Xeon", 2), Machine("Xeon", 2, "H200")
-NO_OPENVINO = Machine("Xeon", 2, lacks={("openvino", precision): "not here" for precision in PRECISIONS})
+NO_OPENVINO = Machine("Xeon", 2, unsupported={("openvino", precision): "not here" for precision in PRECISIONS})
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ NO_OPENVINO = Machine("Xeon", 2, lacks={("openvino", precision): "not here" for 
         ([], XEON, RuntimeOptions()),
         (["openvino bf16"], XEON, RuntimeOptions("onnxruntime")),
         (["openvino bf16"], GPU, RuntimeOptions()),
-        (["openvino bf16"], Machine("Xeon", 2, lacks={("openvino", "bf16"): "no bf16"}), RuntimeOptions()),
+        (["openvino bf16"], Machine("Xeon", 2, unsupported={("openvino", "bf16"): "no bf16"}), RuntimeOptions()),
     ],
 )
 def test_no_certificate_is_advised_that_would_not_be_one_for_these_members(
@@ -142,7 +142,9 @@ def test_what_a_point_cannot_do_is_advised_to_all_members(run, monkeypatch):
         UnavailableError, match=r"--cascade needs two members or more, and frontier chose one alone .*--full"
     ):
         load_bundle(folder, RuntimeOptions(cascade=0.01))
-    monkeypatch.setattr(plan, "available", lambda: Machine("Xeon", 2, lacks={("openvino", "bf16"): "no bf16; buy"}))
+    monkeypatch.setattr(
+        plan, "available", lambda: Machine("Xeon", 2, unsupported={("openvino", "bf16"): "no bf16; buy"})
+    )
     with pytest.raises(UnavailableError, match="openvino cannot run bf16 here: no bf16; buy"):
         plan_bundle(folder, RuntimeOptions(device=device, precision="bf16"), print)
 
@@ -301,7 +303,7 @@ def certify(run, *keys, by=None, **changes):
     files = bundle.contents(run / "bundle")["files"]
     made = {
         key: {
-            "by": capabilities.version(key.split()[0]) if by is None else by,
+            "by": devices.version(key.split()[0]) if by is None else by,
             "files": {"one": files["members/one.fp32.onnx"]},
         }
         for key in keys

@@ -33,7 +33,7 @@ from ensemble.models.external import External, write_external
 from ensemble.models.runner import Runner
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle, check_images, precisions
-from export.runtimes import capabilities
+from export.runtimes import capabilities, devices
 from export.runtimes import runner as runtime
 from export.runtimes.capabilities import Machine
 from export.runtimes.settings import PRECISIONS, RUNTIMES, RuntimeConfig
@@ -82,9 +82,9 @@ def stand_in(monkeypatch, opened):
                 return Runner(name, contract, plain)
             return Runner(name, contract, lambda pixels: change(name, plain(pixels)))
 
-        lacks = {(kind, lower): "no" for kind in RUNTIMES for lower in PRECISIONS if lower != "fp32"}
-        del lacks[able]
-        monkeypatch.setattr(capabilities, "available", lambda: Machine("a CPU", 2, lacks=lacks))
+        unsupported = {(kind, lower): "no" for kind in RUNTIMES for lower in PRECISIONS if lower != "fp32"}
+        del unsupported[able]
+        monkeypatch.setattr(capabilities, "available", lambda: Machine("a CPU", 2, unsupported=unsupported))
         monkeypatch.setattr(runtime, "open_runner", open_one)
 
     return install
@@ -225,8 +225,10 @@ def test_a_machine_without_lower_precisions_says_where_to_go(folder, pictures, s
     stand_in(rounded)
     certify(folder, "--certify-on", pictures)
     with pytest.MonkeyPatch.context() as patch:
-        lacks = {(kind, lower): "this CPU has no bf16; use another" for kind in RUNTIMES for lower in ("bf16", "fp16")}
-        patch.setattr(capabilities, "available", lambda: Machine("a CPU", 2, lacks=lacks))
+        unsupported = {
+            (kind, lower): "this CPU has no bf16; use another" for kind in RUNTIMES for lower in ("bf16", "fp16")
+        }
+        patch.setattr(capabilities, "available", lambda: Machine("a CPU", 2, unsupported=unsupported))
         out, values, _ = certify(folder, "--certify-on", pictures)
     assert out.splitlines()[1] == (
         "Nothing more below fp32 was certified or allowed: this CPU has no bf16. On the machine that will score, "
@@ -264,14 +266,14 @@ def test_another_version_of_a_library_is_certified_again(exported, tmp_path, pic
     folder, heldout = artifacts.bundle_path(run), check_images.heldout
     stand_in(rounded)
     _, _, found = certify(folder, "--certify-on", pictures)
-    assert found["openvino bf16"]["by"] == capabilities.version("openvino") != ""
+    assert found["openvino bf16"]["by"] == devices.version("openvino") != ""
     labels = pd.read_csv(pictures, dtype=str)
     files = tuple(pictures.parent / "images" / f"{name}.png" for name in labels["id"])
     given = check_images.LabelledImages(
         "held-out images", True, tuple(labels["id"]), files, labels["label"].astype(int).to_numpy()
     )
 
-    monkeypatch.setattr(capabilities, "version", lambda runtime: f"{runtime} 99")
+    monkeypatch.setattr(devices, "version", lambda runtime: f"{runtime} 99")
     code, out, _ = run_cli("export", "--run", run)  # too few held-out images
     assert code == 0
     assert "Still allowed, though certified with other versions of libraries than those here: openvino bf16" in out

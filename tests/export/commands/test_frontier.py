@@ -31,7 +31,7 @@ from export.inference import benchmark, frontier, plan
 from export.inference.evaluation_model import load_model
 from export.inference.plan import plan_bundle
 from export.inference.predictor import load_bundle
-from export.runtimes import autotune, capabilities
+from export.runtimes import autotune, devices
 from export.runtimes.capabilities import Machine
 from export.runtimes.settings import RuntimeConfig, RuntimeOptions
 
@@ -313,7 +313,7 @@ def test_a_stack_of_some_runs_below_fp32_only_with_a_certificate_of_its_own(
     assert operating_point.allowed(point, values, [("openvino", "bf16")], print) == may
     for made in point.precisions.values():
         assert made.files == {"one": values["files"]["members/one.fp32.onnx"]}
-        assert made.by == capabilities.version("openvino") != ""
+        assert made.by == devices.version("openvino") != ""
 
 
 def test_a_bundle_alone_has_no_images_to_certify_some_members_on(original, tmp_path, monkeypatch, timed):

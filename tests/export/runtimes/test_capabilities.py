@@ -4,7 +4,7 @@ from importlib import metadata
 
 import pytest
 
-from export.runtimes import capabilities, openvino_session
+from export.runtimes import capabilities, devices, openvino_session
 
 CPUINFO = "processor\t: 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx2 {}\n\nprocessor\t: 1\nmodel name\t: another\n"
 
@@ -20,7 +20,7 @@ CPUINFO = "processor\t: 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx2 {}\n\npro
 def test_the_processor_names_itself(tmp_path, text, expected):
     if text is not None:
         (tmp_path / "cpuinfo").write_text(text)
-    name, flags = capabilities.processor(tmp_path / "cpuinfo")
+    name, flags = devices.processor(tmp_path / "cpuinfo")
     assert name.startswith(expected[0])
     assert name != ""
     assert flags == expected[1]
@@ -62,7 +62,7 @@ def test_the_driver_says_which_gpu_is_here(monkeypatch, driver, expected):
         return driver
 
     monkeypatch.setattr(ctypes, "CDLL", load)
-    assert capabilities.find_gpu() == expected
+    assert devices.find_gpu() == expected
 
 
 @pytest.mark.parametrize(
@@ -81,9 +81,9 @@ def test_the_driver_says_which_gpu_is_here(monkeypatch, driver, expected):
 )
 def test_openvino_counts_for_what_the_cpu_really_multiplies_in(monkeypatch, flags, names, lacking):
     flags = None if flags is None else frozenset(flags.split())
-    monkeypatch.setattr(openvino_session, "capabilities", lambda: frozenset(names))
-    monkeypatch.setattr(capabilities, "processor", lambda: ("a CPU", flags))
-    found = capabilities.available().lacks
+    monkeypatch.setattr(openvino_session, "cpu_capabilities", lambda: frozenset(names))
+    monkeypatch.setattr(devices, "processor", lambda: ("a CPU", flags))
+    found = capabilities.available().unsupported
     assert {precision for runtime, precision in found if runtime == "openvino"} == lacking
 
 
@@ -92,9 +92,9 @@ def test_where_openvino_is_not_installed_it_has_no_capabilities(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.setattr(openvino_session, "openvino_core", openvino_session.openvino_core.__wrapped__)
-    openvino_session.capabilities.cache_clear()
-    assert openvino_session.capabilities() == frozenset()
-    openvino_session.capabilities.cache_clear()
+    openvino_session.cpu_capabilities.cache_clear()
+    assert openvino_session.cpu_capabilities() == frozenset()
+    openvino_session.cpu_capabilities.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -107,15 +107,15 @@ def test_where_openvino_is_not_installed_it_has_no_capabilities(monkeypatch):
     ],
 )
 def test_a_gpu_runtime_is_here_when_its_library_loads(monkeypatch, gpu, providers, loads, capability, cuda, tensorrt):
-    monkeypatch.setattr(capabilities, "find_gpu", lambda: (gpu, (capability, 0)))
+    monkeypatch.setattr(devices, "find_gpu", lambda: (gpu, (capability, 0)))
     names = [f"{name}ExecutionProvider" for name in providers]
     monkeypatch.setattr(capabilities.load_onnxruntime(), "get_available_providers", lambda: names)
-    monkeypatch.setattr("export.runtimes.onnx_session.tensorrt_loads", lambda: loads)
-    lacks = capabilities.available().lacks
+    monkeypatch.setattr("export.runtimes.capabilities.tensorrt_loads", lambda: loads)
+    unsupported = capabilities.available().unsupported
     for runtime, expected in (("cuda", cuda), ("tensorrt", tensorrt)):
-        found = lacks.get((runtime, "fp32"))
+        found = unsupported.get((runtime, "fp32"))
         assert found is expected is None or expected in found
-        assert bool(lacks.get((runtime, "int8"))) == (runtime == "cuda" or tensorrt is not None)
+        assert bool(unsupported.get((runtime, "int8"))) == (runtime == "cuda" or tensorrt is not None)
 
 
 def test_versions_are_those_of_the_packages(monkeypatch):
@@ -127,7 +127,7 @@ def test_versions_are_those_of_the_packages(monkeypatch):
         return installed[name]
 
     monkeypatch.setattr(metadata, "version", found)
-    assert capabilities.version("openvino") == "openvino 2026.4"
-    assert capabilities.version("onnxruntime") == capabilities.version("cuda") == "onnxruntime 1.31"
-    assert capabilities.version("tensorrt") == "onnxruntime 1.31, tensorrt 10.9"
-    assert capabilities.version("torch") == ""
+    assert devices.version("openvino") == "openvino 2026.4"
+    assert devices.version("onnxruntime") == devices.version("cuda") == "onnxruntime 1.31"
+    assert devices.version("tensorrt") == "onnxruntime 1.31, tensorrt 10.9"
+    assert devices.version("torch") == ""

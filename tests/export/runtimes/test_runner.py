@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ensemble.core.errors import ArtifactError, UnavailableError
 from export.runtimes import openvino_session
 from export.runtimes import runner as runtime
-from export.runtimes.capabilities import find_gpu
+from export.runtimes.devices import find_gpu
 from export.runtimes.libraries import openvino_core
 from export.runtimes.settings import RuntimeConfig
 
@@ -33,14 +33,14 @@ class Refused(socket.socket):
         raise AssertionError("a socket was opened")
 
 socket.socket = Refused
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.preprocess_config import PreprocessConfig
 from export.runtimes.runner import open_runner
-from export.runtimes.settings import Setting
+from export.runtimes.settings import RuntimeConfig
 import numpy as np
 
-contract = ImageContract(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+contract = PreprocessConfig(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
 for name in ("openvino", "onnxruntime"):
-    runner = open_runner("tiny", pathlib.Path(sys.argv[1]), contract, Setting(name))
+    runner = open_runner("tiny", pathlib.Path(sys.argv[1]), contract, RuntimeConfig(name))
     print(runner.run(np.full((3, 8, 8, 3), 255, dtype=np.uint8)).tolist())
 """
 QUANTIZED = """
@@ -52,12 +52,12 @@ print(len(target.read_bytes()) > 0)
 """
 INTERRUPTED = """
 import os, pathlib, signal, sys, threading
-from ensemble.core.preprocess_config import ImageContract
+from ensemble.core.preprocess_config import PreprocessConfig
 from export.runtimes.runner import open_runner
-from export.runtimes.settings import Setting
+from export.runtimes.settings import RuntimeConfig
 
-contract = ImageContract(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
-runners = [open_runner("tiny", pathlib.Path(sys.argv[1]), contract, Setting("openvino"))]
+contract = PreprocessConfig(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+runners = [open_runner("tiny", pathlib.Path(sys.argv[1]), contract, RuntimeConfig("openvino"))]
 thread = threading.Thread(target=runners.clear)
 thread.start()
 thread.join()
@@ -142,7 +142,7 @@ def test_a_session_never_falls_back_to_the_cpu(model, capfd, name, remedy):
     assert capfd.readouterr().out == ""
 
 
-@pytest.mark.skipif("BF16" in openvino_session.capabilities(), reason="this CPU may compute in bf16")
+@pytest.mark.skipif("BF16" in openvino_session.cpu_capabilities(), reason="this CPU may compute in bf16")
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_precision_that_is_not_granted_is_refused(model, precision):
     with pytest.raises(UnavailableError) as caught:
