@@ -49,12 +49,12 @@ from ensemble.data.demo_data import packaged_photos  # noqa: E402
 from ensemble.data.files import list_images  # noqa: E402
 from ensemble.models.backbone import Member, build_member  # noqa: E402
 from ensemble.training import precision as machine  # noqa: E402
-from ensemble.training.data_loader import AHEAD, TrainDataset  # noqa: E402
+from ensemble.training.data_loader import PREFETCH_BATCHES, TrainDataset  # noqa: E402
 from ensemble.training.distributed import ProcessGroup  # noqa: E402
 from ensemble.training.live_progress import LiveProgress  # noqa: E402
 from ensemble.training.loop import FitConfig, fit  # noqa: E402
 from ensemble.training.tracking import Trackers  # noqa: E402
-from ensemble.training.validation import Reading  # noqa: E402
+from ensemble.training.validation import RowReader  # noqa: E402
 
 WARM_UP = 2  # steps
 TILE = 256  # pixels
@@ -165,10 +165,10 @@ def their_rate(recipe: Recipe, files: list[Path], batch: int, steps: int, precis
 def our_rate(recipe: Recipe, files: list[Path], batch: int, steps: int, precision: str) -> float:
     machine.keep_freed_memory()
     processes = ProcessGroup(device="cuda" if torch.cuda.is_available() else "cpu")
-    on_cpu = processes.kind == "cpu"
+    on_cpu = processes.device_type == "cpu"
     train = recipe.train.model_copy(update={"batch_size": batch, "precision": precision})
     # loaders work ahead of the last step too, as they do amid an epoch
-    count = batch * (WARM_UP + steps + AHEAD * (1 if on_cpu else os.cpu_count() or 1))
+    count = batch * (WARM_UP + steps + PREFETCH_BATCHES * (1 if on_cpu else os.cpu_count() or 1))
     keep = psutil.virtual_memory().available // 4 if on_cpu else 0
     member = build_member(recipe, None)
     shown = [files[row % len(files)] for row in range(count)]
@@ -179,7 +179,7 @@ def our_rate(recipe: Recipe, files: list[Path], batch: int, steps: int, precisio
     clock = OurClock(WARM_UP + steps)
     with tempfile.TemporaryDirectory() as work, suppress(Enough):
         recipe = recipe.model_copy(update={"train": train})
-        job = FitConfig(recipe, rows, None, Reading(None, 0), 1, Path(work), 0, processes)
+        job = FitConfig(recipe, rows, None, RowReader(None, 0), 1, Path(work), 0, processes)
         fit(member, job, clock, lambda done: Trackers(None, []))
     return rate(clock.steps)
 

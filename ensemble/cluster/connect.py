@@ -17,16 +17,16 @@ from tqdm import tqdm
 from ensemble.cluster import local_ray
 from ensemble.core.errors import UnavailableError, error_line
 
-CONNECTS, ANSWERS = 5, 30  # seconds
-LOOKS, MISSES = 5.0, 3  # seconds between two looks for the head; in vain, until it is gone
-QUIET = {
+CONNECT_SECONDS, ANSWER_SECONDS = 5, 30  # seconds
+POLL_SECONDS, MAX_MISSED_POLLS = 5.0, 3  # seconds between two looks for the head; in vain, until it is gone
+QUIET_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # its C++ parts write to the terminal
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it warns of a change that does not matter here
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
 # Ray itself waits for minutes for a cluster that does not answer, and may end the process then
-TRIAL = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR'); ray.shutdown()"
+PROBE_CODE = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR'); ray.shutdown()"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Node:
 
 def load_ray() -> Any:
     """The package ray, quiet, with ray.data; UnavailableError where it is not installed."""
-    for name, value in QUIET.items():
+    for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         import ray
@@ -64,7 +64,7 @@ def connected(address: str | None) -> Iterator[Any]:
         address = os.environ.get("RAY_ADDRESS") or "local"
     with ExitStack() as stack:
         if address == "local":
-            stack.enter_context(local_ray.token())
+            stack.enter_context(local_ray.private_token())
         loaded = "ray" in sys.modules
         ray = load_ray()
         if address == "local":
@@ -72,13 +72,13 @@ def connected(address: str | None) -> Iterator[Any]:
                 raise UnavailableError(
                     f"Ray was loaded in this process before the token of a Ray of its own was set; {local_ray.REMEDY}"
                 )
-            own = stack.enter_context(local_ray.folder())
+            own = stack.enter_context(local_ray.private_folder())
             stack.callback(ray.shutdown)
             local_ray.start(ray, own)
         else:
-            _check(address)
+            _check_address(address)
             stack.callback(ray.shutdown)
-            with local_ray.hushed():
+            with local_ray.silence_stderr():
                 ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
             stack.enter_context(_head_watched(ray.get_runtime_context().gcs_address))
         stack.enter_context(_ended_by_sigterm())  # Ray sets its own as it starts, which would leave everything behind
@@ -95,7 +95,7 @@ def nodes(ray: Any) -> list[Node]:
 
 def _node(entry: Mapping[str, Any]) -> Node:
     has = entry["Resources"]
-    name = shown(entry["NodeManagerHostname"], entry["NodeManagerAddress"])
+    name = node_label(entry["NodeManagerHostname"], entry["NodeManagerAddress"])
     return Node(name, int(has["CPU"]), int(has.get("GPU", 0)), int(has.get("memory", 0)), entry["NodeID"])
 
 
@@ -127,11 +127,11 @@ def _head_watched(address: str) -> Iterator[None]:
 
     def watch() -> None:
         silent = 0
-        while silent < MISSES:
-            if done.wait(LOOKS):
+        while silent < MAX_MISSED_POLLS:
+            if done.wait(POLL_SECONDS):
                 return
             try:
-                socket.create_connection((host.strip("[]"), int(port)), CONNECTS).close()
+                socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
                 silent = 0
             except OSError:
                 silent += 1
@@ -153,15 +153,15 @@ def this_node() -> str:
     """The machine where this runs, on a cluster, as `Node` has its name."""
     import ray
 
-    return shown(socket.gethostname(), ray.util.get_node_ip_address())
+    return node_label(socket.gethostname(), ray.util.get_node_ip_address())
 
 
-def shown(host: str, address: str) -> str:
+def node_label(host: str, address: str) -> str:
     """How a node is named wherever it is told of."""
     return f"{host} ({address})"
 
 
-def _check(address: str) -> None:
+def _check_address(address: str) -> None:
     """UnavailableError unless a cluster answers there, to which this machine belongs."""
     if "://" in address:
         raise UnavailableError(
@@ -174,16 +174,20 @@ def _check(address: str) -> None:
         if not host or not (port.isascii() and port.isdigit()):
             raise UnavailableError(f"--address {address} is not HOST:PORT, and not auto")
         try:
-            socket.create_connection((host.strip("[]"), int(port)), CONNECTS).close()
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
         except (OSError, OverflowError, ValueError) as error:  # ValueError: a port of thousands of digits, a bad name
             why = error_line(getattr(error, "strerror", None) or error)
             raise UnavailableError(f"no Ray cluster at {address} ({why}); {start}") from None
     try:
         trial = subprocess.run(  # noqa: S603  # our own words; the address is an argument
-            [sys.executable, "-P", "-c", TRIAL, address], capture_output=True, text=True, timeout=ANSWERS, check=False
+            [sys.executable, "-P", "-c", PROBE_CODE, address],
+            capture_output=True,
+            text=True,
+            timeout=ANSWER_SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired:
-        raise UnavailableError(f"no Ray cluster answers at {address} within {ANSWERS} s; {start}") from None
+        raise UnavailableError(f"no Ray cluster answers at {address} within {ANSWER_SECONDS} s; {start}") from None
     if "InvalidAuthToken" in trial.stderr or "AuthenticationError" in trial.stderr:
         raise UnavailableError(
             f"the Ray cluster at {address} asks for another token than the one here; set RAY_AUTH_MODE=token and "

@@ -17,17 +17,17 @@ from filelock import FileLock, Timeout
 from ensemble.core.errors import UnavailableError, error_line
 from ensemble.core.parallel import available_cores
 
-OBJECT_STORE = 256 << 20  # bytes: what is on its way is small, and the rest goes to disk
-FOLDER = "manyeyes-ray-"  # and some characters, in the folder for temporary files
-LOCK = "held"  # in the folder, by the process whose it is
-MOST_TEMPORARY = 8  # characters of the folder for temporary files, before /tmp is taken
-BEGUN = 60.0  # seconds until a folder's lock is surely taken
-LOGS = re.compile(r"\s*(Last 0 lines|Please check).*", re.DOTALL)  # and where: in a folder that is gone by then
+OBJECT_STORE_BYTES = 256 << 20  # bytes: what is on its way is small, and the rest goes to disk
+FOLDER_PREFIX = "manyeyes-ray-"  # and some characters, in the folder for temporary files
+LOCK_FILE = "held"  # in the folder, by the process whose it is
+MAX_TEMPDIR_CHARACTERS = 8  # characters of the folder for temporary files, before /tmp is taken
+LOCK_GRACE_SECONDS = 60.0  # seconds until a folder's lock is surely taken
+LOG_HINTS = re.compile(r"\s*(Last 0 lines|Please check).*", re.DOTALL)  # and where: in a folder that is gone by then
 REMEDY = "name a cluster that runs with --address HOST:PORT"
 
 
 @contextmanager
-def token() -> Iterator[None]:
+def private_token() -> Iterator[None]:
     """A token for a Ray that is started meanwhile, so that no other user reaches it; Ray would keep one at home.
 
     Ray looks for it as it is imported.
@@ -46,17 +46,17 @@ def token() -> Iterator[None]:
 
 
 @contextmanager
-def folder() -> Iterator[Path]:
+def private_folder() -> Iterator[Path]:
     """For logs and what does not fit into memory, this user's alone; short, since a socket has 107 bytes for its path.
 
     Those of processes that were killed are removed.
     """
-    base = tempfile.gettempdir() if len(tempfile.gettempdir()) <= MOST_TEMPORARY else "/tmp"  # noqa: S108
-    for left in Path(base).glob(f"{FOLDER}*"):
-        _remove_unheld(left)
-    found = Path(tempfile.mkdtemp(prefix=FOLDER, dir=base))
+    base = tempfile.gettempdir() if len(tempfile.gettempdir()) <= MAX_TEMPDIR_CHARACTERS else "/tmp"  # noqa: S108
+    for left in Path(base).glob(f"{FOLDER_PREFIX}*"):
+        _remove_unlocked(left)
+    found = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=base))
     try:
-        with FileLock(found / LOCK):
+        with FileLock(found / LOCK_FILE):
             yield found
     finally:
         shutil.rmtree(found, ignore_errors=True)
@@ -66,23 +66,23 @@ def start(ray: Any, folder: Path) -> None:
     """Start Ray on this machine's cores, and connect; UnavailableError, saying why, where it cannot."""
     os.environ.setdefault("RAY_worker_niceness", "0")  # as without Ray: its 15 gives way to all else that runs here
     try:
-        with hushed():
+        with silence_stderr():
             ray.init(
                 "local",
                 num_cpus=available_cores(),
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                object_store_memory=OBJECT_STORE,
+                object_store_memory=OBJECT_STORE_BYTES,
                 _temp_dir=str(folder / "r"),  # Ray opens its own folder to all users: one that others cannot come to
             )
     except Exception as error:  # of many kinds: no memory, no ports, a path that is too long
-        why = error_line(LOGS.sub("", str(error)))
+        why = error_line(LOG_HINTS.sub("", str(error)))
         raise UnavailableError(f"Ray could not be started here: {why}; {REMEDY}") from None
 
 
 @contextmanager
-def hushed() -> Iterator[None]:
+def silence_stderr() -> Iterator[None]:
     """Nothing on standard error meanwhile, below Python too: Ray says there that it was told to be quiet."""
     kept = os.dup(2)
     with open(os.devnull, "wb") as nowhere:
@@ -94,9 +94,9 @@ def hushed() -> Iterator[None]:
         os.close(kept)
 
 
-def _remove_unheld(left: Path) -> None:
+def _remove_unlocked(left: Path) -> None:
     """Remove a folder that no process holds, in whatever container; another user's cannot be, and stays."""
     with suppress(OSError, Timeout):
-        if time.time() - left.stat().st_mtime > BEGUN:
-            with FileLock(left / LOCK, timeout=0):
+        if time.time() - left.stat().st_mtime > LOCK_GRACE_SECONDS:
+            with FileLock(left / LOCK_FILE, timeout=0):
                 shutil.rmtree(left, ignore_errors=True)

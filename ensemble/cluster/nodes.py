@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-ANSWERS = 120.0  # seconds for all nodes to say what they have
+ANSWER_SECONDS = 120.0  # seconds for all nodes to say what they have
 
 
-def look(packages: Sequence[str]) -> dict[str, str]:
+def node_versions(packages: Sequence[str]) -> dict[str, str]:
     """Versions of these packages (or Python) on this machine, and of ours with a hash of our sources.
 
     The standard library alone, and nothing outside the function.
@@ -45,11 +45,11 @@ def look(packages: Sequence[str]) -> dict[str, str]:
 
 def check_nodes(ray: Any, nodes: Sequence[Any], packages: Sequence[str]) -> None:
     """UnavailableError for a `Node` with other versions; what works by them cannot even be sent there."""
-    here, ours = look(packages), sys.modules[__name__]
+    here, ours = node_versions(packages), sys.modules[__name__]
     ray.cloudpickle.register_pickle_by_value(ours)
     try:
-        looks = {node: at(ray, node.id, look).remote(packages) for node in nodes}
-        get = patiently(ray)
+        looks = {node: on_node(ray, node.id, node_versions).remote(packages) for node in nodes}
+        get = get_with_deadline(ray)
         for node, found in looks.items():
             with contextlib.suppress(ray.exceptions.RayError):  # it went meanwhile
                 check_versions(node.name, here, get(found))
@@ -57,13 +57,13 @@ def check_nodes(ray: Any, nodes: Sequence[Any], packages: Sequence[str]) -> None
         ray.cloudpickle.unregister_pickle_by_value(ours)
 
 
-def patiently(ray: Any) -> Callable[[Any], Any]:
+def get_with_deadline(ray: Any) -> Callable[[Any], Any]:
     """`ray.get`, whose calls wait ANSWERS seconds together."""
-    until = time.monotonic() + ANSWERS
+    until = time.monotonic() + ANSWER_SECONDS
     return lambda answer: ray.get(answer, timeout=max(until - time.monotonic(), 0))
 
 
-def at(ray: Any, node: str, work: Any) -> Any:
+def on_node(ray: Any, node: str, work: Any) -> Any:
     """A function or class that Ray runs on this node, by id, beside what else runs there."""
     strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
     return ray.remote(num_cpus=0, scheduling_strategy=strategy)(work)

@@ -45,7 +45,7 @@ def joined(address: str | None, recipes: Sequence[Recipe], device: str, cpus: in
     device: auto, cpu or cuda.
     """
     with connect.connected(address) as ray:
-        yield Cluster(ray, placement.check(recipes, connect.nodes(ray), device, cpus), cpus)
+        yield Cluster(ray, placement.check_resources(recipes, connect.nodes(ray), device, cpus), cpus)
 
 
 def train_members(
@@ -97,7 +97,9 @@ def train_members(
 def at_once(cluster: Cluster, todo: Sequence[Recipe], weights: Mapping[str, int]) -> int:
     """How many of these members the cluster trains side by side, at most. weights: bytes of each one's."""
     nodes = connect.nodes(cluster.ray)
-    return placement.slots(placement.shares(todo, weights, nodes, cluster.device, cluster.cpus).values(), nodes)
+    return placement.parallel_members(
+        placement.resource_requests(todo, weights, nodes, cluster.device, cluster.cpus).values(), nodes
+    )
 
 
 @dataclass
@@ -127,14 +129,19 @@ def _orders(
     cluster: Cluster, todo: Sequence[Recipe], weights: Mapping[str, int], run: Path, setup: TrainContext
 ) -> tuple[dict[str, TrainRequest], dict[str, ResourceRequest]]:
     nodes = connect.nodes(cluster.ray)
-    placement.check(todo, nodes, cluster.device, cluster.cpus)  # they may be others than at the start
-    shares = placement.shares(todo, weights, nodes, cluster.device, cluster.cpus)
+    placement.check_resources(todo, nodes, cluster.device, cluster.cpus)  # they may be others than at the start
+    shares = placement.resource_requests(todo, weights, nodes, cluster.device, cluster.cpus)
     for name, share in shares.items():
-        if not any(placement.fits(share, node) for node in nodes):
-            asked = placement.asked(share)
-            raise UnavailableError(f"{name} needs {asked} on one node, and the cluster has {placement.told(nodes)}")
+        if not any(placement.node_capacity(share, node) for node in nodes):
+            asked = placement.describe_request(share)
+            raise UnavailableError(
+                f"{name} needs {asked} on one node, and the cluster has {placement.describe_nodes(nodes)}"
+            )
     job = secrets.token_hex(4)
-    data, versions = artifacts.file_sha256(artifacts.dataset_path(run)), ray_look.look(train_worker.PACKAGES)
+    data, versions = (
+        artifacts.file_sha256(artifacts.dataset_path(run)),
+        ray_look.node_versions(train_worker.COMPARED_PACKAGES),
+    )
     orders = {
         recipe.name: TrainRequest(
             job=job,
@@ -147,7 +154,7 @@ def _orders(
             device=cluster.device,
             processes=max(shares[recipe.name].gpus, 1),
             cpus=shares[recipe.name].cpus,
-            beside=placement.together(shares[recipe.name], len(todo), nodes),
+            beside=placement.members_per_node(shares[recipe.name], len(todo), nodes),
             seed=setup.seed,
             report_to=setup.report_to,
             save_minutes=setup.save_minutes,
@@ -162,12 +169,14 @@ def _check_nodes(cluster: Cluster, orders: Sequence[TrainRequest], shares: Mappi
     ray, run, data = cluster.ray, Path(orders[0].run), orders[0].data_sha256
     asked = {}
     for node in connect.nodes(ray):
-        come = [order for order in orders if placement.fits(shares[order.name], node)]
+        come = [order for order in orders if placement.node_capacity(shares[order.name], node)]
         if come:
             asked[node] = [place for order in come for place in order.places]
-    ray_look.check_nodes(ray, list(asked), train_worker.PACKAGES)
-    answers = {node: ray_look.at(ray, node.id, train_worker.problem).remote(run, data, asked[node]) for node in asked}
-    get = ray_look.patiently(ray)
+    ray_look.check_nodes(ray, list(asked), train_worker.COMPARED_PACKAGES)
+    answers = {
+        node: ray_look.on_node(ray, node.id, train_worker.node_problem).remote(run, data, asked[node]) for node in asked
+    }
+    get = ray_look.get_with_deadline(ray)
     for node, answer in answers.items():
         try:
             why = get(answer)
@@ -183,8 +192,8 @@ def _submit(ray: Any, order: TrainRequest, share: ResourceRequest) -> Any:
         num_cpus=share.cpus,
         num_gpus=share.gpus,
         memory=share.memory or None,
-        max_retries=train_worker.TRIES,
-        retry_exceptions=[train_worker.LostError],
+        max_retries=train_worker.MAX_TRIES,
+        retry_exceptions=[train_worker.WorkerLostError],
         name=order.name,
     )(train_worker.train)
     return task.remote(order)
@@ -207,8 +216,10 @@ def _follow(
         elif time.monotonic() > room:
             room = math.inf
             wanted, nodes = next(iter(tasks.values())), connect.nodes(ray)
-            needs = f"{wanted.name} needs {placement.asked(wanted.share)}"
-            board.log(f"  waiting for room: {needs}; the cluster has {placement.told(nodes)}, which others may use")
+            needs = f"{wanted.name} needs {placement.describe_request(wanted.share)}"
+            board.log(
+                f"  waiting for room: {needs}; the cluster has {placement.describe_nodes(nodes)}, which others may use"
+            )
         for reference in ready:
             yield _outcome(ray, reference, tasks.pop(reference))
         if time.monotonic() - looked > NODES:
@@ -275,4 +286,4 @@ def _cancel(ray: Any, references: list[Any]) -> None:
     for reference in references:
         ray.cancel(reference)
     if references:
-        ray.wait(references, num_returns=len(references), timeout=train_worker.GRACE)
+        ray.wait(references, num_returns=len(references), timeout=train_worker.KILL_SECONDS)

@@ -49,7 +49,7 @@ def main() -> None:
     try:
         outcome = train(order, events)
     except Exception as error:
-        ours = isinstance(error, ManyeyesError) and not isinstance(error, distributed.FirstFailedError)
+        ours = isinstance(error, ManyeyesError) and not isinstance(error, distributed.MainProcessError)
         if ours or order.processes == 1:  # else another process may have been killed, which is worth another try
             events.tell(
                 "outcome", values=asdict(runs.Outcome(order.name, "failed", error=error_line(error, first=True)))
@@ -68,14 +68,14 @@ def train(order: TrainRequest, events: Events) -> runs.Outcome | None:
     """The outcome, of the first process alone."""
     recipe, run = Recipe.model_validate(order.recipe), Path(order.run)
     processes = distributed.init_process_group(order.device)
-    if processes.kind == "cpu":
+    if processes.device_type == "cpu":
         torch.set_num_threads(max(order.cpus // order.processes, 1))
     precision.keep_freed_memory()
     setup = TrainContext(order.seed, processes, order.report_to, order.save_minutes, order.beside)
     frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all again")
-    checkpoint = distributed.run_on_main(processes, lambda: runs.locate(recipe))
-    outcome = runs.train_one(recipe, checkpoint, frame, run, setup, events if processes.first else Silent())
-    return outcome if processes.first else None
+    checkpoint = distributed.run_on_main(processes, lambda: runs.recipe_checkpoint(recipe))
+    outcome = runs.train_one(recipe, checkpoint, frame, run, setup, events if processes.is_main else Silent())
+    return outcome if processes.is_main else None
 
 
 if __name__ == "__main__":

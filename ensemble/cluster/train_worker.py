@@ -23,15 +23,15 @@ from ensemble.core import artifacts
 from ensemble.core.errors import ManyeyesError, TrainingError, UnavailableError
 
 # whose versions decide what comes of a training: what computes, decodes, draws, fits probes and adapters
-PACKAGES = ("Python", "torch", "transformers", "timm", "Pillow", "numpy", "scikit-learn", "accelerate", "peft")
-TRIES = 4  # of a member whose process, worker or node is lost
-APPEARS = 15.0  # seconds until a file that was just written shows on other machines
-CLOSES = 10.0  # seconds for a training that is told to end to close its trackers and processes
-GRACE = 20.0  # seconds until it is killed
-LAST = 4096  # bytes at the end of a log, where a process's last words are
+COMPARED_PACKAGES = ("Python", "torch", "transformers", "timm", "Pillow", "numpy", "scikit-learn", "accelerate", "peft")
+MAX_TRIES = 4  # of a member whose process, worker or node is lost
+FILE_VISIBLE_SECONDS = 15.0  # seconds until a file that was just written shows on other machines
+CLOSE_SECONDS = 10.0  # seconds for a training that is told to end to close its trackers and processes
+KILL_SECONDS = 20.0  # seconds until it is killed
+LOG_TAIL_BYTES = 4096  # bytes at the end of a log, where a process's last words are
 
 
-class LostError(ManyeyesError):
+class WorkerLostError(ManyeyesError):
     """The process that trained the member ended without a word: it is worth trying again."""
 
 
@@ -77,7 +77,7 @@ class TrainRequest:
         return cls(**values | {name: tuple(values[name]) for name in ("places", "report_to")})
 
 
-def problem(run: Path, data_sha256: str, places: Sequence[str], patience: float = APPEARS) -> str:
+def node_problem(run: Path, data_sha256: str, places: Sequence[str], patience: float = FILE_VISIBLE_SECONDS) -> str:
     """Why members of this run cannot be trained on this machine, as the rest of a line; empty if they can."""
     path, until = artifacts.dataset_path(run), time.monotonic() + patience
     while not (path.is_file() and artifacts.file_sha256(path) == data_sha256):
@@ -99,12 +99,12 @@ def train(order: TrainRequest) -> dict[str, Any]:
     """
     run = Path(order.run)
     node, number = _node()
-    nodes.check_versions(node, order.versions, nodes.look(PACKAGES))  # of one that joined later
-    if why := problem(run, order.data_sha256, order.places):
+    nodes.check_versions(node, order.versions, nodes.node_versions(COMPARED_PACKAGES))  # of one that joined later
+    if why := node_problem(run, order.data_sha256, order.places):
         raise UnavailableError(f"{node} {why}")
     before = [event for event in events.read(order.events)[0] if event["what"] == "begin"]
     log = artifacts.beside_work_path(run, order.name, "log")
-    if len(before) >= TRIES:
+    if len(before) >= MAX_TRIES:
         raise TrainingError(
             f"its worker was lost {len(before)} times: fewer members at once (--cpus-per-member) need less memory"
         )
@@ -116,12 +116,12 @@ def train(order: TrainRequest) -> dict[str, Any]:
     outcomes = [event["values"] for event in told[begun:] if event["what"] == "outcome"]
     if not outcomes:
         how = f"killed by signal {-code} (out of memory?)" if code < 0 else f"exit code {code}"
-        lost = f"its process ended without a result on {node}: {how}{_last_words(log, spoken)}"
-        if len(before) + 1 >= TRIES:
+        lost = f"its process ended without a result on {node}: {how}{_log_tail(log, spoken)}"
+        if len(before) + 1 >= MAX_TRIES:
             raise TrainingError(
-                f"{lost}; tried {TRIES} times: fewer members at once (--cpus-per-member) need less memory"
+                f"{lost}; tried {MAX_TRIES} times: fewer members at once (--cpus-per-member) need less memory"
             )
-        raise LostError(lost)
+        raise WorkerLostError(lost)
     if outcomes[0]["status"] != "failed":
         log.unlink(missing_ok=True)
     return dict(outcomes[0])  # of several processes, the others only tell that one failed
@@ -155,7 +155,7 @@ def _wait_for_end() -> None:
     while os.read(0, 4096):
         pass
     _thread.interrupt_main()
-    time.sleep(CLOSES)
+    time.sleep(CLOSE_SECONDS)
     os._exit(130)
 
 
@@ -184,7 +184,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
     if process.stdin is not None:
         process.stdin.close()
     with suppress(subprocess.TimeoutExpired):
-        process.wait(GRACE)
+        process.wait(KILL_SECONDS)
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -197,11 +197,11 @@ def _node() -> tuple[str, str]:
     return connect.this_node(), str(ray.get_runtime_context().get_node_id())
 
 
-def _last_words(log: Path, start: int) -> str:
+def _log_tail(log: Path, start: int) -> str:
     """The end of what stands in the log from byte `start` on, for a message."""
     try:
         with log.open("rb") as file:
-            file.seek(max(start, file.seek(0, os.SEEK_END) - LAST))
+            file.seek(max(start, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
             lines = file.read().decode("utf-8", "replace").strip().splitlines()
     except OSError:
         return ""

@@ -6,6 +6,12 @@ from typing import Any
 
 import click
 
+from ensemble.core.errors import UnavailableError
+
+TRAINING_PACKAGES = (
+    "torch torchvision transformers timm accelerate sklearn pydantic yaml peft rich tensorboard matplotlib psutil"
+).split()
+
 
 def decorated(command: Callable[..., Any], decorators: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
     """The command with these options, which --help lists in this order."""
@@ -90,3 +96,12 @@ def reading(command: Callable[..., Any]) -> Callable[..., Any]:
 def table(frame: object) -> None:
     """Print a data frame as an aligned table without its index."""
     click.echo(frame.to_string(index=False))  # type: ignore[attr-defined]
+
+
+def require_training_packages() -> None:
+    """UnavailableError, with the command that installs them, where torch and friends are absent."""
+    from importlib.util import find_spec
+
+    missing = [name for name in TRAINING_PACKAGES if find_spec(name) is None]
+    if missing:
+        raise UnavailableError(f"training needs {', '.join(missing)}; run: pip install 'manyeyes[train]'")

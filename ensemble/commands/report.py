@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from ensemble.commands import options
-from ensemble.commands.train import require_training_packages
+from ensemble.commands.options import require_training_packages
 
 
 @click.command("report")

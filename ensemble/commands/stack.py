@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble.commands import options
-from ensemble.commands.train import audit_headline, require_training_packages
+from ensemble.commands.options import require_training_packages
+from ensemble.commands.train import audit_headline
 
 if TYPE_CHECKING:
     from ensemble.stacking.stack import StackOptions, StackResult

@@ -8,17 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensemble.commands import options
-from ensemble.core.errors import UnavailableError
+from ensemble.commands.options import require_training_packages
 
 if TYPE_CHECKING:
     from ensemble.cluster.train_driver import Cluster
     from ensemble.core.recipe import Recipe
     from ensemble.training.train_all import Outcome
     from ensemble.training.train_member import TrainContext
-
-TRAINING_PACKAGES = (
-    "torch torchvision transformers timm accelerate sklearn pydantic yaml peft rich tensorboard matplotlib psutil"
-).split()
 
 
 def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -215,7 +211,7 @@ def _train(
             outcomes = runs.train_all(recipes, frame, run, setup, click.echo, fresh, cluster)
         finally:
             distributed.destroy_process_group()
-    return report(run, outcomes) if processes.first else 0
+    return report(run, outcomes) if processes.is_main else 0
 
 
 def _check_engine(engine: str, address: str | None, cpus: int | None, dry_run: bool) -> None:
@@ -255,7 +251,7 @@ def _dry_run(recipes: "Sequence[Recipe]", run: Path, setup: "TrainContext", prep
         frame = artifacts.read_parquet(artifacts.dataset_path(Path(folder)), "try again")
         found = runs.dry_run(recipes, frame, run, Path(folder), setup)
     click.echo()
-    options.table(estimate.table(found))
+    options.table(estimate.estimate_table(found))
     click.echo(f"About, on {setup.processes.device}, from a few timed steps; nothing was trained or written.")
     return 0
 
@@ -285,12 +281,3 @@ def audit_headline(run: Path) -> str:
         return str(artifacts.read_json(artifacts.audit_path(run), "run train-all again")["headline"]) + levelled
     except ArtifactError:
         return "The data of this run was not audited."
-
-
-def require_training_packages() -> None:
-    """UnavailableError, with the command that installs them, where torch and friends are absent."""
-    from importlib.util import find_spec
-
-    missing = [name for name in TRAINING_PACKAGES if find_spec(name) is None]
-    if missing:
-        raise UnavailableError(f"training needs {', '.join(missing)}; run: pip install 'manyeyes[train]'")

@@ -21,8 +21,8 @@ from ensemble.core.log import Log
 from ensemble.core.recipe import Recipe
 
 REMEDY = "train with --fresh to start anew"
-FILE = "work.json"
-SPARE = 64 * 2**20  # bytes for all that is not weights
+FINGERPRINT_FILE = "work.json"
+SPARE_BYTES = 64 * 2**20  # bytes for all that is not weights
 
 
 def training_fingerprint(recipe: Recipe, data_sha256: str, seed: int, version: int) -> dict[str, Any]:
@@ -53,13 +53,13 @@ def member_lock(run: Path, name: str, log: Log) -> Iterator[None]:
 def open_workdir(run: Path, name: str, kind: Mapping[str, Any]) -> Path:
     """The folder where a member is trained: as an interrupted training of this kind left it, else a new one."""
     work = artifacts.work_path(run, name)
-    if _kind_on_disk(work) != kind:
+    if _saved_fingerprint(work) != kind:
         shutil.rmtree(work, ignore_errors=True)
-        artifacts.write_json(work / FILE, kind)
+        artifacts.write_json(work / FINGERPRINT_FILE, kind)
     return work
 
 
-def check(run: Path, kinds: Mapping[str, Mapping[str, Any]], fresh: bool, log: Log = print) -> list[str]:
+def find_resumable(run: Path, kinds: Mapping[str, Mapping[str, Any]], fresh: bool, log: Log = print) -> list[str]:
     """Names of members whose interrupted training will be gone on from.
 
     fresh: remove what was begun, once nobody works on it. Raises ArtifactError, saying what changed,
@@ -73,7 +73,7 @@ def check(run: Path, kinds: Mapping[str, Mapping[str, Any]], fresh: bool, log: L
                 shutil.rmtree(work, ignore_errors=True)
         if not has_checkpoint(work):
             continue
-        before = _kind_on_disk(work)
+        before = _saved_fingerprint(work)
         if before == kind:
             found.append(name)
             continue
@@ -89,9 +89,9 @@ def has_checkpoint(work: Path) -> bool:
     return any(work.glob("*/*.safetensors")) or any(work.glob("*/done.json"))
 
 
-def _kind_on_disk(work: Path) -> dict[str, Any] | None:
+def _saved_fingerprint(work: Path) -> dict[str, Any] | None:
     try:
-        values = artifacts.read_json(work / FILE, REMEDY)
+        values = artifacts.read_json(work / FINGERPRINT_FILE, REMEDY)
     except ArtifactError:
         return None
     values.pop("format_version")
@@ -123,7 +123,7 @@ def check_disk(run: Path, weights: Sequence[int], at_once: int = 1) -> None:
     While a member is trained its state holds them, their average and two moments each, once
     more while it is replaced, and the best epoch's weights twice; afterwards its weights alone.
     """
-    needed = SPARE + 10 * sum(sorted(weights)[-at_once:]) + sum(weights)
+    needed = SPARE_BYTES + 10 * sum(sorted(weights)[-at_once:]) + sum(weights)
     free = shutil.disk_usage(next(folder for folder in (run, *run.absolute().parents) if folder.is_dir())).free
     if weights and free < needed:
         raise ArtifactError(
@@ -132,7 +132,7 @@ def check_disk(run: Path, weights: Sequence[int], at_once: int = 1) -> None:
         )
 
 
-FACTS = "facts"  # key of our JSON in the file's header
+METADATA_KEY = "facts"  # key of our JSON in the file's header
 
 
 def write(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
@@ -141,7 +141,7 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, A
     text = json.dumps({"format_version": artifacts.FORMAT_VERSION, **facts})
     with artifacts.replacing(path) as temporary:
         try:
-            save_file(ready, temporary, {FACTS: text})
+            save_file(ready, temporary, {METADATA_KEY: text})
         except SafetensorError as error:  # how a full disk shows itself here
             raise OSError(None, str(error)) from None
 
@@ -150,23 +150,23 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """What `write` wrote; ArtifactError for a damaged file."""
     try:
         with safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()[FACTS])
+            facts = json.loads(file.metadata()[METADATA_KEY])
             return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 not a mapping
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path} is damaged ({error}); train with --fresh to start anew") from None
 
 
-def under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def add_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Tensors with their names put under a prefix."""
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 
-def below(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def strip_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors under a prefix, by their own names."""
     return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
 
 
-def of_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
     """An optimizer's state: tensors by "parameter.key" or "group N.key", and its groups' plain values."""
     values = optimizer.state_dict()
     entries = {**values["state"], **{f"group {n}": group for n, group in enumerate(values["param_groups"])}}
@@ -180,7 +180,7 @@ def of_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tens
     return tensors, [{k: v for k, v in group.items() if isinstance(v, plain)} for group in values["param_groups"]]
 
 
-def into_optimizer(
+def load_optimizer_state(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], groups: list[dict[str, Any]]
 ) -> None:
     """Give a new optimizer of the same parameters the state of `of_optimizer`."""

@@ -61,7 +61,7 @@ class TrainDataset(Dataset[dict[str, Any]]):
             changes = degradations.draw(self.augment, rng)
             place = (float(rng.random()), float(rng.random()))
             if changes and self.contract.geometry == "native_crops":
-                image = around(image, self.contract.size, place, changes)
+                image = crop_region(image, self.contract.size, place, changes)
             for change in changes:
                 image = change.apply(image)
             pixels = degradations.turn(decode.to_pixels(image, self.contract, [place]), self.augment, rng)
@@ -78,7 +78,7 @@ class TrainDataset(Dataset[dict[str, Any]]):
         return image
 
 
-def around(
+def crop_region(
     image: Image.Image, size: int, place: tuple[float, float], changes: Sequence[degradations.Change]
 ) -> Image.Image:
     """The part of an image that suffices for a crop of `size` pixels at `place` after the changes.
@@ -99,8 +99,8 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
     }
 
 
-CHANNEL = 4  # of random draws, apart from those of augmentation and of the canonical form
-AHEAD = 3  # batches that wait for the network
+SEED_STREAM = 4  # of random draws, apart from those of augmentation and of the canonical form
+PREFETCH_BATCHES = 3  # batches that wait for the network
 
 
 def steps_per_epoch(rows: int, effective: int) -> int:
@@ -113,16 +113,16 @@ def epoch_steps(rows: int, effective: int, seed: int, epoch: int) -> list[np.nda
 
     Steps differ by one row at most, so that no epoch ends on a step of a few images.
     """
-    order = np.random.default_rng([seed, epoch, CHANNEL]).permutation(rows)
+    order = np.random.default_rng([seed, epoch, SEED_STREAM]).permutation(rows)
     return np.array_split(order, steps_per_epoch(rows, effective))
 
 
-def pieces(rows: np.ndarray, most: int) -> list[np.ndarray]:
+def micro_batches(rows: np.ndarray, most: int) -> list[np.ndarray]:
     """The rows in parts that go through the network at once: as few as there can be, of about one size."""
     return np.array_split(rows, max(-(-len(rows) // most), 1))
 
 
-def load(
+def load_batches(
     rows: TrainDataset, epoch: int, wanted: Sequence[np.ndarray], device: str
 ) -> Iterator[dict[str, torch.Tensor]]:
     """The batch of each array of row numbers, in that order.
@@ -132,7 +132,7 @@ def load(
     """
     if device == "cpu":
         keys = [(epoch, int(row)) for batch in wanted for row in batch]
-        loaded = ordered_map(rows.__getitem__, keys, ahead=AHEAD * max(map(len, wanted)))
+        loaded = ordered_map(rows.__getitem__, keys, ahead=PREFETCH_BATCHES * max(map(len, wanted)))
         for batch in wanted:
             yield collate([next(loaded) for _ in batch])
         return
@@ -140,7 +140,7 @@ def load(
         rows,
         batch_sampler=[[(epoch, int(row)) for row in batch] for batch in wanted],
         num_workers=_workers(),
-        prefetch_factor=AHEAD,
+        prefetch_factor=PREFETCH_BATCHES,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
     )

@@ -15,10 +15,10 @@ from ensemble.core.errors import ManyeyesError, UnavailableError
 from ensemble.models.torch_runner import choose_device
 
 T = TypeVar("T")
-PATIENCE = timedelta(hours=12)  # others wait while the first process reads the data
+GROUP_TIMEOUT = timedelta(hours=12)  # others wait while the first process reads the data
 
 
-class FirstFailedError(ManyeyesError):
+class MainProcessError(ManyeyesError):
     """The first process ended with an error that is not of ours; only that one knows more."""
 
 
@@ -30,21 +30,21 @@ class ProcessGroup:
     """
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
     device: str = "cpu"
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process reads the data, talks and writes."""
         return self.rank == 0
 
     @property
-    def kind(self) -> str:
+    def device_type(self) -> str:
         """cpu or cuda."""
         return self.device.partition(":")[0]
 
 
-def launched() -> bool:
+def is_launched() -> bool:
     """Whether a launcher started several processes of this command."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
@@ -55,7 +55,7 @@ def init_process_group(device: str) -> ProcessGroup:
     device: auto, cpu or cuda. Raises UnavailableError for a device that is not here.
     """
     kind = choose_device(device)
-    if not launched():
+    if not is_launched():
         return ProcessGroup(device=kind)
     rank, count, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if kind == "cuda":
@@ -67,7 +67,7 @@ def init_process_group(device: str) -> ProcessGroup:
         torch.cuda.set_device(local)
         kind = f"cuda:{local}"
     if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if kind != "cpu" else "gloo", timeout=PATIENCE)
+        distributed.init_process_group("nccl" if kind != "cpu" else "gloo", timeout=GROUP_TIMEOUT)
     return ProcessGroup(rank, count, kind)
 
 
@@ -83,10 +83,10 @@ def run_on_main(processes: ProcessGroup, work: Callable[[], T]) -> T:
 
     The value travels between the processes: plain data only.
     """
-    if processes.count == 1:
+    if processes.world_size == 1:
         return work()
     box: list[Any] = [None, None]
-    if processes.first:
+    if processes.is_main:
         try:
             box[0] = work()
         except ManyeyesError as error:
@@ -100,7 +100,7 @@ def run_on_main(processes: ProcessGroup, work: Callable[[], T]) -> T:
     broadcast(box)
     if box[1] is not None:
         ours, text = box[1]
-        raise (ManyeyesError if ours else FirstFailedError)(text)
+        raise (ManyeyesError if ours else MainProcessError)(text)
     return box[0]
 
 
@@ -111,24 +111,24 @@ def broadcast(box: list[Any]) -> None:
 
 def shard_indices(processes: ProcessGroup, count: int) -> np.ndarray:
     """int64: which of `count` rows this process works on."""
-    return np.arange(processes.rank, count, processes.count)
+    return np.arange(processes.rank, count, processes.world_size)
 
 
 def all_gather(processes: ProcessGroup, values: np.ndarray, count: int) -> np.ndarray:
     """All rows [count, ...] in order, from the rows `mine` of each process; none is doubled."""
-    if processes.count == 1:
+    if processes.world_size == 1:
         return values
-    parts: list[Any] = [None] * processes.count
+    parts: list[Any] = [None] * processes.world_size
     distributed.all_gather_object(parts, values)
     result = np.empty((count, *values.shape[1:]), dtype=values.dtype)
     for rank, part in enumerate(parts):
-        result[rank :: processes.count] = part
+        result[rank :: processes.world_size] = part
     return result
 
 
 def any_rank(processes: ProcessGroup, value: bool) -> bool:
     """Whether it is so in any of the processes."""
-    if processes.count == 1:
+    if processes.world_size == 1:
         return value
     flag = torch.tensor(int(value), device=processes.device)
     distributed.all_reduce(flag, distributed.ReduceOp.MAX)

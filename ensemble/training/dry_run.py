@@ -20,12 +20,12 @@ from ensemble.training import data_loader
 from ensemble.training import precision as machine
 from ensemble.training.data_loader import TrainDataset
 from ensemble.training.distributed import ProcessGroup
-from ensemble.training.optimizer import adapt
+from ensemble.training.optimizer import prepare_for_training
 from ensemble.training.step import TrainState, build_train_state, optimizer_step
-from ensemble.training.validation import Reading, logits_of
+from ensemble.training.validation import RowReader, predict_logits
 
 TIMED_SECONDS, TIMED_BATCHES = 5.0, 4  # enough of either ends the timing of a member; the first batch warms up
-SCORED = 8  # images
+SCORED_IMAGES = 8  # images
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Estimate:
     memory: int
 
 
-def estimate(
-    recipe: Recipe, checkpoint: Path | None, frame: pd.DataFrame, reading: Reading, processes: ProcessGroup
+def estimate_member(
+    recipe: Recipe, checkpoint: Path | None, frame: pd.DataFrame, reading: RowReader, processes: ProcessGroup
 ) -> Estimate:
     """Train a few batches of real rows, score one, and count the rest."""
     train = frame[frame["split"] == "train"]
@@ -66,20 +66,22 @@ def _with_folds(work: float, frame: pd.DataFrame) -> float:
 
 
 def _training_rate(
-    member: Member, recipe: Recipe, train: pd.DataFrame, reading: Reading, processes: ProcessGroup
+    member: Member, recipe: Recipe, train: pd.DataFrame, reading: RowReader, processes: ProcessGroup
 ) -> float:
     """Seconds an image, with loading and augmentation."""
-    adapt(member, recipe)
-    precision, channels_last = machine.choose_precision_and_layout(member, recipe.train, processes.kind)
+    prepare_for_training(member, recipe)
+    precision, channels_last = machine.choose_precision_and_layout(member, recipe.train, processes.device_type)
     engine = build_train_state(member, recipe.train, TIMED_BATCHES, precision, channels_last, processes)
     rows = TrainDataset(
         dataset.files(train), train["label"].to_numpy(), member.contract, recipe.augment, reading.seed, reading.plan
     )
     size = min(recipe.train.batch_size, len(rows))
-    order = [part[:size] for part in data_loader.pieces(np.resize(np.arange(len(rows)), TIMED_BATCHES * size), size)]
+    order = [
+        part[:size] for part in data_loader.micro_batches(np.resize(np.arange(len(rows)), TIMED_BATCHES * size), size)
+    ]
     engine.network.train()
     started, done = time.monotonic(), 0
-    for number, batch in enumerate(data_loader.load(rows, 0, order, processes.kind)):
+    for number, batch in enumerate(data_loader.load_batches(rows, 0, order, processes.device_type)):
         _step(engine, batch)
         if number == 0:
             started = time.monotonic()
@@ -96,18 +98,18 @@ def _step(engine: TrainState, batch: dict[str, torch.Tensor]) -> None:
 
 
 def _scoring_rate(
-    member: Member, recipe: Recipe, rows: pd.DataFrame, reading: Reading, processes: ProcessGroup
+    member: Member, recipe: Recipe, rows: pd.DataFrame, reading: RowReader, processes: ProcessGroup
 ) -> float:
     """Seconds an image with all its views, without training."""
-    few = rows.head(SCORED)
-    logits_of(member, recipe, few.head(1), reading, processes)
+    few = rows.head(SCORED_IMAGES)
+    predict_logits(member, recipe, few.head(1), reading, processes)
     started = time.monotonic()
-    logits_of(member, recipe, few, reading, processes)
+    predict_logits(member, recipe, few, reading, processes)
     return (time.monotonic() - started) / len(few)
 
 
 def _forget_peak(processes: ProcessGroup) -> None:
-    if processes.kind == "cuda":
+    if processes.device_type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):  # Linux alone
         Path("/proc/self/clear_refs").write_text("5")
@@ -115,7 +117,7 @@ def _forget_peak(processes: ProcessGroup) -> None:
 
 def _peak(processes: ProcessGroup) -> int:
     """Bytes: of the GPU, or of this process."""
-    if processes.kind == "cuda":
+    if processes.device_type == "cuda":
         return torch.cuda.max_memory_allocated()
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -124,7 +126,7 @@ def _peak(processes: ProcessGroup) -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def table(estimates: Sequence[tuple[str, Estimate | None]]) -> pd.DataFrame:
+def estimate_table(estimates: Sequence[tuple[str, Estimate | None]]) -> pd.DataFrame:
     """One line a member, None for one that is not trained again, and the sum."""
     rows = [
         {"member": name, "": "unchanged"}

@@ -28,13 +28,13 @@ from ensemble.training.data_loader import TrainDataset
 from ensemble.training.validation import named_scores
 
 FEATURES_VERSION = 1  # raised by hand when the same image and draw would give other features
-STRENGTHS = np.logspace(-6, 1, 15)  # C; Radford et al. ("CLIP", 2021) search 1e-6 to 1e6, of which the rest overfits
+C_GRID = np.logspace(-6, 1, 15)  # C; Radford et al. ("CLIP", 2021) search 1e-6 to 1e6, of which the rest overfits
 
 Progress = Callable[[str, int], Callable[[int], object]]  # (title, images) -> what is told how many are done
 
 
 @dataclass(frozen=True)
-class _Line:
+class _LinearHead:
     """weight: float64 [width] and bias, of features as the head sees them; how they were found and what they score."""
 
     weight: np.ndarray
@@ -78,9 +78,9 @@ def fit_probe(
         raise BackboneError("some features are not finite; choose another backbone")
     labels = np.repeat(train["label"].to_numpy(), rows.shape[1])
     tune_labels = tune["label"].to_numpy() if tune is not None else None
-    strengths = STRENGTHS if tune is not None else np.array([strength])
+    strengths = C_GRID if tune is not None else np.array([strength])
     line = _fit(rows.reshape(-1, width), labels, tuned, tune_labels, strengths)
-    _fold(member, line, embedder)
+    _write_head(member, line, embedder)
     record = {"epoch": 1, "train_loss": line.train_loss, "strength": line.strength}
     if tune_labels is None or line.tune_logits is None:
         return record
@@ -152,7 +152,7 @@ def _fit(
     tuned: np.ndarray | None,
     tune_labels: np.ndarray | None,
     strengths: np.ndarray,
-) -> _Line:
+) -> _LinearHead:
     """The line of the best strength, of the only one without tune rows.
 
     rows: float32 [N, width], changed in place; tuned: float32 [M, views, width].
@@ -176,13 +176,13 @@ def _fit(
             least = loss
             weight = model.coef_[0].astype(np.float64) / scaler.scale_
             bias = float(model.intercept_[0] - weight @ scaler.mean_)
-            best = _Line(weight, bias, float(strength), train_loss, logits)
+            best = _LinearHead(weight, bias, float(strength), train_loss, logits)
     if best is None:
         raise BackboneError("no strength of the probe gives a finite tune score; choose another backbone")
     return best
 
 
-def _fold(member: Member, line: _Line, embedder: Embedder) -> None:
+def _write_head(member: Member, line: _LinearHead, embedder: Embedder) -> None:
     """Write the line into the head, half to each class; BackboneError where the head is more than that layer."""
     head = head_of(member)
     if head.bias is None:

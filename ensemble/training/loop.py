@@ -25,12 +25,12 @@ from ensemble.training.optimizer import lr_factor, set_lr
 from ensemble.training.progress import TrainingCallback
 from ensemble.training.step import TrainState, build_train_state, optimizer_step
 from ensemble.training.tracking import Trackers
-from ensemble.training.validation import Reading, best_epoch, tune_scores
+from ensemble.training.validation import RowReader, best_epoch, tune_scores
 
-STATE = "state.safetensors"
-CHANNEL = 5  # of random draws: drop path and dropout
-LOGGED_STEPS = 500  # at most about so many of a fit stand in its history
-CHECK_EVERY = 10  # steps, on a GPU, which would wait at each look
+STATE_FILE = "state.safetensors"
+SEED_STREAM = 5  # of random draws: drop path and dropout
+MAX_LOGGED_STEPS = 500  # at most about so many of a fit stand in its history
+GPU_SYNC_STEPS = 10  # steps, on a GPU, which would wait at each look
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class FitConfig:
     recipe: Recipe
     train: TrainDataset
     tune: pd.DataFrame | None
-    reading: Reading
+    reading: RowReader
     last_epoch: int
     folder: Path
     seed: int
@@ -76,12 +76,13 @@ def fit(member: Member, job: FitConfig, board: TrainingCallback, track: Callable
     train, processes = job.recipe.train, job.processes
     effective = train.batch_size * train.accumulate
     in_epoch = data_loader.steps_per_epoch(len(job.train), effective)
-    if len(job.train) // in_epoch < processes.count:
+    if len(job.train) // in_epoch < processes.world_size:
         raise DataError(
-            f"{processes.count} processes share steps of {len(job.train) // in_epoch} images; start fewer processes"
+            f"{processes.world_size} processes share steps of {len(job.train) // in_epoch} images; "
+            "start fewer processes"
         )
     total = in_epoch * train.epochs
-    saved = checkpoint.read(job.folder / STATE) if (job.folder / STATE).exists() else None
+    saved = checkpoint.read(job.folder / STATE_FILE) if (job.folder / STATE_FILE).exists() else None
     facts = saved[1] if saved is not None else None
     precision, channels_last = run_on_main(processes, lambda: _ways(member, job, facts))
     engine = build_train_state(member, train, total, precision, channels_last, processes)
@@ -103,7 +104,7 @@ def _ways(member: Member, job: FitConfig, facts: Mapping[str, Any] | None) -> tu
     """(precision, channels last): those of the state that is gone on from, else by recipe and machine."""
     if facts is not None:
         return facts["precision"], facts["channels_last"]
-    return machine.choose_precision_and_layout(member, job.recipe.train, job.processes.kind)
+    return machine.choose_precision_and_layout(member, job.recipe.train, job.processes.device_type)
 
 
 def _run_epoch(
@@ -111,11 +112,13 @@ def _run_epoch(
 ) -> None:
     train, processes = job.recipe.train, job.processes
     steps = data_loader.epoch_steps(len(job.train), train.batch_size * train.accumulate, job.seed, progress.epoch)
-    todo = [rows[processes.rank :: processes.count] for rows in steps[progress.step :]]
-    parts = [data_loader.pieces(rows, train.batch_size) for rows in todo]
-    loaded = data_loader.load(job.train, progress.epoch, [piece for part in parts for piece in part], processes.kind)
-    total, every = in_epoch * train.epochs, CHECK_EVERY if processes.kind == "cuda" else 1
-    logged = max(in_epoch * job.last_epoch // LOGGED_STEPS, 1)
+    todo = [rows[processes.rank :: processes.world_size] for rows in steps[progress.step :]]
+    parts = [data_loader.micro_batches(rows, train.batch_size) for rows in todo]
+    loaded = data_loader.load_batches(
+        job.train, progress.epoch, [piece for part in parts for piece in part], processes.device_type
+    )
+    total, every = in_epoch * train.epochs, GPU_SYNC_STEPS if processes.device_type == "cuda" else 1
+    logged = max(in_epoch * job.last_epoch // MAX_LOGGED_STEPS, 1)
     waiting: list[torch.Tensor] = []
     saved_at = time.monotonic()
     engine.network.train()
@@ -157,10 +160,10 @@ def _end_epoch(
         progress.epochs.append(record)
         progress.epoch, progress.step, progress.losses = progress.epoch + 1, 0, 0.0
         best = best_epoch(progress.epochs, job.recipe.train.tune_score)
-        if best is record and job.processes.first:
+        if best is record and job.processes.is_main:
             checkpoint.write(_best_path(job, progress.epoch), engine.member.state_dict(), {"epoch": progress.epoch})
     _save(engine, job, progress)
-    if best is record and before is not None and job.processes.first:
+    if best is record and before is not None and job.processes.is_main:
         _best_path(job, int(before["epoch"])).unlink(missing_ok=True)
     board.epoch(record, better=best is record and job.tune is not None)
     trackers.log({f"tune/{k.removeprefix('tune_')}": v for k, v in record.items() if k.startswith("tune_")}, steps)
@@ -178,7 +181,7 @@ def _patience_ended(progress: _Progress, job: FitConfig) -> bool:
 
 def _step_seed(seed: int, number: int, rank: int) -> int:
     """Of drop path and dropout in one step: the same when the step is repeated after a kill."""
-    return int(np.random.SeedSequence([seed, number, rank, CHANNEL]).generate_state(1)[0])
+    return int(np.random.SeedSequence([seed, number, rank, SEED_STREAM]).generate_state(1)[0])
 
 
 def _sound(values: list[list[float]], precision: str) -> bool:
@@ -191,27 +194,27 @@ def _best_path(job: FitConfig, epoch: int) -> Path:
 
 
 def _save(engine: TrainState, job: FitConfig, progress: _Progress) -> None:
-    if not job.processes.first:
+    if not job.processes.is_main:
         return
-    tensors, groups = checkpoint.of_optimizer(engine.optimizer)
+    tensors, groups = checkpoint.optimizer_state(engine.optimizer)
     parts = {"member": engine.member.state_dict(), "optimizer": tensors}
     facts: dict[str, Any] = {"progress": vars(progress), "groups": groups, "scaler": engine.scaler.state_dict()}
     facts |= {"most": engine.most, "precision": engine.precision, "channels_last": engine.channels_last}
     if engine.ema is not None:
         parts["ema"] = engine.ema.state()
         facts["ema_count"] = engine.ema.count
-    named = {name: t for prefix, part in parts.items() for name, t in checkpoint.under(prefix, part).items()}
-    checkpoint.write(job.folder / STATE, named, facts)
+    named = {name: t for prefix, part in parts.items() for name, t in checkpoint.add_prefix(prefix, part).items()}
+    checkpoint.write(job.folder / STATE_FILE, named, facts)
 
 
 def _restore(engine: TrainState, saved: tuple[dict[str, torch.Tensor], dict[str, Any]]) -> _Progress:
     tensors, facts = saved
-    engine.member.load_state_dict(checkpoint.below("member", tensors))
-    checkpoint.into_optimizer(engine.optimizer, checkpoint.below("optimizer", tensors), facts["groups"])
+    engine.member.load_state_dict(checkpoint.strip_prefix("member", tensors))
+    checkpoint.load_optimizer_state(engine.optimizer, checkpoint.strip_prefix("optimizer", tensors), facts["groups"])
     engine.scaler.load_state_dict(facts["scaler"])
     engine.most = facts["most"]
     if engine.ema is not None:
-        engine.ema.load(checkpoint.below("ema", tensors), facts["ema_count"])
+        engine.ema.load(checkpoint.strip_prefix("ema", tensors), facts["ema_count"])
     return _Progress(**facts["progress"])
 
 
@@ -224,12 +227,12 @@ def _take_best(engine: TrainState, job: FitConfig, epoch: int) -> None:
 def _stop_for_nan(engine: TrainState, job: FitConfig, progress: _Progress, lr: float) -> None:
     """Keep the last good weights as a classifier, and raise TrainingError."""
     kept = ""
-    if job.processes.first:
+    if job.processes.is_main:
         best = best_epoch(progress.epochs, job.recipe.train.tune_score)
-        source = _best_path(job, int(best["epoch"])) if best is not None else job.folder / STATE
+        source = _best_path(job, int(best["epoch"])) if best is not None else job.folder / STATE_FILE
         if source.exists():
             tensors, _ = checkpoint.read(source)
-            engine.member.load_state_dict(tensors if best is not None else checkpoint.below("member", tensors))
+            engine.member.load_state_dict(tensors if best is not None else checkpoint.strip_prefix("member", tensors))
             if job.recipe.adapt.mode == "lora":
                 merge_lora(engine.member)
             folder = job.folder / "last_good"

@@ -48,7 +48,7 @@ _MATCHERS: dict[str, dict[str, Any]] = {
 }
 
 
-def layer_of(member: Member) -> dict[str, int]:
+def parameter_depths(member: Member) -> dict[str, int]:
     """Depth of every parameter by its name in the member: 0 stem and embeddings, 1..L blocks, L+1 head.
 
     A timm network is grouped by its own matcher, block by block; most of timm's count the
@@ -86,7 +86,7 @@ def parameter_groups(member: Member, train: Train) -> list[dict[str, Any]]:
     lr_scale = layer_decay ** (L + 1 - depth), so that the head learns at `train.lr` (Clark et
     al. 2020, ELECTRA; Bao et al. 2021, BEiT); 1 without layer_decay.
     """
-    depths = layer_of(member) if train.layer_decay is not None else {}
+    depths = parameter_depths(member) if train.layer_decay is not None else {}
     deepest, decay = max(depths.values(), default=0), train.layer_decay or 1.0
     undecayed = _named_undecayed(member)
     found: dict[tuple[int, bool], list[torch.nn.Parameter]] = {}
@@ -145,7 +145,7 @@ def _named_undecayed(member: Member) -> set[str]:
     return {f"backbone.timm_model.{name}" for name in listed}
 
 
-def adapt(member: Member, recipe: Recipe) -> None:
+def prepare_for_training(member: Member, recipe: Recipe) -> None:
     """Make a newly built member ready to be trained by gradients, in place."""
     if recipe.adapt.mode == "lora":
         add_lora(member, recipe.adapt)
@@ -159,5 +159,5 @@ def check_network(recipe: Recipe, checkpoint: Path | None) -> None:
     if recipe.adapt.mode == "probe":
         head_of(member)
         return
-    adapt(member, recipe)
+    prepare_for_training(member, recipe)
     parameter_groups(member, recipe.train)

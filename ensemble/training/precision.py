@@ -22,7 +22,7 @@ from ensemble.models.backbone import Member
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 BF16_ON_CPU = ("amx_bf16", "avx512_bf16")  # torch.cpu.get_capabilities
-BF16_GAIN = 1.1  # bf16 rounds, so it has to be this much faster to be chosen
+MIN_BF16_SPEEDUP = 1.1  # bf16 rounds, so it has to be this much faster to be chosen
 TRIAL_IMAGES, TRIALS = 4, 3
 
 Seconds = Callable[[Member, bool], float]
@@ -119,7 +119,7 @@ def _timed_precision(member: Member, seconds: Seconds) -> str:
         seconds(trial, False), seconds(trial, True)  # the first passes set up
         pairs = [(seconds(trial, False), seconds(trial, True)) for _ in range(TRIALS)]
     fp32, bf16 = (statistics.median(column) for column in zip(*pairs, strict=True))
-    answer = "bf16" if fp32 >= BF16_GAIN * bf16 else "fp32"
+    answer = "bf16" if fp32 >= MIN_BF16_SPEEDUP * bf16 else "fp32"
     with suppress(ArtifactError):
         artifacts.write_json(path, {**kept, key: answer})
     return answer

@@ -118,13 +118,13 @@ def build_train_state(
     network: Any = member
     if train.compile:
         network = torch.compile(network)
-    if processes.count > 1:
+    if processes.world_size > 1:
         network = DistributedDataParallel(network)
     return TrainState(
         member,
         network,
         make_optimizer(member, train),
-        torch.amp.GradScaler(processes.kind, enabled=precision == "fp16"),
+        torch.amp.GradScaler(processes.device_type, enabled=precision == "fp16"),
         Ema(member, train.ema, steps) if train.ema is not None else None,
         train,
         precision,
@@ -177,7 +177,7 @@ def _gradients(engine: TrainState, batches: Sequence[Batch], count: int) -> torc
         for batch in batches
         for pixels, labels in zip(batch["pixels"].split(engine.most), batch["labels"].split(engine.most), strict=True)
     ]
-    device, world = engine.processes.device, engine.processes.count
+    device, world = engine.processes.device, engine.processes.world_size
     total = torch.zeros((), device=device)
     for number, (pixels, labels) in enumerate(parts, start=1):
         # gradients of several processes are averaged once, with the last part
@@ -199,9 +199,9 @@ def _out_of_memory(error: BaseException) -> bool:
 def _halve(engine: TrainState, problem: str, log: Log) -> None:
     engine.optimizer.zero_grad(set_to_none=True)
     gc.collect()
-    if engine.processes.kind == "cuda":
+    if engine.processes.device_type == "cuda":
         torch.cuda.empty_cache()
-    if engine.most == 1 or engine.processes.count > 1:
+    if engine.most == 1 or engine.processes.world_size > 1:
         raise TrainingError(
             f"out of memory with {engine.most} images at once ({problem}); set train.checkpointing=true, "
             "a smaller image.size, or a smaller train.batch_size with a larger train.accumulate"

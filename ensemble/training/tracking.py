@@ -24,7 +24,7 @@ PROJECT = "manyeyes"
 # What each tracker calls the name of a run within a project; the others go by the project alone.
 RUN_NAMES = {"wandb": "name", "mlflow": "run_name", "trackio": "name", "swanlab": "experiment_name"}
 PACKAGES = {"comet_ml": "comet-ml"}  # where the package has another name
-FLUSH = 30  # seconds; what a kill may lose of the event file
+FLUSH_SECONDS = 30  # seconds; what a kill may lose of the event file
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def open_trackers(
     wanted = [tracker for tracker in dict.fromkeys(report_to) if tracker != "none"]
     writer = None
     if "tensorboard" in wanted:
-        writer = SummaryWriter(str(folder / name), purge_step=done + 1, flush_secs=FLUSH)
+        writer = SummaryWriter(str(folder / name), purge_step=done + 1, flush_secs=FLUSH_SECONDS)
     return Trackers(writer, [_open(tracker, folder, name, config) for tracker in wanted if tracker != "tensorboard"])
 
 
@@ -108,7 +108,7 @@ def _flat(values: Mapping[str, Any], lead: str = "") -> dict[str, Any]:
     return flat
 
 
-SMOOTHED = 0.05  # share of a part's steps in the window of the moving mean
+SMOOTHING_SHARE = 0.05  # share of a part's steps in the window of the moving mean
 INK, QUIET = "#333333", "#bbbbbb"
 LOSS, TUNE, AUROC, SCORE = "#4269d0", "#d0632a", "#2f8f5b", "#7a4fb0"
 
@@ -148,7 +148,7 @@ def _draw_losses(axes: Axes, part: Mapping[str, Any], style: Mapping[str, Any], 
     steps, loss = _column(part["steps"], "step"), _column(part["steps"], "loss")
     epochs = _column(part["epochs"], "epoch")
     if len(steps):
-        window = max(round(len(loss) * SMOOTHED), 1)
+        window = max(round(len(loss) * SMOOTHING_SHARE), 1)
         axes.plot(steps, loss, color=LOSS, linewidth=0.6, alpha=0.2 * style["alpha"])
         axes.plot(steps, smooth(loss, window), color=LOSS, label="train loss, smoothed" if named else None, **style)
         epochs = epochs * steps[-1] / max(epochs, default=1)

@@ -25,13 +25,13 @@ from ensemble.models.torch_runner import choose_device
 from ensemble.training import checkpoint as unfinished
 from ensemble.training import precision
 from ensemble.training.distributed import run_on_main
-from ensemble.training.dry_run import Estimate, estimate
+from ensemble.training.dry_run import Estimate, estimate_member
 from ensemble.training.live_progress import LiveProgress
 from ensemble.training.optimizer import check_network
 from ensemble.training.progress import TrainingCallback
 from ensemble.training.tracking import check_trackers
 from ensemble.training.train_member import TRAINING_VERSION, TrainContext, train_member
-from ensemble.training.validation import Reading
+from ensemble.training.validation import RowReader
 
 if TYPE_CHECKING:
     from ensemble.cluster.train_driver import Cluster
@@ -80,12 +80,12 @@ def train_all(
     cannot be trained as its recipe says. cluster: where members are trained, in place of this process.
     """
     precision.keep_freed_memory()
-    kinds = work_kinds(recipes, frame, run, setup)
+    kinds = training_fingerprints(recipes, frame, run, setup)
     todo = [recipe for recipe in recipes if not members.is_current(run, recipe.name, kinds[recipe.name])]
-    first, log = setup.processes.first, log if setup.processes.first else _nothing
+    first, log = setup.processes.is_main, log if setup.processes.is_main else _nothing
     wanted = {recipe.name: kinds[recipe.name] for recipe in todo}
-    goes_on = run_on_main(setup.processes, lambda: unfinished.check(run, wanted, fresh, log))
-    checkpoints = run_on_main(setup.processes, lambda: _each(todo, locate))
+    goes_on = run_on_main(setup.processes, lambda: unfinished.find_resumable(run, wanted, fresh, log))
+    checkpoints = run_on_main(setup.processes, lambda: _each(todo, recipe_checkpoint))
     weights = {recipe.name: _weight_bytes(recipe, checkpoints[recipe.name]) for recipe in todo}
     if first:
         at_once = 1
@@ -135,19 +135,20 @@ def dry_run(
     drawn: a run's folder with the rows of `frame`; nothing is written in `run`.
     """
     precision.keep_freed_memory()
-    kinds = work_kinds(recipes, frame, drawn, setup)
+    kinds = training_fingerprints(recipes, frame, drawn, setup)
     todo = [recipe for recipe in recipes if not members.is_current(run, recipe.name, kinds[recipe.name])]
-    checkpoints = _each(todo, locate)
+    checkpoints = _each(todo, recipe_checkpoint)
     unfinished.check_disk(run, [_weight_bytes(recipe, checkpoints[recipe.name]) for recipe in todo])
     _each(todo, lambda recipe: check_network(recipe, checkpoints[recipe.name]))
-    reading = Reading(canonical.read_plan(artifacts.canonical_path(drawn)), setup.seed)
+    reading = RowReader(canonical.read_plan(artifacts.canonical_path(drawn)), setup.seed)
     bar = tqdm(recipes, "timing steps", unit="member", leave=False, disable=None)
     return [
-        (r.name, estimate(r, checkpoints[r.name], frame, reading, setup.processes) if r in todo else None) for r in bar
+        (r.name, estimate_member(r, checkpoints[r.name], frame, reading, setup.processes) if r in todo else None)
+        for r in bar
     ]
 
 
-def work_kinds(
+def training_fingerprints(
     recipes: Sequence[Recipe], frame: pd.DataFrame, run: Path, setup: TrainContext
 ) -> dict[str, dict[str, object]]:
     """What decides each recipe's training, by member name."""
@@ -166,7 +167,7 @@ def _weight_bytes(recipe: Recipe, checkpoint: Path | None) -> int:
     return weights_file(recipe.backbone.weights).stat().st_size if recipe.backbone.weights is not None else 0
 
 
-def locate(recipe: Recipe) -> Path | None:
+def recipe_checkpoint(recipe: Recipe) -> Path | None:
     """The folder of the recipe's checkpoint, which may be downloaded for it; None for an architecture."""
     name = recipe.backbone.checkpoint
     return locate_checkpoint(name) if name is not None else None
@@ -199,7 +200,7 @@ def train_one(
     An error is the outcome's, except where several processes train together.
     """
     started = time.monotonic()
-    kind = work_kinds([recipe], frame, run, setup)[recipe.name]
+    kind = training_fingerprints([recipe], frame, run, setup)[recipe.name]
     try:
         with ExitStack() as stack:
 
@@ -217,7 +218,7 @@ def train_one(
             artifacts.ensure_folder(log.parent)
             log.write_text(traceback.format_exc(), encoding="utf-8")
             line = f"{line} (details in {log})"
-        if setup.processes.count > 1:
+        if setup.processes.world_size > 1:
             raise  # the other processes wait for this one: the launcher ends them all
         return Outcome(recipe.name, "failed", time.monotonic() - started, line)
     rows, logits = members.heldout_logits(run, [recipe.name])

@@ -30,10 +30,10 @@ from ensemble.training.data_loader import TrainDataset
 from ensemble.training.distributed import ProcessGroup, run_on_main
 from ensemble.training.linear_probe import fit_probe
 from ensemble.training.loop import FitConfig, fit
-from ensemble.training.optimizer import adapt
+from ensemble.training.optimizer import prepare_for_training
 from ensemble.training.progress import TrainingCallback
 from ensemble.training.tracking import open_trackers
-from ensemble.training.validation import Reading, logits_of
+from ensemble.training.validation import RowReader, predict_logits
 
 TRAINING_VERSION = 2  # raised by hand when training the same recipe would give another member
 
@@ -73,8 +73,8 @@ class _Task:
         return self.setup.seed if self.recipe.train.seed is None else self.recipe.train.seed
 
     @property
-    def reading(self) -> Reading:
-        return Reading(self.plan, self.setup.seed)
+    def reading(self) -> RowReader:
+        return RowReader(self.plan, self.setup.seed)
 
 
 def train_member(
@@ -187,16 +187,16 @@ def _fit(
     transformers.set_seed(task.seed)
     member = build_member(recipe, task.checkpoint)
     if recipe.adapt.mode == "probe":
-        arguments = (train, tune, task.plan, task.seed, setup.processes.kind, board.scoring, strength)
+        arguments = (train, tune, task.plan, task.seed, setup.processes.device_type, board.scoring, strength)
         probe = partial(fit_probe, member, recipe, *arguments)
         board.part(title, 1, 1, share=share)
         record = run_on_main(setup.processes, probe)
-        if not setup.processes.first:
+        if not setup.processes.is_main:
             probe()  # from the features that the first process has kept
         board.epoch(record, better=tune is not None)
         return member, {"title": title, "epochs": [record], "steps": [], "best": 1}
-    adapt(member, recipe)
-    device = setup.processes.kind
+    prepare_for_training(member, recipe)
+    device = setup.processes.device_type
     keep = psutil.virtual_memory().available // (4 * setup.beside) if device == "cpu" else 0
     labels = train["label"].to_numpy()
     augment, files = recipe.augment, dataset.files(train)
@@ -205,7 +205,7 @@ def _fit(
         recipe, rows, tune, task.reading, last_epoch, task.work / folder, task.seed, setup.processes, title, share,
         60 * setup.save_minutes,
     )  # fmt: skip
-    report_to = setup.report_to if setup.processes.first else ()
+    report_to = setup.report_to if setup.processes.is_main else ()
     logs, name = artifacts.logs_path(task.run), f"{recipe.name}/{folder}"
     config = recipe.model_dump(mode="json")
     history = fit(member, job, board, partial(open_trackers, report_to, logs, name, config))
@@ -217,7 +217,7 @@ def _fit(
 def _scored(task: _Task, member: Member, rows: pd.DataFrame) -> pd.DataFrame:
     """id, label, split, fold, logit of rows that no weight and no choice has seen, in float32 arithmetic."""
     progress = task.board.scoring("held-out", len(rows))
-    logits = logits_of(member, task.recipe, rows, task.reading, task.setup.processes, progress=progress)
+    logits = predict_logits(member, task.recipe, rows, task.reading, task.setup.processes, progress=progress)
     return rows[SCORE_COLUMNS].assign(logit=logits).reset_index(drop=True)
 
 

@@ -25,7 +25,7 @@ Progress = Callable[[int], object]
 
 
 @dataclass(frozen=True)
-class Reading:
+class RowReader:
     """How rows are read for scoring: their canonical form, and the seed of what it draws."""
 
     plan: Plan | None
@@ -38,11 +38,11 @@ class Reading:
         )
 
 
-def logits_of(
+def predict_logits(
     member: Member,
     recipe: Recipe,
     frame: pd.DataFrame,
-    reading: Reading,
+    reading: RowReader,
     processes: ProcessGroup,
     precision: str = "fp32",
     progress: Progress = lambda count: None,
@@ -59,7 +59,7 @@ def logits_of(
         [files[row] for row in rows],
         [runner],
         recipe.train.batch_size,
-        progress=lambda count: progress(count * processes.count),
+        progress=lambda count: progress(count * processes.world_size),
         read=lambda row, file: change(reading.image(int(rows[row]), file)),
     )
     if errors:
@@ -71,7 +71,7 @@ def tune_scores(
     member: Member,
     recipe: Recipe,
     frame: pd.DataFrame,
-    reading: Reading,
+    reading: RowReader,
     processes: ProcessGroup,
     precision: str,
     scoring: Callable[[str, int], Progress],
@@ -85,7 +85,7 @@ def tune_scores(
     progress = scoring("tune", len(frame) * len(cells))
     labels = frame["label"].to_numpy()
     by_cell = {
-        cell.name: logits_of(member, recipe, frame, reading, processes, precision, progress, cell.apply)
+        cell.name: predict_logits(member, recipe, frame, reading, processes, precision, progress, cell.apply)
         for cell in cells
     }
     logits = by_cell[cells[0].name]

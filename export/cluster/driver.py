@@ -61,7 +61,7 @@ def plan(
     if not size:
         may = wanted.device != "cpu" and wanted.runtime not in ON_CPU
         size, kept = sized(nodes, asked, may, wanted.device == "cuda" or wanted.runtime in ON_GPU), None
-    ray, versions = load_ray(), ray_look.look(PACKAGES)
+    ray, versions = load_ray(), ray_look.node_versions(PACKAGES)
     ray_look.check_nodes(ray, nodes, PACKAGES)
     job = Job(source, home, _places(inputs, home), size.cpus, versions)
     desk = _desk(ray, source.folder, inputs.rows)
@@ -174,7 +174,7 @@ def _places(inputs: Inputs, home: Path) -> tuple[Path, ...]:
 def _desk(ray: Any, folder: Path, rows: ImageList) -> Any:
     if isinstance(rows.place, Path):
         rows = replace(rows, place=rows.place.absolute())
-    return ray_look.at(ray, ray.get_runtime_context().get_node_id(), Coordinator).remote(folder, rows)
+    return ray_look.on_node(ray, ray.get_runtime_context().get_node_id(), Coordinator).remote(folder, rows)
 
 
 def _prepare(

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, cast
 import pyarrow as pa
 
 from ensemble.cluster.connect import this_node
-from ensemble.cluster.nodes import check_versions, look
+from ensemble.cluster.nodes import check_versions, node_versions
 from ensemble.core.errors import ArtifactError, DataError, ManyeyesError, UnavailableError, error_line
 from ensemble.data.byte_ranges import ByteRange
 from ensemble.data.image_list import TEXT, ImageEntry, ImageList, read_list, write_list
@@ -160,7 +160,7 @@ def libraries_of(plan: Plan) -> dict[str, str]:
 
 def settle(job: Job, desk: Any) -> Path:
     """Check this machine, and find the bundle on it; whoever opens the bundle checks its files."""
-    check_versions(this_node(), job.versions, look(PACKAGES))
+    check_versions(this_node(), job.versions, node_versions(PACKAGES))
     for place in job.places:
         if not readable(place):
             raise DataError(unseen(place, this_node()))

@@ -30,8 +30,9 @@ def demo(run: Path) -> int:
     neural network trained on the spot. Minutes on two cores. Run again, it goes on from
     what is finished.
     """
+    from ensemble.commands.options import require_training_packages
     from ensemble.commands.stack import stack
-    from ensemble.commands.train import require_training_packages, train_all
+    from ensemble.commands.train import train_all
     from export.commands.export import export
     from export.commands.infer import infer
     from export.commands.submit import submit

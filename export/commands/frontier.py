@@ -98,7 +98,7 @@ def frontier(
     refuse_run_with(context, "--bundle", source_bundle)
     if runtime.runtime == "torch":
         raise click.UsageError("frontier is about bundles, which torch does not run; choose another --runtime")
-    from ensemble.commands.train import require_training_packages
+    from ensemble.commands.options import require_training_packages
     from ensemble.core.artifacts import bundle_path, ensure_writable
     from ensemble.images.decoder_warnings import quiet_decoders
     from export.bundle import hub_bundles, operating_point

@@ -15,7 +15,7 @@ def recipe(name="vit", **train):
 def order(run, **changes):
     digest = artifacts.file_sha256(artifacts.dataset_path(run)) if artifacts.dataset_path(run).exists() else ""
     values = {
-        "job": "a", "places": (), "versions": ray_look.look(train_worker.PACKAGES),
+        "job": "a", "places": (), "versions": ray_look.node_versions(train_worker.COMPARED_PACKAGES),
         "recipe": recipe().model_dump(mode="json"), "run": str(run), "data_sha256": digest, "folder": str(run),
         "device": "cpu", "processes": 1, "cpus": 1, "beside": 1, "seed": 0,
         "report_to": (), "save_minutes": 10.0,

@@ -46,7 +46,7 @@ def test_the_number_of_gpus_is_no_part_of_what_decides_a_member():
 
 @given(st.integers(1, 30), NODES)
 def test_cpus_are_as_many_as_let_all_members_run_at_once(members, nodes):
-    cpus = placement.cpus_each(members, nodes)
+    cpus = placement.cpus_for_parallel(members, nodes)
 
     def at_once(each):
         return sum(node.cpus // each for node in nodes)
@@ -59,48 +59,48 @@ def test_cpus_are_as_many_as_let_all_members_run_at_once(members, nodes):
     ("members", "nodes", "cpus"), [(1, [SMALL], 4), (2, [SMALL], 2), (9, [SMALL], 1), (2, [SMALL, LARGE], 8)]
 )
 def test_cpus_of_a_member(members, nodes, cpus):
-    assert placement.cpus_each(members, nodes) == cpus
+    assert placement.cpus_for_parallel(members, nodes) == cpus
 
 
 @pytest.mark.parametrize(
     ("members", "gib", "cpus"), [(5, 2, 3), (5, 6.5, 16), (5, 4, 8), (5, 3, 5), (5, 100, 16), (1, 1, 16)]
 )
 def test_cpus_of_a_member_leave_none_idle_where_memory_is_short(members, gib, cpus):
-    assert placement.cpus_each(members, [Node("a", 16, memory=10 * 2**30)], int(gib * 2**30)) == cpus
+    assert placement.cpus_for_parallel(members, [Node("a", 16, memory=10 * 2**30)], int(gib * 2**30)) == cpus
 
 
 def test_gpus_come_with_their_share_of_cpus_and_weights_with_memory():
     asked = [recipe("one"), recipe("two", gpus=2)]
     weights = {"one": 2**30, "two": 2**40}
-    found = placement.shares(asked, weights, [SMALL, LARGE], "cuda")
+    found = placement.resource_requests(asked, weights, [SMALL, LARGE], "cuda")
     assert found["one"] == placement.ResourceRequest(cpus=4, gpus=1, memory=7 * 2**30)
     assert found["two"] == placement.ResourceRequest(cpus=8, gpus=2, memory=LARGE.memory), "no more than any node has"
-    assert placement.together(found["one"], 9, [SMALL, LARGE]) == 4
-    assert [node.name for node in (SMALL, LARGE) if placement.fits(found["one"], node)] == ["large"]
-    on_cpus = placement.shares(asked, weights, [SMALL, LARGE], "cpu", cpus_per_member=3)
+    assert placement.members_per_node(found["one"], 9, [SMALL, LARGE]) == 4
+    assert [node.name for node in (SMALL, LARGE) if placement.node_capacity(found["one"], node)] == ["large"]
+    on_cpus = placement.resource_requests(asked, weights, [SMALL, LARGE], "cpu", cpus_per_member=3)
     assert [(share.cpus, share.gpus) for share in on_cpus.values()] == [(3, 0), (3, 0)]
 
 
 def test_memory_is_no_more_than_a_node_has_that_may_take_the_member():
     gib = 2**30
     nodes = [Node("cpu", 64, memory=256 * gib, id="1"), Node("gpu", 16, gpus=4, memory=16 * gib, id="2")]
-    share = placement.shares([recipe()], {"vit": 5 * gib}, nodes, "cuda")["vit"]
+    share = placement.resource_requests([recipe()], {"vit": 5 * gib}, nodes, "cuda")["vit"]
     assert share == placement.ResourceRequest(cpus=4, gpus=1, memory=16 * gib)
-    assert [placement.fits(share, node) for node in nodes] == [0, 1]
-    assert placement.fits(placement.ResourceRequest(4, 0, 9 * gib), nodes[1]) == 1, "by memory, not by CPUs"
+    assert [placement.node_capacity(share, node) for node in nodes] == [0, 1]
+    assert placement.node_capacity(placement.ResourceRequest(4, 0, 9 * gib), nodes[1]) == 1, "by memory, not by CPUs"
 
 
 @given(st.integers(1, 30), NODES)
 def test_the_disk_is_asked_for_what_is_trained_at_once(members, nodes):
     asked = [recipe(f"m{number}") for number in range(members)]
-    shares = placement.shares(asked, {each.name: 0 for each in asked}, nodes, "cpu", 1).values()
-    assert placement.slots(shares, nodes) == min(members, sum(node.cpus for node in nodes))
+    shares = placement.resource_requests(asked, {each.name: 0 for each in asked}, nodes, "cpu", 1).values()
+    assert placement.parallel_members(shares, nodes) == min(members, sum(node.cpus for node in nodes))
 
 
 def test_gpus_are_taken_where_the_cluster_has_any():
-    assert placement.check([recipe()], [SMALL], "auto") == "cpu"
-    assert placement.check([recipe(gpus=4)], [SMALL, LARGE], "auto") == "cuda"
-    assert placement.check([recipe(gpus=9)], [SMALL, LARGE], "cpu") == "cpu"
+    assert placement.check_resources([recipe()], [SMALL], "auto") == "cpu"
+    assert placement.check_resources([recipe(gpus=4)], [SMALL, LARGE], "auto") == "cuda"
+    assert placement.check_resources([recipe(gpus=9)], [SMALL, LARGE], "cpu") == "cpu"
 
 
 REFUSED = {
@@ -123,7 +123,7 @@ REFUSED = {
 @pytest.mark.parametrize(("recipes", "nodes", "device", "cpus", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_no_node_can_give_is_refused(recipes, nodes, device, cpus, message):
     with pytest.raises(UnavailableError) as raised:
-        placement.check(recipes, nodes, device, cpus)
+        placement.check_resources(recipes, nodes, device, cpus)
     assert str(raised.value) == message
 
 
@@ -175,14 +175,14 @@ def test_missing_ray_says_how_to_get_it(monkeypatch, tmp_path):
 
 def test_a_node_says_what_it_lacks(tmp_path):
     path = artifacts.dataset_path(tmp_path)
-    assert "does not see" in train_worker.problem(tmp_path, "0" * 64, (), patience=0)
+    assert "does not see" in train_worker.node_problem(tmp_path, "0" * 64, (), patience=0)
     path.write_bytes(b"rows")
-    assert f"has another {path}; put --run" in train_worker.problem(tmp_path, "0" * 64, (), patience=0)
+    assert f"has another {path}; put --run" in train_worker.node_problem(tmp_path, "0" * 64, (), patience=0)
     digest, network = artifacts.file_sha256(path), tmp_path / "org" / "net"
-    assert train_worker.problem(tmp_path, digest, (), patience=0) == ""
-    assert f"does not see {network}; put checkpoints" in train_worker.problem(tmp_path, digest, (str(network),), 0)
+    assert train_worker.node_problem(tmp_path, digest, (), patience=0) == ""
+    assert f"does not see {network}; put checkpoints" in train_worker.node_problem(tmp_path, digest, (str(network),), 0)
     network.mkdir(parents=True)
-    assert train_worker.problem(tmp_path, digest, (str(network),), patience=0) == ""
+    assert train_worker.node_problem(tmp_path, digest, (str(network),), patience=0) == ""
 
 
 def test_checkpoints_and_weights_of_this_machine_are_named_with_their_place(tmp_path, monkeypatch):
@@ -201,7 +201,7 @@ def test_a_file_that_appears_late_is_waited_for(tmp_path):
     path = artifacts.dataset_path(tmp_path)
     threading.Timer(0.3, path.write_bytes, [b"rows"]).start()
     digest = sha256(b"rows").hexdigest()
-    assert train_worker.problem(tmp_path, digest, (), patience=10) == ""
+    assert train_worker.node_problem(tmp_path, digest, (), patience=10) == ""
 
 
 NODE = ("a (10.0.0.1)", "1")
@@ -210,19 +210,19 @@ NODE = ("a (10.0.0.1)", "1")
 def test_what_another_command_on_the_same_run_tells_is_not_read(tmp_path, monkeypatch):
     artifacts.dataset_path(tmp_path).write_bytes(b"rows")
     mine, other = order(tmp_path), order(tmp_path, job="b")
-    for _ in range(train_worker.TRIES):
+    for _ in range(train_worker.MAX_TRIES):
         events.Events(other.events).tell("begin", node="a", node_id="1", attempt=1)
     done = f"from ensemble.cluster import events; from pathlib import Path; events.Events(Path({str(mine.events)!r}))"
     outcome = f"{done}.tell('outcome', values={{'name': 'vit', 'status': 'trained'}})"
     monkeypatch.setattr(train_worker, "command", lambda order: [sys.executable, "-c", outcome])
     monkeypatch.setattr(train_worker, "_node", lambda: NODE)
     assert train_worker.train(mine) == {"name": "vit", "status": "trained"}
-    assert len(events.read(other.events)[0]) == train_worker.TRIES
+    assert len(events.read(other.events)[0]) == train_worker.MAX_TRIES
 
 
 def test_a_node_of_other_versions_refuses_and_names_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(train_worker, "_node", lambda: NODE)
-    here = ray_look.look(train_worker.PACKAGES)
+    here = ray_look.node_versions(train_worker.COMPARED_PACKAGES)
     other = order(tmp_path, versions={**here, "manyeyes": "0.1 (00000000)", "torch": "1.0"})
     with pytest.raises(
         UnavailableError, match=r"^a \(10\.0\.0\.1\) has other versions: manyeyes .* torch .* 1\.0 here; "
@@ -238,7 +238,7 @@ def test_nodes_of_one_name_are_all_asked(tmp_path, monkeypatch, bad):
     )
     monkeypatch.setattr(train_driver.connect, "nodes", lambda ray: nodes)
     monkeypatch.setattr(ray_look, "check_nodes", lambda *given: None)
-    monkeypatch.setattr(ray_look, "at", lambda ray, node, work: SimpleNamespace(remote=lambda *given: node))
+    monkeypatch.setattr(ray_look, "on_node", lambda ray, node, work: SimpleNamespace(remote=lambda *given: node))
     with pytest.raises(UnavailableError, match=r"^vm \(10\.0\.0\.1\) lacks it$"):
         train_driver._check_nodes(
             train_driver.Cluster(ray, "cpu"), [order(tmp_path)], {"vit": placement.ResourceRequest(1, 0, 0)}
@@ -267,7 +267,7 @@ def test_a_wait_for_room_is_said_once(tmp_path, monkeypatch):
 HOLDS = """
 import sys, time
 from ensemble.cluster import local_ray as ray_own
-with ray_own.folder() as found:
+with ray_own.private_folder() as found:
     print(found, flush=True)
     time.sleep(60)
 """
@@ -277,25 +277,25 @@ def test_folders_of_killed_processes_are_removed_and_of_no_others(monkeypatch):
     with subprocess.Popen([sys.executable, "-c", HOLDS], stdout=subprocess.PIPE, text=True) as process:
         other = Path(process.stdout.readline().strip())
         assert other.stat().st_mode & 0o077 == 0, "nobody else's"
-        monkeypatch.setattr(local_ray, "BEGUN", -1)
-        with local_ray.folder() as mine:
+        monkeypatch.setattr(local_ray, "LOCK_GRACE_SECONDS", -1)
+        with local_ray.private_folder() as mine:
             assert mine.exists()
             assert other.exists(), "its process lives"
             process.kill()
             process.wait()
-            with local_ray.folder():
+            with local_ray.private_folder():
                 assert mine.exists()
                 assert not other.exists()
     assert not mine.exists()
 
 
 def test_a_folder_that_is_being_made_is_left_alone():
-    with tempfile.TemporaryDirectory(prefix=local_ray.FOLDER, dir="/tmp") as made, local_ray.folder():
+    with tempfile.TemporaryDirectory(prefix=local_ray.FOLDER_PREFIX, dir="/tmp") as made, local_ray.private_folder():
         assert Path(made).exists()
 
 
 def test_a_head_that_is_gone_is_told_once(monkeypatch, capsys):
-    monkeypatch.setattr(connect, "LOOKS", 0.05)
+    monkeypatch.setattr(connect, "POLL_SECONDS", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with connect._head_watched(address):
@@ -326,12 +326,12 @@ def test_a_member_whose_process_is_lost_again_and_again_is_given_up(tmp_path, mo
     dies = [sys.executable, "-c", "import os; print('loading', flush=True); os.kill(os.getpid(), 9)"]
     monkeypatch.setattr(train_worker, "command", lambda order: dies)
     monkeypatch.setattr(train_worker, "_node", lambda: NODE)
-    again = train_worker.LostError if tries < train_worker.TRIES else TrainingError
+    again = train_worker.WorkerLostError if tries < train_worker.MAX_TRIES else TrainingError
     told = r"^its process ended without a result on .*: killed by signal 9 \(out of memory\?\); it last said: loading "
     with pytest.raises(again, match=told) as raised:
         train_worker.train(order(tmp_path))
     assert type(raised.value) is again
-    with pytest.raises(again if tries < train_worker.TRIES - 1 else TrainingError):
+    with pytest.raises(again if tries < train_worker.MAX_TRIES - 1 else TrainingError):
         train_worker.train(order(tmp_path))
 
 
@@ -339,7 +339,7 @@ def test_a_worker_that_is_lost_again_and_again_is_given_up(tmp_path, monkeypatch
     monkeypatch.setattr(train_worker, "_node", lambda: NODE)
     artifacts.dataset_path(tmp_path).write_bytes(b"rows")
     told = events.Events(order(tmp_path).events)
-    for attempt in range(1, train_worker.TRIES + 1):
+    for attempt in range(1, train_worker.MAX_TRIES + 1):
         told.tell("begin", node="a", node_id="1", attempt=attempt)
     with pytest.raises(TrainingError, match=r"^its worker was lost 4 times: fewer members at once"):
         train_worker.train(order(tmp_path))
@@ -377,11 +377,11 @@ def test_the_last_words_are_those_of_this_try(tmp_path):
     log = tmp_path / "log"
     log.write_text("ValueError: of last week\n")
     start = log.stat().st_size
-    assert train_worker._last_words(log, start) == ""
+    assert train_worker._log_tail(log, start) == ""
     with log.open("a") as file:
         file.write("x" * 10_000 + "\nnow\n")
-    assert train_worker._last_words(log, start) == f"; it last said: now (more in {log})"
-    assert train_worker._last_words(tmp_path / "none", 0) == ""
+    assert train_worker._log_tail(log, start) == f"; it last said: now (more in {log})"
+    assert train_worker._log_tail(tmp_path / "none", 0) == ""
 
 
 def test_events_of_a_killed_job_are_removed_after_a_day(tmp_path):

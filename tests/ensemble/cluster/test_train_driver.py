@@ -44,8 +44,8 @@ LONGER = ("--set", "train.epochs=400", "--save-every", "0")  # where none may en
 def cluster():
     from ray.cluster_utils import Cluster
 
-    os.environ.update(connect.QUIET)
-    head = {"num_cpus": 2, "object_store_memory": local_ray.OBJECT_STORE, "include_dashboard": False}
+    os.environ.update(connect.QUIET_ENVIRONMENT)
+    head = {"num_cpus": 2, "object_store_memory": local_ray.OBJECT_STORE_BYTES, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     yield cluster
     cluster.shutdown()
@@ -229,7 +229,7 @@ def test_interrupted_it_ends_the_members_and_says_how_to_go_on(cluster, work, da
 
 
 def folders():
-    return set(Path("/tmp").glob(f"{local_ray.FOLDER}*"))  # noqa: S108 where Ray's own files go
+    return set(Path("/tmp").glob(f"{local_ray.FOLDER_PREFIX}*"))  # noqa: S108 where Ray's own files go
 
 
 def test_without_an_address_a_ray_is_started_and_ends_with_the_command(work, data, run):
@@ -246,13 +246,13 @@ def test_without_an_address_a_ray_is_started_and_ends_with_the_command(work, dat
 
 
 def test_a_lost_node_s_member_goes_on_elsewhere(cluster, work, data, long, run):
-    node = cluster.add_node(num_cpus=3, object_store_memory=local_ray.OBJECT_STORE)
+    node = cluster.add_node(num_cpus=3, object_store_memory=local_ray.OBJECT_STORE_BYTES)
     cluster.wait_for_nodes()
     more = ("--cpus-per-member", 3)  # only the new node has them
     driver = start(cluster, "train", work / "recipes" / "tiny_vit.yaml", *data, *LONG, *more, "--run", run)
     training(run, "tiny_vit")
     cluster.remove_node(node, allow_graceful=False)
-    other = cluster.add_node(num_cpus=3, object_store_memory=local_ray.OBJECT_STORE)
+    other = cluster.add_node(num_cpus=3, object_store_memory=local_ray.OBJECT_STORE_BYTES)
     out, _ = finish(driver)
     cluster.remove_node(other)
     assert "(try 2)" in out
@@ -273,7 +273,7 @@ def test_a_node_that_cannot_train_is_named_before_any_training(cluster, tmp_path
         train_driver._check_nodes(on, [here], {"vit": share})
         with pytest.raises(UnavailableError, match=r"^.+ \(.+\) does not see .*dataset\.parquet; put --run"):
             train_driver._check_nodes(on, [replace(here, run=str(tmp_path / "elsewhere"))], {"vit": share})
-        monkeypatch.setattr(nodes, "look", by_value)
+        monkeypatch.setattr(nodes, "node_versions", by_value)
         with pytest.raises(UnavailableError, match=r"^.+ \(.+\) has other versions: torch 0\.1 there, 0\.2 here; "):
             train_driver._check_nodes(on, [here], {"vit": share})
 

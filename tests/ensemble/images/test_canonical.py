@@ -25,7 +25,7 @@ from ensemble.training import train_all
 from ensemble.training.data_loader import TrainDataset
 from ensemble.training.distributed import ProcessGroup
 from ensemble.training.train_member import TrainContext
-from ensemble.training.validation import Reading, logits_of
+from ensemble.training.validation import RowReader, predict_logits
 
 PLAN = Plan(size=40, first=((60, 2), (90, 0)), quality=(70, 80))
 LABELS = np.array([0, 1] * 20)
@@ -258,9 +258,9 @@ def test_tuning_and_held_out_scores_see_the_canonical_form(files, frame):
     rows = TrainDataset(files, np.zeros(6), Flat.contract, seed=seed, plan=PLAN)
     for row, image in enumerate(expected):
         np.testing.assert_array_equal(rows[0, row]["pixels"], [np.asarray(image)])
-    logits = logits_of(Flat(), RECIPE, frame, Reading(PLAN, seed), ProcessGroup())
+    logits = predict_logits(Flat(), RECIPE, frame, RowReader(PLAN, seed), ProcessGroup())
     assert logits.tolist() == pytest.approx([np.asarray(image).mean() for image in expected], abs=1e-3)
-    plain = logits_of(Flat(), RECIPE, frame.iloc[1:2], Reading(None, seed), ProcessGroup())
+    plain = predict_logits(Flat(), RECIPE, frame.iloc[1:2], RowReader(None, seed), ProcessGroup())
     assert abs(plain[0] - logits[1]) > 1e-3
 
 

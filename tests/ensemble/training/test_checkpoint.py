@@ -27,7 +27,7 @@ def begun(tmp_path):
 
 
 def test_the_same_training_is_gone_on_from(begun):
-    assert checkpoint.check(begun, {"one": kind(), "two": kind()}, fresh=False) == ["one"]
+    assert checkpoint.find_resumable(begun, {"one": kind(), "two": kind()}, fresh=False) == ["one"]
     work = checkpoint.open_workdir(begun, "one", kind())
     assert (work / "fit" / "state.safetensors").read_bytes() == b"state"
 
@@ -43,28 +43,28 @@ def test_the_same_training_is_gone_on_from(begun):
 )
 def test_what_changed_is_said_and_nothing_is_lost(begun, other, told):
     with pytest.raises(ArtifactError) as error:
-        checkpoint.check(begun, {"one": other}, fresh=False)
+        checkpoint.find_resumable(begun, {"one": other}, fresh=False)
     assert f"one: its training was interrupted, and since then {told}" in str(error.value)
     assert "--fresh" in str(error.value)
     assert (begun / "work" / "one" / "fit" / "state.safetensors").exists()
 
 
 def test_fresh_throws_it_away(begun):
-    assert checkpoint.check(begun, {"one": kind(lr=2e-3)}, fresh=True) == []
+    assert checkpoint.find_resumable(begun, {"one": kind(lr=2e-3)}, fresh=True) == []
     assert not (begun / "work" / "one").exists()
 
 
 def test_work_without_a_state_is_no_loss(tmp_path):
     checkpoint.open_workdir(tmp_path, "one", kind())
-    assert checkpoint.check(tmp_path, {"one": kind(lr=2e-3)}, fresh=False) == []
+    assert checkpoint.find_resumable(tmp_path, {"one": kind(lr=2e-3)}, fresh=False) == []
     work = checkpoint.open_workdir(tmp_path, "one", kind(lr=2e-3))
-    assert artifacts.read_json(work / checkpoint.FILE, "")["recipe"]["train"]["lr"] == 2e-3
+    assert artifacts.read_json(work / checkpoint.FINGERPRINT_FILE, "")["recipe"]["train"]["lr"] == 2e-3
 
 
 def test_finished_folds_count_as_begun(begun):
     shutil.rmtree(begun / "work" / "one" / "fit")
     artifacts.write_json(begun / "work" / "one" / "fold-1" / "done.json", {})
-    assert checkpoint.check(begun, {"one": kind()}, fresh=False) == ["one"]
+    assert checkpoint.find_resumable(begun, {"one": kind()}, fresh=False) == ["one"]
 
 
 def test_a_disk_that_is_too_small_is_said_before_the_start(tmp_path, monkeypatch):

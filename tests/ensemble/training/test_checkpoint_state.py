@@ -56,10 +56,10 @@ def test_moments_take_the_layout_of_their_parameters(tmp_path):
     optimizer = torch.optim.AdamW(layer.parameters(), fused=True)
     layer(torch.ones(1, 3, 4, 4)).sum().backward()
     optimizer.step()
-    tensors, groups = checkpoint.of_optimizer(optimizer)
+    tensors, groups = checkpoint.optimizer_state(optimizer)
     checkpoint.write(tmp_path / "s", tensors, {"groups": groups})
     again = torch.optim.AdamW(layer.parameters(), fused=True)
-    checkpoint.into_optimizer(
+    checkpoint.load_optimizer_state(
         again, *(part if i == 0 else part["groups"] for i, part in enumerate(checkpoint.read(tmp_path / "s")))
     )
     moment = again.state[layer.weight]["exp_avg"]
@@ -84,18 +84,20 @@ def test_an_optimizer_goes_on_as_if_never_stopped(tmp_path, name):
 
     network, optimizer = fresh()
     walk(network, optimizer, 3)
-    tensors, groups = checkpoint.of_optimizer(optimizer)
+    tensors, groups = checkpoint.optimizer_state(optimizer)
     checkpoint.write(
-        tmp_path / "s", {**checkpoint.under("o", tensors), **checkpoint.under("n", network.state_dict())}, {"g": groups}
+        tmp_path / "s",
+        {**checkpoint.add_prefix("o", tensors), **checkpoint.add_prefix("n", network.state_dict())},
+        {"g": groups},
     )
     walk(network, optimizer, 3)
 
     other, again = fresh()
     found, facts = checkpoint.read(tmp_path / "s")
-    other.load_state_dict(checkpoint.below("n", found))
+    other.load_state_dict(checkpoint.strip_prefix("n", found))
     unlike, unlike_optimizer = fresh()
-    unlike.load_state_dict(checkpoint.below("n", found))
-    checkpoint.into_optimizer(again, checkpoint.below("o", found), facts["g"])
+    unlike.load_state_dict(checkpoint.strip_prefix("n", found))
+    checkpoint.load_optimizer_state(again, checkpoint.strip_prefix("o", found), facts["g"])
     walk(other, again, 3)
     assert torch.equal(other.weight, network.weight)
     if name in ("adamw", "lamb"):

@@ -7,7 +7,7 @@ from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.core.recipe import Augment
 from ensemble.images import decode, degradations
 from ensemble.training import data_loader
-from ensemble.training.data_loader import TrainDataset, around
+from ensemble.training.data_loader import TrainDataset, crop_region
 
 CONTRACT = PreprocessConfig(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, geometry="native_crops")
 PLACES = [(0.0, 0.0), (0.5, 0.5), (1.0, 0.3), (0.21, 0.87)]
@@ -26,7 +26,7 @@ def blurred(sigma):
 
 @pytest.mark.parametrize("place", PLACES)
 def test_what_is_cut_for_a_crop_holds_it_where_the_whole_image_has_it(ramp, place):
-    part = around(ramp, 32, place, [blurred(0)])
+    part = crop_region(ramp, 32, place, [blurred(0)])
     assert part.size == (64, 64)
     whole, cropped = (decode.to_pixels(image, CONTRACT, [place]).astype(int) for image in (ramp, part))
     assert np.abs(whole - cropped).max() <= 1  # two roundings in place of one
@@ -37,7 +37,7 @@ def test_what_is_cut_for_a_crop_holds_it_where_the_whole_image_has_it(ramp, plac
 @pytest.mark.parametrize("place", PLACES)
 def test_a_resize_is_given_as_many_more_pixels(ramp, place):
     change = degradations.Change("resize", lambda image: degradations.resize(image, 0.5, "box"), 0.5)
-    part = around(ramp, 32, place, [blurred(0), change])
+    part = crop_region(ramp, 32, place, [blurred(0), change])
     assert part.size == (128, 128)
     whole, cropped = (decode.to_pixels(change.apply(image), CONTRACT, [place]).astype(int) for image in (ramp, part))
     assert np.abs(whole - cropped).max() <= 3
@@ -45,8 +45,8 @@ def test_a_resize_is_given_as_many_more_pixels(ramp, place):
 
 def test_small_images_are_taken_whole():
     image = noise(0, 50, 300)
-    assert around(image, 32, (0.5, 0.0), [blurred(1)]).size == (50, 64)
-    assert around(noise(0), 32, (0.5, 0.5), [blurred(1)]).tobytes() == noise(0).tobytes()
+    assert crop_region(image, 32, (0.5, 0.0), [blurred(1)]).size == (50, 64)
+    assert crop_region(noise(0), 32, (0.5, 0.5), [blurred(1)]).tobytes() == noise(0).tobytes()
 
 
 def seen_sizes(tmp_path, monkeypatch, geometry):
@@ -83,6 +83,6 @@ def test_places_on_the_grid_of_a_compression_are_all_reached():
     starts = []
     for _ in range(2000):
         y, x = rng.random(2)
-        part = around(Image.new("RGB", (1000, 600)), 64, (y, x), [blurred(1)])
+        part = crop_region(Image.new("RGB", (1000, 600)), 64, (y, x), [blurred(1)])
         starts.append(round((part.height - 64) * y) % 8)
     assert np.bincount(starts, minlength=8) / 2000 == pytest.approx(np.full(8, 1 / 8), abs=0.03)

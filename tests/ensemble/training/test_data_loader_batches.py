@@ -33,7 +33,7 @@ def test_an_epoch_sees_every_row_once_in_steps_of_one_size(rows, effective, epoc
 
 @given(st.integers(1, 100), st.integers(1, 40))
 def test_pieces_are_the_step_in_order_and_none_too_large(count, most):
-    cut = data_loader.pieces(np.arange(count), most)
+    cut = data_loader.micro_batches(np.arange(count), most)
     assert np.concatenate(cut).tolist() == list(range(count))
     assert max(map(len, cut)) <= most
     assert len(cut) == -(-count // most)
@@ -50,7 +50,7 @@ def test_the_order_is_drawn_for_seed_and_epoch():
 
 def test_batches_come_in_the_order_asked_for(rows):
     wanted = [np.array([5, 0]), np.array([3]), np.array([1, 2, 4])]
-    loaded = list(data_loader.load(rows, 2, wanted, "cpu"))
+    loaded = list(data_loader.load_batches(rows, 2, wanted, "cpu"))
     assert [batch["labels"].tolist() for batch in loaded] == [[1, 0], [1], [1, 0, 0]]
     for batch, part in zip(loaded, wanted, strict=True):
         assert batch["pixels"].shape == (len(part), 1, 16, 16, 3)
@@ -60,7 +60,7 @@ def test_batches_come_in_the_order_asked_for(rows):
 
 def test_worker_processes_give_the_same_batches(rows):
     wanted = [np.array([5, 0]), np.array([3, 1])]
-    threads, processes = (list(data_loader.load(rows, 1, wanted, device)) for device in ("cpu", "processes"))
+    threads, processes = (list(data_loader.load_batches(rows, 1, wanted, device)) for device in ("cpu", "processes"))
     for one, other in zip(threads, processes, strict=True):
         assert torch.equal(one["pixels"], other["pixels"])
         assert torch.equal(one["labels"], other["labels"])

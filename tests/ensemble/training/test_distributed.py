@@ -19,29 +19,29 @@ import numpy as np
 from ensemble.training import distributed
 from ensemble.core.errors import DataError
 
-processes = distributed.join("cpu")
-rows = distributed.mine(processes, 5)
-found = distributed.gathered(processes, rows.astype(np.float32) * 10, 5)
+processes = distributed.init_process_group("cpu")
+rows = distributed.shard_indices(processes, 5)
+found = distributed.all_gather(processes, rows.astype(np.float32) * 10, 5)
 assert found.tolist() == [0, 10, 20, 30, 40], found
-assert distributed.first_does(processes, lambda: {"rank": processes.rank}) == {"rank": 0}
-assert distributed.any_of(processes, processes.rank == 1)
-assert not distributed.any_of(processes, False)
+assert distributed.run_on_main(processes, lambda: {"rank": processes.rank}) == {"rank": 0}
+assert distributed.any_rank(processes, processes.rank == 1)
+assert not distributed.any_rank(processes, False)
 try:
-    distributed.first_does(processes, lambda: (_ for _ in ()).throw(DataError("no images")))
+    distributed.run_on_main(processes, lambda: (_ for _ in ()).throw(DataError("no images")))
 except Exception as error:
     assert str(error) == "no images", error
 else:
     raise AssertionError
 try:
-    distributed.first_does(processes, lambda: {}["broken"])
+    distributed.run_on_main(processes, lambda: {}["broken"])
 except KeyError:
-    assert processes.first
-except distributed.FirstFailedError as error:
+    assert processes.is_main
+except distributed.MainProcessError as error:
     assert str(error) == "the first process failed: 'broken'", error
 else:
     raise AssertionError
-distributed.leave()
-print(f"rank {processes.rank} of {processes.count}\\n", end="", flush=True)
+distributed.destroy_process_group()
+print(f"rank {processes.rank} of {processes.world_size}\\n", end="", flush=True)
 """
 
 
@@ -55,13 +55,13 @@ def launched(*arguments, code=0):
 
 def test_alone_there_is_nobody_to_ask():
     alone = ProcessGroup()
-    assert alone.first
+    assert alone.is_main
     assert distributed.shard_indices(alone, 3).tolist() == [0, 1, 2]
     values = np.arange(3.0)
     assert distributed.all_gather(alone, values, 3) is values
     assert distributed.run_on_main(alone, lambda: 7) == 7
     assert distributed.any_rank(alone, True)
-    assert not distributed.launched()
+    assert not distributed.is_launched()
 
 
 def test_processes_share_rows_values_and_errors(tmp_path):

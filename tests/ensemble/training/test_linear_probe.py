@@ -97,7 +97,7 @@ def test_the_scores_are_those_of_the_member_itself(frame, tmp_path):
     assert scores["tune_auroc"] > 0.99
     assert scores["tune_score"] == scores["tune_auroc"]
     assert scores["train_loss"] < 0.5
-    assert scores["strength"] in linear_probe.STRENGTHS
+    assert scores["strength"] in linear_probe.C_GRID
 
     tune = frame[frame["split"] == "tune"]
     folder = tmp_path / "saved"
@@ -121,7 +121,7 @@ def test_logits_are_the_regressions_decisions_and_would_not_be_without_the_scale
             fitted.append(self)
 
     monkeypatch.setattr(linear_probe, "LogisticRegression", Watched)
-    monkeypatch.setattr(linear_probe, "STRENGTHS", np.array([0.01]))
+    monkeypatch.setattr(linear_probe, "C_GRID", np.array([0.01]))
     recipe = recipe_of()
     member = build(recipe)
     fit(member, recipe, frame)
@@ -151,13 +151,13 @@ def test_the_strength_is_that_of_the_least_tune_loss():
     labels, tune_labels = rng.integers(0, 2, 60), rng.integers(0, 2, 40)
     rows, tuned = ((rng.normal(size=(len(y), 30)) + 0.5 * y[:, None]) * 7 + 100 for y in (labels, tune_labels))
     line = linear_probe._fit(
-        rows.astype(np.float32), labels, tuned[:, None].astype(np.float32), tune_labels, linear_probe.STRENGTHS
+        rows.astype(np.float32), labels, tuned[:, None].astype(np.float32), tune_labels, linear_probe.C_GRID
     )
     losses = []
-    for strength in linear_probe.STRENGTHS:
+    for strength in linear_probe.C_GRID:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=5000)).fit(rows, labels)
         losses.append(metrics.log_loss(tune_labels, model.predict_proba(tuned)[:, 1]))
-    assert line.strength == linear_probe.STRENGTHS[np.argmin(losses)]
+    assert line.strength == linear_probe.C_GRID[np.argmin(losses)]
     assert 0 < np.argmin(losses) < len(losses) - 1
     logits = tuned @ line.weight + line.bias
     np.testing.assert_allclose(line.tune_logits, logits, atol=1e-3)

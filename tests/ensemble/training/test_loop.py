@@ -18,7 +18,7 @@ from ensemble.training.data_loader import TrainDataset
 from ensemble.training.distributed import ProcessGroup
 from ensemble.training.live_progress import LiveProgress
 from ensemble.training.tracking import open_trackers
-from ensemble.training.validation import Reading, best_epoch, logits_of
+from ensemble.training.validation import RowReader, best_epoch, predict_logits
 
 TRAIN = {"lr": 1e-2, "epochs": 4, "batch_size": 4, "accumulate": 2, "precision": "fp32"}
 
@@ -84,7 +84,9 @@ def run(
     )
     held = frame[22:] if tune else None
     last_epoch = last_epoch or recipe.train.epochs
-    job = fits.FitConfig(recipe, data, held, Reading(None, 3), last_epoch, folder, 3, ProcessGroup(), save_seconds=save)
+    job = fits.FitConfig(
+        recipe, data, held, RowReader(None, 3), last_epoch, folder, 3, ProcessGroup(), save_seconds=save
+    )
     history = fits.fit(member, job, board, lambda done: open_trackers((), folder, "one", {}, done))
     return member, history, board
 
@@ -119,7 +121,7 @@ def test_lost_moments_would_show(frame, tmp_path):
     whole, _, _ = run(frame, tmp_path / "whole", tune=False)
     with pytest.raises(Killed):
         run(frame, tmp_path / "cut", Recorder(9), tune=False, save=0.0)
-    path = tmp_path / "cut" / fits.STATE
+    path = tmp_path / "cut" / fits.STATE_FILE
     tensors, facts = checkpoint.read(path)
     checkpoint.write(path, {k: torch.zeros_like(t) if "exp_avg" in k else t for k, t in tensors.items()}, facts)
     member, _, _ = run(frame, tmp_path / "cut", tune=False)
@@ -139,7 +141,7 @@ def test_the_best_epoch_is_what_is_left(frame, tmp_path):
     best = history["epochs"][history["best"] - 1]
     assert best["tune_auroc"] == max(epoch["tune_auroc"] for epoch in history["epochs"])
     assert best["tune_score"] == best["tune_auroc"]
-    logits = logits_of(member, recipe_of(), frame[22:], Reading(None, 3), ProcessGroup())
+    logits = predict_logits(member, recipe_of(), frame[22:], RowReader(None, 3), ProcessGroup())
     from ensemble.core.metrics import auroc, log_loss, sigmoid
 
     labels = frame[22:]["label"].to_numpy()
@@ -185,10 +187,10 @@ def test_patience_ends_a_fit_that_gets_no_better(frame, tmp_path, monkeypatch):
 def test_the_moving_average_is_tuned_and_kept(frame, tmp_path):
     plain, _, _ = run(frame, tmp_path / "plain", tune=False, epochs=6)
     averaged, _, _ = run(frame, tmp_path / "ema", tune=False, epochs=6, ema=0.9)
-    tensors, facts = checkpoint.read(tmp_path / "ema" / fits.STATE)
+    tensors, facts = checkpoint.read(tmp_path / "ema" / fits.STATE_FILE)
     assert facts["ema_count"] == 18
-    assert equal(checkpoint.below("member", tensors), weights(plain)), "the average does not touch the training"
-    assert equal(checkpoint.below("ema", tensors), weights(averaged))
+    assert equal(checkpoint.strip_prefix("member", tensors), weights(plain)), "the average does not touch the training"
+    assert equal(checkpoint.strip_prefix("ema", tensors), weights(averaged))
     assert not equal(weights(averaged), weights(plain))
     buffers = [name for name, _ in averaged.named_buffers() if name.endswith("running_mean")]
     assert any(not torch.equal(weights(averaged)[name], weights(plain)[name]) for name in buffers)
@@ -233,7 +235,7 @@ def test_out_of_memory_halves_the_batch_and_not_the_step(frame, tmp_path, error)
     ]
     for one, other in zip(plain.parameters(), member.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
-    assert checkpoint.read(tmp_path / "small" / fits.STATE)[1]["most"] == 1
+    assert checkpoint.read(tmp_path / "small" / fits.STATE_FILE)[1]["most"] == 1
     longer, _, _ = run(frame, tmp_path / "longer", family=family, lr=2e-2)
     assert not torch.allclose(next(longer.parameters()), next(plain.parameters()), atol=1e-5)
 

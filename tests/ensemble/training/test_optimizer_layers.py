@@ -10,7 +10,7 @@ from small_members import SMALL, small_member
 from ensemble.core.errors import BackboneError
 from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.models.backbone import LABEL_MAPS, Member
-from ensemble.training.optimizer import layer_of
+from ensemble.training.optimizer import parameter_depths
 
 UNKNOWN = "resnet"
 BLOCK = re.compile(r"\.(?:layers?|stages|blocks|downsample|downsampling_layer)\.\d")
@@ -20,7 +20,7 @@ STEM = re.compile(r"embed|stem|cls_token|bn1|pre_layrnorm|shared_position_bias")
 @pytest.mark.parametrize("family", sorted(set(SMALL) - {UNKNOWN}))
 def test_every_parameter_has_its_depth_stem_first_and_head_last(family):
     member = small_member(family)
-    depths = layer_of(member)
+    depths = parameter_depths(member)
     assert set(depths) == {name for name, _ in member.named_parameters()}
     last = max(depths.values())
     assert sorted(set(depths.values())) == list(range(last + 1))
@@ -52,7 +52,7 @@ def test_listed_networks_have_a_depth_a_block(name, blocks):
     with torch.device("meta"):
         network = transformers.AutoModelForImageClassification.from_config(config)
     member = Member(network, PreprocessConfig(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)))
-    depths = layer_of(member)
+    depths = parameter_depths(member)
     assert set(depths) == {name for name, _ in member.named_parameters()}
     assert sorted(set(depths.values())) == list(range(blocks + 2))
     blockwise = [depths[name] for name, _ in member.named_parameters() if BLOCK.search(name)]
@@ -62,7 +62,7 @@ def test_listed_networks_have_a_depth_a_block(name, blocks):
 
 def sizes(member, moved=()):
     """Parameters of each depth; those of `moved` are counted with the head."""
-    depths, found = layer_of(member), Counter()
+    depths, found = parameter_depths(member), Counter()
     for name, parameter in member.named_parameters():
         found[max(depths.values()) if name in moved else depths[name]] += parameter.numel()
     return found
@@ -85,4 +85,4 @@ def test_unknown_family_says_which_are_known():
         BackboneError,
         match=r"^layer_decay is not known for resnet; known: beit, .*swinv2, vit .*remove train\.layer_decay$",
     ):
-        layer_of(small_member(UNKNOWN))
+        parameter_depths(small_member(UNKNOWN))

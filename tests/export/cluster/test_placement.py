@@ -6,7 +6,7 @@ from helpers import ROOT, exported_run, run_cli, run_python, write_image
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble.cluster.nodes import check_versions, look
+from ensemble.cluster.nodes import check_versions, node_versions
 from ensemble.core.errors import UnavailableError
 from export.cluster.driver import stretches
 from export.cluster.placement import ClusterOptions, Node, Size, sized
@@ -144,12 +144,12 @@ def test_versions_differ_by_sources_and_libraries_not_by_how_ours_are_installed(
 def test_what_is_here_is_told_by_the_standard_library_alone(tmp_path):
     """On a machine that has nothing of ours, too."""
     source = (ROOT / "ensemble/cluster/nodes.py").read_text(encoding="utf-8")
-    (tmp_path / "seen.py").write_text(f"{source}\nprint(look(['Pillow']))", encoding="utf-8")
+    (tmp_path / "seen.py").write_text(f"{source}\nprint(node_versions(['Pillow']))", encoding="utf-8")
     done = run_python("-S", "-I", tmp_path / "seen.py")
     assert done.returncode == 0, done.stderr
     assert "'Pillow': 'none'" in done.stdout
-    assert look(["Pillow"])["Pillow"] == PIL.__version__
-    assert look([])["manyeyes"] not in done.stdout
+    assert node_versions(["Pillow"])["Pillow"] == PIL.__version__
+    assert node_versions([])["manyeyes"] not in done.stdout
 
 
 def test_without_ray_it_is_named(bundle):
