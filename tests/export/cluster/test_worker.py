@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import pytest
 from helpers import exported_run, write_csv, write_image
 
+from ensemble.cluster.nodes import node_versions
 from ensemble.core.errors import ArtifactError, DataError
 from ensemble.data.inputs import read_inputs
 from export.cluster import bundle_transfer
 from export.cluster import worker as cluster_worker
-from export.cluster.worker import PACKAGES, Coordinator, Job, Worker, look, prepare, task
+from export.cluster.worker import PACKAGES, Coordinator, Job, Worker, prepare, task
 from export.inference import journal
 from export.runtimes.settings import RuntimeOptions
 
@@ -63,7 +64,7 @@ def job(tmp_path, monkeypatch):
     for name in "ab":
         write_image(tmp_path / "images" / f"{name}.png")
     write_csv(tmp_path / "list.csv", path=["images/a.png", "images/b.png"])
-    return Job(bundle_transfer.source_of(folder), tmp_path, (), 1, look(PACKAGES))
+    return Job(bundle_transfer.source_of(folder), tmp_path, (), 1, node_versions(PACKAGES))
 
 
 def worker(job, desk):
