@@ -56,7 +56,7 @@ def _externals(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
     callback=_threshold,
     help="Target at or above it means ai: by balanced accuracy, by the share of reals called ai, or as given.",
 )
-@click.option("--drop-one", is_flag=True, help="Also say what each member adds and costs, and the best for the time.")
+@click.option("--drop-one", is_flag=True, help="Also say what each member adds and costs.")
 @click.option("--tta", is_flag=True, help="Also measure for which members mirrored images help; see infer --tta.")
 @click.option(
     "--external",
@@ -119,9 +119,10 @@ def print_scores(done: "StackResult") -> None:
     from ensemble.stacking import scores
     from ensemble.stacking import stack as stack_notes
 
+    rows = done.data.scored
     click.echo(
-        f"On {len(done.rows)} held-out images in {done.rows['group'].nunique()} groups; "
-        f"the stack {done.basis}, 95 % intervals over groups."
+        f"On {len(rows.labels)} held-out images in {rows.group_count} groups; "
+        f"the stack {done.data.basis}, 95 % intervals over groups."
     )
     options.table(scores.as_table(done.scored, stack_notes.weights(done)))
     click.echo(scores.verdict(done.scored))
@@ -140,15 +141,13 @@ def _print_kinds(done: "StackResult") -> None:
 def _print_drop_one(run: Path, done: "StackResult", choices: "StackOptions") -> None:
     from ensemble.stacking import diagnostics
 
-    stacker, material = done.stacker, done.material
+    stacker, data = done.stacker, done.data
     elsewhere = [member.name for member in choices.externals]
-    trained = [name for name in material.names if name not in elsewhere]
-    costs, device = diagnostics.measure_costs(run, trained, done.rows)
+    trained = [name for name in data.members if name not in elsewhere]
+    costs, device = diagnostics.measure_costs(run, trained, data.ids)
     costs |= dict.fromkeys(elsewhere, 0.0)
-    lines = diagnostics.without_each(material, stacker.kind, choices.calibration, done.held)
+    lines = diagnostics.without_each(data, stacker.kind, choices.calibration, done.held)
     click.echo(f"\nThe stack without one member (ms: its network on {device}, decoding left out):")
     options.table(diagnostics.drop_table(lines, costs))
     if elsewhere:
         click.echo(f"Looked up, so without a time: {', '.join(elsewhere)}.")
-    click.echo("\nThe best stacks for their time; chosen on these rows, so expect a little less of them elsewhere:")
-    options.table(diagnostics.frontier_table(diagnostics.frontier(material, stacker.kind, done.strength, costs)))

@@ -1,7 +1,6 @@
 """One evaluation from its rows to its record: what is scored, whether it may be, and what is written of it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ from ensemble.core import artifacts
 from ensemble.core.errors import DataError
 from ensemble.core.names import LABELS
 from ensemble.data.sources import LabelledImage
-from ensemble.evaluation import leakage, published
+from ensemble.evaluation import leakage
 from ensemble.evaluation.leave_out import known_generators
 from ensemble.evaluation.protocol import CLEAN
-from ensemble.evaluation.tables import TITLES
 from ensemble.stacking.stacker import Stacker
 
 
@@ -111,23 +109,3 @@ def describe_stacker(stacker: Stacker) -> dict[str, Any]:
         "threshold": stacker.threshold,
         "threshold_rule": stacker.threshold_rule,
     }
-
-
-def published_record(record: Mapping[str, Any], benchmarks: Sequence[str]) -> list[dict[str, Any]]:
-    """Published figures that these rows can be held against, by benchmark and score, with ours beside them."""
-    parts = {"source": record["by_source"], "generator": record["by_generator"]}
-    found = []
-    figures = published.figures_of(benchmarks)
-    for of in dict.fromkeys((figure.benchmark, figure.score, figure.by) for figure in figures):
-        alike = [figure for figure in figures if (figure.benchmark, figure.score, figure.by) == of]
-        table = published.compare(alike, parts)
-        if not table.empty:
-            found.append(
-                {
-                    "title": f"published for {of[0]}: {TITLES[of[1]]} in per cent, by {of[2]}",
-                    "rows": table.to_dict("records"),
-                    "sources": [str(figure) for figure in alike],
-                    "figures": [asdict(figure) for figure in alike],
-                }
-            )
-    return found

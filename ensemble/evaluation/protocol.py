@@ -74,22 +74,6 @@ def by(frame: pd.DataFrame, column: str, threshold: float = 0.5, resamples: int 
     return parts
 
 
-def as_table(parts: Sequence[Part], title: str = "") -> pd.DataFrame:
-    """A row a part, as text for people; empty where there is no score."""
-    named = {
-        title: [part.name for part in parts],
-        "real": [part.real for part in parts],
-        "ai": [part.ai for part in parts],
-        "groups": [part.groups for part in parts],
-    }
-    scores = {heading: [_text(part.scores[name]) for part in parts] for name, heading in TITLES.items()}
-    return pd.DataFrame(named | scores)
-
-
-def _text(score: Interval) -> str:
-    return "" if np.isnan(score.value) else str(score)
-
-
 Score = Callable[[Sequence[Image]], np.ndarray]  # decoded images -> the members' logits [N, members]
 PREFIX = "logit:"  # of the members' columns
 CLEAN = "clean"

@@ -208,7 +208,6 @@ def _section(rows: Rows, stacker: Stacker, look: Look | None, resamples: int) ->
         "worst": "" if heat is None else _worst(heat),
         "correlations": _shaded(report_data.correlations(rows), 0.0, 1.0, PLAIN, DEEP),
         "disagreements": _shaded(report_data.disagreements(rows, threshold), 0.0, 0.5, PLAIN, POOR),
-        "published": rows.record.get("published", []),
         "divided": report_data.divided(rows, threshold),
         "images": len(rows.frame),
         "galleries": [(GALLERY_TITLES[label], cards(rows, threshold, label, look)) for label in (0, 1)],

@@ -16,7 +16,7 @@ from ensemble.data import dataset, splits
 from ensemble.evaluation.protocol import CLEAN, PREFIX
 from ensemble.images import canonical, decode
 from ensemble.models import external, members
-from ensemble.stacking.logit_table import read_material, stack_scores
+from ensemble.stacking.logit_table import read_stacking_data, stack_scores
 from ensemble.stacking.stacker import Stacker
 
 DESCRIBED = ["id", "root", "path", "label", "group", "source", "generator"]
@@ -94,18 +94,20 @@ def run_rows(run: Path, stacker: Stacker) -> list[Rows]:
         rows, logits = members.heldout_logits(run, stacker.members, ("unseen",))
         title = "Generators and sources never trained on"
         stack = stacker.logit(logits), stacker.raw_logit(logits)
-        found.append(_of_run(run, frame, rows, title, "was fitted on other rows", logits, stack, stacker))
+        found.append(
+            _of_run(run, frame, rows["id"].tolist(), title, "was fitted on other rows", logits, stack, stacker)
+        )
     return found
 
 
 def _held_out(run: Path, stacker: Stacker, frame: pd.DataFrame) -> Rows:
     own, elsewhere = split_names(run, stacker)
-    material = read_material(run, own, [external.read_external(run, name) for name in elsewhere])
+    data = read_stacking_data(run, own, [external.read_external(run, name) for name in elsewhere])
     told = artifacts.read_json(artifacts.stacker_path(run), "run stack again")
-    found = stack_scores(material, stacker.kind, told.get("calibration_asked", stacker.calibration.kind))
-    rows, logits = material.scored.rows, material.scored.logits
-    basis = f"is scored {material.basis}" if material.basis == "out of fold" else f"was {material.basis}"
-    return _of_run(run, frame, rows, "The run's held-out rows", basis, logits, (found.calibrated, found.raw), stacker)
+    found = stack_scores(data, stacker.kind, told.get("calibration_asked", stacker.calibration.kind))
+    basis = f"is scored {data.basis}" if data.basis == "out of fold" else f"was {data.basis}"
+    stack, title = (found.calibrated, found.raw), "The run's held-out rows"
+    return _of_run(run, frame, data.ids, title, basis, data.scored.logits, stack, stacker)
 
 
 def split_names(run: Path, stacker: Stacker) -> tuple[list[str], list[str]]:
@@ -117,7 +119,7 @@ def split_names(run: Path, stacker: Stacker) -> tuple[list[str], list[str]]:
 def _of_run(
     run: Path,
     frame: pd.DataFrame,
-    rows: pd.DataFrame,
+    ids: Sequence[str],
     title: str,
     basis: str,
     logits: np.ndarray,
@@ -125,7 +127,7 @@ def _of_run(
     stacker: Stacker,
 ) -> Rows:
     scored = frame[~frame["split"].isin(splits.FITTED_SPLITS)].reset_index(drop=True)
-    places = pd.Series(scored.index, index=scored["id"])[rows["id"]].to_numpy()  # canonical forms are drawn by them
+    places = pd.Series(scored.index, index=scored["id"])[list(ids)].to_numpy()  # canonical forms are drawn by them
     described = scored.loc[places, DESCRIBED].reset_index(drop=True)
     files = dataset.files(described)
     plan = canonical.read_plan(artifacts.canonical_path(run))

@@ -7,7 +7,6 @@ import numpy as np
 from ensemble.stacking.grouped_cv import Fold
 from ensemble.stacking.stacker import Calibration
 
-CHOICES = ("auto", "none", "temperature", "shift")
 NOISE = 2.0  # standard errors that the log-loss must fall by before `auto` calibrates
 
 

@@ -5,6 +5,7 @@ The limits of a cascade: by optimal stopping at a price of AUROC in milliseconds
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from ensemble.core import bootstrap
 from ensemble.core.errors import ArtifactError
 from ensemble.core.metrics import auroc, sigmoid
 from ensemble.stacking.cascade import Cascade, Report, Step, leave
+from ensemble.stacking.logit_table import LabelledLogits
 from ensemble.stacking.stacker import Stacker
 
 PRICES = np.geomspace(1e5, 1, 51)  # of all AUROC, in milliseconds of the full stack; at the first hardly any leave
@@ -22,84 +24,78 @@ FEW = 100  # rows that the expected loss is not trusted on: it counts twice at 1
 
 
 @dataclass(frozen=True)
-class Material:
-    """Rows to fit on, members in the cascade's order.
+class CascadeData(LabelledLogits):
+    """Rows to fit a cascade on, members in the order in which they run.
 
-    logits [N, members], the full stack's calibrated logits float64 [N], labels and groups [N],
-    and each member's milliseconds an image [members].
+    stack_logits: of the full stack, calibrated, float64 [N]. milliseconds: of each member an image, float64 [members].
     """
 
-    names: tuple[str, ...]
-    logits: np.ndarray
-    full: np.ndarray
-    labels: np.ndarray
-    groups: np.ndarray
+    stack_logits: np.ndarray
     milliseconds: np.ndarray
 
-    def part(self, chosen: np.ndarray) -> "Material":
-        """The rows that a bool [N] names."""
-        rows = {name: getattr(self, name)[chosen] for name in ("logits", "full", "labels", "groups")}
-        return replace(self, **rows)
+    def subset(self, rows: np.ndarray) -> Self:
+        """The rows that a bool [N] selects."""
+        return replace(super().subset(rows), stack_logits=self.stack_logits[rows])
 
-    def ordered(self, order: Sequence[int]) -> "Material":
-        """Those of the members, in this order."""
-        names, columns = tuple(self.names[k] for k in order), list(order)
-        return replace(self, names=names, logits=self.logits[:, columns], milliseconds=self.milliseconds[columns])
+    def select(self, members: Sequence[str]) -> Self:
+        """The same rows with these members, in this order."""
+        columns = [self.members.index(name) for name in members]
+        return replace(super().select(members), milliseconds=self.milliseconds[columns])
 
-    def cost(self, steps: tuple[Step, ...]) -> float:
-        """Milliseconds an image."""
-        return float(np.cumsum(self.milliseconds)[leave(steps, self.logits, self.full)[1]].mean())
+    def mean_milliseconds(self, steps: tuple[Step, ...]) -> float:
+        """What these steps take for an image, on average over the rows."""
+        return float(np.cumsum(self.milliseconds)[leave(steps, self.logits, self.stack_logits)[1]].mean())
 
 
-def fit_steps(material: Material, folds: Sequence[np.ndarray], tolerance: float, seed: int) -> tuple[Step, ...]:
+def fit_steps(data: CascadeData, folds: Sequence[np.ndarray], tolerance: float, seed: int) -> tuple[Step, ...]:
     """The steps at the lowest price of AUROC at which the loss stays within the tolerance.
 
     That loss is of steps fitted on all but a fold, bool [N], and applied to it, by its upper
     bound over draws of groups. Prices fall and limits only close in until it is beyond the
     tolerance, so a larger one never costs more milliseconds, on any rows.
     """
-    ways = zip(path(material), *(path(material.part(~held)) for held in folds), strict=True)
+    ways = zip(path(data), *(path(data.subset(~held)) for held in folds), strict=True)
     sound, *_ = next(ways)
-    before = _drawn(material, material.full, seed)
+    before = _drawn(data, data.stack_logits, seed)
     for steps, *others in ways:
-        found = np.empty(len(material.full))
+        found = np.empty(len(data.stack_logits))
         for held, other in zip(folds, others, strict=True):
-            found[held] = leave(other, material.logits[held], material.full[held])[0]
-        if not _within(material, found, before, tolerance, seed):
+            found[held] = leave(other, data.logits[held], data.stack_logits[held])[0]
+        if not _within(data, found, before, tolerance, seed):
             break
         sound = steps
     return sound
 
 
-def by_cost(milliseconds: np.ndarray) -> tuple[int, ...]:
-    """The members from cheap to dear."""
-    return tuple(np.argsort(milliseconds, kind="stable").tolist())
+def by_cost(data: CascadeData) -> tuple[str, ...]:
+    """The members from cheap to expensive."""
+    return tuple(data.members[k] for k in np.argsort(data.milliseconds, kind="stable"))
 
 
-def by_worth(material: Material) -> tuple[int, ...]:
+def by_worth(data: CascadeData) -> tuple[str, ...]:
     """The members in an order in which the next one always explains most of the full stack's logit a millisecond.
 
     Explained is variance that a guess from the members before it leaves. Those that cost nothing come first.
     """
-    order = np.flatnonzero(material.milliseconds == 0).tolist()
-    while rest := [k for k in range(len(material.names)) if k not in order]:
-        left = [_unexplained(material, [*order, k]) for k in rest]
-        before = _unexplained(material, order)
-        worth = [(before - after) / material.milliseconds[k] for after, k in zip(left, rest, strict=True)]
+    order = np.flatnonzero(data.milliseconds == 0).tolist()
+    while rest := [k for k in range(len(data.members)) if k not in order]:
+        left = [_unexplained(data, [*order, k]) for k in rest]
+        before = _unexplained(data, order)
+        worth = [(before - after) / data.milliseconds[k] for after, k in zip(left, rest, strict=True)]
         order.append(rest[int(np.argmax(worth))])
-    return tuple(order)
+    return tuple(data.members[k] for k in order)
 
 
-def path(material: Material) -> Iterator[tuple[Step, ...]]:
+def path(data: CascadeData) -> Iterator[tuple[Step, ...]]:
     """The steps at no price, under which nobody leaves, then at each of PRICES; limits only close in."""
-    steps = tuple(guess_step(material, count) for count in range(1, len(material.names)))
+    steps = tuple(guess_step(data, count) for count in range(1, len(data.members)))
     yield steps
-    guesses = [step.guess(material.logits) for step in steps]
+    guesses = [step.guess(data.logits) for step in steps]
     orders = [np.argsort(guess, kind="stable") for guess in guesses]
-    losses = [_losses(material.full, guess) for guess in guesses]
+    losses = [_losses(data.stack_logits, guess) for guess in guesses]
     low, high = np.full(len(steps), -np.inf), np.full(len(steps), np.inf)
-    for price in PRICES * material.milliseconds.sum():
-        onward = np.full(len(material.full), material.milliseconds[-1])  # what each row costs from the next member on
+    for price in PRICES * data.milliseconds.sum():
+        onward = np.full(len(data.stack_logits), data.milliseconds[-1])  # what each row costs from the next member on
         for k in reversed(range(len(steps))):
             better = np.flatnonzero(_smooth((price * losses[k] - onward)[orders[k]]) > 0)  # to go on, by rank of guess
             first, last = (better[0], better[-1]) if len(better) else (len(onward), -1)
@@ -109,28 +105,28 @@ def path(material: Material) -> Iterator[tuple[Step, ...]]:
             if last < len(onward) - 1:
                 high[k] = min(high[k], ranked[last + 1])
             leaves = (guesses[k] <= low[k]) | (guesses[k] >= high[k])
-            onward = material.milliseconds[k] + np.where(leaves, price * losses[k], onward)
+            onward = data.milliseconds[k] + np.where(leaves, price * losses[k], onward)
         yield tuple(replace(step, low=float(a), high=float(b)) for step, a, b in zip(steps, low, high, strict=True))
 
 
-def guess_step(material: Material, count: int) -> Step:
+def guess_step(data: CascadeData, count: int) -> Step:
     """Least squares with a small ridge from the first `count` members' logits onto the full stack's."""
-    x, y = material.logits[:, :count].astype(np.float64), material.full
+    x, y = data.logits[:, :count].astype(np.float64), data.stack_logits
     middle, centre = x.mean(axis=0), y.mean()
     x, y = x - middle, y - centre
     # einsum, which adds in one order whatever the number of threads
     gram, cross = np.einsum("ni,nj->ij", x, x), np.einsum("ni,n->i", x, y)
     ridge = RIDGE * np.trace(gram) / count + np.finfo(float).tiny
     coef = np.linalg.solve(gram + ridge * np.eye(count), cross)
-    return Step(material.names[count - 1], tuple(coef.tolist()), float(centre - np.sum(coef * middle)))
+    return Step(data.members[count - 1], tuple(coef.tolist()), float(centre - np.sum(coef * middle)))
 
 
-def _unexplained(material: Material, chosen: list[int]) -> float:
+def _unexplained(data: CascadeData, chosen: list[int]) -> float:
     """The variance of the full stack's logit that a guess from these members leaves."""
     if not chosen:
-        return float(np.var(material.full))
-    some = material.ordered(chosen)
-    return float(np.var(some.full - guess_step(some, len(chosen)).guess(some.logits)))
+        return float(np.var(data.stack_logits))
+    some = data.select([data.members[k] for k in chosen])
+    return float(np.var(some.stack_logits - guess_step(some, len(chosen)).guess(some.logits)))
 
 
 def _losses(full: np.ndarray, guess: np.ndarray) -> np.ndarray:
@@ -161,7 +157,7 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     return (total[last] - total[first]) / (last - first)
 
 
-def _within(material: Material, found: np.ndarray, before: np.ndarray, tolerance: float, seed: int) -> bool:
+def _within(data: CascadeData, found: np.ndarray, before: np.ndarray, tolerance: float, seed: int) -> bool:
     """Whether the BOUND point of the AUROC that logits [N] lose, over draws of groups, is within the tolerance.
 
     before: the full stack's AUROC in the same draws. The loss that the full stack's own p expects
@@ -169,14 +165,14 @@ def _within(material: Material, found: np.ndarray, before: np.ndarray, tolerance
     that nothing is lost. The fewer rows, the more of it: simulated limits of 100 rows lost more
     than the tolerance in one case of five without that.
     """
-    if (1 + FEW / len(found)) * float(_losses(material.full, found).mean()) > tolerance:
+    if (1 + FEW / len(found)) * float(_losses(data.stack_logits, found).mean()) > tolerance:
         return False  # draws take far longer
-    return float(np.nanquantile(before - _drawn(material, found, seed), BOUND)) <= tolerance
+    return float(np.nanquantile(before - _drawn(data, found, seed), BOUND)) <= tolerance
 
 
-def _drawn(material: Material, logits: np.ndarray, seed: int) -> np.ndarray:
+def _drawn(data: CascadeData, logits: np.ndarray, seed: int) -> np.ndarray:
     """The AUROC of logits [N] in draws of groups, the same for any logits: float64 [RESAMPLES]."""
-    labels, groups = material.labels, material.groups
+    labels, groups = data.labels, data.groups
     return bootstrap.draws(labels, [logits], groups, ("auroc",), resamples=RESAMPLES, seed=seed)["auroc"][0]
 
 
@@ -186,17 +182,8 @@ MORE_ROWS = "export with more held-out images (train-all --heldout or --folds, o
 REMEDY = f"{MORE_ROWS}, or score without --cascade"
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Labelled rows that no member was fitted on: logits [N, members] in the stacker's order, labels and groups [N]."""
-
-    logits: np.ndarray
-    labels: np.ndarray
-    groups: np.ndarray
-
-
 def fit_cascade(
-    stacker: Stacker, rows: Rows, milliseconds: Mapping[str, float], tolerance: float, seed: int = 0
+    stacker: Stacker, rows: LabelledLogits, milliseconds: Mapping[str, float], tolerance: float, seed: int = 0
 ) -> Cascade:
     """A cascade whose AUROC is to lie at most `tolerance` below the full stack's.
 
@@ -213,34 +200,32 @@ def fit_cascade(
         raise ArtifactError("a cascade needs two members or more; score without --cascade")
     rows = drawn(rows, seed)
     spent = np.array([milliseconds[name] for name in stacker.members])
-    material = Material(stacker.members, rows.logits, stacker.logit(rows.logits), rows.labels, rows.groups, spent)
-    found = []
-    for order in dict.fromkeys([by_cost(spent), by_worth(material)]):
-        ordered = material.ordered(order)
-        found.append((ordered, order, _fitted(ordered, tolerance, seed)))
-    material, order, steps = min(found, key=lambda each: each[0].cost(each[2]))  # the first of those that cost the same
+    data = CascadeData(stacker.members, rows.logits, rows.labels, rows.groups, stacker.logit(rows.logits), spent)
+    orders = [data.select(order) for order in dict.fromkeys([by_cost(data), by_worth(data)])]
+    fitted = [(ordered, _fitted(ordered, tolerance, seed)) for ordered in orders]
+    data, steps = min(fitted, key=lambda each: each[0].mean_milliseconds(each[1]))  # of equal ones the first
     logits, left = np.empty(len(rows.labels)), np.empty(len(rows.labels), dtype=int)
-    for held in quarters(material.labels, material.groups, seed):
-        others = _fitted(material.part(~held), tolerance, seed)
-        logits[held], left[held] = leave(others, material.logits[held], material.full[held])
-    told = report(material, logits, left, stacker.threshold, seed)
+    for held in quarters(data.labels, data.groups, seed):
+        others = _fitted(data.subset(~held), tolerance, seed)
+        logits[held], left[held] = leave(others, data.logits[held], data.stack_logits[held])
+    told = report(data, logits, left, stacker.threshold, seed)
     if told.loss.low > tolerance:
         raise ArtifactError(
             f"the cascade loses {told.loss} of AUROC on {told.rows} images by limits that were not fitted on them, "
             f"more than {tolerance:g}: allow more, or score without --cascade"
         )
-    return Cascade(steps, stacker.members[order[-1]], tuple(spent[list(order)].tolist()), tolerance, told)
+    return Cascade(steps, data.members[-1], tuple(data.milliseconds.tolist()), tolerance, told)
 
 
-def report(material: Material, found: np.ndarray, left: np.ndarray, threshold: float, seed: int = 0) -> Report:
+def report(data: CascadeData, found: np.ndarray, left: np.ndarray, threshold: float, seed: int = 0) -> Report:
     """What a cascade does on labelled rows, members in its order: their logits [N], and the steps [N] they left at."""
-    calls = [sigmoid(logit) >= threshold for logit in (material.full, found)]
-    labels, groups, spent = material.labels, material.groups, np.cumsum(material.milliseconds)
+    calls = [sigmoid(logit) >= threshold for logit in (data.stack_logits, found)]
+    labels, groups, spent = data.labels, data.groups, np.cumsum(data.milliseconds)
     return Report(
         len(labels),
-        len(np.unique(groups)),
-        (auroc(labels, material.full), auroc(labels, found)),
-        bootstrap.paired(labels, material.full, found, groups, seed=seed).difference,
+        data.group_count,
+        (auroc(labels, data.stack_logits), auroc(labels, found)),
+        bootstrap.paired(labels, data.stack_logits, found, groups, seed=seed).difference,
         tuple((np.bincount(left, minlength=len(spent)) / len(left)).tolist()),
         (float(spent[-1]), float(spent[left].mean())),
         float(np.mean(calls[0] != calls[1])),
@@ -273,17 +258,17 @@ def quarters(labels: np.ndarray, groups: np.ndarray, seed: int) -> list[np.ndarr
     return [number == each for each in np.unique(number)]
 
 
-def _fitted(material: Material, tolerance: float, seed: int) -> tuple[Step, ...]:
-    return fit_steps(material, quarters(material.labels, material.groups, seed), tolerance, seed)
+def _fitted(data: CascadeData, tolerance: float, seed: int) -> tuple[Step, ...]:
+    return fit_steps(data, quarters(data.labels, data.groups, seed), tolerance, seed)
 
 
-def check_rows(rows: Rows, seed: int = 0) -> None:
+def check_rows(rows: LabelledLogits, seed: int = 0) -> None:
     """ArtifactError, saying what to do, where rows, or the groups of a quarter, are too few for a cascade."""
     if lacking := _lacking(rows, seed):
         raise ArtifactError(f"{lacking}: {REMEDY}")
 
 
-def drawn(rows: Rows, seed: int = 0) -> Rows:
+def drawn(rows: LabelledLogits, seed: int = 0) -> LabelledLogits:
     """At most MOST_ROWS of them, in whole groups that the seed draws; all where such groups would be too few.
 
     More would fit hardly another cascade, and take minutes.
@@ -297,11 +282,11 @@ def drawn(rows: Rows, seed: int = 0) -> Rows:
         if sizes[group] <= left:
             chosen[group], left = True, left - sizes[group]
     kept = chosen[codes]
-    part = Rows(rows.logits[kept], rows.labels[kept], rows.groups[kept])
+    part = rows.subset(kept)
     return rows if _lacking(part, seed) else part
 
 
-def _lacking(rows: Rows, seed: int) -> str:
+def _lacking(rows: LabelledLogits, seed: int) -> str:
     """What rows lack for a cascade, in words; nothing where they are enough."""
     if len(rows.labels) < LEAST_ROWS:
         return f"a cascade is fitted on {LEAST_ROWS} held-out images or more, and here are {len(rows.labels)}"
@@ -313,7 +298,7 @@ def _lacking(rows: Rows, seed: int) -> str:
     return ""
 
 
-def lacking_groups(rows: Rows, parts: Sequence[np.ndarray], least: int) -> str:
+def lacking_groups(rows: LabelledLogits, parts: Sequence[np.ndarray], least: int) -> str:
     """The class of which a part, bool [N] each, has fewer groups than that, as "1 group with ai images"; else ""."""
     for part in parts:
         for label, name in enumerate(("real", "ai")):

@@ -1,16 +1,12 @@
-"""What each member adds to the stack and costs, and the best stacks for the time they take.
+"""Diagnostics of a fitted stack: what each member adds and costs, intervals of its weights, collinear members.
 
-Subsets of members worth trying, and those that nothing beats for the time they take.
-
-How sure the stack's weights are, and which members say the same. Needs scikit-learn.
+Needs scikit-learn.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -24,95 +20,27 @@ from ensemble.images import decode
 from ensemble.models.runner import Runner
 from ensemble.stacking.fit import PENALISED, Scores, solve
 from ensemble.stacking.grouped_cv import one_thread
-from ensemble.stacking.logit_table import Material, scores_at, stack_scores, subset
+from ensemble.stacking.logit_table import StackingData, stack_scores
 from ensemble.stacking.scores import Scored, score_models, signed
-
-EXHAUSTIVE = 8  # members up to which every subset is tried
-
-
-class Stack(Protocol):
-    """A stack of some members: its AUROC on rows it was not fitted on, and what an image takes."""
-
-    @property
-    def members(self) -> tuple[str, ...]:
-        """Their names."""
-
-    @property
-    def auroc(self) -> float:
-        """0 to 1."""
-
-    @property
-    def milliseconds(self) -> float:
-        """An image."""
-
-
-S = TypeVar("S", bound=Stack)
-
-
-def explore(count: int, measure: Callable[[tuple[int, ...]], S]) -> list[S]:
-    """What `measure` says of subsets of so many members, each given by their places in order.
-
-    Every subset of up to eight; of more, those found by adding, again and again, the member
-    that raises the AUROC most.
-    """
-    if count <= EXHAUSTIVE:
-        subsets = [chosen for size in range(1, count + 1) for chosen in combinations(range(count), size)]
-        return [measure(chosen) for chosen in tqdm(subsets, desc="frontier", unit="stack", leave=False, disable=None)]
-    kept: tuple[int, ...] = ()
-    tried: list[S] = []
-    for _ in tqdm(range(count), desc="frontier", unit="member", leave=False, disable=None):
-        grown = [tuple(sorted((*kept, column))) for column in range(count) if column not in kept]
-        found = [measure(chosen) for chosen in grown]
-        kept = grown[int(np.argmax([stack.auroc for stack in found]))]
-        tried += found
-    return tried
-
-
-def undominated(stacks: Sequence[S], better: Callable[[S, S | None], bool] = lambda slow, fast: True) -> list[S]:
-    """Those that score above chance and above all that take as little time or less, from the fastest.
-
-    `better` may refuse one of them: it is asked whether a slower stack is better than the best of
-    the faster ones that it let pass, or, where there is none, than chance.
-    """
-    best: list[S] = []
-    for stack in sorted(stacks, key=lambda stack: (stack.milliseconds, -stack.auroc, len(stack.members))):
-        if stack.auroc > (best[-1].auroc if best else 0.5):
-            best.append(stack)
-    passed: list[S] = []
-    for stack in best:  # one that is refused still beats what is slower and less accurate
-        if better(stack, passed[-1] if passed else None):
-            passed.append(stack)
-    return passed
-
 
 IMAGES = 8  # of one timed batch
 REPEATS = 5
 
 
-@dataclass(frozen=True)
-class Point:
-    """A stack of some members: its AUROC on rows it was not fitted on, and what its members take for an image."""
-
-    members: tuple[str, ...]
-    auroc: float
-    milliseconds: float
-
-
-def without_each(material: Material, kind: str, calibration: str, held: Scores) -> list[Scored]:
+def without_each(data: StackingData, kind: str, calibration: str, held: Scores) -> list[Scored]:
     """The stack of all members, then a line for each: the stack without it, compared with that of all.
 
     Everything is fitted and chosen again for each; `held` are the logits of all members' stack.
     """
-    count = len(material.names)
-    if count < 2:
+    if len(data.members) < 2:
         raise DataError("--drop-one needs two members or more; train another, or leave it out")
     found = {"all members": held}
-    for column in tqdm(range(count), desc="drop-one", unit="member", leave=False, disable=None):
-        rest = subset(material, [other for other in range(count) if other != column])
-        found[material.names[column]] = stack_scores(rest, kind, calibration)
+    for name in tqdm(data.members, desc="drop-one", unit="member", leave=False, disable=None):
+        rest = data.select([other for other in data.members if other != name])
+        found[name] = stack_scores(rest, kind, calibration)
     p = {name: metrics.sigmoid(scores.calibrated) for name, scores in found.items()}
     ranking = {name: metrics.sigmoid(scores.raw) for name, scores in found.items()}
-    return score_models(p, "all members", material.scored.labels, material.scored.groups, ranking)
+    return score_models(p, "all members", data.scored.labels, data.scored.groups, ranking)
 
 
 def drop_table(lines: Sequence[Scored], cost: Mapping[str, float]) -> pd.DataFrame:
@@ -130,7 +58,7 @@ def drop_table(lines: Sequence[Scored], cost: Mapping[str, float]) -> pd.DataFra
     )
 
 
-def measure_costs(run: Path, names: Sequence[str], rows: pd.DataFrame) -> tuple[dict[str, float], str]:
+def measure_costs(run: Path, names: Sequence[str], ids: Sequence[str]) -> tuple[dict[str, float], str]:
     """Milliseconds an image of each torch member's network on held-out images, and the device. Needs torch."""
     import torch
 
@@ -138,7 +66,7 @@ def measure_costs(run: Path, names: Sequence[str], rows: pd.DataFrame) -> tuple[
     from ensemble.models.torch_runner import choose_device, torch_runner
 
     frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first").set_index("id", drop=False)
-    files = dataset.files(frame.loc[rows["id"].iloc[:IMAGES]])
+    files = dataset.files(frame.loc[list(ids[:IMAGES])])
     device = choose_device("auto")
     costs = {}
     for name in tqdm(names, desc="timing", unit="member", leave=False, disable=None):
@@ -162,33 +90,6 @@ def milliseconds(
         runner.run(pixels)
         taken.append(clock() - started)
     return float(np.median(taken)) * 1000 / count
-
-
-def frontier(material: Material, kind: str, strength: float, cost: Mapping[str, float]) -> list[Point]:
-    """The stacks of some members that no other stack beats in AUROC for as little time, from the fastest.
-
-    Subsets as `explore` tries them, all at one penalty, without calibration.
-    """
-    with one_thread():
-        return undominated(explore(len(material.names), lambda chosen: _point(material, chosen, kind, strength, cost)))
-
-
-def frontier_table(points: Sequence[Point]) -> pd.DataFrame:
-    """The frontier as text."""
-    return pd.DataFrame(
-        {
-            "members": [" + ".join(point.members) for point in points],
-            "AUROC": [f"{point.auroc:.4f}" for point in points],
-            "ms per image": [f"{point.milliseconds:.1f}" for point in points],
-        }
-    )
-
-
-def _point(material: Material, chosen: Sequence[int], kind: str, strength: float, cost: Mapping[str, float]) -> Point:
-    part = subset(material, chosen)
-    logits = scores_at(part, kind, strength)
-    taken = sum(cost[name] for name in part.names)
-    return Point(part.names, metrics.auroc(material.scored.labels, logits), taken)
 
 
 DRAWS = 200

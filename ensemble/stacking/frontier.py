@@ -5,10 +5,10 @@ Needs scikit-learn. What an image costs is handed in.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import TypeVar
 
 import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
 from ensemble.core import bootstrap
@@ -16,14 +16,14 @@ from ensemble.core.errors import ArtifactError, ManyeyesError
 from ensemble.core.metrics import Interval, auroc, sigmoid
 from ensemble.stacking.calibration import fit_calibration
 from ensemble.stacking.cascade import Cascade
-from ensemble.stacking.cascade_fit import MORE_ROWS, Rows, fit_cascade, halves, lacking_groups
-from ensemble.stacking.diagnostics import explore, undominated
+from ensemble.stacking.cascade_fit import MORE_ROWS, fit_cascade, halves, lacking_groups
 from ensemble.stacking.fit import fit, held_logits, out_of_fold, solve
-from ensemble.stacking.grouped_cv import Fold, grouped_folds, one_thread
-from ensemble.stacking.logit_table import Material, Part, same_rows
+from ensemble.stacking.grouped_cv import Fold, Nest, grouped_folds, one_thread
+from ensemble.stacking.logit_table import LabelledLogits, cross_validated
 from ensemble.stacking.stacker import Stacker
 from ensemble.stacking.threshold import asked_rule, choose_threshold
 
+EXHAUSTIVE = 8  # members up to which every subset is tried
 TOLERANCES = (0.0005, 0.001, 0.002, 0.005, 0.01)  # of the cascades tried
 SAME_SPEED = 1.02
 # a slower point is better in this share of draws of groups: by a single pair of images, members of noise would be too
@@ -73,18 +73,16 @@ class Costs:
 class Study:
     """Labelled rows, the half of them that points are chosen on, bool [N], and how stacks are fitted there.
 
-    folds: of that half. own: the stacker of all members, whose kind and threshold rule each stack has.
+    nests: of all rows. folds: of that half. own: the stacker of all members, whose kind and threshold rule each
+    stack has.
     """
 
-    material: Material
+    rows: LabelledLogits
+    nests: Sequence[Nest]
     first: np.ndarray
     folds: Sequence[Fold]
     own: Stacker
     strength: float
-
-    def logits(self, names: Sequence[str]) -> np.ndarray:
-        """Of all rows, float64 [N, names]."""
-        return self.material.fitting.logits[:, [self.material.names.index(name) for name in names]]
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ class Measured:
     lost: Interval
 
 
-def begin(rows: Rows, own: Stacker) -> Study:
+def begin(rows: LabelledLogits, own: Stacker) -> Study:
     """Halve rows, each with logits of weights that saw no row of its group; ArtifactError where they, or the
     members, are too few.
     """
@@ -127,32 +125,29 @@ def begin(rows: Rows, own: Stacker) -> Study:
         raise ArtifactError("the bundle has one member: there is nothing to choose from; train another, and stack")
     first = halves(rows.labels, rows.groups)
     _check(rows, first)
-    part = Part(pd.DataFrame({"label": rows.labels, "group": rows.groups}), rows.logits)
-    material = same_rows(own.members, part)
-    labels = part.labels[first]
+    rows = replace(rows, groups=rows.groups.astype(str))
+    data = cross_validated(rows)
+    half = rows.subset(first)
     with one_thread():
-        folds = grouped_folds(labels, part.groups[first])
-        strength = fit(own.kind, part.logits[first], labels, folds).strength
-    return Study(material, first, folds, own, strength)
+        folds = grouped_folds(half.labels, half.groups)
+        strength = fit(own.kind, half.logits, half.labels, folds).strength
+    return Study(rows, data.nests, first, folds, own, strength)
 
 
 def stacks(study: Study, costs: Costs) -> list[Point]:
-    """A point for every subset that `explore` tries and in which a member runs, at each precision."""
-    labels, first = study.material.fitting.labels, study.first
+    """A point for every subset that `search_subsets` tries and in which a member runs, at each precision."""
+    labels, first = study.rows.labels, study.first
     plain, *others = costs.members
 
-    def measure(chosen: tuple[int, ...]) -> Point:
-        names = tuple(study.material.names[column] for column in chosen)
-        logits = study.logits(names)
+    def measure(names: tuple[str, ...]) -> Point:
+        logits = study.rows.select(names).logits
         held = held_logits(study.own.kind, logits[first], labels[first], study.folds, study.strength)
         other = auroc(labels[~first], half_stacker(study, names).logit(logits[~first]))
         (drawn,) = _draws(study, held)
         return Point(names, plain, auroc(labels[first], held), drawn, other, costs.milliseconds(plain, names))
 
     with one_thread():
-        every = [
-            point for point in explore(len(study.material.names), measure) if set(point.members) & {*costs.view_of}
-        ]
+        every = [point for point in search_subsets(study.rows.members, measure) if {*point.members} & {*costs.view_of}]
     return every + [
         replace(point, precision=precision, milliseconds=costs.milliseconds(precision, point.members))
         for precision in others
@@ -174,9 +169,8 @@ def cascades(study: Study, points: Sequence[Point], costs: Costs) -> list[Point]
 
 
 def _with_cascade(study: Study, point: Point, costs: Costs, tolerance: float) -> Point:
-    part, first = study.material.fitting, study.first
-    stacker, logits = half_stacker(study, point.members), study.logits(point.members)
-    half = Rows(logits[first], part.labels[first], part.groups[first])
+    stacker, rows, first = half_stacker(study, point.members), study.rows.select(point.members), study.first
+    half = rows.subset(first)
     cascade = fit_cascade(stacker, half, costs.running(point.precision, point.members), tolerance)
     # less than nothing is lost but by chance
     full, found = stacker.logit(half.logits), cascade.apply(half.logits, stacker)[0]
@@ -185,7 +179,7 @@ def _with_cascade(study: Study, point: Point, costs: Costs, tolerance: float) ->
         point,
         auroc=point.auroc - max(cascade.report.loss.value, 0.0),
         drawn=point.drawn - np.maximum(whole - less, 0.0),
-        other=auroc(part.labels[~first], cascade.apply(logits[~first], stacker)[0]),
+        other=auroc(rows.labels[~first], cascade.apply(rows.logits[~first], stacker)[0]),
         milliseconds=costs.milliseconds(point.precision, cascade.order, cascade.report.shares),
         cascade=cascade,
     )
@@ -193,9 +187,8 @@ def _with_cascade(study: Study, point: Point, costs: Costs, tolerance: float) ->
 
 def _draws(study: Study, *models: np.ndarray) -> np.ndarray:
     """AUROC [models, RESAMPLES] of logits on the half that is chosen on, over draws of its groups."""
-    part, first = study.material.fitting, study.first
-    labels, groups = part.labels[first], part.groups[first]
-    return bootstrap.draws(labels, models, groups, ("auroc",), resamples=RESAMPLES)["auroc"]
+    half = study.rows.subset(study.first)
+    return bootstrap.draws(half.labels, models, half.groups, ("auroc",), resamples=RESAMPLES)["auroc"]
 
 
 def settle(points: Sequence[Point], ship: Callable[[Point], tuple[Point, T]]) -> tuple[dict[Point, T], list[str]]:
@@ -209,7 +202,7 @@ def settle(points: Sequence[Point], ship: Callable[[Point], tuple[Point, T]]) ->
     made: dict[Point, T] = {}
     refused: list[str] = []
     while True:
-        best = undominated([*made, *waiting], better)
+        best = drop_uncertain(pareto_front([*made, *waiting]))
         wanted = [point for point in best if point not in made]
         if not wanted:
             return {point: made[point] for point in best}, refused
@@ -221,6 +214,46 @@ def settle(points: Sequence[Point], ship: Callable[[Point], tuple[Point, T]]) ->
                 refused.append(str(error))
             else:
                 made[shipped] = what
+
+
+def search_subsets(members: Sequence[str], measure: Callable[[tuple[str, ...]], Point]) -> list[Point]:
+    """What `measure` says of subsets of the members.
+
+    Every subset of up to eight members. Of more, greedy forward selection: the subsets that are
+    found by adding, again and again, the member that raises the AUROC most.
+    """
+    if len(members) <= EXHAUSTIVE:
+        subsets = [chosen for size in range(1, len(members) + 1) for chosen in combinations(members, size)]
+        return [measure(chosen) for chosen in tqdm(subsets, desc="frontier", unit="stack", leave=False, disable=None)]
+    best: tuple[str, ...] = ()
+    tried: list[Point] = []
+    for _ in tqdm(members, desc="frontier", unit="member", leave=False, disable=None):
+        grown = [tuple(one for one in members if one in (*best, name)) for name in members if name not in best]
+        points = [measure(chosen) for chosen in grown]
+        best = grown[int(np.argmax([point.auroc for point in points]))]
+        tried += points
+    return tried
+
+
+def pareto_front(points: Sequence[Point]) -> list[Point]:
+    """The points above chance whose AUROC no point reaches in as little time, from the fastest."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.milliseconds, -point.auroc, len(point.members))):
+        if point.auroc > (front[-1].auroc if front else 0.5):
+            front.append(point)
+    return front
+
+
+def drop_uncertain(front: Sequence[Point]) -> list[Point]:
+    """Of a Pareto front, the points that are `better` than the one kept before them, or than chance.
+
+    A point that is dropped here has all the same taken what is slower and less accurate off the front.
+    """
+    kept: list[Point] = []
+    for point in front:
+        if better(point, kept[-1] if kept else None):
+            kept.append(point)
+    return kept
 
 
 def better(slow: Point, fast: Point | None) -> bool:
@@ -241,21 +274,19 @@ def apart(points: Sequence[Point]) -> list[Point]:
 
 def half_stacker(study: Study, names: Sequence[str]) -> Stacker:
     """A stack of some members, fitted on the half that is chosen on."""
-    part, first = study.material.fitting, study.first
-    coef, intercept = solve(study.own.kind, study.logits(names)[first], part.labels[first], study.strength)
+    half = study.rows.select(names).subset(study.first)
+    coef, intercept = solve(study.own.kind, half.logits, half.labels, study.strength)
     return Stacker(tuple(names), tuple(coef.tolist()), intercept, kind=study.own.kind)
 
 
 def measure(study: Study, point: Point) -> Measured:
     """How a point does on the other half, beside the stack of all members fitted on the same rows."""
-    part, other = study.material.fitting, ~study.first
-    stacker = half_stacker(study, point.members)
-    logits = study.logits(point.members)[other]
+    other, stacker = study.rows.subset(~study.first), half_stacker(study, point.members)
+    logits = other.select(point.members).logits
     found = point.cascade.apply(logits, stacker)[0] if point.cascade else stacker.logit(logits)
-    full = half_stacker(study, study.material.names).logit(part.logits[other])
-    labels, groups = part.labels[other], part.groups[other]
-    interval = bootstrap.score_intervals(labels, sigmoid(found), groups, names=("auroc",))["auroc"]
-    return Measured(interval, bootstrap.paired(labels, full, found, groups).difference)
+    full = half_stacker(study, study.rows.members).logit(other.logits)
+    interval = bootstrap.score_intervals(other.labels, sigmoid(found), other.groups, names=("auroc",))["auroc"]
+    return Measured(interval, bootstrap.paired(other.labels, full, found, other.groups).difference)
 
 
 def refit(study: Study, names: Sequence[str], calibration: str) -> Stacker:
@@ -264,10 +295,10 @@ def refit(study: Study, names: Sequence[str], calibration: str) -> Stacker:
     So `stack` does without folds. With them it fits on the training rows alone and keeps the
     held-out ones for the threshold and the scores; here both are fitted on.
     """
-    own, part, nests = study.own, study.material.fitting, study.material.nests
+    own, nests = study.own, study.nests
     if tuple(names) == own.members:
         return own
-    logits, labels, groups = study.logits(names), part.labels, part.groups
+    logits, labels, groups = study.rows.select(names).logits, study.rows.labels, study.rows.groups
     folds = [(nest.rows, nest.held) for nest in nests]
     with one_thread():
         fitted = fit(own.kind, logits, labels, folds)
@@ -278,7 +309,7 @@ def refit(study: Study, names: Sequence[str], calibration: str) -> Stacker:
     return Stacker(tuple(names), tuple(fitted.coef.tolist()), fitted.intercept, threshold, own.kind, found, rule, flips)
 
 
-def _check(rows: Rows, first: np.ndarray) -> None:
+def _check(rows: LabelledLogits, first: np.ndarray) -> None:
     if len(rows.labels) < LEAST_ROWS:
         raise ArtifactError(
             f"frontier chooses on {LEAST_ROWS} held-out images or more, and here are {len(rows.labels)}: {MORE_ROWS}"

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from PIL.Image import Image
 from tqdm import tqdm
 
@@ -31,13 +30,13 @@ from ensemble.stacking.diagnostics import COLLINEAR, DRAWS, near_collinear
 from ensemble.stacking.fit import Scores
 from ensemble.stacking.grouped_cv import grouped_folds, one_thread
 from ensemble.stacking.label_shift import Shift
-from ensemble.stacking.logit_table import Material, read_material, stack_scores
+from ensemble.stacking.logit_table import StackingData, read_stacking_data, stack_scores
 from ensemble.stacking.scores import Scored, score_models, signed
 from ensemble.stacking.stacker import KINDS, Stacker
 from ensemble.stacking.threshold import BALANCED, choose_threshold
 
 
-def measure(run: Path, names: Sequence[str], rows: pd.DataFrame) -> list[Scored]:
+def measure(run: Path, names: Sequence[str], ids: Sequence[str]) -> list[Scored]:
     """A line for each member: its scores with flips, and how far they lie from those without. Needs torch."""
     import torch
 
@@ -46,12 +45,13 @@ def measure(run: Path, names: Sequence[str], rows: pd.DataFrame) -> list[Scored]
 
     device = torch.device(choose_device("auto"))
     runners = [torch_runner(name, load_member(run, name), device) for name in names]
-    return compare(runners, run, rows)
+    return compare(runners, run, ids)
 
 
-def compare(runners: Sequence[Runner], run: Path, rows: pd.DataFrame) -> list[Scored]:
+def compare(runners: Sequence[Runner], run: Path, ids: Sequence[str]) -> list[Scored]:
     """As `measure`, for members ready to run; images are read as in training, in their canonical form if so."""
     frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first").set_index("id", drop=False)
+    rows = frame.loc[list(ids)]
     plan = canonical.read_plan(artifacts.canonical_path(run))
 
     def read(row: int, file: Path) -> Image:
@@ -59,8 +59,7 @@ def compare(runners: Sequence[Runner], run: Path, rows: pd.DataFrame) -> list[Sc
 
     both = [*runners, *map(with_flip, runners)]
     with tqdm(total=len(rows), desc="flips", unit="image", leave=False, disable=None) as bar:
-        files = dataset.files(frame.loc[rows["id"]])
-        logits, errors = score_images(files, both, progress=bar.update, read=read)
+        logits, errors = score_images(dataset.files(rows), both, progress=bar.update, read=read)
     if errors:
         raise ArtifactError(f"held-out images cannot be read: {join_limited(errors.values(), 2)}; put them back")
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy(dtype=str)
@@ -98,12 +97,12 @@ class StackResult:
 
     scored: it beside its members. kinds: beside the other kinds. weights: with intervals, None
     for a kind that estimates none. strength: its inverse penalty. held: its logits of
-    `rows`. ece: before and after calibration. balanced_accuracy: of the stack at its threshold.
+    `data.scored`. ece: before and after calibration. balanced_accuracy: of the stack at its threshold.
     flipped: None if not measured.
     """
 
     stacker: Stacker
-    material: Material
+    data: StackingData
     scored: list[Scored]
     kinds: list[Scored]
     weights: list[Interval] | None
@@ -118,16 +117,6 @@ class StackResult:
         """The stack's p of the rows, float64."""
         return metrics.sigmoid(self.held.calibrated)
 
-    @property
-    def rows(self) -> pd.DataFrame:
-        """The rows that the scores are of."""
-        return self.material.scored.rows
-
-    @property
-    def basis(self) -> str:
-        """How those rows stand to the stacker, in words."""
-        return self.material.basis
-
 
 def stack_run(run: Path, names: tuple[str, ...] = (), choices: StackOptions | None = None) -> StackResult:
     """Fit, score and store.
@@ -139,10 +128,10 @@ def stack_run(run: Path, names: tuple[str, ...] = (), choices: StackOptions | No
     choices = choices or StackOptions()
     chosen = artifacts.list_members(run, names)
     _check_externals(run, choices.externals)
-    material = read_material(run, chosen, choices.externals)
-    done = fit_and_score(material, choices)
+    data = read_stacking_data(run, chosen, choices.externals)
+    done = fit_and_score(data, choices)
     if choices.flips:
-        flipped = measure(run, chosen, material.scored.rows)
+        flipped = measure(run, chosen, data.ids)
         done = replace(done, flipped=flipped, stacker=replace(done.stacker, flips=helped(flipped)))
     for member in choices.externals:
         external.write_external(run, member)
@@ -150,26 +139,26 @@ def stack_run(run: Path, names: tuple[str, ...] = (), choices: StackOptions | No
     return done
 
 
-def fit_and_score(material: Material, choices: StackOptions) -> StackResult:
+def fit_and_score(data: StackingData, choices: StackOptions) -> StackResult:
     """Everything that needs no image."""
-    part, truth = material.fitting, (material.scored.labels, material.scored.groups)
+    part, truth = data.fitting, (data.scored.labels, data.scored.groups)
     with one_thread():
         folds = grouped_folds(part.labels, part.groups)
         fitted = fit.fit(choices.kind, part.logits, part.labels, folds)
         calibration = calibrate.fit_calibration(choices.calibration, fitted.held, part.labels, part.groups, folds)
     kinds = tqdm(KINDS, desc="stack", unit="kind", leave=False, disable=None)
-    scores = {kind: stack_scores(material, kind, choices.calibration) for kind in kinds}
+    scores = {kind: stack_scores(data, kind, choices.calibration) for kind in kinds}
     p = {kind: metrics.sigmoid(found.calibrated) for kind, found in scores.items()}
     ranking = {kind: metrics.sigmoid(found.raw) for kind, found in scores.items()}
     threshold, rule = choose_threshold(choices.threshold, truth[0], p[choices.kind])
     stacker = Stacker(
-        material.names, tuple(fitted.coef.tolist()), fitted.intercept, threshold, choices.kind, calibration, rule
+        data.members, tuple(fitted.coef.tolist()), fitted.intercept, threshold, choices.kind, calibration, rule
     )
     own = scores[choices.kind]
     return StackResult(
         stacker,
-        material,
-        stack_table.score_table(material.names, material.scored.logits, own.calibrated, *truth, own.raw),
+        data,
+        stack_table.score_table(data.members, data.scored.logits, own.calibrated, *truth, own.raw),
         stack_table.score_models(p, choices.kind, *truth, ranking),
         diagnostics.weight_intervals(choices.kind, part.logits, part.labels, part.groups, fitted.strength),
         fitted.strength,
@@ -191,7 +180,7 @@ def _check_externals(run: Path, externals: Sequence[External]) -> None:
 
 def record(done: StackResult, choices: StackOptions, fitted_on: Mapping[str, Any]) -> dict[str, Any]:
     """What stacker.json holds. fitted_on: hashes of the members and of what they scored."""
-    stacker, fitting, scored = done.stacker, done.material.fitting.rows, done.rows
+    stacker, fitting, scored = done.stacker, done.data.fitting, done.data.scored
     return {
         **stacker.to_dict(),
         "scores": {line.name: line.to_dict() for line in done.scored},
@@ -202,8 +191,13 @@ def record(done: StackResult, choices: StackOptions, fitted_on: Mapping[str, Any
         "ece": {"before_calibration": done.ece[0], "after": done.ece[1]},
         "balanced_accuracy": done.balanced_accuracy.to_dict(),
         "flip_scores": None if done.flipped is None else {line.name: line.to_dict() for line in done.flipped},
-        "rows": {"split": "heldout", "images": len(scored), "groups": scored["group"].nunique(), "stack": done.basis},
-        "fitted_rows": {"images": len(fitting), "groups": fitting["group"].nunique()},
+        "rows": {
+            "split": "heldout",
+            "images": len(scored.labels),
+            "groups": scored.group_count,
+            "stack": done.data.basis,
+        },
+        "fitted_rows": {"images": len(fitting.labels), "groups": fitting.group_count},
         "fitted_on": dict(fitted_on),
     }
 
@@ -280,7 +274,7 @@ def _weights(done: StackResult) -> list[str]:
     lines = []
     if done.weights is not None:
         lines.append(f"Weights: intervals from {DRAWS} draws of groups at the chosen penalty.")
-    for one, other, correlation in near_collinear(done.material.names, done.material.fitting.logits):
+    for one, other, correlation in near_collinear(done.data.members, done.data.fitting.logits):
         lines.append(
             f"{one} and {other} say nearly the same (correlation {correlation:.3f}, above {COLLINEAR}): "
             "their weights mean little apart, and one may do."
@@ -299,7 +293,7 @@ def _calibration(done: StackResult) -> list[str]:
 
 
 def _threshold_note(done: StackResult) -> str:
-    stacker, labels = done.stacker, done.material.scored.labels
+    stacker, labels = done.stacker, done.data.scored.labels
     called = done.stack_targets >= stacker.threshold
     return (
         f"Threshold: {stacker.threshold:.4f} ({stacker.threshold_rule}); on these rows it calls "

@@ -23,8 +23,8 @@ from ensemble.data.sources import LabelledImage
 from ensemble.data.splits import Fractions
 from ensemble.models import external, members
 from ensemble.models.classifier import read_classifiers
-from ensemble.stacking import logit_table, stack
-from ensemble.stacking.cascade_fit import Rows
+from ensemble.stacking import stack
+from ensemble.stacking.logit_table import LabelledLogits, cross_validated
 from ensemble.stacking.stack import StackOptions, StackResult, read_stacker
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle, check_images, heldout_rows, hub_bundles, member_logits, precisions
@@ -52,7 +52,7 @@ def export_run(run: Path, log: Log, force: bool = False, wish: CertifyOptions = 
     ]
     records = {job.name: export_member(job, work.path, log) for job in jobs}
     _copy_others(run, work.path, elsewhere)
-    heldout_rows.write_rows(work.path, stacker.members, _scored_unseen(run, stacker.members))
+    heldout_rows.write_rows(work.path, _scored_unseen(run, stacker.members))
     return finalize(work, records, elsewhere, replace(wish, evidence=wish.evidence or held, training=training), log)
 
 
@@ -74,7 +74,7 @@ def certify_bundle(folder: Path, log: Log, wish: CertifyOptions) -> dict[str, An
     return finalize(work, records, elsewhere, wish, log)
 
 
-def _scored_unseen(run: Path, names: Sequence[str]) -> Rows:
+def _scored_unseen(run: Path, names: Sequence[str]) -> LabelledLogits:
     """Every row that has logits of weights that saw no row of its group: with folds the training rows too."""
     parts = [members.heldout_logits(run, names)]
     fitting = members.fitting_logits(run, names)
@@ -82,7 +82,7 @@ def _scored_unseen(run: Path, names: Sequence[str]) -> Rows:
         parts.append(fitting)
     rows = pd.concat([part for part, _ in parts])
     logits = np.concatenate([logits for _, logits in parts])
-    return Rows(logits, rows["label"].to_numpy(), rows["group"].to_numpy(dtype=str))
+    return LabelledLogits(tuple(names), logits, rows["label"].to_numpy(), rows["group"].to_numpy(dtype=str))
 
 
 def _copy_others(source: Path, target: Path, elsewhere: list[str]) -> None:
@@ -152,15 +152,16 @@ def _stack(work: Path, records: Mapping[str, Any], items: Sequence[LabelledImage
     entries = {name: record["entry"] for name, record in records.items()}
     logits, errors = member_logits.compute(dataset.files(rows), columns(work, entries, FP32), "stack")
     kept = [row for row in range(len(rows)) if row not in errors]
-    part = logit_table.Part(rows.iloc[kept].reset_index(drop=True), logits[kept].astype(np.float64))
+    labels, groups = rows["label"].to_numpy()[kept], rows["group"].to_numpy(dtype=str)[kept]
+    scored = LabelledLogits(tuple(records), logits[kept].astype(np.float64), labels, groups)
     choices = StackOptions()
-    done = stack.fit_and_score(logit_table.same_rows(tuple(records), part), choices)
+    done = stack.fit_and_score(cross_validated(scored), choices)
     fitted_on = {
         "data_sha256": dataset.dataset_sha256(rows),
         "members": {name: artifacts.json_sha256(record["files"]) for name, record in records.items()},
     }
     artifacts.write_json(artifacts.stacker_path(work), stack.record(done, choices, fitted_on))
-    heldout_rows.write_rows(work, tuple(records), Rows(part.logits, part.labels, part.groups))
+    heldout_rows.write_rows(work, scored)
     return done
 
 

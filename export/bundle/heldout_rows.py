@@ -11,21 +11,23 @@ import pandas as pd
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, join_limited
-from ensemble.stacking.cascade_fit import Rows
+from ensemble.stacking.logit_table import LabelledLogits
 
 FILE = "heldout.parquet"
 REMEDY = "export again (python cli.py export; a bundle of classifiers from elsewhere with --member ... --stack-on DATA)"
 
 
-def write_rows(folder: Path, names: Sequence[str], rows: Rows) -> None:
-    """Write `label` 0 or 1, `group` as a code from 0, and `logit NAME` of each member of the stacker, float64."""
-    columns = {f"logit {name}": column.astype(np.float64) for name, column in zip(names, rows.logits.T, strict=True)}
+def write_rows(folder: Path, rows: LabelledLogits) -> None:
+    """Write `label` 0 or 1, `group` as a code from 0, and `logit NAME` of each member, float64."""
+    columns = {
+        f"logit {name}": column.astype(np.float64) for name, column in zip(rows.members, rows.logits.T, strict=True)
+    }
     codes = np.unique(rows.groups, return_inverse=True)[1].astype(np.int32)
     frame = pd.DataFrame({"label": rows.labels.astype(np.int8), "group": codes, **columns})
     artifacts.write_parquet(folder / FILE, frame)
 
 
-def read_rows(folder: Path, names: Sequence[str], asking: str = "--cascade") -> Rows:
+def read_rows(folder: Path, names: Sequence[str], asking: str = "--cascade") -> LabelledLogits:
     """A bundle's rows, logits in the order of `names`; ArtifactError where there are none, or none of sense.
 
     It says how to get them, to what the user calls `asking`.
@@ -36,7 +38,8 @@ def read_rows(folder: Path, names: Sequence[str], asking: str = "--cascade") -> 
     columns = [f"logit {name}" for name in names]
     if fault := _fault(frame, columns):
         raise ArtifactError(f"{asking}: {folder / FILE} {fault}; {REMEDY}")
-    return Rows(frame[columns].to_numpy(np.float64), *(frame[name].to_numpy(np.int64) for name in ("label", "group")))
+    labels, groups = (frame[name].to_numpy(np.int64) for name in ("label", "group"))
+    return LabelledLogits(tuple(names), frame[columns].to_numpy(np.float64), labels, groups)
 
 
 def _fault(frame: pd.DataFrame, columns: Sequence[str]) -> str:

@@ -108,9 +108,8 @@ def evaluate(
     threshold, which no image scored here has shaped. Writes scores.parquet and
     evaluation.json.
 
-    GenImage, FakeImageDataset (MPBench) and Chameleon are recognised by their folders, and
-    published figures stand beside ours. The same command goes on where it was stopped, and
-    cells that are done stay done.
+    GenImage, FakeImageDataset (MPBench) and Chameleon are recognised by their folders. The
+    same command goes on where it was stopped, and cells that are done stay done.
 
     \b
     Examples:
@@ -168,10 +167,7 @@ def _evaluate(job: EvaluateOptions, items: "Sequence[LabelledImage]", benchmarks
         "rows": evaluate_run.count(frame, errors),
         "stacker": evaluate_run.describe_stacker(model.stacker),
         **protocol.summarise(frame, model.stacker.threshold, job.seed, job.stress),
-    }
-    record |= {
         "leave_out": _left_out(job, run, frame, model),
-        "published": evaluate_run.published_record(record, benchmarks),
     }
     protocol.write(folder, frame, record)
     _print(record, title, run)
@@ -232,8 +228,6 @@ def _left_out(
 
 
 def _print(record: Mapping[str, Any], title: str, run: Path | None) -> None:
-    import pandas as pd
-
     from ensemble.evaluation import tables
 
     head = f"{record['name']}, {record['track']} track"
@@ -261,14 +255,6 @@ def _print(record: Mapping[str, Any], title: str, run: Path | None) -> None:
             beside = ", each against all reals" if column == "generator" and rows["real"] else ""
             click.echo(f"\n{head}: by {column}{beside}, worst first")
             options.table(tables.part_table(parts, column))
-    for figures in record["published"]:
-        click.echo(f"\n{head}: {figures['title']}")
-        options.table(pd.DataFrame(figures["rows"]))
-        for line in figures["sources"]:
-            click.echo(f"  {line}")
-        click.echo(
-            "  Ours is of the files as they lie there; where a note tells of other files, the two are not alike."
-        )
     if record["leave_out"] is not None and run is not None:
         _print_left_out(head, record["leave_out"], run)
 

@@ -22,7 +22,7 @@ from ensemble.images.decode import Source
 from ensemble.models import external
 from ensemble.stacking import frontier
 from ensemble.stacking.cascade import Cascade
-from ensemble.stacking.cascade_fit import Rows, fit_cascade
+from ensemble.stacking.cascade_fit import fit_cascade
 from ensemble.stacking.frontier import Costs, Measured, Point, Study
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle, check_images, heldout_rows, member_logits, operating_point
@@ -100,7 +100,7 @@ def explore(folder: Path, run: Path | None, wanted: RuntimeOptions, sources: Seq
     tried = [*stacks, *frontier.cascades(study, list(plain), taken)]
     best, left_out = frontier.settle(tried, ship)
     full = min((point for point in stacks if point.members == own.members), key=lambda point: point.milliseconds)
-    other = study.material.fitting.groups[~study.first]
+    other = study.rows.groups[~study.first]
     return Frontier(
         tried,
         {point: (frontier.measure(study, point), shipped) for point, shipped in best.items()},
@@ -177,7 +177,6 @@ def _shipper(
     It raises ArtifactError where that does not hold what the point says.
     """
     refit = cache(partial(frontier.refit, study, calibration=calibration))
-    part = study.material.fitting
 
     def ship(point: Point) -> tuple[Point, Shipped]:
         stacker: Stacker = refit(point.members)
@@ -186,9 +185,8 @@ def _shipper(
             _judge(stacker, lower, proof, point.precision)
         if point.cascade is None:
             return point, Shipped(stacker, None)
-        rows = Rows(study.logits(point.members), part.labels, part.groups)
         spent = taken.running(point.precision, point.members)
-        cascade = fit_cascade(stacker, rows, spent, point.cascade.tolerance)
+        cascade = fit_cascade(stacker, study.rows.select(point.members), spent, point.cascade.tolerance)
         milliseconds = taken.milliseconds(point.precision, cascade.order, cascade.report.shares)
         return replace(point, milliseconds=milliseconds), Shipped(stacker, cascade)
 

@@ -22,7 +22,7 @@ from ensemble.core.names import LABELS
 from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.data import dataset
 from ensemble.images import decode
-from ensemble.stacking.cascade_fit import Rows
+from ensemble.stacking.logit_table import LabelledLogits
 from ensemble.stacking.stack import fingerprint
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle
@@ -222,7 +222,9 @@ def exported_run(run: Path, cascade: bool = False) -> Path:
         two = -one / 2 + 4 * (np.abs(one) < 0.4) * rng.normal(size=2000)
         logits = np.column_stack([one, two])
         labels = (rng.random(2000) < sigmoid(8 * STACKER.logit(logits))).astype(int)
-        write_rows(artifacts.bundle_path(run), STACKER.members, Rows(logits, labels, rng.integers(0, 400, 2000)))
+        write_rows(
+            artifacts.bundle_path(run), LabelledLogits(STACKER.members, logits, labels, rng.integers(0, 400, 2000))
+        )
     write_bundle(run)
     return run
 

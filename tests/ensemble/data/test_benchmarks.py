@@ -1,12 +1,9 @@
-import pandas as pd
 import pytest
 from helpers import write_csv, write_image
 
 from ensemble.core.errors import DataError
-from ensemble.core.metrics import SCORES
 from ensemble.data.benchmarks import read_benchmarks, recognize_layout
 from ensemble.data.sources import ReadOptions
-from ensemble.evaluation import published
 
 GENIMAGE = {
     "Midjourney/imagenet_midjourney": "Midjourney",
@@ -113,45 +110,3 @@ def test_an_empty_benchmark_folder_is_refused(tmp_path):
     (folder / "test" / "1_fake").mkdir()
     with pytest.raises(DataError, match="holds no images; unpack Chameleon there"):
         read(folder)
-
-
-def test_every_figure_names_its_source_a_known_score_and_parts_that_layouts_have():
-    parts = {
-        "GenImage": set(published_parts("GENIMAGE")),
-        "FakeImageDataset": set(published_parts("FAKE_IMAGE_DATASET")),
-        "Chameleon": {"Chameleon"},
-    }
-    figures = published.load_figures()
-    assert {figure.benchmark for figure in figures} == set(parts)
-    for figure in figures:
-        assert figure.score in SCORES
-        assert set(figure.parts) <= parts[figure.benchmark]
-        assert all(0 <= value <= 100 for value in figure.parts.values())
-        assert figure.source
-        assert figure.url.startswith("https://")
-
-
-def published_parts(name):
-    from ensemble.data import benchmarks
-
-    return getattr(benchmarks, name).values()
-
-
-def part(name, value):
-    return {"name": name, "scores": {"balanced_accuracy": {"value": value, "low": value - 0.1, "high": value + 0.1}}}
-
-
-def test_published_figures_stand_beside_ours_with_a_mean_over_the_common_parts():
-    figures = [figure for figure in published.figures_of(["GenImage"]) if figure.method in ("DDA", "Swin-T")]
-    table = published.compare(figures, {"source": [part("ADM", 0.5), part("Midjourney", 0.75), part("other", 0.1)]})
-    expected = pd.DataFrame(
-        {
-            "": ["Midjourney", "ADM", "mean of 2"],
-            "ours": ["75.0 [65.0, 85.0]", "50.0 [40.0, 60.0]", "62.5"],
-            "DDA": ["95.6", "89.5", "92.5"],
-            "Swin-T": ["62.1", "49.8", "56.0"],
-        }
-    )
-    pd.testing.assert_frame_equal(table, expected)
-    assert "second-hand" in str(figures[1])
-    assert "second-hand" not in str(figures[0])

@@ -7,7 +7,7 @@ import pytest
 from ensemble.core import metrics
 from ensemble.core.bootstrap import score_intervals
 from ensemble.core.metrics import sigmoid
-from ensemble.evaluation.protocol import as_table, by
+from ensemble.evaluation.protocol import by
 
 HOSTILE = "<script>|`$x\n"
 
@@ -70,23 +70,3 @@ def test_ai_whose_generator_is_not_told_is_a_part(empty):
     frame = rows()
     frame.loc[frame["generator"] == "easy", "generator"] = empty
     assert [part.name for part in by(frame, "generator", resamples=20)] == ["not named", HOSTILE]
-
-
-def test_the_table_has_a_row_a_part():
-    parts = by(rows(), "source", resamples=50)
-    table = as_table(parts, "source")
-    assert list(table) == [
-        "source",
-        "real",
-        "ai",
-        "groups",
-        "AUROC",
-        "balanced accuracy",
-        "accuracy on real",
-        "accuracy on ai",
-    ]
-    assert table["source"].tolist() == [part.name for part in parts]
-    by_name = table.set_index("source")
-    assert by_name.loc["b", "AUROC"] == str(next(part for part in parts if part.name == "b").scores["auroc"])
-    assert by_name.loc["shop", "AUROC"] == ""
-    assert len(as_table(by(rows()[::2], "generator"), "generator")) == 0

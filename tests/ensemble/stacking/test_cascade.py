@@ -14,7 +14,8 @@ from ensemble.core.metrics import Interval, auroc
 from ensemble.stacking import cascade_fit
 from ensemble.stacking import cascade_fit as cascade_limits
 from ensemble.stacking.cascade import Cascade, Report, leave
-from ensemble.stacking.cascade_fit import Rows, check_rows, drawn, fit_cascade, fit_steps, halves
+from ensemble.stacking.cascade_fit import check_rows, drawn, fit_cascade, fit_steps, halves
+from ensemble.stacking.logit_table import LabelledLogits
 from ensemble.stacking.stacker import Calibration, Stacker
 
 STACKER = Stacker(("dear", "cheap"), (1.0, 0.5), -0.2, calibration=Calibration("temperature", 0.8))
@@ -29,7 +30,7 @@ def planted(confident=False, rows=2000, groups=300, seed=0):
     sign = 2 * labels - 1
     cheap = np.where(hard, -4 * sign if confident else 0, 4 * sign) + rng.normal(size=rows)
     dear = 5 * sign + rng.normal(size=rows)
-    return Rows(np.column_stack([dear, cheap]), labels, rng.integers(0, groups, rows)), hard
+    return LabelledLogits(STACKER.members, np.column_stack([dear, cheap]), labels, rng.integers(0, groups, rows)), hard
 
 
 def noisy(seed, rows=400, members=4):
@@ -40,7 +41,11 @@ def noisy(seed, rows=400, members=4):
     logits = np.column_stack([truth * (1 + k / 3) + rng.normal(size=rows) * 1.5 for k in range(members)])
     names = tuple(f"m{k}" for k in range(members))
     stacker = Stacker(names, tuple(rng.uniform(0.2, 1, members).tolist()), 0.1)
-    return stacker, Rows(logits, labels, rng.integers(0, 80, rows)), {name: 2.0**k for k, name in enumerate(names)}
+    return (
+        stacker,
+        LabelledLogits(names, logits, labels, rng.integers(0, 80, rows)),
+        {name: 2.0**k for k, name in enumerate(names)},
+    )
 
 
 def closed(cascade):
@@ -100,7 +105,7 @@ def test_too_few_rows_or_groups_are_refused(rows, groups, message):
 def test_groups_that_no_quarter_can_share_are_refused(sizes, enough):
     groups = np.repeat(np.arange(2 * len(sizes)), sizes * 2)
     labels = (groups >= len(sizes)).astype(int)
-    rows = Rows(np.zeros((len(labels), 2)), labels, groups)
+    rows = LabelledLogits(STACKER.members, np.zeros((len(labels), 2)), labels, groups)
     if enough:
         check_rows(rows)
         return
@@ -119,8 +124,8 @@ def test_the_full_stack_is_drawn_once_a_fit_and_nothing_where_the_expected_loss_
         return draws(labels, models, *given, **options)
 
     monkeypatch.setattr(bootstrap, "draws", spy)
-    material = cascade_limits.Material(
-        stacker.members, rows.logits, full, rows.labels, rows.groups, np.array(list(costs.values()))
+    material = cascade_limits.CascadeData(
+        stacker.members, rows.logits, rows.labels, rows.groups, full, np.array(list(costs.values()))
     )
     folds = cascade_fit.quarters(rows.labels, rows.groups, 0)
     steps = fit_steps(material, folds, 0.01, 0)
@@ -138,7 +143,9 @@ def test_the_full_stack_is_drawn_once_a_fit_and_nothing_where_the_expected_loss_
 def test_of_very_many_rows_whole_groups_are_drawn(seed, largest):
     rng = np.random.default_rng(seed)
     groups = rng.permutation(np.repeat(np.arange(600), rng.integers(1, largest + 10, 600)))
-    rows = Rows(np.arange(2 * len(groups)).reshape(-1, 2), rng.integers(0, 2, len(groups)), groups)
+    rows = LabelledLogits(
+        STACKER.members, np.arange(2 * len(groups)).reshape(-1, 2), rng.integers(0, 2, len(groups)), groups
+    )
     part = drawn(rows, seed)
     kept = np.isin(groups, part.groups)
     assert min(4000 - largest, len(groups)) <= kept.sum() <= 4000
@@ -149,7 +156,7 @@ def test_of_very_many_rows_whole_groups_are_drawn(seed, largest):
 
 def test_of_a_few_giant_groups_none_is_left_out():
     groups = np.repeat(np.arange(16), 500)
-    rows = Rows(np.zeros((len(groups), 2)), groups % 2, groups)
+    rows = LabelledLogits(STACKER.members, np.zeros((len(groups), 2)), groups % 2, groups)
     assert drawn(rows) is rows
 
 
@@ -176,7 +183,7 @@ def test_a_member_that_tells_nothing_runs_last_or_never_though_it_is_cheap():
     rows, _ = planted()
     useless = np.random.default_rng(5).normal(size=len(rows.labels))
     stacker = Stacker(("useless", "dear", "cheap"), (0.001, 1.0, 0.5), 0.0)
-    more = replace(rows, logits=np.column_stack([useless, rows.logits]))
+    more = replace(rows, members=stacker.members, logits=np.column_stack([useless, rows.logits]))
     cascade = fit_cascade(stacker, more, {"useless": 0.9, **COSTS}, 0.001)
     assert cascade.order == ("cheap", "dear", "useless")
     assert cascade.report.shares[2] < 0.05

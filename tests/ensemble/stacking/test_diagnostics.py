@@ -8,18 +8,17 @@ from PIL import Image
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError
-from ensemble.core.metrics import auroc
 from ensemble.models.runner import Runner, score_images, with_flip
 from ensemble.stacking import diagnostics, stack
-from ensemble.stacking.diagnostics import Point, frontier, milliseconds, undominated, without_each
+from ensemble.stacking.diagnostics import milliseconds, without_each
 from ensemble.stacking.fit import Scores
-from ensemble.stacking.logit_table import read_material, scores_at, subset
+from ensemble.stacking.logit_table import read_stacking_data
 
 
 def material(run, signals):
     frame = make_frame()
     write_run(run, {name: noisy_logits(frame, signal, seed) for seed, (name, signal) in enumerate(signals.items())})
-    return read_material(run, list(signals))
+    return read_stacking_data(run, list(signals))
 
 
 def test_each_member_is_left_out_once_and_the_useful_one_is_missed(tmp_path):
@@ -43,42 +42,6 @@ def test_one_member_cannot_be_dropped(tmp_path):
         without_each(found, "logistic", "none", Scores(found.scored.logits[:, 0], found.scored.logits[:, 0]))
 
 
-def test_the_frontier_holds_what_nothing_beats_in_less_time(tmp_path):
-    found = material(tmp_path, {"strong": 2, "cheap": 1, "noise": 0, "costly": 0.1})
-    cost = {"strong": 10.0, "cheap": 1.0, "noise": 1.0, "costly": 99.0}
-    points = frontier(found, "logistic", 1.0, cost)
-    assert points[0].members == ("cheap",)
-    assert points[0].milliseconds == 1.0
-    assert any("strong" in point.members for point in points)
-    for point in points:
-        columns = [found.names.index(name) for name in point.members]
-        assert point.auroc == auroc(found.scored.labels, scores_at(subset(found, columns), "logistic", 1.0))
-        assert point.milliseconds == sum(cost[name] for name in point.members)
-    assert [point.milliseconds for point in points] == sorted(point.milliseconds for point in points)
-    assert [point.auroc for point in points] == sorted(point.auroc for point in points)
-
-
-def test_many_members_are_added_one_by_one(tmp_path, monkeypatch):
-    found = material(tmp_path, {f"m{i}": i / 2 for i in range(5)})
-    cost = dict.fromkeys(found.names, 1.0)
-    every = frontier(found, "mean", 1.0, cost)
-    monkeypatch.setattr(diagnostics, "EXHAUSTIVE", 3)
-    greedy = frontier(found, "mean", 1.0, cost)
-    assert greedy[0] == every[0] == max(every[:1] + greedy[:1], key=lambda point: point.auroc)
-    assert greedy[-1].auroc <= every[-1].auroc
-
-
-def test_a_point_as_slow_and_no_better_is_dominated():
-    good, slow, bad, fast, useless = (
-        Point(("a",), 0.9, 5.0),
-        Point(("b",), 0.9, 6.0),
-        Point(("c",), 0.8, 5.0),
-        Point(("d",), 0.7, 1.0),
-        Point(("e",), 0.5, 0.1),
-    )
-    assert undominated([slow, good, bad, useless, fast]) == [fast, good]
-
-
 def test_time_is_the_median_of_an_image_after_a_run_to_warm_up():
     ticks = iter([0.0, 4.0, 10.0, 11.0, 20.0, 22.0, 30.0, 33.0, 40.0, 90.0])
     calls = []
@@ -87,13 +50,12 @@ def test_time_is_the_median_of_an_image_after_a_run_to_warm_up():
     assert calls == [8] * 6
 
 
-def test_the_command_prints_both_tables(tmp_path, monkeypatch):
+def test_the_command_prints_the_table(tmp_path, monkeypatch):
     write_run(tmp_path)
-    monkeypatch.setattr(diagnostics, "measure_costs", lambda run, names, rows: (dict.fromkeys(names, 2.5), "cpu"))
+    monkeypatch.setattr(diagnostics, "measure_costs", lambda run, names, ids: (dict.fromkeys(names, 2.5), "cpu"))
     code, out, err = run_cli("stack", "--run", tmp_path, "--drop-one", "--threshold", "0.25", "--kind", "nonnegative")
     assert (code, err) == (0, "")
     assert re.search(r"\(none\) +0\.\d{4} .* 5\.0\n +one +0\.\d{4} .* 2\.5\n +two ", out)
-    assert "The best stacks for their time" in out
     assert "Threshold: 0.2500 (given)" in out
     assert "nonnegative" in out
 
@@ -138,19 +100,19 @@ def halves(tmp_path):
 
 def test_flips_help_whom_they_help(halves):
     rows = heldout(pd.read_parquet(artifacts.dataset_path(halves)))
-    lines = stack.compare([brightness("one_eyed", 20.0, 0.0), brightness("both", 10.0, 10.0)], halves, rows)
+    lines = stack.compare([brightness("one_eyed", 20.0, 0.0), brightness("both", 10.0, 10.0)], halves, list(rows["id"]))
     assert [line.name for line in lines] == ["one_eyed", "both"]
     assert lines[0].log_loss_difference.high < 0
     assert lines[1].log_loss_difference.value == pytest.approx(0, abs=1e-6)
     assert stack.helped(lines) == ("one_eyed",)
     (halves / "images" / rows["path"].iloc[0]).write_bytes(b"")
     with pytest.raises(ArtifactError, match="held-out images cannot be read"):
-        stack.compare([brightness("both", 1.0, 1.0)], halves, rows)
+        stack.compare([brightness("both", 1.0, 1.0)], halves, list(rows["id"]))
 
 
 def test_stack_tta_keeps_what_it_found(halves, monkeypatch):
     runners = [brightness("one", 20.0, 0.0), brightness("two", 10.0, 10.0)]
-    monkeypatch.setattr(stack, "measure", lambda run, names, rows: stack.compare(runners, run, rows))
+    monkeypatch.setattr(stack, "measure", lambda run, names, ids: stack.compare(runners, run, ids))
     code, out, err = run_cli("stack", "--run", halves, "--tta")
     assert (code, err) == (0, "")
     assert re.search(r"\n  one: -\d.*, helps\n  two: .*, does not help beyond noise\n", out)

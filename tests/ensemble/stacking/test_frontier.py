@@ -13,10 +13,20 @@ from ensemble.core.errors import ArtifactError
 from ensemble.core.metrics import Interval, sigmoid
 from ensemble.stacking import frontier
 from ensemble.stacking.cascade import Cascade, Report, Step
-from ensemble.stacking.cascade_fit import Rows
-from ensemble.stacking.diagnostics import undominated
 from ensemble.stacking.fit import fit_stacker
-from ensemble.stacking.frontier import Costs, Point, apart, begin, measure, refit, settle, stacks
+from ensemble.stacking.frontier import (
+    Costs,
+    Point,
+    apart,
+    begin,
+    drop_uncertain,
+    measure,
+    pareto_front,
+    refit,
+    settle,
+    stacks,
+)
+from ensemble.stacking.logit_table import LabelledLogits
 from ensemble.stacking.stacker import Stacker
 from ensemble.stacking.threshold import asked_rule, choose_threshold
 
@@ -36,7 +46,7 @@ def planted(cheap=1.0, dear=2.0, seed=0, rows=ROWS):
     rng = np.random.default_rng(seed)
     labels, groups = rng.integers(0, 2, rows), rng.integers(0, GROUPS, rows)
     signal = np.array([0.0, 0.0, cheap, dear])
-    return Rows(rng.normal(size=(rows, 4)) + signal * (2 * labels - 1)[:, None], labels, groups)
+    return LabelledLogits(NAMES, rng.normal(size=(rows, 4)) + signal * (2 * labels - 1)[:, None], labels, groups)
 
 
 def mean_of(names=NAMES, **values):
@@ -112,7 +122,7 @@ def beaten(points, listed):
 @given(st.lists(POINT, max_size=12))
 def test_no_point_that_was_tried_beats_one_that_is_listed(drawn):
     points = [drawn_point(str(number), *values) for number, values in enumerate(drawn)]
-    listed = undominated(points, frontier.better)
+    listed = drop_uncertain(pareto_front(points))
     assert not beaten(points, listed)
     assert all(frontier.better(slow, fast) for fast, slow in pairwise([None, *listed]))
 
@@ -123,15 +133,15 @@ def test_what_a_lucky_point_beats_is_not_listed_though_the_lucky_one_is_not():
         drawn_point("lucky", 2.0, 0.90, 0.05),
         drawn_point("slow", 3.0, 0.885, 0.001),
     ]
-    assert undominated(points, frontier.better) == [fast]
-    assert undominated([fast, slow], frontier.better) == [fast, slow]
+    assert drop_uncertain(pareto_front(points)) == [fast]
+    assert drop_uncertain(pareto_front([fast, slow])) == [fast, slow]
     assert beaten(points, [slow]) == [(slow, lucky)]
 
 
 def test_members_of_noise_do_not_join_by_luck():
     own = Stacker(NAMES, (1.0,) * 4, 0.0)  # logistic regression hardly suffers from them
     lucky = [point for point in stacks(begin(planted(), own), COSTS) if point.auroc > 0.55]
-    assert any({"noise", "hiss"} & {*point.members} for point in undominated(lucky))
+    assert any({"noise", "hiss"} & {*point.members} for point in pareto_front(lucky))
     _, found = best_of(planted(), own=own)
     assert [point.members for point in found] == [("cheap",), ("dear",), ("cheap", "dear")]
 
@@ -141,7 +151,7 @@ def test_nothing_of_the_half_that_is_reported_on_is_used(own):
     rows = planted()
     study = begin(rows, own)
     turned = np.where(study.first[:, None], rows.logits, -rows.logits)
-    twin = begin(Rows(turned, rows.labels, rows.groups), own)
+    twin = begin(replace(rows, logits=turned), own)
     for point, other in zip(stacks(study, COSTS), stacks(twin, COSTS), strict=True):
         assert (point.members, point.auroc) == (other.members, other.auroc)
         assert point.other == pytest.approx(1 - other.other)
@@ -165,7 +175,7 @@ def test_a_cascade_of_the_best_is_tried_and_costs_what_its_images_need():
     own = Stacker(("cheap", "dear"), (0.5, 0.25), 0.1)
     logits = np.column_stack([one, two])
     labels = (rng.random(2000) < sigmoid(8 * own.logit(logits))).astype(int)
-    study = begin(Rows(logits, labels, rng.integers(0, GROUPS, 2000)), own)
+    study = begin(LabelledLogits(own.members, logits, labels, rng.integers(0, GROUPS, 2000)), own)
     both = next(point for point in stacks(study, COSTS) if len(point.members) == 2)
     found = frontier.cascades(study, [both], COSTS)
     point = found[-1]
@@ -188,8 +198,8 @@ def test_what_a_cascade_loses_counts_against_it_and_what_it_wins_by_chance_does_
     monkeypatch.setattr(frontier, "fit_cascade", lambda *given: early)
     found = frontier.cascades(study, [both], COSTS)[0]
     assert found.auroc == pytest.approx(both.auroc - max(loss, 0))
-    rows, first = study.material.fitting, study.first
-    stacker, logits = frontier.half_stacker(study, both.members), study.logits(both.members)[first]
+    rows, first = study.rows, study.first
+    stacker, logits = frontier.half_stacker(study, both.members), rows.select(both.members).logits[first]
     whole, less = bootstrap.draws(
         rows.labels[first],
         [stacker.logit(logits), early.apply(logits, stacker)[0]],
@@ -283,7 +293,7 @@ def test_the_rule_of_a_threshold_is_known_from_its_answer(rule):
 
 def test_too_little_to_choose_on_is_said():
     with pytest.raises(ArtifactError, match="the bundle has one member: there is nothing to choose from"):
-        begin(Rows(planted().logits[:, :1], planted().labels, planted().groups), mean_of(("cheap",)))
+        begin(planted().select(["cheap"]), mean_of(("cheap",)))
     with pytest.raises(
         ArtifactError, match=r"frontier chooses on 100 held-out images or more, and here are 60: export"
     ):
@@ -292,7 +302,7 @@ def test_too_little_to_choose_on_is_said():
     with pytest.raises(
         ArtifactError, match=r"reports on the other half; one half has \d groups with real images, and 4"
     ):
-        begin(Rows(rows.logits, rows.labels, rows.groups % 5), mean_of())
+        begin(replace(rows, groups=rows.groups % 5), mean_of())
 
 
 @given(st.lists(st.floats(1, 1000), min_size=1, max_size=30, unique=True))
@@ -306,3 +316,29 @@ def test_of_points_that_no_timing_tells_apart_the_most_accurate_stays(times):
             for other in kept
         )
     assert all(b.milliseconds > a.milliseconds * 1.02 for a, b in pairwise(kept))
+
+
+def test_many_members_are_added_one_by_one(monkeypatch):
+    worth = dict(zip("abcde", (0.1, 0.5, 0.2, 0.3, 0.4), strict=True))
+
+    def value(names):
+        return Point(names, "fp32", sum(map(worth.get, names)), np.empty(0), 0.5, 1.0)
+
+    assert len(frontier.search_subsets(tuple(worth), value)) == 31
+    monkeypatch.setattr(frontier, "EXHAUSTIVE", 3)
+    tried = [point.members for point in frontier.search_subsets(tuple(worth), value)]
+    assert len(tried) == 5 + 4 + 3 + 2 + 1
+    assert tried[5:9] == [("a", "b"), ("b", "c"), ("b", "d"), ("b", "e")]
+    assert tried[9:12] == [("a", "b", "e"), ("b", "c", "e"), ("b", "d", "e")]
+    assert tried[-1] == tuple(worth)
+
+
+def test_a_point_as_slow_and_no_better_is_not_on_the_front():
+    good, slow, bad, fast, useless = (
+        drawn_point("good", 5.0, 0.9, 0.0),
+        drawn_point("slow", 6.0, 0.9, 0.0),
+        drawn_point("bad", 5.0, 0.8, 0.0),
+        drawn_point("fast", 1.0, 0.7, 0.0),
+        drawn_point("useless", 0.1, 0.5, 0.0),
+    )
+    assert pareto_front([slow, good, bad, useless, fast]) == [fast, good]

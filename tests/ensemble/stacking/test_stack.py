@@ -141,8 +141,8 @@ def test_the_stack_is_scored_out_of_fold(tmp_path):
     done = stack.stack_run(tmp_path)
     lines = done.scored
     logits = np.stack(list(noise.values()), axis=1)
-    in_sample = metrics.auroc(done.rows["label"], done.stacker.logit(logits))
-    assert done.basis == "out of fold"
+    in_sample = metrics.auroc(done.data.scored.labels, done.stacker.logit(logits))
+    assert done.data.basis == "out of fold"
     assert lines[-1].name == "stack"
     assert lines[-1].auroc.value < in_sample
     assert "beats its best member" not in verdict(lines)
@@ -151,8 +151,8 @@ def test_the_stack_is_scored_out_of_fold(tmp_path):
 def test_with_folds_the_stack_is_fitted_on_other_rows_than_it_is_scored_on(tmp_path):
     frame, scores = write_folded_run(tmp_path, {"one": 2.0, "two": 1.0})
     done = stack.stack_run(tmp_path)
-    assert done.basis == "fitted on other rows"
-    assert list(done.rows["id"]) == list(heldout(frame)["id"])
+    assert done.data.basis == "fitted on other rows"
+    assert done.data.ids == list(heldout(frame)["id"])
     held = frame["split"] == "heldout"
     logits = np.stack([table["logit"] for table in scores.values()], axis=1).astype(float)
     auroc = metrics.auroc(frame.loc[held, "label"], done.stacker.logit(logits[held]))

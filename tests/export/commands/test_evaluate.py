@@ -190,23 +190,15 @@ def test_selection_for_another_test_leaves_the_track_inductive(run, tmp_path):
     assert "photos, inductive track" in ok(evaluate(run, "--grid", "none"))
 
 
-def test_a_published_table_is_one_command(run, tmp_path):
+def test_a_benchmark_is_recognised_and_scored_by_source(run, tmp_path):
     for generator in ("Midjourney", "ADM"):
         for number, value in enumerate(VALUES):
             kind = "ai" if number % 2 else "nature"
             write_image(tmp_path / "GenImage" / generator / "val" / kind / f"{number}.png", value)
     out = ok(evaluate(run, "--grid", "none", data=tmp_path / "GenImage"))
     assert "recognised as GenImage" in out
-    assert "published for GenImage: balanced accuracy in per cent, by source" in out
-    (row,) = [line.split() for line in out.splitlines() if line.strip().startswith("Midjourney") and "95.6" in line]
-    (part,) = [part for part in record_of(run, "GenImage")["by_source"] if part["name"] == "Midjourney"]
-    assert row[1] == f"{100 * part['scores']['balanced_accuracy']['value']:.1f}"
-    assert "second-hand" in out
+    assert {part["name"] for part in record_of(run, "GenImage")["by_source"]} == {"Midjourney", "ADM"}
     assert "24 images (12 real, 12 ai), each a group of its own" in out
-    assert "where a note tells of other files, the two are not alike" in out
-    assert {figure["method"] for table in record_of(run, "GenImage")["published"] for figure in table["figures"]} > {
-        "DDA"
-    }
 
 
 def test_a_bundle_alone_needs_an_output_and_says_what_is_not_known(run, tmp_path):

@@ -23,7 +23,7 @@ from PIL import Image
 
 from ensemble.core import artifacts
 from ensemble.core.metrics import Interval, sigmoid
-from ensemble.stacking.cascade_fit import Rows
+from ensemble.stacking.logit_table import LabelledLogits
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle, check_images, heldout_rows, member_logits, operating_point
 from export.bundle.export import export_run
@@ -45,12 +45,12 @@ def planted_rows(spoilt=False):
     logits = rng.normal(size=(800, 2))
     worth = np.array([3.0, 0.0 if spoilt else 1.5])
     labels = (rng.random(800) < sigmoid(logits @ worth)).astype(int)
-    return Rows(logits, labels, rng.integers(0, 80, 800))
+    return LabelledLogits(STACKER.members, logits, labels, rng.integers(0, 80, 800))
 
 
 def make(run, spoilt=False):
     exported_run(run)
-    heldout_rows.write_rows(artifacts.bundle_path(run), STACKER.members, planted_rows(spoilt))
+    heldout_rows.write_rows(artifacts.bundle_path(run), planted_rows(spoilt))
     write_bundle(run)
     return run
 
@@ -358,7 +358,7 @@ def test_a_point_may_be_a_cascade(tmp_path, pictures, monkeypatch, timed):
     one = rng.uniform(-2, 2, 800)  # two matters only where one is near 0
     logits = np.column_stack([one, -one / 2 + 4 * (np.abs(one) < 0.4) * rng.normal(size=800)])
     labels = (rng.random(800) < sigmoid(8 * STACKER.logit(logits))).astype(int)
-    heldout_rows.write_rows(run / "bundle", STACKER.members, Rows(logits, labels, rng.integers(0, 60, 800)))
+    heldout_rows.write_rows(run / "bundle", LabelledLogits(STACKER.members, logits, labels, rng.integers(0, 60, 800)))
     write_bundle(run)
     code, out, _ = run_cli("frontier", "--run", run, "--budget", 100, "--output", tmp_path / "f.png")
     assert code == 0
