@@ -23,6 +23,8 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as tv
 
+from ensemble.images import preprocess
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from ensemble.core.preprocess_config import PreprocessConfig  # noqa: E402
@@ -116,8 +118,8 @@ def whole(pictures: Sequence[Image.Image], augments: dict[str, Augment], folder:
 
 def delivered(files: Sequence[Path], augment: Augment, geometry: str, epochs: int) -> float:
     """Images a second of processor time."""
-    contract = PreprocessConfig(size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3, geometry=geometry)
-    rows = TrainDataset(files, np.zeros(len(files)), contract, augment)
+    preprocess_config = PreprocessConfig(size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3, geometry=geometry)
+    rows = TrainDataset(files, np.zeros(len(files)), preprocess_config, augment)
     spent = 0.0
     for rows.epoch in range(epochs):
         spent += sum(seconds(rows.__getitem__, row) for row in range(len(files)))
@@ -142,7 +144,7 @@ def seconds(call: Callable, *arguments: object) -> float:
 
 def read_photos(folder: Path | None, side: int) -> list[Image.Image]:
     if folder is not None:
-        return [decode.flatten(decode.decode(folder / name), (255, 255, 255)) for name in list_images(folder)]
+        return [preprocess.flatten(decode.decode(folder / name), (255, 255, 255)) for name in list_images(folder)]
     photos = packaged_photos().values()
     return [photo.resize([round(edge * side / max(photo.size)) for edge in photo.size], 3) for photo in photos]
 

@@ -123,8 +123,7 @@ def compiled(job: Job) -> tuple[Pass, str]:
     """torch.compile with our own decoding, weights and activations in the precision, a fixed batch."""
     import torch
 
-    from ensemble.models import backbone
-    from ensemble.models import processor as contracts
+    from ensemble.models import backbone, processor
     from ensemble.models import runner as score
 
     torch.set_float32_matmul_precision("high")
@@ -132,9 +131,12 @@ def compiled(job: Job) -> tuple[Pass, str]:
 
     def runner(name: str, folder: Path) -> score.Runner:
         network, config = backbone.load_classifier(folder)
-        contract = contracts.from_checkpoint(folder, config)
+        preprocess_config = processor.from_checkpoint(folder, config)
         network = torch.compile(network.to(job.device, dtype).to(memory_format=torch.channels_last))
-        mean, std = (torch.tensor(each, device=job.device).view(1, 3, 1, 1) for each in (contract.mean, contract.std))
+        mean, std = (
+            torch.tensor(each, device=job.device).view(1, 3, 1, 1)
+            for each in (preprocess_config.mean, preprocess_config.std)
+        )
 
         def run(pixels: np.ndarray) -> np.ndarray:
             found = []
@@ -147,8 +149,8 @@ def compiled(job: Job) -> tuple[Pass, str]:
                     found.append((logits[:, 1] - logits[:, 0])[: len(part)])
             return torch.cat(found).cpu().numpy()
 
-        run(np.zeros((1, contract.size, contract.size, 3), np.uint8))  # compiles
-        return score.Runner(name, contract, run)
+        run(np.zeros((1, preprocess_config.size, preprocess_config.size, 3), np.uint8))  # compiles
+        return score.Runner(name, preprocess_config, run)
 
     runners = [runner(name, Path(folder)) for name, folder in job.classifiers.items()]
 
@@ -196,7 +198,7 @@ def shares(job: Job) -> tuple[Pass, str]:
     def run() -> Answer:
         seconds = {}
         for runner in ensemble.runners:
-            size = runner.contract.size
+            size = runner.preprocess_config.size
             pixels = draw.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
             started = time.perf_counter()
             runner.run(pixels)

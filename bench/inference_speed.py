@@ -47,7 +47,8 @@ from inference_peers import Job, peak_mib, start  # noqa: E402
 from ensemble.core import artifacts  # noqa: E402
 from ensemble.core.parallel import available_cores  # noqa: E402
 from ensemble.core.preprocess_config import PreprocessConfig  # noqa: E402
-from ensemble.images.decode import decode, to_pixels  # noqa: E402
+from ensemble.images.decode import decode  # noqa: E402
+from ensemble.images.preprocess import to_pixels  # noqa: E402
 from export.bundle import bundle as bundles  # noqa: E402
 from export.bundle import int8  # noqa: E402
 from export.bundle.precision_search import read_layers  # noqa: E402
@@ -119,8 +120,8 @@ def add_int8(bundle: Path, photos: Path) -> None:
             continue
         source, by = bundle / entry["file"], int8.quantizer(symmetric=False)
         print(f"{name}: quantizing {source.stat().st_size >> 20} MiB with {by}, {len(files)} photographs", flush=True)
-        contract, started = PreprocessConfig.from_dict(entry["contract"]), time.monotonic()
-        pixels = np.concatenate([to_pixels(decode(file), contract)[:1] for file in files])
+        preprocess_config, started = PreprocessConfig.from_dict(entry["contract"]), time.monotonic()
+        pixels = np.concatenate([to_pixels(decode(file), preprocess_config)[:1] for file in files])
         target = f"members/{name}.int8.onnx"
         int8.write_int8(source, bundle / target, pixels, read_layers(source)[-1].nodes)
         print(f"{name}: {time.monotonic() - started:.0f} s, {peak_mib()} MiB of memory at most so far", flush=True)

@@ -22,6 +22,8 @@ import numpy as np
 import PIL
 from PIL import Image, features
 
+from ensemble.images import preprocess
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from ensemble.core.preprocess_config import PreprocessConfig  # noqa: E402
@@ -84,12 +86,16 @@ def encoded(picture: Image.Image) -> bytes:
 
 def measured(jpegs: list[bytes], rounds: int) -> dict[str, float]:
     """Milliseconds an image of each way, the median over rounds in which the ways alternate."""
-    contracts = list(MEMBERS.values())
+    preprocess_configs = list(MEMBERS.values())
     ways: dict[str, Callable[[bytes], object]] = {"decode alone": decode.decode}
-    for name, contract in MEMBERS.items():
-        ways[name] = lambda data, contract=contract: decode.prepare(decode.decode(data), [contract])
-    ways["all five"] = lambda data: decode.prepare(decode.decode(data), contracts)
-    ways["all five, each by itself"] = lambda data: [decode.to_pixels(decode.decode(data), c) for c in contracts]
+    for name, preprocess_config in MEMBERS.items():
+        ways[name] = lambda data, preprocess_config=preprocess_config: preprocess.prepare(
+            decode.decode(data), [preprocess_config]
+        )
+    ways["all five"] = lambda data: preprocess.prepare(decode.decode(data), preprocess_configs)
+    ways["all five, each by itself"] = lambda data: [
+        preprocess.to_pixels(decode.decode(data), c) for c in preprocess_configs
+    ]
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():

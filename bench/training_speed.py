@@ -90,14 +90,14 @@ class TheirRows(Dataset[dict[str, Any]]):
     """What the example's `train_transforms` makes of each image."""
 
     def __init__(self, files: list[Path], member: Member) -> None:
-        contract = member.contract
+        preprocess_config = member.preprocess_config
         self.files = files
         self.transform = T.Compose(
             [
-                T.RandomResizedCrop(contract.size),
+                T.RandomResizedCrop(preprocess_config.size),
                 T.RandomHorizontalFlip(),
                 T.ToTensor(),
-                T.Normalize(contract.mean, contract.std),
+                T.Normalize(preprocess_config.mean, preprocess_config.std),
             ]
         )
 
@@ -172,7 +172,7 @@ def our_rate(recipe: Recipe, files: list[Path], batch: int, steps: int, precisio
     keep = psutil.virtual_memory().available // 4 if on_cpu else 0
     member = build_member(recipe, None)
     shown = [files[row % len(files)] for row in range(count)]
-    rows = TrainDataset(shown, np.arange(count) % 2, member.contract, recipe.augment, keep=keep)
+    rows = TrainDataset(shown, np.arange(count) % 2, member.preprocess_config, recipe.augment, keep=keep)
     if on_cpu:
         for row in range(count):
             rows[0, row]  # as a first epoch leaves them

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from ensemble.core import metrics
 from ensemble.core.parallel import ordered_map
-from ensemble.images import decode, pixel_traces
+from ensemble.images import decode, pixel_traces, preprocess
 from ensemble.images.canonical import WHITE
 from ensemble.images.decode import FORMATS
 
@@ -72,7 +72,7 @@ def stored_as(image: Image.Image, donor: Path) -> Image.Image:
 
     Nothing is enlarged.
     """
-    rgb = decode.flatten(image, WHITE)
+    rgb = preprocess.flatten(image, WHITE)
     with Image.open(donor, formats=FORMATS) as like:
         width, height = (min(own, other) for own, other in zip(rgb.size, like.size, strict=True))
         left, top = (rgb.width - width) // 2, (rgb.height - height) // 2
@@ -128,7 +128,7 @@ def member_score(run: Path, names: Sequence[str]) -> Score:
     def score(pictures: Sequence[Image.Image]) -> np.ndarray:
         found = []
         for picture in pictures:
-            views = [runner.run(decode.to_pixels(picture, runner.contract)).mean() for runner in runners]
+            views = [runner.run(preprocess.to_pixels(picture, runner.preprocess_config)).mean() for runner in runners]
             found.append(float(np.mean(views)))
         return np.array(found)
 

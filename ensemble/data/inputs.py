@@ -18,7 +18,7 @@ from ensemble.data.byte_ranges import ByteRange
 from ensemble.data.image_list import ImageEntry, ImageList, read_list, repeated_ids, write_list
 from ensemble.data.sources import read_parts
 from ensemble.data.storage import Location, join
-from ensemble.images.decode import Source
+from ensemble.images.decode import ImageSource
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Item:
 
     id: str
     path: str
-    source: Source
+    source: ImageSource
 
 
 @dataclass(frozen=True)

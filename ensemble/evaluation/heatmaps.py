@@ -27,7 +27,7 @@ from PIL import Image
 from torch import nn
 
 from ensemble.core import artifacts
-from ensemble.images import decode
+from ensemble.images import preprocess
 from ensemble.models.backbone import Member
 
 LONGEST = 512  # longer side of a heat map, in pixels
@@ -61,12 +61,12 @@ def heatmaps(member: Member, image: Image.Image) -> np.ndarray:
     """
     member.eval()
     shown = fitted(image)
-    pixels = torch.from_numpy(decode.to_pixels(image, member.contract)).to(member.mean.device)
+    pixels = torch.from_numpy(preprocess.to_pixels(image, member.preprocess_config)).to(member.mean.device)
     with torch.inference_mode():
         side = 1.0 if member(pixels).mean() > 0 else -1.0
     chosen = _last_layer(member, pixels[:1])
     views = [_view_heat(member, view.float(), side, chosen) for view in pixels.split(1)]
-    boxes = decode.view_boxes(image.size, member.contract)
+    boxes = preprocess.view_boxes(image.size, member.preprocess_config)
     heat = _pasted(views, boxes, shown, image.size)
     return heat / heat.max() if heat.max() > 0 else heat
 
@@ -74,7 +74,7 @@ def heatmaps(member: Member, image: Image.Image) -> np.ndarray:
 def overlay(image: Image.Image, heat: np.ndarray) -> Image.Image:
     """The image in grey, so that only heat has colour, at the size of `heat`, [H, W] in 0..1; mode RGB."""
     height, width = heat.shape
-    grey = decode.flatten(image, (255, 255, 255)).resize((width, height)).convert("L")
+    grey = preprocess.flatten(image, (255, 255, 255)).resize((width, height)).convert("L")
     under = np.asarray(grey, dtype=np.float64)[..., None]
     colours = matplotlib.colormaps["inferno"](heat)[..., :3] * 255
     strength = OPACITY * heat[..., None]
@@ -83,7 +83,7 @@ def overlay(image: Image.Image, heat: np.ndarray) -> Image.Image:
 
 def fitted(image: Image.Image) -> Image.Image:
     """The image as RGB, made smaller where its longer side is over 512."""
-    rgb = decode.flatten(image, (255, 255, 255))
+    rgb = preprocess.flatten(image, (255, 255, 255))
     scale = min(1.0, LONGEST / max(rgb.size))
     return rgb.resize((max(round(rgb.width * scale), 1), max(round(rgb.height * scale), 1)))
 

@@ -25,7 +25,7 @@ from ensemble.evaluation.tables import TITLES
 from ensemble.images import html
 from ensemble.images import html as page
 from ensemble.images.canonical import WHITE
-from ensemble.images.decode import flatten
+from ensemble.images.preprocess import flatten
 from ensemble.models import members
 from ensemble.stacking.stack import read_stacker
 from ensemble.stacking.stacker import Stacker

@@ -197,14 +197,14 @@ def member_facts(info: Mapping[str, Any]) -> dict[str, str]:
     """A member.json for people; what it does not hold is left empty."""
     recipe = info["recipe"]
     backbone, train, best = recipe.get("backbone", {}), recipe.get("train", {}), info["best"]
-    contract = PreprocessConfig.from_dict(info["contract"])
-    views = f", {contract.count} crops" if contract.count > 1 else ""
+    preprocess_config = PreprocessConfig.from_dict(info["contract"])
+    views = f", {preprocess_config.count} crops" if preprocess_config.count > 1 else ""
     versions = info.get("versions", {})
     return {
         "member": info["name"],
         "backbone": backbone.get("checkpoint") or backbone.get("architecture") or "",
         "parameters": f"{info['parameters'] / 1e6:.1f} M",
-        "image": f"{contract.size} px, {contract.geometry}{views}",
+        "image": f"{preprocess_config.size} px, {preprocess_config.geometry}{views}",
         "adapted by": recipe.get("adapt", {}).get("mode", ""),
         "epochs": f"{best['epoch']} of {train['epochs']}" if "epochs" in train else "",
         "tune AUROC": f"{best['tune_auroc']:.3f}" if "tune_auroc" in best else "",

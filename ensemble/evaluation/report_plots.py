@@ -21,8 +21,8 @@ from ensemble.core.parallel import ordered_map
 from ensemble.evaluation.report_scores import Rows
 from ensemble.images import html
 from ensemble.images.canonical import WHITE
-from ensemble.images.decode import flatten
 from ensemble.images.pixel_traces import SIDE, SMALLEST, radial_spectrum
+from ensemble.images.preprocess import flatten
 
 INK, QUIET, GRID = "#333333", "#8a8a8a", "#bbbbbb"
 AI, REAL = "#b3261e", "#1f5fae"

@@ -18,8 +18,9 @@ from PIL import Image
 
 from ensemble.core import artifacts
 from ensemble.core.errors import DataError, ImageError
-from ensemble.images.decode import decode, flatten, format_name
+from ensemble.images.decode import decode, format_name
 from ensemble.images.degradations import jpeg
+from ensemble.images.preprocess import flatten
 
 LEFT_OUT = 0.05  # share of a class that may be too small for the common crop
 JPEGS = ("JPEG", "MPO")  # formats whose files have a JPEG history

@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from ensemble.images.canonical import WHITE
-from ensemble.images.decode import flatten
+from ensemble.images.preprocess import flatten
 
 SIDE = 256  # pixels; the longer side of a picture on a page
 

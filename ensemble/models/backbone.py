@@ -21,8 +21,7 @@ from ensemble.core.errors import BackboneError, join_limited
 from ensemble.core.names import LABELS
 from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.core.recipe import Backbone, Recipe
-from ensemble.models import network_edits
-from ensemble.models import processor as contracts
+from ensemble.models import network_edits, processor
 from ensemble.models import spectrum as _spectrum  # noqa: F401 our own architectures join timm's
 from ensemble.models.checkpoints import check_source, weights_file
 from ensemble.models.network_edits import scale_head, set_stem_stride
@@ -44,14 +43,14 @@ class Member(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, backbone: nn.Module, contract: PreprocessConfig, positive: int = 1) -> None:
+    def __init__(self, backbone: nn.Module, preprocess_config: PreprocessConfig, positive: int = 1) -> None:
         super().__init__()
         self.backbone = backbone
-        self.contract = contract
+        self.preprocess_config = preprocess_config
         self.positive = positive
         self.memory_format = torch.preserve_format  # of activations: uint8 pixels come channels last
-        self.register_buffer("mean", torch.tensor(contract.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(contract.std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(preprocess_config.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocess_config.std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 [N, S, S, 3], RGB -> float32 [N]."""
@@ -69,13 +68,13 @@ def build_member(recipe: Recipe, checkpoint: Path | None) -> Member:
     """
     if checkpoint is not None:
         config = load_config(checkpoint)
-        contract = _overridden(contracts.from_checkpoint(checkpoint, config), recipe)
-        network = _from_checkpoint(checkpoint, config, recipe.backbone, contract)
+        preprocess_config = _overridden(processor.from_checkpoint(checkpoint, config), recipe)
+        network = _from_checkpoint(checkpoint, config, recipe.backbone, preprocess_config)
     else:
-        network, contract = _from_architecture(recipe)
+        network, preprocess_config = _from_architecture(recipe)
     set_stem_stride(network, recipe.backbone.stem_stride)
     scale_head(network, _head_names(network), recipe.backbone.head_init_scale)
-    member = Member(network, contract)
+    member = Member(network, preprocess_config)
     _try_pixels(member)
     return member
 
@@ -105,11 +104,11 @@ def save_classifier(member: Member, folder: Path) -> None:
         # transformers reads a timm checkpoint's pixels from pretrained_cfg in its config.json
         path = folder / "config.json"
         values = json.loads(path.read_text(encoding="utf-8"))
-        values["pretrained_cfg"] = contracts.to_timm(member.contract, values["pretrained_cfg"])
+        values["pretrained_cfg"] = processor.to_timm(member.preprocess_config, values["pretrained_cfg"])
         path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     else:
-        processor = json.dumps(contracts.to_processor(member.contract), indent=2)
-        (folder / "preprocessor_config.json").write_text(processor + "\n", encoding="utf-8")
+        preprocessor = json.dumps(processor.to_processor(member.preprocess_config), indent=2)
+        (folder / "preprocessor_config.json").write_text(preprocessor + "\n", encoding="utf-8")
 
 
 def load_config(folder: Path) -> Any:
@@ -117,16 +116,16 @@ def load_config(folder: Path) -> Any:
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if config.model_type == "timm_wrapper":
-            contracts.check_timm(config)
+            processor.check_timm(config)
     except Exception as error:  # anybody may have written it
-        raise BackboneError(f"{folder}: config.json cannot be used: {contracts.load_error_line(error)}") from None
+        raise BackboneError(f"{folder}: config.json cannot be used: {processor.load_error_line(error)}") from None
     return config
 
 
-def _from_checkpoint(folder: Path, config: Any, backbone: Backbone, contract: PreprocessConfig) -> nn.Module:
+def _from_checkpoint(folder: Path, config: Any, backbone: Backbone, preprocess_config: PreprocessConfig) -> nn.Module:
     config = copy.deepcopy(config)
     network_edits.check_classifier(config)
-    _configure(config, backbone, contract)
+    _configure(config, backbone, preprocess_config)
     with _quiet(folder):
         network, info = transformers.AutoModelForImageClassification.from_pretrained(
             folder,
@@ -157,19 +156,19 @@ def _from_architecture(recipe: Recipe) -> tuple[nn.Module, PreprocessConfig]:
             )
         else:
             config = transformers.AutoConfig.for_model(kind, **backbone.config, **LABEL_MAPS)
-        contract = _overridden(contracts.from_config(config), recipe)
-        _configure(config, backbone, contract)
+        preprocess_config = _overridden(processor.from_config(config), recipe)
+        _configure(config, backbone, preprocess_config)
         network = transformers.AutoModelForImageClassification.from_config(config, trust_remote_code=False)
     except BackboneError:
         raise
     except Exception as error:  # the recipe's `config` reaches constructors that check it each in its own way
-        raise BackboneError(f"{backbone.architecture} cannot be built: {contracts.load_error_line(error)}") from None
+        raise BackboneError(f"{backbone.architecture} cannot be built: {processor.load_error_line(error)}") from None
     if backbone.weights is not None:
         _load_weights(network, backbone)
-    return network, contract
+    return network, preprocess_config
 
 
-def _configure(config: Any, backbone: Backbone, contract: PreprocessConfig) -> None:
+def _configure(config: Any, backbone: Backbone, preprocess_config: PreprocessConfig) -> None:
     """Two labels, drop path and input size, where each family's config keeps them."""
     for key in ("id2label", "label2id"):
         setattr(config, key, dict(LABEL_MAPS[key]))
@@ -178,23 +177,23 @@ def _configure(config: Any, backbone: Backbone, contract: PreprocessConfig) -> N
         arguments = dict(config.model_args or {})
         if backbone.drop_path is not None:
             arguments["drop_path_rate"] = backbone.drop_path
-        if contract.size != pretrained["input_size"][-1] and pretrained.get("fixed_input_size"):
-            arguments["img_size"] = contract.size
-        pretrained["input_size"] = [3, contract.size, contract.size]
+        if preprocess_config.size != pretrained["input_size"][-1] and pretrained.get("fixed_input_size"):
+            arguments["img_size"] = preprocess_config.size
+        pretrained["input_size"] = [3, preprocess_config.size, preprocess_config.size]
         config.pretrained_cfg, config.model_args = pretrained, arguments or None
         return
     if backbone.drop_path is not None:
         if not hasattr(config, "drop_path_rate"):
             raise BackboneError(f"{config.model_type} has no drop path; remove backbone.drop_path")
         config.drop_path_rate = backbone.drop_path
-    network_edits.set_image_size(config, contract.size)
+    network_edits.set_image_size(config, preprocess_config.size)
 
 
-def _overridden(contract: PreprocessConfig, recipe: Recipe) -> PreprocessConfig:
+def _overridden(preprocess_config: PreprocessConfig, recipe: Recipe) -> PreprocessConfig:
     """The checkpoint's contract with the recipe's `image` values in place of its own."""
     changes = {key: value for key, value in recipe.image.model_dump().items() if value is not None}
     try:
-        return replace(contract, **changes)
+        return replace(preprocess_config, **changes)
     except ValueError as error:
         raise BackboneError(f"the image contract does not fit together: {error}") from None
 
@@ -274,14 +273,14 @@ def _load_weights(network: Any, backbone: Backbone) -> None:
 
 
 def _try_pixels(member: Member) -> None:
-    size = member.contract.size
+    size = member.preprocess_config.size
     member.eval()
     try:
         with torch.inference_mode():
             logit = member(torch.zeros(1, size, size, 3, dtype=torch.uint8))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise BackboneError(
-            f"the network does not take {size}x{size} pixels: {contracts.load_error_line(error)}"
+            f"the network does not take {size}x{size} pixels: {processor.load_error_line(error)}"
         ) from None
     if logit.shape != (1,):
         raise BackboneError(f"the network gives {tuple(logit.shape)} for one image, not one logit")
@@ -296,7 +295,7 @@ def _quiet(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a damaged or hostile file may raise anything
-        raise BackboneError(f"{folder}: cannot be loaded: {contracts.load_error_line(error)}") from None
+        raise BackboneError(f"{folder}: cannot be loaded: {processor.load_error_line(error)}") from None
     finally:
         transformers.logging.set_verbosity(verbosity)
         if bars:

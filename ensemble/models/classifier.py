@@ -20,7 +20,7 @@ class Classifier:
 
     name: str
     folder: Path
-    contract: PreprocessConfig
+    preprocess_config: PreprocessConfig
     classes: tuple[str, str]
     positive: int
 
@@ -29,13 +29,13 @@ class Classifier:
         """A hash of all that decides its logits."""
         files = sorted(path for path in self.folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
         hashes = {path.name: artifacts.file_sha256(path) for path in files}
-        return artifacts.json_sha256([hashes, self.contract.to_dict(), self.positive])
+        return artifacts.json_sha256([hashes, self.preprocess_config.to_dict(), self.positive])
 
     def load(self) -> "Member":
         """Its torch module."""
         from ensemble.models.backbone import Member, load_classifier
 
-        return Member(load_classifier(self.folder)[0], self.contract, self.positive).eval()
+        return Member(load_classifier(self.folder)[0], self.preprocess_config, self.positive).eval()
 
 
 def read_classifiers(folders: Mapping[str, Path], positive: str | None = None) -> list[Classifier]:
@@ -54,7 +54,7 @@ def read_classifiers(folders: Mapping[str, Path], positive: str | None = None) -
 
 def _read(name: str, folder: Path, positive: str | None, alone: bool) -> Classifier:
     from ensemble.models import backbone, processor
-    from ensemble.models.members import stored_contract
+    from ensemble.models.members import stored_preprocess_config
 
     if not (folder / "config.json").is_file():
         raise BackboneError(f"{folder} is no image classifier: it has no config.json")
@@ -65,8 +65,8 @@ def _read(name: str, folder: Path, positive: str | None, alone: bool) -> Classif
         negative, chosen = resolve_polarity(classes, wanted)
     except ValueError as error:
         raise BackboneError(f"{folder}: {error}") from None
-    contract = stored_contract(folder) or processor.from_checkpoint(folder, config)
-    return Classifier(name, folder, contract, (negative, chosen), classes.index(chosen))
+    preprocess_config = stored_preprocess_config(folder) or processor.from_checkpoint(folder, config)
+    return Classifier(name, folder, preprocess_config, (negative, chosen), classes.index(chosen))
 
 
 def _has(classes: Sequence[str], name: str) -> bool:

@@ -22,7 +22,7 @@ from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.core.recipe import Backbone, Recipe, Train
 from ensemble.core.recipe_files import load_recipes, recipes_folder
 from ensemble.data.files import expand_user
-from ensemble.images import decode, near_duplicates
+from ensemble.images import decode, near_duplicates, preprocess
 from ensemble.models.backbone import Member, build_member
 from ensemble.models.checkpoints import check_source, locate_checkpoint
 from ensemble.models.members import load_member
@@ -38,7 +38,7 @@ def called_layers(member: Member) -> tuple[list[Layer], int]:
     called: list[Layer] = []
     layers = [m for m in member.modules() if isinstance(m, Layer)]
     hooks = [m.register_forward_pre_hook(lambda module, _: called.append(module)) for m in layers]
-    size, device = member.contract.size, member.mean.device
+    size, device = member.preprocess_config.size, member.mean.device
     training = member.training
     try:
         with torch.inference_mode():
@@ -70,7 +70,7 @@ class Embedder:
     """
 
     name: str
-    contract: PreprocessConfig
+    preprocess_config: PreprocessConfig
     width: int
     sha256: str
     run: Callable[[np.ndarray], np.ndarray]
@@ -164,15 +164,15 @@ def embedder_of(member: Member, name: str, device: str) -> Embedder:
             features = features.flatten(2).mean(2) if spatial else features.flatten(1, -2).mean(1)
         return features.cpu().numpy()
 
-    size = member.contract.size
+    size = member.preprocess_config.size
     width = run(np.zeros((1, size, size, 3), dtype=np.uint8)).shape[-1]
-    return Embedder(name, member.contract, width, _identity(member, head), run)
+    return Embedder(name, member.preprocess_config, width, _identity(member, head), run)
 
 
 def _identity(member: Member, head: nn.Module) -> str:
     """Hash of all that decides the features: a recipe's head is drawn anew each time, and does not."""
     own = {id(tensor) for tensor in head.parameters()}
-    digest = sha256(artifacts.json_sha256(member.contract.to_dict()).encode())
+    digest = sha256(artifacts.json_sha256(member.preprocess_config.to_dict()).encode())
     for key, tensor in sorted(member.backbone.state_dict(keep_vars=True).items()):
         if id(tensor) not in own:
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -208,7 +208,7 @@ def embed_images(
     batch: list[_Look] = []
     with feature_cache.opened(cache) if cache is not None else nullcontext() as kept:
         known = feature_cache.known(kept, embedder.sha256) if kept is not None else set()
-        looks = ordered_map(lambda file: _look(file, embedder.contract, known), files, workers, 2 * batch_size)
+        looks = ordered_map(lambda file: _look(file, embedder.preprocess_config, known), files, workers, 2 * batch_size)
         bar = tqdm(looks, title, len(files), unit="image", leave=False, disable=None)
         for row, look in enumerate(bar):
             if isinstance(look, str):
@@ -232,14 +232,14 @@ def _record(width: int) -> np.dtype[np.void]:
     return np.dtype([("thumb", "u1", (side, side, 3)), ("hash", "<u8"), ("pixels", "u1", 32), ("vector", "<f4", width)])
 
 
-def _look(file: Path, contract: PreprocessConfig, known: set[bytes]) -> _Look | str:
+def _look(file: Path, preprocess_config: PreprocessConfig, known: set[bytes]) -> _Look | str:
     try:
         data = file.read_bytes()
         key = sha256(data).digest()
         if key in known:
             return _Look(key)
         image = decode.decode(data, name=str(file))
-        views = decode.to_pixels(image, contract)
+        views = preprocess.to_pixels(image, preprocess_config)
     except OSError as error:
         return f"{file}: {error.strerror}"
     except ImageError as error:

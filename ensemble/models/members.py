@@ -23,7 +23,7 @@ def read_info(run: Path, name: str) -> dict[str, Any]:
     return artifacts.read_json(artifacts.member_path(run, name) / "member.json", "run train-all again")
 
 
-def stored_contract(folder: Path) -> PreprocessConfig | None:
+def stored_preprocess_config(folder: Path) -> PreprocessConfig | None:
     """The contract in a member folder's member.json, which says more than a processor can; None without one."""
     if not (folder / "member.json").is_file():
         return None

@@ -112,23 +112,23 @@ def _side(size: Any) -> int:
     return int(sides[0])
 
 
-def to_processor(contract: PreprocessConfig) -> dict[str, Any]:
+def to_processor(preprocess_config: PreprocessConfig) -> dict[str, Any]:
     """preprocessor_config.json for transformers; of native_crops it can say the centre crop alone."""
     values: dict[str, Any] = {
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(contract.mean),
-        "image_std": list(contract.std),
-        "resample": int(Image.Resampling[contract.filter.upper()]),
+        "image_mean": list(preprocess_config.mean),
+        "image_std": list(preprocess_config.std),
+        "resample": int(Image.Resampling[preprocess_config.filter.upper()]),
     }
-    square = {"height": contract.size, "width": contract.size}
-    if contract.geometry == "squash":
+    square = {"height": preprocess_config.size, "width": preprocess_config.size}
+    if preprocess_config.geometry == "squash":
         return {"image_processor_type": "ViTImageProcessor", "do_resize": True, "size": square, **values}
-    short = {"shortest_edge": contract.short_side}
+    short = {"shortest_edge": preprocess_config.short_side}
     return {
         "image_processor_type": "BitImageProcessor",
-        "do_resize": contract.geometry == "center_crop",
+        "do_resize": preprocess_config.geometry == "center_crop",
         "size": short,
         "do_center_crop": True,
         "crop_size": square,
@@ -136,14 +136,14 @@ def to_processor(contract: PreprocessConfig) -> dict[str, Any]:
     }
 
 
-def to_timm(contract: PreprocessConfig, pretrained_cfg: dict[str, Any]) -> dict[str, Any]:
+def to_timm(preprocess_config: PreprocessConfig, pretrained_cfg: dict[str, Any]) -> dict[str, Any]:
     """timm's pretrained_cfg with this contract; of native_crops it can say the centre crop alone."""
     return {
         **pretrained_cfg,
-        "input_size": [3, contract.size, contract.size],
-        "mean": list(contract.mean),
-        "std": list(contract.std),
-        "interpolation": contract.filter,
-        "crop_pct": contract.crop_pct,
-        "crop_mode": "squash" if contract.geometry == "squash" else "center",
+        "input_size": [3, preprocess_config.size, preprocess_config.size],
+        "mean": list(preprocess_config.mean),
+        "std": list(preprocess_config.std),
+        "interpolation": preprocess_config.filter,
+        "crop_pct": preprocess_config.crop_pct,
+        "crop_mode": "squash" if preprocess_config.geometry == "squash" else "center",
     }

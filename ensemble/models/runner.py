@@ -18,6 +18,7 @@ from ensemble.core.errors import ImageError
 from ensemble.core.parallel import ordered_map
 from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.images import decode as images
+from ensemble.images import preprocess
 
 T = TypeVar("T")
 Views = dict[tuple[Any, ...], np.ndarray]  # pixels by PreprocessConfig.view
@@ -37,7 +38,7 @@ class Runner:
     """
 
     name: str
-    contract: PreprocessConfig
+    preprocess_config: PreprocessConfig
     run: Callable[[np.ndarray], np.ndarray]
     batch: int = 1
     fixed: bool = False
@@ -71,7 +72,7 @@ def score_stream(
     that what runs beside an image depends on the list alone. Large images are decoded one at a
     time. Any error but ImageError ends the stream. `name` is what errors call an item.
     """
-    contracts = list({runner.contract.view: runner.contract for runner in runners}.values())
+    preprocess_configs = list({runner.preprocess_config.view: runner.preprocess_config for runner in runners}.values())
     alone = threading.Lock()
 
     def load(place: tuple[Views, int, T]) -> tuple[Views, str | None]:
@@ -79,8 +80,8 @@ def score_stream(
         try:
             with ExitStack() as held:
                 image = read(item, lambda: held.enter_context(alone))
-                with images.named(name(item)):
-                    prepared = images.prepare(image, contracts)
+                with images.errors_with_name(name(item)):
+                    prepared = preprocess.prepare(image, preprocess_configs)
                 for view, values in prepared.items():
                     pixels[view][row] = values
                 del image, prepared  # before another large one may be decoded
@@ -90,14 +91,14 @@ def score_stream(
 
     with ExitStack() as stack:
         threads = [stack.enter_context(ThreadPoolExecutor(1)) for _ in runners] if together else []
-        places = _places(items, contracts, chunk)
+        places = _places(items, preprocess_configs, chunk)
         loads = stack.enter_context(closing(ordered_map(load, places, workers, ahead=AHEAD * chunk)))
         running: deque[tuple[list[str | None], list[Callable[[], np.ndarray]]]] = deque()
         while loaded := list(islice(loads, chunk)):
             failed = [error for _, error in loaded]
             pixels = _readable(loaded[0][0], failed)
             calls: list[Callable[[], np.ndarray]] = [
-                partial(run_views, runner, pixels[runner.contract.view]) for runner in runners
+                partial(run_views, runner, pixels[runner.preprocess_config.view]) for runner in runners
             ]
             if threads:
                 calls = [thread.submit(call).result for thread, call in zip(threads, calls, strict=True)]
@@ -108,9 +109,12 @@ def score_stream(
             yield _scored(*running.popleft())
 
 
-def chunk_rows(contracts: Iterable[PreprocessConfig], device: str) -> int:
+def chunk_rows(preprocess_configs: Iterable[PreprocessConfig], device: str) -> int:
     """Rows to a chunk: a power of two up to MOST_ROWS whose pixels, in every view, stay within CHUNK_BYTES."""
-    views = {contract.view: 3 * contract.count * contract.size**2 for contract in contracts}
+    views = {
+        preprocess_config.view: 3 * preprocess_config.count * preprocess_config.size**2
+        for preprocess_config in preprocess_configs
+    }
     rows = CHUNK_BYTES[device] // max(1, sum(views.values()))
     return 1 << (max(1, min(rows, MOST_ROWS)).bit_length() - 1)
 
@@ -145,12 +149,12 @@ def score_images(
 
 def image_score(runners: Sequence[Runner]) -> Callable[[Sequence[Image]], np.ndarray]:
     """Decoded images -> logits float32 [images, runners]; ImageError for one that a contract cannot take."""
-    contracts = {runner.contract.view: runner.contract for runner in runners}
+    preprocess_configs = {runner.preprocess_config.view: runner.preprocess_config for runner in runners}
 
     def score(pictures: Sequence[Image]) -> np.ndarray:
-        prepared = [images.prepare(picture, contracts.values()) for picture in pictures]
-        pixels = {view: np.stack([views[view] for views in prepared]) for view in contracts}
-        return np.stack([run_views(runner, pixels[runner.contract.view]) for runner in runners], axis=1)
+        prepared = [preprocess.prepare(picture, preprocess_configs.values()) for picture in pictures]
+        pixels = {view: np.stack([views[view] for views in prepared]) for view in preprocess_configs}
+        return np.stack([run_views(runner, pixels[runner.preprocess_config.view]) for runner in runners], axis=1)
 
     return score
 
@@ -165,12 +169,14 @@ def with_flip(runner: Runner) -> Runner:
     return replace(runner, run=run)
 
 
-def _places(items: Iterable[T], contracts: Sequence[PreprocessConfig], chunk: int) -> Iterator[tuple[Views, int, T]]:
+def _places(
+    items: Iterable[T], preprocess_configs: Sequence[PreprocessConfig], chunk: int
+) -> Iterator[tuple[Views, int, T]]:
     """Each item with its chunk's pixels, uint8 [chunk, K, S, S, 3] by view, and its row there."""
     pixels: Views = {}
     for number, item in enumerate(items):
         if number % chunk == 0:
-            pixels = {c.view: np.empty((chunk, c.count, c.size, c.size, 3), dtype=np.uint8) for c in contracts}
+            pixels = {c.view: np.empty((chunk, c.count, c.size, c.size, 3), dtype=np.uint8) for c in preprocess_configs}
         yield pixels, number % chunk, item
 
 

@@ -36,4 +36,4 @@ def torch_runner(
             parts = torch.from_numpy(pixels).split(batch or len(pixels))
             return torch.cat([member(part.to(device)).float().cpu() for part in parts]).numpy()
 
-    return Runner(name, member.contract, run)
+    return Runner(name, member.preprocess_config, run)

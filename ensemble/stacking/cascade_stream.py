@@ -15,7 +15,7 @@ from PIL.Image import Image
 
 from ensemble.core.errors import ImageError
 from ensemble.core.parallel import available_cores, ordered_map
-from ensemble.images import decode
+from ensemble.images import decode, preprocess
 from ensemble.models.runner import AHEAD, Large, Runner, Scored, T, Views, chunk_rows, run_views
 
 # a runner's number, logits float32 [N, runners] so far (NaN where none ran), items -> bool [N]: who needs that runner
@@ -103,8 +103,8 @@ def cascade_stream(
         with ExitStack() as held:
             image = row.picture or read(row.item, lambda: held.enter_context(alone))
             room.keep(row, image)
-            with decode.named(name(row.item)):
-                views = decode.prepare(image, [runner.contract for runner in some])
+            with decode.errors_with_name(name(row.item)):
+                views = preprocess.prepare(image, [runner.preprocess_config for runner in some])
             del image  # before another large one may be decoded
         return views
 
@@ -120,7 +120,7 @@ def cascade_stream(
         stays = np.zeros(len(some), dtype=bool)
         if some and number < len(runners):
             stays = needs(number, np.stack([row.logits for row in some]), [row.item for row in some])
-        later = [runner.contract.view for runner in runners[number:]]
+        later = [runner.preprocess_config.view for runner in runners[number:]]
         for row, stay in zip(some, stays, strict=True):
             if not stay:
                 room.clear(row)
@@ -137,7 +137,7 @@ def cascade_stream(
         sound = [row for row in some if not row.done]
         if sound:
             filled = sound + sound[-1:] * (0 if runner.fixed else -len(sound) % full[number])
-            pixels = np.stack([row.views[runner.contract.view] for row in filled])
+            pixels = np.stack([row.views[runner.preprocess_config.view] for row in filled])
             for row, logit in zip(sound, run_views(runner, pixels), strict=False):
                 row.logits[number] = logit
         arrive(number + 1, sound)
@@ -165,13 +165,13 @@ def cascade_stream(
 
 def taken_rows(runners: Sequence[Runner], device: str) -> int:
     """Rows to a chunk of `cascade_stream`, a power of two: most are in memory in one view at a time."""
-    return min([TAKEN[device], *(chunk_rows([runner.contract], device) for runner in runners)])
+    return min([TAKEN[device], *(chunk_rows([runner.preprocess_config], device) for runner in runners)])
 
 
 def full_rows(runner: Runner, total: int) -> int:
     """The fewest rows whose views fill whole batches; all rows of an input whose views are fewer than a batch."""
-    batch = min(runner.batch, total * runner.contract.count)
-    return batch // gcd(batch, runner.contract.count)
+    batch = min(runner.batch, total * runner.preprocess_config.count)
+    return batch // gcd(batch, runner.preprocess_config.count)
 
 
 def _bytes(picture: Image) -> int:

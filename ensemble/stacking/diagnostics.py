@@ -16,7 +16,7 @@ from ensemble.core import artifacts, metrics
 from ensemble.core.errors import ArtifactError, DataError, ImageError
 from ensemble.core.metrics import Interval
 from ensemble.data import dataset
-from ensemble.images import decode
+from ensemble.images import decode, preprocess
 from ensemble.models.runner import Runner
 from ensemble.stacking.fit import PENALISED, Scores, solve
 from ensemble.stacking.grouped_cv import one_thread
@@ -72,7 +72,9 @@ def measure_costs(run: Path, names: Sequence[str], ids: Sequence[str]) -> tuple[
     for name in tqdm(names, desc="timing", unit="member", leave=False, disable=None):
         runner = torch_runner(name, load_member(run, name), torch.device(device))
         try:
-            pixels = np.concatenate([decode.to_pixels(decode.decode(file), runner.contract) for file in files])
+            pixels = np.concatenate(
+                [preprocess.to_pixels(decode.decode(file), runner.preprocess_config) for file in files]
+            )
         except ImageError as error:
             raise ArtifactError(f"members are timed on held-out images, and one cannot be read: {error}") from None
         costs[name] = milliseconds(runner, pixels, len(files))

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from ensemble.core.parallel import available_cores, ordered_map
 from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.core.recipe import Augment
-from ensemble.images import decode, degradations
+from ensemble.images import decode, degradations, preprocess
 from ensemble.images.canonical import Plan, read_canonical
 
 Key = tuple[int, int]  # epoch, row
@@ -36,14 +36,14 @@ class TrainDataset(Dataset[dict[str, Any]]):
         self,
         files: Sequence[Path],
         labels: np.ndarray,
-        contract: PreprocessConfig,
+        preprocess_config: PreprocessConfig,
         augment: Augment | None = None,
         seed: int = 0,
         plan: Plan | None = None,
         keep: int = 0,
     ) -> None:
         self.plan = plan
-        self.files, self.labels, self.contract = list(files), labels, contract
+        self.files, self.labels, self.preprocess_config = list(files), labels, preprocess_config
         self.augment, self.seed = augment, seed
         self.room, self.kept = keep, dict[int, Image.Image]()
 
@@ -55,16 +55,16 @@ class TrainDataset(Dataset[dict[str, Any]]):
         draw = [self.seed, epoch if self.augment else 0, row]
         image = self._decoded(row) if self.plan is None else read_canonical(self.files[row], self.plan, draw)
         if self.augment is None:
-            pixels = decode.to_pixels(image, self.contract)
+            pixels = preprocess.to_pixels(image, self.preprocess_config)
         else:
             rng = np.random.default_rng(draw)
             changes = degradations.draw(self.augment, rng)
             place = (float(rng.random()), float(rng.random()))
-            if changes and self.contract.geometry == "native_crops":
-                image = crop_region(image, self.contract.size, place, changes)
+            if changes and self.preprocess_config.geometry == "native_crops":
+                image = crop_region(image, self.preprocess_config.size, place, changes)
             for change in changes:
                 image = change.apply(image)
-            pixels = degradations.turn(decode.to_pixels(image, self.contract, [place]), self.augment, rng)
+            pixels = degradations.turn(preprocess.to_pixels(image, self.preprocess_config, [place]), self.augment, rng)
         return {"pixels": pixels, "labels": float(self.labels[row])}
 
     def _decoded(self, row: int) -> Image.Image:

@@ -48,8 +48,8 @@ def estimate_member(
     scoring = _scoring_rate(member, recipe, train, reading, processes)
     in_epoch = data_loader.steps_per_epoch(len(train), recipe.train.batch_size * recipe.train.accumulate)
     if recipe.adapt.mode == "probe":
-        views = member.contract.count + recipe.adapt.views
-        seconds = scoring * (len(train) * views / member.contract.count + (frame["split"] != "train").sum())
+        views = member.preprocess_config.count + recipe.adapt.views
+        seconds = scoring * (len(train) * views / member.preprocess_config.count + (frame["split"] != "train").sum())
         return Estimate(len(train), 0, _with_folds(float(seconds), frame), _peak(processes))
     training = _training_rate(member, recipe, train, reading, processes)
     cells = len(robustness.SMALL_GRID) if recipe.train.tune_score == "worst_cell" else 1
@@ -73,7 +73,12 @@ def _training_rate(
     precision, channels_last = machine.choose_precision_and_layout(member, recipe.train, processes.device_type)
     engine = build_train_state(member, recipe.train, TIMED_BATCHES, precision, channels_last, processes)
     rows = TrainDataset(
-        dataset.files(train), train["label"].to_numpy(), member.contract, recipe.augment, reading.seed, reading.plan
+        dataset.files(train),
+        train["label"].to_numpy(),
+        member.preprocess_config,
+        recipe.augment,
+        reading.seed,
+        reading.plan,
     )
     size = min(recipe.train.batch_size, len(rows))
     order = [

@@ -64,7 +64,7 @@ def fit_probe(
     AUROC. Features of all train rows are held in memory.
     """
     embedder = embedder_of(member, recipe.name, device)
-    own, width = embedder.contract.count, embedder.width
+    own, width = embedder.preprocess_config.count, embedder.width
     rows = np.empty((len(train), own + recipe.adapt.views, width), dtype=np.float32)
     tuned = np.empty((len(tune), own, width), dtype=np.float32) if tune is not None else None
     read = partial(_features, embedder, recipe, plan, seed)
@@ -105,7 +105,7 @@ def _features(
     data = TrainDataset(
         dataset.files(part),
         part["label"].to_numpy(),
-        embedder.contract,
+        embedder.preprocess_config,
         recipe.augment if epoch is not None else None,
         seed,
         plan,
@@ -192,7 +192,7 @@ def _write_head(member: Member, line: _LinearHead, embedder: Embedder) -> None:
         for row, share in ((member.positive, 0.5), (1 - member.positive, -0.5)):
             head.weight[row] = (share * weight).view_as(head.weight[row])
             head.bias[row] = share * line.bias
-        size = member.contract.size
+        size = member.preprocess_config.size
         grey = np.full((1, size, size, 3), 128, dtype=np.uint8)
         logit = member(torch.from_numpy(grey).to(member.mean.device)).item()
     wanted = float(embedder.run(grey)[0] @ line.weight + line.bias)

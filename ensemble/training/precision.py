@@ -89,7 +89,7 @@ def trial_seconds(member: Member, half: bool) -> float:
 
     Changes the member's gradients and normalisation statistics, and draws from torch's generator.
     """
-    size = member.contract.size
+    size = member.preprocess_config.size
     pixels = torch.randint(0, 256, (TRIAL_IMAGES, size, size, 3), dtype=torch.uint8)
     started = time.perf_counter()
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
@@ -132,4 +132,4 @@ def _key(member: Member) -> str:
     processor = torch.cpu.get_capabilities().get("cpu_name")
     version, threads = torch.__version__, torch.get_num_threads()
     kind, digest = type(network).__name__, artifacts.json_sha256(parameters)[:16]
-    return f"precision of {kind} {digest} at {member.contract.size}: {processor}, {threads} threads, torch {version}"
+    return f"precision of {kind} {digest} at {member.preprocess_config.size}: {processor}, {threads} threads, torch {version}"

@@ -108,7 +108,7 @@ def train_member(
         info = {
             "name": recipe.name,
             "labels": list(LABELS),
-            "contract": member.contract.to_dict(),
+            "contract": member.preprocess_config.to_dict(),
             "parameters": sum(p.numel() for p in member.parameters()),
             "best": _best(parts),
             "folds": int(frame["fold"].max()) + 1 if frame["fold"].notna().any() else None,
@@ -200,7 +200,7 @@ def _fit(
     keep = psutil.virtual_memory().available // (4 * setup.beside) if device == "cpu" else 0
     labels = train["label"].to_numpy()
     augment, files = recipe.augment, dataset.files(train)
-    rows = TrainDataset(files, labels, member.contract, augment, task.seed, task.plan, keep)
+    rows = TrainDataset(files, labels, member.preprocess_config, augment, task.seed, task.plan, keep)
     job = FitConfig(
         recipe, rows, tune, task.reading, last_epoch, task.work / folder, task.seed, setup.processes, title, share,
         60 * setup.save_minutes,

@@ -87,7 +87,7 @@ def export_member(job: Job, work: Path, log: Log) -> dict[str, Any]:
     entry = {
         "file": f"members/{job.name}.{bundle.PRECISION}.onnx",
         "precision": bundle.PRECISION,
-        "contract": member.contract.to_dict(),
+        "contract": member.preprocess_config.to_dict(),
         "source": job.source,
         "gflop": gflop(member),
     }
@@ -150,13 +150,13 @@ def _keep_point(work: BundleBuild, records: Mapping[str, Any], log: Log) -> None
 
 def _certify(job: Job, member: "Member", file: Path) -> dict[str, Any]:
     """The file in every runtime that this machine runs at fp32, against the member."""
-    pixels = job.samples.pixels(member.contract)
+    pixels = job.samples.pixels(member.preprocess_config)
     original = torch_runner(job.name, member, "cpu")
     expected = original.run(pixels)
     original = replace(original, run=lambda same: expected)
     found = {}
     for setting in precisions.computed(("fp32",)):
-        exported = open_runner(f"{job.name} in {setting.runtime}", file, member.contract, setting)
+        exported = open_runner(f"{job.name} in {setting.runtime}", file, member.preprocess_config, setting)
         found[setting.runtime] = certify(original, exported, pixels)
     return {"checked_on": job.samples.what, "fp32": found}
 

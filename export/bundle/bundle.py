@@ -111,7 +111,7 @@ def write_bundle(
 
     The folder already holds stacker.json, certificate.json, the entries' files, the scores of
     `externals`, members that were trained elsewhere, and perhaps heldout.parquet and point.json. An entry:
-    `file`, `precision` (fp32), `contract`, `source`, `gflop` of one view; where there is a second
+    `file`, `precision` (fp32), `preprocess_config`, `source`, `gflop` of one view; where there is a second
     file, one of SECOND_FILES with its name, and in `made` how that one was made.
     precisions: {"openvino bf16": {"members": [...], "certified": true}}, as `may_run` reads it.
     """

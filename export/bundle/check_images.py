@@ -14,7 +14,7 @@ from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.data import dataset
 from ensemble.data.files import as_utf8
 from ensemble.data.sources import LabelledImage
-from ensemble.images import decode
+from ensemble.images import decode, preprocess
 from ensemble.models.external import External, test_column
 
 FEW = 14  # for fp32: two batches of seven
@@ -53,13 +53,13 @@ class SampleImages:
     what: str
     pictures: Callable[[], Iterator[tuple[object, Image.Image]]]
 
-    def pixels(self, contract: PreprocessConfig) -> np.ndarray:
+    def pixels(self, preprocess_config: PreprocessConfig) -> np.ndarray:
         """The first view of each, uint8 [N, S, S, 3]; ArtifactError where one cannot be read."""
         views = []
         try:
             for name, picture in self.pictures():
-                with decode.named(name):
-                    views.append(decode.to_pixels(picture, contract)[:1])
+                with decode.errors_with_name(name):
+                    views.append(preprocess.to_pixels(picture, preprocess_config)[:1])
         except ImageError as error:
             raise ArtifactError(f"export needs {self.what}, and one cannot be read: {error}") from None
         return np.concatenate(views)

@@ -20,7 +20,7 @@ def convert(member: Member, path: Path) -> None:
 
     Raises ArtifactError if the exporter or onnx.checker refuses it.
     """
-    size = member.contract.size
+    size = member.preprocess_config.size
     # Two images: the exporter would freeze a batch of one into the graph.
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     try:
@@ -70,7 +70,7 @@ def forget_paths(model: ir.Model) -> None:
 
 def gflop(member: Member) -> float:
     """Billions of floating-point operations of one view's forward pass, a multiply-add counted as two."""
-    size = member.contract.size
+    size = member.preprocess_config.size
     # the CPU's fused attention is not counted, its plain form is
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         member.eval().cpu()(torch.zeros(1, size, size, 3, dtype=torch.uint8))

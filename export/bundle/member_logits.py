@@ -26,12 +26,12 @@ class Column:
     open: Callable[[], Runner]
 
 
-def column(name: str, file: Path, contract: PreprocessConfig, setting: RuntimeConfig) -> Column:
+def column(name: str, file: Path, preprocess_config: PreprocessConfig, setting: RuntimeConfig) -> Column:
     """A file's, opened when it is needed. Its logits hold for one processor and library."""
     machine = capabilities.available()
     by = [machine.gpu if setting.runtime in ON_GPU else machine.cpu, devices.version(setting.runtime)]
-    key = artifacts.json_sha256([artifacts.file_sha256(file), contract.to_dict(), str(setting), *by])
-    return Column(key, partial(runtime.open_runner, name, file, contract, setting))
+    key = artifacts.json_sha256([artifacts.file_sha256(file), preprocess_config.to_dict(), str(setting), *by])
+    return Column(key, partial(runtime.open_runner, name, file, preprocess_config, setting))
 
 
 def compute(files: Sequence[Path], columns: Sequence[Column], title: str) -> tuple[np.ndarray, dict[int, str]]:
@@ -45,7 +45,7 @@ def compute(files: Sequence[Path], columns: Sequence[Column], title: str) -> tup
         lacking = {column.key: set(digests.values()) - kept[column.key] for column in columns}
         runners = {column.key: column.open() for column in columns if lacking[column.key]}
         # together as far as memory allows: a GPU fills up each batch to its own size
-        together = min(CHUNK, chunk_rows([runner.contract for runner in runners.values()], "cpu"))
+        together = min(CHUNK, chunk_rows([runner.preprocess_config for runner in runners.values()], "cpu"))
         rows = [row for row, digest in digests.items() if any(digest in lacking[key] for key in runners)]
         with tqdm(total=len(rows), desc=title, unit="image", leave=False, disable=None) as bar:
             for start in range(0, len(rows), CHUNK):

@@ -100,13 +100,13 @@ class LowPrecisionFile:
     name: str
     source: Path
     target: Path
-    contract: PreprocessConfig
+    preprocess_config: PreprocessConfig
     setting: RuntimeConfig
 
     def runner(self, batch: int | None = None) -> Runner:
         """The second file as it is now."""
         setting = replace(self.trial, batch=batch or self.setting.batch)
-        return runtime.open_runner(self.name, self.target, self.contract, setting)
+        return runtime.open_runner(self.name, self.target, self.preprocess_config, setting)
 
     @property
     def trial(self) -> RuntimeConfig:
@@ -136,8 +136,8 @@ def add(
         if kind in entry or (int8 and training is None):
             continue
         file = f"members/{name}.{kind}.onnx"
-        contract = PreprocessConfig.from_dict(entry["contract"])
-        second = LowPrecisionFile(name, folder / entry["file"], folder / file, contract, setting)
+        preprocess_config = PreprocessConfig.from_dict(entry["contract"])
+        second = LowPrecisionFile(name, folder / entry["file"], folder / file, preprocess_config, setting)
         if int8 and not _open_layers(second):
             log(f"{name}: has no layers to quantize, and stays fp32")
             continue
@@ -206,7 +206,7 @@ def _writer(second: LowPrecisionFile, training: Training | None, log: Log) -> Wr
     if training is None:
         raise ValueError("int8 is calibrated by training images")
     samples = check_images.samples_of(training.calibration)
-    pixels = samples.pixels(second.contract)
+    pixels = samples.pixels(second.preprocess_config)
     log(f"{second.name}: quantizing with {_quantizer(second)}, by the ranges of its values on {samples.what}")
     few = pixels[:: max(1, len(pixels) // ROUGH)]
     head = _nodes(read_layers(second.source)[-1:])
@@ -229,8 +229,8 @@ def _search(
         f"{second.name}: with all {len(layers)} layers in {second.setting.precision} {_told(second, training)}; "
         f"searching for layers to keep in {second.higher}"
     )
-    pixels = check_images.samples(training.comparison).pixels(second.contract)
-    exact = runtime.open_runner(second.name, second.source, second.contract, FP32).run(pixels)
+    pixels = check_images.samples(training.comparison).pixels(second.preprocess_config)
+    exact = runtime.open_runner(second.name, second.source, second.preprocess_config, FP32).run(pixels)
 
     def harm(part: Sequence[Layer]) -> float:
         write(_nodes(layer for layer in layers if layer not in part), True)
@@ -255,8 +255,8 @@ def _nodes(layers: Iterable[Layer]) -> list[str]:
 def _compare(second: LowPrecisionFile, training: Training) -> Change:
     """fp32 against the second file on training images; those that cannot be read are left out."""
     columns = [
-        member_logits.column(second.name, second.source, second.contract, FP32),
-        member_logits.column(second.name, second.target, second.contract, second.trial),
+        member_logits.column(second.name, second.source, second.preprocess_config, FP32),
+        member_logits.column(second.name, second.target, second.preprocess_config, second.trial),
     ]
     logits, errors = member_logits.compute(training.comparison.files, columns, second.setting.precision)
     read = [row for row in range(len(logits)) if row not in errors]
@@ -276,7 +276,7 @@ def _between_batches(second: LowPrecisionFile, training: Training) -> float:
 
     Seen with 2026.4 in products of 4 to 8 rows, which gave the same logit for every image.
     """
-    pixels = check_images.samples(training.comparison).pixels(second.contract)
+    pixels = check_images.samples(training.comparison).pixels(second.preprocess_config)
     batches = BATCHES if second.setting.runtime in ON_CPU else ()
     found = [second.runner(batch).run(pixels).astype(np.float64) for batch in (second.setting.batch, *batches)]
     return float(np.ptp(sigmoid(np.stack(found)), axis=0).max())
@@ -294,7 +294,7 @@ def _times_fp32(second: LowPrecisionFile) -> float:
     """How many times as fast as the fp32 file it runs, in the same runtime and batch; the best of a few rounds."""
     plain = RuntimeConfig(second.setting.runtime, batch=second.setting.batch)
     timers = [
-        autotune.timer(runtime.open_runner(second.name, file, second.contract, setting), setting)
+        autotune.timer(runtime.open_runner(second.name, file, second.preprocess_config, setting), setting)
         for file, setting in ((second.source, plain), (second.target, second.setting))
     ]
     rounds = [[once() for once in timers] for _ in range(ROUNDS)]

@@ -216,8 +216,8 @@ def columns(folder: Path, entries: Entries, setting: RuntimeConfig) -> list[Colu
 
     def column(name: str, entry: Mapping[str, Any]) -> Column:
         used = setting if bundle.has_file(entry, setting) else FP32
-        contract = PreprocessConfig.from_dict(entry["contract"])
-        return member_logits.column(name, folder / bundle.member_file(entry, used), contract, used)
+        preprocess_config = PreprocessConfig.from_dict(entry["contract"])
+        return member_logits.column(name, folder / bundle.member_file(entry, used), preprocess_config, used)
 
     return [column(name, entry) for name, entry in entries.items()]
 

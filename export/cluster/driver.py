@@ -71,7 +71,7 @@ def plan(
     for line in prepared.lines:
         log(line)
     log(f"{size} on a Ray cluster: {told(nodes)}")
-    runners = [Runner(member.name, member.contract, _not_here) for member in prepared.plan.members]
+    runners = [Runner(member.name, member.preprocess_config, _not_here) for member in prepared.plan.members]
     facts = replace(predictor.assemble(folder, prepared.plan, runners), identity=prepared.identity)
     return Ready(facts, size, job, prepared, desk)
 

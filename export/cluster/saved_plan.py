@@ -68,7 +68,7 @@ def _plan_dict(plan: Plan) -> dict[str, Any]:
             "name": member.name,
             "path": member.path.as_posix(),
             "sha256": member.sha256,
-            "contract": member.contract.to_dict(),
+            "contract": member.preprocess_config.to_dict(),
             "gflop": member.gflop,
             "setting": asdict(member.setting),
         }

@@ -16,7 +16,7 @@ from ensemble.data.byte_ranges import ByteRange
 from ensemble.data.image_list import TEXT, ImageEntry, ImageList, read_list, write_list
 from ensemble.data.inputs import Item
 from ensemble.data.storage import readable
-from ensemble.images.decoder_warnings import quiet_decoders
+from ensemble.images.decode import silence_decoder_warnings
 from export.bundle import bundle
 from export.cluster import bundle_transfer
 from export.cluster.bundle_transfer import Source
@@ -224,7 +224,7 @@ class Worker:
         try:
             with _told():
                 self._begin(shards[0])
-                with quiet_decoders():
+                with silence_decoder_warnings():
                     self._ensemble = self._ensemble or self._open()
                     yield from self._answers(self._ensemble, shards)
         except ManyeyesError as error:

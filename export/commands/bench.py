@@ -51,13 +51,13 @@ def bench(
     from tqdm import tqdm
 
     from ensemble.core import artifacts
-    from ensemble.images.decoder_warnings import quiet_decoders
+    from ensemble.images.decode import silence_decoder_warnings
     from export.bundle.bundle import current_bundle
     from export.bundle.hub_bundles import locate_bundle
     from export.inference import benchmark as measure
     from export.inference.plan import device_of, plan_bundle
 
-    click.get_current_context().with_resource(quiet_decoders())
+    click.get_current_context().with_resource(silence_decoder_warnings())
     lines: list[str] = []
 
     def log(line: str) -> None:

@@ -128,12 +128,12 @@ def export(
         raise click.UsageError("--force converts members anew: name them with --member, or leave it out")
     from ensemble.core.artifacts import bundle_path
     from ensemble.data.sources import read_data
-    from ensemble.images.decoder_warnings import quiet_decoders
+    from ensemble.images.decode import silence_decoder_warnings
     from export.bundle import certificate, check_images
     from export.bundle.export import certify_bundle, export_run
     from export.bundle.precisions import CertifyOptions
 
-    context.with_resource(quiet_decoders())
+    context.with_resource(silence_decoder_warnings())
 
     def read(paths: tuple[Path, ...]) -> "list[LabelledImage]":
         items, notes = read_data(paths, images, classes or None, None if sources else positive, group_column)

@@ -100,11 +100,11 @@ def frontier(
         raise click.UsageError("frontier is about bundles, which torch does not run; choose another --runtime")
     from ensemble.commands.options import require_training_packages
     from ensemble.core.artifacts import bundle_path, ensure_writable
-    from ensemble.images.decoder_warnings import quiet_decoders
+    from ensemble.images.decode import silence_decoder_warnings
     from export.bundle import hub_bundles, operating_point
     from export.bundle.bundle import current_bundle
 
-    context.with_resource(quiet_decoders())
+    context.with_resource(silence_decoder_warnings())
     if source_bundle and hub_bundles.is_remote(source_bundle) and (reset or budget is not None):
         raise click.UsageError("a bundle on the Hub is not changed there; get a folder of it first: pull USER/REPO")
     bundle = hub_bundles.locate_bundle(source_bundle) if source_bundle else None

@@ -138,7 +138,7 @@ def infer(
         raise click.UsageError("memory:// is of one process alone, and a cluster has several: leave out --engine ray")
     from ensemble.core import artifacts
     from ensemble.data.inputs import read_inputs
-    from ensemble.images.decoder_warnings import quiet_decoders
+    from ensemble.images.decode import silence_decoder_warnings
     from export.bundle import hub_bundles
     from export.bundle.bundle import contents
     from export.inference import infer as inference
@@ -146,7 +146,7 @@ def infer(
     from export.inference import predictor as cascades
 
     _check_source(context, onnx, bundle, model, positive, adapted or tta)
-    context.with_resource(quiet_decoders())
+    context.with_resource(silence_decoder_warnings())
     _check_output(output, (source,))
     artifacts.ensure_writable(output.absolute().parent)
     nodes = _nodes(context, cluster)

@@ -94,7 +94,7 @@ def serve(
     # Pillow reads it when it is imported: blocks that malloc gives back, not keeps in the arena of each thread
     os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")
     from ensemble.core.errors import UnavailableError
-    from ensemble.images.decoder_warnings import quiet_decoders
+    from ensemble.images.decode import silence_decoder_warnings
     from ensemble.stacking.stack import read_stacker
     from export.bundle import hub_bundles
     from export.commands.infer import Source, open_ensemble
@@ -106,7 +106,7 @@ def serve(
     except ImportError:
         raise UnavailableError("the page needs more packages; run: pip install 'manyeyes[serve]'") from None
 
-    with server.bound(host, port) as socket, quiet_decoders():
+    with server.bound(host, port) as socket, silence_decoder_warnings():
         folder = hub_bundles.locate_bundle(bundle) if bundle else None
         runtime = replace(runtime, cascade=cascade, full=full)
         heatmaps = None

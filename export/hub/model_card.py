@@ -205,8 +205,12 @@ def _members(stacker: Mapping[str, Any], values: Mapping[str, Any], known: Seque
     lines = []
     for name, weight in zip(stacker["members"], stacker["coef"], strict=True):
         entry = values["members"].get(name)
-        contract = PreprocessConfig.from_dict(entry["contract"]) if entry else None
-        pixels = f"{contract.size} px, {contract.geometry}" if contract else "trained elsewhere, scores looked up by id"
+        preprocess_config = PreprocessConfig.from_dict(entry["contract"]) if entry else None
+        pixels = (
+            f"{preprocess_config.size} px, {preprocess_config.geometry}"
+            if preprocess_config
+            else "trained elsewhere, scores looked up by id"
+        )
         base = origin.get(name, Base(name, "", "not known here", UNKNOWN))
         licence = escaped(base.licence) or "see its page"
         lines.append([escaped(name), f"{weight:.4f}", base.words, licence, escaped(pixels)])

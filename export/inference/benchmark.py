@@ -20,8 +20,8 @@ from ensemble.core.log import Log
 from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.data import dataset
 from ensemble.data.inputs import read_inputs
-from ensemble.images import decode
-from ensemble.images.decode import Source
+from ensemble.images import decode, preprocess
+from ensemble.images.decode import ImageSource
 from ensemble.models.runner import Runner, chunk_rows, score_stream
 from ensemble.stacking.frontier import Costs
 from export.inference.plan import Planned, device_of, open_member, plan_bundle
@@ -55,9 +55,9 @@ def measure_members(plan: Sequence[Planned], log: Log, progress: Progress) -> tu
                 "precision": setting.precision,
                 "batch": setting.batch,
                 "streams": setting.streams,
-                "ms": taken * member.contract.count * 1e3,
-                "images_per_second": 1 / (taken * member.contract.count),
-                "gflop": member.gflop * member.contract.count or None,
+                "ms": taken * member.preprocess_config.count * 1e3,
+                "images_per_second": 1 / (taken * member.preprocess_config.count),
+                "gflop": member.gflop * member.preprocess_config.count or None,
                 "share_of_roof": member.gflop / taken / peak if member.gflop and peak else None,
                 "roof_gflops": peak,
             }
@@ -80,13 +80,13 @@ def end_to_end(
     device: str,
     full: bool,
     runners: Sequence[Runner],
-    sources: Sequence[decode.Source],
+    sources: Sequence[decode.ImageSource],
     progress: Progress,
 ) -> dict[str, Any]:
     """Images a second of a bundle, of preparing their pixels alone, and of ONNX Runtime in turn, alternating."""
     peer = RuntimeOptions("cuda" if device == "cuda" else "onnxruntime", "fp32", batch=PEER_BATCH, full=full)
     peers = [open_member(member, lambda line: None) for member in plan_bundle(folder, peer, lambda line: None).members]
-    idlers = [idle(runner.contract) for runner in runners]
+    idlers = [idle(runner.preprocess_config) for runner in runners]
     in_turn(sources[:1], peers)
     pace = seconds(lambda: in_turn(sources[:1], peers))
     count = int(min(MOST, max(FEWEST, SECONDS / pace)))
@@ -105,12 +105,14 @@ def end_to_end(
     return {"images": count, "different_images": min(count, len(sources)), **speeds, "ratio": ratio}
 
 
-def in_turn(sources: Sequence[decode.Source], runners: Sequence[Runner]) -> None:
+def in_turn(sources: Sequence[decode.ImageSource], runners: Sequence[Runner]) -> None:
     """What one writes with ONNX Runtime alone: for each member, batch by batch, read, decode, resize, run."""
     for runner in runners:
         for start in range(0, len(sources), PEER_BATCH):
             batch = sources[start : start + PEER_BATCH]
-            runner.run(np.concatenate([decode.to_pixels(decode.decode(each), runner.contract) for each in batch]))
+            runner.run(
+                np.concatenate([preprocess.to_pixels(decode.decode(each), runner.preprocess_config) for each in batch])
+            )
 
 
 def write_photographs(folder: Path, count: int = 32) -> list[Path]:
@@ -133,7 +135,7 @@ def write_photographs(folder: Path, count: int = 32) -> list[Path]:
     return files
 
 
-def pictures(source: Path | None, run: Path | None, place: Path) -> tuple[Sequence[decode.Source], str]:
+def pictures(source: Path | None, run: Path | None, place: Path) -> tuple[Sequence[decode.ImageSource], str]:
     """Images to score and what they are: those given, the run's held-out images, or generated ones in `place`."""
     if source is not None:
         inputs = read_inputs(source)
@@ -146,14 +148,14 @@ def pictures(source: Path | None, run: Path | None, place: Path) -> tuple[Sequen
     return write_photographs(place), "generated JPEGs of 512 x 384"
 
 
-def idle(contract: PreprocessConfig) -> Runner:
+def idle(preprocess_config: PreprocessConfig) -> Runner:
     """A member for which pixels are prepared, and which does nothing with them."""
-    return Runner("idle", contract, lambda pixels: np.zeros(len(pixels), np.float32))
+    return Runner("idle", preprocess_config, lambda pixels: np.zeros(len(pixels), np.float32))
 
 
-def score(sources: Sequence[decode.Source], runners: Sequence[Runner], device: str) -> None:
+def score(sources: Sequence[decode.ImageSource], runners: Sequence[Runner], device: str) -> None:
     """As `infer` does, without a cascade; ArtifactError for an image that cannot be read, which would take no time."""
-    chunk = chunk_rows([runner.contract for runner in runners], device)
+    chunk = chunk_rows([runner.preprocess_config for runner in runners], device)
     stream = score_stream(
         sources, lambda source, large: decode.decode(source, None, large), runners, chunk, together=device == "cuda"
     )
@@ -209,19 +211,19 @@ def _step(call: Callable[[], Any], progress: Progress) -> Any:
 IMAGES, COST_ROUNDS = 64, 5
 
 
-def measure(plans: Mapping[str, Sequence[Planned]], sources: Sequence[Source], log: Log) -> Costs:
+def measure(plans: Mapping[str, Sequence[Planned]], sources: Sequence[ImageSource], log: Log) -> Costs:
     """Costs on these images. plans: the same members at each precision; members are remembered, as `--tune` is."""
     (*_, plan) = plans.values()
     device = device_of(plan)
-    views = list({member.contract.view: member.contract for member in plan}.values())
-    places = {contract.view: place for place, contract in enumerate(views)}
+    views = list({member.preprocess_config.view: member.preprocess_config for member in plan}.values())
+    places = {preprocess_config.view: place for place, preprocess_config in enumerate(views)}
     with tqdm(total=sum(map(len, plans.values())) + COST_ROUNDS, desc="timing", leave=False, disable=None) as bar:
         decode, *more = _pixels(views, sources, device, bar.update)
         members = {precision: _members(each, log, bar.update) for precision, each in plans.items()}
     return Costs(
         decode,
         tuple(max(taken - decode, 0.0) for taken in more),
-        {member.name: places[member.contract.view] for member in plan},
+        {member.name: places[member.preprocess_config.view] for member in plan},
         members,
         {precision: _lower(each) for precision, each in plans.items()},
         overlap=device == "cuda",
@@ -238,7 +240,7 @@ def _members(plan: Sequence[Planned], log: Log, progress: Callable[[int], object
 
 
 def _pixels(
-    views: Sequence[PreprocessConfig], sources: Sequence[Source], device: str, progress: Callable[[int], object]
+    views: Sequence[PreprocessConfig], sources: Sequence[ImageSource], device: str, progress: Callable[[int], object]
 ) -> list[float]:
     """Milliseconds an image: to decode it, then to decode it and prepare each view; medians of rounds in turn."""
     drawn = list(islice(cycle(sources), IMAGES))

@@ -18,7 +18,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, join_limited
 from ensemble.core.log import Log
-from ensemble.images.decode import Source
+from ensemble.images.decode import ImageSource
 from ensemble.models import external
 from ensemble.stacking import frontier
 from ensemble.stacking.cascade import Cascade
@@ -78,7 +78,9 @@ class Proof:
     labels: np.ndarray
 
 
-def explore(folder: Path, run: Path | None, wanted: RuntimeOptions, sources: Sequence[Source], log: Log) -> Frontier:
+def explore(
+    folder: Path, run: Path | None, wanted: RuntimeOptions, sources: Sequence[ImageSource], log: Log
+) -> Frontier:
     """A bundle's frontier on this machine, timed on these images. run: that it is of, if it is of one."""
     values = bundle.open_bundle(folder)
     made_from = operating_point.identity(
@@ -211,8 +213,10 @@ def _proof(folder: Path, run: Path | None, plans: Plans, log: Log) -> Proof | No
     (*_, plan) = plans.values()
     if given:
         entries = bundle.contents(folder)["members"]
-        columns = [member_logits.column(m.name, folder / entries[m.name]["file"], m.contract, FP32) for m in plan]
-        columns += [member_logits.column(m.name, m.path, m.contract, m.setting) for m in lower.values()]
+        columns = [
+            member_logits.column(m.name, folder / entries[m.name]["file"], m.preprocess_config, FP32) for m in plan
+        ]
+        columns += [member_logits.column(m.name, m.path, m.preprocess_config, m.setting) for m in lower.values()]
         logits, errors = member_logits.compute(given.files, columns, "certify")
         read = [row for row in range(len(given.labels)) if row not in errors]
         given, logits = given.rows(read), logits[read].astype(np.float64)

@@ -30,7 +30,7 @@ class Planned:
     name: str
     path: Path
     sha256: str
-    contract: PreprocessConfig
+    preprocess_config: PreprocessConfig
     gflop: float
     setting: RuntimeConfig
 
@@ -163,7 +163,7 @@ def open_member(member: Planned, log: Log) -> Runner:
     """Ready to run; `log` is told before minutes pass."""
     if member.setting.runtime == "tensorrt" and not engine_is_built(member.path, member.setting):
         log(f"{member.name}: building its TensorRT engine, once for this GPU; that takes minutes")
-    return runner.open_runner(member.name, member.path, member.contract, member.setting)
+    return runner.open_runner(member.name, member.path, member.preprocess_config, member.setting)
 
 
 def device_of(plan: Iterable[Planned]) -> str:
@@ -174,5 +174,5 @@ def device_of(plan: Iterable[Planned]) -> str:
 def _planned(folder: Path, values: Mapping[str, Any], name: str, setting: RuntimeConfig) -> Planned:
     entry = values["members"][name]
     file = bundle.member_file(entry, setting)
-    contract = PreprocessConfig.from_dict(entry["contract"])
-    return Planned(name, folder / file, values["files"][file], contract, float(entry.get("gflop", 0)), setting)
+    preprocess_config = PreprocessConfig.from_dict(entry["contract"])
+    return Planned(name, folder / file, values["files"][file], preprocess_config, float(entry.get("gflop", 0)), setting)

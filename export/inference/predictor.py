@@ -17,7 +17,7 @@ from ensemble.core.log import Log
 from ensemble.core.names import RESERVED
 from ensemble.data import storage
 from ensemble.data.inputs import inputs_from_table
-from ensemble.images.decoder_warnings import quiet_decoders
+from ensemble.images.decode import silence_decoder_warnings
 from ensemble.models import external
 from ensemble.models.runner import Runner
 from ensemble.stacking.cascade import Cascade
@@ -136,7 +136,9 @@ def assemble(folder: Path, plan: Plan, runners: Iterable[Runner]) -> Ensemble:
     if plan.cascade:
         order = plan.cascade.order
         ordered.sort(key=lambda runner: order.index(runner.name))
-    used = [[m.contract.to_dict(), m.sha256, asdict(m.setting), version(m.setting.runtime)] for m in plan.members]
+    used = [
+        [m.preprocess_config.to_dict(), m.sha256, asdict(m.setting), version(m.setting.runtime)] for m in plan.members
+    ]
     externals = external.externals_of(folder, plan.stacker.members)
     identity, settings = artifacts.json_sha256(used), tuple((m.name, str(m.setting)) for m in plan.members)
     device = device_of(plan.members)
@@ -231,7 +233,7 @@ class Predictor:
         self._ensemble = load_located(self._folder, self._source, wanted, self._positive, notes.append)
         self._wanted, self.device, self.notes = wanted, self._ensemble.device, tuple(notes)
 
-    @quiet_decoders()
+    @silence_decoder_warnings()
     def predict(self, frame: pd.DataFrame, images: str | Path | None = None) -> pd.DataFrame:
         """The same rows, order and index with `target`, P(ai) in [0, 1]; NaN where `errors` says why.
 

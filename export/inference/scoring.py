@@ -97,4 +97,4 @@ def joined(parts: Sequence[ScoredBatch]) -> ScoredBatch:
 
 def chunk_of(ensemble: Ensemble) -> int:
     """Rows that run together without a cascade."""
-    return chunk_rows([runner.contract for runner in ensemble.runners], ensemble.device)
+    return chunk_rows([runner.preprocess_config for runner in ensemble.runners], ensemble.device)

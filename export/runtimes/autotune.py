@@ -95,7 +95,7 @@ def measure(
 
 def timer(runner: Runner, setting: RuntimeConfig, clock: Clock = time.perf_counter) -> Callable[[], float]:
     """Seconds a view of one timing; the runner has run before, so that nothing is set up in it."""
-    size, count = runner.contract.size, setting.batch * setting.streams
+    size, count = runner.preprocess_config.size, setting.batch * setting.streams
     pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
     runner.run(pixels)
 
@@ -135,7 +135,7 @@ def image_seconds(
         once = timer(runner, setting, clock)
         value = statistics.median(once() for _ in range(ROUNDS))
         _remember(key, value)
-    return value * runner.contract.count
+    return value * runner.preprocess_config.count
 
 
 def told(settings: Mapping[str, RuntimeConfig]) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 TORCH_BATCH = 16  # images, where nobody asked for another number
 
 
-def open_runner(name: str, path: Path, contract: PreprocessConfig, setting: RuntimeConfig) -> Runner:
+def open_runner(name: str, path: Path, preprocess_config: PreprocessConfig, setting: RuntimeConfig) -> Runner:
     """An exported member, ready to run as `setting` says.
 
     Its `run` takes any number of images, uint8 [N, S, S, 3], and gives float32 logits [N].
@@ -31,13 +31,13 @@ def open_runner(name: str, path: Path, contract: PreprocessConfig, setting: Runt
     else:
         from export.runtimes.onnx_session import open_session as opened
     with _told(name, setting):
-        model = opened(path, contract.size, setting)
+        model = opened(path, preprocess_config.size, setting)
 
     def run(pixels: np.ndarray) -> np.ndarray:
         with _told(name, setting):
             return model(pixels)
 
-    return Runner(name, contract, run, setting.batch * setting.streams, setting.runtime != "onnxruntime")
+    return Runner(name, preprocess_config, run, setting.batch * setting.streams, setting.runtime != "onnxruntime")
 
 
 @contextmanager

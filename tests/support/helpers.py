@@ -21,7 +21,7 @@ from ensemble.core.metrics import sigmoid
 from ensemble.core.names import LABELS
 from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.data import dataset
-from ensemble.images import decode
+from ensemble.images import decode, preprocess
 from ensemble.stacking.logit_table import LabelledLogits
 from ensemble.stacking.stack import fingerprint
 from ensemble.stacking.stacker import Stacker
@@ -29,7 +29,7 @@ from export.bundle import bundle
 from export.bundle.heldout_rows import write_rows
 
 ROOT = Path(cli.__file__).resolve().parent
-CONTRACT = PreprocessConfig(size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+PREPROCESS_CONFIG = PreprocessConfig(size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 STACKER = Stacker(members=("one", "two"), coef=(0.5, 0.25), intercept=0.1)
 SCALES = {"one": 4.0, "two": -2.0}  # of the bundle's members: logit = scale * (mean brightness - 0.5)
 
@@ -122,7 +122,7 @@ def write_scores(run: Path, name: str, frame: pd.DataFrame, scores: pd.DataFrame
         "name": name,
         "recipe": {"train": {"epochs": 3}},
         "labels": list(LABELS),
-        "contract": CONTRACT.to_dict(),
+        "contract": PREPROCESS_CONFIG.to_dict(),
         "parameters": 1_500_000,
         "best": {"epoch": 2, "tune_auroc": 0.75},
         "data_sha256": dataset.dataset_sha256(frame),
@@ -178,7 +178,11 @@ def save_graph(path: Path, nodes: Sequence[Any], constants: Mapping[str, Any]) -
     graph = helper.make_graph(
         nodes,
         "network",
-        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["batch", CONTRACT.size, CONTRACT.size, 3])],
+        [
+            helper.make_tensor_value_info(
+                "pixels", TensorProto.UINT8, ["batch", PREPROCESS_CONFIG.size, PREPROCESS_CONFIG.size, 3]
+            )
+        ],
         [helper.make_tensor_value_info("logit", TensorProto.FLOAT, ["batch"])],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
@@ -194,7 +198,7 @@ def write_bundle(run: Path, externals: Sequence[str] = ()) -> Path:
         name: {
             "file": f"members/{name}.{bundle.PRECISION}.onnx",
             "precision": bundle.PRECISION,
-            "contract": CONTRACT.to_dict(),
+            "contract": PREPROCESS_CONFIG.to_dict(),
             "source": bundle.source_sha256(run, name),
             "gflop": 0.5,
         }
@@ -230,5 +234,8 @@ def exported_run(run: Path, cascade: bool = False) -> Path:
 
 
 def expected_logits(files: Sequence[Path]) -> np.ndarray:
-    means = [decode.to_pixels(decode.decode(file), CONTRACT).mean(dtype=np.float64) / 255 - 0.5 for file in files]
+    means = [
+        preprocess.to_pixels(decode.decode(file), PREPROCESS_CONFIG).mean(dtype=np.float64) / 255 - 0.5
+        for file in files
+    ]
     return np.outer(means, list(SCALES.values()))

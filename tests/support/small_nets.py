@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from helpers import CONTRACT, make_frame, noisy_logits, save_graph, write_bundle, write_member, write_stacker
+from helpers import PREPROCESS_CONFIG, make_frame, noisy_logits, save_graph, write_bundle, write_member, write_stacker
 from PIL import Image
 
 from ensemble.core import artifacts
@@ -50,7 +50,7 @@ def write_network(path: Path, huge: float, scale: float = 4) -> Path:
 
 def write_picture(path: Path, brightness: int) -> None:
     """Grey with a black and a white pixel, so that a picture's own range is that of all, as in photographs."""
-    pixels = np.full((CONTRACT.size, CONTRACT.size), brightness, dtype=np.uint8)
+    pixels = np.full((PREPROCESS_CONFIG.size, PREPROCESS_CONFIG.size), brightness, dtype=np.uint8)
     pixels[0, :2] = 0, 255
     artifacts.ensure_folder(path.parent)
     Image.fromarray(pixels).save(path)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import uvicorn
-from helpers import CONTRACT, ROOT, SCALES, STACKER
+from helpers import PREPROCESS_CONFIG, ROOT, SCALES, STACKER
 from pictures import encoded
 from PIL import Image
 
@@ -26,7 +26,7 @@ def runner(name, scale, wait=lambda: None):
         wait()
         return (scale * (pixels.mean(axis=(1, 2, 3), dtype=np.float64) / 255 - 0.5)).astype(np.float32)
 
-    return Runner(name, CONTRACT, run)
+    return Runner(name, PREPROCESS_CONFIG, run)
 
 
 ENSEMBLE = Ensemble(

@@ -12,8 +12,8 @@ from pictures import noise
 from timm.data import create_transform, resolve_data_config
 
 from ensemble.core.preprocess_config import PreprocessConfig
-from ensemble.images import decode
-from ensemble.models import processor as contracts
+from ensemble.images import preprocess
+from ensemble.models import processor
 
 ODD_SIZES = ((1, 1), (37, 1), (17, 333), (224, 224), (401, 500))
 EVEN_SIZES = ((256, 256), (300, 300), (1, 1), (512, 256), (300, 600))
@@ -31,16 +31,16 @@ def write_processor(folder, model_type, values):
 
 def processor_pair(folder, model_type, values):
     """The contract we read and the function it must equal."""
-    contract = contracts.from_checkpoint(folder, write_processor(folder, model_type, values))
-    processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
-    return contract, lambda image: processor(image, return_tensors="np")["pixel_values"][0]
+    preprocess_config = processor.from_checkpoint(folder, write_processor(folder, model_type, values))
+    official = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    return preprocess_config, lambda image: official(image, return_tensors="np")["pixel_values"][0]
 
 
 def timm_pair(folder, name):
     values = timm.get_pretrained_cfg(name).to_dict()
     config = transformers.TimmWrapperConfig(architecture=name.split(".")[0], pretrained_cfg=values)
     transform = create_transform(**resolve_data_config(pretrained_cfg=values), is_training=False)
-    return contracts.from_checkpoint(folder, config), lambda image: transform(image).numpy()
+    return processor.from_checkpoint(folder, config), lambda image: transform(image).numpy()
 
 
 def listed_pair(folder, name):
@@ -50,12 +50,12 @@ def listed_pair(folder, name):
     return processor_pair(folder, layout.model_type, layout.processor)
 
 
-def difference(contract, reference, pictures) -> float:
+def difference(preprocess_config, reference, pictures) -> float:
     """The largest difference after normalisation, over all pictures."""
     largest = []
     for picture in pictures:
-        scaled = decode.to_pixels(picture, contract)[0].astype(np.float32) / 255
-        ours = (scaled - np.float32(contract.mean)) / np.float32(contract.std)
+        scaled = preprocess.to_pixels(picture, preprocess_config)[0].astype(np.float32) / 255
+        ours = (scaled - np.float32(preprocess_config.mean)) / np.float32(preprocess_config.std)
         largest.append(np.abs(ours.transpose(2, 0, 1) - reference(picture)).max())
     return float(max(largest))
 
@@ -80,24 +80,32 @@ def test_all_five_are_compared():
 
 @pytest.mark.parametrize("name", LISTED)
 def test_the_listed_checkpoints_see_their_own_pixels(tmp_path, pictures, name):
-    contract, reference = listed_pair(tmp_path, name)
-    assert (contract.size, contract.mean[0]) == LISTED[name]
-    assert (contract.geometry, contract.filter) == ("squash", "bicubic")
-    assert difference(contract, reference, pictures) < 1e-5
+    preprocess_config, reference = listed_pair(tmp_path, name)
+    assert (preprocess_config.size, preprocess_config.mean[0]) == LISTED[name]
+    assert (preprocess_config.geometry, preprocess_config.filter) == ("squash", "bicubic")
+    assert difference(preprocess_config, reference, pictures) < 1e-5
 
 
 def test_convnext_below_384_crops(tmp_path):
     values = {**CONVNEXT_EXTRACTOR, "resample": 3, "size": 224}
-    contract, reference = processor_pair(tmp_path, "convnext", values)
-    assert (contract.geometry, contract.size, contract.crop_pct) == ("center_crop", 224, 0.875)
+    preprocess_config, reference = processor_pair(tmp_path, "convnext", values)
+    assert (preprocess_config.geometry, preprocess_config.size, preprocess_config.crop_pct) == (
+        "center_crop",
+        224,
+        0.875,
+    )
     # transformers and torchvision differ where an odd number of pixels is cut away
-    assert difference(contract, reference, [noise(i, *size) for i, size in enumerate(EVEN_SIZES)]) < 1e-5
+    assert difference(preprocess_config, reference, [noise(i, *size) for i, size in enumerate(EVEN_SIZES)]) < 1e-5
 
 
 def test_a_timm_model_with_a_center_crop(tmp_path, pictures):
-    contract, reference = timm_pair(tmp_path, TIMM_CENTER_CROP)
-    assert (contract.geometry, contract.crop_pct, contract.filter) == ("center_crop", 0.875, "bilinear")
-    assert difference(contract, reference, pictures) < 1e-5
+    preprocess_config, reference = timm_pair(tmp_path, TIMM_CENTER_CROP)
+    assert (preprocess_config.geometry, preprocess_config.crop_pct, preprocess_config.filter) == (
+        "center_crop",
+        0.875,
+        "bilinear",
+    )
+    assert difference(preprocess_config, reference, pictures) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -111,11 +119,11 @@ def test_a_timm_model_with_a_center_crop(tmp_path, pictures):
     ids=lambda change: next(iter(change)),
 )
 def test_the_comparison_detects_a_wrong_contract(tmp_path, photos, change):
-    contract, reference = listed_pair(tmp_path, "swin_tiny")
-    assert difference(replace(contract, **change), reference, photos[:1]) > 0.01
+    preprocess_config, reference = listed_pair(tmp_path, "swin_tiny")
+    assert difference(replace(preprocess_config, **change), reference, photos[:1]) > 0.01
 
 
-CONTRACTS = {
+PREPROCESS_CONFIGS = {
     "squash": PreprocessConfig(size=96, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), filter="bilinear"),
     "center_crop": PreprocessConfig(
         size=224, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), geometry="center_crop", crop_pct=0.875, filter="lanczos"
@@ -123,20 +131,20 @@ CONTRACTS = {
 }
 
 
-@pytest.mark.parametrize("geometry", CONTRACTS)
+@pytest.mark.parametrize("geometry", PREPROCESS_CONFIGS)
 def test_a_processor_we_write_says_the_same_contract(tmp_path, pictures, geometry):
-    contract = CONTRACTS[geometry]
-    read, reference = processor_pair(tmp_path, "swin", contracts.to_processor(contract))
-    assert read == contract
+    preprocess_config = PREPROCESS_CONFIGS[geometry]
+    read, reference = processor_pair(tmp_path, "swin", processor.to_processor(preprocess_config))
+    assert read == preprocess_config
     even = [noise(i, *size) for i, size in enumerate(EVEN_SIZES)]
     assert difference(read, reference, pictures if geometry == "squash" else even) < 1e-5
 
 
-@pytest.mark.parametrize("geometry", CONTRACTS)
+@pytest.mark.parametrize("geometry", PREPROCESS_CONFIGS)
 @pytest.mark.parametrize("name", [VIT, TIMM_CENTER_CROP])
 def test_a_timm_config_we_write_says_the_same_contract(tmp_path, geometry, name):
-    values = contracts.to_timm(CONTRACTS[geometry], timm.get_pretrained_cfg(name).to_dict())
+    values = processor.to_timm(PREPROCESS_CONFIGS[geometry], timm.get_pretrained_cfg(name).to_dict())
     config = transformers.TimmWrapperConfig(architecture=name.split(".")[0], pretrained_cfg=values)
     config.save_pretrained(tmp_path)
-    read = contracts.from_checkpoint(tmp_path, transformers.AutoConfig.from_pretrained(tmp_path))
-    assert read == CONTRACTS[geometry]
+    read = processor.from_checkpoint(tmp_path, transformers.AutoConfig.from_pretrained(tmp_path))
+    assert read == PREPROCESS_CONFIGS[geometry]

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import CONTRACT, ROOT, SCALES, STACKER, exported_run, read_csv, run_python, write_image
+from helpers import PREPROCESS_CONFIG, ROOT, SCALES, STACKER, exported_run, read_csv, run_python, write_image
 from mutations import KINDS, mutated, png_of_zeros, tag_bomb, tiled_tiff
 from pictures import encoded, noise, write_files
 from PIL import Image
 
 from ensemble.core.errors import ImageError
-from ensemble.images import decode
+from ensemble.images import decode, preprocess
 from export import Predictor
 
 
@@ -83,7 +83,7 @@ def alone(folder: Path) -> dict[str, float]:
         warnings.simplefilter("ignore")
         for path in sorted(folder.rglob("*")):
             try:
-                pixels = decode.to_pixels(decode.decode(path), CONTRACT)
+                pixels = preprocess.to_pixels(decode.decode(path), PREPROCESS_CONFIG)
             except ImageError:
                 continue
             brightness = pixels.mean(dtype=np.float64) / 255 - 0.5
@@ -214,9 +214,9 @@ DECODE = """
 import sys
 from pathlib import Path
 from contextlib import nullcontext
-from ensemble.images import decode as images, decoder_warnings as quiet
+from ensemble.images import decode as images
 
-with quiet.quiet_decoders() if sys.argv[1] == "1" else nullcontext():
+with images.silence_decoder_warnings() if sys.argv[1] == "1" else nullcontext():
     for file in sys.argv[2:]:
         try:
             images.decode(Path(file))

@@ -72,7 +72,7 @@ LIGHT = {
         "ensemble.images.pixel_traces ensemble.images.canonical ensemble.images.degradations "
         "ensemble.images.robustness ensemble.core.bootstrap ensemble.evaluation.protocol "
         "ensemble.evaluation.report ensemble.stacking.label_shift ensemble.data.files ensemble.data.sources "
-        "ensemble.images.decoder_warnings ensemble.stacking.cascade ensemble.stacking.cascade_fit "
+        "ensemble.images.preprocess ensemble.stacking.cascade ensemble.stacking.cascade_fit "
         "ensemble.stacking.frontier"
     ),
     "torch,sklearn,transformers,onnx,openvino,onnxruntime,nncf,ray": (

@@ -5,7 +5,7 @@ from functools import partial
 
 import pandas as pd
 import pytest
-from helpers import CONTRACT, run_python
+from helpers import PREPROCESS_CONFIG, run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import HOSTILE_NAMES, write_files
@@ -366,6 +366,6 @@ def test_neighbours_are_cut_out_of_what_was_read_without_another_copy(monkeypatc
 def test_bench_takes_tars(tmp_path):
     sources, _ = benchmark.pictures(write_shards(tmp_path), None, tmp_path)
     assert len(sources) == len(IMAGES)
-    benchmark.score(sources, [benchmark.idle(CONTRACT)], "cpu")
+    benchmark.score(sources, [benchmark.idle(PREPROCESS_CONFIG)], "cpu")
     with pytest.raises(ArtifactError, match="the file is empty"):
-        benchmark.score([*sources, b""], [benchmark.idle(CONTRACT)], "cpu")
+        benchmark.score([*sources, b""], [benchmark.idle(PREPROCESS_CONFIG)], "cpu")

@@ -9,7 +9,7 @@ from torch import nn
 
 from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.evaluation import heatmaps
-from ensemble.images import decode
+from ensemble.images import preprocess
 from ensemble.models.backbone import LABEL_MAPS, Member
 
 # family -> the layer found, as its network names it, and its side for 32 pixels
@@ -84,7 +84,7 @@ def test_every_family_has_a_map_of_the_images_shape(family):
 @pytest.mark.parametrize(("family", "expected"), LAYERS.items(), ids=LAYERS)
 def test_the_last_layer_with_places_is_found(family, expected):
     member = small_member(family, SIZES.get(family, 32)).eval()
-    size = member.contract.size
+    size = member.preprocess_config.size
     layer, layout = heatmaps._last_layer(member, torch.randint(0, 256, (1, size, size, 3), dtype=torch.uint8))
     names = {module: name for name, module in member.backbone.named_modules()}
     assert (names[layer], layout.side) == (expected[0], max(expected[1], 2))
@@ -92,7 +92,7 @@ def test_the_last_layer_with_places_is_found(family, expected):
 
 @pytest.mark.parametrize("corner", [(12, 8), (72, 40), (48, 24)])
 @pytest.mark.parametrize(
-    ("contract", "network"),
+    ("preprocess_config", "network"),
     [
         (PreprocessConfig(size=64, **GREY), Bright),
         (PreprocessConfig(size=64, **GREY, geometry="native_crops", count=4), Bright),
@@ -101,8 +101,8 @@ def test_the_last_layer_with_places_is_found(family, expected):
     ],
     ids=["squash", "crops", "covered", "covered-crops"],
 )
-def test_the_hottest_place_is_the_planted_square_wherever_it_is(corner, contract, network):
-    heat = heatmaps.heatmaps(Member(network(), contract), planted(corner))
+def test_the_hottest_place_is_the_planted_square_wherever_it_is(corner, preprocess_config, network):
+    heat = heatmaps.heatmaps(Member(network(), preprocess_config), planted(corner))
     x, y = hottest(heat)
     assert (x, y) == pytest.approx((corner[0] + 6, corner[1] + 6), abs=5)
 
@@ -185,22 +185,22 @@ def test_a_coarse_map_keeps_the_mean():
 
 
 @pytest.mark.parametrize(
-    "contract",
+    "preprocess_config",
     [
         PreprocessConfig(size=64, **GREY),
         PreprocessConfig(size=64, **GREY, geometry="center_crop", crop_pct=0.8),
         PreprocessConfig(size=64, **GREY, geometry="native_crops", count=5),
         PreprocessConfig(size=64, **GREY, geometry="native_crops", count=9),
     ],
-    ids=lambda contract: f"{contract.geometry}-{contract.count}",
+    ids=lambda preprocess_config: f"{preprocess_config.geometry}-{preprocess_config.count}",
 )
 @pytest.mark.parametrize("size", [(200, 120), (90, 160), (50, 40), (100, 64), (64, 33)])
-def test_a_view_shows_the_box_that_is_said(contract, size):
+def test_a_view_shows_the_box_that_is_said(preprocess_config, size):
     width, height = size
     ramp = np.zeros((height, width, 3), dtype=np.uint8)  # red says x, green says y
     ramp[..., 0], ramp[..., 1] = np.arange(width), np.arange(height)[:, None]
-    views = decode.to_pixels(Image.fromarray(ramp), contract).astype(float)
-    for view, (left, top, right, bottom) in zip(views, decode.view_boxes(size, contract), strict=True):
+    views = preprocess.to_pixels(Image.fromarray(ramp), preprocess_config).astype(float)
+    for view, (left, top, right, bottom) in zip(views, preprocess.view_boxes(size, preprocess_config), strict=True):
         x = left + (np.arange(64) + 0.5) * (right - left) / 64 - 0.5
         y = top + (np.arange(64) + 0.5) * (bottom - top) / 64 - 0.5
         within_x, within_y = (x > 2) & (x < width - 3), (y > 2) & (y < height - 3)  # not reflected

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import CONTRACT, make_frame, noisy_logits, write_member, write_run
+from helpers import PREPROCESS_CONFIG, make_frame, noisy_logits, write_member, write_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import encoded, noise, write_files
@@ -246,7 +246,7 @@ def frame(files):
 
 
 class Flat(torch.nn.Module):
-    contract = replace(CONTRACT, size=40, geometry="native_crops")
+    preprocess_config = replace(PREPROCESS_CONFIG, size=40, geometry="native_crops")
 
     def forward(self, pixels):
         return pixels.float().mean(dim=(1, 2, 3))
@@ -255,7 +255,7 @@ class Flat(torch.nn.Module):
 def test_tuning_and_held_out_scores_see_the_canonical_form(files, frame):
     seed = 5
     expected = [read_canonical(file, PLAN, [seed, 0, row]) for row, file in enumerate(files)]
-    rows = TrainDataset(files, np.zeros(6), Flat.contract, seed=seed, plan=PLAN)
+    rows = TrainDataset(files, np.zeros(6), Flat.preprocess_config, seed=seed, plan=PLAN)
     for row, image in enumerate(expected):
         np.testing.assert_array_equal(rows[0, row]["pixels"], [np.asarray(image)])
     logits = predict_logits(Flat(), RECIPE, frame, RowReader(PLAN, seed), ProcessGroup())
@@ -266,8 +266,8 @@ def test_tuning_and_held_out_scores_see_the_canonical_form(files, frame):
 
 def test_each_epoch_draws_anew_for_training_alone(files):
     augment = Augment(jpeg=None, flip=False, quarter_turns=False)
-    rows = TrainDataset(files, np.zeros(6), Flat.contract, augment, plan=PLAN)
-    tuning = TrainDataset(files, np.zeros(6), Flat.contract, plan=PLAN)
+    rows = TrainDataset(files, np.zeros(6), Flat.preprocess_config, augment, plan=PLAN)
+    tuning = TrainDataset(files, np.zeros(6), Flat.preprocess_config, plan=PLAN)
     seen = [tuple(data[epoch, 0]["pixels"].tobytes() for data in (rows, tuning)) for epoch in (0, 1, 0)]
     assert seen[0] == seen[2]
     assert seen[0][0] != seen[1][0]
@@ -275,7 +275,7 @@ def test_each_epoch_draws_anew_for_training_alone(files):
 
 
 def test_score_images_reports_what_is_too_small(files):
-    runner = Runner("flat", Flat.contract, lambda pixels: pixels.mean(axis=(1, 2, 3)))
+    runner = Runner("flat", Flat.preprocess_config, lambda pixels: pixels.mean(axis=(1, 2, 3)))
     plan = replace(PLAN, size=48)
     _, errors = score_images(files, [runner], read=lambda row, file: read_canonical(file, plan, [row]))
     assert set(errors) == set(range(6))

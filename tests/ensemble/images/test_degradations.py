@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter
 
 from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.core.recipe import DEGRADATIONS, Augment
-from ensemble.images import decode, degradations
+from ensemble.images import decode, degradations, preprocess
 
 RANGES = {
     "jpeg": (30, 100), "webp": (30, 100), "blur": (0.1, 3.0), "resize": (0.5, 2.0), "noise": (0.01, 0.1),
@@ -74,8 +74,8 @@ def test_the_same_draw_gives_the_same_image():
 def test_transparent_parts_still_show_the_background():
     hidden = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
     degraded = degradations.degrade(hidden, Augment(jpeg=(50, 50), chance=1.0), rng())
-    contract = PreprocessConfig(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, background=(10, 20, 30))
-    assert (decode.to_pixels(degraded, contract) == (10, 20, 30)).all()
+    preprocess_config = PreprocessConfig(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, background=(10, 20, 30))
+    assert (preprocess.to_pixels(degraded, preprocess_config) == (10, 20, 30)).all()
 
 
 # ---- each degradation

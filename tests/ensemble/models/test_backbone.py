@@ -31,14 +31,14 @@ def recipe_of(name):
     return recipe
 
 
-def pixels_of(photo, contract, count=7):
+def pixels_of(photo, preprocess_config, count=7):
     from PIL import Image
 
-    from ensemble.images.decode import to_pixels
+    from ensemble.images.preprocess import to_pixels
 
     image = Image.open(photo).convert("RGB")
     shifted = [image.crop((i, i, image.width, image.height)) for i in range(count)]
-    return np.concatenate([to_pixels(view, contract)[:1] for view in shifted])
+    return np.concatenate([to_pixels(view, preprocess_config)[:1] for view in shifted])
 
 
 def one_step(member, pixels):
@@ -53,8 +53,8 @@ def test_listed_checkpoint_from_hub_layout_to_certified_onnx(name, tmp_path, pho
     folder = write_checkpoint(tmp_path / "hub", layout)
     member = backbone.build_member(recipe_of(name), folder)
     assert sum(p.numel() for p in member.parameters()) / 1e6 == pytest.approx(layout.millions, abs=0.005)
-    pixels = pixels_of(photo, member.contract)
-    assert pixels.shape == (7, member.contract.size, member.contract.size, 3)
+    pixels = pixels_of(photo, member.preprocess_config)
+    assert pixels.shape == (7, member.preprocess_config.size, member.preprocess_config.size, 3)
     one_step(member, pixels)
     saved = tmp_path / "saved"
     saved.mkdir()
@@ -63,7 +63,7 @@ def test_listed_checkpoint_from_hub_layout_to_certified_onnx(name, tmp_path, pho
 
     network, config = backbone.load_classifier(saved)
     assert config.id2label == {0: "real", 1: "ai"}
-    reloaded = backbone.Member(network, member.contract)
+    reloaded = backbone.Member(network, member.preprocess_config)
     np.testing.assert_allclose(torch_runner(name, reloaded, torch.device("cpu")).run(pixels[:2]), trained, atol=1e-5)
     theirs = transformers.AutoModelForImageClassification.from_pretrained(saved).eval()
     processor = transformers.AutoImageProcessor.from_pretrained(saved, **({} if "vit" in name else {"backend": "pil"}))
@@ -74,7 +74,7 @@ def test_listed_checkpoint_from_hub_layout_to_certified_onnx(name, tmp_path, pho
     np.testing.assert_allclose((z[:, 1] - z[:, 0]).numpy(), trained, atol=1e-4)
 
     convert(reloaded, tmp_path / "member.onnx")
-    exported = open_runner(name, tmp_path / "member.onnx", member.contract, RuntimeConfig("onnxruntime"))
+    exported = open_runner(name, tmp_path / "member.onnx", member.preprocess_config, RuntimeConfig("onnxruntime"))
     certified = certificate.certify(torch_runner(name, reloaded, torch.device("cpu")), exported, pixels)
     assert certified["max_abs_difference"] <= 1e-3
     assert certified["batch_sizes"] == [1, 2, 7]
@@ -83,8 +83,10 @@ def test_listed_checkpoint_from_hub_layout_to_certified_onnx(name, tmp_path, pho
 def test_certificate_refuses_an_export_of_other_weights(tmp_path, photo):
     member = backbone.build_member(QUICK["swin_small"], None)
     convert(member, tmp_path / "member.onnx")
-    pixels = pixels_of(photo, member.contract)
-    exported = open_runner("swin_small", tmp_path / "member.onnx", member.contract, RuntimeConfig("onnxruntime"))
+    pixels = pixels_of(photo, member.preprocess_config)
+    exported = open_runner(
+        "swin_small", tmp_path / "member.onnx", member.preprocess_config, RuntimeConfig("onnxruntime")
+    )
     original = torch_runner("swin_small", member, torch.device("cpu"))
     certificate.certify(original, exported, pixels)
     with torch.no_grad():
@@ -96,12 +98,12 @@ def test_certificate_refuses_an_export_of_other_weights(tmp_path, photo):
 @pytest.mark.parametrize("name", sorted(QUICK))
 def test_quick_recipe_trains_a_step_and_opens_again(name, tmp_path, photo):
     member = backbone.build_member(QUICK[name], None)
-    pixels = pixels_of(photo, member.contract)
+    pixels = pixels_of(photo, member.preprocess_config)
     one_step(member, pixels)
     backbone.save_classifier(member, tmp_path)
     expected = torch_runner(name, member, torch.device("cpu")).run(pixels)
     network, _ = backbone.load_classifier(tmp_path)
-    got = torch_runner(name, backbone.Member(network, member.contract), torch.device("cpu")).run(pixels)
+    got = torch_runner(name, backbone.Member(network, member.preprocess_config), torch.device("cpu")).run(pixels)
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
@@ -178,7 +180,7 @@ def test_body_is_the_checkpoints_and_the_head_is_new(swin_folder, tmp_path):
     assert torch.equal(ours["swin.embeddings.norm.weight"], state["swin.embeddings.norm.weight"])
     assert ours["classifier.weight"].shape == (2, 16)
     assert member.backbone.config.id2label == {0: "real", 1: "ai"}
-    assert member.contract.size == 32
+    assert member.preprocess_config.size == 32
 
     two = tmp_path / "two"
     backbone.save_classifier(member, two)

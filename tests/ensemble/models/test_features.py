@@ -16,7 +16,7 @@ from torch import nn
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, BackboneError
 from ensemble.core.preprocess_config import PreprocessConfig
-from ensemble.images import decode
+from ensemble.images import decode, preprocess
 from ensemble.models import features as embed
 from ensemble.models.backbone import Member
 from ensemble.models.features import embed_images, embedder_of, find_embedder, load_embedder
@@ -51,9 +51,9 @@ def files(tmp_path_factory):
 def pooled(folder, file):
     """What transformers itself calls the pooled output: the features that enter its classifier."""
     network = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
-    contract = load_embedder(str(folder), "cpu").contract
-    pixels = decode.to_pixels(decode.decode(file), contract)
-    member = Member(network, contract)
+    preprocess_config = load_embedder(str(folder), "cpu").preprocess_config
+    pixels = preprocess.to_pixels(decode.decode(file), preprocess_config)
+    member = Member(network, preprocess_config)
     x = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - member.mean) / member.std
     inner = getattr(network, network.base_model_prefix)
     with torch.inference_mode():
@@ -78,8 +78,8 @@ def test_a_transformer_gives_its_pooled_tokens(tmp_path, files):
 
 def test_views_of_several_crops_are_averaged(checkpoint, files):
     whole = load_embedder(str(checkpoint), "cpu")
-    crops = replace(whole, contract=replace(whole.contract, geometry="native_crops", count=4))
-    raw = crops.run(decode.to_pixels(decode.decode(files[0]), crops.contract)).mean(axis=0)
+    crops = replace(whole, preprocess_config=replace(whole.preprocess_config, geometry="native_crops", count=4))
+    raw = crops.run(preprocess.to_pixels(decode.decode(files[0]), crops.preprocess_config)).mean(axis=0)
     found = embed_images(files[:1], crops).vectors[0]
     assert np.allclose(found, raw / np.linalg.norm(raw), atol=1e-6)
     assert not np.allclose(found, embed_images(files[:1], whole).vectors[0], atol=1e-3)
@@ -232,13 +232,15 @@ def test_an_embedder_that_cannot_be_is_refused_before_it_is_loaded(name, error, 
 
 def test_a_member_of_a_run_embeds_under_its_own_contract(checkpoint, files, tmp_path):
     plain = load_embedder(str(checkpoint), "cpu")
-    contract = replace(plain.contract, geometry="native_crops", count=4)
+    preprocess_config = replace(plain.preprocess_config, geometry="native_crops", count=4)
     folder = artifacts.member_path(tmp_path / "run", "one")
     shutil.copytree(checkpoint, folder)
     digests = {path.name: artifacts.file_sha256(path) for path in folder.iterdir()}
-    artifacts.write_json(folder / "member.json", {"contract": contract.to_dict(), "files": digests})
+    artifacts.write_json(folder / "member.json", {"contract": preprocess_config.to_dict(), "files": digests})
     found = embed_images(files[:2], load_embedder(f"{tmp_path / 'run'}:one", "cpu"))
-    assert np.allclose(found.vectors, embed_images(files[:2], replace(plain, contract=contract)).vectors, atol=1e-5)
+    assert np.allclose(
+        found.vectors, embed_images(files[:2], replace(plain, preprocess_config=preprocess_config)).vectors, atol=1e-5
+    )
     (folder / "model.safetensors").write_bytes(b"")
     with pytest.raises(ArtifactError, match=r"model\.safetensors is damaged"):
         load_embedder(f"{tmp_path / 'run'}:one", "cpu")

@@ -101,7 +101,7 @@ def test_adapters_and_head_are_trained_then_folded_into_an_ordinary_checkpoint(f
 
     backbone.save_classifier(member, tmp_path)
     network, _ = backbone.load_classifier(tmp_path)
-    np.testing.assert_allclose(logits(backbone.Member(network, member.contract)), unmerged, atol=1e-5)
+    np.testing.assert_allclose(logits(backbone.Member(network, member.preprocess_config)), unmerged, atol=1e-5)
 
 
 def test_taking_the_adapters_out_without_folding_them_would_show():

@@ -18,8 +18,8 @@ def recipe_of(**values):
     )
 
 
-def logits(network, contract):
-    return torch_runner("small", backbone.Member(network, contract), torch.device("cpu")).run(PIXELS.numpy())
+def logits(network, preprocess_config):
+    return torch_runner("small", backbone.Member(network, preprocess_config), torch.device("cpu")).run(PIXELS.numpy())
 
 
 RESNET = {
@@ -34,16 +34,16 @@ def test_a_finer_stem_survives_saving(source, tmp_path):
     first = next(m for m in member.backbone.modules() if isinstance(m, torch.nn.Conv2d))
     sizes = []
     first.register_forward_hook(lambda _, given, out: sizes.append((given[0].shape[-1], out.shape[-1])))
-    expected = logits(member.backbone, member.contract)
+    expected = logits(member.backbone, member.preprocess_config)
     assert sizes == [(64, 64)]  # stock stems halve it
     backbone.save_classifier(member, tmp_path)
     network, _ = backbone.load_classifier(tmp_path)
-    assert (logits(network, member.contract) == expected).all()
+    assert (logits(network, member.preprocess_config) == expected).all()
     # fine-tuned again from the saved folder, the stem stays as it was
     again = backbone.build_member(recipe_of(checkpoint=str(tmp_path)), tmp_path)
     assert next(m for m in again.backbone.modules() if isinstance(m, torch.nn.Conv2d)).stride == (1, 1)
     stock = transformers.AutoModelForImageClassification.from_pretrained(tmp_path).eval()
-    assert (logits(stock, member.contract) != expected).all()  # as the docstring warns
+    assert (logits(stock, member.preprocess_config) != expected).all()  # as the docstring warns
 
 
 @pytest.mark.parametrize("family", ["vit", "swin", "convnext", "timm/test_vit", "timm/test_convnext"])

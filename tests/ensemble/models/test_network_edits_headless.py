@@ -36,7 +36,7 @@ def build(folder, size=None):
 
 
 def pixels_of(member, count=2):
-    size = member.contract.size
+    size = member.preprocess_config.size
     return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
@@ -48,7 +48,7 @@ def logits(member, pixels):
 def test_a_checkpoint_without_a_classifier_gets_one_and_opens_again(name, folders, tmp_path):
     given = load_file(folders[name] / "model.safetensors")
     member = build(folders[name])
-    assert member.contract.size == SIZES[name]
+    assert member.preprocess_config.size == SIZES[name]
     pixels = pixels_of(member)
     before = logits(member, pixels)
     assert embedder_of(member, name, "cpu").width == HEADLESS[name][1]
@@ -65,7 +65,7 @@ def test_a_checkpoint_without_a_classifier_gets_one_and_opens_again(name, folder
 
     network, config = backbone.load_classifier(tmp_path)
     assert config.id2label == {0: "real", 1: "ai"}
-    np.testing.assert_allclose(logits(backbone.Member(network, member.contract), pixels), before, atol=1e-6)
+    np.testing.assert_allclose(logits(backbone.Member(network, member.preprocess_config), pixels), before, atol=1e-6)
 
 
 def changed(folder, target, change):

@@ -4,7 +4,7 @@ from itertools import count, islice
 
 import numpy as np
 import pytest
-from helpers import CONTRACT, write_image
+from helpers import PREPROCESS_CONFIG, write_image
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -12,6 +12,7 @@ from PIL import Image
 from ensemble.core.errors import ImageError
 from ensemble.core.preprocess_config import CROP_COUNTS, PreprocessConfig
 from ensemble.images import decode as images
+from ensemble.images import preprocess
 from ensemble.models.runner import (
     AHEAD,
     CHUNK_BYTES,
@@ -23,18 +24,20 @@ from ensemble.models.runner import (
     score_stream,
 )
 
-CROPS = PreprocessConfig(size=8, mean=CONTRACT.mean, std=CONTRACT.std, geometry="native_crops", count=4)
+CROPS = PreprocessConfig(
+    size=8, mean=PREPROCESS_CONFIG.mean, std=PREPROCESS_CONFIG.std, geometry="native_crops", count=4
+)
 
 
-def brightness(name="one", contract=CONTRACT, scale=1.0, batches=None):
+def brightness(name="one", preprocess_config=PREPROCESS_CONFIG, scale=1.0, batches=None):
     def run(pixels):
         assert pixels.dtype == np.uint8
-        assert pixels.shape[1:] == (contract.size, contract.size, 3)
+        assert pixels.shape[1:] == (preprocess_config.size, preprocess_config.size, 3)
         if batches is not None:
             batches.append(len(pixels))
         return (pixels.mean(axis=(1, 2, 3), dtype=np.float64) * scale).astype(np.float32)
 
-    return Runner(name, contract, run)
+    return Runner(name, preprocess_config, run)
 
 
 def grey_files(folder, values):
@@ -61,23 +64,23 @@ def test_batch_boundaries_change_nothing(tmp_path, count):
 
 def test_an_image_is_decoded_once_for_all_members(tmp_path, monkeypatch):
     decoded, lock = [], threading.Lock()
-    decode, prepare = images.decode, images.prepare
+    decode, prepare = images.decode, preprocess.prepare
 
     def counted(file, large):
         with lock:
             decoded.append(file)
         return decode(file, large=large)
 
-    def resized(image, contracts):
+    def resized(image, preprocess_configs):
         with lock:
-            decoded.extend(contract.size for contract in contracts)
-        return prepare(image, contracts)
+            decoded.extend(preprocess_config.size for preprocess_config in preprocess_configs)
+        return prepare(image, preprocess_configs)
 
     monkeypatch.setattr(images, "decode", counted)
     monkeypatch.setattr(images, "prepare", resized)
     files = grey_files(tmp_path, [1, 2, 3])
-    normalised = replace(CONTRACT, mean=(0.1, 0.2, 0.3))  # another member's numbers, the same pixels
-    small = replace(CONTRACT, size=4)
+    normalised = replace(PREPROCESS_CONFIG, mean=(0.1, 0.2, 0.3))  # another member's numbers, the same pixels
+    small = replace(PREPROCESS_CONFIG, size=4)
     runners = [brightness("one"), brightness("two", normalised), brightness("three", small)]
     logits, _ = score_images(files, runners, 2)
     np.testing.assert_array_equal(logits, np.outer([1, 2, 3], [1, 1, 1]))
@@ -146,7 +149,7 @@ def test_a_member_that_fails_is_not_taken_for_an_unreadable_image(tmp_path):
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        score_images(grey_files(tmp_path, [1, 2, 3]), [Runner("one", CONTRACT, fail)], 2)
+        score_images(grey_files(tmp_path, [1, 2, 3]), [Runner("one", PREPROCESS_CONFIG, fail)], 2)
 
 
 def test_decoded_images_are_scored_as_their_files_are(tmp_path):
@@ -158,16 +161,16 @@ def test_decoded_images_are_scored_as_their_files_are(tmp_path):
 
 
 def test_a_decoded_image_that_no_contract_can_take_is_an_image_error():
-    thin = replace(CONTRACT, geometry="center_crop", size=224)
+    thin = replace(PREPROCESS_CONFIG, geometry="center_crop", size=224)
     with pytest.raises(ImageError, match="too thin"):
-        image_score([brightness(contract=thin)])([Image.new("RGB", (1, 5000))])
+        image_score([brightness(preprocess_config=thin)])([Image.new("RGB", (1, 5000))])
 
 
 def test_a_file_that_no_contract_can_take_is_named(tmp_path):
-    thin = replace(CONTRACT, geometry="center_crop", size=224)
+    thin = replace(PREPROCESS_CONFIG, geometry="center_crop", size=224)
     file = tmp_path / "line.png"
     Image.new("RGB", (1, 20_000)).save(file)
-    _, errors = score_images([file], [brightness(contract=thin)])
+    _, errors = score_images([file], [brightness(preprocess_config=thin)])
     assert errors == {0: f"{file}: an image of 1x20000 is too thin to be resized to 224x4480000"}
 
 
@@ -204,7 +207,7 @@ def test_images_are_decoded_while_a_member_runs():
         assert all(event.wait(10) for event in decoded[: first + (1 + AHEAD) * 2 - 1])
         return pixels[:, 0, 0, 0].astype(np.float32)
 
-    assert scored(score_stream(range(12), read, [Runner("one", CONTRACT, run)], 2)) == [
+    assert scored(score_stream(range(12), read, [Runner("one", PREPROCESS_CONFIG, run)], 2)) == [
         [k, k + 1] for k in range(0, 12, 2)
     ]
 
@@ -250,7 +253,7 @@ def test_members_run_together_where_asked_and_in_turn_where_not():
         return logits
 
     for run, together in ((meets, True), (alone, False)):
-        runners = [Runner("one", CONTRACT, run), Runner("two", CONTRACT, run)]
+        runners = [Runner("one", PREPROCESS_CONFIG, run), Runner("two", PREPROCESS_CONFIG, run)]
         assert scored(score_stream(range(5), grey, runners, 2, together)) == [[0, 1], [2, 3], [4]]
 
 
@@ -263,7 +266,7 @@ def test_a_failing_member_ends_the_stream_at_once(together):
 
     endless = counted(taken)
     with pytest.raises(RuntimeError, match="out of memory"):
-        list(score_stream(endless, grey, [brightness(), Runner("two", CONTRACT, fail)], 4, together))
+        list(score_stream(endless, grey, [brightness(), Runner("two", PREPROCESS_CONFIG, fail)], 4, together))
     assert len(taken) <= 4 * (2 + AHEAD)
 
 
@@ -283,27 +286,34 @@ def test_a_list_scored_from_a_chunk_on_has_the_same_companions():
     def companions(pixels):  # of each row: what it runs beside
         return np.full(len(pixels), pixels[:, 0, 0, 0].sum(), dtype=np.float32)
 
-    whole, rest = (scored(score_stream(range(a, 11), grey, [Runner("one", CONTRACT, companions)], 4)) for a in (0, 4))
+    whole, rest = (
+        scored(score_stream(range(a, 11), grey, [Runner("one", PREPROCESS_CONFIG, companions)], 4)) for a in (0, 4)
+    )
     assert rest == whole[1:]
 
 
 FULL = [
-    replace(CONTRACT, size=size, filter=filter_name)
+    replace(PREPROCESS_CONFIG, size=size, filter=filter_name)
     for size, filter_name in ((224, "bicubic"), (256, "bicubic"), (384, "bicubic"), (384, "bilinear"), (224, "bicubic"))
 ]
-CONTRACTS = st.builds(replace, st.just(CROPS), size=st.integers(1, 1024), count=st.sampled_from(CROP_COUNTS))
+PREPROCESS_CONFIGS = st.builds(replace, st.just(CROPS), size=st.integers(1, 1024), count=st.sampled_from(CROP_COUNTS))
 
 
 def test_a_chunk_of_full_size_members_is_smaller_than_one_of_small_members():
-    assert chunk_rows([CONTRACT], "cpu") == MOST_ROWS
+    assert chunk_rows([PREPROCESS_CONFIG], "cpu") == MOST_ROWS
     assert (chunk_rows(FULL, "cpu"), chunk_rows(FULL, "cuda")) == (32, 128)
     assert chunk_rows([*FULL, replace(CROPS, size=384, count=16)], "cpu") == 8
     assert chunk_rows([], "cpu") == MOST_ROWS
 
 
-@given(st.lists(CONTRACTS, max_size=5), st.sampled_from(["cpu", "cuda"]))
-def test_a_chunk_divides_a_shard_and_is_bounded_in_bytes(contracts, device):
-    rows = chunk_rows(contracts, device)
+@given(st.lists(PREPROCESS_CONFIGS, max_size=5), st.sampled_from(["cpu", "cuda"]))
+def test_a_chunk_divides_a_shard_and_is_bounded_in_bytes(preprocess_configs, device):
+    rows = chunk_rows(preprocess_configs, device)
     assert MOST_ROWS % rows == 0
-    pixels = sum({contract.view: 3 * contract.count * contract.size**2 for contract in contracts}.values())
+    pixels = sum(
+        {
+            preprocess_config.view: 3 * preprocess_config.count * preprocess_config.size**2
+            for preprocess_config in preprocess_configs
+        }.values()
+    )
     assert rows == 1 or rows * pixels <= CHUNK_BYTES[device]

@@ -53,7 +53,7 @@ def test_turned_pictures_are_alike_where_blocks_fit_the_sides(turn):
 
 def test_it_is_saved_opened_exported_and_certified(tmp_path):
     def runner(network):
-        return torch_runner("m", backbone.Member(network, member.contract), torch.device("cpu"))
+        return torch_runner("m", backbone.Member(network, member.preprocess_config), torch.device("cpu"))
 
     pixels = np.random.default_rng(1).integers(0, 256, (14, 64, 64, 3), dtype=np.uint8)
     member = backbone.build_member(recipe_of(block=16, stride=7), None)
@@ -64,7 +64,9 @@ def test_it_is_saved_opened_exported_and_certified(tmp_path):
     np.testing.assert_array_equal(runner(network).run(pixels), expected)
     convert(member, tmp_path / "m.onnx")
     found = certify(
-        runner(network), open_runner("m", tmp_path / "m.onnx", member.contract, RuntimeConfig("onnxruntime")), pixels
+        runner(network),
+        open_runner("m", tmp_path / "m.onnx", member.preprocess_config, RuntimeConfig("onnxruntime")),
+        pixels,
     )
     assert found["max_abs_difference"] < 1e-4
 

@@ -8,26 +8,26 @@ from itertools import count, islice
 
 import numpy as np
 import pytest
-from helpers import CONTRACT
+from helpers import PREPROCESS_CONFIG
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from ensemble.core.errors import ImageError
-from ensemble.images import decode
+from ensemble.images import decode, preprocess
 from ensemble.models.runner import AHEAD, Runner
 from ensemble.stacking import cascade_stream as module
 from ensemble.stacking.cascade_stream import MOST_WAITING, TAKEN, WAITING_BATCHES, cascade_stream, full_rows, taken_rows
 
-SMALL = replace(CONTRACT, size=4)
-CROPS = replace(CONTRACT, geometry="native_crops", count=4)
+SMALL = replace(PREPROCESS_CONFIG, size=4)
+CROPS = replace(PREPROCESS_CONFIG, geometry="native_crops", count=4)
 
 
 def grey(value, large=None):
     return Image.new("RGB", (20, 12), (value % 256,) * 3)
 
 
-def runner(contract=CONTRACT, batch=1, given=None):
+def runner(preprocess_config=PREPROCESS_CONFIG, batch=1, given=None):
     """The brightness of an image; the images of each call go to `given`."""
 
     def run(pixels):
@@ -35,7 +35,7 @@ def runner(contract=CONTRACT, batch=1, given=None):
             given.append(pixels[:, 0, 0, 0].tolist())
         return pixels.mean(axis=(1, 2, 3)).astype(np.float32)
 
-    return Runner(f"{contract.size}", contract, run, batch)
+    return Runner(f"{preprocess_config.size}", preprocess_config, run, batch)
 
 
 def above(*limits):
@@ -64,7 +64,7 @@ def scored(items, runners, chunk, needs, read=grey, total=MANY):
 )
 def test_rows_keep_their_order_and_a_runner_gets_whole_batches_of_those_that_need_it(values, limits, batches, chunk):
     given = [[] for _ in limits]
-    kinds = [CONTRACT, CROPS, SMALL, CONTRACT]
+    kinds = [PREPROCESS_CONFIG, CROPS, SMALL, PREPROCESS_CONFIG]
     runners = [runner(kinds[k], batches[k], given[k]) for k in range(len(limits))]
     logits, errors, sizes = scored(iter(values), runners, chunk, above(*limits))
     stays = np.minimum.accumulate([[value > limit for limit in limits] for value in values], axis=1)
@@ -94,11 +94,11 @@ def test_a_runner_sees_what_the_ones_before_it_said():
 
 @pytest.mark.parametrize(("limit", "expected"), [(99, {8}), (8, {8, 4})])
 def test_a_view_that_no_image_needs_is_never_prepared(monkeypatch, limit, expected):
-    asked, prepare = [], decode.prepare
+    asked, prepare = [], preprocess.prepare
 
-    def spy(image, contracts):
-        asked.extend(contract.size for contract in contracts)
-        return prepare(image, contracts)
+    def spy(image, preprocess_configs):
+        asked.extend(preprocess_config.size for preprocess_config in preprocess_configs)
+        return prepare(image, preprocess_configs)
 
     monkeypatch.setattr(decode, "prepare", spy)
     scored(range(10), [runner(), runner(SMALL), runner()], 4, above(-1, limit, limit))
@@ -108,7 +108,7 @@ def test_a_view_that_no_image_needs_is_never_prepared(monkeypatch, limit, expect
 
 
 def test_nothing_is_prepared_for_rows_that_need_no_runner_but_they_are_read(monkeypatch):
-    asked, prepare = [], decode.prepare
+    asked, prepare = [], preprocess.prepare
     monkeypatch.setattr(decode, "prepare", lambda image, some: asked.extend(some) or prepare(image, some))
 
     def read(item, large):
@@ -172,7 +172,7 @@ def test_an_image_that_is_gone_when_it_is_read_again_is_an_unreadable_one(monkey
 
 
 def test_an_image_that_a_later_contract_cannot_take_is_named():
-    thin = replace(CONTRACT, geometry="center_crop", size=224)
+    thin = replace(PREPROCESS_CONFIG, geometry="center_crop", size=224)
     logits, errors, _ = scored(
         range(2), [runner(), runner(thin)], 2, above(-1, 0), lambda item, large: Image.new("RGB", (1, 20_000))
     )
@@ -216,7 +216,7 @@ def test_few_images_are_filled_up_where_few_stay(batch):
 
 def test_only_the_members_that_the_first_rows_wait_for_get_less_than_a_batch():
     calls = {"second": [], "third": []}
-    runners = [runner(), runner(SMALL, 8, calls["second"]), runner(CONTRACT, 8, calls["third"])]
+    runners = [runner(), runner(SMALL, 8, calls["second"]), runner(PREPROCESS_CONFIG, 8, calls["third"])]
 
     def needs(number, logits, items):
         # the first row alone waits at the third, and holds up all others
@@ -228,7 +228,7 @@ def test_only_the_members_that_the_first_rows_wait_for_get_less_than_a_batch():
 
 
 @pytest.mark.parametrize(
-    ("contract", "batch", "rows", "total", "fixed", "ran"),
+    ("preprocess_config", "batch", "rows", "total", "fixed", "ran"),
     [
         (SMALL, 8, 1, 1, False, 1),
         (SMALL, 8, 3, 5, False, 5),
@@ -239,9 +239,13 @@ def test_only_the_members_that_the_first_rows_wait_for_get_less_than_a_batch():
         (CROPS, 8, 3, 20, False, 16),
     ],
 )
-def test_the_last_rows_are_filled_up_to_a_batch_or_to_all_rows_of_the_input(contract, batch, rows, total, fixed, ran):
+def test_the_last_rows_are_filled_up_to_a_batch_or_to_all_rows_of_the_input(
+    preprocess_config, batch, rows, total, fixed, ran
+):
     given = []
-    logits, *_ = scored(range(rows), [replace(runner(contract, batch, given), fixed=fixed)], 8, above(-1), total=total)
+    logits, *_ = scored(
+        range(rows), [replace(runner(preprocess_config, batch, given), fixed=fixed)], 8, above(-1), total=total
+    )
     assert sum(map(len, given)) == ran
     np.testing.assert_array_equal(logits[:, 0], range(rows))
 
@@ -258,12 +262,12 @@ def test_images_are_read_while_a_member_runs():
         assert all(event.wait(10) for event in read[: first + (1 + AHEAD) * 2 - 1])
         return pixels[:, 0, 0, 0].astype(np.float32)
 
-    logits, *_ = scored(range(12), [Runner("one", CONTRACT, run)], 2, above(-1), reads)
+    logits, *_ = scored(range(12), [Runner("one", PREPROCESS_CONFIG, run)], 2, above(-1), reads)
     assert logits[:, 0].tolist() == list(range(12))
 
 
 def test_pixels_of_rows_that_stay_are_prepared_while_members_run(monkeypatch):
-    calls, second, prepare = [], threading.Event(), decode.prepare
+    calls, second, prepare = [], threading.Event(), preprocess.prepare
 
     def run(pixels):
         calls.append(len(pixels))
@@ -271,12 +275,12 @@ def test_pixels_of_rows_that_stay_are_prepared_while_members_run(monkeypatch):
             second.set()
         return pixels[:, 0, 0, 0].astype(np.float32)
 
-    def slow(image, contracts):
-        assert contracts[0].size == 8 or second.wait(10)  # done only as the first runner has its next rows
-        return prepare(image, contracts)
+    def slow(image, preprocess_configs):
+        assert preprocess_configs[0].size == 8 or second.wait(10)  # done only as the first runner has its next rows
+        return prepare(image, preprocess_configs)
 
     monkeypatch.setattr(decode, "prepare", slow)
-    logits, *_ = scored(range(4), [Runner("one", CONTRACT, run), runner(SMALL)], 2, above(-1, -1))
+    logits, *_ = scored(range(4), [Runner("one", PREPROCESS_CONFIG, run), runner(SMALL)], 2, above(-1, -1))
     assert logits[:, 1].tolist() == [0, 1, 2, 3]
 
 
@@ -325,7 +329,7 @@ def test_who_stops_it_waits_for_no_image_that_is_to_be_read_again(monkeypatch):
         return pixels[:, 0, 0, 0].astype(np.float32)
 
     with pytest.raises(KeyboardInterrupt):
-        scored(range(16), [Runner("one", CONTRACT, stops, 4), runner(SMALL, 16)], 4, above(-1, -1), reads)
+        scored(range(16), [Runner("one", PREPROCESS_CONFIG, stops, 4), runner(SMALL, 16)], 4, above(-1, -1), reads)
     assert len(again) <= 2  # of four, on two threads
     stopped.set()
 
@@ -359,7 +363,7 @@ def test_what_is_done_holds_no_item():
             raise ImageError("not an image")
         return grey(item.row)
 
-    scored(items(), [Runner("one", CONTRACT, run, 8), runner(SMALL, 1000)], 8, needs, reads)
+    scored(items(), [Runner("one", PREPROCESS_CONFIG, run, 8), runner(SMALL, 1000)], 8, needs, reads)
     assert max(most) < 8 * (AHEAD + 3) + 20  # those on their way, and those that wait
 
 

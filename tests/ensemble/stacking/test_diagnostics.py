@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import CONTRACT, heldout, make_frame, noisy_logits, run_cli, write_image, write_run
+from helpers import PREPROCESS_CONFIG, heldout, make_frame, noisy_logits, run_cli, write_image, write_run
 from PIL import Image
 
 from ensemble.core import artifacts
@@ -45,7 +45,7 @@ def test_one_member_cannot_be_dropped(tmp_path):
 def test_time_is_the_median_of_an_image_after_a_run_to_warm_up():
     ticks = iter([0.0, 4.0, 10.0, 11.0, 20.0, 22.0, 30.0, 33.0, 40.0, 90.0])
     calls = []
-    runner = Runner("a", CONTRACT, lambda pixels: calls.append(len(pixels)))
+    runner = Runner("a", PREPROCESS_CONFIG, lambda pixels: calls.append(len(pixels)))
     assert milliseconds(runner, np.zeros((8, 2, 2, 3)), 4, lambda: next(ticks)) == 3.0 * 1000 / 4
     assert calls == [8] * 6
 
@@ -64,10 +64,10 @@ def brightness(name, left, right):
     """A member that looks at the brightness of both halves, a left and a right weight each."""
 
     def run(pixels):
-        halves = pixels.reshape(len(pixels), CONTRACT.size, 2, -1).mean(axis=(1, 3)) / 255 - 0.5
+        halves = pixels.reshape(len(pixels), PREPROCESS_CONFIG.size, 2, -1).mean(axis=(1, 3)) / 255 - 0.5
         return (halves @ np.array([left, right])).astype(np.float32)
 
-    return Runner(name, CONTRACT, run)
+    return Runner(name, PREPROCESS_CONFIG, run)
 
 
 def test_a_flip_averages_both_sides(tmp_path):

@@ -5,11 +5,11 @@ from PIL import Image
 
 from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.core.recipe import Augment
-from ensemble.images import decode, degradations
+from ensemble.images import degradations, preprocess
 from ensemble.training import data_loader
 from ensemble.training.data_loader import TrainDataset, crop_region
 
-CONTRACT = PreprocessConfig(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, geometry="native_crops")
+PREPROCESS_CONFIG = PreprocessConfig(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, geometry="native_crops")
 PLACES = [(0.0, 0.0), (0.5, 0.5), (1.0, 0.3), (0.21, 0.87)]
 
 
@@ -28,9 +28,9 @@ def blurred(sigma):
 def test_what_is_cut_for_a_crop_holds_it_where_the_whole_image_has_it(ramp, place):
     part = crop_region(ramp, 32, place, [blurred(0)])
     assert part.size == (64, 64)
-    whole, cropped = (decode.to_pixels(image, CONTRACT, [place]).astype(int) for image in (ramp, part))
+    whole, cropped = (preprocess.to_pixels(image, PREPROCESS_CONFIG, [place]).astype(int) for image in (ramp, part))
     assert np.abs(whole - cropped).max() <= 1  # two roundings in place of one
-    elsewhere = decode.to_pixels(part, CONTRACT, [(1 - place[0], 0.9)]).astype(int)
+    elsewhere = preprocess.to_pixels(part, PREPROCESS_CONFIG, [(1 - place[0], 0.9)]).astype(int)
     assert np.abs(whole - elsewhere).max() > 1
 
 
@@ -39,7 +39,9 @@ def test_a_resize_is_given_as_many_more_pixels(ramp, place):
     change = degradations.Change("resize", lambda image: degradations.resize(image, 0.5, "box"), 0.5)
     part = crop_region(ramp, 32, place, [blurred(0), change])
     assert part.size == (128, 128)
-    whole, cropped = (decode.to_pixels(change.apply(image), CONTRACT, [place]).astype(int) for image in (ramp, part))
+    whole, cropped = (
+        preprocess.to_pixels(change.apply(image), PREPROCESS_CONFIG, [place]).astype(int) for image in (ramp, part)
+    )
     assert np.abs(whole - cropped).max() <= 3
 
 
@@ -62,8 +64,8 @@ def seen_sizes(tmp_path, monkeypatch, geometry):
         ]
 
     monkeypatch.setattr(data_loader.degradations, "draw", watched)
-    contract = PreprocessConfig(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, geometry=geometry)
-    rows = TrainDataset([tmp_path / "a.png"] * 20, np.zeros(20), contract, Augment(chance=1.0, jpeg=(50, 90)))
+    preprocess_config = PreprocessConfig(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, geometry=geometry)
+    rows = TrainDataset([tmp_path / "a.png"] * 20, np.zeros(20), preprocess_config, Augment(chance=1.0, jpeg=(50, 90)))
     assert all(rows[0, row]["pixels"].shape == (1, 32, 32, 3) for row in range(20))
     return set(seen)
 

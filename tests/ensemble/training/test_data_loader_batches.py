@@ -10,7 +10,7 @@ from ensemble.core.recipe import Augment
 from ensemble.training import data_loader
 from ensemble.training.data_loader import TrainDataset
 
-CONTRACT = PreprocessConfig(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, geometry="native_crops")
+PREPROCESS_CONFIG = PreprocessConfig(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, geometry="native_crops")
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def rows(tmp_path):
     for number in range(6):
         (tmp_path / f"{number}.png").write_bytes(encoded(noise(number)))
     files = sorted(tmp_path.iterdir())
-    return TrainDataset(files, np.array([0, 1] * 3), CONTRACT, Augment(jpeg=(50, 90)), keep=2**20)
+    return TrainDataset(files, np.array([0, 1] * 3), PREPROCESS_CONFIG, Augment(jpeg=(50, 90)), keep=2**20)
 
 
 @given(st.integers(1, 300), st.integers(1, 64), st.integers(0, 5))

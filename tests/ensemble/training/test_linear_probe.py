@@ -104,7 +104,7 @@ def test_the_scores_are_those_of_the_member_itself(frame, tmp_path):
     folder.mkdir()
     backbone.save_classifier(member, folder)
     network, _ = backbone.load_classifier(folder)
-    runner = torch_runner("m", backbone.Member(network, member.contract), torch.device("cpu"))
+    runner = torch_runner("m", backbone.Member(network, member.preprocess_config), torch.device("cpu"))
     logits, _ = score_images(dataset.files(tune), [runner])
     labels = tune["label"].to_numpy()
     assert metrics.auroc(labels, logits[:, 0]) == scores["tune_auroc"]
@@ -129,10 +129,10 @@ def test_logits_are_the_regressions_decisions_and_would_not_be_without_the_scale
     embedder = embedder_of(member, "m", "cpu")
     seen = []
     for augment, epoch in ((None, 0), (recipe.augment, 0), (recipe.augment, 1)):
-        data = TrainDataset(dataset.files(train), train["label"].to_numpy(), member.contract, augment)
+        data = TrainDataset(dataset.files(train), train["label"].to_numpy(), member.preprocess_config, augment)
         seen += [embedder.run(data[epoch, row]["pixels"]) for row in range(len(data))]
     scaler = StandardScaler().fit(np.concatenate(seen).astype(np.float64))
-    data = TrainDataset(dataset.files(tune), tune["label"].to_numpy(), member.contract)
+    data = TrainDataset(dataset.files(tune), tune["label"].to_numpy(), member.preprocess_config)
     pixels = np.concatenate([data[0, row]["pixels"] for row in range(len(data))])
     wanted = fitted[-1].decision_function(scaler.transform(embedder.run(pixels)))
 

@@ -80,7 +80,7 @@ def run(
     rows = frame[:22]
     files = [f"{root}/{path}" for root, path in zip(rows["root"], rows["path"], strict=True)]
     data = TrainDataset(
-        [*map(fits.Path, files)], rows["label"].to_numpy(), member.contract, recipe.augment, 3, None, 2**20
+        [*map(fits.Path, files)], rows["label"].to_numpy(), member.preprocess_config, recipe.augment, 3, None, 2**20
     )
     held = frame[22:] if tune else None
     last_epoch = last_epoch or recipe.train.epochs

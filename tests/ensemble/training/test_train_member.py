@@ -23,7 +23,7 @@ from ensemble.training.data_loader import TrainDataset, collate
 from ensemble.training.step import summed_loss, view_logits
 from ensemble.training.train_member import TrainContext
 
-CONTRACT = PreprocessConfig(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, geometry="native_crops")
+PREPROCESS_CONFIG = PreprocessConfig(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, geometry="native_crops")
 AUGMENT = Augment(quarter_turns=True, jpeg=(50, 90))
 
 
@@ -37,7 +37,7 @@ def files(tmp_path_factory, photos):
 
 
 def rows(files, epoch=0, seed=0, augment=AUGMENT):
-    data = TrainDataset(files, np.array([0, 1, 0, 1]), CONTRACT, augment, seed)
+    data = TrainDataset(files, np.array([0, 1, 0, 1]), PREPROCESS_CONFIG, augment, seed)
     return collate([data[epoch, row] for row in range(len(data))])
 
 
@@ -83,7 +83,7 @@ def test_member_puts_mean_and_std_inside():
     seen = {}
     member.backbone.register_forward_pre_hook(lambda _, __, kwargs: seen.update(kwargs), with_kwargs=True)
     member(torch.full((1, 64, 64, 3), 255, dtype=torch.uint8))
-    expected = (1 - torch.tensor(member.contract.mean)) / torch.tensor(member.contract.std)
+    expected = (1 - torch.tensor(member.preprocess_config.mean)) / torch.tensor(member.preprocess_config.std)
     torch.testing.assert_close(seen["pixel_values"][0, :, 0, 0], expected)
 
 

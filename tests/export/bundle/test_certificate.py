@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from helpers import CONTRACT
+from helpers import PREPROCESS_CONFIG
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +17,7 @@ def logits(pixels):
 
 
 def certified(twin, pixels=PIXELS, **options):
-    return certify(Runner("one", CONTRACT, logits), Runner("twin", CONTRACT, twin), pixels, **options)
+    return certify(Runner("one", PREPROCESS_CONFIG, logits), Runner("twin", PREPROCESS_CONFIG, twin), pixels, **options)
 
 
 def off_by(difference, size=7, position=3):
@@ -79,7 +79,7 @@ def test_two_members_that_both_answer_nan_do_not_agree():
         return np.full(len(pixels), np.nan, dtype=np.float32)
 
     with pytest.raises(ArtifactError, match="nan at batch 1"):
-        certify(Runner("one", CONTRACT, silent), Runner("twin", CONTRACT, silent), PIXELS)
+        certify(Runner("one", PREPROCESS_CONFIG, silent), Runner("twin", PREPROCESS_CONFIG, silent), PIXELS)
 
 
 def test_the_tolerance_can_be_another():

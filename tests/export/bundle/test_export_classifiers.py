@@ -15,7 +15,7 @@ from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, BackboneError
 from ensemble.core.metrics import auroc, sigmoid
 from ensemble.core.preprocess_config import PreprocessConfig
-from ensemble.images import decode
+from ensemble.images import decode, preprocess
 from ensemble.models import backbone
 from ensemble.models.classifier import read_classifiers
 from ensemble.models.torch_runner import torch_runner
@@ -84,12 +84,12 @@ def labelled(tmp_path_factory):
 
 def expected_logits(checkpoints, files):
     """Straight from the checkpoints: z(AI-made) - z(the other)."""
-    contract = PreprocessConfig(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
-    pixels = np.concatenate([decode.to_pixels(decode.decode(file), contract) for file in files])
+    preprocess_config = PreprocessConfig(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+    pixels = np.concatenate([preprocess.to_pixels(decode.decode(file), preprocess_config) for file in files])
     columns = []
     for name, sign in (("vit", 1), ("conv", -1)):
         network, _ = backbone.load_classifier(checkpoints / name)
-        member = backbone.Member(network, contract, positive=1)
+        member = backbone.Member(network, preprocess_config, positive=1)
         columns.append(sign * torch_runner(name, member, torch.device("cpu")).run(pixels))
     return np.stack(columns, axis=1)
 
@@ -255,14 +255,14 @@ def test_half_precision_keeps_types_of_pixels_and_logits_and_what_overflows(made
     import onnx
 
     files = [labelled.parent / f"{number:02}.png" for number in range(8)]
-    contract = PreprocessConfig(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
-    pixels = np.concatenate([decode.to_pixels(decode.decode(file), contract) for file in files])
+    preprocess_config = PreprocessConfig(size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
+    pixels = np.concatenate([preprocess.to_pixels(decode.decode(file), preprocess_config) for file in files])
     expected = expected_logits(checkpoints, files)
     for column, name in enumerate("ab"):
         source, target = made[0] / "members" / f"{name}.fp32.onnx", tmp_path / f"{name}.fp16.onnx"
         write_half(source, target)
         assert target.stat().st_size < source.stat().st_size
-        logits = open_runner(name, target, contract, RuntimeConfig("onnxruntime")).run(pixels)
+        logits = open_runner(name, target, preprocess_config, RuntimeConfig("onnxruntime")).run(pixels)
         assert logits.dtype == np.float32
         np.testing.assert_allclose(logits, expected[:, column], atol=0.01 * np.abs(expected[:, column]).max())
         assert not np.array_equal(logits, expected[:, column].astype(np.float32))

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import CONTRACT, run_cli
+from helpers import PREPROCESS_CONFIG, run_cli
 from small_nets import LAYERS, PIXELS, write_image_run, write_network
 
 from ensemble.core import artifacts
@@ -193,9 +193,9 @@ def test_pixels_and_logits_keep_their_types_and_the_same_images_make_the_same_fi
     for name in ("a", "b"):
         write_int8(source, tmp_path / f"{name}.onnx", PIXELS)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
-    fp32 = open_runner("one", source, CONTRACT, RuntimeConfig("onnxruntime")).run(PIXELS)
+    fp32 = open_runner("one", source, PREPROCESS_CONFIG, RuntimeConfig("onnxruntime")).run(PIXELS)
     for runtime in ("onnxruntime", "openvino"):
-        logits = open_runner("one", tmp_path / "a.onnx", CONTRACT, RuntimeConfig(runtime, "int8")).run(PIXELS)
+        logits = open_runner("one", tmp_path / "a.onnx", PREPROCESS_CONFIG, RuntimeConfig(runtime, "int8")).run(PIXELS)
         assert logits.dtype == np.float32
         assert 0 < np.abs(logits - fp32).max() < 0.02
     assert capfd.readouterr() == ("", "")
@@ -206,7 +206,7 @@ def test_batches_that_disagree_do_not_pass(run, tmp_path, monkeypatch):
     source = write_network(tmp_path / "network.onnx", 1.0)
     write_int8(source, tmp_path / "int8.onnx", PIXELS)
     second = precision_search.LowPrecisionFile(
-        "one", source, tmp_path / "int8.onnx", CONTRACT, RuntimeConfig("onnxruntime", "int8")
+        "one", source, tmp_path / "int8.onnx", PREPROCESS_CONFIG, RuntimeConfig("onnxruntime", "int8")
     )
     training = check_images.training(run)
     assert precision_search._passes(second, training)
@@ -251,10 +251,10 @@ def test_layers_cover_every_node_in_order(tmp_path):
     assert [node for layer in layers for node in layer.nodes] == ["cast", *LAYERS, "mean", "sub"]
 
 
-def emulated(name, path, contract, setting):
+def emulated(name, path, preprocess_config, setting):
     """CUDA by NumPy, which computes in the types that the file says."""
     if setting.runtime != "cuda":
-        return open_runner(name, path, contract, setting)
+        return open_runner(name, path, preprocess_config, setting)
     from onnx.reference import ReferenceEvaluator
     from onnxscript import ir
 
@@ -266,20 +266,20 @@ def emulated(name, path, contract, setting):
         with np.errstate(over="ignore", invalid="ignore"):
             return evaluator.run(None, {"pixels": pixels})[0]
 
-    return Runner(name, contract, run)
+    return Runner(name, preprocess_config, run)
 
 
 def test_fp16_is_rescued_where_a_layer_overflows(run, tmp_path, monkeypatch):
     monkeypatch.setenv("MANYEYES_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(precision_search.runtime, "open_runner", emulated)
     source, target = write_network(tmp_path / "network.onnx", 1e5), tmp_path / "half.onnx"
-    second = precision_search.LowPrecisionFile("two", source, target, CONTRACT, RuntimeConfig("cuda", "fp16"))
+    second = precision_search.LowPrecisionFile("two", source, target, PREPROCESS_CONFIG, RuntimeConfig("cuda", "fp16"))
     lines = []
     made = precision_search._make(second, check_images.training(run), lines.append)
     assert lines[0] == "two: with all 4 layers in fp16 logits are not finite; searching for layers to keep in fp32"
     assert made["kept"] == ["makes", "reads"]
     assert lines[1].startswith("two: kept in fp32 2 of 4 layers: makes, reads; cuda fp16 runs ")
-    fp32 = open_runner("two", source, CONTRACT, RuntimeConfig("onnxruntime")).run(PIXELS)
+    fp32 = open_runner("two", source, PREPROCESS_CONFIG, RuntimeConfig("onnxruntime")).run(PIXELS)
     assert 0 < np.abs(second.runner().run(PIXELS) - fp32).max() < 0.02
     precision_search._make(second, None, lines.append)  # as where there is no run: nothing is kept
     assert not np.isfinite(second.runner().run(PIXELS)).all()

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import CONTRACT, run_cli, save_graph
+from helpers import PREPROCESS_CONFIG, run_cli, save_graph
 from onnx import numpy_helper
 from small_nets import PIXELS, write_image_run, write_network
 
@@ -62,8 +62,10 @@ def test_a_file_for_tensorrt_is_symmetric_and_one_for_cpus_is_not(tmp_path, monk
 def test_a_file_for_tensorrt_gives_nearly_the_same_logits(tmp_path):
     source = write_network(tmp_path / "network.onnx", 1.0)
     write_int8(source, tmp_path / "int8.onnx", PIXELS, ["last", "mean", "sub"], symmetric=True)
-    fp32 = open_runner("one", source, CONTRACT, RuntimeConfig("onnxruntime")).run(PIXELS)
-    logits = open_runner("one", tmp_path / "int8.onnx", CONTRACT, RuntimeConfig("onnxruntime", "int8")).run(PIXELS)
+    fp32 = open_runner("one", source, PREPROCESS_CONFIG, RuntimeConfig("onnxruntime")).run(PIXELS)
+    logits = open_runner("one", tmp_path / "int8.onnx", PREPROCESS_CONFIG, RuntimeConfig("onnxruntime", "int8")).run(
+        PIXELS
+    )
     assert 0 < np.abs(logits - fp32).max() < 0.04  # of 256 values half are not used where none is negative
 
 
@@ -126,14 +128,14 @@ def test_a_file_for_tensorrt_is_searched_by_cuda_and_timed_by_itself(tmp_path, m
     monkeypatch.setenv("MANYEYES_CACHE", str(tmp_path / "cache"))
     asked = []
 
-    def opened(name, path, contract, setting):
+    def opened(name, path, preprocess_config, setting):
         asked.append((path.name, str(setting)))
-        return open_runner(name, path, contract, RuntimeConfig("onnxruntime", batch=setting.batch))
+        return open_runner(name, path, preprocess_config, RuntimeConfig("onnxruntime", batch=setting.batch))
 
     monkeypatch.setattr(precision_search.runtime, "open_runner", opened)
     folder = tmp_path / "bundle"
     source = write_network(folder / "members" / "two.fp32.onnx", 1000.0)
-    entry = {"file": "members/two.fp32.onnx", "contract": CONTRACT.to_dict()}
+    entry = {"file": "members/two.fp32.onnx", "contract": PREPROCESS_CONFIG.to_dict()}
     lines = []
     setting = RuntimeConfig("tensorrt", "int8", 64)
     made = precision_search.add(folder, "two", entry, [setting], check_images.training(tmp_path / "run"), lines.append)
@@ -165,11 +167,11 @@ def test_where_tensorrt_fails_export_goes_on_without_its_files(tmp_path, monkeyp
     more = [RuntimeConfig("tensorrt", "int8", batch=64)]
     monkeypatch.setattr(precisions, "computed", lambda some: computed(some) + (more if "int8" in some else []))
 
-    def opened(name, path, contract, setting):
+    def opened(name, path, preprocess_config, setting):
         if setting.runtime == "tensorrt":
             raise UnavailableError(f"{name}: {setting} failed at batch 64: enqueue failed; free some memory")
         here = replace(setting, runtime="onnxruntime") if setting.runtime == "cuda" else setting
-        return open_runner(name, path, contract, here)
+        return open_runner(name, path, preprocess_config, here)
 
     monkeypatch.setattr(precision_search.runtime, "open_runner", opened)
     code, out, err = run_cli("export", "--run", tmp_path / "run", "--int8")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import (
-    CONTRACT,
+    PREPROCESS_CONFIG,
     STACKER,
     change_json,
     exported_run,
@@ -75,12 +75,12 @@ def stand_in(monkeypatch, opened):
     """Lets OpenVINO compute bf16, as a function of (member, fp32 logits)."""
 
     def install(change, able=("openvino", "bf16")):
-        def open_one(name, path, contract, setting):
+        def open_one(name, path, preprocess_config, setting):
             opened.append((name, str(setting)))
-            plain = open_runner(name, path, contract, precisions.FP32).run
+            plain = open_runner(name, path, preprocess_config, precisions.FP32).run
             if setting.precision == "fp32":
-                return Runner(name, contract, plain)
-            return Runner(name, contract, lambda pixels: change(name, plain(pixels)))
+                return Runner(name, preprocess_config, plain)
+            return Runner(name, preprocess_config, lambda pixels: change(name, plain(pixels)))
 
         unsupported = {(kind, lower): "no" for kind in RUNTIMES for lower in PRECISIONS if lower != "fp32"}
         del unsupported[able]
@@ -312,8 +312,8 @@ def test_a_killed_certification_goes_on(folder, pictures, stand_in, opened, monk
     ran = []
     real = runtime.open_runner
 
-    def dies(name, path, contract, setting):
-        runner = real(name, path, contract, setting)
+    def dies(name, path, preprocess_config, setting):
+        runner = real(name, path, preprocess_config, setting)
 
         def run(pixels):
             ran.append(len(pixels))
@@ -321,7 +321,7 @@ def test_a_killed_certification_goes_on(folder, pictures, stand_in, opened, monk
                 raise KeyboardInterrupt
             return runner.run(pixels)
 
-        return Runner(name, contract, run)
+        return Runner(name, preprocess_config, run)
 
     dies.after = 700  # of 1,024: four columns of 256
     monkeypatch.setattr(runtime, "open_runner", dies)
@@ -414,10 +414,10 @@ def test_a_held_out_image_that_export_cannot_use_is_named(tmp_path):
     samples = check_images.samples(
         check_images.LabelledImages("held-out images", True, ("a", "line"), files, np.array([0, 1]))
     )
-    thin = replace(CONTRACT, geometry="center_crop", size=224)
+    thin = replace(PREPROCESS_CONFIG, geometry="center_crop", size=224)
     with pytest.raises(ArtifactError, match=rf"2 held-out images, and one cannot be read: {files[1]}: .* too thin"):
         samples.pixels(thin)
-    assert samples.pixels(CONTRACT).shape == (2, 8, 8, 3)
+    assert samples.pixels(PREPROCESS_CONFIG).shape == (2, 8, 8, 3)
 
 
 def test_rows_are_drawn_by_class_and_seed():

@@ -214,7 +214,7 @@ def test_a_bundle_alone_needs_an_output_and_says_what_is_not_known(run, tmp_path
 def test_a_classifiers_folder_is_scored_by_its_own_threshold(run, tmp_path):
     member = small_member("resnet")
     member.backbone.save_pretrained(tmp_path / "tiny")
-    artifacts.write_json(tmp_path / "tiny" / "member.json", {"contract": member.contract.to_dict()})
+    artifacts.write_json(tmp_path / "tiny" / "member.json", {"contract": member.preprocess_config.to_dict()})
     places = ["--data", tmp_path / "photos.csv", "--model", tmp_path / "tiny", "--output", tmp_path / "out"]
     out = ok(run_cli("evaluate", *places, "--grid", "none", "--device", "cpu"))
     assert ", by tiny; threshold 0.5" in out

@@ -125,7 +125,9 @@ def test_a_torch_that_cannot_use_the_gpu_makes_no_product(monkeypatch):
 def test_a_member_of_several_views_takes_as_many_times_as_long(run, monkeypatch):
     first, second = plan_bundle(artifacts.bundle_path(run), RuntimeOptions(), lambda line: None).members
     uncounted = replace(first, gflop=0.0)
-    nine = replace(second, contract=replace(second.contract, geometry="native_crops", count=9), gflop=2.0)
+    nine = replace(
+        second, preprocess_config=replace(second.preprocess_config, geometry="native_crops", count=9), gflop=2.0
+    )
     monkeypatch.setattr(benchmark, "timer", lambda runner, setting: lambda: 0.5)
     monkeypatch.setattr(benchmark, "roof", lambda setting: 8.0)
     _, (one, other) = benchmark.measure_members([uncounted, nine], lambda line: None, lambda count: None)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import CONTRACT, exported_run
+from helpers import PREPROCESS_CONFIG, exported_run
 from pictures import encoded, noise
 
 from ensemble.core import artifacts
@@ -22,7 +22,7 @@ def test_each_view_and_each_member_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(autotune, "SECONDS", 0.0)
     monkeypatch.setattr(benchmark, "IMAGES", 4)
     one, two = plan_bundle(artifacts.bundle_path(exported_run(tmp_path)), RuntimeOptions(), print).members
-    other = replace(two, contract=replace(CONTRACT, size=16))
+    other = replace(two, preprocess_config=replace(PREPROCESS_CONFIG, size=16))
     found = benchmark.measure({"fp32": (one, other)}, NOISE, print)
     assert found.decode > 0
     assert len(found.views) == 2
@@ -53,7 +53,7 @@ def test_times_are_of_an_image_in_milliseconds(tmp_path, monkeypatch):
             time.sleep(0.003 * len(pixels))
             return np.zeros(len(pixels), np.float32)
 
-        return Runner(member.name, member.contract, run)
+        return Runner(member.name, member.preprocess_config, run)
 
     monkeypatch.setenv("MANYEYES_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(benchmark, "score", slow)

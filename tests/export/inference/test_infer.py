@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import CONTRACT, SCALES, STACKER, expected_logits, read_csv, write_csv, write_image
+from helpers import PREPROCESS_CONFIG, SCALES, STACKER, expected_logits, read_csv, write_csv, write_image
 from pictures import HOSTILE_NAMES
 from PIL import Image
 from small_ensemble import ENSEMBLE, runner
@@ -162,7 +162,7 @@ def test_nothing_readable_is_said_so(tmp_path):
 
 def test_a_member_without_an_answer_is_not_written_as_an_unreadable_image(tmp_path):
     write_images(tmp_path, ["a.png", "b.png"])
-    silent = Runner("one", CONTRACT, lambda pixels: np.full(len(pixels), np.nan, dtype=np.float32))
+    silent = Runner("one", PREPROCESS_CONFIG, lambda pixels: np.full(len(pixels), np.nan, dtype=np.float32))
     with pytest.raises(ArtifactError, match="gave no finite logit"):
         infer(read_inputs(tmp_path), Ensemble((silent,), average("one"), "cpu"))
 
@@ -184,9 +184,9 @@ def test_flips_are_averaged_where_they_helped_and_only_there(tmp_path):
     Image.fromarray(pixels).save(files[0])
 
     def left(pixels):
-        return (pixels[:, :, : CONTRACT.size // 2].mean(axis=(1, 2, 3)) / 255).astype(np.float32)
+        return (pixels[:, :, : PREPROCESS_CONFIG.size // 2].mean(axis=(1, 2, 3)) / 255).astype(np.float32)
 
-    runners = tuple(Runner(name, CONTRACT, left) for name in SCALES)
+    runners = tuple(Runner(name, PREPROCESS_CONFIG, left) for name in SCALES)
     plain = Ensemble(runners, replace(STACKER, flips=("two",)), "cpu")
     inputs = read_inputs(tmp_path)
     one, two = member_logits(inputs, plain)[0][0]

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import (
-    CONTRACT,
+    PREPROCESS_CONFIG,
     STACKER,
     exported_run,
     read_csv,
@@ -79,7 +79,7 @@ def answers(ran, **logits):
             ran.append((name, len(pixels)))
             return np.array([logit(image.mean() / 255) for image in pixels], dtype=np.float32)
 
-        return Runner(name, CONTRACT, run)
+        return Runner(name, PREPROCESS_CONFIG, run)
 
     return tuple(runner(name, logit) for name, logit in logits.items())
 
@@ -351,7 +351,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes_and_rows_score_as_in_any_list_of
             return (brightness + (len(pixels) % 8) - 0.5).astype(np.float32)
 
         one, _ = answers([], one=lambda b: 4 * (b - 0.5), two=lambda b: 0)
-        return replace(ensemble([]), runners=(one, Runner("two", CONTRACT, dear, batch=8 if whole else 1)))
+        return replace(ensemble([]), runners=(one, Runner("two", PREPROCESS_CONFIG, dear, batch=8 if whole else 1)))
 
     def scores(output, given, source=table):
         with journal.held(output) as folder:

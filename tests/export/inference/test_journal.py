@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import CONTRACT, ROOT, STACKER, read_csv, write_image
+from helpers import PREPROCESS_CONFIG, ROOT, STACKER, read_csv, write_image
 from pictures import HOSTILE_NAMES
 
 from ensemble.core.errors import ArtifactError
@@ -160,7 +160,7 @@ def mean(pixels):
 
 def score(output, files, run=mean, **options):
     said = []
-    runners = tuple(Runner(name, CONTRACT, run) for name in STACKER.members)
+    runners = tuple(Runner(name, PREPROCESS_CONFIG, run) for name in STACKER.members)
     ensemble = infer.Ensemble(runners, STACKER, "cpu", identity="tiny")
     with journal.held(output) as folder:
         inputs = inputs_from_files([f"{row}" for row in range(len(files))], files)

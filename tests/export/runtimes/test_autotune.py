@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import CONTRACT, change_json, exported_run
+from helpers import PREPROCESS_CONFIG, change_json, exported_run
 
 from ensemble.core import artifacts
 from ensemble.core.errors import UnavailableError
@@ -49,7 +49,7 @@ class Lab:
             self.clock.now += len(pixels) * (seconds() if callable(seconds) else seconds)
             return np.zeros(len(pixels), np.float32)
 
-        return Runner(job.name, CONTRACT, run)
+        return Runner(job.name, PREPROCESS_CONFIG, run)
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import CONTRACT, write_onnx
+from helpers import PREPROCESS_CONFIG, write_onnx
 
 from ensemble.core import artifacts
 from ensemble.core.errors import UnavailableError
@@ -91,7 +91,7 @@ def gpu(monkeypatch, tmp_path):
 
 
 def opened(model, setting):
-    return runtime.open_runner("tiny", model, CONTRACT, setting), Session.made[-1]
+    return runtime.open_runner("tiny", model, PREPROCESS_CONFIG, setting), Session.made[-1]
 
 
 @pytest.mark.parametrize("setting", [RuntimeConfig("cuda", batch=4), RuntimeConfig("tensorrt", batch=4)], ids=str)

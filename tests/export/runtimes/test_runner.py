@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import CONTRACT, run_python, write_onnx
+from helpers import PREPROCESS_CONFIG, run_python, write_onnx
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,9 +38,9 @@ from export.runtimes.runner import open_runner
 from export.runtimes.settings import RuntimeConfig
 import numpy as np
 
-contract = PreprocessConfig(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+config = PreprocessConfig(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
 for name in ("openvino", "onnxruntime"):
-    runner = open_runner("tiny", pathlib.Path(sys.argv[1]), contract, RuntimeConfig(name))
+    runner = open_runner("tiny", pathlib.Path(sys.argv[1]), config, RuntimeConfig(name))
     print(runner.run(np.full((3, 8, 8, 3), 255, dtype=np.uint8)).tolist())
 """
 QUANTIZED = """
@@ -56,8 +56,8 @@ from ensemble.core.preprocess_config import PreprocessConfig
 from export.runtimes.runner import open_runner
 from export.runtimes.settings import RuntimeConfig
 
-contract = PreprocessConfig(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
-runners = [open_runner("tiny", pathlib.Path(sys.argv[1]), contract, RuntimeConfig("openvino"))]
+config = PreprocessConfig(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+runners = [open_runner("tiny", pathlib.Path(sys.argv[1]), config, RuntimeConfig("openvino"))]
 thread = threading.Thread(target=runners.clear)
 thread.start()
 thread.join()
@@ -76,7 +76,7 @@ def model(tmp_path_factory):
 
 
 def opened(model, setting):
-    return runtime.open_runner("tiny", model, CONTRACT, setting)
+    return runtime.open_runner("tiny", model, PREPROCESS_CONFIG, setting)
 
 
 @pytest.fixture(scope="module")
@@ -270,7 +270,7 @@ def test_a_torch_member_runs_some_images_at_a_time(batch, sizes):
     seen = []
 
     class Mean(torch.nn.Module):
-        contract = CONTRACT
+        preprocess_config = PREPROCESS_CONFIG
 
         def forward(self, pixels):
             seen.append(len(pixels))

@@ -9,12 +9,12 @@ from PIL import Image
 
 from ensemble.core.errors import ImageError
 from ensemble.core.preprocess_config import CROP_COUNTS, FILTERS, PreprocessConfig
-from ensemble.images import decode
+from ensemble.images import decode, preprocess
 
 GREEN = (0, 200, 0)
 
 
-def contract(size, **values) -> PreprocessConfig:
+def config(size, **values) -> PreprocessConfig:
     return PreprocessConfig(size=size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), **values)
 
 
@@ -50,21 +50,21 @@ def palette_image() -> Image.Image:
 def test_transparency_shows_the_background(image, file_format, options, colour, background):
     decoded = decode.decode(encoded(image, file_format, **options))
     assert decoded.mode == "RGBA"
-    view = contract(2, geometry="native_crops", background=background)
-    assert decode.to_pixels(decoded, view)[0, 0].tolist() == [list(background), list(colour)]
+    view = config(2, geometry="native_crops", background=background)
+    assert preprocess.to_pixels(decoded, view)[0, 0].tolist() == [list(background), list(colour)]
 
 
 def test_half_transparency_mixes_with_the_background():
     decoded = decode.decode(encoded(Image.new("RGBA", (2, 2), (200, 100, 0, 51))))  # 51 / 255 = a fifth
-    assert decode.to_pixels(decoded, contract(2, background=(100, 200, 250)))[0, 0, 0].tolist() == [120, 180, 200]
+    assert preprocess.to_pixels(decoded, config(2, background=(100, 200, 250)))[0, 0, 0].tolist() == [120, 180, 200]
 
 
 def test_a_large_image_is_laid_on_its_background_in_parts(monkeypatch):
     image = noise(0, 30, 41)
     image.putalpha(noise(1, 30, 41).convert("L"))
-    whole = decode.flatten(image, GREEN)
+    whole = preprocess.flatten(image, GREEN)
     monkeypatch.setattr(decode, "LARGE", 100)
-    assert decode.flatten(image, GREEN).tobytes() == whole.tobytes()
+    assert preprocess.flatten(image, GREEN).tobytes() == whole.tobytes()
 
 
 # ---- to_pixels: geometry
@@ -85,7 +85,7 @@ def test_the_table_of_crops_is_complete():
 @pytest.mark.parametrize("count", CROPS)
 def test_native_crops_are_exact_slices(count):
     image = noise(1, 14, 10)
-    views = decode.to_pixels(image, contract(4, geometry="native_crops", count=count))
+    views = preprocess.to_pixels(image, config(4, geometry="native_crops", count=count))
     source = np.asarray(image)
     assert views.dtype == np.uint8
     assert views.tolist() == [source[y : y + 4, x : x + 4].tolist() for y, x in CROPS[count]]
@@ -93,7 +93,7 @@ def test_native_crops_are_exact_slices(count):
 
 def test_explicit_offsets_take_the_place_of_the_grid():
     image = noise(2, 14, 10)
-    views = decode.to_pixels(image, contract(4, geometry="native_crops", count=9), [(0.5, 1.0), (1.0, 0.0)])
+    views = preprocess.to_pixels(image, config(4, geometry="native_crops", count=9), [(0.5, 1.0), (1.0, 0.0)])
     source = np.asarray(image)
     assert views.tolist() == [source[3:7, 10:14].tolist(), source[6:10, 0:4].tolist()]
 
@@ -101,21 +101,21 @@ def test_explicit_offsets_take_the_place_of_the_grid():
 @pytest.mark.parametrize("count", [1, 5])
 def test_smaller_images_are_reflected(count):
     source = np.asarray(noise(3, 3, 2))
-    views = decode.to_pixels(Image.fromarray(source), contract(5, geometry="native_crops", count=count))
+    views = preprocess.to_pixels(Image.fromarray(source), config(5, geometry="native_crops", count=count))
     expected = source[[1, 0, 1, 0, 1]][:, [1, 0, 1, 2, 1]]
     assert views.tolist() == [expected.tolist()] * count
 
 
 def test_an_image_small_in_one_direction_is_cropped_in_the_other():
     source = np.asarray(noise(4, 9, 2))
-    [view] = decode.to_pixels(Image.fromarray(source), contract(4, geometry="native_crops"))
+    [view] = preprocess.to_pixels(Image.fromarray(source), config(4, geometry="native_crops"))
     assert view.tolist() == source[[1, 0, 1, 0]][:, 2:6].tolist()
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 6), (6, 1)])
 def test_one_pixel_is_repeated(width, height):
     source = np.asarray(noise(5, width, height))
-    [view] = decode.to_pixels(Image.fromarray(source), contract(6, geometry="native_crops"))
+    [view] = preprocess.to_pixels(Image.fromarray(source), config(6, geometry="native_crops"))
     assert (view == source).all()  # the single row or column, broadcast
     assert view.shape == (6, 6, 3)
 
@@ -124,27 +124,27 @@ def test_one_pixel_is_repeated(width, height):
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 9), (40, 3), (300, 7), (16, 16)])
 def test_every_geometry_gives_square_views(geometry, width, height):
     count = 4 if geometry == "native_crops" else 1
-    view = contract(16, geometry=geometry, count=count, crop_pct=0.875)
-    assert decode.to_pixels(noise(0, width, height), view).shape == (count, 16, 16, 3)
+    view = config(16, geometry=geometry, count=count, crop_pct=0.875)
+    assert preprocess.to_pixels(noise(0, width, height), view).shape == (count, 16, 16, 3)
 
 
 def test_squash_keeps_the_whole_picture():
     image = Image.new("RGB", (40, 10), "red")
     image.paste((0, 0, 255), (20, 0, 40, 10))
-    [view] = decode.to_pixels(image, contract(4, filter="box"))
+    [view] = preprocess.to_pixels(image, config(4, filter="box"))
     assert view.tolist() == [[[255, 0, 0]] * 2 + [[0, 0, 255]] * 2] * 4
 
 
 def test_squash_has_no_offsets_but_as_many_views():
     image = noise(6)
-    views = decode.to_pixels(image, contract(8), [(0, 0), (1, 1)])
-    assert views.tolist() == decode.to_pixels(image, contract(8)).tolist() * 2
+    views = preprocess.to_pixels(image, config(8), [(0, 0), (1, 1)])
+    assert views.tolist() == preprocess.to_pixels(image, config(8)).tolist() * 2
 
 
 @pytest.mark.parametrize(("width", "height"), [(32, 32), (64, 32), (32, 80)])
 def test_center_crop_at_its_own_size_is_a_slice(width, height):
     image = noise(7, width, height)
-    [view] = decode.to_pixels(image, contract(28, geometry="center_crop", crop_pct=0.875))
+    [view] = preprocess.to_pixels(image, config(28, geometry="center_crop", crop_pct=0.875))
     top, left = (height - 28) // 2, (width - 28) // 2
     assert view.tolist() == np.asarray(image)[top : top + 28, left : left + 28].tolist()
 
@@ -152,26 +152,26 @@ def test_center_crop_at_its_own_size_is_a_slice(width, height):
 def test_center_crop_resizes_the_shorter_side():
     image = Image.new("RGB", (80, 20), "red")
     image.paste((0, 0, 255), (40, 0, 80, 20))
-    [view] = decode.to_pixels(image, contract(10, geometry="center_crop", filter="box"))
+    [view] = preprocess.to_pixels(image, config(10, geometry="center_crop", filter="box"))
     assert view.tolist() == [[[255, 0, 0]] * 5 + [[0, 0, 255]] * 5] * 10
 
 
 def test_filters_differ(photo):
     image = decode.decode(photo)
-    views = {name: decode.to_pixels(image, contract(32, filter=name)).tobytes() for name in ("bicubic", "bilinear")}
+    views = {name: preprocess.to_pixels(image, config(32, filter=name)).tobytes() for name in ("bicubic", "bilinear")}
     assert views["bicubic"] != views["bilinear"]
 
 
 def test_image_too_thin_to_resize_is_refused_and_not_tried():
     thin = Image.new("RGB", (1, 20_000))
     with pytest.raises(ImageError, match="1x20000 is too thin to be resized to 256x5120000"):
-        decode.to_pixels(thin, contract(224, geometry="center_crop", crop_pct=0.875))
-    assert decode.to_pixels(thin, contract(224)).shape == (1, 224, 224, 3)
+        preprocess.to_pixels(thin, config(224, geometry="center_crop", crop_pct=0.875))
+    assert preprocess.to_pixels(thin, config(224)).shape == (1, 224, 224, 3)
 
 
 @pytest.mark.parametrize(("crop", "short"), [(192, 225), (224, 256), (384, 438), (518, 545)])
 def test_crop_pct_of_two_sides_gives_them_back(crop, short):
-    assert contract(crop, geometry="center_crop", crop_pct=crop / short).short_side == short
+    assert config(crop, geometry="center_crop", crop_pct=crop / short).short_side == short
 
 
 # ---- prepare: the same pixels for several contracts
@@ -180,9 +180,9 @@ sides = st.one_of(st.sampled_from([1, 8, 16]), st.integers(1, 40))
 
 
 @st.composite
-def contracts(draw):
+def configs(draw):
     geometry = draw(st.sampled_from(["squash", "center_crop", "native_crops"]))
-    return contract(
+    return config(
         draw(st.sampled_from([4, 8, 14, 16])),
         geometry=geometry,
         filter=draw(st.sampled_from(FILTERS)),
@@ -208,13 +208,13 @@ def assert_prepared(prepare, image, asked):
     for each in asked:
         pixels = found[each.view]
         assert pixels.dtype == np.uint8
-        np.testing.assert_array_equal(pixels, decode.to_pixels(image, each))
+        np.testing.assert_array_equal(pixels, preprocess.to_pixels(image, each))
 
 
 @settings(deadline=None, max_examples=300)
-@given(image=decoded(), asked=st.lists(contracts(), max_size=6))
+@given(image=decoded(), asked=st.lists(configs(), max_size=6))
 def test_prepared_pixels_are_those_of_each_contract_alone(image, asked):
-    assert_prepared(decode.prepare, image, asked)
+    assert_prepared(preprocess.prepare, image, asked)
 
 
 OTHERS = {"filter": "box", "background": GREEN, "geometry": "squash", "crop_pct": 0.5, "count": 4}
@@ -224,50 +224,50 @@ OTHERS = {"filter": "box", "background": GREEN, "geometry": "squash", "crop_pct"
 def test_the_comparison_sees_one_contract_taken_for_another(forgotten):
     image = noise(0, 40, 24)
     image.putalpha(100)
-    one = contract(8, geometry="native_crops" if forgotten == "count" else "center_crop")
+    one = config(8, geometry="native_crops" if forgotten == "count" else "center_crop")
     other = replace(one, **{forgotten: OTHERS[forgotten]})
 
     def careless(image, asked):
-        return dict.fromkeys((each.view for each in asked), decode.to_pixels(image, one))
+        return dict.fromkeys((each.view for each in asked), preprocess.to_pixels(image, one))
 
-    assert_prepared(decode.prepare, image, [one, other])
+    assert_prepared(preprocess.prepare, image, [one, other])
     with pytest.raises(AssertionError):
         assert_prepared(careless, image, [one, other])
 
 
-SHORT_16 = [contract(size, geometry="center_crop", crop_pct=size / 16) for size in (8, 14, 16)]
+SHORT_16 = [config(size, geometry="center_crop", crop_pct=size / 16) for size in (8, 14, 16)]
 
 
 @pytest.mark.parametrize(
     ("size", "asked", "resizes"),
     [
-        ((32, 32), [contract(16), *SHORT_16], 1),  # a square image: the whole of it is its centre crop
-        ((48, 32), [contract(16), *SHORT_16], 2),
-        ((32, 32), [contract(16), contract(16, filter="box"), contract(8)], 3),
-        ((16, 16), [contract(16), contract(16, filter="box"), *SHORT_16], 0),  # of that size already
-        ((32, 32), [contract(8, geometry="native_crops", count=count) for count in CROP_COUNTS], 0),
-        ((32, 32), [contract(16), contract(16, background=GREEN)], 1),  # nothing is transparent
+        ((32, 32), [config(16), *SHORT_16], 1),  # a square image: the whole of it is its centre crop
+        ((48, 32), [config(16), *SHORT_16], 2),
+        ((32, 32), [config(16), config(16, filter="box"), config(8)], 3),
+        ((16, 16), [config(16), config(16, filter="box"), *SHORT_16], 0),  # of that size already
+        ((32, 32), [config(8, geometry="native_crops", count=count) for count in CROP_COUNTS], 0),
+        ((32, 32), [config(16), config(16, background=GREEN)], 1),  # nothing is transparent
     ],
 )
 def test_no_step_is_done_twice(monkeypatch, size, asked, resizes):
     done, resize = [], Image.Image.resize
     monkeypatch.setattr(Image.Image, "resize", lambda *given: done.append(given[1:]) or resize(*given))
-    prepared = decode.prepare(noise(0, *size), asked)
+    prepared = preprocess.prepare(noise(0, *size), asked)
     assert len(prepared) == len(asked)
     assert len(done) == resizes
 
 
 def test_a_background_is_laid_once(monkeypatch):
-    laid, flatten = [], decode.flatten
+    laid, flatten = [], preprocess.flatten
     monkeypatch.setattr(
         decode, "flatten", lambda image, background: laid.append(background) or flatten(image, background)
     )
     image = noise(0)
     image.putalpha(100)
-    decode.prepare(image, [*SHORT_16, contract(8), contract(8, background=GREEN), contract(4, background=GREEN)])
+    preprocess.prepare(image, [*SHORT_16, config(8), config(8, background=GREEN), config(4, background=GREEN)])
     assert laid == [(255, 255, 255), GREEN]
 
 
 def test_what_no_contract_can_take_is_refused():
     with pytest.raises(ImageError, match="too thin"):
-        decode.prepare(Image.new("RGB", (1, 20_000)), [contract(8), contract(224, geometry="center_crop")])
+        preprocess.prepare(Image.new("RGB", (1, 20_000)), [config(8), config(224, geometry="center_crop")])
