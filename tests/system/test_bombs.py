@@ -63,7 +63,7 @@ def test_a_png_just_below_the_limit_is_decoded_and_one_beyond_it_refused():
 def test_large_images_are_told_once_and_before_their_memory_is_taken(monkeypatch, tmp_path, side, tail, expected):
     (tmp_path / "x.png").write_bytes(encoded(Image.new("L", (side, side))) + bytes(tail))
     told, load = [], Image.Image.load
-    monkeypatch.setattr(decode, "LARGE", 1000)
+    monkeypatch.setattr(decode, "LARGE_IMAGE", 1000)
     monkeypatch.setattr(Image.Image, "load", lambda image: told.append("pixels") or load(image))
     decode.decode(tmp_path / "x.png", large=lambda: told.append("large"))
     assert told.count("large") == expected

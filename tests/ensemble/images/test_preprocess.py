@@ -63,7 +63,7 @@ def test_a_large_image_is_laid_on_its_background_in_parts(monkeypatch):
     image = noise(0, 30, 41)
     image.putalpha(noise(1, 30, 41).convert("L"))
     whole = preprocess.flatten(image, GREEN)
-    monkeypatch.setattr(decode, "LARGE", 100)
+    monkeypatch.setattr(preprocess, "LARGE_IMAGE", 100)
     assert preprocess.flatten(image, GREEN).tobytes() == whole.tobytes()
 
 
@@ -260,7 +260,7 @@ def test_no_step_is_done_twice(monkeypatch, size, asked, resizes):
 def test_a_background_is_laid_once(monkeypatch):
     laid, flatten = [], preprocess.flatten
     monkeypatch.setattr(
-        decode, "flatten", lambda image, background: laid.append(background) or flatten(image, background)
+        preprocess, "flatten", lambda image, background: laid.append(background) or flatten(image, background)
     )
     image = noise(0)
     image.putalpha(100)

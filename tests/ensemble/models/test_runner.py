@@ -77,7 +77,7 @@ def test_an_image_is_decoded_once_for_all_members(tmp_path, monkeypatch):
         return prepare(image, preprocess_configs)
 
     monkeypatch.setattr(images, "decode", counted)
-    monkeypatch.setattr(images, "prepare", resized)
+    monkeypatch.setattr(preprocess, "prepare", resized)
     files = grey_files(tmp_path, [1, 2, 3])
     normalised = replace(PREPROCESS_CONFIG, mean=(0.1, 0.2, 0.3))  # another member's numbers, the same pixels
     small = replace(PREPROCESS_CONFIG, size=4)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ensemble.core.errors import ImageError
-from ensemble.images import decode, preprocess
+from ensemble.images import preprocess
 from ensemble.models.runner import AHEAD, Runner
 from ensemble.stacking import cascade_stream as module
 from ensemble.stacking.cascade_stream import MOST_WAITING, TAKEN, WAITING_BATCHES, cascade_stream, full_rows, taken_rows
@@ -100,7 +100,7 @@ def test_a_view_that_no_image_needs_is_never_prepared(monkeypatch, limit, expect
         asked.extend(preprocess_config.size for preprocess_config in preprocess_configs)
         return prepare(image, preprocess_configs)
 
-    monkeypatch.setattr(decode, "prepare", spy)
+    monkeypatch.setattr(preprocess, "prepare", spy)
     scored(range(10), [runner(), runner(SMALL), runner()], 4, above(-1, limit, limit))
     assert set(asked) == expected
     assert asked.count(8) == 10  # the third runner's view was there
@@ -109,7 +109,7 @@ def test_a_view_that_no_image_needs_is_never_prepared(monkeypatch, limit, expect
 
 def test_nothing_is_prepared_for_rows_that_need_no_runner_but_they_are_read(monkeypatch):
     asked, prepare = [], preprocess.prepare
-    monkeypatch.setattr(decode, "prepare", lambda image, some: asked.extend(some) or prepare(image, some))
+    monkeypatch.setattr(preprocess, "prepare", lambda image, some: asked.extend(some) or prepare(image, some))
 
     def read(item, large):
         if item == 2:
@@ -279,7 +279,7 @@ def test_pixels_of_rows_that_stay_are_prepared_while_members_run(monkeypatch):
         assert preprocess_configs[0].size == 8 or second.wait(10)  # done only as the first runner has its next rows
         return prepare(image, preprocess_configs)
 
-    monkeypatch.setattr(decode, "prepare", slow)
+    monkeypatch.setattr(preprocess, "prepare", slow)
     logits, *_ = scored(range(4), [Runner("one", PREPROCESS_CONFIG, run), runner(SMALL)], 2, above(-1, -1))
     assert logits[:, 1].tolist() == [0, 1, 2, 3]
 
