@@ -131,5 +131,5 @@ def _key(member: Member) -> str:
     parameters = [[name, list(p.shape), p.requires_grad] for name, p in network.named_parameters()]
     processor = torch.cpu.get_capabilities().get("cpu_name")
     version, threads = torch.__version__, torch.get_num_threads()
-    kind, digest = type(network).__name__, artifacts.json_sha256(parameters)[:16]
-    return f"precision of {kind} {digest} at {member.preprocess_config.size}: {processor}, {threads} threads, torch {version}"
+    kind, digest, size = type(network).__name__, artifacts.json_sha256(parameters)[:16], member.preprocess_config.size
+    return f"precision of {kind} {digest} at {size}: {processor}, {threads} threads, torch {version}"

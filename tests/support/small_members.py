@@ -59,6 +59,6 @@ def write_networks(run):
         save_classifier(member, folder)
         written = ("config.json", "model.safetensors", "heldout.parquet")
         files = {file: artifacts.file_sha256(folder / file) for file in written}
-        change_json(folder / "member.json", preprocess_config=member.preprocess_config.to_dict(), files=files)
+        change_json(folder / "member.json", contract=member.preprocess_config.to_dict(), files=files)
     write_stacker(run)
     return run

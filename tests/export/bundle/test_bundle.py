@@ -142,8 +142,8 @@ def test_a_changed_member_asks_for_stack_and_then_for_export(run):
 
 def test_another_image_contract_makes_the_bundle_old(run):
     path = artifacts.member_path(run, "two") / "member.json"
-    preprocess_config = artifacts.read_json(path, "")["contract"]
-    change_json(path, preprocess_config=preprocess_config | {"mean": [0.4, 0.4, 0.4]})
+    contract = artifacts.read_json(path, "")["contract"]
+    change_json(path, contract=contract | {"mean": [0.4, 0.4, 0.4]})
     assert not bundle.is_current(run)
 
 
