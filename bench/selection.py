@@ -26,7 +26,7 @@ from ensemble.core.errors import ImageError  # noqa: E402
 from ensemble.data.files import list_images  # noqa: E402
 from ensemble.images import decode  # noqa: E402
 from ensemble.selection import ablation, select  # noqa: E402
-from ensemble.selection.run import Result, SelectOptions, ablate_selection, select_images  # noqa: E402
+from ensemble.selection.run import SelectionResult, SelectOptions, ablate_selection, select_images  # noqa: E402
 
 TILE = 256  # pixels, as the benchmark's own
 SMALLEST = 400  # shorter side of a photograph that crops are taken from
@@ -68,8 +68,8 @@ def main() -> None:
 def run(job: SelectOptions, options: argparse.Namespace) -> None:
     started = time.perf_counter()
     result = select_images(job, lambda line: None)
-    material = result.material
-    print(f"{len(material.test_items)} test images, {len(material.items)} in the pool, {job.count} chosen")
+    data = result.data
+    print(f"{len(data.test_items)} test images, {len(data.items)} in the pool, {job.count} chosen")
     print(f"{time.perf_counter() - started:.0f} seconds (features that were kept are not computed again)\n")
     labels = pd.read_csv(options.data / "test" / "labels.csv", dtype={"id": str})
     report(result, labels, options.draws)
@@ -126,15 +126,15 @@ def write_distractors(photos: list[Image.Image], folder: Path, count: int, seed:
     return folder / "distractors.csv"
 
 
-def report(result: Result, labels: pd.DataFrame, draws: int) -> None:
+def report(result: SelectionResult, labels: pd.DataFrame, draws: int) -> None:
     """Shares of picks from the sources of the test, chosen against drawn at random."""
     source_of = labels.set_index("id")["source"]
-    material = result.material
-    drawn_by = np.array([source_of[material.test_items[row].id] for row in result.chosen.test])
-    pool = np.array([item.source for item in material.items])
+    data = result.data
+    drawn_by = np.array([source_of[data.test_items[row].id] for row in result.chosen.test_rows])
+    pool = np.array([item.source for item in data.items])
     seeds = range(draws)
     picks = {"chosen": [result.chosen.rows], "random draw": [draw(result, seed) for seed in seeds]}
-    tests = np.array([source_of[item.id] for item in material.test_items])
+    tests = np.array([source_of[item.id] for item in data.test_items])
     rows = []
     for name, many in picks.items():
         scores = np.array([shares(pool[rows], drawn_by, tests) for rows in many])
@@ -152,16 +152,17 @@ def report(result: Result, labels: pd.DataFrame, draws: int) -> None:
     )
     for name, quartiles in result.quartiles.items():
         print(f"1 - cosine, {name}: quartiles {' '.join(f'{value:.3f}' for value in quartiles.values())}")
-    drew = pd.Series(result.chosen.test).value_counts()
+    drew = pd.Series(result.chosen.test_rows).value_counts()
     print(
-        f"{len(drew)} of {result.tests} test images drew something, {drew.max()} at most; near-duplicates dropped: "
-        f"{result.dropped_test} of test images, {result.chosen.repeats} of other chosen images"
+        f"{len(drew)} of {len(result.data.test_items)} test images drew something, {drew.max()} at most; "
+        f"near-duplicates dropped: {result.dropped_test} of test images, {result.chosen.duplicates} of other chosen "
+        "images"
     )
 
 
-def draw(result: Result, seed: int) -> np.ndarray:
-    material = result.material
-    rows = select.random_rows(material.pool, material.labels, material.allowed, result.counts, seed)
+def draw(result: SelectionResult, seed: int) -> np.ndarray:
+    data = result.data
+    rows = select.random_rows(data.pool, result.counts, seed)
     return np.random.default_rng(seed).permutation(rows)
 
 

@@ -1,7 +1,7 @@
-"""fetch: parse, call one function, print."""
+"""The command `fetch`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -9,10 +9,8 @@ from ensemble.commands import options
 from ensemble.core.errors import DataError
 
 if TYPE_CHECKING:
-    from ensemble.fetch.catalogue import Source
-    from ensemble.fetch.fetch import Outcome
-
-_HUB_ONLY = ("image_column", "label_column", "label", "generator", "split", "config")
+    from ensemble.fetch.catalogue import ImageSource
+    from ensemble.fetch.fetch import FetchResult
 
 
 @click.command("fetch")
@@ -38,8 +36,7 @@ def fetch(
     limit: int,
     output: Path | None,
     keep_archive: bool,
-    classes: dict[str, str],
-    **hub: str | None,
+    **hub_options: Any,
 ) -> int:
     """Fetch images of a catalogue source, or of any data set on the Hub, for --data.
 
@@ -58,41 +55,28 @@ def fetch(
 
     entries = catalogue.load_catalogue()
     if show_list or name is None:
-        click.echo(table(list(entries.values())))
+        click.echo(catalogue_table(list(entries.values())))
         return 0
-    source = _source(name, hub, classes, entries)
+    given = {option: value for option, value in hub_options.items() if value}
+    if name.startswith("hf:"):
+        source = catalogue.hub_source(name, catalogue.HubOptions(**given))
+    elif given:
+        option = {"label": "class"}.get(next(iter(given)), next(iter(given))).replace("_", "-")
+        raise DataError(f"--{option} is for {catalogue.HUB_PREFIX}OWNER/NAME; the catalogue knows it for {name}")
+    else:
+        source = catalogue.find_source(name, entries)
     folder = output or Path("data/fetched") / source.name.replace("/", "--")
-    from ensemble.fetch.fetch import fetch as run
+    from ensemble.fetch import fetch as fetching
 
-    outcome = run(source, folder, limit, keep_archive)
-    for line in report(source, folder, limit, outcome, keep_archive):
+    result = fetching.fetch(source, folder, limit, keep_archive)
+    for line in summary(source, folder, limit, result, keep_archive):
         click.echo(line)
-    for refusal in outcome.tally.refusals():
+    for refusal in result.tally.refusals():
         click.echo(f"Error: refused {refusal}", err=True)
-    return 1 if outcome.tally.refused else 0
+    return 1 if result.tally.refused else 0
 
 
-def _source(name: str, hub: dict[str, str | None], classes: dict[str, str], entries: "dict[str, Source]") -> "Source":
-    from ensemble.fetch import catalogue
-
-    if not name.startswith("hf:"):
-        if given := [option for option in _HUB_ONLY if hub[option] is not None] + ["classes"] * bool(classes):
-            option = {"label": "class"}.get(given[0], given[0]).replace("_", "-")
-            raise DataError(f"--{option} is for {catalogue.HUB_PREFIX}OWNER/NAME; the catalogue knows it for {name}")
-        return catalogue.find_source(name, entries)
-    return catalogue.hub_source(
-        name,
-        image_column=hub["image_column"] or "image",
-        label_column=hub["label_column"] or "",
-        label=hub["label"],
-        classes=classes,
-        generator=hub["generator"] or "",
-        split=hub["split"] or "train",
-        config=hub["config"],
-    )
-
-
-def table(sources: "list[Source]") -> str:
+def catalogue_table(sources: "list[ImageSource]") -> str:
     """The catalogue as aligned text, with what is not verified below it."""
     rows = [("name", "class", "generator", "images", "download", "where", "licence")]
     for source in sources:
@@ -106,28 +90,28 @@ def table(sources: "list[Source]") -> str:
     return "\n".join([*lines, "", "Not verified:", *notes])
 
 
-def _classes(source: "Source") -> str:
+def _classes(source: "ImageSource") -> str:
     return "+".join({0: "real", 1: "ai"}[label] for label in reversed(source.labels))
 
 
-def report(source: "Source", folder: Path, limit: int, outcome: "Outcome", keep_archive: bool) -> list[str]:
-    """What to tell after a fetch: counts, what was left, licence, and the next command."""
+def summary(source: "ImageSource", folder: Path, limit: int, result: "FetchResult", keep_archive: bool) -> list[str]:
+    """The lines to print after a fetch: counts, what was skipped, licence, and the next command."""
     from ensemble.core.names import LABELS
 
-    counts = ", ".join(f"{count:,} {LABELS[label]}" for label, count in sorted(outcome.counts.items(), reverse=True))
-    total, megabytes = sum(outcome.counts.values()), outcome.downloaded / 1e6
-    news = f"{outcome.new or 'none'} new" + (f", {megabytes:,.1f} MB downloaded" if outcome.downloaded else "")
+    counts = ", ".join(f"{count:,} {LABELS[label]}" for label, count in sorted(result.counts.items(), reverse=True))
+    total, megabytes = sum(result.counts.values()), result.downloaded_bytes / 1e6
+    news = f"{result.new or 'none'} new" + (f", {megabytes:,.1f} MB downloaded" if result.downloaded_bytes else "")
     lines = [f"{source.name}: {total:,} images ({counts}) in {folder}; {news}."]
-    passed = [f"{count:,} {reason}" for reason, count in sorted(outcome.tally.passed.items())]
+    passed = [f"{count:,} {reason}" for reason, count in sorted(result.tally.passed.items())]
     if passed:
         lines.append(f"Passed over: {', '.join(passed)}.")
-    if outcome.ended and limit and total < limit:
+    if result.exhausted and limit and total < limit:
         lines.append(f"The source has no more of them than this (--limit was {limit:,}).")
-    if not outcome.ended and not keep_archive and source.unpack == "tar.gz" and outcome.downloaded:
+    if not result.exhausted and not keep_archive and source.unpack == "tar.gz" and result.downloaded_bytes:
         lines.append(f"A larger --limit downloads these {megabytes:,.1f} MB again; --keep-archive avoids that.")
-    lines.append(f"Licence: {outcome.licence or 'not known'}; read {source.url} before you pass images on.")
+    lines.append(f"Licence: {result.licence or 'not known'}; read {source.url} before you pass images on.")
     if source.unverified:
         lines.append(f"Not verified: {source.unverified}.")
-    other = "" if len(outcome.counts) == 2 else " --data FOLDER_OR_CSV_OF_THE_OTHER_CLASS"
+    other = "" if len(result.counts) == 2 else " --data FOLDER_OR_CSV_OF_THE_OTHER_CLASS"
     lines.append(f"Use them: python cli.py train-all recipes/ --data {folder / 'data.csv'}{other}")
     return lines

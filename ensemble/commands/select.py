@@ -1,4 +1,4 @@
-"""select: parse, call one function, print."""
+"""The command `select`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,24 +9,24 @@ from ensemble.commands import options
 from ensemble.core.errors import join_limited
 
 if TYPE_CHECKING:
-    from ensemble.selection.run import Result, SelectOptions
+    from ensemble.selection.run import SelectionResult
 
-PLACE = click.Path(path_type=Path)
+PATH = click.Path(path_type=Path)
 
 
 @click.command("select")
-@click.option("--test", type=PLACE, required=True, help="Folder of test images, or a CSV with id or path.")
+@click.option("--test", type=PATH, required=True, help="Folder of test images, or a CSV with id or path.")
 @click.option(
     "--pool",
     "pools",
-    type=PLACE,
+    type=PATH,
     required=True,
     multiple=True,
     help="Folder or CSV to choose from; may be repeated. Labelled by class folders (ai/, real/) or a column label.",
 )
-@click.argument("more", type=PLACE, nargs=-1, metavar="[POOL]...")
+@click.argument("more", type=PATH, nargs=-1, metavar="[POOL]...")
 @click.option("--count", type=click.IntRange(min=1), required=True, help="How many images to choose.")
-@click.option("--output", type=PLACE, required=True, help="Folder to fill; an older selection there is replaced.")
+@click.option("--output", type=PATH, required=True, help="Folder to fill; an older selection there is replaced.")
 @click.option(
     "--embedder",
     metavar="NAME",
@@ -44,9 +44,9 @@ PLACE = click.Path(path_type=Path)
 @click.option("--skip-unreadable", is_flag=True, help="Leave out broken test images instead of stopping.")
 @click.option("--cache/--no-cache", default=True, show_default=True, help="Keep embeddings for the next time.")
 @click.option(
-    "--ablate", "recipe", type=PLACE, metavar="RECIPE", help="Train RECIPE on a selection and on a random draw."
+    "--ablate", "recipe", type=PATH, metavar="RECIPE", help="Train RECIPE on a selection and on a random draw."
 )
-@click.option("--test-labels", type=PLACE, help="For --ablate: CSV with id, label and optionally group.")
+@click.option("--test-labels", type=PATH, help="For --ablate: CSV with id, label and optionally group.")
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="For --ablate: how often.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="For --ablate: change a recipe's value.")
 @options.seed
@@ -68,29 +68,31 @@ def select(more: tuple[Path, ...], pools: tuple[Path, ...], **settings: Any) -> 
     require_training_packages()
     from ensemble.selection import run
 
-    job = run.SelectOptions(pools=(*pools, *more), **settings)  # `--pool A B` names two
-    result = run.select_images(job, click.echo)
-    _print(job, result)
-    if job.recipe is not None:
+    select_options = run.SelectOptions(pools=(*pools, *more), **settings)  # `--pool A B` names two pools
+    result = run.select_images(select_options, click.echo)
+    _print(select_options.output, result)
+    if select_options.recipe is not None:
         from ensemble.selection import ablation
 
-        report = run.ablate_selection(job, result, click.echo)
+        report = run.ablate_selection(select_options, result, click.echo)
         click.echo(
-            f"\nOn {report['half_b']} test images of half B in {report['half_b_groups']} groups, mean of {job.seeds} "
-            f"seeds, 95 % intervals over groups; {report['images']} images to train on in either case:"
+            f"\nOn {report['half_b']} test images of half B in {report['half_b_groups']} groups, mean of "
+            f"{select_options.seeds} seeds, 95 % intervals over groups; {report['images']} images to train on in "
+            "either case:"
         )
         options.table(ablation.as_table(report))
         click.echo(ablation.verdict(report))
 
 
-def _print(job: "SelectOptions", result: "Result") -> None:
+def _print(output: Path, result: "SelectionResult") -> None:
     import pandas as pd
 
     frame = result.frame
     click.echo(
-        f"dropped: {result.dropped_test} near-duplicates of test images, {result.chosen.repeats} of other chosen images"
+        f"dropped: {result.dropped_test} near-duplicates of test images, {result.chosen.duplicates} of other chosen "
+        "images"
     )
-    click.echo(f"{len(frame)} images -> {job.output}")
+    click.echo(f"{len(frame)} images -> {output}")
     for column in ("label", "source", "generator"):
         values = frame[column].map({0: "real", 1: "ai", -1: ""}) if column == "label" else frame[column]
         counts = values[values != ""].value_counts()
@@ -99,5 +101,5 @@ def _print(job: "SelectOptions", result: "Result") -> None:
     click.echo()
     quartiles = pd.DataFrame(result.quartiles).T.map("{:.3f}".format)
     options.table(quartiles.rename_axis("distance (1 - cosine)").reset_index())
-    drawers = frame["test_id"].value_counts()
-    click.echo(f"{len(drawers)} of {result.tests} test images drew something, {drawers.max()} at most")
+    used = frame["test_id"].value_counts()
+    click.echo(f"{len(used)} of {len(result.data.test_items)} test images drew something, {used.max()} at most")

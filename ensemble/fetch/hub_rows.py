@@ -1,80 +1,80 @@
 """Image columns of data sets on the Hub, streamed by `datasets` as the bytes that the files hold."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ensemble.core.errors import DataError, error_line, join_limited
 from ensemble.data.archives import MAX_IMAGE_BYTES, TOO_LARGE, Tally, printable
-from ensemble.fetch.catalogue import Source
-from ensemble.fetch.hub_stream import hub_errors
-from ensemble.fetch.quotas import Job, pinned_commit, require_package
+from ensemble.fetch.catalogue import ImageSource
+from ensemble.fetch.fetch_job import FetchJob, require_package
+from ensemble.fetch.hub_stream import translate_hub_errors
 
-PATIENCE = 1000  # rows without a known label after which the labels are taken to be wrong
+MAX_UNLABELLED_ROWS = 1000  # if none of so many first rows has a known label, the classes are taken to be wrong
 
 
-def fetch_rows(job: Job, limit: int) -> bool:
-    """Fetch from an image column on the Hub; whether it was read to its end."""
+def fetch_rows(job: FetchJob, limit: int) -> bool:
+    """Fetch from an image column on the Hub. Returns whether it was read to its end."""
     source = job.source
-    commit, start = pinned_commit(job), _first_row(job, limit)
+    commit, start = job.pinned_commit(), _first_row(job, limit)
     by_value = {value.casefold(): label for value, label in source.classes.items()}
     unknown: dict[str, int] = {}
 
     def label_of(value: str) -> int | None:
         return source.label if source.label is not None else by_value.get(value.casefold())
 
-    def wanted(name: str, value: str) -> bool:
+    def needs(name: str, value: str) -> bool:
         if label_of(value) is None:
             unknown[value] = unknown.get(value, 0) + 1
-            if not job.store.rows and sum(unknown.values()) >= PATIENCE:
-                raise DataError(_unknown_labels(source, unknown))
-        return job.wants(name, label_of(value))
+            if not job.output.rows and sum(unknown.values()) >= MAX_UNLABELLED_ROWS:
+                raise _unknown_labels(source, unknown)
+        return job.needs(name, label_of(value))
 
-    for name, value, data in read_rows(source, commit, start, wanted, job.tally):
+    for name, value, data in read_rows(source, commit, start, needs, job.tally):
         label = label_of(value)
         if label is not None:
-            job.take(name, label, data)
-        if job.full:
+            job.store(name, label, data)
+        if job.is_full:
             return False
-    if unknown and not job.store.rows:
-        raise DataError(_unknown_labels(source, unknown))
+    if unknown and not job.output.rows:
+        raise _unknown_labels(source, unknown)
     return True
 
 
-def _unknown_labels(source: Source, values: dict[str, int]) -> str:
-    return (
+def _unknown_labels(source: ImageSource, values: Iterable[str]) -> DataError:
+    return DataError(
         f"{source.hub}: the column {source.label_column} holds {join_limited(map(repr, values))}; "
         f"say what they are, for example --classes {next(iter(values))}=real"
     )
 
 
-def _first_row(job: Job, limit: int) -> int:
-    """The row to begin with: after the last one stored, where no earlier one can be wanted."""
-    rows, state = job.store.rows, job.state
+def _first_row(job: FetchJob, limit: int) -> int:
+    """The row to start at: the one after the last stored, unless an earlier row may be needed now."""
+    rows, state = job.output.rows, job.state
     last = int(next(reversed(rows)).split("/")[1]) if rows else -1
     if len(job.source.labels) == 1:
         return last + 1
     if state.get("begun") != limit:
-        job.remember(begun=limit, rows_begun=len(rows))
+        job.update_state(begun=limit, rows_begun=len(rows))
     return last + 1 if len(rows) > state["rows_begun"] else 0
 
 
 def read_rows(
-    source: Source, commit: str, start: int, wanted: Callable[[str, str], bool], tally: Tally
+    source: ImageSource, commit: str, start: int, needs: Callable[[str, str], bool], tally: Tally
 ) -> Iterator[tuple[str, str, bytes]]:
-    """(name, value of the label column or "", image bytes) from row `start` on, of the rows that `wanted` takes.
+    """Yield (name, value of the label column or "", image bytes) from row `start` on, where `needs(name, value)`.
 
-    `wanted` is asked with the name and the value. The name is SPLIT/ROW, and the file's own after
-    it where the data set tells. A ClassLabel is read as its name.
+    The name is SPLIT/ROW, followed by the file's own name if the data set has one. A ClassLabel
+    is read as its name.
     """
     require_package("datasets", "a data set on the Hub")
-    with hub_errors(source.hub):
+    with translate_hub_errors(source.hub):
         rows, name_of = _open(source, commit)
         rows = iter(rows.skip(start) if start else rows)
     number = start - 1
     while True:
         try:
-            with hub_errors(source.hub):
+            with translate_hub_errors(source.hub):
                 row = next(rows, None)
         except ValueError as error:  # pyarrow's, of a damaged file
             raise DataError(f"{source.hub}: after row {number} a file is damaged ({error})") from None
@@ -85,9 +85,9 @@ def read_rows(
         value = name_of(row[source.label_column]) if source.label_column else ""
         base = os.path.basename(printable(image.get("path") or ""))
         name = "/".join(filter(None, [source.split, f"{number:08}", base]))
-        if wanted(name, value):
-            with hub_errors(source.hub):
-                data = _bytes(image, source)
+        if needs(name, value):
+            with translate_hub_errors(source.hub):
+                data = _image_bytes(image, source)
             if data is None:
                 tally.refuse("that lie outside the data set", image.get("path") or name)
             elif len(data) > MAX_IMAGE_BYTES:
@@ -96,8 +96,8 @@ def read_rows(
                 yield name, value, data
 
 
-def _open(source: Source, commit: str) -> tuple[Any, Callable[[Any], str]]:
-    """The streamed rows with undecoded images, and what makes text of a label."""
+def _open(source: ImageSource, commit: str) -> tuple[Any, Callable[[Any], str]]:
+    """The streamed rows, their images not decoded, and a function that turns a label into text."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -105,7 +105,7 @@ def _open(source: Source, commit: str) -> tuple[Any, Callable[[Any], str]]:
         rows = datasets.load_dataset(source.hub, source.config, split=source.split, revision=commit, streaming=True)
         features = rows.features or next(iter(rows.take(1))).keys()
     except (ValueError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
-        if isinstance(error, UnicodeEncodeError):  # of the token
+        if isinstance(error, UnicodeEncodeError):  # a token with such characters; the caller explains it
             raise
         if "gated" in str(error):
             reason = f"access is granted on request: accept its terms at {source.url}, then run: hf auth login"
@@ -123,21 +123,14 @@ def _open(source: Source, commit: str) -> tuple[Any, Callable[[Any], str]]:
     label = features[source.label_column] if source.label_column and rows.features else None
     names = getattr(label, "names", None)
     if names:
-        _check_names(source, names)
+        known = {name.casefold() for name in source.classes}
+        if not any(name.casefold() in known for name in names):
+            raise _unknown_labels(source, names)
         return rows, lambda value: "" if value is None or value < 0 else str(names[value])
     return rows, str
 
 
-def _check_names(source: Source, names: list[str]) -> None:
-    known = {name.casefold() for name in source.classes}
-    if not any(name.casefold() in known for name in names):
-        raise DataError(
-            f"{source.hub}: the column {source.label_column} holds {join_limited(names)}; "
-            f"say what they are, for example --classes {names[0]}=real"
-        )
-
-
-def _bytes(image: dict[str, Any], source: Source) -> bytes | None:
+def _image_bytes(image: dict[str, Any], source: ImageSource) -> bytes | None:
     """An image's bytes; None for a path that leads anywhere but into the data set itself."""
     if image.get("bytes") is not None:
         return bytes(image["bytes"])

@@ -1,8 +1,8 @@
-"""Data sets on Kaggle: the ZIP that Kaggle makes of them, read where it lies, so only the images wanted are downloaded.
+"""Data sets on Kaggle: read single images out of Kaggle's ZIP over HTTP, without downloading the rest.
 
-kagglehub signs in and asks for the download; the ZIP's directory and the images in it are then read by
-byte range. Where the server gives no ranges, kagglehub downloads the whole ZIP, resuming, and it is
-read from disk.
+kagglehub signs in and gives the download's address; the ZIP's directory and its images are then read by
+byte range. Where the server does not support ranges, kagglehub downloads the whole ZIP (it can resume),
+and it is read from disk.
 """
 
 import io
@@ -15,73 +15,71 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from ensemble.core.errors import DataError
-from ensemble.data.archives import DamagedArchiveError, Tally, read_zip
-from ensemble.fetch.catalogue import Source
-from ensemble.fetch.quotas import Job, file_filter, file_label, require_package
+from ensemble.data.archives import DamagedArchiveError, read_zip
+from ensemble.fetch.catalogue import ImageSource
+from ensemble.fetch.fetch_job import FetchJob, require_package
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-BLOCK = 4 << 20  # bytes a request
-RETRIES = 5
-RETRY_SECONDS = 0.25  # before the first; four times as long before each further one
-TIMEOUT = 60  # seconds without a byte
+BLOCK_BYTES = 4 << 20  # size of one request
+MAX_RETRIES = 5
+RETRY_SECONDS = 0.25  # wait before the first retry; each further wait is four times as long
+TIMEOUT_SECONDS = 60  # of a connection that brings no byte
 
 
-def fetch_zip(job: Job, limit: int) -> bool:
-    """Fetch from a data set on Kaggle; whether its ZIP was read to its end."""
-    version = job.state.get("version")
-    with open_zip(job.source, version, job.store.partial, job.received) as (file, number):
-        job.remember(version=number)
+def fetch_zip(job: FetchJob, limit: int) -> bool:
+    """Fetch from a data set on Kaggle. Returns whether its ZIP was read to its end."""
+    partial_folder = job.output.partial_folder
+    with open_zip(job.source, job.state.get("version"), partial_folder, job.count_bytes) as (file, version):
+        job.update_state(version=version)
         try:
-            for name, data in read_zip(file, file_filter(job), job.tally):
-                label = file_label(job.source, name, Tally())
-                if label is not None:
-                    job.take(name, label, data)
-                if job.full:
+            for name, data in read_zip(file, job.needs_file, job.tally):
+                job.store_file(name, data)
+                if job.is_full:
                     return False
         except DamagedArchiveError as error:
-            shutil.rmtree(job.store.partial, ignore_errors=True)
+            shutil.rmtree(partial_folder, ignore_errors=True)
             raise DataError(f"{job.source.kaggle}: {error}; run the same command again") from None
     return True
 
 
 @contextmanager
 def open_zip(
-    source: Source, version: int | None, partial: Path, on_bytes: Callable[[int], None]
+    source: ImageSource, version: int | None, partial_folder: Path, on_bytes: Callable[[int], None]
 ) -> Iterator[tuple[IO[bytes], int]]:
-    """The data set's ZIP as a file, and the version that it is; `version` None means the newest."""
+    """The data set's ZIP as a file, and its version; `version` None means the newest."""
     require_package("kagglehub", "a data set on Kaggle")
     from kagglehub.clients import build_kaggle_client, download_file
     from kagglehub.handle import parse_dataset_handle
 
     _require_credentials(source)
     logging.getLogger("kagglehub").setLevel(logging.WARNING)  # it prints to the console by itself
-    with kaggle_errors(source), build_kaggle_client() as client:
-        number = version or _newest(client, source)
-        handle = parse_dataset_handle(f"{source.kaggle}/versions/{number}")
-        response = _request(client, source, number)
+    with translate_kaggle_errors(source), build_kaggle_client() as client:
+        version = version or _newest_version(client, source)
+        handle = parse_dataset_handle(f"{source.kaggle}/versions/{version}")
+        response = _request(client, source, version)
         size = int(response.headers.get("Content-Length", 0))
         if size and response.headers.get("Accept-Ranges") == "bytes":
             response.close()
-            with io.BufferedReader(_RangeFile(response.url, size, on_bytes), BLOCK) as file:
-                yield file, number
+            with io.BufferedReader(_HttpRangeFile(response.url, size, on_bytes), BLOCK_BYTES) as file:
+                yield file, version
             return
-        partial.mkdir(parents=True, exist_ok=True)
-        kept = partial / f"{source.name}-{number}.zip"
-        download_file(response, str(kept), handle)
-        with kept.open("rb") as file:
-            yield file, number
+        partial_folder.mkdir(parents=True, exist_ok=True)
+        path = partial_folder / f"{source.name}-{version}.zip"
+        download_file(response, str(path), handle)
+        with path.open("rb") as file:
+            yield file, version
 
 
-def _require_credentials(source: Source) -> None:
+def _require_credentials(source: ImageSource) -> None:
     from kagglehub.config import get_kaggle_credentials
 
     try:
-        found = get_kaggle_credentials()
+        credentials = get_kaggle_credentials()
     except ValueError as error:
         raise DataError(f"{error}; download it again from https://www.kaggle.com/settings") from None
-    if not found:
+    if not credentials:
         raise DataError(
             f"Kaggle wants to know who downloads {source.kaggle}: accept its terms at {source.url}, create an API "
             "token at https://www.kaggle.com/settings, and save it as ~/.kaggle/kaggle.json, or set KAGGLE_API_TOKEN, "
@@ -89,7 +87,7 @@ def _require_credentials(source: Source) -> None:
         )
 
 
-def _newest(client: Any, source: Source) -> int:
+def _newest_version(client: Any, source: ImageSource) -> int:
     from kagglesdk.datasets.types.dataset_api_service import ApiGetDatasetRequest
 
     request = ApiGetDatasetRequest()
@@ -97,7 +95,7 @@ def _newest(client: Any, source: Source) -> int:
     return int(client.datasets.dataset_api_client.get_dataset(request).current_version_number)
 
 
-def _request(client: Any, source: Source, version: int) -> Any:
+def _request(client: Any, source: ImageSource, version: int) -> Any:
     from kagglesdk.datasets.types.dataset_api_service import ApiDownloadDatasetRequest
 
     request = ApiDownloadDatasetRequest()
@@ -107,8 +105,8 @@ def _request(client: Any, source: Source, version: int) -> Any:
 
 
 @contextmanager
-def kaggle_errors(source: Source) -> Iterator[None]:
-    """Turn what kagglehub and its HTTP client raise into a DataError that says what to do."""
+def translate_kaggle_errors(source: ImageSource) -> Iterator[None]:
+    """Turn errors of kagglehub and its HTTP client into a DataError that says what to do."""
     import requests
     from kagglehub.exceptions import DataCorruptionError
 
@@ -134,8 +132,8 @@ def _unreachable(error: Exception) -> str:
     return f"Kaggle cannot be reached ({type(error).__name__}); run the same command again to go on"
 
 
-class _RangeFile(io.RawIOBase):
-    """A file behind a URL, read by byte range; wrapped in a BufferedReader, whose buffer is one request."""
+class _HttpRangeFile(io.RawIOBase):
+    """A file at a URL, read by HTTP range requests. Wrap it in a BufferedReader: one buffer is one request."""
 
     def __init__(self, url: str, size: int, on_bytes: Callable[[int], None]) -> None:
         import requests
@@ -161,7 +159,7 @@ class _RangeFile(io.RawIOBase):
         stop = min(self._position + len(target), self._size)
         if stop <= self._position:
             return 0
-        data = self._get(self._position, stop)
+        data = self._read_range(self._position, stop)
         target[: len(data)] = data
         self._position += len(data)
         self._on_bytes(len(data))
@@ -172,13 +170,13 @@ class _RangeFile(io.RawIOBase):
             self._session.close()
         super().close()
 
-    def _get(self, start: int, stop: int) -> bytes:
+    def _read_range(self, start: int, stop: int) -> bytes:
         import requests
 
         headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-        for attempt in range(RETRIES + 1):
+        for attempt in range(MAX_RETRIES + 1):
             try:
-                with self._session.get(self._url, headers=headers, timeout=TIMEOUT, stream=True) as response:
+                with self._session.get(self._url, headers=headers, timeout=TIMEOUT_SECONDS, stream=True) as response:
                     if response.status_code < 500 and response.status_code != 206:
                         raise DataError(
                             f"Kaggle's link is refused or has run out (HTTP {response.status_code}); "
@@ -189,7 +187,7 @@ class _RangeFile(io.RawIOBase):
                         return bytes(data)
                     raise requests.ConnectionError("too few bytes")
             except requests.RequestException as error:
-                if attempt == RETRIES:  # no OSError: zipfile would take it for the end of a damaged file
+                if attempt == MAX_RETRIES:  # no OSError: zipfile would take it for the end of a damaged file
                     raise DataError(_unreachable(error)) from None
                 time.sleep(RETRY_SECONDS * 4**attempt)
         raise AssertionError("unreachable")

@@ -1,7 +1,7 @@
-"""The folder that a fetch fills: images by class, data.csv with a row for each, fetch.json with where they came from.
+"""The folder that a fetch fills: images by class, data.csv with one row each, fetch.json with their source.
 
-An image is written whole or not at all, and its row is appended right after it, so a kill at any
-moment leaves a data.csv that can be used and gone on from.
+Each image is written atomically and its row is appended right after it, so a fetch that is killed at
+any moment leaves a valid data.csv and can resume.
 """
 
 import csv
@@ -19,7 +19,7 @@ from ensemble.core import artifacts
 from ensemble.core.errors import DataError
 from ensemble.core.names import LABELS
 from ensemble.data.files import IMAGE_SUFFIXES
-from ensemble.fetch.catalogue import Source
+from ensemble.fetch.catalogue import ImageSource
 from ensemble.images.decode import format_name
 
 COLUMNS = ("id", "path", "label", "source", "generator", "original")
@@ -27,12 +27,12 @@ MIN_FREE_BYTES = 256 << 20
 _SUFFIX_OF = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
 
 
-class Store:
-    """The images of one source in `folder`, and their rows; open it with `opened`."""
+class OutputFolder:
+    """The images of one source in `folder`, and their rows in data.csv. Open it with `open_output_folder`."""
 
-    def __init__(self, folder: Path, source: Source) -> None:
+    def __init__(self, folder: Path, source: ImageSource) -> None:
         self.folder, self.source = folder, source
-        self.rows: dict[str, dict[str, str]] = {}  # by `original`, in the order they were stored
+        self.rows: dict[str, dict[str, str]] = {}  # by `original`, in the order of storing
         self.counts = Counter[int]()
         artifacts.ensure_writable(folder)
         for row in _read_rows(folder):
@@ -41,20 +41,20 @@ class Store:
         self._rewrite()
 
     @property
-    def partial(self) -> Path:
-        """Where what was downloaded of an archive is kept until it has been read."""
+    def partial_folder(self) -> Path:
+        """Holds downloaded parts of an archive until they have been read."""
         return self.folder / ".partial"
 
     @property
-    def table(self) -> Path:
-        """The CSV that `--data` takes."""
+    def csv_path(self) -> Path:
+        """data.csv, which `--data` takes."""
         return self.folder / "data.csv"
 
     def add(self, original: str, label: int, data: bytes) -> None:
-        """Write an image's bytes as they are, then its row. ImageError if its header is not an image's."""
-        kind = format_name(data)
-        require_room(self.folder)
-        path = f"{LABELS[label]}/{local_name(original, kind)}"
+        """Write an image's bytes as they are, then its row. ImageError if the bytes do not begin as an image's do."""
+        image_format = format_name(data)
+        require_disk_space(self.folder)
+        path = f"{LABELS[label]}/{safe_file_name(original, image_format)}"
         with artifacts.replacing(self.folder / path) as temporary:
             temporary.write_bytes(data)
         row = {
@@ -65,21 +65,21 @@ class Store:
             "generator": self.source.generator if label else "",
             "original": original,
         }
-        with self.table.open("a", encoding="utf-8", newline="") as file:
-            file.write(_as_csv([row]))
+        with self.csv_path.open("a", encoding="utf-8", newline="") as file:
+            file.write(_to_csv([row]))
         self.rows[original] = row
         self.counts[label] += 1
 
-    def drop(self, originals: Collection[str]) -> None:
-        """Take images back that turned out to come from broken data."""
-        gone = [self.rows.pop(original) for original in originals if original in self.rows]
+    def remove(self, originals: Collection[str]) -> None:
+        """Remove images that turned out to come from corrupt data."""
+        removed = [self.rows.pop(original) for original in originals if original in self.rows]
         self._rewrite()
-        for row in gone:
+        for row in removed:
             self.counts[int(row["label"])] -= 1
             (self.folder / row["path"]).unlink(missing_ok=True)
 
     def read_state(self) -> dict[str, Any]:
-        """What fetch.json says of earlier fetches; DataError if they were of something else."""
+        """What fetch.json says of earlier fetches. DataError if they were of another source."""
         path = self.folder / "fetch.json"
         state = artifacts.read_json(path, "choose another --output") if path.exists() else {}
         if not state and self.rows:
@@ -97,49 +97,51 @@ class Store:
         artifacts.write_json(self.folder / "fetch.json", {"source": self.source.identity, **licence, **state})
 
     def _rewrite(self) -> None:
-        text = ",".join(COLUMNS) + "\n" + _as_csv(self.rows.values())
-        if self.table.is_file() and self.table.read_text(encoding="utf-8") == text:
+        text = ",".join(COLUMNS) + "\n" + _to_csv(self.rows.values())
+        if self.csv_path.is_file() and self.csv_path.read_text(encoding="utf-8") == text:
             return
-        with artifacts.replacing(self.table) as temporary:
+        with artifacts.replacing(self.csv_path) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="")
 
 
 @contextmanager
-def opened(folder: Path, source: Source) -> Iterator[Store]:
-    """The store in `folder`, made if need be; a new one without anything in it is not left behind."""
-    fresh = not folder.exists()
-    store = Store(folder, source)
+def open_output_folder(folder: Path, source: ImageSource) -> Iterator[OutputFolder]:
+    """The output folder, made if it is missing; a new one is removed again if nothing was stored in it."""
+    is_new = not folder.exists()
+    output = OutputFolder(folder, source)
     try:
-        yield store
+        yield output
     finally:
-        if fresh and not store.rows and not any(path.stat().st_size for path in store.partial.glob("*")):
+        if is_new and not output.rows and not any(path.stat().st_size for path in output.partial_folder.glob("*")):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def local_name(original: str, kind: str) -> str:
-    """A file name that is safe anywhere and differs for every `original`: its stem in ASCII and a hash of the whole.
+def safe_file_name(original: str, image_format: str) -> str:
+    """A file name safe on every file system and unique to `original`: its stem in ASCII and a hash of all of it.
 
-    `kind` is the image's format, such as "JPEG"; it gives the suffix where `original` has none of an image.
+    image_format: such as "JPEG"; gives the suffix where `original` has no image suffix.
     """
     base = re.split(r"[\\/]", original)[-1]
     stem, dot, suffix = base.rpartition(".")
     if not dot or f".{suffix.lower()}" not in IMAGE_SUFFIXES:
-        stem, suffix = base, _SUFFIX_OF.get(kind, f".{kind.lower()}")[1:]
-    plain = re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_-")[:60]
+        stem, suffix = base, _SUFFIX_OF.get(image_format, f".{image_format.lower()}")[1:]
+    ascii_stem = re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_-")[:60]
     digest = sha256(original.encode("utf-8", "surrogateescape")).hexdigest()[:12]
-    return f"{plain or 'image'}-{digest}.{suffix.lower()}"
+    return f"{ascii_stem or 'image'}-{digest}.{suffix.lower()}"
 
 
-def require_room(folder: Path, needed: int = 0) -> None:
-    """DataError where `needed` bytes do not fit on the disk, or it is all but full: better now than half-way."""
-    free = shutil.disk_usage(folder).free
-    if free < needed + MIN_FREE_BYTES:
-        wanted = f" of about {needed / 1e9:,.0f} GB; ask for fewer with --limit" if needed else "; make room"
-        raise DataError(f"only {free / 1e9:,.1f} GB are free below {folder}{wanted}, then run the command again")
+def require_disk_space(folder: Path, needed_bytes: int = 0) -> None:
+    """DataError where the disk has less than `needed_bytes` and MIN_FREE_BYTES free."""
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes + MIN_FREE_BYTES:
+        remedy = (
+            f" of about {needed_bytes / 1e9:,.0f} GB; ask for fewer with --limit" if needed_bytes else "; make room"
+        )
+        raise DataError(f"only {free_bytes / 1e9:,.1f} GB are free below {folder}{remedy}, then run the command again")
 
 
 def _read_rows(folder: Path) -> list[dict[str, str]]:
-    """The rows whose image is there; a row that a crash cut short is left out."""
+    """The rows whose image exists, without a last row that a crash cut short."""
     try:
         text = (folder / "data.csv").read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -149,15 +151,15 @@ def _read_rows(folder: Path) -> list[dict[str, str]]:
     header, *rows = csv.reader(io.StringIO(text[: text.rfind("\n") + 1] or "\n", newline=""))
     if tuple(header) != COLUMNS:
         raise DataError(f"{folder / 'data.csv'} was not written by fetch; choose another --output")
-    whole = [dict(zip(COLUMNS, row, strict=True)) for row in rows if len(row) == len(COLUMNS)]
-    return [row for row in whole if _is_ours(row) and (folder / row["path"]).is_file()]
+    complete = [dict(zip(COLUMNS, row, strict=True)) for row in rows if len(row) == len(COLUMNS)]
+    return [row for row in complete if _is_valid_row(row) and (folder / row["path"]).is_file()]
 
 
-def _is_ours(row: Mapping[str, str]) -> bool:
+def _is_valid_row(row: Mapping[str, str]) -> bool:
     return row["label"] in ("0", "1") and re.fullmatch(rf"({'|'.join(LABELS)})/[\w-]+\.\w+", row["path"]) is not None
 
 
-def _as_csv(rows: Iterable[Mapping[str, str]]) -> str:
+def _to_csv(rows: Iterable[Mapping[str, str]]) -> str:
     text = io.StringIO(newline="")
     csv.DictWriter(text, COLUMNS, lineterminator="\n").writerows(rows)
     return text.getvalue()

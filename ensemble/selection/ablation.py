@@ -1,4 +1,7 @@
-"""Does selection pay? A recipe trained on what half of the test drew and on a random draw, scored on the other half."""
+"""Does selection help? Compare training on selected images with training on random images.
+
+Images are selected for half A of the test; members trained on either choice are scored on half B.
+"""
 
 import tempfile
 from collections.abc import Sequence
@@ -27,36 +30,29 @@ from ensemble.models.members import load_member
 from ensemble.models.runner import score_images
 from ensemble.models.torch_runner import torch_runner
 from ensemble.selection import select
+from ensemble.selection.data import SelectionData
 from ensemble.training.distributed import ProcessGroup
 from ensemble.training.live_progress import LiveProgress
 from ensemble.training.train_member import TrainContext, train_member
 
 ARMS = ("selected", "random")
-# the epoch is chosen on the tune part; the held-out part goes back to training, as half B is held out
+# the tune part chooses the epoch; the held-out part is given back to training, since half B is held out
 FRACTIONS = Fractions(tune=0.15, heldout=0.15)
 
 
 @dataclass(frozen=True)
-class Material:
-    """The pool, whose rows `allowed` bool [M] may be trained on, and the labelled test.
+class AblationOptions:
+    """The recipe to train, for how many seeds, the first of them, on which device. clusters: as for `select.select`."""
 
-    items and test_items: the images of the rows of `pool` and `test`.
-    """
-
-    items: Sequence[LabelledImage]
-    pool: Features
-    allowed: np.ndarray
-    test_items: Sequence[LabelledImage]
-    test: Features
-
-    @property
-    def labels(self) -> np.ndarray:
-        """int64 [M] of the pool."""
-        return np.array([item.label for item in self.items], dtype=np.int64)
+    recipe: Recipe
+    seeds: int
+    seed: int
+    device: str
+    clusters: int | None = None
 
 
 def test_groups(items: Sequence[LabelledImage], test: Features) -> list[int]:
-    """For each test image a number of its group: the user's groups, joined by copies and near-duplicates."""
+    """The group number of each test image: the user's groups, merged where they share near-duplicates."""
     pairs = near_duplicates.near_duplicates(test.hashes.tolist(), test.thumbs)
     first: dict[object, int] = {}
     for row, (item, pixels) in enumerate(zip(items, test.pixels, strict=True)):
@@ -65,75 +61,76 @@ def test_groups(items: Sequence[LabelledImage], test: Features) -> list[int]:
     return near_duplicates.connected(len(items), pairs)
 
 
-def halves(names: Sequence[int], labels: np.ndarray, seed: int) -> np.ndarray:
-    """bool [T], half A of the test: whole groups, of about as many images as half B.
+def split_halves(groups: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
+    """bool [T], half A of the test: whole groups, and about half of the images.
 
     Raises DataError where half B would lack a class.
     """
-    _, codes = np.unique(np.asarray(names), return_inverse=True)
+    _, codes = np.unique(groups, return_inverse=True)
     sizes = np.bincount(codes)
     order = np.random.default_rng(seed).permutation(len(sizes))
-    in_a = np.zeros(len(sizes), dtype=bool)
-    held = [0, 0]
+    group_in_a = np.zeros(len(sizes), dtype=bool)
+    images = [0, 0]  # in halves A and B
     for group in order:
-        in_a[group] = held[0] <= held[1]
-        held[0 if in_a[group] else 1] += int(sizes[group])
-    first = in_a[codes]
-    if set(labels[~first].tolist()) != {0, 1}:
+        group_in_a[group] = images[0] <= images[1]
+        images[0 if group_in_a[group] else 1] += int(sizes[group])
+    in_a = group_in_a[codes]
+    if set(labels[~in_a].tolist()) != {0, 1}:
         raise DataError(
             f"--ablate: the half of the test that is kept for scoring lacks a class ({len(sizes)} groups in all); "
             "give a larger labelled test, or another --seed"
         )
-    return first
+    return in_a
 
 
-def ablate(
-    recipe: Recipe,
-    material: Material,
-    counts: dict[int, int],
-    seeds: int,
-    seed: int,
-    device: str,
-    log: Log,
-    clusters: int | None = None,
-) -> dict[str, Any]:
-    """Train both arms over `seeds` seeds and compare them on half B; a JSON-ready report.
+def ablate(data: SelectionData, counts: dict[int, int], options: AblationOptions, log: Log) -> dict[str, Any]:
+    """Train both arms for each seed and compare them on half B of the test; returns a JSON-ready report.
 
-    Each seed selects for half A, and draws at random, anew. Both draws have `counts` images
+    Each seed makes a new selection for half A and a new random choice. Both have `counts` images
     of each class, none of them a near-duplicate of a test image of either half.
     """
-    labels = np.array([item.label for item in material.test_items], dtype=np.int64)
-    names = test_groups(material.test_items, material.test)
-    in_a = halves(names, labels, seed)
-    scored = [item.file for item, first in zip(material.test_items, in_a, strict=True) if not first]
+    recipe = options.recipe
+    labels = np.array([item.label for item in data.test_items], dtype=np.int64)
+    groups = np.array(test_groups(data.test_items, data.test))
+    in_a = split_halves(groups, labels, options.seed)
+    half_b = [item.file for item, in_half_a in zip(data.test_items, in_a, strict=True) if not in_half_a]
     checkpoint = locate_checkpoint(recipe.backbone.checkpoint) if recipe.backbone.checkpoint is not None else None
     logits: dict[str, list[np.ndarray]] = {arm: [] for arm in ARMS}
-    for number in range(seed, seed + seeds):
-        vectors = material.test.vectors[in_a]
-        chosen = select.select(material.pool, material.labels, material.allowed, vectors, counts, number, clusters).rows
-        drawn = select.random_rows(material.pool, material.labels, material.allowed, counts, number)
-        for arm, rows in zip(ARMS, (chosen, drawn), strict=True):
-            log(f"seed {number}, trained on {len(rows)} {arm} images")
-            logits[arm].append(_train_and_score(recipe, checkpoint, material, rows, scored, number, device, log))
-    report = compare(labels[~in_a], np.asarray(names)[~in_a], *(np.stack(logits[arm]) for arm in ARMS))
-    sizes = {"half_a": int(in_a.sum()), "half_b": len(scored), "half_b_groups": len(set(np.asarray(names)[~in_a]))}
-    sizes |= {"images": sum(counts.values()), "ai": counts[1], "real": counts[0]}
-    settings = {"recipe": recipe.name, "recipe_sha256": recipe.sha256, "seeds": seeds, "seed": seed, "device": device}
-    return settings | sizes | report
+    for seed in range(options.seed, options.seed + options.seeds):
+        selected = select.select(data.pool, data.test.vectors[in_a], counts, seed, options.clusters).rows
+        random = select.random_rows(data.pool, counts, seed)
+        for arm, rows in zip(ARMS, (selected, random), strict=True):
+            log(f"seed {seed}, trained on {len(rows)} {arm} images")
+            logits[arm].append(_train_and_score(options, checkpoint, data, rows, half_b, seed, log))
+    report = compare(labels[~in_a], groups[~in_a], *(np.stack(logits[arm]) for arm in ARMS))
+    return {
+        "recipe": recipe.name,
+        "recipe_sha256": recipe.sha256,
+        "seeds": options.seeds,
+        "seed": options.seed,
+        "device": options.device,
+        "half_a": int(in_a.sum()),
+        "half_b": len(half_b),
+        "half_b_groups": len(np.unique(groups[~in_a])),
+        "images": sum(counts.values()),
+        "ai": counts[1],
+        "real": counts[0],
+        **report,
+    }
 
 
 def _train_and_score(
-    recipe: Recipe,
+    options: AblationOptions,
     checkpoint: Path | None,
-    material: Material,
+    data: SelectionData,
     rows: np.ndarray,
     files: Sequence[Path],
     seed: int,
-    device: str,
     log: Log,
 ) -> np.ndarray:
-    """float64 [B]: logits of `files` by a member trained on pool rows, in a run that is thrown away."""
-    items = [material.items[row] for row in rows]
+    """float64 [B]: logits of `files` by a member trained on pool rows, in a temporary run."""
+    recipe, device = options.recipe, options.device
+    items = [data.items[row] for row in rows]
     try:
         frame, _ = dataset.build_dataset(items, FRACTIONS, seed)
     except DataError as error:
@@ -152,41 +149,41 @@ def _train_and_score(
     return logits[:, 0].astype(np.float64)
 
 
-def compare(labels: np.ndarray, names: np.ndarray, selected: np.ndarray, drawn: np.ndarray) -> dict[str, Any]:
+def compare(labels: np.ndarray, groups: np.ndarray, selected: np.ndarray, random: np.ndarray) -> dict[str, Any]:
     """Scores of both arms and their difference, JSON-ready, with 95 % intervals over groups.
 
-    labels int [B], names [B] of groups, selected and drawn: logits float64 [S, B] over seeds.
-    A score is the mean over the seeds. In the difference both arms are resampled together;
-    its interval is of the test images drawn, the spread over seeds stands beside it.
+    labels int [B], groups [B], selected and random: logits float64 [S, B] over seeds. A score is
+    the mean over the seeds. The difference resamples both arms together; its interval covers the
+    choice of test images only, the differences of the single seeds are given beside it.
     """
     report: dict[str, Any] = {}
     for name in ("auroc", "log_loss"):
-        interval = partial(paired_interval, name, labels, groups=names)
-        arms = {arm: interval(values, None).to_dict() for arm, values in zip(ARMS, (selected, drawn), strict=True)}
-        each = [
+        interval = partial(paired_interval, name, labels, groups=groups)
+        arms = {arm: interval(values, None).to_dict() for arm, values in zip(ARMS, (selected, random), strict=True)}
+        by_seed = [
             metrics.score(name, labels, a) - metrics.score(name, labels, b)
-            for a, b in zip(metrics.sigmoid(selected), metrics.sigmoid(drawn), strict=True)
+            for a, b in zip(metrics.sigmoid(selected), metrics.sigmoid(random), strict=True)
         ]
-        report[name] = {**arms, "difference": interval(selected, drawn).to_dict(), "difference_by_seed": each}
+        report[name] = {**arms, "difference": interval(selected, random).to_dict(), "difference_by_seed": by_seed}
     return report
 
 
 def paired_interval(
     name: str, labels: np.ndarray, a: np.ndarray, b: np.ndarray | None, groups: np.ndarray, resamples: int = 1000
 ) -> Interval:
-    """Mean over seeds of the named score of a minus that of b, of a's alone without b; with its interval over groups.
+    """Mean over seeds of the score `name` of a, minus that of b if given, with its interval over groups.
 
-    a and b: logits float [S, N]; b has as many seeds; each draw resamples both alike.
+    a and b: logits float [S, N]; each resample takes the same groups of both.
     """
     p = metrics.sigmoid(a if b is None else np.concatenate([a, b]))
-    share = np.repeat([1 / len(a), -1 / len(a)], len(a))[: len(p)]
-    value = share @ [metrics.score(name, labels, column) for column in p]
-    drawn = bootstrap.draws(labels, p, groups, (name,), resamples=resamples)[name]
-    return bootstrap.interval(float(value), share @ drawn)
+    weights = np.repeat([1 / len(a), -1 / len(a)], len(a))[: len(p)]
+    value = weights @ [metrics.score(name, labels, row) for row in p]
+    resampled = bootstrap.draws(labels, p, groups, (name,), resamples=resamples)[name]
+    return bootstrap.interval(float(value), weights @ resampled)
 
 
 def as_table(report: dict[str, Any]) -> pd.DataFrame:
-    """The report's intervals, a row an arm and one for the difference."""
+    """The report's intervals: one row per arm and one for the difference."""
     rows = []
     for arm in (*ARMS, "difference"):
         row = {"": arm}
@@ -198,7 +195,7 @@ def as_table(report: dict[str, Any]) -> pd.DataFrame:
 
 
 def verdict(report: dict[str, Any]) -> str:
-    """One line: does the interval of the AUROC's difference leave zero out?"""
+    """One line: does the interval of the difference in AUROC exclude zero?"""
     ends = report["auroc"]["difference"]
     if ends["low"] is None or ends["low"] <= 0 <= ends["high"]:
         return "No difference in AUROC is shown: its interval holds zero."

@@ -1,4 +1,4 @@
-"""A sheet of test images, each beside the pool images that it drew."""
+"""The contact sheet selection.jpg: test images, each beside the pool images chosen for it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,41 +8,52 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ensemble.images import decode
 
-CELL = 144  # side of an image, in pixels
-GAP = 12
-TEXT = 15  # height of the letters, in pixels
-LINE = 22
-INK, PAPER, FRAME = (20, 20, 20), (255, 255, 255), (200, 30, 30)
+CELL_PIXELS = 144  # longest side of an image on the sheet
+GAP_PIXELS = 12
+FONT_PIXELS = 15
+LINE_PIXELS = 22
+TEXT_COLOUR, BACKGROUND, FRAME_COLOUR = (20, 20, 20), (255, 255, 255), (200, 30, 30)
 
 
 @dataclass(frozen=True)
-class Row:
-    """A test image, its name, and the (file, caption) of each image that it drew."""
+class SheetRow:
+    """A test image, its name, and the (file, caption) of each pool image chosen for it."""
 
     file: Path
     name: str
-    drawn: Sequence[tuple[Path, str]]
+    matches: Sequence[tuple[Path, str]]
 
 
-def write_picture(rows: Sequence[Row], path: Path) -> None:
-    """Write the sheet as a JPEG: the test image framed on the left, what it drew on its right."""
-    columns = max([3, *(1 + len(row.drawn) for row in rows)])  # the headings are as wide as three
-    height = CELL + LINE + GAP
-    sheet = Image.new("RGB", (GAP + columns * (CELL + GAP) + GAP, LINE + 2 * GAP + len(rows) * height), PAPER)
+def write_contact_sheet(rows: Sequence[SheetRow], path: Path) -> None:
+    """Write the sheet as a JPEG: each test image framed on the left, the images chosen for it on its right."""
+    columns = max([3, *(1 + len(row.matches) for row in rows)])  # the headings need the width of three
+    height = CELL_PIXELS + LINE_PIXELS + GAP_PIXELS
+    sheet = Image.new(
+        "RGB",
+        (
+            GAP_PIXELS + columns * (CELL_PIXELS + GAP_PIXELS) + GAP_PIXELS,
+            LINE_PIXELS + 2 * GAP_PIXELS + len(rows) * height,
+        ),
+        BACKGROUND,
+    )
     pen = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(TEXT)
-    pen.text((GAP, GAP), "test image", FRAME, font)
-    pen.text((CELL + 3 * GAP, GAP), "what it drew from the pool (1 - cosine)", INK, font)
+    font = ImageFont.load_default(FONT_PIXELS)
+    pen.text((GAP_PIXELS, GAP_PIXELS), "test image", FRAME_COLOUR, font)
+    pen.text((CELL_PIXELS + 3 * GAP_PIXELS, GAP_PIXELS), "what it drew from the pool (1 - cosine)", TEXT_COLOUR, font)
     for number, row in enumerate(rows):
-        top = LINE + 2 * GAP + number * height
-        pen.rectangle((GAP - 3, top - 3, GAP + CELL + 2, top + CELL + 2), outline=FRAME, width=3)
-        _cell(sheet, pen, font, (GAP, top), row.file, row.name)
-        for column, (file, caption) in enumerate(row.drawn, start=1):
-            _cell(sheet, pen, font, (2 * GAP + column * (CELL + GAP), top), file, caption)
+        top = LINE_PIXELS + 2 * GAP_PIXELS + number * height
+        pen.rectangle(
+            (GAP_PIXELS - 3, top - 3, GAP_PIXELS + CELL_PIXELS + 2, top + CELL_PIXELS + 2),
+            outline=FRAME_COLOUR,
+            width=3,
+        )
+        _draw_cell(sheet, pen, font, (GAP_PIXELS, top), row.file, row.name)
+        for column, (file, caption) in enumerate(row.matches, start=1):
+            _draw_cell(sheet, pen, font, (2 * GAP_PIXELS + column * (CELL_PIXELS + GAP_PIXELS), top), file, caption)
     sheet.save(path, "JPEG", quality=90)
 
 
-def _cell(
+def _draw_cell(
     sheet: Image.Image,
     pen: ImageDraw.ImageDraw,
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
@@ -51,17 +62,17 @@ def _cell(
     caption: str,
 ) -> None:
     image = decode.decode(file).convert("RGB")
-    fitted = ImageOps.contain(image, (CELL, CELL))
+    fitted = ImageOps.contain(image, (CELL_PIXELS, CELL_PIXELS))
     left, top = corner
-    sheet.paste(fitted, (left + (CELL - fitted.width) // 2, top + (CELL - fitted.height) // 2))
-    pen.text((left, top + CELL + 4), _fit(caption, pen, font), INK, font)
+    sheet.paste(fitted, (left + (CELL_PIXELS - fitted.width) // 2, top + (CELL_PIXELS - fitted.height) // 2))
+    pen.text((left, top + CELL_PIXELS + 4), _shorten(caption, pen, font), TEXT_COLOUR, font)
 
 
-def _fit(text: str, pen: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    """The end of a text, which tells ids apart, as far as it fits below an image."""
+def _shorten(text: str, pen: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    """As much of the end of a text as fits below an image; ids differ at their end."""
     text = " ".join(text.split())
-    if pen.textlength(text, font) <= CELL:
+    if pen.textlength(text, font) <= CELL_PIXELS:
         return text
-    while pen.textlength(f"...{text}", font) > CELL:
+    while pen.textlength(f"...{text}", font) > CELL_PIXELS:
         text = text[1:]
     return f"...{text}"

@@ -1,8 +1,8 @@
-"""What selection reads: the pools, labelled or not, and the test set."""
+"""Read the images for `select`: the pools, labelled or not, and the test set."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ensemble.core.errors import DataError, join_limited
@@ -10,7 +10,18 @@ from ensemble.core.names import NEGATIVE_NAMES, POSITIVE_NAMES
 from ensemble.data import sources
 from ensemble.data.files import IMAGE_SUFFIXES, list_images
 from ensemble.data.sources import LabelledImage
-from ensemble.selection.select import UNLABELLED
+from ensemble.models.features import Features
+from ensemble.selection.select import UNLABELLED, Pool
+
+
+@dataclass(frozen=True)
+class SelectionData:
+    """The images that could be read: `items` and `test_items` are those of the rows of `pool` and `test`."""
+
+    items: Sequence[LabelledImage]
+    pool: Pool
+    test_items: Sequence[LabelledImage]
+    test: Features
 
 
 def read_pools(
@@ -20,11 +31,11 @@ def read_pools(
     positive: str | None = None,
     group_column: str = "group",
 ) -> tuple[list[LabelledImage], list[str]]:
-    """The images of all pools, sorted by id, and what should be said aloud of their labels.
+    """The images of all pools, sorted by id, and notes on how their labels were read.
 
-    A CSV with a column label, or a folder of class folders, is labelled and read as training
-    data is; of any other pool the label is UNLABELLED. Raises DataError where pools of both
-    kinds are mixed, or none holds an image.
+    A CSV with a column label, or a folder of class folders, is read like training data; images
+    of any other pool are UNLABELLED. Raises DataError where pools of both kinds are mixed, or no
+    pool holds an image.
     """
     for path in paths:
         if not path.exists():
@@ -49,10 +60,10 @@ def read_pools(
 def read_test(
     path: Path, images: Path | None = None, labels: Path | None = None, labelled: bool = False
 ) -> list[LabelledImage]:
-    """The test's images, sorted by id: of a folder, or of a CSV with id or path.
+    """The test's images, sorted by id, from a folder or a CSV with id or path.
 
-    labelled: their classes and groups are needed too, from the test itself, or from the CSV
-    `labels` (id or path, label, and optionally group), which must know every one of them.
+    labelled: also read their classes and groups, from the test itself or from the CSV `labels`
+    (id or path, label, and optionally group); DataError for an image without a label.
     """
     if not path.exists():
         raise DataError(f"no test images at {path}; --test takes a folder of images or a CSV")
@@ -71,8 +82,8 @@ def read_test(
             raise DataError(
                 f"{source} has no label for {len(missing)} of {len(items)} test images: {join_limited(missing)}"
             )
-        found = [(item, by_file[item.file.resolve()]) for item in items]
-        items = [replace(item, label=told.label, group=told.group, source=told.source) for item, told in found]
+        pairs = [(item, by_file[item.file.resolve()]) for item in items]
+        items = [replace(item, label=row.label, group=row.group, source=row.source) for item, row in pairs]
     return sorted(items, key=lambda item: item.id)
 
 
@@ -104,7 +115,7 @@ def _without_labels(paths: Sequence[Path], images: Path | None) -> list[Labelled
 
 
 def _read_one(path: Path, images: Path | None, prefix: str) -> list[LabelledImage]:
-    """The images of one folder or CSV, without their labels."""
+    """The images of one folder or CSV, as UNLABELLED. prefix: goes before their ids."""
     if path.is_dir():
         return [LabelledImage(prefix + name, str(path.resolve()), name, UNLABELLED) for name in list_images(path)]
     frame = sources.read_table(path)

@@ -1,4 +1,4 @@
-"""The folder that selection writes: links or copies by class, selection.csv, a picture."""
+"""The folder that `select` writes: links or copies by class, selection.csv, a contact sheet."""
 
 import os
 import re
@@ -13,17 +13,17 @@ from ensemble.core import artifacts
 from ensemble.core.errors import DataError, join_limited
 from ensemble.core.names import LABELS
 from ensemble.data.sources import LabelledImage
-from ensemble.selection.contact_sheet import Row, write_picture
+from ensemble.selection.contact_sheet import SheetRow, write_contact_sheet
 from ensemble.selection.select import UNLABELLED, Selection
 
-TABLE, PICTURE, RECORD, ABLATION = "selection.csv", "selection.jpg", "selection.json", "ablation.json"
-OURS = {TABLE, PICTURE, RECORD, ABLATION, "images", *LABELS}
-MOST_ROWS = 12  # of the picture
-MOST_DRAWN = 6
+TABLE, CONTACT_SHEET, RECORD, ABLATION = "selection.csv", "selection.jpg", "selection.json", "ablation.json"
+OUTPUT_NAMES = {TABLE, CONTACT_SHEET, RECORD, ABLATION, "images", *LABELS}
+MAX_SHEET_ROWS = 12  # test images on the contact sheet
+MAX_SHEET_MATCHES = 6  # pool images beside each
 
 
 def check_output(output: Path, inputs: Sequence[Path]) -> None:
-    """Raise before any work where `output` cannot be written, or holds what is not ours to replace."""
+    """Raise, before any work, where `output` cannot be written or holds files that no selection wrote."""
     target = output.resolve()
     for path in inputs:
         folder = path.resolve() if path.is_dir() else path.resolve().parent
@@ -33,10 +33,10 @@ def check_output(output: Path, inputs: Sequence[Path]) -> None:
         raise DataError(f"--output {output} is a file; name a folder")
     if target.is_dir():
         present = {entry.name for entry in target.iterdir()}
-        if present and (RECORD not in present or present - OURS):
-            strange = join_limited(sorted(present - OURS) or sorted(present))
+        if present and (RECORD not in present or present - OUTPUT_NAMES):
+            foreign = join_limited(sorted(present - OUTPUT_NAMES) or sorted(present))
             raise DataError(
-                f"--output {output} holds what no selection wrote ({strange}); choose an empty or another folder"
+                f"--output {output} holds what no selection wrote ({foreign}); choose an empty or another folder"
             )
     artifacts.ensure_writable(target.parent)
 
@@ -49,10 +49,9 @@ def write_selection(
     copy: bool,
     record: Mapping[str, Any],
 ) -> pd.DataFrame:
-    """Write the folder, in place of an older selection, and return what selection.csv holds.
+    """Write the folder, atomically in place of an older selection; returns the rows of selection.csv.
 
-    items and test: the pool's and the test's images, by the rows of `chosen`. A kill leaves
-    the old folder or the new one whole.
+    items and test: the images of the pool and of the test, which the rows of `chosen` index.
     """
     target = output.resolve()
     work = target.with_name(f".{target.name}.new")
@@ -61,10 +60,10 @@ def write_selection(
     frame = _table(items, chosen, test)
     for path, source in zip(frame["path"], frame["original"], strict=True):
         (work / path).parent.mkdir(exist_ok=True)
-        _place(Path(source), work / path, copy)
+        _link_or_copy(Path(source), work / path, copy)
     shown = frame if (frame["label"] != UNLABELLED).any() else frame.drop(columns="label")
     shown.to_csv(work / TABLE, index=False)
-    write_picture(_picture_rows(frame, items, chosen, test), work / PICTURE)
+    write_contact_sheet(_sheet_rows(frame, items, chosen, test), work / CONTACT_SHEET)
     artifacts.write_json(work / RECORD, record)
     artifacts.replace_folder(work, target)
     return frame
@@ -73,7 +72,7 @@ def write_selection(
 def _table(items: Sequence[LabelledImage], chosen: Selection, test: Sequence[LabelledImage]) -> pd.DataFrame:
     rows = []
     numbers = dict.fromkeys((UNLABELLED, 0, 1), 0)
-    for row, drawer, distance in zip(chosen.rows, chosen.test, chosen.distances, strict=True):
+    for row, test_row, distance in zip(chosen.rows, chosen.test_rows, chosen.distances, strict=True):
         item = items[row]
         folder = "images" if item.label == UNLABELLED else LABELS[item.label]
         rows.append(
@@ -85,7 +84,7 @@ def _table(items: Sequence[LabelledImage], chosen: Selection, test: Sequence[Lab
                 "source": item.source or "",
                 "generator": item.generator or "",
                 "distance": round(float(distance), 6),
-                "test_id": test[drawer].id,
+                "test_id": test[test_row].id,
                 "original": str(item.file.resolve()),
             }
         )
@@ -94,12 +93,12 @@ def _table(items: Sequence[LabelledImage], chosen: Selection, test: Sequence[Lab
 
 
 def _safe_name(path: str, number: int) -> str:
-    """A name that every file system takes; the number, counted by class, makes it unique."""
+    """A file name that every file system accepts; the number, counted by class, makes it unique."""
     stem, suffix = os.path.splitext(path.rpartition("/")[2])
     return f"{number:06d}_{re.sub(r'[^A-Za-z0-9._-]+', '_', stem)[:60]}{suffix.lower()}"
 
 
-def _place(source: Path, path: Path, copy: bool) -> None:
+def _link_or_copy(source: Path, path: Path, copy: bool) -> None:
     try:
         if copy:
             shutil.copyfile(source, path)
@@ -110,21 +109,21 @@ def _place(source: Path, path: Path, copy: bool) -> None:
         raise DataError(f"cannot put {source} into {path.parent}: {error.strerror}; {remedy}") from None
 
 
-def _picture_rows(
+def _sheet_rows(
     frame: pd.DataFrame, items: Sequence[LabelledImage], chosen: Selection, test: Sequence[LabelledImage]
-) -> list[Row]:
-    """Test images spread evenly over those that drew something, from the nearest draws to the farthest."""
-    drawn = frame.assign(item=chosen.rows, test=chosen.test).groupby("test", sort=False)
-    order = drawn["distance"].mean().sort_values(kind="stable").index.tolist()
-    shown = min(MOST_ROWS, len(order))
-    picked = [order[round(i * (len(order) - 1) / max(shown - 1, 1))] for i in range(shown)]
+) -> list[SheetRow]:
+    """Test images with their chosen images, evenly spaced from the smallest mean distance to the largest."""
+    by_test = frame.assign(item=chosen.rows, test=chosen.test_rows).groupby("test", sort=False)
+    order = by_test["distance"].mean().sort_values(kind="stable").index.tolist()
+    count = min(MAX_SHEET_ROWS, len(order))
+    spaced = [order[round(i * (len(order) - 1) / max(count - 1, 1))] for i in range(count)]
     rows = []
-    for number in picked:
-        part = drawn.get_group(number).sort_values("distance", kind="stable").head(MOST_DRAWN)
+    for test_row in spaced:
+        part = by_test.get_group(test_row).sort_values("distance", kind="stable").head(MAX_SHEET_MATCHES)
         columns = zip(part["item"], part["distance"], part["label"], strict=True)
         captions = [
             (items[item].file, f"{distance:.3f}" + (f" {LABELS[label]}" if label != UNLABELLED else ""))
             for item, distance, label in columns
         ]
-        rows.append(Row(test[number].file, test[number].id, captions))
+        rows.append(SheetRow(test[test_row].file, test[test_row].id, captions))
     return rows

@@ -1,6 +1,7 @@
-"""Pool images like the test's: spread over the test, balanced by class, without near-duplicates.
+"""Choose pool images like the test's: spread over the test, balanced by class, without near-duplicates.
 
-Throughout, rows are int64 positions in the pool's or the test's `Features`.
+Throughout: M pool images, T test images, D the width of a feature vector; rows are int64 positions in the pool
+or the test.
 """
 
 import warnings
@@ -13,36 +14,50 @@ from ensemble.core.errors import DataError
 from ensemble.core.names import LABELS
 from ensemble.images import near_duplicates
 from ensemble.models.features import Features
-from ensemble.selection.neighbours import EXACT_LIMIT, Search, exact_search, make_search
+from ensemble.selection.neighbours import MAX_EXACT_VECTORS, Search, exact_search, make_search
 
-UNLABELLED = -1  # label of images of which the class is not known
-MOST_CLUSTERS = 256
-PART = 65_536  # pool images compared with the test at once
+UNLABELLED = -1  # label of an image whose class is not known
+MAX_CLUSTERS = 256
+BLOCK_ROWS = 65_536  # pool images compared with the test at once
+FIRST_NEIGHBOURS = 32  # neighbours looked up per test image at first; doubled while turns remain
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The images to choose from. labels: int64 [M], maybe UNLABELLED. allowed: bool [M], may be chosen."""
+
+    features: Features
+    labels: np.ndarray
+    allowed: np.ndarray
+
+    def candidates(self, label: int) -> np.ndarray:
+        """bool [M]: the allowed images of one class."""
+        return np.asarray(self.allowed & (self.labels == label))
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The images chosen from the pool, in the order in which the test's images drew them.
+    """The chosen pool images, in the order of choice.
 
-    rows and test: int64 [N], the pool image and the test image that drew it. distances:
-    float32 [N], 1 - cosine of the two, in [0, 2]. repeats: near-duplicates of images chosen
-    before them, which were passed over.
+    rows and test_rows: int64 [N], the pool image and the test image that it was chosen for.
+    distances: float32 [N], 1 - cosine of the two, in [0, 2]. duplicates: how many images were
+    skipped as near-duplicates of images chosen before them.
     """
 
     rows: np.ndarray
-    test: np.ndarray
+    test_rows: np.ndarray
     distances: np.ndarray
-    repeats: int
+    duplicates: int
 
 
-class _SpentError(Exception):
+class _PoolExhaustedError(Exception):
     """The pool has no more images of a class."""
 
 
 def class_counts(labels: np.ndarray, count: int, balance: float | None = None) -> dict[int, int]:
-    """How many images of each class to choose: `balance` is the share of ai, by default a half.
+    """How many images of each class to choose. balance: the share of ai, by default a half.
 
-    A pool of a single class, or an unlabelled one, gives all of them unless `balance` says otherwise.
+    From a pool of one class, or an unlabelled one, all come from it unless `balance` is given.
     """
     present = set(labels.tolist())
     if present == {UNLABELLED}:
@@ -54,37 +69,37 @@ def class_counts(labels: np.ndarray, count: int, balance: float | None = None) -
 
 
 def duplicates_of_test(pool: Features, test: Features) -> np.ndarray:
-    """bool [M]: pool images that show the same picture as some test image."""
-    seen = {digest.tobytes() for digest in test.pixels}
-    found = np.array([digest.tobytes() in seen for digest in pool.pixels], dtype=bool)
-    for start in range(0, len(found), PART):
-        hashes, thumbs = pool.hashes[start : start + PART].tolist(), pool.thumbs[start : start + PART]
+    """bool [M]: pool images that are near-duplicates of a test image, or have exactly its pixels."""
+    test_pixels = {digest.tobytes() for digest in test.pixels}
+    mask = np.array([digest.tobytes() in test_pixels for digest in pool.pixels], dtype=bool)
+    for start in range(0, len(mask), BLOCK_ROWS):
+        hashes, thumbs = pool.hashes[start : start + BLOCK_ROWS].tolist(), pool.thumbs[start : start + BLOCK_ROWS]
         pairs = near_duplicates.near_duplicates_between(hashes, thumbs, test.hashes.tolist(), test.thumbs)
-        found[[start + row for row, _ in pairs]] = True
-    return found
+        mask[[start + row for row, _ in pairs]] = True
+    return mask
 
 
-def conflicting(pool: Features, labels: np.ndarray) -> np.ndarray:
-    """bool [M]: images whose very pixels are in the pool as ai and as real."""
-    seen: dict[bytes, set[int]] = {}
+def conflicting_labels(pool: Features, labels: np.ndarray) -> np.ndarray:
+    """bool [M]: images whose exact pixels are in the pool both as ai and as real."""
+    labels_by_pixels: dict[bytes, set[int]] = {}
     for digest, label in zip(pool.pixels, labels, strict=True):
-        seen.setdefault(digest.tobytes(), set()).add(int(label))
-    return np.array([len(seen[digest.tobytes()]) > 1 for digest in pool.pixels], dtype=bool)
+        labels_by_pixels.setdefault(digest.tobytes(), set()).add(int(label))
+    return np.array([len(labels_by_pixels[digest.tobytes()]) > 1 for digest in pool.pixels], dtype=bool)
 
 
-def cluster(vectors: np.ndarray, count: int | None, seed: int) -> np.ndarray:
-    """int64 [T] cluster of each vector by k-means; by default about sqrt(T / 2) clusters."""
+def kmeans_labels(vectors: np.ndarray, count: int | None, seed: int) -> np.ndarray:
+    """int64 [T]: the k-means cluster of each vector; by default about sqrt(T / 2) clusters (Mardia et al., 1979)."""
     from sklearn.cluster import KMeans
 
-    wanted = count or max(1, min(MOST_CLUSTERS, round((len(vectors) / 2) ** 0.5)))
+    clusters = count or max(1, min(MAX_CLUSTERS, round((len(vectors) / 2) ** 0.5)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fewer distinct vectors than clusters: the rest stay empty
-        fitted = KMeans(min(wanted, len(vectors)), n_init=4, random_state=seed).fit(np.ascontiguousarray(vectors))
+        fitted = KMeans(min(clusters, len(vectors)), n_init=4, random_state=seed).fit(np.ascontiguousarray(vectors))
     return np.asarray(fitted.labels_, dtype=np.int64)
 
 
-def quotas(sizes: np.ndarray, total: int) -> np.ndarray:
-    """int64 [C]: `total` shared out in proportion to sizes int64 [C], by largest remainder."""
+def largest_remainder(sizes: np.ndarray, total: int) -> np.ndarray:
+    """int64 [C]: `total` divided in proportion to sizes int64 [C] by the largest remainder method."""
     exact = total * sizes / sizes.sum()
     shares = np.floor(exact).astype(np.int64)
     order = np.argsort(shares - exact, kind="stable")
@@ -92,179 +107,170 @@ def quotas(sizes: np.ndarray, total: int) -> np.ndarray:
     return shares
 
 
-def take_turns(clusters: np.ndarray, total: int, seed: int, before: np.ndarray | None = None) -> np.ndarray:
-    """int64 [total]: which test image draws at each turn.
+def query_order(clusters: np.ndarray, total: int, seed: int, before: np.ndarray | None = None) -> np.ndarray:
+    """int64 [total]: the test image that queries the pool at each turn.
 
-    Clusters have turns in proportion to their size; within one, the images follow each other
-    in an order drawn from `seed`. before: int64 [C], turns that each cluster has had already,
-    for another class.
+    Clusters (int64 [T]) have turns in proportion to their size. Within one, its images take
+    turns in an order shuffled by `seed`; the turns of all clusters are interleaved evenly.
+    before: int64 [C], turns that each cluster has had already, for another class.
     """
     sizes = np.bincount(clusters)
     order = np.random.default_rng(seed).permutation(len(clusters))
-    turns, passes, places = [], [], []
-    for number, share in enumerate(quotas(sizes, total)):
-        members = order[clusters[order] == number]
+    queries, rounds, fractions = [], [], []
+    for cluster, share in enumerate(largest_remainder(sizes, total)):
+        members = order[clusters[order] == cluster]
         if share:
-            steps = np.arange(share) + (before[number] if before is not None else 0)
-            turns.append(members[steps % len(members)])
-            passes.append(np.arange(share) // len(members))
-            places.append(np.arange(share) % len(members) / len(members))
-    if not turns:
+            steps = np.arange(share) + (before[cluster] if before is not None else 0)
+            queries.append(members[steps % len(members)])
+            rounds.append(np.arange(share) // len(members))
+            fractions.append(np.arange(share) % len(members) / len(members))
+    if not queries:
         return np.empty(0, dtype=np.int64)
-    return np.concatenate(turns)[np.lexsort((np.concatenate(places), np.concatenate(passes)))]
+    return np.concatenate(queries)[np.lexsort((np.concatenate(fractions), np.concatenate(rounds)))]
 
 
-def draw(
-    turns: np.ndarray, queries: np.ndarray, search: Search, available: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The pool row, and its similarity, that each turn's test image draws: its nearest not yet drawn.
+def assign_nearest(turns: np.ndarray, vectors: np.ndarray, search: Search, available: np.ndarray) -> np.ndarray:
+    """int64 [turns]: the pool row nearest to each turn's test image among those not assigned before; -1 for none.
 
-    queries: float32 [T, D]. available: bool [M], changed in place. Turns of which the image
-    found its list of neighbours used up draw after the others, from a longer list. Row -1:
-    the pool was empty.
+    turns: rows of `vectors` float32 [T, D]. available: bool [M], changed in place. A turn whose
+    list of neighbours has nothing left waits for the next round, with a list twice as long.
     """
     rows = np.full(len(turns), -1, dtype=np.int64)
-    similarities = np.full(len(turns), -np.inf, dtype=np.float32)
     waiting = np.arange(len(turns))
-    length = 16
+    count = FIRST_NEIGHBOURS // 2
     while len(waiting) and available.any():
-        tests, most = np.unique(turns[waiting], return_counts=True)
-        length = max(2 * length, 2 * int(most.max()))
-        values, lists = search(queries[tests], length, available)
-        place = dict(zip(tests.tolist(), range(len(tests)), strict=True))
-        at = np.zeros(len(tests), dtype=np.int64)
-        for turn in waiting:
-            line = place[int(turns[turn])]
-            while at[line] < lists.shape[1] and (lists[line, at[line]] < 0 or not available[lists[line, at[line]]]):
-                at[line] += 1
-            if at[line] < lists.shape[1]:
-                rows[turn], similarities[turn] = lists[line, at[line]], values[line, at[line]]
-                available[rows[turn]] = False
+        queries, inverse, repeats = np.unique(turns[waiting], return_inverse=True, return_counts=True)
+        count = max(2 * count, 2 * int(repeats.max()))
+        neighbours = search(vectors[queries], count, available)[1].tolist()
+        unread = [iter(row) for row in neighbours]
+        for turn, query in zip(waiting.tolist(), inverse.tolist(), strict=True):
+            row = next((row for row in unread[query] if row >= 0 and available[row]), -1)
+            if row >= 0:
+                rows[turn], available[row] = row, False
         waiting = waiting[rows[waiting] < 0]
-    return rows, similarities
+    return rows
 
 
-def distinct(choose: Callable[[np.ndarray], np.ndarray], count: int, pool: Features) -> tuple[np.ndarray, int]:
-    """`count` pool rows of which no two are near-duplicates, and how many were passed over.
+def choose_distinct(choose: Callable[[np.ndarray], np.ndarray], count: int, pool: Features) -> tuple[np.ndarray, int]:
+    """`count` pool rows without near-duplicates among them, and how many near-duplicates were skipped.
 
-    choose: numbers of turns -> their pool rows, never twice the same, -1 where none is left.
+    choose: indices of turns -> a pool row for each, never the same row twice, -1 where none is left.
     """
     chosen = np.full(count, -1, dtype=np.int64)
-    todo, repeats = np.arange(count), 0
-    while len(todo):
-        rows = choose(todo)
+    open_turns, skipped = np.arange(count), 0
+    while len(open_turns):
+        rows = choose(open_turns)
         if (rows < 0).any():
-            raise _SpentError
-        repeated = _repeated(pool, chosen[chosen >= 0], rows)
-        chosen[todo[~repeated]] = rows[~repeated]
-        todo, repeats = todo[repeated], repeats + int(repeated.sum())
-    return chosen, repeats
+            raise _PoolExhaustedError
+        duplicate = _duplicate_mask(pool, chosen[chosen >= 0], rows)
+        chosen[open_turns[~duplicate]] = rows[~duplicate]
+        open_turns, skipped = open_turns[duplicate], skipped + int(duplicate.sum())
+    return chosen, skipped
 
 
-def _repeated(pool: Features, kept: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """bool [rows]: near-duplicates of a kept image, or of one of `rows` before them that stays."""
-    hashes, thumbs = pool.hashes[rows].tolist(), pool.thumbs[rows]
-    repeated = np.zeros(len(rows), dtype=bool)
-    if len(kept):
-        pairs = near_duplicates.near_duplicates_between(hashes, thumbs, pool.hashes[kept].tolist(), pool.thumbs[kept])
-        repeated[[i for i, _ in pairs]] = True
-    pairs = _same_pixels(pool.pixels[rows])
-    while True:  # of a large group not all pairs are given: what stays is looked through again
-        left = np.flatnonzero(~repeated)
-        if len(left) < 2:
-            return repeated
-        found = near_duplicates.near_duplicates(pool.hashes[rows[left]].tolist(), pool.thumbs[rows[left]])
-        pairs += [(int(left[i]), int(left[j])) for i, j in found]
+def _duplicate_mask(pool: Features, chosen: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """bool [rows]: near-duplicates of a chosen image, or of an image before them in `rows` that is none itself."""
+    duplicate = np.zeros(len(rows), dtype=bool)
+    if len(chosen):
+        hashes, thumbs = pool.hashes[rows].tolist(), pool.thumbs[rows]
+        pairs = near_duplicates.near_duplicates_between(
+            hashes, thumbs, pool.hashes[chosen].tolist(), pool.thumbs[chosen]
+        )
+        duplicate[[i for i, _ in pairs]] = True
+    pairs = _identical_pairs(pool.pixels[rows])
+    while True:  # near_duplicates gives only some pairs of a large group, so the remaining images are compared again
+        remaining = np.flatnonzero(~duplicate)
+        if len(remaining) < 2:
+            return duplicate
+        near = near_duplicates.near_duplicates(pool.hashes[rows[remaining]].tolist(), pool.thumbs[rows[remaining]])
+        pairs += [(int(remaining[i]), int(remaining[j])) for i, j in near]
         if not pairs:
-            return repeated
+            return duplicate
         for i, j in sorted(pairs):
-            repeated[j] |= not repeated[i]
+            duplicate[j] |= not duplicate[i]
         pairs = []
 
 
-def _same_pixels(pixels: np.ndarray) -> list[tuple[int, int]]:
+def _identical_pairs(pixels: np.ndarray) -> list[tuple[int, int]]:
+    """(first, later) of each image whose pixels are exactly those of an earlier one."""
     first: dict[bytes, int] = {}
     pairs = ((first.setdefault(digest.tobytes(), row), row) for row, digest in enumerate(pixels))
     return [(i, j) for i, j in pairs if i != j]
 
 
 def select(
-    pool: Features,
-    labels: np.ndarray,
-    allowed: np.ndarray,
+    pool: Pool,
     test: np.ndarray,
     counts: dict[int, int],
     seed: int = 0,
     clusters: int | None = None,
-    exact_limit: int = EXACT_LIMIT,
+    exact_limit: int = MAX_EXACT_VECTORS,
 ) -> Selection:
     """Choose `counts` images of each class, near the test's images and spread over them.
 
-    labels: int [M] of the pool. allowed: bool [M], images that may be chosen. test: float32
-    [T, D]. Near-duplicates are looked for within a class: a photograph and its
-    reconstruction teach best together. Raises DataError where the pool does not suffice.
+    test: float32 [T, D]. Near-duplicates are avoided within a class only: a photograph and its
+    AI reconstruction are a good pair to learn from. Raises DataError where the pool is too small.
     """
-    search = make_search(pool.vectors, exact_limit)
-    of_test = cluster(test, clusters, seed)
-    before = np.zeros(of_test.max() + 1, dtype=np.int64)
-    parts, repeats = [], 0
+    vectors = pool.features.vectors
+    search = make_search(vectors, exact_limit)
+    test_clusters = kmeans_labels(test, clusters, seed)
+    before = np.zeros(test_clusters.max() + 1, dtype=np.int64)
+    parts, duplicates = [], 0
     for label, count in counts.items():
-        turns = take_turns(of_test, count, seed, before)
-        before += np.bincount(of_test[turns], minlength=len(before))
-        available = allowed & (labels == label)
+        turns = query_order(test_clusters, count, seed, before)
+        before += np.bincount(test_clusters[turns], minlength=len(before))
+        available = pool.candidates(label)
 
         def choose(todo: np.ndarray, turns: np.ndarray = turns, available: np.ndarray = available) -> np.ndarray:
-            return draw(turns[todo], test, search, available)[0]
+            return assign_nearest(turns[todo], test, search, available)
 
-        try:
-            rows, passed = distinct(choose, count, pool)
-        except _SpentError:
-            raise too_few(pool, labels, allowed, counts) from None
+        rows, skipped = _choose_or_raise(choose, pool, label, counts)
         parts.append((rows, turns))
-        repeats += passed
+        duplicates += skipped
     rows, turns = (np.concatenate(part) for part in zip(*parts, strict=True))
-    cosines = np.einsum("nd,nd->n", pool.vectors[rows], test[turns])
-    return Selection(rows, turns, (1 - cosines).clip(0, 2).astype(np.float32), repeats)
+    cosines = np.einsum("nd,nd->n", vectors[rows], test[turns])
+    return Selection(rows, turns, (1 - cosines).clip(0, 2).astype(np.float32), duplicates)
 
 
-def random_rows(
-    pool: Features, labels: np.ndarray, allowed: np.ndarray, counts: dict[int, int], seed: int
-) -> np.ndarray:
-    """As many pool rows of each class drawn at random, again without near-duplicates of each other."""
+def random_rows(pool: Pool, counts: dict[int, int], seed: int) -> np.ndarray:
+    """As many pool rows of each class chosen at random, also without near-duplicates among them."""
     rng = np.random.default_rng(seed)
     parts = []
-    for label, count in counts.items():
-        waiting = iter(rng.permutation(np.flatnonzero(allowed & (labels == label))).tolist())
+    for label in counts:
+        shuffled = iter(rng.permutation(np.flatnonzero(pool.candidates(label))).tolist())
 
-        def choose(todo: np.ndarray, waiting: Iterator[int] = waiting) -> np.ndarray:
-            return np.array([next(waiting, -1) for _ in todo], dtype=np.int64)
+        def choose(todo: np.ndarray, shuffled: Iterator[int] = shuffled) -> np.ndarray:
+            return np.array([next(shuffled, -1) for _ in todo], dtype=np.int64)
 
-        try:
-            parts.append(distinct(choose, count, pool)[0])
-        except _SpentError:
-            raise too_few(pool, labels, allowed, counts) from None
+        parts.append(_choose_or_raise(choose, pool, label, counts)[0])
     return np.concatenate(parts)
 
 
-def too_few(pool: Features, labels: np.ndarray, allowed: np.ndarray, counts: dict[int, int]) -> DataError:
-    """The error of a pool that does not hold `counts` images once duplicates are dropped."""
-    left = {}
-    for label in counts:
-        rows = np.flatnonzero(allowed & (labels == label))
-        left[label] = len(rows) - int(_repeated(pool, rows[:0], rows).sum()) if len(rows) else 0
-    return DataError(
-        f"--count {sum(counts.values())} needs {by_class(counts)}, but without near-duplicates of the test and of "
-        f"each other the pool holds {by_class(left)}; lower --count, change --balance, or add a --pool"
+def _choose_or_raise(
+    choose: Callable[[np.ndarray], np.ndarray], pool: Pool, label: int, counts: dict[int, int]
+) -> tuple[np.ndarray, int]:
+    """`choose_distinct` for one class; DataError where the pool has too few images without duplicates."""
+    try:
+        return choose_distinct(choose, counts[label], pool.features)
+    except _PoolExhaustedError:
+        pass
+    distinct = {}
+    for each in counts:
+        rows = np.flatnonzero(pool.candidates(each))
+        distinct[each] = len(rows) - int(_duplicate_mask(pool.features, rows[:0], rows).sum()) if len(rows) else 0
+    raise DataError(
+        f"--count {sum(counts.values())} needs {describe_counts(counts)}, but without near-duplicates of the test and "
+        f"of each other the pool holds {describe_counts(distinct)}; lower --count, change --balance, or add a --pool"
     )
 
 
-def by_class(counts: dict[int, int]) -> str:
+def describe_counts(counts: dict[int, int]) -> str:
     """Counts of classes in words: "3 ai and 2 real"."""
     if UNLABELLED in counts:
         return f"{counts[UNLABELLED]} images"
     return " and ".join(f"{count} {LABELS[label]}" for label, count in counts.items())
 
 
-def nearest_distances(rows: np.ndarray, pool: Features, test: np.ndarray) -> np.ndarray:
-    """float32 [N]: 1 - cosine of each pool row to the test image nearest to it."""
-    return (1 - exact_search(test, pool.vectors[rows], 1)[0][:, 0]).clip(0, 2)
+def nearest_distances(vectors: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """float32 [N]: 1 - cosine of each vector, float32 [N, D], to the nearest of test float32 [T, D]."""
+    return (1 - exact_search(test, vectors, 1)[0][:, 0]).clip(0, 2)

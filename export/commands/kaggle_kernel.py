@@ -70,17 +70,19 @@ def kaggle_kernel(
     from export.bundle import hub_bundles
     from export.bundle.bundle import current_bundle
     from export.kaggle import kernel as kernels
-    from export.kaggle.wheels import Target
+    from export.kaggle.wheels import WheelTarget
 
-    kernel = kernels.Kernel(name, user or kernels.NO_USER, competition, gpu, source, images, sample, uncertified)
+    kernel = kernels.KernelOptions(
+        name, user or kernels.USER_PLACEHOLDER, competition, gpu, source, images, sample, uncertified
+    )
     packed = hub_bundles.locate_bundle(bundle) if bundle else current_bundle(run)
-    sizes = kernels.make_kernel(folder, packed, kernel, Target(python, platform))
+    sizes = kernels.make_kernel(folder, packed, kernel, WheelTarget(python, platform))
     click.echo(
         f"{folder}: a data set of {(sizes.bundle + sizes.wheels) / 1e6:,.0f} MB (bundle {sizes.bundle / 1e6:,.1f}, "
         f"wheels for Python {python} {sizes.wheels / 1e6:,.0f}) and a notebook, {'GPU' if gpu else 'CPU'}, no internet"
     )
-    if kernel.user == kernels.NO_USER:
-        click.echo(f"No --user: put your name in place of {kernels.NO_USER} in both metadata files first.")
+    if kernel.user == kernels.USER_PLACEHOLDER:
+        click.echo(f"No --user: put your name in place of {kernels.USER_PLACEHOLDER} in both metadata files first.")
     if not competition:
         click.echo("No --competition: put its slug into competition_sources in kernel-metadata.json first.")
     dataset, notebook = (shlex.quote(str(folder / part)) for part, _ in (kernels.DATASET, kernels.KERNEL))

@@ -70,7 +70,7 @@ def push(
     name, at = hub_bundles.parse(repo)
     if at:
         raise click.UsageError(f"name the branch with --revision {at}")
-    hub_push.check_before(name, licence)
+    hub_push.check_login(name, licence)
     if folder is None:
         if not bundle.is_current(run):
             from export.bundle.export import export_run
@@ -81,14 +81,14 @@ def push(
     files = hub_push.bundle_files(folder, uncertified)
     if looked_up := [path for path in files if path.startswith("externals/")]:
         click.echo(f"{', '.join(looked_up)}: ids and scores of images, which whoever may read the repository will see")
-    known = model_card.bases(run, list(bundle.contents(folder)["members"])) if own else []
+    bases = model_card.base_checkpoints(run, list(bundle.contents(folder)["members"])) if own else []
     if members:
         files |= hub_push.member_files(run, read_stacker(run))
-    card = model_card.write_card(name, folder, run if own else None, hub_push.with_licences(known), licence)
+    card = model_card.render_card(name, folder, run if own else None, hub_push.look_up_licences(bases), licence)
     digest = artifacts.file_sha256(folder / "bundle.json")[:12]
-    done = hub_push.push(name, files, card, click.echo, private, revision, message or f"manyeyes bundle {digest}")
-    if not done.sent and not done.deleted:
-        click.echo(f"{name} has all of it already -> {done.url}")
+    result = hub_push.push(name, files, card, click.echo, private, revision, message or f"manyeyes bundle {digest}")
+    if not result.sent and not result.deleted:
+        click.echo(f"{name} has all of it already -> {result.url}")
         return
-    gone = f", {len(done.deleted)} of an earlier push deleted" if done.deleted else ""
-    click.echo(f"{len(done.sent)} of {len(files) + 1} files were new or changed{gone} -> {done.url}")
+    gone = f", {len(result.deleted)} of an earlier push deleted" if result.deleted else ""
+    click.echo(f"{len(result.sent)} of {len(files) + 1} files were new or changed{gone} -> {result.url}")

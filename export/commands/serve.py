@@ -11,6 +11,7 @@ import click
 from ensemble.commands import options
 from export.commands.options import cascade_option, full, refuse_run_with, runtime_options
 from export.runtimes.settings import RuntimeOptions
+from export.web.limits import MAX_UPLOAD_IMAGES, MAX_UPLOAD_MB, UploadLimits
 
 if TYPE_CHECKING:
     from ensemble.stacking.stacker import Stacker
@@ -39,11 +40,13 @@ if TYPE_CHECKING:
     "refused. Known: localhost, --host, and for 0.0.0.0 or :: this machine's name and any IP address.",
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0 takes a free one.")
-@click.option("--max-images", type=click.IntRange(1), default=50, show_default=True, help="In one request.")
+@click.option(
+    "--max-images", type=click.IntRange(1), default=MAX_UPLOAD_IMAGES, show_default=True, help="In one request."
+)
 @click.option(
     "--max-mb",
     type=click.IntRange(1),
-    default=20,
+    default=MAX_UPLOAD_MB,
     show_default=True,
     help="MB in one request, all its images together.",
 )
@@ -106,7 +109,7 @@ def serve(
     except ImportError:
         raise UnavailableError("the page needs more packages; run: pip install 'manyeyes[serve]'") from None
 
-    with server.bound(host, port) as socket, silence_decoder_warnings():
+    with server.listen(host, port) as socket, silence_decoder_warnings():
         folder = hub_bundles.locate_bundle(bundle) if bundle else None
         runtime = replace(runtime, cascade=cascade, full=full)
         heatmaps = None
@@ -117,10 +120,10 @@ def serve(
         if explain and not torch:
             _, heatmaps = _networks(run, ensemble.stacker, RuntimeOptions("torch", device=runtime.device))
         own = request_guard.allowed_hosts(socket.getsockname()[0], (host, *allow_host))
-        app = server.app(ensemble, server.Limits(max_images, max_mb), own, heatmaps)
+        app = server.make_app(ensemble, UploadLimits(max_images, max_mb), own, heatmaps)
         click.echo(f"{len(ensemble.runners)} members on {ensemble.device}")
-        click.echo(f"Open {server.address(socket)} in a browser; Ctrl-C stops.")
-        server.answer(app, socket)
+        click.echo(f"Open {server.url_of(socket)} in a browser; Ctrl-C stops.")
+        server.serve_forever(app, socket)
     return 0
 
 

@@ -11,7 +11,7 @@ from export.commands.options import refuse_run_with, run_is_given
 if TYPE_CHECKING:
     from ensemble.core.metrics import Interval
     from ensemble.stacking.stacker import Stacker
-    from export.kaggle.submission import Sample, SubmissionOptions
+    from export.kaggle.submission import SampleSubmission, SubmissionOptions
 
 
 @click.command("submit")
@@ -94,17 +94,17 @@ def submit(
     _check_places(scores, sample_path, output, hard or positive == "real")
     sample = submission.read_sample(sample_path)
     table = submission.read_scores(scores, sample)
-    targets, moved = submission.in_order(table, sample, scores)
+    targets, moved = submission.align_to_sample(table, sample, scores)
     made = provenance.read_made(scores)
     place = hub_bundles.locate_bundle(bundle) if bundle else run
     stack = _stack(place, bool(bundle) or run_is_given(context), made)
     _check_made(made, uncertified, scores)
     wish = submission.SubmissionOptions(_threshold(stack, threshold) if hard else None, positive)
-    values = submission.values_of(targets, sample, wish, scores)
+    values = submission.submission_values(targets, sample, wish, scores)
     for line in _notes(stack, made, moved, sample, wish, scores):
         click.echo(line)
     facts = {
-        **submission.facts(sample, wish, moved),
+        **submission.submission_record(sample, wish, moved),
         "scores_sha256": artifacts.file_sha256(scores),
         "heldout_auroc": stack["auroc"].to_dict() if stack and stack["auroc"] else None,
         "uncertified": uncertified,
@@ -224,7 +224,7 @@ def _notes(
     stack: dict[str, Any] | None,
     made: dict[str, Any] | None,
     moved: bool,
-    sample: "Sample",
+    sample: "SampleSubmission",
     wish: "SubmissionOptions",
     scores: Path,
 ) -> list[str]:

@@ -1,10 +1,5 @@
-"""What a model card says of scores: on the held-out rows, and in evaluations of the run. No torch.
+"""The scores on a model card: on the run's held-out images, and in its evaluations. No torch."""
 
-Text of unknown origin in Markdown.
-"""
-
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,88 +15,76 @@ from ensemble.evaluation.leakage import TRACKS
 from ensemble.evaluation.protocol import CLEAN
 from ensemble.evaluation.tables import TITLES, read_interval
 from ensemble.stacking.stacker import Stacker
+from export.hub.markdown import escape, table
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 
-SPECIAL = "\\`*_{}[]|~$@:#!"  # beyond & < >, what means something within a line of Markdown
+CARD_SCORES = ("auroc", "log_loss")  # keys in stacker.json
+TUNED_RULES = ("balanced_accuracy", "fpr=")  # threshold rules that begin so were tuned on the held-out rows
 
 
-def escaped(text: str) -> str:
-    """Text of unknown origin as one line of Markdown that shows it and does nothing else."""
-    line = " ".join("".join(c if not unicodedata.category(c).startswith("C") else " " for c in text).split())
-    named = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-    shown = "".join(named.get(c, f"\\{c}" if c in SPECIAL else c) for c in line)
-    return re.sub(r"(?i)(www)\.", r"\1\\.", shown)  # which alone would make a link
+def read_evaluations(run: Path, stacker: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Records of the run's evaluations of exactly these members and this stacker, the latest first.
 
-
-def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Cells are Markdown already."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
-
-
-SHOWN = ("auroc", "log_loss")  # of stacker.json
-CHOSEN = ("balanced_accuracy", "fpr=")  # how the rule of a threshold begins that was chosen on the held-out rows
-
-
-def evaluations(run: Path, stacker: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Records of the run's evaluations of just these members and this stack, the latest first.
-
-    stacker: of stacker.json. One that is damaged, or was written before it told its members, is left out.
+    stacker: the content of stacker.json. Damaged records, and old ones that do not name their members, are left out.
     """
-    present = describe_stacker(Stacker.from_dict(stacker))["sha256"], stacker.get("fitted_on", {}).get("members")
-    found = []
+    identity = describe_stacker(Stacker.from_dict(stacker))["sha256"], stacker.get("fitted_on", {}).get("members")
+    records = []
     for name in report_scores.evaluations(run):
         try:
             record = artifacts.read_json(artifacts.evaluation_path(run, name) / "evaluation.json", "run evaluate again")
         except ArtifactError:
             continue
-        if (record.get("stacker", {}).get("sha256"), record.get("model", {}).get("members")) == present:
-            found.append(record)
-    return found
+        if (record.get("stacker", {}).get("sha256"), record.get("model", {}).get("members")) == identity:
+            records.append(record)
+    return records
 
 
-def results(stacker: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> "list[EvalResult]":
-    """For the card's YAML. What holds images of the run's own training is no result."""
+def eval_results(stacker: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> "list[EvalResult]":
+    """Results for the card's YAML. An evaluation with images of the run's own training set is no result."""
     rows = stacker.get("rows", {})
-    of = f"{rows.get('images')} held-out images of its own data in {rows.get('groups')} groups"
-    scores = {**{name: _score(stacker, "stack", name) for name in SHOWN}, "balanced_accuracy": _balanced(stacker)}
-    found = [_result("held-out", of, name, score) for name, score in scores.items() if score]
+    heldout = f"{rows.get('images')} held-out images of its own data in {rows.get('groups')} groups"
+    scores = {
+        **{name: _score(stacker, "stack", name) for name in CARD_SCORES},
+        "balanced_accuracy": _balanced_accuracy(stacker),
+    }
+    results = [_eval_result("held-out", heldout, name, score) for name, score in scores.items() if score]
     for record in records:
         if not record["trained"]:
             name, score = _main_score(record)
-            found.append(_result(f"evaluation {record['name']}", record["name"], name, score))
-    return [result for result in found if np.isfinite(result.metric_value)]
+            results.append(_eval_result(f"evaluation {record['name']}", record["name"], name, score))
+    return [result for result in results if np.isfinite(result.metric_value)]
 
 
-def scores(stacker: Mapping[str, Any]) -> str:
-    """Members, mean and stack on the held-out rows."""
+def render_scores(stacker: Mapping[str, Any]) -> str:
+    """Scores of members, mean and stack on the held-out rows, in Markdown."""
     if not stacker.get("scores"):
         return "None were measured."
     rows, rule = stacker["rows"], str(stacker.get("threshold_rule", ""))
     lines = [
-        [escaped(name), *(str(_score(stacker, name, score) or "") for score in SHOWN)] for name in stacker["scores"]
+        [escape(name), *(str(_score(stacker, name, score) or "") for score in CARD_SCORES)]
+        for name in stacker["scores"]
     ]
-    few = " So few groups make them rough, and rather too short." if rows["groups"] < report_data.FEW_GROUPS else ""
-    basis = "scored out of fold" if rows["stack"] == "out of fold" else escaped(rows["stack"])
-    balanced = _balanced(stacker)
-    chosen = ", which was chosen on these rows and so flatters it" if rule.startswith(CHOSEN) else ""
+    caution = " So few groups make them rough, and rather too short." if rows["groups"] < report_data.FEW_GROUPS else ""
+    basis = "scored out of fold" if rows["stack"] == "out of fold" else escape(rows["stack"])
+    balanced = _balanced_accuracy(stacker)
+    tuned = ", which was chosen on these rows and so flatters it" if rule.startswith(TUNED_RULES) else ""
     at_threshold = (
-        f" At its threshold of {stacker['threshold']:.4f}{chosen}, the stack's balanced accuracy is {balanced}."
+        f" At its threshold of {stacker['threshold']:.4f}{tuned}, the stack's balanced accuracy is {balanced}."
         if balanced
         else ""
     )
     return (
-        table(["", *(TITLES[name] for name in SHOWN)], lines)
+        table(["", *(TITLES[name] for name in CARD_SCORES)], lines)
         + f"\n\nOn {rows['images']} held-out images in {rows['groups']} groups; the stack was {basis}.{at_threshold} "
-        f"In brackets: 95 % intervals, by drawing groups again.{few}"
+        f"In brackets: 95 % intervals, by drawing groups again.{caution}"
     )
 
 
-def evaluated(records: Sequence[Mapping[str, Any]]) -> str:
-    """The stack in each evaluation, on undamaged images and in its worst cell; "" for none."""
+def render_evaluations(records: Sequence[Mapping[str, Any]]) -> str:
+    """Scores of the stack in each evaluation, on clean images and under the worst corruption; "" without any."""
     if not records:
         return ""
     head = ["evaluation", "images", TITLES["auroc"], "at the threshold", "worst cell"]
@@ -109,19 +92,19 @@ def evaluated(records: Sequence[Mapping[str, Any]]) -> str:
 
 Evaluations of all members on labelled images by `evaluate`: as they are, and where damage told most.
 
-{table(head, [_line(record) for record in records])}"""
+{table(head, [_evaluation_row(record) for record in records])}"""
 
 
-def _line(record: Mapping[str, Any]) -> list[str]:
+def _evaluation_row(record: Mapping[str, Any]) -> list[str]:
     rows, cells, worst = record["rows"], record["cells"], record["worst"]
-    name, track = escaped(record["name"]), record["track"]
+    name, track = escape(record["name"]), record["track"]
     if track != TRACKS[0]:
-        name += f"; {escaped(track)}: training images were chosen by looking at it"
+        name += f"; {escape(track)}: training images were chosen by looking at it"
     if record["trained"]:
         name += f"; {record['trained']} images were in the run's own training: **THIS IS NO TEST**"
     clean = {score: read_interval(values) for score, values in cells[CLEAN].items()}
     at_threshold = "balanced_accuracy" if "balanced_accuracy" in clean else next(iter(clean))
-    damaged = f"{escaped(worst['cell'])} of {len(cells)}: {TITLES[worst['score']]} {_interval(worst)}"
+    damaged = f"{escape(worst['cell'])} of {len(cells)}: {TITLES[worst['score']]} {_interval(worst)}"
     return [
         name,
         f"{rows['real']} real, {rows['ai']} ai, in {rows['groups']} groups",
@@ -131,15 +114,15 @@ def _line(record: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _result(dataset: str, of: str, name: str, score: Interval) -> "EvalResult":
+def _eval_result(dataset_type: str, dataset: str, name: str, score: Interval) -> "EvalResult":
     from huggingface_hub import EvalResult
 
     known = np.isfinite(score.low)
     return EvalResult(
         task_type="image-classification",
         task_name="AI-made or real",
-        dataset_type=dataset,  # results of one type are put together under one name
-        dataset_name=of,
+        dataset_type=dataset_type,  # the Hub groups results by type, under one name
+        dataset_name=dataset,
         metric_type="roc_auc" if name == "auroc" else name,
         metric_name=TITLES[name] + (f" [95 % interval: {score.low:.4f}, {score.high:.4f}]" if known else ""),
         metric_value=round(score.value, 4),
@@ -147,7 +130,7 @@ def _result(dataset: str, of: str, name: str, score: Interval) -> "EvalResult":
 
 
 def _main_score(record: Mapping[str, Any]) -> tuple[str, Interval]:
-    """That tells classes apart; of a stress set, which has one class, the share on the right side."""
+    """AUROC; of a data set with one class only, its share on the right side of the threshold."""
     clean = record["cells"][CLEAN]
     name = "auroc" if "auroc" in clean else next(iter(clean))
     return name, read_interval(clean[name])
@@ -158,11 +141,11 @@ def _interval(values: Mapping[str, Any]) -> Interval:
 
 
 def _score(stacker: Mapping[str, Any], name: str, score: str) -> Interval | None:
-    found = stacker.get("scores", {}).get(name)
-    return read_interval(found[score]) if found else None
+    scores = stacker.get("scores", {}).get(name)
+    return read_interval(scores[score]) if scores else None
 
 
-def _balanced(stacker: Mapping[str, Any]) -> Interval | None:
-    """At the threshold; None in what an older `stack` wrote."""
-    found = stacker.get("balanced_accuracy")
-    return read_interval(found) if found else None
+def _balanced_accuracy(stacker: Mapping[str, Any]) -> Interval | None:
+    """At the threshold; None where an older `stack` did not store it."""
+    ends = stacker.get("balanced_accuracy")
+    return read_interval(ends) if ends else None

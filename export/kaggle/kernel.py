@@ -1,4 +1,4 @@
-"""What a code competition on Kaggle needs: a data set of bundle and wheels, and a notebook that scores offline.
+"""Files for a Kaggle code competition: a data set of bundle and wheels, and a notebook that scores offline.
 
 Formats: dataset-metadata.json, kernel-metadata.json (the Kaggle API's documentation) and nbformat 4.5.
 """
@@ -19,15 +19,15 @@ from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError
 from export.bundle import bundle
 from export.kaggle import wheels
-from export.kaggle.wheels import Target
+from export.kaggle.wheels import WheelTarget
 
-NO_USER = "INSERT_USER_HERE"
+USER_PLACEHOLDER = "INSERT_USER_HERE"
 SLUG = re.compile(r"[a-z0-9](-?[a-z0-9])*")
 DATASET, KERNEL = ("dataset", "dataset-metadata.json"), ("kernel", "kernel-metadata.json")
-LOCK, UNFINISHED = ".lock", ".making-"  # in the folder, while it is being made
+LOCK, TEMPORARY_PREFIX = ".lock", ".making-"  # in the output folder while it is written
 NOTEBOOK = "submission.ipynb"
 KERNEL_SUFFIX = "-submission"
-GPU = "NvidiaTeslaT4"  # CUDA 13 has left out the older P100
+GPU_MACHINE = "NvidiaTeslaT4"  # CUDA 13 no longer supports the P100
 DESCRIPTION = (
     "An ensemble of image classifiers as ONNX, and the Python packages that score with it without a network. "
     "The licences of the checkpoints that the members were fine-tuned from hold for bundle/, each package's own for "
@@ -36,11 +36,11 @@ DESCRIPTION = (
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """What to call it on Kaggle, and what it reads there.
+class KernelOptions:
+    """Names on Kaggle, and the files to read there.
 
-    name: slug of the data set; the notebook's has KERNEL_SUFFIX after it. user: NO_USER where it is not known.
-    input, sample: files in the competition's folder; images: a folder there, None where infer finds them.
+    name: slug of the data set; the notebook's slug adds KERNEL_SUFFIX. user: USER_PLACEHOLDER where it is not known.
+    input, sample: files in the competition's folder. images: a folder there, None where infer finds it by itself.
     """
 
     name: str
@@ -54,130 +54,131 @@ class Kernel:
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Bytes of what was made."""
+class KernelSizes:
+    """Bytes of the data set's two parts."""
 
     bundle: int
     wheels: int
 
 
-def check_names(kernel: Kernel) -> None:
-    """DataError for a name that Kaggle would not take, or a path that leaves the competition's folder."""
-    for option, slug in (("--user", kernel.user), ("--name", kernel.name), ("--competition", kernel.competition)):
-        if slug not in (None, NO_USER) and not SLUG.fullmatch(str(slug)):
+def check_names(options: KernelOptions) -> None:
+    """DataError for a name that Kaggle does not accept, or a path outside the competition's folder."""
+    for option, slug in (("--user", options.user), ("--name", options.name), ("--competition", options.competition)):
+        if slug not in (None, USER_PLACEHOLDER) and not SLUG.fullmatch(str(slug)):
             raise DataError(
                 f"{option} {slug!r}: Kaggle's names in addresses have small letters, digits and single hyphens, such "
                 "as detect-ai-images"
             )
-    if not 6 <= len(kernel.name) <= 50 - len(KERNEL_SUFFIX):
-        raise DataError(f"--name {kernel.name}: give 6 to {50 - len(KERNEL_SUFFIX)} characters")
-    for option, path in (("--input", kernel.input), ("--images", kernel.images), ("--sample", kernel.sample)):
+    if not 6 <= len(options.name) <= 50 - len(KERNEL_SUFFIX):
+        raise DataError(f"--name {options.name}: give 6 to {50 - len(KERNEL_SUFFIX)} characters")
+    for option, path in (("--input", options.input), ("--images", options.images), ("--sample", options.sample)):
         if path is not None and (Path(path).is_absolute() or ".." in Path(path).parts):
             raise DataError(f"{option} {path}: name it from the competition's own folder, such as test.csv")
 
 
-def make_kernel(folder: Path, source: Path, kernel: Kernel, target: Target) -> Sizes:
-    """Write dataset/ and kernel/ in `folder` from the bundle at `source`; each is replaced whole.
+def make_kernel(folder: Path, source: Path, options: KernelOptions, target: WheelTarget) -> KernelSizes:
+    """Write dataset/ and kernel/ in `folder` from the bundle at `source`; each is replaced atomically.
 
     ArtifactError for a damaged bundle, one with members that are looked up by id, one that may run below fp32
-    without a certificate unless `kernel.uncertified`, or a dataset/ or kernel/ that was made by something else.
+    without a certificate (unless `options.uncertified`), or a dataset/ or kernel/ that is not ours.
     """
-    check_names(kernel)
-    target.platforms()  # told before anything is downloaded
-    _check_bundle(source, kernel)
+    check_names(options)
+    target.platforms()  # raises for a wrong platform before anything is downloaded
+    _check_bundle(source, options.uncertified)
     for name, marker in (DATASET, KERNEL):
         if (folder / name).exists() and not (folder / name / marker).is_file():
             raise ArtifactError(f"{folder / name} is there and holds no {marker}; choose another DIR")
     artifacts.ensure_writable(folder)
     try:
-        with _alone(folder), tempfile.TemporaryDirectory(dir=folder, prefix=UNFINISHED) as temporary:
+        with _folder_lock(folder), tempfile.TemporaryDirectory(dir=folder, prefix=TEMPORARY_PREFIX) as temporary:
             dataset, notebook = (Path(temporary) / name for name, _ in (DATASET, KERNEL))
             for path in (dataset / "wheels", notebook):
                 path.mkdir(parents=True)
             _copy_bundle(source, dataset / "bundle")
-            found = wheels.collect_wheels(dataset / "wheels", target, kernel.gpu)
-            _write(dataset / DATASET[1], dataset_metadata(kernel))
-            _write(notebook / KERNEL[1], kernel_metadata(kernel))
-            _write(notebook / NOTEBOOK, notebook_of(kernel, target))
-            sizes = Sizes(_size(dataset / "bundle"), sum(wheel.stat().st_size for wheel in found))
-            for made in (dataset, notebook):
-                artifacts.replace_folder(made, folder / made.name)
+            collected = wheels.collect_wheels(dataset / "wheels", target, options.gpu)
+            _write_json(dataset / DATASET[1], dataset_metadata(options))
+            _write_json(notebook / KERNEL[1], kernel_metadata(options))
+            _write_json(notebook / NOTEBOOK, make_notebook(options, target))
+            sizes = KernelSizes(_folder_bytes(dataset / "bundle"), sum(wheel.stat().st_size for wheel in collected))
+            for path in (dataset, notebook):
+                artifacts.replace_folder(path, folder / path.name)
     except OSError as error:
         raise ArtifactError(f"cannot write in {folder}: {error.strerror or error}; make room or rights there") from None
     return sizes
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """For one process at a time; what killed ones left unfinished in `folder` is removed."""
+def _folder_lock(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process alone, and remove what killed processes left unfinished in it."""
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(blocking=False)
     except Timeout:
         raise ArtifactError(f"another kaggle-kernel is making {folder}; wait for it, or choose another DIR") from None
     try:
-        for left in folder.glob(f"{UNFINISHED}*"):
-            shutil.rmtree(left, ignore_errors=True)
+        for unfinished in folder.glob(f"{TEMPORARY_PREFIX}*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
         yield
     finally:
-        with suppress(OSError):  # Windows keeps an open file
+        with suppress(OSError):  # Windows cannot delete an open file
             (folder / LOCK).unlink()
         lock.release()
 
 
-def _check_bundle(source: Path, kernel: Kernel) -> None:
-    values = bundle.open_bundle(source)
-    if looked_up := [name for name in bundle.stacker_of(source).members if name not in values["members"]]:
+def _check_bundle(source: Path, uncertified: bool) -> None:
+    manifest = bundle.open_bundle(source)
+    if looked_up := [name for name in bundle.stacker_of(source).members if name not in manifest["members"]]:
         raise ArtifactError(
             f"{', '.join(looked_up)} is looked up by id and has no scores of a hidden test; stack without it and "
             "export again"
         )
-    unproven = [setting for setting, found in values.get("precisions", {}).items() if not found.get("certified", True)]
-    if unproven and not kernel.uncertified:
+    precisions = manifest.get("precisions", {}).items()
+    missing = [setting for setting, precision in precisions if not precision.get("certified", True)]
+    if missing and not uncertified:
         raise ArtifactError(
-            f"{source} may run at {', '.join(unproven)} without a passing certificate; certify it by export "
+            f"{source} may run at {', '.join(missing)} without a passing certificate; certify it by export "
             "--certify-on DATA, or take it as it is with --uncertified"
         )
 
 
-def _copy_bundle(source: Path, to: Path) -> None:
+def _copy_bundle(source: Path, target: Path) -> None:
     for name in ("bundle.json", *bundle.contents(source)["files"]):
-        (to / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, to / name)
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, target / name)
 
 
-def _size(folder: Path) -> int:
+def _folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _write(path: Path, values: Mapping[str, Any]) -> None:
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def dataset_metadata(kernel: Kernel) -> dict[str, Any]:
+def dataset_metadata(options: KernelOptions) -> dict[str, Any]:
     """dataset-metadata.json."""
     return {
-        "title": kernel.name,
-        "id": f"{kernel.user}/{kernel.name}",
+        "title": options.name,
+        "id": f"{options.user}/{options.name}",
         "licenses": [{"name": "other"}],
         "description": DESCRIPTION,
     }
 
 
-def kernel_metadata(kernel: Kernel) -> dict[str, Any]:
-    """kernel-metadata.json: private, without internet; the title in small letters is the slug, as Kaggle wants."""
+def kernel_metadata(options: KernelOptions) -> dict[str, Any]:
+    """kernel-metadata.json: private, without internet. Kaggle requires the title in lower case to be the slug."""
     return {
-        "id": f"{kernel.user}/{kernel.name}{KERNEL_SUFFIX}",
-        "title": f"{kernel.name}{KERNEL_SUFFIX}",
+        "id": f"{options.user}/{options.name}{KERNEL_SUFFIX}",
+        "title": f"{options.name}{KERNEL_SUFFIX}",
         "code_file": NOTEBOOK,
         "language": "python",
         "kernel_type": "notebook",
         "is_private": True,
-        "enable_gpu": kernel.gpu,
-        **({"machine_shape": GPU} if kernel.gpu else {}),
+        "enable_gpu": options.gpu,
+        **({"machine_shape": GPU_MACHINE} if options.gpu else {}),
         "enable_internet": False,
-        "dataset_sources": [f"{kernel.user}/{kernel.name}"],
-        "competition_sources": [kernel.competition] if kernel.competition else [],
+        "dataset_sources": [f"{options.user}/{options.name}"],
+        "competition_sources": [options.competition] if options.competition else [],
         "kernel_sources": [],
         "model_sources": [],
     }
@@ -246,18 +247,18 @@ if manyeyes("submit", *places, "--output", "submission.csv", *SUBMIT):
 """
 
 
-def notebook_of(kernel: Kernel, target: Target) -> dict[str, Any]:
-    """The notebook: what it is, its settings, the installation from the data set, the scoring."""
+def make_notebook(options: KernelOptions, target: WheelTarget) -> dict[str, Any]:
+    """The notebook's cells: about, settings, installation from the data set, scoring."""
     settings = SETTINGS.format(
-        name=kernel.name,
+        name=options.name,
         python=target.python,
-        competition=kernel.competition or "*",
-        input=kernel.input,
-        images=kernel.images,
-        sample=kernel.sample,
-        submit=["--uncertified"] if kernel.uncertified else [],
+        competition=options.competition or "*",
+        input=options.input,
+        images=options.images,
+        sample=options.sample,
+        submit=["--uncertified"] if options.uncertified else [],
     )
-    about = ABOUT.format(title=kernel.name + KERNEL_SUFFIX, name=kernel.name)
+    about = ABOUT.format(title=options.name + KERNEL_SUFFIX, name=options.name)
     code = [("settings", settings), ("install", INSTALL), ("score", SCORE)]
     cells: list[dict[str, Any]] = [{"id": "about", "cell_type": "markdown", "metadata": {}, "source": _lines(about)}]
     cells += [

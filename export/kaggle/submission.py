@@ -15,11 +15,11 @@ from ensemble.core.names import LABELS, NEGATIVE, NEGATIVE_NAMES, POSITIVE, POSI
 from ensemble.data.sources import read_table
 from export.inference.outputs import write_csv
 
-LABELLED, GRADED = "labels", "probabilities"  # what a sample shows that it takes
+LABELS_ONLY, PROBABILITIES = "labels", "probabilities"  # what a sample shows that it takes
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampleSubmission:
     """sample_submission.csv: its columns in their order, which of them is the id and the target, and its rows.
 
     shows: LABELLED where its values are all 0 or 1, GRADED where one lies between, "" where they are neither.
@@ -41,7 +41,7 @@ class SubmissionOptions:
     positive: str | None = None
 
 
-def read_sample(path: Path) -> Sample:
+def read_sample(path: Path) -> SampleSubmission:
     """The sample; DataError unless it has one column of unique ids and one of numbers."""
     frame = read_table(path)
     columns = [str(column) for column in frame.columns]
@@ -59,12 +59,12 @@ def read_sample(path: Path) -> Sample:
             "probabilities, or 0 and "
             "1 with --hard, so write this competition's file by yourself"
         )
-    shows = LABELLED if len(numbers) and numbers.isin([0, 1]).all() else ""
-    shows = GRADED if ((numbers > 0) & (numbers < 1)).any() else shows
-    return Sample(path, tuple(columns), key, target, frame[key].tolist(), shows)
+    shows = LABELS_ONLY if len(numbers) and numbers.isin([0, 1]).all() else ""
+    shows = PROBABILITIES if ((numbers > 0) & (numbers < 1)).any() else shows
+    return SampleSubmission(path, tuple(columns), key, target, frame[key].tolist(), shows)
 
 
-def read_scores(path: Path, sample: Sample) -> pd.DataFrame:
+def read_scores(path: Path, sample: SampleSubmission) -> pd.DataFrame:
     """`id` (text) and `target` (float64) of each row of `infer`'s file, or of one with the sample's columns.
 
     DataError for a target that is empty, not a number, or outside [0, 1], and for repeated ids.
@@ -94,19 +94,21 @@ def read_scores(path: Path, sample: Sample) -> pd.DataFrame:
     return pd.DataFrame({"id": ids, "target": target})
 
 
-def in_order(scores: pd.DataFrame, sample: Sample, path: Path) -> tuple[np.ndarray, bool]:
+def align_to_sample(scores: pd.DataFrame, sample: SampleSubmission, path: Path) -> tuple[np.ndarray, bool]:
     """The target of each of the sample's rows, float64, and whether rows had to move; DataError for other ids."""
     ours = scores["id"].tolist()
     lacking, unknown = sorted(set(sample.ids) - set(ours)), sorted(set(ours) - set(sample.ids))
     if lacking or unknown:
         parts = [f"it lacks {len(lacking)}: {join_limited(lacking)}"] if lacking else []
         parts += [f"it has {len(unknown)} more: {join_limited(unknown)}"] if unknown else []
-        raise DataError(f"{path} does not have the ids of {sample.path}: {'; '.join(parts)}{_why(ours, sample.ids)}")
+        raise DataError(
+            f"{path} does not have the ids of {sample.path}: {'; '.join(parts)}{_mismatch_hint(ours, sample.ids)}"
+        )
     moved = ours != sample.ids
     return scores.set_index("id")["target"].loc[sample.ids].to_numpy(), moved
 
 
-def _why(ours: Iterable[str], theirs: Iterable[str]) -> str:
+def _mismatch_hint(ours: Iterable[str], theirs: Iterable[str]) -> str:
     ways = {
         "only the files' suffixes differ: run infer with a CSV of the sample's ids": lambda key: str(
             PurePosixPath(key).with_suffix("") if PurePosixPath(key).name else key
@@ -119,7 +121,7 @@ def _why(ours: Iterable[str], theirs: Iterable[str]) -> str:
     return next((f" ({why})" for why, way in ways.items() if set(map(way, ours)) == set(map(way, theirs))), "")
 
 
-def values_of(targets: np.ndarray, sample: Sample, wish: SubmissionOptions, path: Path) -> np.ndarray:
+def submission_values(targets: np.ndarray, sample: SampleSubmission, wish: SubmissionOptions, path: Path) -> np.ndarray:
     """What is written for each row: float64 probabilities, or int8 labels where a threshold is given.
 
     DataError where the scores or the sample say that something else is meant.
@@ -127,14 +129,14 @@ def values_of(targets: np.ndarray, sample: Sample, wish: SubmissionOptions, path
     hard, single = wish.threshold is not None, len(np.unique(targets)) == 1
     if single and len(targets) > 1:
         raise DataError(f"{path}: every target is {targets[0]:g}; such a submission ranks nothing, look at the scores")
-    if hard and sample.shows == GRADED:
+    if hard and sample.shows == PROBABILITIES:
         raise DataError(f"{sample.path} holds numbers between 0 and 1, so it takes probabilities: leave out --hard")
     if not hard and len(targets) > 1 and np.isin(targets, [0, 1]).all():
         raise DataError(
             f"{path}: every target is 0 or 1, as labels are; give infer's probabilities, or add --hard if the "
             "competition takes labels"
         )
-    real = _positive(sample, wish) == NEGATIVE
+    real = _positive_class(sample, wish) == NEGATIVE
     if wish.threshold is None:
         return 1 - targets if real else targets
     labels = (targets >= wish.threshold).astype(np.int8)
@@ -146,7 +148,7 @@ def values_of(targets: np.ndarray, sample: Sample, wish: SubmissionOptions, path
     return 1 - labels if real else labels
 
 
-def _positive(sample: Sample, wish: SubmissionOptions) -> str:
+def _positive_class(sample: SampleSubmission, wish: SubmissionOptions) -> str:
     """The class whose probability is written; DataError where the column's name says the other."""
     if wish.positive:
         return wish.positive
@@ -160,7 +162,7 @@ def _positive(sample: Sample, wish: SubmissionOptions) -> str:
     return POSITIVE
 
 
-def write_submission(output: Path, sample: Sample, values: np.ndarray) -> None:
+def write_submission(output: Path, sample: SampleSubmission, values: np.ndarray) -> None:
     """The sample's columns and ids with `values`, atomically; numbers with nine digits, as infer writes them."""
     frame = pd.DataFrame({sample.id: pd.Series(sample.ids, dtype=object), sample.target: values})
     columns = list(sample.columns)
@@ -169,7 +171,7 @@ def write_submission(output: Path, sample: Sample, values: np.ndarray) -> None:
         write_csv(temporary, columns, [frame[columns]], returns)
 
 
-def facts(sample: Sample, wish: SubmissionOptions, moved: bool) -> dict[str, Any]:
+def submission_record(sample: SampleSubmission, wish: SubmissionOptions, moved: bool) -> dict[str, Any]:
     """What was done to the scores, JSON-ready."""
     return {
         "sample": sample.path.name,
@@ -179,5 +181,5 @@ def facts(sample: Sample, wish: SubmissionOptions, moved: bool) -> dict[str, Any
         "reordered": moved,
         "hard": wish.threshold is not None,
         "threshold": wish.threshold,
-        "positive": _positive(sample, wish),
+        "positive": _positive_class(sample, wish),
     }

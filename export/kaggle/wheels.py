@@ -24,10 +24,10 @@ from packaging.utils import NormalizedName, canonicalize_name, parse_wheel_filen
 from ensemble.core.errors import UnavailableError
 
 ROOT = Path(__file__).resolve().parents[2]
-OWN = "manyeyes"
+OWN_PACKAGE = "manyeyes"
 PLATFORM = re.compile(r"manylinux_2_(\d{1,2})_(x86_64|aarch64)")
-OLD_NAMES = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}  # PEP 600
-ROUNDS = 5  # of asking pip for what it left out; one is usual
+LEGACY_TAGS = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}  # PEP 600
+MAX_ROUNDS = 5  # of asking pip for what it left out; one is usual
 # what pip says where no index answers; it ends with "no matching distribution" there too
 NO_NETWORK = re.compile(
     r"NewConnectionError|ConnectTimeout|NameResolutionError|ProxyError|Failed to establish|Network is unreachable", re.I
@@ -36,7 +36,7 @@ NO_WHEEL = re.compile(r"No matching distribution found for ([^\s(]+)")
 
 
 @dataclass(frozen=True)
-class Target:
+class WheelTarget:
     """What the wheels must run on: a Python such as "3.12", a platform such as "manylinux_2_28_x86_64"."""
 
     python: str
@@ -45,14 +45,14 @@ class Target:
     def platforms(self) -> list[str]:
         """The platform and all older ones, whose wheels run there too, newest first."""
         found = PLATFORM.fullmatch(self.platform)
-        if found is None or int(found[1]) < min(OLD_NAMES):  # wheels know none older
+        if found is None or int(found[1]) < min(LEGACY_TAGS):  # wheels know none older
             raise UnavailableError(
                 f"--platform {self.platform}: write manylinux_2_MINOR_x86_64 (or aarch64), the glibc that is there, "
                 "2.5 or newer, such as manylinux_2_28_x86_64"
             )
         newest, machine = int(found[1]), found[2]
-        names = [f"manylinux_2_{minor}_{machine}" for minor in range(newest, min(OLD_NAMES) - 1, -1)]
-        return names + [f"{old}_{machine}" for minor, old in OLD_NAMES.items() if minor <= newest]
+        names = [f"manylinux_2_{minor}_{machine}" for minor in range(newest, min(LEGACY_TAGS) - 1, -1)]
+        return names + [f"{old}_{machine}" for minor, old in LEGACY_TAGS.items() if minor <= newest]
 
     def environment(self) -> dict[str, str]:
         """What environment markers (PEP 508) are true of there."""
@@ -69,7 +69,7 @@ class Target:
         }
 
 
-def collect_wheels(folder: Path, target: Target, gpu: bool) -> list[Path]:
+def collect_wheels(folder: Path, target: WheelTarget, gpu: bool) -> list[Path]:
     """Fill `folder` with our own wheel and every wheel that scoring needs there; returns them, sorted.
 
     pip reads environment markers for the Python that runs it, so what they ask for on the target is checked
@@ -82,10 +82,10 @@ def collect_wheels(folder: Path, target: Target, gpu: bool) -> list[Path]:
         raise UnavailableError(f"--python {target.python}: manyeyes needs Python {info['Requires-Python']}")
     wanted = _own_requirements(info, target, gpu)
     roots = [Requirement(text) for text in wanted]
-    for _ in range(ROUNDS):
+    for _ in range(MAX_ROUNDS):
         with tempfile.TemporaryDirectory(dir=folder) as place:
             _download(wanted, Path(place), target)
-            wheels = {_name(wheel): wheel for wheel in Path(place).glob("*.whl")}
+            wheels = {_wheel_name(wheel): wheel for wheel in Path(place).glob("*.whl")}
             needed, missing = _closure(roots, wheels, target)
             if not missing:
                 for name in needed:
@@ -99,9 +99,9 @@ def own_wheel(folder: Path) -> Path:
     """Our own wheel in `folder`, built from the sources that run now, or packed from what is installed."""
     if (ROOT / "pyproject.toml").is_file():
         _pip("wheel", "--no-deps", "--wheel-dir", str(folder), str(ROOT))
-        (wheel,) = folder.glob(f"{OWN}-*.whl")
+        (wheel,) = folder.glob(f"{OWN_PACKAGE}-*.whl")
         return wheel
-    return pack_installed(OWN, folder)
+    return pack_installed(OWN_PACKAGE, folder)
 
 
 def pack_installed(name: str, folder: Path) -> Path:
@@ -126,10 +126,10 @@ def _record_hash(data: bytes) -> str:
     return base64.urlsafe_b64encode(sha256(data).digest()).rstrip(b"=").decode()
 
 
-def _own_requirements(info: Message, target: Target, gpu: bool) -> list[str]:
+def _own_requirements(info: Message, target: WheelTarget, gpu: bool) -> list[str]:
     """What scoring needs of others on the target, each without its marker."""
     extras = ("", "cuda") if gpu else ("",)
-    found = [f"{each.name}{_extras(each)}{each.specifier}" for each in _asked(info, extras, target)]
+    found = [f"{each.name}{_extras(each)}{each.specifier}" for each in _active_requirements(info, extras, target)]
     return found if gpu else [text.replace("onnxruntime-gpu", "onnxruntime") for text in found]
 
 
@@ -137,20 +137,20 @@ def _extras(requirement: Requirement) -> str:
     return f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
 
 
-def _asked(info: Message, extras: Sequence[str], target: Target) -> Iterator[Requirement]:
+def _active_requirements(info: Message, extras: Sequence[str], target: WheelTarget) -> Iterator[Requirement]:
     """The requirements in a wheel's metadata that hold on the target, with these extras ("" for none)."""
     for text in info.get_all("Requires-Dist") or []:
         requirement = Requirement(text)
-        if requirement.marker is None or any(_holds(requirement.marker, extra, target) for extra in extras):
+        if requirement.marker is None or any(_marker_holds(requirement.marker, extra, target) for extra in extras):
             yield requirement
 
 
-def _holds(marker: Marker, extra: str, target: Target) -> bool:
+def _marker_holds(marker: Marker, extra: str, target: WheelTarget) -> bool:
     return bool(marker.evaluate({**target.environment(), "extra": extra}))
 
 
 def _closure(
-    roots: Sequence[Requirement], wheels: Mapping[NormalizedName, Path], target: Target
+    roots: Sequence[Requirement], wheels: Mapping[NormalizedName, Path], target: WheelTarget
 ) -> tuple[set[NormalizedName], list[str]]:
     """The wheels that `roots` need on the target, by name, and what is needed and not among them."""
     seen: set[tuple[NormalizedName, str]] = set()
@@ -163,13 +163,13 @@ def _closure(
         seen |= new
         if name in wheels:
             for _, extra in sorted(new):
-                waiting += _asked(_metadata(wheels[name]), [extra], target)
+                waiting += _active_requirements(_metadata(wheels[name]), [extra], target)
         elif new:
             missing.append(f"{requirement.name}{_extras(requirement)}{requirement.specifier}")
     return {name for name, _ in seen}, missing
 
 
-def _name(wheel: Path) -> NormalizedName:
+def _wheel_name(wheel: Path) -> NormalizedName:
     return parse_wheel_filename(wheel.name)[0]
 
 
@@ -179,7 +179,7 @@ def _metadata(wheel: Path) -> Message:
         return message_from_string(archive.read(path).decode("utf-8"))
 
 
-def _download(requirements: Sequence[str], folder: Path, target: Target) -> None:
+def _download(requirements: Sequence[str], folder: Path, target: WheelTarget) -> None:
     platforms = [part for platform in target.platforms() for part in ("--platform", platform)]
     versions = ["--python-version", target.python, "--implementation", "cp"]
     try:

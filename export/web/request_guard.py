@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-OWN = ("same-origin", "none")  # of Sec-Fetch-Site: the page itself, or the user
+SAME_SITE = ("same-origin", "none")  # of Sec-Fetch-Site: the page itself, or the user
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def allowed_hosts(address: str, others: Iterable[str] = ()) -> AllowedHosts:
     return AllowedHosts(LOCAL.names | {name.lower().strip("[]") for name in given}, anywhere)
 
 
-def guarded(inner: ASGIApp, own: AllowedHosts) -> ASGIApp:
+def guard_requests(inner: ASGIApp, own: AllowedHosts) -> ASGIApp:
     """Refuses requests to other names (421), and what pages of other sites send (403)."""
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
@@ -52,18 +52,18 @@ def guarded(inner: ASGIApp, own: AllowedHosts) -> ASGIApp:
 
 def _refusal(method: str, headers: Headers, own: AllowedHosts) -> PlainTextResponse | None:
     host = headers.get("host", "").lower()
-    name = _name(host)
+    name = _host_name(host)
     if not (name in own.names or (own.addresses and _is_address(name))):
         return PlainTextResponse(f"not a name of this server: {name!a}; serve --allow-host adds one", 421)
     if method in ("GET", "HEAD"):  # links from elsewhere lead here, and change nothing
         return None
     foreign = any(origin.lower().partition("://")[2] != host for origin in headers.getlist("origin"))
-    if foreign or headers.get("sec-fetch-site", "none") not in OWN:
+    if foreign or headers.get("sec-fetch-site", "none") not in SAME_SITE:
         return PlainTextResponse("sent by a page of another site; use this server's own page, or a program", 403)
     return None
 
 
-def _name(host: str) -> str:
+def _host_name(host: str) -> str:
     """The name in a Host header, without port and brackets; empty where it is none."""
     try:
         return urlsplit(f"//{host}").hostname or ""

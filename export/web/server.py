@@ -16,7 +16,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -37,15 +37,15 @@ from ensemble.data.inputs import inputs_from_open_files
 from export.inference import ensemble as ensembles
 from export.inference.ensemble import Ensemble
 from export.inference.infer import member_logits
-from export.web.request_guard import LOCAL, AllowedHosts, guarded
+from export.web.limits import UPLOAD_TIMEOUT_SECONDS, UploadLimits
+from export.web.request_guard import LOCAL, AllowedHosts, guard_requests
 
 PAGE = {
     "/": ("index.html", "text/html"),
     "/page.js": ("page.js", "text/javascript"),
     "/style.css": ("style.css", "text/css"),
 }
-SENDING = 120  # seconds that a client has to send its images
-HEADERS = {
+SECURITY_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
@@ -54,26 +54,14 @@ HEADERS = {
     "cache-control": "no-store",
 }
 
-Files = Sequence[tuple[str, BinaryIO]]  # name and content
-Work = Callable[[Files], dict[str, object]]
+UploadedFiles = Sequence[tuple[str, BinaryIO]]  # name and content
+Work = Callable[[UploadedFiles], dict[str, object]]
 Explain = Callable[[str, bytes], dict[str, object]]
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Of one request: images, and megabytes (10^6 bytes) of all of them together; and requests at work or waiting."""
-
-    images: int = 50
-    megabytes: float = 20
-    waiting: int = 32
-
-    @property
-    def body(self) -> int:
-        """Bytes that a request's body may have: its images, and 1 kB for the header of each."""
-        return int(self.megabytes * 1_000_000) + 1000 * self.images
-
-
-def app(ensemble: Ensemble, limits: Limits, own: AllowedHosts = LOCAL, explain: Explain | None = None) -> ASGIApp:
+def make_app(
+    ensemble: Ensemble, limits: UploadLimits, own: AllowedHosts = LOCAL, explain: Explain | None = None
+) -> ASGIApp:
     """The ASGI application. Images run in one thread, request by request, in the order they came.
 
     own: the host names it answers to. explain: an image's name and bytes -> what /api/explain answers.
@@ -84,12 +72,12 @@ def app(ensemble: Ensemble, limits: Limits, own: AllowedHosts = LOCAL, explain: 
         raise UnavailableError(f"{names} cannot score new images, only ids known before; stack without --external")
     places, turn = asyncio.Semaphore(limits.waiting), asyncio.Lock()
 
-    def post(path: str, limits: Limits, work: Work) -> Route:
+    def post(path: str, limits: UploadLimits, work: Work) -> Route:
         async def answer(request: Request) -> Response:
             if places.locked():
                 raise HTTPException(503, "too many requests are waiting; try again in a second", {"retry-after": "1"})
             async with places:
-                form = await _form(request, limits)
+                form = await _read_form(request, limits)
                 try:
                     files = _files(form)
                     async with turn:
@@ -103,23 +91,23 @@ def app(ensemble: Ensemble, limits: Limits, own: AllowedHosts = LOCAL, explain: 
         return Route(path, answer, methods=["POST"])
 
     about = _info(ensemble, limits) | {"explain": explain is not None}
-    routes = [Route(path, _file(*file)) for path, file in PAGE.items()]
+    routes = [Route(path, _page_route(*file)) for path, file in PAGE.items()]
     routes += [Route("/api/info", _answer(lambda: JSONResponse(about)))]
-    routes += [post("/api/score", limits, partial(_scored, ensemble))]
+    routes += [post("/api/score", limits, partial(_score, ensemble))]
     if explain:
-        routes += [post("/api/explain", replace(limits, images=1), partial(_explained, explain))]
-    inner = Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=_worker)
-    return _with_headers(guarded(inner, own))
+        routes += [post("/api/explain", replace(limits, images=1), partial(_explain, explain))]
+    inner = Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=_inference_thread)
+    return _with_headers(guard_requests(inner, own))
 
 
 @asynccontextmanager
-async def _worker(app: Starlette) -> AsyncIterator[dict[str, ThreadPoolExecutor]]:
+async def _inference_thread(app: Starlette) -> AsyncIterator[dict[str, ThreadPoolExecutor]]:
     """The one thread that runs the members, as `request.state.worker`."""
     with ThreadPoolExecutor(1) as worker:
         yield {"worker": worker}
 
 
-def _scored(ensemble: Ensemble, files: Files) -> dict[str, object]:
+def _score(ensemble: Ensemble, files: UploadedFiles) -> dict[str, object]:
     """What /api/score answers: these images in their order, scored as `infer` does; null stands for no number."""
     stacker = ensemble.stacker
     logits, errors = member_logits(inputs_from_open_files(files), ensemble)
@@ -139,13 +127,13 @@ def _scored(ensemble: Ensemble, files: Files) -> dict[str, object]:
     return {"threshold": stacker.threshold, "positive": "ai", "images": images}
 
 
-def _explained(explain: Explain, files: Files) -> dict[str, object]:
+def _explain(explain: Explain, files: UploadedFiles) -> dict[str, object]:
     """What /api/explain answers."""
     ((name, file),) = files
     return explain(name, file.read())
 
 
-def _info(ensemble: Ensemble, limits: Limits) -> dict[str, object]:
+def _info(ensemble: Ensemble, limits: UploadLimits) -> dict[str, object]:
     """What /api/info answers."""
     return {
         "version": version("manyeyes"),
@@ -159,12 +147,12 @@ def _info(ensemble: Ensemble, limits: Limits) -> dict[str, object]:
     }
 
 
-async def _form(request: Request, limits: Limits) -> FormData:
+async def _read_form(request: Request, limits: UploadLimits) -> FormData:
     """The parts of a request, large ones on disk; HTTPException beyond the limits, as soon as it is known."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
         raise HTTPException(415, "send the images as multipart/form-data")
     too_large = HTTPException(413, f"over {limits.megabytes:g} MB in one request; send fewer or smaller images")
-    if int(request.headers.get("content-length", 0)) > limits.body:
+    if int(request.headers.get("content-length", 0)) > limits.body_bytes:
         raise too_large
     count = 0
 
@@ -172,22 +160,22 @@ async def _form(request: Request, limits: Limits) -> FormData:
         nonlocal count
         message = await request.receive()
         count += len(message.get("body", b""))
-        if count > limits.body:
+        if count > limits.body_bytes:
             raise too_large
         return message
 
     try:
-        async with asyncio.timeout(SENDING):
+        async with asyncio.timeout(UPLOAD_TIMEOUT_SECONDS):
             return await Request(request.scope, receive).form(max_files=limits.images, max_fields=0)
     except TimeoutError:
-        raise HTTPException(408, f"the images did not arrive within {SENDING} seconds") from None
+        raise HTTPException(408, f"the images did not arrive within {UPLOAD_TIMEOUT_SECONDS} seconds") from None
     except HTTPException as error:  # of Starlette's parser, which has one status for all
         if error.detail.startswith("Too many files"):
             raise HTTPException(413, f"at most {limits.images} in one request; send fewer images") from None
         raise
 
 
-def _files(form: FormData) -> Files:
+def _files(form: FormData) -> UploadedFiles:
     """Name and content of each image. Names are the client's, in any charset, of which some make half characters."""
     parts = [part for part in form.getlist("images") if isinstance(part, UploadFile)]
     files = [((part.filename or "image").encode("utf-8", "replace").decode(), part.file) for part in parts]
@@ -203,24 +191,24 @@ def _answer(make: Callable[[], Response]) -> Callable[[Request], Awaitable[Respo
     return answer
 
 
-def _file(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
+def _page_route(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
     """Answers with a file of page/, read now."""
     text = (Path(__file__).parent / "page" / name).read_text("utf-8")
     return _answer(lambda: Response(text, media_type=kind))
 
 
-async def _told(request: Request, error: Exception) -> Response:
+async def _error_response(request: Request, error: Exception) -> Response:
     return PlainTextResponse(str(error), 422 if isinstance(error, ImageError) else 500)
 
 
-async def _gone(request: Request, error: Exception) -> Response:
+async def _client_gone(request: Request, error: Exception) -> Response:
     """For a client that went away: nobody reads it."""
     return Response(status_code=499)
 
 
 HANDLERS: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
-    ManyeyesError: _told,
-    ClientDisconnect: _gone,
+    ManyeyesError: _error_response,
+    ClientDisconnect: _client_gone,
 }
 
 
@@ -230,7 +218,7 @@ def _with_headers(inner: ASGIApp) -> ASGIApp:
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
+                MutableHeaders(scope=message).update(SECURITY_HEADERS)
             await send(message)
 
         await inner(scope, receive, sent)
@@ -238,7 +226,7 @@ def _with_headers(inner: ASGIApp) -> ASGIApp:
     return call
 
 
-def bound(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """A socket that listens on this address; port 0 is a free one. UnavailableError if it cannot be had."""
     if not host:  # would be every address
         raise UnavailableError(
@@ -255,13 +243,13 @@ def bound(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def address(listening: socket.socket) -> str:
+def url_of(listening: socket.socket) -> str:
     """Where a browser finds it, such as http://127.0.0.1:7860."""
     host, port = listening.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def answer(app: ASGIApp, listening: socket.socket) -> None:
+def serve_forever(app: ASGIApp, listening: socket.socket) -> None:
     """Answer requests until Ctrl-C or SIGTERM; those under way are finished."""
     config = uvicorn.Config(
         app, http="h11", ws="none", log_level="warning", access_log=False, server_header=False, lifespan="on"

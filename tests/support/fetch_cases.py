@@ -19,8 +19,8 @@ from helpers import ROOT, read_csv
 from pictures import encoded, noise
 
 from ensemble.fetch import hub_stream
-from ensemble.fetch.catalogue import Source
-from ensemble.fetch.fetch import Outcome, fetch
+from ensemble.fetch.catalogue import ImageSource
+from ensemble.fetch.fetch import FetchResult, fetch
 
 REPO = "InfImagine/FakeImageDataset"
 MIDJOURNEY = "ImageData/val/Midjourneyv5-5K/Midjourneyv5-5K.tar.gz"
@@ -102,7 +102,7 @@ def start(hub: Hub, *lines: str, home: Path) -> "subprocess.Popen[str]":
 def loopback(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hub that huggingface_hub, in this process, takes for the real one; small pieces, quick retries."""
     monkeypatch.setattr(hub_stream, "RETRY_SECONDS", 0.001)
-    monkeypatch.setattr(hub_stream, "CHUNK", 1 << 14)
+    monkeypatch.setattr(hub_stream, "CHUNK_BYTES", 1 << 14)
     with serve(Hub(repos={REPO: {"README.md": b"card"}})) as hub:
         template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
@@ -115,7 +115,7 @@ def put(hub: Hub, path: str, files: dict[str, bytes], *extra: tarfile.TarInfo) -
     return hub.repos[REPO][path]
 
 
-def take(source: Source, folder: Path, limit: int = 0, **more: bool) -> Outcome:
+def take(source: ImageSource, folder: Path, limit: int = 0, **more: bool) -> FetchResult:
     return fetch(source, folder, limit, progress=False, **more)
 
 

@@ -18,7 +18,8 @@ from ensemble.core.metrics import sigmoid
 from ensemble.models.runner import Runner
 from export.inference.infer import Ensemble
 from export.web import server as listen
-from export.web.server import Limits, app
+from export.web.limits import UploadLimits
+from export.web.server import make_app
 
 
 def runner(name, scale, wait=lambda: None):
@@ -78,13 +79,15 @@ class BaseClient:
 @contextmanager
 def running(ensemble, explain=None, **limits):
     """The URL of a real server in a thread."""
-    with listen.bound("127.0.0.1", 0) as socket:
-        config = uvicorn.Config(app(ensemble, Limits(**limits), explain=explain), log_level="warning", lifespan="on")
+    with listen.listen("127.0.0.1", 0) as socket:
+        config = uvicorn.Config(
+            make_app(ensemble, UploadLimits(**limits), explain=explain), log_level="warning", lifespan="on"
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
         thread.start()
         try:
-            yield listen.address(socket)
+            yield listen.url_of(socket)
         finally:
             server.should_exit = True
             thread.join(timeout=30)

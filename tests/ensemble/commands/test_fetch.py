@@ -128,7 +128,9 @@ def test_it_says_what_came_and_how_to_use_it(ran):
 def test_what_is_wrong_is_said_in_one_line(ran):
     errors = [line for line in ran[3] if line.startswith("Error: ") and "refused" not in line]
     assert errors[0].startswith("Error: org/rows has no column 'picture'; it has image, label: name them with")
-    assert errors[1].startswith("Error: org/rows: the column label holds Fake, Human; say what they are, for example")
+    assert errors[1].startswith(
+        "Error: org/rows: the column label holds 'Fake', 'Human'; say what they are, for example"
+    )
     assert errors[2].startswith("Error: org/rows: Bad split: test")
     assert errors[3].startswith("Error: org/gated: access is granted on request: accept its terms at https://")
     assert errors[4].startswith("Error: org/nothing: no such data set, or it is private")

@@ -223,7 +223,7 @@ def test_near_duplicates_of_the_test_and_of_each_other_are_dropped_and_counted(r
 def test_the_picture_shows_test_images_beside_what_they_drew(run, here):
     run(count=8)
     sheet = picture(here)
-    cell, gap, top = contact_sheet.CELL, 12, 46
+    cell, gap, top = contact_sheet.CELL_PIXELS, 12, 46
     corner = np.asarray(sheet)
     first = corner[top : top + cell, gap : gap + cell].reshape(-1, 3).mean(axis=0)
     beside = corner[top : top + cell, 3 * gap + cell : 3 * gap + 2 * cell].reshape(-1, 3).mean(axis=0)
@@ -344,7 +344,7 @@ def test_a_write_that_fails_leaves_the_old_selection(run, here, monkeypatch):
     def fail(rows, path):
         raise OSError("disk full")
 
-    monkeypatch.setattr(select_output, "write_picture", fail)
+    monkeypatch.setattr(select_output, "write_contact_sheet", fail)
     with pytest.raises(OSError, match="disk full"):
         run("--seed", "3")
     assert read_csv(here / "out" / "selection.csv").equals(before)

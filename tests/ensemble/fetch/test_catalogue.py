@@ -1,7 +1,7 @@
 import pytest
 
 from ensemble.core.errors import DataError
-from ensemble.fetch.catalogue import Source, find_source, hub_source, load_catalogue
+from ensemble.fetch.catalogue import HubOptions, ImageSource, find_source, hub_source, load_catalogue
 
 ENTRY = """
 [photos]
@@ -92,15 +92,15 @@ def test_an_unknown_name_suggests_the_nearest(name, hint):
 
 
 def test_any_data_set_on_the_hub_is_a_source():
-    source = hub_source("hf://datasets/org/name@v1.0", image_column="img", label="ai", generator="flux")
+    source = hub_source("hf://datasets/org/name@v1.0", HubOptions("img", label="ai", generator="flux"))
     assert (source.hub, source.revision, source.label, source.image_column) == ("org/name", "v1.0", 1, "img")
     assert source.url == "https://huggingface.co/datasets/org/name"
 
 
-def test_label_values_are_mapped_as_told_or_by_their_usual_names():
-    told = hub_source("hf://datasets/a/b", image_column="image", label_column="y", classes={"cat": "real", "GAN": "ai"})
-    assert (told.classes, told.labels) == ({"cat": 0, "GAN": 1}, (0, 1))
-    usual = hub_source("hf://datasets/a/b", image_column="image", label_column="y")
+def test_label_values_are_mapped_as_given_or_by_their_usual_names():
+    given = hub_source("hf://datasets/a/b", HubOptions(label_column="y", classes={"cat": "real", "GAN": "ai"}))
+    assert (given.classes, given.labels) == ({"cat": 0, "GAN": 1}, (0, 1))
+    usual = hub_source("hf://datasets/a/b", HubOptions(label_column="y"))
     assert (usual.classes["fake"], usual.classes["human"], "cat" in usual.classes) == (1, 0, False)
 
 
@@ -117,11 +117,11 @@ def test_label_values_are_mapped_as_told_or_by_their_usual_names():
 )
 def test_wrong_options_say_what_to_write(address, options, message):
     with pytest.raises(DataError) as caught:
-        hub_source(address, image_column="image", **options)
+        hub_source(address, HubOptions(**options))
     assert message in str(caught.value)
 
 
 def test_a_changed_source_has_another_identity():
-    one, other = (Source("x", "X", "tar.gz", path=path, label=1) for path in ("a", "b"))
+    one, other = (ImageSource("x", "X", "tar.gz", path=path, label=1) for path in ("a", "b"))
     assert one.identity != other.identity
-    assert one.identity == Source("x", "another title", "tar.gz", path="a", label=1).identity
+    assert one.identity == ImageSource("x", "another title", "tar.gz", path="a", label=1).identity

@@ -24,13 +24,15 @@ from helpers import read_csv
 from ensemble.core.errors import DataError
 from ensemble.data import sources
 from ensemble.fetch import hub_stream, output_folder
-from ensemble.fetch.catalogue import Source, load_catalogue
-from ensemble.fetch.fetch import shares
-from ensemble.fetch.output_folder import local_name
+from ensemble.fetch.catalogue import ImageSource, load_catalogue
+from ensemble.fetch.fetch_job import class_quotas
+from ensemble.fetch.output_folder import safe_file_name
 
 SOURCES = load_catalogue()
 MJ, SD = SOURCES["midjourney-v5"], SOURCES["sd21"]
-TWO = Source("two", "two classes", "tar.gz", hub=REPO, path="two.tar.gz", classes={"AI": 1, "real": 0}, licence="MIT")
+TWO = ImageSource(
+    "two", "two classes", "tar.gz", hub=REPO, path="two.tar.gz", classes={"AI": 1, "real": 0}, licence="MIT"
+)
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def test_images_keep_their_bytes_and_get_a_row_each(hub, tmp_path):
     assert list(rows.columns) == ["id", "path", "label", "source", "generator", "original"]
     assert {row.original: (tmp_path / row.path).read_bytes() for row in rows.itertuples()} == files
     assert set(rows["label"] + rows["source"] + rows["generator"]) == {"1midjourney-v5midjourney-v5"}
-    assert (outcome.counts, outcome.new, outcome.ended) == ({1: 6}, 6, True)
+    assert (outcome.counts, outcome.new, outcome.exhausted) == ({1: 6}, 6, True)
     assert sorted(os.listdir(tmp_path)) == ["ai", "data.csv", "fetch.json"]
 
 
@@ -64,8 +66,8 @@ def test_a_limit_stops_the_download_and_takes_the_first_images(hub, tmp_path):
     hub.pause = 0.002
     outcome = take(MJ, tmp_path, limit=20)
     assert originals(tmp_path) == [f"Midjourneyv5-5K/{number}.png" for number in range(20)]
-    assert outcome.downloaded < 20 * 3600 + 3 * hub_stream.CHUNK
-    assert len(data) > 10 * outcome.downloaded
+    assert outcome.downloaded_bytes < 20 * 3600 + 3 * hub_stream.CHUNK_BYTES
+    assert len(data) > 10 * outcome.downloaded_bytes
     assert not (tmp_path / ".partial").exists()
 
 
@@ -82,9 +84,9 @@ def test_the_same_fetch_again_asks_for_nothing(hub, tmp_path):
 
 def test_a_source_that_was_read_to_its_end_is_not_asked_again(hub, tmp_path):
     put(hub, MIDJOURNEY, images(4))
-    assert take(MJ, tmp_path, limit=100).ended
+    assert take(MJ, tmp_path, limit=100).exhausted
     hub.seen.clear()
-    assert take(MJ, tmp_path, limit=1000).ended
+    assert take(MJ, tmp_path, limit=1000).exhausted
     assert hub.seen == []
 
 
@@ -125,8 +127,8 @@ def test_a_class_that_is_short_does_not_read_the_source_again(hub, tmp_path):
 @pytest.mark.parametrize(
     ("limit", "labels", "expected"), [(5, (0, 1), {0: 2, 1: 3}), (5, (0,), {0: 5}), (4, (0, 1), {0: 2, 1: 2})]
 )
-def test_shares_are_even(limit, labels, expected):
-    assert shares(limit, labels) == expected
+def test_class_quotas_are_even(limit, labels, expected):
+    assert class_quotas(limit, labels) == expected
 
 
 def test_hostile_members_are_counted_and_never_written(hub, tmp_path):
@@ -156,7 +158,7 @@ def test_files_that_are_no_images_are_passed_over(hub, tmp_path):
 
 def test_images_outside_the_folder_are_passed_over(hub, tmp_path):
     put(hub, "f.tar.gz", images(2, "x/in/deep") | images(3, "x/inner") | images(1, "in"))
-    source = Source("f", "f", "tar.gz", hub=REPO, path="f.tar.gz", folder="in", label=0, licence="MIT")
+    source = ImageSource("f", "f", "tar.gz", hub=REPO, path="f.tar.gz", folder="in", label=0, licence="MIT")
     outcome = take(source, tmp_path)
     assert originals(tmp_path) == ["x/in/deep/0.png", "x/in/deep/1.png", "in/0.png"]
     assert outcome.tally.passed == {"of no class that was asked for": 3}
@@ -186,12 +188,12 @@ def test_names_that_meet_in_one_folder_stay_apart(hub, tmp_path):
     ],
 )
 def test_local_names_are_safe_anywhere(original, start, end):
-    name = local_name(original, "JPEG")
+    name = safe_file_name(original, "JPEG")
     assert name.startswith(start)
     assert name.endswith(end)
     assert name.isascii()
     assert len(name) < 100
-    assert name != local_name(original + "x", "JPEG")
+    assert name != safe_file_name(original + "x", "JPEG")
 
 
 def test_later_fetches_stay_at_the_first_ones_commit(hub, tmp_path):

@@ -9,7 +9,7 @@ from helpers import read_csv
 
 from ensemble.core.errors import DataError, UnavailableError
 from ensemble.fetch import kaggle as fetch_kaggle
-from ensemble.fetch.catalogue import Source, load_catalogue
+from ensemble.fetch.catalogue import ImageSource, load_catalogue
 from ensemble.fetch.fetch import fetch
 
 kaggle_env = pytest.importorskip("kagglesdk.kaggle_env")
@@ -25,7 +25,7 @@ def kaggle(monkeypatch, tmp_path):
     monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))
     monkeypatch.setenv("KAGGLE_API_TOKEN", "secret")
     monkeypatch.setattr(fetch_kaggle, "RETRY_SECONDS", 0.001)
-    monkeypatch.setattr(fetch_kaggle, "BLOCK", 1 << 14)
+    monkeypatch.setattr(fetch_kaggle, "BLOCK_BYTES", 1 << 14)
     with serve(Hub()) as hub:
         monkeypatch.setitem(kaggle_env._env_to_endpoint, kaggle_env.KaggleEnv.PROD, hub.endpoint)
         yield hub
@@ -48,7 +48,7 @@ def test_images_keep_their_bytes(kaggle, tmp_path):
         5, "Images"
     )
     assert set(rows["label"] + rows["source"] + rows["generator"]) == {"0flickr30k"}
-    assert (outcome.counts, outcome.ended, outcome.tally.passed) == ({0: 5}, True, {"not images": 1})
+    assert (outcome.counts, outcome.exhausted, outcome.tally.passed) == ({0: 5}, True, {"not images": 1})
 
 
 def test_only_what_is_wanted_is_downloaded(kaggle, tmp_path):
@@ -56,7 +56,7 @@ def test_only_what_is_wanted_is_downloaded(kaggle, tmp_path):
     outcome = take(FLICKR, tmp_path / "out", limit=20)
     directory = 300 * 70
     assert outcome.counts == {0: 20}
-    assert outcome.downloaded < 20 * 3300 + directory + 3 * fetch_kaggle.BLOCK < len(data) / 5
+    assert outcome.downloaded_bytes < 20 * 3300 + directory + 3 * fetch_kaggle.BLOCK_BYTES < len(data) / 5
     assert not (tmp_path / "out" / ".partial").exists()
 
 
@@ -77,7 +77,7 @@ def test_a_fetch_goes_on_with_what_is_missing(kaggle, tmp_path):
     take(FLICKR, tmp_path / "out", limit=100)
     outcome = take(FLICKR, tmp_path / "out", limit=110)
     assert (outcome.new, outcome.counts) == (10, {0: 110})
-    assert outcome.downloaded < 10 * 3300 + 200 * 70 + 3 * fetch_kaggle.BLOCK
+    assert outcome.downloaded_bytes < 10 * 3300 + 200 * 70 + 3 * fetch_kaggle.BLOCK_BYTES
     kaggle.seen.clear()
     assert take(FLICKR, tmp_path / "out", limit=110).new == 0
     assert kaggle.seen == []
@@ -156,4 +156,4 @@ def test_without_kagglehub_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "kagglehub", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UnavailableError, match=r"needs kagglehub; run: pip install 'manyeyes\[fetch\]'"):
-        take(Source("x", "x", "zip", kaggle="a/b", label=1, url="u", licence="l"), tmp_path / "out")
+        take(ImageSource("x", "x", "zip", kaggle="a/b", label=1, url="u", licence="l"), tmp_path / "out")

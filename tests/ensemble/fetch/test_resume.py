@@ -44,8 +44,8 @@ def test_a_kept_archive_is_read_on_from_its_offset(hub, tmp_path):
     first = take(MJ, tmp_path, limit=10, keep_archive=True)
     hub.seen.clear()
     second = take(MJ, tmp_path, keep_archive=True)
-    assert [line.rpartition(" ")[2] for line in hub.asked("resolve")] == [f"bytes={first.downloaded}-"]
-    assert first.downloaded + second.downloaded == len(data)
+    assert [line.rpartition(" ")[2] for line in hub.asked("resolve")] == [f"bytes={first.downloaded_bytes}-"]
+    assert first.downloaded_bytes + second.downloaded_bytes == len(data)
     assert len(originals(tmp_path)) == 100
     assert not (tmp_path / ".partial").exists(), "nothing is left to go on with"
 
@@ -129,7 +129,7 @@ def test_a_dropped_connection_is_taken_up_where_it_broke_off(hub, tmp_path):
     data = put(hub, MIDJOURNEY, images(40))
     hub.drops[MIDJOURNEY] = [50_000, 20_000]
     outcome = take(MJ, tmp_path)
-    assert (outcome.counts, outcome.downloaded) == ({1: 40}, len(data))
+    assert (outcome.counts, outcome.downloaded_bytes) == ({1: 40}, len(data))
     starts = [int(line.rpartition("=")[2][:-1]) for line in hub.asked("resolve")]
     assert len(starts) == 3
     assert 0 == starts[0] < starts[1] <= 50_000 < starts[2] <= 70_000
@@ -197,9 +197,9 @@ def test_a_token_that_no_request_takes_is_not_shown(hub, monkeypatch, token, cal
     data = put(hub, MIDJOURNEY, images(1))
     monkeypatch.setenv("HF_TOKEN", token)
     calls = {
-        "pin": lambda: hub_stream.pin(REPO),
+        "pin": lambda: hub_stream.resolve_revision(REPO),
         "list": lambda: hub_stream.list_archives(REPO, COMMIT, MIDJOURNEY),
-        "download": lambda: next(hub_stream._download(REPO, COMMIT, hub_stream.Part(MIDJOURNEY, len(data)), 0)),
+        "download": lambda: next(hub_stream._download(REPO, COMMIT, hub_stream.ArchivePart(MIDJOURNEY, len(data)), 0)),
     }
     with pytest.raises(DataError) as caught:
         calls[call]()
@@ -216,7 +216,7 @@ def test_nor_by_a_data_set_of_rows(monkeypatch):
 
 
 def test_a_full_disk_and_a_fault_of_our_own_are_not_the_connections():
-    with pytest.raises(DataError, match=r"^a/b: the disk is full; make room"), hub_stream.hub_errors("a/b"):
+    with pytest.raises(DataError, match=r"^a/b: the disk is full; make room"), hub_stream.translate_hub_errors("a/b"):
         raise OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(KeyError, match="ours"), hub_stream.hub_errors("a/b"):
+    with pytest.raises(KeyError, match="ours"), hub_stream.translate_hub_errors("a/b"):
         raise KeyError("ours")

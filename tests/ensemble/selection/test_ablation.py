@@ -12,7 +12,7 @@ from ensemble.core.bootstrap import score_intervals
 from ensemble.core.errors import DataError
 from ensemble.selection import ablation
 from ensemble.selection import run as select_run
-from ensemble.selection.ablation import compare, halves, paired_interval
+from ensemble.selection.ablation import compare, paired_interval, split_halves
 
 RECIPE = """
 backbone: {architecture: convnext, config: {patch_size: 4, hidden_sizes: [8, 8, 8, 8], depths: [1, 1, 1, 1]}}
@@ -57,16 +57,16 @@ def test_halves_cut_no_group_and_are_of_a_size():
     names = np.repeat(np.arange(9), [1, 2, 3, 4, 5, 6, 7, 8, 10])
     labels = np.arange(46) % 2
     for seed in range(5):
-        first = halves(names, labels, seed)
+        first = split_halves(names, labels, seed)
         assert all(len(set(first[names == name])) == 1 for name in range(9))
         assert 18 <= first.sum() <= 28
-    assert len({tuple(halves(names, labels, seed)) for seed in range(5)}) > 1
-    assert (halves(names, labels, 3) == halves(names, labels, 3)).all()
+    assert len({tuple(split_halves(names, labels, seed)) for seed in range(5)}) > 1
+    assert (split_halves(names, labels, 3) == split_halves(names, labels, 3)).all()
 
 
 def test_a_half_without_a_class_is_refused():
     with pytest.raises(DataError, match=r"--ablate: the half .* lacks a class \(2 groups in all\)"):
-        halves(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 1]), 0)
+        split_halves(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 1]), 0)
 
 
 def test_better_logits_show_in_the_paired_difference():
@@ -119,8 +119,8 @@ def test_both_arms_are_alike_but_for_the_choice(run, here, monkeypatch):
     write_files(here / "pool", "ai/copy.jpg", data=encoded(red, "JPEG", quality=90))
     calls = []
 
-    def record(recipe, checkpoint, material, rows, files, seed, device, log):
-        calls.append((seed, [material.items[row] for row in rows], files))
+    def record(options, checkpoint, data, rows, files, seed, log):
+        calls.append((seed, [data.items[row] for row in rows], files))
         return np.random.default_rng(len(calls)).normal(size=len(files))
 
     monkeypatch.setattr(ablation, "_train_and_score", record)
@@ -165,7 +165,9 @@ def test_near_duplicates_of_the_test_join_its_groups(run, here, monkeypatch):
         write_files(here / "test", f"red_{number}.png", data=encoded(patch("red", 0).rotate(90 * (number % 2))))
     monkeypatch.setattr(ablation, "_train_and_score", lambda *arguments: np.zeros(len(arguments[4])))
     seen = []
-    monkeypatch.setattr(ablation, "halves", lambda names, *rest: (seen.extend(names), halves(names, *rest))[1])
+    monkeypatch.setattr(
+        ablation, "split_halves", lambda names, *rest: (seen.extend(names), split_halves(names, *rest))[1]
+    )
     run("--seeds", "1", count=20)
     by_colour = [set(seen[part]) for part in (slice(0, 8), slice(8, 16))]
     assert [len(names) for names in by_colour] == [4, 1]  # green by its CSV, red all one picture

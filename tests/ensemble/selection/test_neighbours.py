@@ -35,8 +35,8 @@ def base():
 @pytest.mark.parametrize("allowed", ALLOWED.values(), ids=ALLOWED)
 @pytest.mark.parametrize("k", [1, 7, 2000])
 def test_exact_search_is_a_full_sort_block_by_block(base, allowed, k, monkeypatch):
-    monkeypatch.setattr(neighbours, "BLOCK", 300)
-    monkeypatch.setattr(neighbours, "SCRATCH", 5000)  # queries are cut too
+    monkeypatch.setattr(neighbours, "BLOCK_ROWS", 300)
+    monkeypatch.setattr(neighbours, "MAX_SIMILARITIES", 5000)  # queries are cut too
     queries = unit(1, 23)
     values, rows = exact_search(base, queries, k, allowed)
     wanted, wanted_rows = sorted_in_full(base, queries, k, allowed)
@@ -75,7 +75,7 @@ def test_the_index_beyond_the_limit_gives_the_same_answer(base, allowed):
 
 def test_an_index_that_looks_nowhere_falls_back_on_exact_search(base, monkeypatch):
     pytest.importorskip("faiss")
-    monkeypatch.setattr(neighbours, "PROBES", 1)
+    monkeypatch.setattr(neighbours, "NPROBE", 1)
     indexed = make_search(base, exact_limit=10)
     allowed = ALLOWED["few"]
     assert (indexed(unit(1, 23), 3, allowed)[1] == exact_search(base, unit(1, 23), 3, allowed)[1]).all()

@@ -7,7 +7,16 @@ from ensemble.core.errors import DataError
 from ensemble.models.features import Features
 from ensemble.selection import select
 from ensemble.selection.neighbours import exact_search, make_search
-from ensemble.selection.select import UNLABELLED, cluster, draw, duplicates_of_test, quotas, random_rows, take_turns
+from ensemble.selection.select import (
+    UNLABELLED,
+    Pool,
+    assign_nearest,
+    duplicates_of_test,
+    kmeans_labels,
+    largest_remainder,
+    query_order,
+    random_rows,
+)
 
 
 def unit(values):
@@ -35,7 +44,7 @@ def angles(degrees):
 def choose(pool, labels, test, counts, allowed=None, **more):
     labels = np.asarray(labels)
     allowed = np.ones(len(labels), dtype=bool) if allowed is None else allowed
-    return select.select(pool, labels, allowed, test, counts, **more)
+    return select.select(Pool(pool, labels, allowed), test, counts, **more)
 
 
 @pytest.fixture(scope="module")
@@ -46,68 +55,69 @@ def crowd():
 
 
 def test_quotas_are_proportional_and_sum_up():
-    assert quotas(np.array([1, 1, 2]), 8).tolist() == [2, 2, 4]
-    assert quotas(np.array([1, 1, 1]), 8).tolist() == [3, 3, 2]
-    assert quotas(np.array([5, 0, 5]), 3).tolist() == [2, 0, 1]
-    assert quotas(np.array([7]), 0).tolist() == [0]
+    assert largest_remainder(np.array([1, 1, 2]), 8).tolist() == [2, 2, 4]
+    assert largest_remainder(np.array([1, 1, 1]), 8).tolist() == [3, 3, 2]
+    assert largest_remainder(np.array([5, 0, 5]), 3).tolist() == [2, 0, 1]
+    assert largest_remainder(np.array([7]), 0).tolist() == [0]
 
 
 def test_clusters_part_what_lies_apart_and_repeat():
     vectors = angles([0, 1, 2, 90, 91, 180, 181])
-    found = cluster(vectors, 3, 0)
+    found = kmeans_labels(vectors, 3, 0)
     assert [len(set(found[part])) for part in (slice(0, 3), slice(3, 5), slice(5, 7))] == [1, 1, 1]
     assert len(set(found)) == 3
-    assert (found == cluster(vectors, 3, 0)).all()
-    assert len(set(cluster(vectors, None, 0))) == 2  # sqrt(7 / 2)
+    assert (found == kmeans_labels(vectors, 3, 0)).all()
+    assert len(set(kmeans_labels(vectors, None, 0))) == 2  # sqrt(7 / 2)
 
 
 def test_equal_test_images_make_fewer_clusters_without_a_warning():
-    assert cluster(angles([5] * 6), 4, 0).tolist() == [0] * 6
+    assert kmeans_labels(angles([5] * 6), 4, 0).tolist() == [0] * 6
 
 
 def test_within_a_cluster_all_draw_in_turn():
     clusters = np.array([0] * 6 + [1] * 2)
-    turns = take_turns(clusters, 16, 0)
+    turns = query_order(clusters, 16, 0)
     assert Counter(turns.tolist()) == dict.fromkeys(range(8), 2)
     assert sorted(turns[:8]) == list(range(8))  # everyone once before anyone twice
 
 
 def test_few_turns_fall_on_all_clusters():
     clusters = np.array([0] * 50 + [1] * 30 + [2] * 20)
-    turns = take_turns(clusters, 10, 0)
+    turns = query_order(clusters, 10, 0)
     assert Counter(clusters[turns].tolist()) == {0: 5, 1: 3, 2: 2}
     assert len(set(turns)) == 10
-    assert not np.array_equal(turns, take_turns(clusters, 10, 1))
+    assert not np.array_equal(turns, query_order(clusters, 10, 1))
 
 
 def test_the_second_class_goes_on_where_the_first_stopped():
     clusters = np.zeros(10, dtype=np.int64)
-    first, second = take_turns(clusters, 5, 0), take_turns(clusters, 5, 0, np.array([5]))
+    first, second = query_order(clusters, 5, 0), query_order(clusters, 5, 0, np.array([5]))
     assert sorted([*first, *second]) == list(range(10))
 
 
 def test_each_turn_draws_the_nearest_that_is_left():
     base, queries = angles([0, 10, 20, 80]), angles([1, 82])
     available = np.ones(4, dtype=bool)
-    rows, similarities = draw(np.array([0, 0, 1, 0]), queries, make_search(base), available)
+    rows = assign_nearest(np.array([0, 0, 1, 0]), queries, make_search(base), available)
     assert rows.tolist() == [0, 1, 3, 2]
-    assert similarities == pytest.approx(np.cos(np.radians([1, 9, 2, 19])), abs=1e-6)
     assert not available.any()
 
 
 def test_an_empty_pool_leaves_turns_without_an_image():
     base, available = angles([0, 10]), np.array([True, False])
-    rows, _ = draw(np.array([0, 0]), angles([1]), make_search(base), available)
+    rows = assign_nearest(np.array([0, 0]), angles([1]), make_search(base), available)
     assert rows.tolist() == [0, -1]
 
 
 def test_lists_that_run_out_are_prolonged(crowd):
     pool, _, _ = crowd
-    rows, _ = draw(np.zeros(300, dtype=np.int64), pool.vectors[:1], make_search(pool.vectors), np.ones(300, dtype=bool))
+    rows = assign_nearest(
+        np.zeros(300, dtype=np.int64), pool.vectors[:1], make_search(pool.vectors), np.ones(300, dtype=bool)
+    )
     assert rows.tolist() == exact_search(pool.vectors, pool.vectors[:1], 300)[1][0].tolist()
     both = np.arange(300) % 2  # two images that want the same neighbours
     queries = np.repeat(pool.vectors[:1], 2, axis=0)
-    rows, _ = draw(both, queries, make_search(pool.vectors), np.ones(300, dtype=bool))
+    rows = assign_nearest(both, queries, make_search(pool.vectors), np.ones(300, dtype=bool))
     assert sorted(rows) == list(range(300))
 
 
@@ -117,13 +127,13 @@ def test_counts_and_balance_are_kept(crowd):
         chosen = choose(pool, labels, test, counts)
         assert len(set(chosen.rows)) == sum(counts.values())
         assert Counter(labels[chosen.rows].tolist()) == +Counter(counts)
-        assert (chosen.repeats, chosen.rows.dtype) == (0, np.int64)
+        assert (chosen.duplicates, chosen.rows.dtype) == (0, np.int64)
 
 
 def test_distances_are_one_minus_cosine_to_the_image_that_drew(crowd):
     pool, labels, test = crowd
     chosen = choose(pool, labels, test, {1: 30, 0: 30})
-    cosines = (pool.vectors[chosen.rows] * test[chosen.test]).sum(axis=1)
+    cosines = (pool.vectors[chosen.rows] * test[chosen.test_rows]).sum(axis=1)
     assert np.allclose(chosen.distances, 1 - cosines, atol=1e-6)
 
 
@@ -131,7 +141,7 @@ def test_one_test_image_does_not_take_all():
     """All of the pool is nearest to image 0; each test image draws the same number all the same."""
     pool = features(angles(np.linspace(-4, 4, 40)))
     chosen = choose(pool, [UNLABELLED] * 40, angles([0, 30, 60, 90]), {UNLABELLED: 20}, clusters=4)
-    assert Counter(chosen.test.tolist()) == dict.fromkeys(range(4), 5)
+    assert Counter(chosen.test_rows.tolist()) == dict.fromkeys(range(4), 5)
     nearest = exact_search(angles([0, 30, 60, 90]), pool.vectors[chosen.rows], 1)[1]
     assert set(nearest[:, 0]) == {0}
 
@@ -140,8 +150,8 @@ def test_the_chosen_are_nearer_than_a_random_draw(crowd):
     pool, labels, test = crowd
     everything = np.ones(300, dtype=bool)
     chosen = choose(pool, labels, test, {1: 20, 0: 20})
-    drawn = random_rows(pool, labels, everything, {1: 20, 0: 20}, 0)
-    near, random = (select.nearest_distances(rows, pool, test) for rows in (chosen.rows, drawn))
+    drawn = random_rows(Pool(pool, labels, everything), {1: 20, 0: 20}, 0)
+    near, random = (select.nearest_distances(pool.vectors[rows], test) for rows in (chosen.rows, drawn))
     assert np.median(near) < 0.8 * np.median(random)
     assert Counter(labels[drawn].tolist()) == {0: 20, 1: 20}
 
@@ -152,7 +162,7 @@ def test_the_seed_decides_and_repeats(crowd):
     one, same, other = (choose(pool, labels, test, counts, seed=seed) for seed in (0, 0, 1))
     assert one.rows.tolist() == same.rows.tolist()
     assert one.rows.tolist() != other.rows.tolist()
-    draws = [random_rows(pool, labels, everything, counts, seed).tolist() for seed in (0, 0, 1)]
+    draws = [random_rows(Pool(pool, labels, everything), counts, seed).tolist() for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
 
 
@@ -167,8 +177,10 @@ def test_near_duplicates_of_each_other_are_drawn_once():
     pool = features(angles([0, 1, 2, 3, 50, 51]), copies=[(1, 0), (3, 2)])
     chosen = choose(pool, [UNLABELLED] * 6, angles([0, 50]), {UNLABELLED: 4}, clusters=1)
     assert sorted(chosen.rows) == [0, 2, 4, 5]
-    assert chosen.repeats == 1  # row 1 was drawn and passed over; row 3 nobody came to
-    drawn = [random_rows(pool, np.full(6, UNLABELLED), np.ones(6, dtype=bool), {UNLABELLED: 4}, s) for s in range(9)]
+    assert chosen.duplicates == 1  # row 1 was drawn and passed over; row 3 nobody came to
+    drawn = [
+        random_rows(Pool(pool, np.full(6, UNLABELLED), np.ones(6, dtype=bool)), {UNLABELLED: 4}, s) for s in range(9)
+    ]
     assert all({0, 1} - set(rows) and {2, 3} - set(rows) for rows in drawn)
 
 
@@ -185,17 +197,17 @@ def test_a_chain_of_near_duplicates_loses_only_what_repeats(monkeypatch):
     pool = features(angles([0, 1, 2]))
     pairs = {3: [(0, 1), (1, 2)], 2: []}
     monkeypatch.setattr(select.near_duplicates, "near_duplicates", lambda hashes, thumbs: pairs[len(hashes)])
-    rows = random_rows(pool, np.ones(3), np.ones(3, dtype=bool), {1: 2}, 0)
+    rows = random_rows(Pool(pool, np.ones(3), np.ones(3, dtype=bool)), {1: 2}, 0)
     assert len(rows) == 2
     with pytest.raises(DataError, match="the pool holds 2 ai"):
-        random_rows(pool, np.ones(3), np.ones(3, dtype=bool), {1: 3}, 0)
+        random_rows(Pool(pool, np.ones(3), np.ones(3, dtype=bool)), {1: 3}, 0)
 
 
 def test_of_a_large_group_of_near_duplicates_one_stays():
     """`groups` joins a large group by some of its pairs only."""
     pool = features(angles(range(120)), copies=[(row, 0) for row in range(1, 119)])
     with pytest.raises(DataError, match="the pool holds 2 images"):
-        random_rows(pool, np.full(120, UNLABELLED), np.ones(120, dtype=bool), {UNLABELLED: 3}, 0)
+        random_rows(Pool(pool, np.full(120, UNLABELLED), np.ones(120, dtype=bool)), {UNLABELLED: 3}, 0)
 
 
 def test_a_photograph_and_its_reconstruction_may_both_be_chosen():
@@ -205,9 +217,9 @@ def test_a_photograph_and_its_reconstruction_may_both_be_chosen():
         choose(pool, [1, 1], angles([0]), {1: 2, 0: 0})
 
 
-@pytest.mark.parametrize("part", [select.PART, 1, 3])
+@pytest.mark.parametrize("part", [select.BLOCK_ROWS, 1, 3])
 def test_pool_images_that_show_a_test_image_are_found(part, monkeypatch):
-    monkeypatch.setattr(select, "PART", part)
+    monkeypatch.setattr(select, "BLOCK_ROWS", part)
     test, pool = features(angles([0, 30]), seed=1), features(angles([0, 1, 2, 3]), seed=2)
     pool.thumbs[2], pool.hashes[2] = test.thumbs[1], test.hashes[1]
     pool.pixels[3] = test.pixels[0]
@@ -218,7 +230,7 @@ def test_what_is_not_allowed_is_never_chosen(crowd):
     pool, labels, test = crowd
     allowed = np.arange(300) % 3 == 0
     assert allowed[choose(pool, labels, test, {1: 20, 0: 20}, allowed).rows].all()
-    assert allowed[random_rows(pool, labels, allowed, {1: 20, 0: 20}, 0)].all()
+    assert allowed[random_rows(Pool(pool, labels, allowed), {1: 20, 0: 20}, 0)].all()
 
 
 def test_a_pool_spent_by_duplicates_says_what_is_left_of_each_class():
@@ -228,15 +240,15 @@ def test_a_pool_spent_by_duplicates_says_what_is_left_of_each_class():
     with pytest.raises(DataError, match=message):
         choose(pool, labels, angles([0]), {1: 2, 0: 2}, allowed)
     with pytest.raises(DataError, match=message):
-        random_rows(pool, np.array(labels), allowed, {1: 2, 0: 2}, 0)
+        random_rows(Pool(pool, np.array(labels), allowed), {1: 2, 0: 2}, 0)
     assert len(choose(pool, labels, angles([0]), {1: 2, 0: 1}, allowed).rows) == 3
 
 
 def test_equal_pixels_in_both_classes_are_found():
     pool = features(angles(range(5)))
     pool.pixels[[2, 3]] = pool.pixels[0]
-    assert select.conflicting(pool, np.array([0, 1, 0, 1, 1])).tolist() == [True, False, True, True, False]
-    assert not select.conflicting(pool, np.array([1, 0, 1, 1, 0])).any()
+    assert select.conflicting_labels(pool, np.array([0, 1, 0, 1, 1])).tolist() == [True, False, True, True, False]
+    assert not select.conflicting_labels(pool, np.array([1, 0, 1, 1, 0])).any()
 
 
 def test_class_counts_follow_the_balance():

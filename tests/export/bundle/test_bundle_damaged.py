@@ -83,7 +83,7 @@ def put(values, place, value):
 def used(folder):
     """All that reads a bundle's JSON files, as `infer`, `export --bundle` and `push` do."""
     ensemble = load_bundle(folder)
-    model_card.write_card("me/a", folder, None, (), None)
+    model_card.render_card("me/a", folder, None, (), None)
     certify_bundle(folder, lambda line: None, CertifyOptions())
     return [runner.name for runner in ensemble.runners]
 

@@ -17,12 +17,13 @@ from ensemble.models.external import External
 from export.inference.infer import infer
 from export.inference.predictor import load_bundle
 from export.runtimes.settings import RuntimeOptions
-from export.web.server import Limits, app
+from export.web.limits import UploadLimits
+from export.web.server import make_app
 
 
 @contextmanager
 def client(ensemble=ENSEMBLE, **limits):
-    with TestClient(app(ensemble, Limits(**limits)), "http://localhost") as found:
+    with TestClient(make_app(ensemble, UploadLimits(**limits)), "http://localhost") as found:
         yield found
 
 
@@ -82,7 +83,7 @@ def test_a_body_without_end_is_read_to_the_limit_only(headers, chunks):
 
     headers = [(b"host", b"localhost"), (b"content-type", b"multipart/form-data; boundary=x"), *headers]
     scope = {"type": "http", "method": "POST", "path": "/api/score", "query_string": b"", "headers": headers}
-    asyncio.run(app(ENSEMBLE, Limits(megabytes=0.4))(scope, receive, send))
+    asyncio.run(make_app(ENSEMBLE, UploadLimits(megabytes=0.4))(scope, receive, send))
     assert sent[0]["status"] == 413
     assert b"over 0.4 MB in one request" in sent[1]["body"]
     assert read == chunks
@@ -132,7 +133,7 @@ def test_members_that_a_cascade_leaves_out_are_null(tmp_path):
 
 def test_members_that_are_looked_up_are_refused():
     with pytest.raises(UnavailableError, match="other cannot score new images"):
-        app(replace(ENSEMBLE, externals=(External("other", pd.Series(), pd.Series()),)), Limits())
+        make_app(replace(ENSEMBLE, externals=(External("other", pd.Series(), pd.Series()),)), UploadLimits())
 
 
 def test_every_answer_forbids_foreign_content():

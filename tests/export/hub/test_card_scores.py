@@ -8,8 +8,8 @@ from helpers import change_json, exported_run, run_cli
 from huggingface_hub import ModelCard
 
 from ensemble.core import artifacts
-from export.hub.card_scores import evaluations
-from export.hub.model_card import bases, write_card
+from export.hub.card_scores import read_evaluations
+from export.hub.model_card import base_checkpoints, render_card
 
 HOSTILE = "<img src=x> | [x](http://evil) `$"
 
@@ -33,11 +33,11 @@ def write_record(run, name, **changes):
 
 
 def names(run):
-    return {record["name"] for record in evaluations(run, artifacts.read_json(run / "stacker.json", ""))}
+    return {record["name"] for record in read_evaluations(run, artifacts.read_json(run / "stacker.json", ""))}
 
 
 def card_of(run):
-    return write_card("me/det", run / "bundle", run, bases(run, ["one", "two"]), None)
+    return render_card("me/det", run / "bundle", run, base_checkpoints(run, ["one", "two"]), None)
 
 
 def test_a_row_says_what_the_command_found(run, tiles):

@@ -15,8 +15,8 @@ from ensemble.core.errors import HubError
 from ensemble.core.metrics import Interval
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle, operating_point
-from export.hub.card_scores import escaped
-from export.hub.model_card import BEGIN, END, Base, bases, merged, write_card
+from export.hub.markdown import escape
+from export.hub.model_card import BEGIN_MARK, END_MARK, BaseCheckpoint, base_checkpoints, merge_card, render_card
 
 HOSTILE = "<script>alert(1)</script> | [x](http://evil) ![](y) <!-- manyeyes push: end --> `$x$`\n# @all www.evil.com"
 TEXT = """\
@@ -134,16 +134,16 @@ def run(tmp_path):
 
 
 def card_of(run, name="me/det", licence=None):
-    known = bases(run, STACKER.members)
-    known[0] = Base(known[0].member, known[0].checkpoint, known[0].words, "mit")
-    return write_card(name, artifacts.bundle_path(run), run, known, licence)
+    known = base_checkpoints(run, STACKER.members)
+    known[0] = BaseCheckpoint(known[0].member, known[0].checkpoint, known[0].description, "mit")
+    return render_card(name, artifacts.bundle_path(run), run, known, licence)
 
 
 def test_a_card_says_what_the_run_is(run):
     card = ModelCard(card_of(run))
     said, limits, _ = card.text.partition("## Intended use, and limits\n")
-    assert said + limits == f"{BEGIN}\n\n{TEXT}"
-    assert card.text.endswith(f"--data YOURS --output evaluated`.\n\n{END}\n")
+    assert said + limits == f"{BEGIN_MARK}\n\n{TEXT}"
+    assert card.text.endswith(f"--data YOURS --output evaluated`.\n\n{END_MARK}\n")
     fields = card.data.to_dict()
     (told,) = fields.pop("model-index")
     assert fields == {
@@ -163,7 +163,7 @@ def test_a_card_says_what_the_run_is(run):
 
 
 def test_a_bundle_alone_says_what_it_does_not_know(run):
-    text = write_card("me/det", artifacts.bundle_path(run), None, (), "apache-2.0")
+    text = render_card("me/det", artifacts.bundle_path(run), None, (), "apache-2.0")
     assert "Not known here: this was pushed from a bundle alone." in text
     assert "| one | 0.5000 | not known here | not known |" in text
     assert ModelCard(text).data.license == "apache-2.0"
@@ -206,7 +206,7 @@ def test_where_weights_came_from_is_never_guessed(run, recipe, recorded, words, 
     path = artifacts.member_path(run, "one") / "member.json"
     values = {key: value for key, value in artifacts.read_json(path, "").items() if key != "hub_checkpoint"}
     path.write_text(json.dumps(values | {"recipe": {"backbone": recipe}} | recorded), encoding="utf-8")
-    card = write_card("me/det", artifacts.bundle_path(run), run, bases(run, STACKER.members), None)
+    card = render_card("me/det", artifacts.bundle_path(run), run, base_checkpoints(run, STACKER.members), None)
     assert f"| one | 0.5000 | {words} | {licence} | 8 px, squash |" in card
     assert ModelCard(card).data.base_model is None
 
@@ -219,7 +219,7 @@ def test_a_threshold_that_was_chosen_on_the_scored_rows_is_called_flattered(run)
 def test_a_stack_that_was_never_scored_claims_nothing(run):
     folder = artifacts.bundle_path(run)
     change(folder / "stacker.json", scores={}, threshold_rule="", balanced_accuracy=None)
-    text = write_card("me/det", folder, run, (), None)
+    text = render_card("me/det", folder, run, (), None)
     assert "## Scores\n\nNone were measured." in text
     assert "model-index" not in text
 
@@ -231,7 +231,7 @@ def test_hostile_names_are_shown_and_do_nothing(run):
     change(artifacts.audit_path(run), headline=HOSTILE)
     change(artifacts.member_path(run, "one") / "member.json", recipe={"backbone": {"architecture": HOSTILE}})
     text = ModelCard(card_of(run)).text
-    assert text.count(END) == 1
+    assert text.count(END_MARK) == 1
     assert text.count("\n# ") == 1
     html = markdown_it.MarkdownIt("gfm-like", {"linkify": False, "html": True}).render(text)
     assert html.count("&lt;script&gt;alert(1)") == 3
@@ -242,7 +242,7 @@ def test_hostile_names_are_shown_and_do_nothing(run):
 
 @given(st.text() | st.text(alphabet="\\`*_{}[]<>|~$@:#!&;w.ab -+=()/\n"))
 def test_escaped_text_reads_as_it_was_written(text):
-    line = escaped(text)
+    line = escape(text)
     (cell,) = markdown_it.MarkdownIt("commonmark").parseInline(f"x{line}x")
     shown = "".join(token.content for token in cell.children)
     assert {token.type for token in cell.children} <= {"text", "text_special"}
@@ -262,26 +262,29 @@ AROUND = st.text(alphabet="ab\n #-<!>é|", max_size=40)
 @given(AROUND, AROUND)
 def test_what_others_wrote_around_our_part_stays(before, after):
     def card(body):
-        return f"---\nlicense: unknown\ntags:\n- ours\n---\n{BEGIN}\n{body}\n{END}\n"
+        return f"---\nlicense: unknown\ntags:\n- ours\n---\n{BEGIN_MARK}\n{body}\n{END_MARK}\n"
 
-    older = f"---\nlicense: mit\ntags: [theirs]\nlanguage: en\nmodel-index: []\n---\n{before}{BEGIN}\nold\n{END}{after}"
-    text = merged("me/x", older, card("new"))
+    head = "---\nlicense: mit\ntags: [theirs]\nlanguage: en\nmodel-index: []\n---\n"
+    older = f"{head}{before}{BEGIN_MARK}\nold\n{END_MARK}{after}"
+    text = merge_card("me/x", older, card("new"))
     read = ModelCard(text)
-    assert read.text.strip() == f"{before}{BEGIN}\nnew\n{END}{after}".strip()
+    assert read.text.strip() == f"{before}{BEGIN_MARK}\nnew\n{END_MARK}{after}".strip()
     assert read.data.to_dict() == {"license": "mit", "tags": ["ours", "theirs"], "language": "en"}
-    assert merged("me/x", text, card("new")) == text
+    assert merge_card("me/x", text, card("new")) == text
 
 
 def test_a_card_without_our_part_keeps_all_of_its_own():
-    text = merged("me/x", "# Mine\n\nText.\n", f"---\nlicense: unknown\ntags: [a]\n---\n{BEGIN}\nnew\n{END}\n")
-    assert text == f"---\nlicense: unknown\ntags:\n- a\n---\n{BEGIN}\nnew\n{END}\n\n# Mine\n\nText.\n"
+    text = merge_card(
+        "me/x", "# Mine\n\nText.\n", f"---\nlicense: unknown\ntags: [a]\n---\n{BEGIN_MARK}\nnew\n{END_MARK}\n"
+    )
+    assert text == f"---\nlicense: unknown\ntags:\n- a\n---\n{BEGIN_MARK}\nnew\n{END_MARK}\n\n# Mine\n\nText.\n"
 
 
 @pytest.mark.parametrize(
     ("older", "message"),
     [
-        (f"text {BEGIN} text", "has lost one of the two marks"),
-        (f"{END} {BEGIN}", "has lost one of the two marks"),
+        (f"text {BEGIN_MARK} text", "has lost one of the two marks"),
+        (f"{END_MARK} {BEGIN_MARK}", "has lost one of the two marks"),
         ("---\na: [\n---\nx", "YAML of its README.md cannot be read"),
         ("---\n- a\n---\nx", "YAML of its README.md cannot be read"),
         ("---\ntags: [{a: 1}]\n---\nx", "YAML of its README.md cannot be read"),
@@ -290,7 +293,7 @@ def test_a_card_without_our_part_keeps_all_of_its_own():
 )
 def test_a_card_that_cannot_be_merged_is_left_alone(older, message):
     with pytest.raises(HubError, match=message):
-        merged("me/x", older, f"---\nlicense: unknown\ntags: [a]\n---\n{BEGIN}\nnew\n{END}\n")
+        merge_card("me/x", older, f"---\nlicense: unknown\ntags: [a]\n---\n{BEGIN_MARK}\nnew\n{END_MARK}\n")
 
 
 FIELDS = ["license", "tags", "eval_results", "model-index", "base_model", "datasets", "self", "x", "3", "kwargs"]
@@ -305,13 +308,15 @@ VALUES = st.recursive(
 def test_whatever_the_owners_yaml_holds_it_is_kept_or_told_in_one_line(fields):
     older, told = f"---\n{yaml.safe_dump(fields)}\n---\nMine.\n", ""
     try:
-        text = merged("me/x", older, f"---\nlicense: unknown\ntags: [ours]\n---\n{BEGIN}\nnew\n{END}\n")
+        text = merge_card("me/x", older, f"---\nlicense: unknown\ntags: [ours]\n---\n{BEGIN_MARK}\nnew\n{END_MARK}\n")
     except HubError as error:
         text, told = "", str(error)
     assert "\n" not in told
-    assert told or text.endswith(f"\n---\n{BEGIN}\nnew\n{END}\n\nMine.\n")
+    assert told or text.endswith(f"\n---\n{BEGIN_MARK}\nnew\n{END_MARK}\n\nMine.\n")
 
 
 def test_words_as_tags_stay_whole():
-    text = merged("me/x", "---\ntags: theirs\n---\nx", f"---\nlicense: unknown\ntags: [ours]\n---\n{BEGIN}\n{END}\n")
+    text = merge_card(
+        "me/x", "---\ntags: theirs\n---\nx", f"---\nlicense: unknown\ntags: [ours]\n---\n{BEGIN_MARK}\n{END_MARK}\n"
+    )
     assert ModelCard(text).data.tags == ["ours", "theirs"]

@@ -16,9 +16,9 @@ from ensemble.core.errors import UnavailableError
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle
 from export.kaggle import wheels
-from export.kaggle.wheels import Target
+from export.kaggle.wheels import WheelTarget
 
-TARGET = Target("3.12", "manylinux_2_28_x86_64")
+TARGET = WheelTarget("3.12", "manylinux_2_28_x86_64")
 # what each package of a small index needs
 INDEX = {
     "onnxruntime": [],
@@ -411,17 +411,17 @@ def test_a_damaged_wheel_would_be_refused(tmp_path):
 )
 def test_platforms_are_those_of_linux_with_a_glibc(platform):
     with pytest.raises(UnavailableError, match="write manylinux_2_MINOR_x86_64"):
-        Target("3.12", platform).platforms()
+        WheelTarget("3.12", platform).platforms()
 
 
 def test_the_oldest_platform_is_glibc_2_5():
-    assert Target("3.12", "manylinux_2_5_x86_64").platforms() == ["manylinux_2_5_x86_64", "manylinux1_x86_64"]
+    assert WheelTarget("3.12", "manylinux_2_5_x86_64").platforms() == ["manylinux_2_5_x86_64", "manylinux1_x86_64"]
 
 
 def test_markers_are_those_of_the_target():
     assert wheels.Marker("python_version < '3.13' and sys_platform == 'linux'").evaluate(TARGET.environment())
     assert not wheels.Marker("platform_machine == 'aarch64'").evaluate(TARGET.environment())
-    aarch = Target("3.12", "manylinux_2_28_aarch64").environment()
+    aarch = WheelTarget("3.12", "manylinux_2_28_aarch64").environment()
     assert wheels.Marker("platform_machine == 'aarch64'").evaluate(aarch)
 
 

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from pictures import HOSTILE_NAMES
 
 from ensemble.core.errors import DataError
-from export.kaggle.submission import SubmissionOptions, in_order, read_sample, read_scores, values_of, write_submission
+from export.kaggle.submission import (
+    SubmissionOptions,
+    align_to_sample,
+    read_sample,
+    read_scores,
+    submission_values,
+    write_submission,
+)
 
 IDS = ["007", "NA", "c"]
 SOUND = {"id": IDS, "target": ["0.1", "0.2", "0.3"]}
@@ -193,8 +200,10 @@ def test_any_ids_in_any_order_come_out_as_the_samples(tmp_path_factory, ids, ran
     write_csv(folder / "sample.csv", id=ids, target=["0.5"] * len(ids))
     write_csv(folder / "scores.csv", id=shuffled, target=[targets[key] for key in shuffled])
     sample = read_sample(folder / "sample.csv")
-    values, moved = in_order(read_scores(folder / "scores.csv", sample), sample, folder / "scores.csv")
-    write_submission(folder / "out.csv", sample, values_of(values, sample, SubmissionOptions(), folder / "scores.csv"))
+    values, moved = align_to_sample(read_scores(folder / "scores.csv", sample), sample, folder / "scores.csv")
+    write_submission(
+        folder / "out.csv", sample, submission_values(values, sample, SubmissionOptions(), folder / "scores.csv")
+    )
     assert moved == (shuffled != ids)
     assert list(read_csv(folder / "out.csv")["id"]) == ids
     with (folder / "out.csv").open(encoding="utf-8", newline="") as file:
@@ -204,5 +213,5 @@ def test_any_ids_in_any_order_come_out_as_the_samples(tmp_path_factory, ids, ran
 def test_a_shuffle_with_the_wrong_targets_would_be_seen(tmp_path):
     sample = read_sample(write_csv(tmp_path / "sample.csv", id=["a", "b"], target=["0.5"] * 2))
     table = read_scores(write_csv(tmp_path / "scores.csv", id=["b", "a"], target=["0.2", "0.1"]), sample)
-    np.testing.assert_array_equal(in_order(table, sample, tmp_path)[0], [0.1, 0.2])
+    np.testing.assert_array_equal(align_to_sample(table, sample, tmp_path)[0], [0.1, 0.2])
     assert table["target"].tolist() == [0.2, 0.1]

@@ -7,11 +7,12 @@ from small_server import ENSEMBLE, grey, parts, refused, scored
 from starlette.testclient import TestClient
 
 from export.web import request_guard
-from export.web.server import Limits, app
+from export.web.limits import UploadLimits
+from export.web.server import make_app
 
 
 def client(own, host):
-    return TestClient(app(ENSEMBLE, Limits(), own), headers={"host": host})
+    return TestClient(make_app(ENSEMBLE, UploadLimits(), own), headers={"host": host})
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from export.inference.explain import explained
 from export.inference.infer import infer
 from export.inference.predictor import load_networks
 from export.runtimes.settings import RuntimeOptions
-from export.web.server import Limits, app
+from export.web.limits import UploadLimits
+from export.web.server import make_app
 
 NAME = "<script>, é.png"
 
@@ -41,7 +42,7 @@ def networks(run):
 @pytest.fixture
 def client(networks):
     ensemble, explain = networks
-    with TestClient(app(ensemble, Limits(megabytes=1), explain=explain), "http://localhost") as found:
+    with TestClient(make_app(ensemble, UploadLimits(megabytes=1), explain=explain), "http://localhost") as found:
         yield found
 
 
@@ -94,7 +95,7 @@ def test_what_is_no_image_is_told(client):
 
 
 def test_without_networks_there_is_no_such_path():
-    with TestClient(app(ENSEMBLE, Limits()), "http://localhost") as found:
+    with TestClient(make_app(ENSEMBLE, UploadLimits()), "http://localhost") as found:
         assert found.get("/api/info").json()["explain"] is False
         assert found.post("/api/explain", files=parts(("a.png", grey(1)))).status_code == 404
 

@@ -99,7 +99,7 @@ def test_the_command_serves_torch_members_with_heat_maps(tmp_path):
 def test_a_port_that_is_taken_is_told(tmp_path):
     from export.web import server
 
-    with server.bound("127.0.0.1", 0) as socket:
+    with server.listen("127.0.0.1", 0) as socket:
         port = socket.getsockname()[1]
         code, _, said = run_cli("serve", "--run", tmp_path, "--port", port)
     assert code == 2
