@@ -18,7 +18,7 @@ COMMANDS = {
     "demo": ("export.commands.demo", "The whole job on small real data, offline, in minutes."),
     "fetch": ("ensemble.commands.fetch", "Get training images from public collections."),
     "audit": ("ensemble.commands.audit", "Find what a detector could cheat with, before training."),
-    "canonicalise": ("ensemble.commands.audit", "Store both classes alike, so that only the pictures differ."),
+    "canonicalise": ("ensemble.commands.canonicalise", "Store both classes alike, so that only the pictures differ."),
     "select": ("ensemble.commands.select", "Choose pool images that resemble the test's."),
     "train": ("ensemble.commands.train", "Train one member from its recipe."),
     "train-all": ("ensemble.commands.train", "Train a member for every recipe in a folder."),

@@ -54,6 +54,7 @@ LIGHT = {
     "numpy,torch,pandas": (
         "ensemble.core.errors ensemble.core.recipe ensemble.core.preprocess_config ensemble.commands.train "
         "ensemble.fetch.catalogue ensemble.commands.audit ensemble.commands.fetch ensemble.commands.select "
+        "ensemble.commands.canonicalise "
         "ensemble.commands.stack ensemble.core.names ensemble.commands.report export.commands.export "
         "export.commands.infer export.commands.adapt export.commands.options export.cluster.placement "
         "export.commands.evaluate export.commands.explain export.commands.bench export.commands.frontier "
