@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ensemble.commands import options
-from ensemble.commands.train import require_training_packages
+from ensemble.commands.options import require_training_packages
 
 
 @click.command("canonicalise")
