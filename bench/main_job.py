@@ -67,7 +67,7 @@ def report(onnx: Path, torch: Path, labels: Path) -> None:
     scored = stack_table.score_frames(scores, truth)
     groups = truth["group" if "group" in truth else "id"].nunique()
     print(f"\nOn {len(scores)} test images in {groups} groups, 95 % intervals over groups:")
-    print(stack_table.as_table(scored).to_string(index=False))
+    print(stack_table.format_scores(scored).to_string(index=False))
     print(stack_table.verdict(scored))
     difference = np.abs(scores["target"] - other["target"]).max()
     print(f"Largest difference of target, ONNX against torch: {difference:.1e}")

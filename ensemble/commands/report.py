@@ -37,7 +37,7 @@ def report(run: Path, evaluation: str | None, output: Path | None, no_heatmaps: 
     from ensemble.stacking.stack import read_stacker
 
     target = output or page.default_path(run)
-    name = page.heaviest(run, read_stacker(run))
+    name = page.largest_weight_member(run, read_stacker(run))
     artifacts.ensure_writable(target.resolve().parent)
-    click.echo(page.write_report(run, target, evaluation, None if no_heatmaps else page.member_look(run, name)))
+    click.echo(page.write_report(run, target, evaluation, None if no_heatmaps else page.heatmap_overlay(run, name)))
     click.echo(f"-> {target}")

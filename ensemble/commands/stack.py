@@ -101,13 +101,13 @@ def stack(
     from ensemble.stacking import stack as stack_run
 
     loaded = tuple(external.load_external(*value) for value in externals)
-    choices = stack_run.StackOptions(kind, calibration, threshold, loaded, tta)
+    stack_options = stack_run.StackOptions(kind, calibration, threshold, loaded, tta)
     adapted = stack_run.has_shift(run)
-    done = stack_run.stack_run(run, members, choices)
+    done = stack_run.stack_run(run, members, stack_options)
     print_scores(done)
     _print_kinds(done)
     if drop_one:
-        _print_drop_one(run, done, choices)
+        _print_drop_one(run, done, stack_options)
     click.echo(audit_headline(run))
     if adapted:
         click.echo("The adaptation of the former stacker was dropped; run adapt again where you use infer --adapted.")
@@ -124,7 +124,7 @@ def print_scores(done: "StackResult") -> None:
         f"On {len(rows.labels)} held-out images in {rows.group_count} groups; "
         f"the stack {done.data.basis}, 95 % intervals over groups."
     )
-    options.table(scores.as_table(done.scored, stack_notes.weights(done)))
+    options.table(scores.format_scores(done.scored, stack_notes.format_weights(done)))
     click.echo(scores.verdict(done.scored))
 
 
@@ -133,21 +133,21 @@ def _print_kinds(done: "StackResult") -> None:
     from ensemble.stacking import stack as stack_notes
 
     click.echo("\nKinds of stack, each chosen, calibrated and scored alike:")
-    options.table(scores.differences_table(done.kinds, done.stacker.kind, "kind"))
-    for line in stack_notes.notes(done):
+    options.table(scores.format_differences(done.kinds, done.stacker.method, "kind"))
+    for line in stack_notes.describe_stack(done):
         click.echo(line)
 
 
-def _print_drop_one(run: Path, done: "StackResult", choices: "StackOptions") -> None:
+def _print_drop_one(run: Path, done: "StackResult", stack_options: "StackOptions") -> None:
     from ensemble.stacking import diagnostics
 
     stacker, data = done.stacker, done.data
-    elsewhere = [member.name for member in choices.externals]
+    elsewhere = [member.name for member in stack_options.externals]
     trained = [name for name in data.members if name not in elsewhere]
     costs, device = diagnostics.measure_costs(run, trained, data.ids)
     costs |= dict.fromkeys(elsewhere, 0.0)
-    lines = diagnostics.without_each(data, stacker.kind, choices.calibration, done.held)
+    lines = diagnostics.drop_each_member(data, stacker.method, stack_options.calibration, done.stack_logits)
     click.echo(f"\nThe stack without one member (ms: its network on {device}, decoding left out):")
-    options.table(diagnostics.drop_table(lines, costs))
+    options.table(diagnostics.drop_one_table(lines, costs))
     if elsewhere:
         click.echo(f"Looked up, so without a time: {', '.join(elsewhere)}.")

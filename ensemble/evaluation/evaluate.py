@@ -17,7 +17,7 @@ from ensemble.evaluation.protocol import CLEAN
 from ensemble.stacking.stacker import Stacker
 
 
-def choose(items: Sequence[LabelledImage], limit: int | None, seed: int) -> list[LabelledImage]:
+def sample_images(items: Sequence[LabelledImage], limit: int | None, seed: int) -> list[LabelledImage]:
     """The images, sorted by id; with a limit, as many of each class as there are, drawn at random."""
     items = sorted(items, key=lambda item: item.id)
     if limit is None or limit >= len(items):
@@ -44,7 +44,7 @@ def check_classes(items: Sequence[LabelledImage], stress: bool) -> None:
         raise DataError("--stress is for images of one class, and these are of both; leave it out")
 
 
-def name_of(data: Sequence[Path], name: str | None, limit: int | None, track: str) -> str:
+def evaluation_name(data: Sequence[Path], name: str | None, limit: int | None, track: str) -> str:
     """The evaluation's name, safe as a folder's: as given, or from the data's own names, the limit and the track."""
     if name is None:
         places = [path.resolve() for path in data]
@@ -65,7 +65,7 @@ def output_folder(run: Path | None, output: Path | None, name: str) -> Path:
     return artifacts.evaluation_path(run, name)
 
 
-def check_rows(
+def check_untrained(
     run: Path | None, items: Sequence[LabelledImage], track: str, allow_trained: bool
 ) -> tuple[list[str], int]:
     """SHA-256 of each file, and how many the run was trained on, or DataError where they cannot be a test."""
@@ -86,7 +86,7 @@ def check_leave_out(run: Path | None, items: Sequence[LabelledImage]) -> None:
     known_generators(run, [item.generator for item in items if item.label == 1])
 
 
-def count(frame: pd.DataFrame, errors: Mapping[str, str]) -> dict[str, Any]:
+def count_images(frame: pd.DataFrame, errors: Mapping[str, str]) -> dict[str, Any]:
     """The images that were scored, and those that could not be."""
     clean = frame[frame["cell"] == CLEAN]
     ai = int((clean["label"] == 1).sum())
@@ -104,7 +104,7 @@ def describe_stacker(stacker: Stacker) -> dict[str, Any]:
     return {
         "sha256": artifacts.json_sha256({key: v for key, v in stacker.to_dict().items() if key != "adapted"}),
         "members": list(stacker.members),
-        "kind": stacker.kind,
+        "kind": stacker.method,
         "calibration": stacker.calibration.kind,
         "threshold": stacker.threshold,
         "threshold_rule": stacker.threshold_rule,

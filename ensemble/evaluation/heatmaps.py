@@ -30,7 +30,7 @@ from ensemble.core import artifacts
 from ensemble.images import preprocess
 from ensemble.models.backbone import Member
 
-LONGEST = 512  # longer side of a heat map, in pixels
+MAX_SIDE_PIXELS = 512  # longer side of a heat map, in pixels
 SPECIAL_TOKENS = 16  # at most so many stand before the places: a class token, registers
 COVERED = 8  # an image without layers of places is covered in as many columns and rows
 OPACITY = 0.65  # of the heat at its hottest
@@ -39,7 +39,7 @@ SKIPPED = (nn.Linear, nn.Dropout, nn.Identity, nn.Softmax)
 
 
 @dataclass(frozen=True)
-class Layout:
+class TokenLayout:
     """How a layer's output [1, ...] holds its square of places: `first` tokens before them, channels first or last."""
 
     side: int
@@ -60,7 +60,7 @@ def heatmaps(member: Member, image: Image.Image) -> np.ndarray:
     overlap; what no crop shows is 0.
     """
     member.eval()
-    shown = fitted(image)
+    shown = shrink(image)
     pixels = torch.from_numpy(preprocess.to_pixels(image, member.preprocess_config)).to(member.mean.device)
     with torch.inference_mode():
         side = 1.0 if member(pixels).mean() > 0 else -1.0
@@ -81,14 +81,14 @@ def overlay(image: Image.Image, heat: np.ndarray) -> Image.Image:
     return Image.fromarray((under * (1 - strength) + colours * strength).round().astype(np.uint8))
 
 
-def fitted(image: Image.Image) -> Image.Image:
+def shrink(image: Image.Image) -> Image.Image:
     """The image as RGB, made smaller where its longer side is over 512."""
     rgb = preprocess.flatten(image, (255, 255, 255))
-    scale = min(1.0, LONGEST / max(rgb.size))
+    scale = min(1.0, MAX_SIDE_PIXELS / max(rgb.size))
     return rgb.resize((max(round(rgb.width * scale), 1), max(round(rgb.height * scale), 1)))
 
 
-def coarse(heat: np.ndarray, cells: int) -> np.ndarray:
+def downsample(heat: np.ndarray, cells: int) -> np.ndarray:
     """A heat map averaged into at most `cells` cells along its longer side, float64 [rows, columns] in 0..1."""
     height, width = heat.shape
     scale = min(1.0, cells / max(heat.shape))
@@ -96,7 +96,9 @@ def coarse(heat: np.ndarray, cells: int) -> np.ndarray:
     return np.asarray(Image.fromarray(heat).resize(size, Image.Resampling.BOX), dtype=np.float64).clip(0, 1)
 
 
-def _view_heat(member: Member, view: torch.Tensor, side: float, chosen: tuple[nn.Module, Layout] | None) -> np.ndarray:
+def _view_heat(
+    member: Member, view: torch.Tensor, side: float, chosen: tuple[nn.Module, TokenLayout] | None
+) -> np.ndarray:
     """What speaks for `side` in one view, float [1, S, S, 3]: float32 [places, places], not below 0."""
 
     def score(pixels: torch.Tensor) -> torch.Tensor:
@@ -135,7 +137,7 @@ def _pasted(
     return total / np.maximum(count, 1)
 
 
-def _last_layer(member: Member, pixels: torch.Tensor) -> tuple[nn.Module, Layout] | None:
+def _last_layer(member: Member, pixels: torch.Tensor) -> tuple[nn.Module, TokenLayout] | None:
     """The last layer whose output has places that the logit depends on, for one view uint8 [1, S, S, 3]."""
     with _outputs(member) as seen:
         logit = member(pixels.float().requires_grad_())
@@ -149,9 +151,9 @@ def _last_layer(member: Member, pixels: torch.Tensor) -> tuple[nn.Module, Layout
 
 
 @contextmanager
-def _outputs(member: Member) -> Iterator[list[tuple[nn.Module, torch.Tensor, Layout]]]:
+def _outputs(member: Member) -> Iterator[list[tuple[nn.Module, torch.Tensor, TokenLayout]]]:
     """What layers that have places put out while the member runs, in order; layers that run twice are left out."""
-    seen: list[tuple[nn.Module, torch.Tensor, Layout]] = []
+    seen: list[tuple[nn.Module, torch.Tensor, TokenLayout]] = []
 
     def keep(layer: nn.Module, inputs: object, output: object) -> None:
         patches = next((layout.side for _, values, layout in seen if values.dim() == 4), 0)
@@ -169,18 +171,18 @@ def _outputs(member: Member) -> Iterator[list[tuple[nn.Module, torch.Tensor, Lay
         seen[:] = [entry for entry in seen if runs.count(entry[0]) == 1]
 
 
-def _layout(output: torch.Tensor, patches: int) -> Layout | None:
+def _layout(output: torch.Tensor, patches: int) -> TokenLayout | None:
     """How an output for one image holds places, None if it holds none; patches: the side of the first map, or 0."""
     shape = output.shape
     if shape[0] != 1 or output.dim() not in (3, 4) or shape[-1] == 1:
         return None
     if output.dim() == 4:
         if shape[2] == shape[3]:
-            return Layout(shape[2], 0, channels_first=True)
-        return Layout(shape[1], 0, channels_first=False) if shape[1] == shape[2] > 1 else None
+            return TokenLayout(shape[2], 0, channels_first=True)
+        return TokenLayout(shape[1], 0, channels_first=False) if shape[1] == shape[2] > 1 else None
     side = patches if 0 <= shape[1] - patches**2 <= SPECIAL_TOKENS else math.isqrt(shape[1])
     first = shape[1] - side**2
-    return Layout(side, first, channels_first=False) if side > 1 and first <= SPECIAL_TOKENS else None
+    return TokenLayout(side, first, channels_first=False) if side > 1 and first <= SPECIAL_TOKENS else None
 
 
 COLUMNS = 4
@@ -198,7 +200,7 @@ class Panel:
     line: str
 
 
-def write_picture(panels: Sequence[Panel], title: str, note: str, path: Path) -> None:
+def write_figure(panels: Sequence[Panel], title: str, note: str, path: Path) -> None:
     """Write pictures of one size side by side as a PNG; no text is read as mathematics."""
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
@@ -221,13 +223,15 @@ def write_picture(panels: Sequence[Panel], title: str, note: str, path: Path) ->
     for place, panel in zip(axes, panels, strict=False):
         _draw(place, panel)
     places: dict[str, Any] = {"x": 0.2 / size[0], "parse_math": False}
-    figure.text(y=1 - 0.3 / size[1], s=drawable(title, 30 * columns), color=INK, fontsize=12, va="center", **places)
-    figure.text(y=0.2 / size[1], s=drawable(note, 60 * columns), color=QUIET, fontsize=8, va="center", **places)
+    figure.text(
+        y=1 - 0.3 / size[1], s=printable_text(title, 30 * columns), color=INK, fontsize=12, va="center", **places
+    )
+    figure.text(y=0.2 / size[1], s=printable_text(note, 60 * columns), color=QUIET, fontsize=8, va="center", **places)
     with artifacts.replacing(path) as temporary:
         canvas.print_png(temporary, metadata={"Software": None})
 
 
-def drawable(text: str, longest: int = LETTERS) -> str:
+def printable_text(text: str, longest: int = LETTERS) -> str:
     """A text on one line, of letters that the font has, its beginning left out where it is too long."""
     known = font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap()
     shown = "".join(letter if ord(letter) in known and letter.isprintable() else "?" for letter in text)
@@ -236,7 +240,7 @@ def drawable(text: str, longest: int = LETTERS) -> str:
 
 def _draw(axes: Axes, panel: Panel) -> None:
     axes.imshow(panel.picture)
-    for text, points, weight in ((drawable(panel.name), 17, "bold"), (panel.line, 4, "normal")):
+    for text, points, weight in ((printable_text(panel.name), 17, "bold"), (panel.line, 4, "normal")):
         axes.annotate(
             text,
             (0, 1),

@@ -17,14 +17,14 @@ from ensemble.core.bootstrap import interval, score_intervals
 from ensemble.core.errors import ArtifactError, DataError, join_limited
 from ensemble.core.metrics import Interval, sigmoid
 from ensemble.evaluation.leakage import UNSEEN
-from ensemble.evaluation.protocol import PREFIX
+from ensemble.evaluation.protocol import LOGIT_PREFIX
 from ensemble.models import members
 from ensemble.stacking.fit import fit_stacker
 from ensemble.stacking.stacker import Stacker
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class LeftOutGenerator:
     """One generator's images against all reals: AUROC of the run's stack, and of one refitted without the generator.
 
     rows: fitting rows that were left out. known: whether the members were trained on the generator.
@@ -61,7 +61,7 @@ def known_generators(run: Path, generators: Iterable[str | None]) -> dict[str, b
     return {name: name in fitted for name in names}
 
 
-def leave_out_generators(run: Path, clean: pd.DataFrame, stacker: Stacker, seed: int = 0) -> list[LeftOut]:
+def leave_out_generators(run: Path, clean: pd.DataFrame, stacker: Stacker, seed: int = 0) -> list[LeftOutGenerator]:
     """For each generator of the undamaged rows: the run's stack, and one that none of its fitting rows shaped.
 
     Both on that generator's images and all reals of `clean`, which neither was fitted on.
@@ -71,14 +71,14 @@ def leave_out_generators(run: Path, clean: pd.DataFrame, stacker: Stacker, seed:
     rows, logits = members.fitting_logits(run, stacker.members)
     generator = frame.loc[rows["id"], "generator"].to_numpy(dtype=object)
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy(dtype=str)
-    columns = [PREFIX + name for name in stacker.members]
+    columns = [LOGIT_PREFIX + name for name in stacker.members]
     found = []
     for name in known:
         own = (generator == name) & (labels == 1)
         scored = clean[(clean["label"] == 0) | (clean["generator"] == name)]
         refitted = _refit(stacker, logits[~own], labels[~own], groups[~own]) if own.any() else stacker
         found.append(
-            LeftOut(
+            LeftOutGenerator(
                 name,
                 int((scored["label"] == 1).sum()),
                 int(own.sum()),
@@ -95,7 +95,7 @@ def _refit(stacker: Stacker, logits: np.ndarray, labels: np.ndarray, groups: np.
     if len(set(labels)) < 2:
         return None
     try:
-        return fit_stacker(stacker.members, logits, labels, groups, stacker.kind)
+        return fit_stacker(stacker.members, logits, labels, groups, stacker.method)
     except ArtifactError:
         return None
 
@@ -107,7 +107,7 @@ def _auroc(stacker: Stacker, rows: pd.DataFrame, columns: Sequence[str], seed: i
     ]
 
 
-def commands(run: Path, generators: Sequence[str]) -> list[str]:
+def training_commands(run: Path, generators: Sequence[str]) -> list[str]:
     """The training that would leave each generator out of the members too; `...` stands for the run's own options."""
     return [
         f"python cli.py train-all ... --hold-out {quote('generator=' + name)} "

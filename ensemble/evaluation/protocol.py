@@ -36,7 +36,7 @@ TITLES = {
 
 
 @dataclass(frozen=True)
-class Part:
+class PartScores:
     """The scores of one part; NaN where it lacks a class.
 
     real and ai: how many images they are of. groups: that its own images form; an interval
@@ -54,7 +54,9 @@ class Part:
         return vars(self) | {"scores": {name: score.to_dict() for name, score in self.scores.items()}}
 
 
-def by(frame: pd.DataFrame, column: str, threshold: float = 0.5, resamples: int = 2000, seed: int = 0) -> list[Part]:
+def score_parts(
+    frame: pd.DataFrame, column: str, threshold: float = 0.5, resamples: int = 2000, seed: int = 0
+) -> list[PartScores]:
     """The scores of each value of `column`, in the order in which they first come.
 
     frame: a row an image, with label, group, logit and `column`. A generator's ai images are
@@ -70,33 +72,33 @@ def by(frame: pd.DataFrame, column: str, threshold: float = 0.5, resamples: int 
         rows = own | shared
         scores = score_intervals(labels[rows], p[rows], groups[rows], threshold, resamples, seed, tuple(TITLES))
         real, ai = np.bincount(labels[rows], minlength=2).tolist()
-        parts.append(Part(name or "not named", real, ai, len(set(groups[own])), scores))
+        parts.append(PartScores(name or "not named", real, ai, len(set(groups[own])), scores))
     return parts
 
 
-Score = Callable[[Sequence[Image]], np.ndarray]  # decoded images -> the members' logits [N, members]
-PREFIX = "logit:"  # of the members' columns
+ScoreImages = Callable[[Sequence[Image]], np.ndarray]  # decoded images -> the members' logits [N, members]
+LOGIT_PREFIX = "logit:"  # of the members' columns
 CLEAN = "clean"
-SAVE_EVERY = 10.0  # seconds
-PIXELS = 50_000_000  # of the images that wait to be scored together
-QUANTILES = (0.05, 0.5, 0.95, 0.99)
+SAVE_SECONDS = 10.0  # seconds
+MAX_BATCH_PIXELS = 50_000_000  # of the images that wait to be scored together
+TARGET_QUANTILES = (0.05, 0.5, 0.95, 0.99)
 
 
 @dataclass(frozen=True)
-class Model:
+class EvaluatedModel:
     """What is scored. identity: a hash of all that decides the members' logits; the stacker does not enter."""
 
-    score: Score
+    score: ScoreImages
     stacker: Stacker
     identity: str
     batch: int = 16
 
 
-def score_cells(
+def score_corruptions(
     items: Sequence[LabelledImage],
     sha256s: Sequence[str],
     cells: Sequence[Corruption],
-    model: Model,
+    model: EvaluatedModel,
     folder: Path,
     progress: Callable[[int], object] = lambda count: None,
 ) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -107,8 +109,8 @@ def score_cells(
     the number of damaged images done.
     """
     key = evaluation_key(items, sha256s, model)
-    found = [stored(folder, key, model.stacker.members)]
-    todo = missing(items, cells, found[0])
+    found = [read_finished(folder, key, model.stacker.members)]
+    todo = remaining_cells(items, cells, found[0])
     progress(len(items) * len(cells) - sum(len(left) for _, left in todo))
     errors: dict[str, str] = {}
     rows: list[tuple[str, str, np.ndarray]] = []
@@ -123,16 +125,16 @@ def score_cells(
     try:
         for row in _scored(todo, model, errors, progress):
             rows.append(row)
-            if perf_counter() - saved > SAVE_EVERY:
+            if perf_counter() - saved > SAVE_SECONDS:
                 keep()
                 saved = perf_counter()
     finally:
         keep()
     known = pd.concat(found, ignore_index=True)
-    return assemble(items, [cell.name for cell in cells], known, model.stacker, set(errors)), errors
+    return build_score_table(items, [cell.name for cell in cells], known, model.stacker, set(errors)), errors
 
 
-def missing(
+def remaining_cells(
     items: Sequence[LabelledImage], cells: Sequence[Corruption], known: pd.DataFrame
 ) -> list[tuple[LabelledImage, list[Corruption]]]:
     """The images that are not in all of these cells yet, each with the cells it lacks. known: from `stored`."""
@@ -141,7 +143,7 @@ def missing(
     return [(item, left) for item, left in todo if left]
 
 
-def seconds_per_image(items: Sequence[LabelledImage], model: Model, count: int = 4) -> float | None:
+def seconds_per_image(items: Sequence[LabelledImage], model: EvaluatedModel, count: int = 4) -> float | None:
     """What scoring one image takes, from the first few scored twice; None where they cannot be."""
     pictures = []
     for item in items[:count]:
@@ -158,7 +160,7 @@ def seconds_per_image(items: Sequence[LabelledImage], model: Model, count: int =
     return (perf_counter() - start) / len(pictures)
 
 
-def evaluation_key(items: Sequence[LabelledImage], sha256s: Sequence[str], model: Model) -> str:
+def evaluation_key(items: Sequence[LabelledImage], sha256s: Sequence[str], model: EvaluatedModel) -> str:
     """Hash of what decides the members' logits of a row: the files by their ids, the members, the cells' code."""
     rows = sorted((item.id, digest) for item, digest in zip(items, sha256s, strict=True))
     return artifacts.json_sha256([rows, model.identity, list(model.stacker.members), GRID_VERSION])
@@ -166,7 +168,7 @@ def evaluation_key(items: Sequence[LabelledImage], sha256s: Sequence[str], model
 
 def _scored(
     todo: Sequence[tuple[LabelledImage, list[Corruption]]],
-    model: Model,
+    model: EvaluatedModel,
     errors: dict[str, str],
     progress: Callable[[int], object],
 ) -> Iterator[tuple[str, str, np.ndarray]]:
@@ -185,7 +187,7 @@ def _scored(
     batch: list[tuple[str, str, Image]] = []
     for key, cell, image in ordered_map(lambda task: (*task[:2], task[1].apply(task[2])), tasks(), ahead=model.batch):
         batch.append((key, cell.name, image))
-        if len(batch) == model.batch or sum(waiting.width * waiting.height for *_, waiting in batch) > PIXELS:
+        if len(batch) == model.batch or sum(waiting.width * waiting.height for *_, waiting in batch) > MAX_BATCH_PIXELS:
             yield from _run(batch, model, errors)
             progress(len(batch))
             batch = []
@@ -195,7 +197,7 @@ def _scored(
 
 
 def _run(
-    batch: Sequence[tuple[str, str, Image]], model: Model, errors: dict[str, str]
+    batch: Sequence[tuple[str, str, Image]], model: EvaluatedModel, errors: dict[str, str]
 ) -> Iterator[tuple[str, str, np.ndarray]]:
     try:
         logits = model.score([image for *_, image in batch])
@@ -216,7 +218,7 @@ def _run(
 
 
 def _frame(keys: Sequence[tuple[str, str]], logits: np.ndarray, names: Sequence[str]) -> pd.DataFrame:
-    columns = {PREFIX + name: logits[:, column].astype(np.float32) for column, name in enumerate(names)}
+    columns = {LOGIT_PREFIX + name: logits[:, column].astype(np.float32) for column, name in enumerate(names)}
     ids, cells = zip(*keys, strict=True) if keys else ((), ())
     return pd.DataFrame({"id": pd.Series(ids, dtype=object), "cell": pd.Series(cells, dtype=object), **columns})
 
@@ -233,9 +235,9 @@ def _keep(folder: Path, key: str, part: pd.DataFrame) -> None:
     artifacts.write_json(parts / "key.json", {"key": key})
 
 
-def stored(folder: Path, key: str, names: Sequence[str]) -> pd.DataFrame:
+def read_finished(folder: Path, key: str, names: Sequence[str]) -> pd.DataFrame:
     """What is scored already under this key, of a finished evaluation and of one that was cut short."""
-    wanted = ["id", "cell", *(PREFIX + name for name in names)]
+    wanted = ["id", "cell", *(LOGIT_PREFIX + name for name in names)]
     found = [_frame([], np.empty((0, len(names))), names)]
     parts = parts_path(folder)
     if _key(folder / "evaluation.json") == key:
@@ -254,7 +256,7 @@ def _key(path: Path) -> str | None:
         return None
 
 
-def assemble(
+def build_score_table(
     items: Sequence[LabelledImage], cells: Sequence[str], known: pd.DataFrame, stacker: Stacker, left_out: set[str]
 ) -> pd.DataFrame:
     """The rows of scores.parquet: each image that was scored in every cell, with the stack's logit of it.
@@ -279,12 +281,12 @@ def assemble(
     finished = [name for name in known["cell"].unique() if counts[name] == len(described)]
     pairs = described.merge(pd.DataFrame({"cell": list(dict.fromkeys([*cells, *finished]))}), "cross")
     frame = pairs.merge(known, on=["id", "cell"], how="left", validate="one_to_one")
-    columns = [PREFIX + name for name in stacker.members]
+    columns = [LOGIT_PREFIX + name for name in stacker.members]
     frame.insert(len(pairs.columns), "logit", stacker.logit(frame[columns].to_numpy()))
     return frame
 
 
-def summarise(frame: pd.DataFrame, threshold: float, seed: int, stress: bool) -> dict[str, Any]:
+def summarize(frame: pd.DataFrame, threshold: float, seed: int, stress: bool) -> dict[str, Any]:
     """The scores of evaluation.json from the rows of scores.parquet.
 
     cells: every score of the undamaged images, some of the damaged, by name, each with its 95 % interval.
@@ -316,10 +318,10 @@ def _dicts(scores: dict[str, Interval]) -> dict[str, dict[str, float | None]]:
     return {name: score.to_dict() for name, score in scores.items()}
 
 
-def _parts(clean: pd.DataFrame, column: str, threshold: float, seed: int) -> list[Part]:
+def _parts(clean: pd.DataFrame, column: str, threshold: float, seed: int) -> list[PartScores]:
     """Scores part by part, where the images have such parts at all."""
     told = clean.loc[clean["label"] == 1, column] if column == "generator" else clean[column]
-    return by(clean, column, threshold, seed=seed) if told.notna().any() else []
+    return score_parts(clean, column, threshold, seed=seed) if told.notna().any() else []
 
 
 def target_quantiles(clean: pd.DataFrame, seed: int, resamples: int = 1000) -> dict[str, Interval]:
@@ -329,15 +331,17 @@ def target_quantiles(clean: pd.DataFrame, seed: int, resamples: int = 1000) -> d
     rows = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
     rng = np.random.default_rng(seed)
     drawn = [
-        np.quantile(target[np.concatenate([rows[i] for i in rng.integers(len(rows), size=len(rows))])], QUANTILES)
+        np.quantile(
+            target[np.concatenate([rows[i] for i in rng.integers(len(rows), size=len(rows))])], TARGET_QUANTILES
+        )
         for _ in range(resamples if len(rows) > 1 else 0)
     ]
-    table = np.array(drawn).reshape(-1, len(QUANTILES))
-    values = np.quantile(target, QUANTILES)
-    return {f"{q:g}": interval(float(values[i]), table[:, i]) for i, q in enumerate(QUANTILES)}
+    table = np.array(drawn).reshape(-1, len(TARGET_QUANTILES))
+    values = np.quantile(target, TARGET_QUANTILES)
+    return {f"{q:g}": interval(float(values[i]), table[:, i]) for i, q in enumerate(TARGET_QUANTILES)}
 
 
-def write(folder: Path, frame: pd.DataFrame, record: dict[str, Any]) -> None:
+def write_evaluation(folder: Path, frame: pd.DataFrame, record: dict[str, Any]) -> None:
     """Write scores.parquet, then evaluation.json, and let the finished parts go."""
     (folder / "evaluation.json").unlink(missing_ok=True)
     artifacts.write_parquet(folder / "scores.parquet", frame)

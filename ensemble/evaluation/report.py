@@ -18,9 +18,9 @@ from ensemble.core.errors import ArtifactError, ImageError
 from ensemble.core.metrics import Interval, sigmoid
 from ensemble.evaluation import protocol, report_data, report_plots, report_scores
 from ensemble.evaluation import report_data as report_facts
-from ensemble.evaluation.report_data import Heat, Line, Versus
+from ensemble.evaluation.report_data import ColorTable, Comparison, ScoreLine
 from ensemble.evaluation.report_plots import Plot, mean_spectra
-from ensemble.evaluation.report_scores import Rows
+from ensemble.evaluation.report_scores import ScoredImages
 from ensemble.evaluation.tables import TITLES
 from ensemble.images import html
 from ensemble.images import html as page
@@ -30,14 +30,14 @@ from ensemble.models import members
 from ensemble.stacking.stack import read_stacker
 from ensemble.stacking.stacker import Stacker
 
-COUNT = 12  # images of each kind
+GALLERY_IMAGES = 12  # images of each kind
 GALLERY_TITLES = ("False positives: reals called ai", "False negatives: ai called real")  # by label
 
-Look = Callable[[Image], Image]  # an RGB image -> the same with its heat map laid on
+Overlay = Callable[[Image], Image]  # an RGB image -> the same with its heat map laid on
 
 
 @dataclass(frozen=True)
-class Card:
+class GalleryImage:
     """One image of the gallery. wrong: it lies beyond the threshold; else it fills up as one of the nearest.
 
     target: the stack's P(ai). members: each member's. picture, heat: data URIs, None where there is none.
@@ -55,20 +55,22 @@ class Card:
     missing: str
 
 
-def worst(labels: np.ndarray, logits: np.ndarray, label: int, count: int = COUNT) -> np.ndarray:
+def most_wrong(labels: np.ndarray, logits: np.ndarray, label: int, count: int = GALLERY_IMAGES) -> np.ndarray:
     """Rows of a class, int [up to count], those that lie furthest on the other class's side first."""
     rows = np.flatnonzero(labels == label)
     return rows[np.argsort(logits[rows] if label else -logits[rows], kind="stable")[:count]]
 
 
-def cards(rows: Rows, threshold: float, label: int, look: Look | None = None, count: int = COUNT) -> list[Card]:
+def gallery_images(
+    rows: ScoredImages, threshold: float, label: int, look: Overlay | None = None, count: int = GALLERY_IMAGES
+) -> list[GalleryImage]:
     """The most confident errors among images of a class; then, if too few are wrong, the nearest to the threshold."""
-    chosen = worst(rows.labels, rows.stack, label, count)
+    chosen = most_wrong(rows.labels, rows.stack, label, count)
     bar = tqdm(chosen, "pictures", unit="image", leave=False, disable=None)
     return [_card(rows, int(row), threshold, look) for row in bar]
 
 
-def _card(rows: Rows, row: int, threshold: float, look: Look | None) -> Card:
+def _card(rows: ScoredImages, row: int, threshold: float, look: Overlay | None) -> GalleryImage:
     told, p = rows.frame.iloc[row], rows.p
     picture = heat = None
     missing = ""
@@ -79,7 +81,7 @@ def _card(rows: Rows, row: int, threshold: float, look: Look | None) -> Card:
     except ImageError as error:
         missing = str(error)
     target = float(p["stack"][row])
-    return Card(
+    return GalleryImage(
         str(told["id"]),
         str(told["source"]),
         str(told["generator"]),
@@ -102,25 +104,25 @@ def default_path(run: Path) -> Path:
 
 
 def write_report(
-    run: Path, output: Path, evaluation: str | None = None, look: Look | None = None, resamples: int = RESAMPLES
+    run: Path, output: Path, evaluation: str | None = None, look: Overlay | None = None, resamples: int = RESAMPLES
 ) -> str:
     """Write the page; returns its verdict.
 
     evaluation: by name; else the latest, if there is any. look: lays a heat map on an image.
     """
     stacker = read_stacker(run)
-    sets = report_scores.run_rows(run, stacker)
+    sets = report_scores.read_run_images(run, stacker)
     cautions = []
     try:
-        if evaluation is not None or (names := report_scores.evaluations(run)):
-            sets.append(report_scores.evaluated_rows(run, evaluation or names[0], stacker))
+        if evaluation is not None or (names := report_scores.list_evaluations(run)):
+            sets.append(report_scores.read_evaluated_images(run, evaluation or names[0], stacker))
     except ArtifactError as error:
         if evaluation is not None:
             raise
         cautions.append(f"Not shown: {error}.")
     frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first")
     audit = report_facts.read_audit(run)
-    infos = [members.read_info(run, name) for name in report_scores.split_names(run, stacker)[0]]
+    infos = [members.read_info(run, name) for name in report_scores.split_externals(run, stacker)[0]]
     sections = [_section(rows, stacker, look, resamples) for rows in sets]
     said = verdict(sets[0], sections[0]["lines"], sections[0]["versus"])
     html = page.render(
@@ -131,7 +133,7 @@ def write_report(
         cautions=[*report_facts.cautions(run, frame, stacker, sets, audit), *cautions],
         findings=(audit or {}).get("findings", []),
         counts=report_data.counts(frame),
-        listed=report_data.LARGEST,
+        listed=report_data.MAX_PARTS,
         members=[report_facts.member_facts(info) for info in infos],
         recipes=[(info["name"], report_facts.recipe_text(info)) for info in infos],
         stacker=stacker,
@@ -139,7 +141,7 @@ def write_report(
         null=report_facts.null_scores(audit),
         columns=TITLES,
         part_columns=protocol.TITLES,
-        heaviest=heaviest(run, stacker),
+        heaviest=largest_weight_member(run, stacker),
         looked=look is not None,
         sections=sections,
     )
@@ -148,13 +150,13 @@ def write_report(
     return said
 
 
-def heaviest(run: Path, stacker: Stacker) -> str:
+def largest_weight_member(run: Path, stacker: Stacker) -> str:
     """Of the members that the run trained, the one of the largest weight, whatever its sign."""
-    own, _ = report_scores.split_names(run, stacker)
+    own, _ = report_scores.split_externals(run, stacker)
     return own[int(np.argmax(np.abs(stacker.coef[: len(own)])))]
 
 
-def member_look(run: Path, name: str) -> Look:
+def heatmap_overlay(run: Path, name: str) -> Overlay:
     """Lays a member's heat map on an image. Needs torch."""
     from ensemble.evaluation import heatmaps
 
@@ -162,7 +164,7 @@ def member_look(run: Path, name: str) -> Look:
     return lambda image: heatmaps.overlay(image, heatmaps.heatmaps(member, image))
 
 
-def verdict(rows: Rows, lines: Sequence[Line], versus: Sequence[Versus]) -> str:
+def verdict(rows: ScoredImages, lines: Sequence[ScoreLine], versus: Sequence[Comparison]) -> str:
     """Whether the stack earns its place on these rows, in one sentence."""
     stack = next(line for line in lines if line.name == "stack")
     best, mean = (_outcome(one.paired.difference) for one in versus)
@@ -189,7 +191,7 @@ def _range(interval: Interval) -> str:
     return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
 
 
-def _section(rows: Rows, stacker: Stacker, look: Look | None, resamples: int) -> dict[str, Any]:
+def _section(rows: ScoredImages, stacker: Stacker, look: Overlay | None, resamples: int) -> dict[str, Any]:
     """All that the page shows of one set of rows."""
     lines = report_data.scores(rows, stacker, resamples)
     spectra = mean_spectra(rows)
@@ -210,7 +212,7 @@ def _section(rows: Rows, stacker: Stacker, look: Look | None, resamples: int) ->
         "disagreements": _shaded(report_data.disagreements(rows, threshold), 0.0, 0.5, PLAIN, POOR),
         "divided": report_data.divided(rows, threshold),
         "images": len(rows.frame),
-        "galleries": [(GALLERY_TITLES[label], cards(rows, threshold, label, look)) for label in (0, 1)],
+        "galleries": [(GALLERY_TITLES[label], gallery_images(rows, threshold, label, look)) for label in (0, 1)],
         "spectra": spectra,
         "spectrum_plots": []
         if spectra is None
@@ -218,13 +220,13 @@ def _section(rows: Rows, stacker: Stacker, look: Look | None, resamples: int) ->
     }
 
 
-def _worst(heat: Heat) -> str:
+def _worst(heat: ColorTable) -> str:
     """The cell in which the stack, the last column, fares worst."""
     row = int(np.argmin(heat.values[:, -1]))
     return f"The stack fares worst under {heat.rows[row]}, with an AUROC of {heat.values[row, -1]:.3f}."
 
 
-def _plots(rows: Rows, stacker: Stacker) -> list[Plot]:
+def _plots(rows: ScoredImages, stacker: Stacker) -> list[Plot]:
     labels, p = rows.labels, rows.p
     said = {"stack": p["stack"]}
     if stacker.calibration.kind != "none":
@@ -239,7 +241,7 @@ def _plots(rows: Rows, stacker: Stacker) -> list[Plot]:
 
 
 def _shaded(
-    heat: Heat, low: float, high: float, first: tuple[int, int, int], last: tuple[int, int, int]
+    heat: ColorTable, low: float, high: float, first: tuple[int, int, int], last: tuple[int, int, int]
 ) -> dict[str, Any]:
     """A table of numbers with a colour for each, from `first` at `low` to `last` at `high`."""
     shares = np.clip((np.nan_to_num(heat.values, nan=low) - low) / (high - low), 0, 1)

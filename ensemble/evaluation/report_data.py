@@ -21,15 +21,15 @@ from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.data import dataset
 from ensemble.evaluation import protocol
 from ensemble.evaluation.protocol import CLEAN
-from ensemble.evaluation.report_scores import Rows, member_logits, split_names
+from ensemble.evaluation.report_scores import ScoredImages, member_logits, split_externals
 from ensemble.evaluation.tables import read_interval
 from ensemble.stacking.stacker import Stacker
 
-LARGEST = 30  # sources or generators that are listed
+MAX_PARTS = 30  # sources or generators that are listed
 
 
 @dataclass(frozen=True)
-class Line:
+class ScoreLine:
     """The scores of one member, the mean or the stack; NaN where a class is missing."""
 
     name: str
@@ -39,7 +39,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Versus:
+class Comparison:
     """The stack against another, in AUROC on the same rows."""
 
     other: str
@@ -47,7 +47,7 @@ class Versus:
 
 
 @dataclass(frozen=True)
-class Called:
+class DecisionCounts:
     """A part of the rows: how many were called ai and real at the stack's threshold."""
 
     name: str
@@ -64,7 +64,7 @@ class Called:
 
 
 @dataclass(frozen=True)
-class Heat:
+class ColorTable:
     """A table of numbers that is shown in colour: values float [rows, columns], NaN where there is none."""
 
     rows: tuple[str, ...]
@@ -72,11 +72,11 @@ class Heat:
     values: np.ndarray
 
 
-def scores(rows: Rows, stacker: Stacker, resamples: int) -> list[Line]:
+def scores(rows: ScoredImages, stacker: Stacker, resamples: int) -> list[ScoreLine]:
     """Every score of every member, of the mean and of the stack, with 95 % intervals over groups."""
     weights, thresholds = dict(zip(stacker.members, stacker.coef, strict=True)), rows.thresholds(stacker.threshold)
     return [
-        Line(
+        ScoreLine(
             name,
             weights.get(name),
             thresholds[name],
@@ -86,35 +86,35 @@ def scores(rows: Rows, stacker: Stacker, resamples: int) -> list[Line]:
     ]
 
 
-def best_member(lines: Sequence[Line]) -> Line:
+def best_member(lines: Sequence[ScoreLine]) -> ScoreLine:
     """The member of the highest AUROC."""
     members = [line for line in lines if line.name not in ("mean", "stack")]
     return max(members, key=lambda line: line.scores["auroc"].value)
 
 
-def comparisons(rows: Rows, lines: Sequence[Line], resamples: int) -> list[Versus]:
+def comparisons(rows: ScoredImages, lines: Sequence[ScoreLine], resamples: int) -> list[Comparison]:
     """The stack against its best member and against the mean; nothing where a class is missing."""
     if not rows.both_classes:
         return []
     p = rows.p
     return [
-        Versus(name, paired(rows.labels, p["stack"], p[name], rows.groups, resamples=resamples))
+        Comparison(name, paired(rows.labels, p["stack"], p[name], rows.groups, resamples=resamples))
         for name in (best_member(lines).name, "mean")
     ]
 
 
-def parts(rows: Rows, column: str, threshold: float, resamples: int) -> list[protocol.Part]:
+def parts(rows: ScoredImages, column: str, threshold: float, resamples: int) -> list[protocol.PartScores]:
     """The stack's scores for each of the largest sources or generators: a generator's ai against all reals."""
     frame = rows.frame.assign(logit=rows.stack)
     counted = frame[frame["label"] == 1] if column == "generator" else frame
-    largest = set(counted[column].fillna("").astype(str).value_counts().index[:LARGEST])
+    largest = set(counted[column].fillna("").astype(str).value_counts().index[:MAX_PARTS])
     kept = frame[column].fillna("").astype(str).isin(largest)
     if column == "generator":
         kept |= frame["label"] == 0
-    return protocol.by(frame[kept], column, threshold, resamples)
+    return protocol.score_parts(frame[kept], column, threshold, resamples)
 
 
-def confusion(rows: Rows, threshold: float) -> dict[str, list[Called]]:
+def confusion(rows: ScoredImages, threshold: float) -> dict[str, list[DecisionCounts]]:
     """Calls at the stack's threshold: of all rows, and by source and generator, the largest first."""
     frame = rows.frame.assign(called=rows.p["stack"] >= threshold)
     parts = {"all": [_called("all", part) for _, part in frame.groupby("label", sort=False)]}
@@ -125,42 +125,42 @@ def confusion(rows: Rows, threshold: float) -> dict[str, list[Called]]:
     return parts
 
 
-def _called(name: str, part: pd.DataFrame) -> Called:
+def _called(name: str, part: pd.DataFrame) -> DecisionCounts:
     ai = int(part["called"].sum())
     of = "ai" if part["label"].iloc[0] else "real"
-    return Called(name, of, len(part), part["group"].nunique(), ai, len(part) - ai)
+    return DecisionCounts(name, of, len(part), part["group"].nunique(), ai, len(part) - ai)
 
 
-def correlations(rows: Rows) -> Heat:
+def correlations(rows: ScoredImages) -> ColorTable:
     """Pearson correlation of the logits of members and stack."""
     names = (*rows.names, "stack")
     columns = np.column_stack([rows.logits, rows.stack])
     moved = columns.std(axis=0) > 0
     values = np.full((len(names), len(names)), np.nan)
     values[np.ix_(moved, moved)] = np.atleast_2d(np.corrcoef(columns[:, moved], rowvar=False))
-    return Heat(names, names, values)
+    return ColorTable(names, names, values)
 
 
-def disagreements(rows: Rows, threshold: float) -> Heat:
+def disagreements(rows: ScoredImages, threshold: float) -> ColorTable:
     """Share of images that two of members and stack call differently, each at its own threshold."""
     names = (*rows.names, "stack")
     called = _calls(rows, threshold)
-    return Heat(names, names, (called[:, :, None] != called[:, None, :]).mean(axis=0))
+    return ColorTable(names, names, (called[:, :, None] != called[:, None, :]).mean(axis=0))
 
 
-def divided(rows: Rows, threshold: float) -> dict[str, int]:
+def divided(rows: ScoredImages, threshold: float) -> dict[str, int]:
     """Images on which not all members agree, and on how many of those the stack is right."""
     called = _calls(rows, threshold)
     split = (called[:, :-1] != called[:, :1]).any(axis=1)
     return {"images": int(split.sum()), "right": int((called[split, -1] == rows.labels[split]).sum())}
 
 
-def _calls(rows: Rows, threshold: float) -> np.ndarray:
+def _calls(rows: ScoredImages, threshold: float) -> np.ndarray:
     thresholds, p = rows.thresholds(threshold), rows.p
     return np.column_stack([p[name] >= thresholds[name] for name in (*rows.names, "stack")])
 
 
-def robustness(rows: Rows, stacker: Stacker) -> Heat | None:
+def robustness(rows: ScoredImages, stacker: Stacker) -> ColorTable | None:
     """AUROC of members and stack under each degradation, in the order of the evaluation;
     None without any, or without a class."""
     if rows.cells is None or not rows.both_classes:
@@ -173,7 +173,7 @@ def robustness(rows: Rows, stacker: Stacker) -> Heat | None:
         logits = member_logits(part, rows.names)
         columns = np.column_stack([logits, stacker.logit(logits)])
         values.append([metrics.auroc(part["label"].to_numpy(), column) for column in columns.T])
-    return Heat(tuple(cells), names, np.array(values))
+    return ColorTable(tuple(cells), names, np.array(values))
 
 
 def counts(frame: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
@@ -246,7 +246,7 @@ def null_scores(audit: Mapping[str, Any] | None) -> dict[str, Interval]:
 
 
 def cautions(
-    run: Path, frame: pd.DataFrame, stacker: Stacker, sets: Sequence[Rows], audit: Mapping[str, Any] | None
+    run: Path, frame: pd.DataFrame, stacker: Stacker, sets: Sequence[ScoredImages], audit: Mapping[str, Any] | None
 ) -> list[str]:
     """What to know before trusting the scores, a sentence each."""
     said = []
@@ -269,7 +269,7 @@ def cautions(
         for rows in sets
         if (trained := rows.record.get("trained"))
     ]
-    if elsewhere := split_names(run, stacker)[1]:
+    if elsewhere := split_externals(run, stacker)[1]:
         said.append(f"Trained elsewhere, and known by their scores alone: {join_limited(elsewhere)}.")
     if outside := [name for name in artifacts.list_members(run) if name not in stacker.members]:
         said.append(f"Not in the stack, and not shown: {join_limited(outside)}.")

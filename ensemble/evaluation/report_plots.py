@@ -18,7 +18,7 @@ from ensemble.core import metrics
 from ensemble.core.errors import ImageError
 from ensemble.core.metrics import BINS
 from ensemble.core.parallel import ordered_map
-from ensemble.evaluation.report_scores import Rows
+from ensemble.evaluation.report_scores import ScoredImages
 from ensemble.images import html
 from ensemble.images.canonical import WHITE
 from ensemble.images.pixel_traces import SIDE, SMALLEST, radial_spectrum
@@ -176,8 +176,8 @@ def _uri(figure: Figure) -> str:
     return html.data_uri("image/svg+xml", buffer.getvalue())
 
 
-MOST = 300  # images a class
-SHORTER = 0.10  # share of images that may be too small for the common square
+MAX_SPECTRUM_IMAGES = 300  # images a class
+TOO_SMALL_SHARE = 0.10  # share of images that may be too small for the common square
 
 
 @dataclass(frozen=True)
@@ -195,14 +195,14 @@ class Spectra:
     left_out: int
 
 
-def mean_spectra(rows: Rows, most: int = MOST, seed: int = 0) -> Spectra | None:
+def mean_spectra(rows: ScoredImages, most: int = MAX_SPECTRUM_IMAGES, seed: int = 0) -> Spectra | None:
     """Of at most `most` images a class, drawn at random; None where a class has none of 32 pixels or more."""
     rng = np.random.default_rng(seed)
     chosen = np.concatenate([rng.permutation(np.flatnonzero(rows.labels == label))[:most] for label in (0, 1)])
 
     def grey(row: int) -> np.ndarray | None:
         try:
-            return middle(np.asarray(flatten(rows.read(row), WHITE).convert("L")), SIDE)
+            return center_square(np.asarray(flatten(rows.read(row), WHITE).convert("L")), SIDE)
         except ImageError:
             return None
 
@@ -210,27 +210,29 @@ def mean_spectra(rows: Rows, most: int = MOST, seed: int = 0) -> Spectra | None:
     read = [(label, pixels) for label, pixels in zip(rows.labels[chosen], bar, strict=True) if pixels is not None]
     if not read:
         return None
-    shorter = np.quantile([min(pixels.shape) for _, pixels in read], SHORTER, method="higher")
+    shorter = np.quantile([min(pixels.shape) for _, pixels in read], TOO_SMALL_SHARE, method="higher")
     side = 2 ** int(np.log2(shorter))
-    kept = [(label, middle(pixels, side).astype(np.float64)) for label, pixels in read if min(pixels.shape) >= side]
+    kept = [
+        (label, center_square(pixels, side).astype(np.float64)) for label, pixels in read if min(pixels.shape) >= side
+    ]
     by_class = {label: [pixels for own, pixels in kept if own == label] for label in (0, 1)}
     if side < SMALLEST or not all(by_class.values()):
         return None
     return Spectra(
         side,
-        {label: np.mean([plane(pixels) for pixels in squares], axis=0) for label, squares in by_class.items()},
+        {label: np.mean([log_spectrum(pixels) for pixels in squares], axis=0) for label, squares in by_class.items()},
         {label: np.stack([radial_spectrum(pixels) for pixels in squares]) for label, squares in by_class.items()},
         len(chosen) - len(kept),
     )
 
 
-def middle(pixels: np.ndarray, side: int) -> np.ndarray:
+def center_square(pixels: np.ndarray, side: int) -> np.ndarray:
     """The middle of [H, W], each side cut to at most `side`."""
     top, left = (max(length - side, 0) // 2 for length in pixels.shape)
     return pixels[top : top + side, left : left + side]
 
 
-def plane(grey: np.ndarray) -> np.ndarray:
+def log_spectrum(grey: np.ndarray) -> np.ndarray:
     """log10 power of a square under a Hann window, float64 [side, side], zero frequency in the middle."""
     window = np.hanning(len(grey))
     window = window[:, None] * window[None, :]

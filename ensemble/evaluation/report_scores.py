@@ -13,7 +13,7 @@ from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, join_limited
 from ensemble.core.metrics import sigmoid
 from ensemble.data import dataset, splits
-from ensemble.evaluation.protocol import CLEAN, PREFIX
+from ensemble.evaluation.protocol import CLEAN, LOGIT_PREFIX
 from ensemble.images import canonical, decode
 from ensemble.models import external, members
 from ensemble.stacking.logit_table import read_stacking_data, stack_scores
@@ -23,7 +23,7 @@ DESCRIBED = ["id", "root", "path", "label", "group", "source", "generator"]
 
 
 @dataclass(frozen=True)
-class Rows:
+class ScoredImages:
     """Scored images.
 
     title, basis: which rows, and how they stand to the stack, in words. frame: the columns
@@ -83,14 +83,14 @@ class Rows:
         )
 
 
-def run_rows(run: Path, stacker: Stacker) -> list[Rows]:
+def read_run_images(run: Path, stacker: Stacker) -> list[ScoredImages]:
     """The run's held-out rows and, if it kept whole generators or sources out, its unseen rows.
 
     Members trained elsewhere have no scores of unseen rows.
     """
     frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first")
     found = [_held_out(run, stacker, frame)]
-    if (frame["split"] == "unseen").any() and not split_names(run, stacker)[1]:
+    if (frame["split"] == "unseen").any() and not split_externals(run, stacker)[1]:
         rows, logits = members.heldout_logits(run, stacker.members, ("unseen",))
         title = "Generators and sources never trained on"
         stack = stacker.logit(logits), stacker.raw_logit(logits)
@@ -100,17 +100,17 @@ def run_rows(run: Path, stacker: Stacker) -> list[Rows]:
     return found
 
 
-def _held_out(run: Path, stacker: Stacker, frame: pd.DataFrame) -> Rows:
-    own, elsewhere = split_names(run, stacker)
+def _held_out(run: Path, stacker: Stacker, frame: pd.DataFrame) -> ScoredImages:
+    own, elsewhere = split_externals(run, stacker)
     data = read_stacking_data(run, own, [external.read_external(run, name) for name in elsewhere])
     told = artifacts.read_json(artifacts.stacker_path(run), "run stack again")
-    found = stack_scores(data, stacker.kind, told.get("calibration_asked", stacker.calibration.kind))
+    found = stack_scores(data, stacker.method, told.get("calibration_asked", stacker.calibration.kind))
     basis = f"is scored {data.basis}" if data.basis == "out of fold" else f"was {data.basis}"
     stack, title = (found.calibrated, found.raw), "The run's held-out rows"
     return _of_run(run, frame, data.ids, title, basis, data.scored.logits, stack, stacker)
 
 
-def split_names(run: Path, stacker: Stacker) -> tuple[list[str], list[str]]:
+def split_externals(run: Path, stacker: Stacker) -> tuple[list[str], list[str]]:
     """The stack's members that the run trained, and those that were trained elsewhere; in the stack these come last."""
     elsewhere = [name for name in stacker.members if external.is_external(run, name)]
     return [name for name in stacker.members if name not in elsewhere], elsewhere
@@ -125,34 +125,34 @@ def _of_run(
     logits: np.ndarray,
     stack: tuple[np.ndarray, np.ndarray],
     stacker: Stacker,
-) -> Rows:
+) -> ScoredImages:
     scored = frame[~frame["split"].isin(splits.FITTED_SPLITS)].reset_index(drop=True)
     places = pd.Series(scored.index, index=scored["id"])[list(ids)].to_numpy()  # canonical forms are drawn by them
     described = scored.loc[places, DESCRIBED].reset_index(drop=True)
     files = dataset.files(described)
     plan = canonical.read_plan(artifacts.canonical_path(run))
-    seed = members.read_info(run, split_names(run, stacker)[0][0]).get("seed", 0)
+    seed = members.read_info(run, split_externals(run, stacker)[0][0]).get("seed", 0)
 
     def read(row: int) -> Image:
         if plan is None:
             return decode.decode(files[row])
         return canonical.read_canonical(files[row], plan, [seed, 0, int(places[row])])
 
-    return Rows(title, basis, described, stacker.members, logits, *stack, read)
+    return ScoredImages(title, basis, described, stacker.members, logits, *stack, read)
 
 
-def evaluations(run: Path) -> list[str]:
+def list_evaluations(run: Path) -> list[str]:
     """Names of the run's finished evaluations, the latest first."""
     marks = artifacts.evaluation_path(run, "x").parent.glob("*/evaluation.json")
     return [mark.parent.name for mark in sorted(marks, key=lambda mark: mark.stat().st_mtime, reverse=True)]
 
 
-def evaluated_rows(run: Path, name: str, stacker: Stacker) -> Rows:
+def read_evaluated_images(run: Path, name: str, stacker: Stacker) -> ScoredImages:
     """The images of an evaluation, undamaged, with their degraded logits beside them.
 
     The stack is the run's present one, whichever was evaluated.
     """
-    if name not in (present := evaluations(run)):
+    if name not in (present := list_evaluations(run)):
         raise ArtifactError(
             f"no evaluation {name!r} in {run}; it has: {', '.join(present) or 'none'}; make one with evaluate"
         )
@@ -160,7 +160,7 @@ def evaluated_rows(run: Path, name: str, stacker: Stacker) -> Rows:
     remedy = "run evaluate again"
     record = artifacts.read_json(folder / "evaluation.json", remedy)
     scores = artifacts.read_parquet(folder / "scores.parquet", remedy)
-    wanted = [*DESCRIBED, "cell", *(PREFIX + member for member in stacker.members)]
+    wanted = [*DESCRIBED, "cell", *(LOGIT_PREFIX + member for member in stacker.members)]
     if missing := [column for column in wanted if column not in scores]:
         raise ArtifactError(
             f"evaluation {name!r} lacks {join_limited(missing)}: the stack has other members now; {remedy}"
@@ -170,7 +170,7 @@ def evaluated_rows(run: Path, name: str, stacker: Stacker) -> Rows:
         raise ArtifactError(f"evaluation {name!r} has no undamaged images; {remedy}")
     files = dataset.files(clean)
     logits = member_logits(clean, stacker.members)
-    return Rows(
+    return ScoredImages(
         f"Evaluation {name} of {record.get('data', 'unnamed data')}",
         "was fitted on other rows",
         clean[DESCRIBED],
@@ -186,4 +186,4 @@ def evaluated_rows(run: Path, name: str, stacker: Stacker) -> Rows:
 
 def member_logits(scores: pd.DataFrame, names: Sequence[str]) -> np.ndarray:
     """float64 [N, members] from the columns of an evaluation."""
-    return scores[[PREFIX + name for name in names]].to_numpy(dtype=np.float64)
+    return scores[[LOGIT_PREFIX + name for name in names]].to_numpy(dtype=np.float64)

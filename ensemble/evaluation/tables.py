@@ -26,13 +26,13 @@ def read_interval(values: Mapping[str, float | None]) -> Interval:
     return Interval(**{key: float("nan") if value is None else value for key, value in values.items()})
 
 
-def clean_table(record: Mapping[str, Any]) -> pd.DataFrame:
+def score_table(record: Mapping[str, Any]) -> pd.DataFrame:
     """Every score of the undamaged images."""
     scores = record["cells"]["clean"]
     return pd.DataFrame({"score": [TITLES[name] for name in scores], "value": list(map(_text, scores.values()))})
 
 
-def cell_table(record: Mapping[str, Any]) -> pd.DataFrame:
+def corruption_table(record: Mapping[str, Any]) -> pd.DataFrame:
     """Cells from the worst to the best, with what each costs against the undamaged images."""
     deciding = record["worst"]["score"]
     cells = sorted(record["cells"].items(), key=lambda item: item[1][deciding]["value"])
@@ -66,7 +66,7 @@ def part_table(parts: Sequence[Mapping[str, Any]], title: str) -> pd.DataFrame:
     return table.loc[:, (table != "").any()]
 
 
-def left_out_table(lines: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def leave_out_table(lines: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Generators, with the stack's AUROC as it is and refitted without each."""
     return pd.DataFrame(
         [

@@ -7,7 +7,7 @@ import numpy as np
 from ensemble.stacking.grouped_cv import Fold
 from ensemble.stacking.stacker import Calibration
 
-NOISE = 2.0  # standard errors that the log-loss must fall by before `auto` calibrates
+MIN_STANDARD_ERRORS = 2.0  # standard errors that the log-loss must fall by before `auto` calibrates
 
 
 def fit_calibration(
@@ -28,7 +28,7 @@ def fit_calibration(
         for fit, rest in folds:
             held[rest] = _fit(kind, logits[fit], labels[fit]).apply(logits[rest])
         gain, error = clustered_mean(before - _losses(labels, held), groups)
-        if gain > max(best[0], NOISE * error):
+        if gain > max(best[0], MIN_STANDARD_ERRORS * error):
             reason = f"lowers the log-loss by {gain:.4f}, standard error {error:.4f}, on groups it was not fitted on"
             best = (gain, _fit(kind, logits, labels, reason))
     return best[1]

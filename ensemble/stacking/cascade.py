@@ -14,7 +14,7 @@ from ensemble.stacking.stacker import Stacker, weighted_sum
 
 
 @dataclass(frozen=True)
-class Step:
+class CascadeStep:
     """What is known after `member`: a guess at the stack's logit, and the limits beyond which an image leaves with it.
 
     The guess is intercept + sum of coef * logit over the members so far, in the cascade's
@@ -27,13 +27,13 @@ class Step:
     low: float = -np.inf
     high: float = np.inf
 
-    def guess(self, logits: np.ndarray) -> np.ndarray:
+    def surrogate_logit(self, logits: np.ndarray) -> np.ndarray:
         """float64 [N] from member logits [N, members] in the cascade's order; NaN without one that it needs."""
         return weighted_sum(logits, self.coef, self.intercept)
 
-    def lets_leave(self, guess: np.ndarray) -> np.ndarray:
+    def exits(self, logit: np.ndarray) -> np.ndarray:
         """Which images with these guesses [N] leave: bool [N]; NaN stays."""
-        return (guess <= self.low) | (guess >= self.high)
+        return (logit <= self.low) | (logit >= self.high)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values: null for a limit that lets nobody leave."""
@@ -43,7 +43,7 @@ class Step:
         return {**asdict(self), "coef": list(self.coef), **limits}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Step":
+    def from_dict(cls, values: Mapping[str, Any]) -> "CascadeStep":
         """The step from `to_dict`'s values."""
         low, high = values["low"], values["high"]
         return cls(
@@ -56,13 +56,13 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Report:
+class CascadeReport:
     """What a cascade did on rows, each by limits that were fitted on others.
 
     auroc: of the full stack, and of the cascade. loss: the first minus the second, with its
     95 % interval over groups. shares: of the images that leave after each member, in the
     cascade's order, summing to 1. milliseconds: of the members an image, by the full stack and
-    by the cascade. flips: the share of images whose call at the stacker's threshold changes.
+    by the cascade. decision_changes: the share of images whose class at the stacker's threshold changes.
     """
 
     rows: int
@@ -71,19 +71,22 @@ class Report:
     loss: Interval
     shares: tuple[float, ...]
     milliseconds: tuple[float, float]
-    flips: float
+    decision_changes: float
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
         lists = {name: list(getattr(self, name)) for name in ("auroc", "shares", "milliseconds")}
-        return {**asdict(self), **lists, "loss": self.loss.to_dict()}
+        values = {**asdict(self), **lists, "loss": self.loss.to_dict()}
+        values["flips"] = values.pop("decision_changes")  # its name in files
+        return values
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Report":
+    def from_dict(cls, values: Mapping[str, Any]) -> "CascadeReport":
         """The report from `to_dict`'s values."""
         loss = Interval(**{name: np.nan if end is None else end for name, end in values["loss"].items()})
         lists = {name: tuple(values[name]) for name in ("auroc", "shares", "milliseconds")}
-        return cls(**{**values, **lists, "loss": loss})
+        values = {**values, **lists, "loss": loss}
+        return cls(**{"decision_changes" if name == "flips" else name: value for name, value in values.items()})
 
 
 @dataclass(frozen=True)
@@ -94,11 +97,11 @@ class Cascade:
     was fitted to stay within.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[CascadeStep, ...]
     last: str
     milliseconds: tuple[float, ...]
     tolerance: float
-    report: Report
+    report: CascadeReport
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -119,11 +122,11 @@ class Cascade:
     def from_dict(cls, values: Mapping[str, Any]) -> "Cascade":
         """The cascade from `to_dict`'s values."""
         return cls(
-            tuple(Step.from_dict(step) for step in values["steps"]),
+            tuple(CascadeStep.from_dict(step) for step in values["steps"]),
             values["last"],
             tuple(values["milliseconds"]),
             values["tolerance"],
-            Report.from_dict(values["report"]),
+            CascadeReport.from_dict(values["report"]),
         )
 
     def apply(self, logits: np.ndarray, stacker: Stacker) -> tuple[np.ndarray, np.ndarray]:
@@ -134,14 +137,14 @@ class Cascade:
         member is missing.
         """
         ordered = logits[:, [stacker.members.index(name) for name in self.order]]
-        return leave(self.steps, ordered, stacker.logit(logits))
+        return early_exit(self.steps, ordered, stacker.logit(logits))
 
 
-def leave(steps: Sequence[Step], ordered: np.ndarray, full: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def early_exit(steps: Sequence[CascadeStep], ordered: np.ndarray, full: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """As `Cascade.apply`, from logits [N, members] in the cascade's order and the full stack's [N]."""
     found, left = full, np.full(len(full), len(steps))
     for number, step in reversed(list(enumerate(steps))):  # the first that lets an image leave has it
-        guess = step.guess(ordered)
-        leaves = step.lets_leave(guess)
+        guess = step.surrogate_logit(ordered)
+        leaves = step.exits(guess)
         found, left = np.where(leaves, guess, found), np.where(leaves, number, left)
     return found, left

@@ -12,15 +12,15 @@ import numpy as np
 from ensemble.core import bootstrap
 from ensemble.core.errors import ArtifactError
 from ensemble.core.metrics import auroc, sigmoid
-from ensemble.stacking.cascade import Cascade, Report, Step, leave
+from ensemble.stacking.cascade import Cascade, CascadeReport, CascadeStep, early_exit
 from ensemble.stacking.logit_table import LabelledLogits
 from ensemble.stacking.stacker import Stacker
 
-PRICES = np.geomspace(1e5, 1, 51)  # of all AUROC, in milliseconds of the full stack; at the first hardly any leave
-WINDOW, LEAST_WINDOW = 0.1, 20  # rows that are averaged over: this share of all, and no fewer than that
+AUROC_COSTS = np.geomspace(1e5, 1, 51)  # of all AUROC, in milliseconds of the full stack; at the first hardly any leave
+WINDOW_SHARE, MIN_WINDOW = 0.1, 20  # rows that are averaged over: this share of all, and no fewer than that
 RIDGE = 1e-3  # of the members' mean variance
-RESAMPLES, BOUND = 300, 0.9  # the loss stays within the tolerance in this share of the draws
-FEW = 100  # rows that the expected loss is not trusted on: it counts twice at 100 rows, 1.05 times at 2,000
+RESAMPLES, LOSS_QUANTILE = 300, 0.9  # the loss stays within the tolerance in this share of the draws
+FEW_ROWS = 100  # rows that the expected loss is not trusted on: it counts twice at 100 rows, 1.05 times at 2,000
 
 
 @dataclass(frozen=True)
@@ -42,37 +42,37 @@ class CascadeData(LabelledLogits):
         columns = [self.members.index(name) for name in members]
         return replace(super().select(members), milliseconds=self.milliseconds[columns])
 
-    def mean_milliseconds(self, steps: tuple[Step, ...]) -> float:
+    def mean_milliseconds(self, steps: tuple[CascadeStep, ...]) -> float:
         """What these steps take for an image, on average over the rows."""
-        return float(np.cumsum(self.milliseconds)[leave(steps, self.logits, self.stack_logits)[1]].mean())
+        return float(np.cumsum(self.milliseconds)[early_exit(steps, self.logits, self.stack_logits)[1]].mean())
 
 
-def fit_steps(data: CascadeData, folds: Sequence[np.ndarray], tolerance: float, seed: int) -> tuple[Step, ...]:
+def fit_steps(data: CascadeData, folds: Sequence[np.ndarray], tolerance: float, seed: int) -> tuple[CascadeStep, ...]:
     """The steps at the lowest price of AUROC at which the loss stays within the tolerance.
 
     That loss is of steps fitted on all but a fold, bool [N], and applied to it, by its upper
     bound over draws of groups. Prices fall and limits only close in until it is beyond the
     tolerance, so a larger one never costs more milliseconds, on any rows.
     """
-    ways = zip(path(data), *(path(data.subset(~held)) for held in folds), strict=True)
+    ways = zip(regularisation_path(data), *(regularisation_path(data.subset(~held)) for held in folds), strict=True)
     sound, *_ = next(ways)
     before = _drawn(data, data.stack_logits, seed)
     for steps, *others in ways:
         found = np.empty(len(data.stack_logits))
         for held, other in zip(folds, others, strict=True):
-            found[held] = leave(other, data.logits[held], data.stack_logits[held])[0]
+            found[held] = early_exit(other, data.logits[held], data.stack_logits[held])[0]
         if not _within(data, found, before, tolerance, seed):
             break
         sound = steps
     return sound
 
 
-def by_cost(data: CascadeData) -> tuple[str, ...]:
+def order_by_cost(data: CascadeData) -> tuple[str, ...]:
     """The members from cheap to expensive."""
     return tuple(data.members[k] for k in np.argsort(data.milliseconds, kind="stable"))
 
 
-def by_worth(data: CascadeData) -> tuple[str, ...]:
+def order_by_gain(data: CascadeData) -> tuple[str, ...]:
     """The members in an order in which the next one always explains most of the full stack's logit a millisecond.
 
     Explained is variance that a guess from the members before it leaves. Those that cost nothing come first.
@@ -86,15 +86,15 @@ def by_worth(data: CascadeData) -> tuple[str, ...]:
     return tuple(data.members[k] for k in order)
 
 
-def path(data: CascadeData) -> Iterator[tuple[Step, ...]]:
+def regularisation_path(data: CascadeData) -> Iterator[tuple[CascadeStep, ...]]:
     """The steps at no price, under which nobody leaves, then at each of PRICES; limits only close in."""
-    steps = tuple(guess_step(data, count) for count in range(1, len(data.members)))
+    steps = tuple(surrogate_step(data, count) for count in range(1, len(data.members)))
     yield steps
-    guesses = [step.guess(data.logits) for step in steps]
+    guesses = [step.surrogate_logit(data.logits) for step in steps]
     orders = [np.argsort(guess, kind="stable") for guess in guesses]
     losses = [_losses(data.stack_logits, guess) for guess in guesses]
     low, high = np.full(len(steps), -np.inf), np.full(len(steps), np.inf)
-    for price in PRICES * data.milliseconds.sum():
+    for price in AUROC_COSTS * data.milliseconds.sum():
         onward = np.full(len(data.stack_logits), data.milliseconds[-1])  # what each row costs from the next member on
         for k in reversed(range(len(steps))):
             better = np.flatnonzero(_smooth((price * losses[k] - onward)[orders[k]]) > 0)  # to go on, by rank of guess
@@ -109,7 +109,7 @@ def path(data: CascadeData) -> Iterator[tuple[Step, ...]]:
         yield tuple(replace(step, low=float(a), high=float(b)) for step, a, b in zip(steps, low, high, strict=True))
 
 
-def guess_step(data: CascadeData, count: int) -> Step:
+def surrogate_step(data: CascadeData, count: int) -> CascadeStep:
     """Least squares with a small ridge from the first `count` members' logits onto the full stack's."""
     x, y = data.logits[:, :count].astype(np.float64), data.stack_logits
     middle, centre = x.mean(axis=0), y.mean()
@@ -118,7 +118,7 @@ def guess_step(data: CascadeData, count: int) -> Step:
     gram, cross = np.einsum("ni,nj->ij", x, x), np.einsum("ni,n->i", x, y)
     ridge = RIDGE * np.trace(gram) / count + np.finfo(float).tiny
     coef = np.linalg.solve(gram + ridge * np.eye(count), cross)
-    return Step(data.members[count - 1], tuple(coef.tolist()), float(centre - np.sum(coef * middle)))
+    return CascadeStep(data.members[count - 1], tuple(coef.tolist()), float(centre - np.sum(coef * middle)))
 
 
 def _unexplained(data: CascadeData, chosen: list[int]) -> float:
@@ -126,7 +126,7 @@ def _unexplained(data: CascadeData, chosen: list[int]) -> float:
     if not chosen:
         return float(np.var(data.stack_logits))
     some = data.select([data.members[k] for k in chosen])
-    return float(np.var(some.stack_logits - guess_step(some, len(chosen)).guess(some.logits)))
+    return float(np.var(some.stack_logits - surrogate_step(some, len(chosen)).surrogate_logit(some.logits)))
 
 
 def _losses(full: np.ndarray, guess: np.ndarray) -> np.ndarray:
@@ -150,7 +150,7 @@ def _losses(full: np.ndarray, guess: np.ndarray) -> np.ndarray:
 
 def _smooth(values: np.ndarray) -> np.ndarray:
     """Means over windows of neighbours [N], narrower at the ends."""
-    half = max(round(WINDOW * len(values)), LEAST_WINDOW) // 2
+    half = max(round(WINDOW_SHARE * len(values)), MIN_WINDOW) // 2
     total = np.r_[0.0, np.cumsum(values)]
     places = np.arange(len(values))
     first, last = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
@@ -165,9 +165,9 @@ def _within(data: CascadeData, found: np.ndarray, before: np.ndarray, tolerance:
     that nothing is lost. The fewer rows, the more of it: simulated limits of 100 rows lost more
     than the tolerance in one case of five without that.
     """
-    if (1 + FEW / len(found)) * float(_losses(data.stack_logits, found).mean()) > tolerance:
+    if (1 + FEW_ROWS / len(found)) * float(_losses(data.stack_logits, found).mean()) > tolerance:
         return False  # draws take far longer
-    return float(np.nanquantile(before - _drawn(data, found, seed), BOUND)) <= tolerance
+    return float(np.nanquantile(before - _drawn(data, found, seed), LOSS_QUANTILE)) <= tolerance
 
 
 def _drawn(data: CascadeData, logits: np.ndarray, seed: int) -> np.ndarray:
@@ -176,10 +176,10 @@ def _drawn(data: CascadeData, logits: np.ndarray, seed: int) -> np.ndarray:
     return bootstrap.draws(labels, [logits], groups, ("auroc",), resamples=RESAMPLES, seed=seed)["auroc"][0]
 
 
-LEAST_ROWS, MOST_ROWS = 100, 4000
-LEAST_GROUPS = 2  # with rows of a class, in each quarter
-MORE_ROWS = "export with more held-out images (train-all --heldout or --folds, or export --stack-on)"
-REMEDY = f"{MORE_ROWS}, or score without --cascade"
+MIN_ROWS, MAX_ROWS = 100, 4000
+MIN_GROUPS = 2  # with rows of a class, in each quarter
+MORE_ROWS_HINT = "export with more held-out images (train-all --heldout or --folds, or export --stack-on)"
+REMEDY = f"{MORE_ROWS_HINT}, or score without --cascade"
 
 
 def fit_cascade(
@@ -198,17 +198,17 @@ def fit_cascade(
     """
     if len(stacker.members) < 2:
         raise ArtifactError("a cascade needs two members or more; score without --cascade")
-    rows = drawn(rows, seed)
+    rows = subsample(rows, seed)
     spent = np.array([milliseconds[name] for name in stacker.members])
     data = CascadeData(stacker.members, rows.logits, rows.labels, rows.groups, stacker.logit(rows.logits), spent)
-    orders = [data.select(order) for order in dict.fromkeys([by_cost(data), by_worth(data)])]
+    orders = [data.select(order) for order in dict.fromkeys([order_by_cost(data), order_by_gain(data)])]
     fitted = [(ordered, _fitted(ordered, tolerance, seed)) for ordered in orders]
     data, steps = min(fitted, key=lambda each: each[0].mean_milliseconds(each[1]))  # of equal ones the first
     logits, left = np.empty(len(rows.labels)), np.empty(len(rows.labels), dtype=int)
-    for held in quarters(data.labels, data.groups, seed):
+    for held in split_quarters(data.labels, data.groups, seed):
         others = _fitted(data.subset(~held), tolerance, seed)
-        logits[held], left[held] = leave(others, data.logits[held], data.stack_logits[held])
-    told = report(data, logits, left, stacker.threshold, seed)
+        logits[held], left[held] = early_exit(others, data.logits[held], data.stack_logits[held])
+    told = report_cascade(data, logits, left, stacker.threshold, seed)
     if told.loss.low > tolerance:
         raise ArtifactError(
             f"the cascade loses {told.loss} of AUROC on {told.rows} images by limits that were not fitted on them, "
@@ -217,11 +217,13 @@ def fit_cascade(
     return Cascade(steps, data.members[-1], tuple(data.milliseconds.tolist()), tolerance, told)
 
 
-def report(data: CascadeData, found: np.ndarray, left: np.ndarray, threshold: float, seed: int = 0) -> Report:
+def report_cascade(
+    data: CascadeData, found: np.ndarray, left: np.ndarray, threshold: float, seed: int = 0
+) -> CascadeReport:
     """What a cascade does on labelled rows, members in its order: their logits [N], and the steps [N] they left at."""
     calls = [sigmoid(logit) >= threshold for logit in (data.stack_logits, found)]
     labels, groups, spent = data.labels, data.groups, np.cumsum(data.milliseconds)
-    return Report(
+    return CascadeReport(
         len(labels),
         data.group_count,
         (auroc(labels, data.stack_logits), auroc(labels, found)),
@@ -232,7 +234,7 @@ def report(data: CascadeData, found: np.ndarray, left: np.ndarray, threshold: fl
     )
 
 
-def halves(labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> np.ndarray:
+def split_halves(labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> np.ndarray:
     """Whether a row is in the first half, bool [N]: whole groups, of each mix of classes alike, decided by the seed.
 
     Large groups are dealt first, each to the half that has fewer rows of its mix.
@@ -250,16 +252,16 @@ def halves(labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> np.ndarray:
     return first[codes]
 
 
-def quarters(labels: np.ndarray, groups: np.ndarray, seed: int) -> list[np.ndarray]:
+def split_quarters(labels: np.ndarray, groups: np.ndarray, seed: int) -> list[np.ndarray]:
     """The rows of each quarter, bool [N]: halves of the halves."""
-    number = 2 * halves(labels, groups, seed)
+    number = 2 * split_halves(labels, groups, seed)
     for half in (number == 0, number == 2):
-        number[half] += halves(labels[half], groups[half], seed)
+        number[half] += split_halves(labels[half], groups[half], seed)
     return [number == each for each in np.unique(number)]
 
 
-def _fitted(data: CascadeData, tolerance: float, seed: int) -> tuple[Step, ...]:
-    return fit_steps(data, quarters(data.labels, data.groups, seed), tolerance, seed)
+def _fitted(data: CascadeData, tolerance: float, seed: int) -> tuple[CascadeStep, ...]:
+    return fit_steps(data, split_quarters(data.labels, data.groups, seed), tolerance, seed)
 
 
 def check_rows(rows: LabelledLogits, seed: int = 0) -> None:
@@ -268,15 +270,15 @@ def check_rows(rows: LabelledLogits, seed: int = 0) -> None:
         raise ArtifactError(f"{lacking}: {REMEDY}")
 
 
-def drawn(rows: LabelledLogits, seed: int = 0) -> LabelledLogits:
+def subsample(rows: LabelledLogits, seed: int = 0) -> LabelledLogits:
     """At most MOST_ROWS of them, in whole groups that the seed draws; all where such groups would be too few.
 
     More would fit hardly another cascade, and take minutes.
     """
-    if len(rows.labels) <= MOST_ROWS:
+    if len(rows.labels) <= MAX_ROWS:
         return rows
     _, codes = np.unique(rows.groups, return_inverse=True)
-    sizes, left = np.bincount(codes), MOST_ROWS
+    sizes, left = np.bincount(codes), MAX_ROWS
     chosen = np.zeros(len(sizes), dtype=bool)
     for group in np.random.default_rng(seed).permutation(len(sizes)):
         if sizes[group] <= left:
@@ -288,17 +290,17 @@ def drawn(rows: LabelledLogits, seed: int = 0) -> LabelledLogits:
 
 def _lacking(rows: LabelledLogits, seed: int) -> str:
     """What rows lack for a cascade, in words; nothing where they are enough."""
-    if len(rows.labels) < LEAST_ROWS:
-        return f"a cascade is fitted on {LEAST_ROWS} held-out images or more, and here are {len(rows.labels)}"
-    if lack := lacking_groups(rows, quarters(rows.labels, rows.groups, seed), LEAST_GROUPS):
+    if len(rows.labels) < MIN_ROWS:
+        return f"a cascade is fitted on {MIN_ROWS} held-out images or more, and here are {len(rows.labels)}"
+    if lack := describe_missing_groups(rows, split_quarters(rows.labels, rows.groups, seed), MIN_GROUPS):
         return (
             "a cascade is fitted on three quarters of the held-out groups and tried on the fourth; one quarter "
-            f"has {lack}, and {LEAST_GROUPS} are needed"
+            f"has {lack}, and {MIN_GROUPS} are needed"
         )
     return ""
 
 
-def lacking_groups(rows: LabelledLogits, parts: Sequence[np.ndarray], least: int) -> str:
+def describe_missing_groups(rows: LabelledLogits, parts: Sequence[np.ndarray], least: int) -> str:
     """The class of which a part, bool [N] each, has fewer groups than that, as "1 group with ai images"; else ""."""
     for part in parts:
         for label, name in enumerate(("real", "ai")):

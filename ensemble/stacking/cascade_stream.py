@@ -19,13 +19,13 @@ from ensemble.images import decode, preprocess
 from ensemble.models.runner import AHEAD, Large, Runner, Scored, T, Views, chunk_rows, run_views
 
 # a runner's number, logits float32 [N, runners] so far (NaN where none ran), items -> bool [N]: who needs that runner
-Needs = Callable[[int, np.ndarray, Sequence[T]], np.ndarray]
+NeedsRunner = Callable[[int, np.ndarray, Sequence[T]], np.ndarray]
 
-TAKEN = {"cpu": 32, "cuda": 128}  # rows that are read at a time, at most
+MAX_CHUNK_ROWS = {"cpu": 32, "cuda": 128}  # rows that are read at a time, at most
 # Beyond so many rows that wait, or so many times a runner's batch, the first are handed on, whether or not their
 # batches are full: where one image of 100 stays, a batch is then two thirds full.
-MOST_WAITING, WAITING_BATCHES = 512, 64
-KEPT_BYTES = 256 << 20  # of decoded images; without room, an image whose row stays is decoded again
+MAX_WAITING_ROWS, MAX_WAITING_BATCHES = 512, 64
+IMAGE_CACHE_BYTES = 256 << 20  # of decoded images; without room, an image whose row stays is decoded again
 
 
 @dataclass
@@ -44,7 +44,7 @@ class _Row(Generic[T]):
     done: bool = False
 
 
-class _Room:
+class _ImageCache:
     """Memory for decoded images, which threads share."""
 
     def __init__(self, size: int) -> None:
@@ -71,7 +71,7 @@ def cascade_stream(
     read: Callable[[T, Large], Image],
     runners: Sequence[Runner],
     chunk: int,
-    needs: Needs[T],
+    needs: NeedsRunner[T],
     total: int,
     workers: int | None = None,
     name: Callable[[T], object] = lambda item: item,
@@ -85,11 +85,11 @@ def cascade_stream(
     is given beside depends on that number alone, wherever a run goes on, and one image costs one.
     """
     workers = workers or min(available_cores(), 16)
-    alone, room = threading.Lock(), _Room(KEPT_BYTES)
+    alone, room = threading.Lock(), _ImageCache(IMAGE_CACHE_BYTES)
     rows: deque[_Row[T]] = deque()  # not yet handed on
     waiting: list[deque[_Row[T]]] = [deque() for _ in runners]
-    full = [full_rows(runner, total) for runner in runners]
-    most = max([MOST_WAITING, *(WAITING_BATCHES * size for size in full)])
+    full = [rows_per_batch(runner, total) for runner in runners]
+    most = max([MAX_WAITING_ROWS, *(MAX_WAITING_BATCHES * size for size in full)])
 
     def load(item: T) -> _Row[T]:
         row = _Row(item, np.full(len(runners), np.nan, dtype=np.float32))
@@ -163,12 +163,12 @@ def cascade_stream(
             loaded = list(islice(loads, chunk))
 
 
-def taken_rows(runners: Sequence[Runner], device: str) -> int:
+def cascade_chunk_rows(runners: Sequence[Runner], device: str) -> int:
     """Rows to a chunk of `cascade_stream`, a power of two: most are in memory in one view at a time."""
-    return min([TAKEN[device], *(chunk_rows([runner.preprocess_config], device) for runner in runners)])
+    return min([MAX_CHUNK_ROWS[device], *(chunk_rows([runner.preprocess_config], device) for runner in runners)])
 
 
-def full_rows(runner: Runner, total: int) -> int:
+def rows_per_batch(runner: Runner, total: int) -> int:
     """The fewest rows whose views fill whole batches; all rows of an input whose views are fewer than a batch."""
     batch = min(runner.batch, total * runner.preprocess_config.count)
     return batch // gcd(batch, runner.preprocess_config.count)

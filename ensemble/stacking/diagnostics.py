@@ -18,16 +18,16 @@ from ensemble.core.metrics import Interval
 from ensemble.data import dataset
 from ensemble.images import decode, preprocess
 from ensemble.models.runner import Runner
-from ensemble.stacking.fit import PENALISED, Scores, solve
-from ensemble.stacking.grouped_cv import one_thread
+from ensemble.stacking.fit import PENALISED_METHODS, StackLogits, solve_weights
+from ensemble.stacking.grouped_cv import single_threaded_blas
 from ensemble.stacking.logit_table import StackingData, stack_scores
-from ensemble.stacking.scores import Scored, score_models, signed
+from ensemble.stacking.scores import ModelScores, format_signed, score_models
 
-IMAGES = 8  # of one timed batch
-REPEATS = 5
+TIMED_IMAGES = 8  # of one timed batch
+TIMED_RUNS = 5
 
 
-def without_each(data: StackingData, kind: str, calibration: str, held: Scores) -> list[Scored]:
+def drop_each_member(data: StackingData, method: str, calibration: str, held: StackLogits) -> list[ModelScores]:
     """The stack of all members, then a line for each: the stack without it, compared with that of all.
 
     Everything is fitted and chosen again for each; `held` are the logits of all members' stack.
@@ -37,20 +37,20 @@ def without_each(data: StackingData, kind: str, calibration: str, held: Scores) 
     found = {"all members": held}
     for name in tqdm(data.members, desc="drop-one", unit="member", leave=False, disable=None):
         rest = data.select([other for other in data.members if other != name])
-        found[name] = stack_scores(rest, kind, calibration)
+        found[name] = stack_scores(rest, method, calibration)
     p = {name: metrics.sigmoid(scores.calibrated) for name, scores in found.items()}
     ranking = {name: metrics.sigmoid(scores.raw) for name, scores in found.items()}
     return score_models(p, "all members", data.scored.labels, data.scored.groups, ranking)
 
 
-def drop_table(lines: Sequence[Scored], cost: Mapping[str, float]) -> pd.DataFrame:
+def drop_one_table(lines: Sequence[ModelScores], cost: Mapping[str, float]) -> pd.DataFrame:
     """`without_each` and milliseconds an image, as text."""
     return pd.DataFrame(
         {
             "without": [line.name if line.auroc_difference else "(none)" for line in lines],
             "AUROC": [str(line.auroc) for line in lines],
-            "change of AUROC": [signed(line.auroc_difference) for line in lines],
-            "change of log-loss": [signed(line.log_loss_difference) for line in lines],
+            "change of AUROC": [format_signed(line.auroc_difference) for line in lines],
+            "change of log-loss": [format_signed(line.log_loss_difference) for line in lines],
             "ms per image": [
                 f"{cost[line.name] if line.auroc_difference else sum(cost.values()):.1f}" for line in lines
             ],
@@ -66,7 +66,7 @@ def measure_costs(run: Path, names: Sequence[str], ids: Sequence[str]) -> tuple[
     from ensemble.models.torch_runner import choose_device, torch_runner
 
     frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first").set_index("id", drop=False)
-    files = dataset.files(frame.loc[list(ids[:IMAGES])])
+    files = dataset.files(frame.loc[list(ids[:TIMED_IMAGES])])
     device = choose_device("auto")
     costs = {}
     for name in tqdm(names, desc="timing", unit="member", leave=False, disable=None):
@@ -77,52 +77,56 @@ def measure_costs(run: Path, names: Sequence[str], ids: Sequence[str]) -> tuple[
             )
         except ImageError as error:
             raise ArtifactError(f"members are timed on held-out images, and one cannot be read: {error}") from None
-        costs[name] = milliseconds(runner, pixels, len(files))
+        costs[name] = milliseconds_per_image(runner, pixels, len(files))
     return costs, device
 
 
-def milliseconds(
+def milliseconds_per_image(
     runner: Runner, pixels: np.ndarray, count: int, clock: Callable[[], float] = time.perf_counter
 ) -> float:
     """Milliseconds an image for pixels uint8 of `count` images: the median of five runs after one to warm up."""
     runner.run(pixels)
     taken = []
-    for _ in range(REPEATS):
+    for _ in range(TIMED_RUNS):
         started = clock()
         runner.run(pixels)
         taken.append(clock() - started)
     return float(np.median(taken)) * 1000 / count
 
 
-DRAWS = 200
-COLLINEAR = 0.98
+WEIGHT_DRAWS = 200
+COLLINEAR_CORRELATION = 0.98
 
 
 def weight_intervals(
-    kind: str, logits: np.ndarray, labels: np.ndarray, groups: np.ndarray, strength: float, seed: int = 0
+    method: str, logits: np.ndarray, labels: np.ndarray, groups: np.ndarray, inverse_penalty: float, seed: int = 0
 ) -> list[Interval] | None:
     """Each member's weight with its 95 % interval: refitted at this penalty on 200 draws of whole groups.
 
     None for kinds whose weights are not estimated.
     """
-    if kind not in PENALISED:
+    if method not in PENALISED_METHODS:
         return None
     names, codes = np.unique(groups, return_inverse=True)
     rng = np.random.default_rng(seed)
     drawn = []
-    with one_thread():
-        for _ in range(DRAWS):
+    with single_threaded_blas():
+        for _ in range(WEIGHT_DRAWS):
             counts = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))[codes]
             if len(np.unique(labels[counts > 0])) == 2:
                 rows = counts > 0
-                drawn.append(solve(kind, logits[rows], labels[rows], strength, counts[rows].astype(np.float64))[0])
-        coef, _ = solve(kind, logits, labels, strength)
+                drawn.append(
+                    solve_weights(method, logits[rows], labels[rows], inverse_penalty, counts[rows].astype(np.float64))[
+                        0
+                    ]
+                )
+        coef, _ = solve_weights(method, logits, labels, inverse_penalty)
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0) if drawn else np.full((2, len(coef)), np.nan)
     return [Interval(*map(float, values)) for values in zip(coef, low, high, strict=True)]
 
 
-def near_collinear(names: Sequence[str], logits: np.ndarray) -> list[tuple[str, str, float]]:
+def collinear_pairs(names: Sequence[str], logits: np.ndarray) -> list[tuple[str, str, float]]:
     """Pairs of members whose logits [N, members] are correlated above 0.98: their weights mean little apart."""
     table = np.atleast_2d(np.corrcoef(logits, rowvar=False))
     pairs = combinations(range(len(names)), 2)
-    return [(names[a], names[b], float(table[a, b])) for a, b in pairs if table[a, b] > COLLINEAR]
+    return [(names[a], names[b], float(table[a, b])) for a, b in pairs if table[a, b] > COLLINEAR_CORRELATION]

@@ -7,27 +7,28 @@ import numpy as np
 
 from ensemble.core.metrics import auroc, log_loss, sigmoid
 from ensemble.stacking.calibration import fit_calibration
-from ensemble.stacking.grouped_cv import Fold, Nest, grouped_folds, nested_folds, one_thread
-from ensemble.stacking.stacker import KINDS, Stacker
+from ensemble.stacking.grouped_cv import Fold, NestedFold, grouped_folds, nested_folds, single_threaded_blas
+from ensemble.stacking.stacker import METHODS, Stacker
 
-STRENGTHS = tuple(10.0**k for k in range(-4, 5))  # inverse L2 penalties tried
-PENALISED = ("logistic", "nonnegative")
+C_GRID = tuple(10.0**k for k in range(-4, 5))  # inverse L2 penalties tried
+PENALISED_METHODS = ("logistic", "nonnegative")
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """Weights float64 [members], intercept, inverse penalty, and `held`: logits of the fitting rows, float64 [N],
-    each by weights that were fitted on other groups at that penalty.
+class FittedWeights:
+    """Weights float64 [members] and intercept, and the inverse L2 penalty (scikit-learn's C) that they were fitted at.
+
+    oof_logits: out-of-fold stack logits of the fitting rows, float64 [N], at that penalty.
     """
 
     coef: np.ndarray
     intercept: float
-    strength: float
-    held: np.ndarray
+    inverse_penalty: float
+    oof_logits: np.ndarray
 
 
 @dataclass(frozen=True)
-class Scores:
+class StackLogits:
     """Stack logits float64 [N] of rows that the stacker was not fitted on, before and after calibration."""
 
     raw: np.ndarray
@@ -39,100 +40,100 @@ def fit_stacker(
     logits: np.ndarray,
     labels: np.ndarray,
     groups: np.ndarray,
-    kind: str = KINDS[0],
+    method: str = METHODS[0],
     calibration: str = "none",
 ) -> Stacker:
     """Fit on held-out logits [N, members]; the penalty is chosen by grouped cross-validation."""
-    with one_thread():
+    with single_threaded_blas():
         folds = grouped_folds(labels, groups)
-        fitted = fit(kind, logits, labels, folds)
-        found = fit_calibration(calibration, fitted.held, labels, groups, folds)
-    return Stacker(tuple(names), tuple(fitted.coef.tolist()), fitted.intercept, kind=kind, calibration=found)
+        fitted = fit_weights(method, logits, labels, folds)
+        found = fit_calibration(calibration, fitted.oof_logits, labels, groups, folds)
+    return Stacker(tuple(names), tuple(fitted.coef.tolist()), fitted.intercept, method=method, calibration=found)
 
 
-def out_of_fold(
+def nested_cv_logits(
     logits: np.ndarray,
     labels: np.ndarray,
     groups: np.ndarray,
-    kind: str = KINDS[0],
+    method: str = METHODS[0],
     calibration: str = "none",
-    nests: Sequence[Nest] = (),
-) -> Scores:
+    nests: Sequence[NestedFold] = (),
+) -> StackLogits:
     """Stack logits, each by a stacker that saw no row of its group.
 
     All that is chosen (penalty, best member, calibration) is chosen anew inside each fold,
     so the scores owe it nothing. `nests`: from `nested_folds`, where they are known.
     """
     raw, calibrated = np.empty(len(labels)), np.empty(len(labels))
-    with one_thread():
+    with single_threaded_blas():
         for nest in nests or nested_folds(labels, groups):
-            rows, held = nest.rows, nest.held
-            fitted = fit(kind, logits[rows], labels[rows], nest.inner)
+            rows, held = nest.fit, nest.held_out
+            fitted = fit_weights(method, logits[rows], labels[rows], nest.inner)
             raw[held] = logits[held].astype(np.float64) @ fitted.coef + fitted.intercept
-            found = fit_calibration(calibration, fitted.held, labels[rows], groups[rows], nest.inner)
+            found = fit_calibration(calibration, fitted.oof_logits, labels[rows], groups[rows], nest.inner)
             calibrated[held] = found.apply(raw[held])
-    return Scores(raw, calibrated)
+    return StackLogits(raw, calibrated)
 
 
-def fit(kind: str, logits: np.ndarray, labels: np.ndarray, folds: Sequence[Fold]) -> Fitted:
+def fit_weights(method: str, logits: np.ndarray, labels: np.ndarray, folds: Sequence[Fold]) -> FittedWeights:
     """Weights on these rows, at the penalty whose out-of-fold log-loss is lowest."""
-    strengths = STRENGTHS if kind in PENALISED else (1.0,)
-    held = {strength: held_logits(kind, logits, labels, folds, strength) for strength in strengths}
-    strength = min(strengths, key=lambda c: log_loss(labels, sigmoid(held[c])))
-    coef, intercept = solve(kind, logits, labels, strength)
-    return Fitted(coef, intercept, strength, held[strength])
+    penalties = C_GRID if method in PENALISED_METHODS else (1.0,)
+    oof_logits = {each: cross_val_logits(method, logits, labels, folds, each) for each in penalties}
+    best = min(penalties, key=lambda each: log_loss(labels, sigmoid(oof_logits[each])))
+    coef, intercept = solve_weights(method, logits, labels, best)
+    return FittedWeights(coef, intercept, best, oof_logits[best])
 
 
-def held_logits(
-    kind: str,
+def cross_val_logits(
+    method: str,
     logits: np.ndarray,
     labels: np.ndarray,
     folds: Sequence[Fold],
-    strength: float,
+    inverse_penalty: float,
 ) -> np.ndarray:
     """Stack logits float64 [N] of each fold's held rows by weights of its fitting rows, at one penalty."""
     result = np.empty(len(labels))
     for rows, held in folds:
-        coef, intercept = solve(kind, logits[rows], labels[rows], strength)
+        coef, intercept = solve_weights(method, logits[rows], labels[rows], inverse_penalty)
         result[held] = logits[held].astype(np.float64) @ coef + intercept
     return result
 
 
-def solve(
-    kind: str, logits: np.ndarray, labels: np.ndarray, strength: float, weights: np.ndarray | None = None
+def solve_weights(
+    method: str, logits: np.ndarray, labels: np.ndarray, inverse_penalty: float, weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, float]:
     """Weights float64 [members] and intercept of one kind, at one penalty; `weights`: how often each row counts."""
     count = logits.shape[1]
-    if kind == "mean":
+    if method == "mean":
         return np.full(count, 1 / count), 0.0
-    if kind == "best":
+    if method == "best":
         return np.eye(count)[np.argmax([auroc(labels, column) for column in logits.T])], 0.0
     # Equal columns are fitted as one and share its weight: split, a penalty on squares would weigh them more.
     first = np.array([next(k for k in range(count) if np.array_equal(logits[:, k], column)) for column in logits.T])
     kept, place, copies = np.unique(first, return_inverse=True, return_counts=True)
-    least = _logistic if kind == "logistic" else _nonnegative
-    coef, intercept = least(logits[:, kept].astype(np.float64), labels, strength, weights)
+    least = _logistic if method == "logistic" else _nonnegative
+    coef, intercept = least(logits[:, kept].astype(np.float64), labels, inverse_penalty, weights)
     return (coef / copies)[place], intercept
 
 
 def _logistic(
-    logits: np.ndarray, labels: np.ndarray, strength: float, weights: np.ndarray | None
+    logits: np.ndarray, labels: np.ndarray, inverse_penalty: float, weights: np.ndarray | None
 ) -> tuple[np.ndarray, float]:
     from sklearn.linear_model import LogisticRegression
 
     # Columns are not scaled: logits share a unit, and a member whose logits hardly move should hardly count.
-    model = LogisticRegression(C=strength, max_iter=1000).fit(logits, labels, sample_weight=weights)
+    model = LogisticRegression(C=inverse_penalty, max_iter=1000).fit(logits, labels, sample_weight=weights)
     return model.coef_[0], float(model.intercept_[0])
 
 
 def _nonnegative(
-    logits: np.ndarray, labels: np.ndarray, strength: float, weights: np.ndarray | None
+    logits: np.ndarray, labels: np.ndarray, inverse_penalty: float, weights: np.ndarray | None
 ) -> tuple[np.ndarray, float]:
     """As `_logistic`, the same penalised log-loss, with no weight below 0 (the intercept is free)."""
     from scipy.optimize import minimize
 
     counts = np.ones(len(labels)) if weights is None else weights
-    share, penalty = counts / counts.sum(), 1 / (strength * counts.sum())
+    share, penalty = counts / counts.sum(), 1 / (inverse_penalty * counts.sum())
     sign = np.where(labels == 1, 1.0, -1.0)
 
     def loss(values: np.ndarray) -> tuple[float, np.ndarray]:

@@ -16,19 +16,19 @@ from ensemble.core.errors import ArtifactError, ManyeyesError
 from ensemble.core.metrics import Interval, auroc, sigmoid
 from ensemble.stacking.calibration import fit_calibration
 from ensemble.stacking.cascade import Cascade
-from ensemble.stacking.cascade_fit import MORE_ROWS, fit_cascade, halves, lacking_groups
-from ensemble.stacking.fit import fit, held_logits, out_of_fold, solve
-from ensemble.stacking.grouped_cv import Fold, Nest, grouped_folds, one_thread
+from ensemble.stacking.cascade_fit import MORE_ROWS_HINT, describe_missing_groups, fit_cascade, split_halves
+from ensemble.stacking.fit import cross_val_logits, fit_weights, nested_cv_logits, solve_weights
+from ensemble.stacking.grouped_cv import Fold, NestedFold, grouped_folds, single_threaded_blas
 from ensemble.stacking.logit_table import LabelledLogits, cross_validated
 from ensemble.stacking.stacker import Stacker
-from ensemble.stacking.threshold import asked_rule, choose_threshold
+from ensemble.stacking.threshold import choose_threshold, rule_of_threshold
 
-EXHAUSTIVE = 8  # members up to which every subset is tried
+EXHAUSTIVE_MEMBERS = 8  # members up to which every subset is tried
 TOLERANCES = (0.0005, 0.001, 0.002, 0.005, 0.01)  # of the cascades tried
-SAME_SPEED = 1.02
+SAME_SPEED_RATIO = 1.02
 # a slower point is better in this share of draws of groups: by a single pair of images, members of noise would be too
-SURE, RESAMPLES = 0.9, 500
-LEAST_ROWS, LEAST_GROUPS = 100, 4  # in both halves together, and with rows of a class in each
+MIN_CONFIDENCE, RESAMPLES = 0.9, 500
+MIN_ROWS, MIN_GROUPS = 100, 4  # in both halves together, and with rows of a class in each
 
 T = TypeVar("T")
 
@@ -78,11 +78,11 @@ class Study:
     """
 
     rows: LabelledLogits
-    nests: Sequence[Nest]
+    nests: Sequence[NestedFold]
     first: np.ndarray
     folds: Sequence[Fold]
     own: Stacker
-    strength: float
+    inverse_penalty: float
 
 
 @dataclass(frozen=True)
@@ -110,43 +110,43 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Measured:
+class PointScores:
     """On the half that nothing was fitted or chosen on, with 95 % intervals: AUROC, and the full stack's minus it."""
 
     auroc: Interval
     lost: Interval
 
 
-def begin(rows: LabelledLogits, own: Stacker) -> Study:
+def prepare_study(rows: LabelledLogits, own: Stacker) -> Study:
     """Halve rows, each with logits of weights that saw no row of its group; ArtifactError where they, or the
     members, are too few.
     """
     if len(own.members) < 2:
         raise ArtifactError("the bundle has one member: there is nothing to choose from; train another, and stack")
-    first = halves(rows.labels, rows.groups)
+    first = split_halves(rows.labels, rows.groups)
     _check(rows, first)
     rows = replace(rows, groups=rows.groups.astype(str))
     data = cross_validated(rows)
     half = rows.subset(first)
-    with one_thread():
+    with single_threaded_blas():
         folds = grouped_folds(half.labels, half.groups)
-        strength = fit(own.kind, half.logits, half.labels, folds).strength
-    return Study(rows, data.nests, first, folds, own, strength)
+        inverse_penalty = fit_weights(own.method, half.logits, half.labels, folds).inverse_penalty
+    return Study(rows, data.nests, first, folds, own, inverse_penalty)
 
 
-def stacks(study: Study, costs: Costs) -> list[Point]:
+def subset_points(study: Study, costs: Costs) -> list[Point]:
     """A point for every subset that `search_subsets` tries and in which a member runs, at each precision."""
     labels, first = study.rows.labels, study.first
     plain, *others = costs.members
 
     def measure(names: tuple[str, ...]) -> Point:
         logits = study.rows.select(names).logits
-        held = held_logits(study.own.kind, logits[first], labels[first], study.folds, study.strength)
-        other = auroc(labels[~first], half_stacker(study, names).logit(logits[~first]))
+        held = cross_val_logits(study.own.method, logits[first], labels[first], study.folds, study.inverse_penalty)
+        other = auroc(labels[~first], fit_half(study, names).logit(logits[~first]))
         (drawn,) = _draws(study, held)
         return Point(names, plain, auroc(labels[first], held), drawn, other, costs.milliseconds(plain, names))
 
-    with one_thread():
+    with single_threaded_blas():
         every = [point for point in search_subsets(study.rows.members, measure) if {*point.members} & {*costs.view_of}]
     return every + [
         replace(point, precision=precision, milliseconds=costs.milliseconds(precision, point.members))
@@ -156,7 +156,7 @@ def stacks(study: Study, costs: Costs) -> list[Point]:
     ]
 
 
-def cascades(study: Study, points: Sequence[Point], costs: Costs) -> list[Point]:
+def cascade_points(study: Study, points: Sequence[Point], costs: Costs) -> list[Point]:
     """The points of two members or more with a cascade, for each of TOLERANCES that holds."""
     jobs = [(point, tolerance) for point in points if len(point.members) > 1 for tolerance in TOLERANCES]
     found = []
@@ -169,7 +169,7 @@ def cascades(study: Study, points: Sequence[Point], costs: Costs) -> list[Point]
 
 
 def _with_cascade(study: Study, point: Point, costs: Costs, tolerance: float) -> Point:
-    stacker, rows, first = half_stacker(study, point.members), study.rows.select(point.members), study.first
+    stacker, rows, first = fit_half(study, point.members), study.rows.select(point.members), study.first
     half = rows.subset(first)
     cascade = fit_cascade(stacker, half, costs.running(point.precision, point.members), tolerance)
     # less than nothing is lost but by chance
@@ -191,7 +191,9 @@ def _draws(study: Study, *models: np.ndarray) -> np.ndarray:
     return bootstrap.draws(half.labels, models, half.groups, ("auroc",), resamples=RESAMPLES)["auroc"]
 
 
-def settle(points: Sequence[Point], ship: Callable[[Point], tuple[Point, T]]) -> tuple[dict[Point, T], list[str]]:
+def select_frontier(
+    points: Sequence[Point], ship: Callable[[Point], tuple[Point, T]]
+) -> tuple[dict[Point, T], list[str]]:
     """The points that nothing beats, from the fastest, with what `ship` makes of each, and why others were left out.
 
     A slower point has to be `better` than the faster ones. `ship` also says at what speed a point
@@ -222,7 +224,7 @@ def search_subsets(members: Sequence[str], measure: Callable[[tuple[str, ...]], 
     Every subset of up to eight members. Of more, greedy forward selection: the subsets that are
     found by adding, again and again, the member that raises the AUROC most.
     """
-    if len(members) <= EXHAUSTIVE:
+    if len(members) <= EXHAUSTIVE_MEMBERS:
         subsets = [chosen for size in range(1, len(members) + 1) for chosen in combinations(members, size)]
         return [measure(chosen) for chosen in tqdm(subsets, desc="frontier", unit="stack", leave=False, disable=None)]
     best: tuple[str, ...] = ()
@@ -251,45 +253,45 @@ def drop_uncertain(front: Sequence[Point]) -> list[Point]:
     """
     kept: list[Point] = []
     for point in front:
-        if better(point, kept[-1] if kept else None):
+        if is_better(point, kept[-1] if kept else None):
             kept.append(point)
     return kept
 
 
-def better(slow: Point, fast: Point | None) -> bool:
+def is_better(slow: Point, fast: Point | None) -> bool:
     """Whether a point is better than another, or than chance, beyond what the choice of images explains."""
     apart = slow.drawn - (fast.drawn if fast else 0.5)
     apart = apart[~np.isnan(apart)]  # a draw may lack a class
-    return bool(np.mean((apart > 0) + (apart == 0) / 2) >= SURE)
+    return bool(np.mean((apart > 0) + (apart == 0) / 2) >= MIN_CONFIDENCE)
 
 
-def apart(points: Sequence[Point]) -> list[Point]:
+def drop_equal_speeds(points: Sequence[Point]) -> list[Point]:
     """Of points from the fastest, ever more accurate: the most accurate of those that no timing tells apart."""
     kept: list[Point] = []
     for point in reversed(points):
-        if not kept or point.milliseconds * SAME_SPEED < kept[-1].milliseconds:
+        if not kept or point.milliseconds * SAME_SPEED_RATIO < kept[-1].milliseconds:
             kept.append(point)
     return kept[::-1]
 
 
-def half_stacker(study: Study, names: Sequence[str]) -> Stacker:
+def fit_half(study: Study, names: Sequence[str]) -> Stacker:
     """A stack of some members, fitted on the half that is chosen on."""
     half = study.rows.select(names).subset(study.first)
-    coef, intercept = solve(study.own.kind, half.logits, half.labels, study.strength)
-    return Stacker(tuple(names), tuple(coef.tolist()), intercept, kind=study.own.kind)
+    coef, intercept = solve_weights(study.own.method, half.logits, half.labels, study.inverse_penalty)
+    return Stacker(tuple(names), tuple(coef.tolist()), intercept, method=study.own.method)
 
 
-def measure(study: Study, point: Point) -> Measured:
+def score_point(study: Study, point: Point) -> PointScores:
     """How a point does on the other half, beside the stack of all members fitted on the same rows."""
-    other, stacker = study.rows.subset(~study.first), half_stacker(study, point.members)
+    other, stacker = study.rows.subset(~study.first), fit_half(study, point.members)
     logits = other.select(point.members).logits
     found = point.cascade.apply(logits, stacker)[0] if point.cascade else stacker.logit(logits)
-    full = half_stacker(study, study.rows.members).logit(other.logits)
+    full = fit_half(study, study.rows.members).logit(other.logits)
     interval = bootstrap.score_intervals(other.labels, sigmoid(found), other.groups, names=("auroc",))["auroc"]
-    return Measured(interval, bootstrap.paired(other.labels, full, found, other.groups).difference)
+    return PointScores(interval, bootstrap.paired(other.labels, full, found, other.groups).difference)
 
 
-def refit(study: Study, names: Sequence[str], calibration: str) -> Stacker:
+def refit_on_all_rows(study: Study, names: Sequence[str], calibration: str) -> Stacker:
     """The stack of some members fitted on all rows, its threshold set out of fold; of all members, the bundle's own.
 
     So `stack` does without folds. With them it fits on the training rows alone and keeps the
@@ -299,23 +301,27 @@ def refit(study: Study, names: Sequence[str], calibration: str) -> Stacker:
     if tuple(names) == own.members:
         return own
     logits, labels, groups = study.rows.select(names).logits, study.rows.labels, study.rows.groups
-    folds = [(nest.rows, nest.held) for nest in nests]
-    with one_thread():
-        fitted = fit(own.kind, logits, labels, folds)
-        found = fit_calibration(calibration, fitted.held, labels, groups, folds)
-        held = out_of_fold(logits, labels, groups, own.kind, calibration, nests)
-    threshold, rule = choose_threshold(asked_rule(own.threshold, own.threshold_rule), labels, sigmoid(held.calibrated))
-    flips = None if own.flips is None else tuple(name for name in own.flips if name in names)
-    return Stacker(tuple(names), tuple(fitted.coef.tolist()), fitted.intercept, threshold, own.kind, found, rule, flips)
+    folds = [(nest.fit, nest.held_out) for nest in nests]
+    with single_threaded_blas():
+        fitted = fit_weights(own.method, logits, labels, folds)
+        found = fit_calibration(calibration, fitted.oof_logits, labels, groups, folds)
+        held = nested_cv_logits(logits, labels, groups, own.method, calibration, nests)
+    threshold, rule = choose_threshold(
+        rule_of_threshold(own.threshold, own.threshold_rule), labels, sigmoid(held.calibrated)
+    )
+    tta_members = None if own.tta_members is None else tuple(name for name in own.tta_members if name in names)
+    return Stacker(
+        tuple(names), tuple(fitted.coef.tolist()), fitted.intercept, threshold, own.method, found, rule, tta_members
+    )
 
 
 def _check(rows: LabelledLogits, first: np.ndarray) -> None:
-    if len(rows.labels) < LEAST_ROWS:
+    if len(rows.labels) < MIN_ROWS:
         raise ArtifactError(
-            f"frontier chooses on {LEAST_ROWS} held-out images or more, and here are {len(rows.labels)}: {MORE_ROWS}"
+            f"frontier chooses on {MIN_ROWS} held-out images or more, and here are {len(rows.labels)}: {MORE_ROWS_HINT}"
         )
-    if lack := lacking_groups(rows, (first, ~first), LEAST_GROUPS):
+    if lack := describe_missing_groups(rows, (first, ~first), MIN_GROUPS):
         raise ArtifactError(
             "frontier chooses on half of the held-out images and reports on the other half; one half has "
-            f"{lack}, and {LEAST_GROUPS} are needed: {MORE_ROWS}"
+            f"{lack}, and {MIN_GROUPS} are needed: {MORE_ROWS_HINT}"
         )

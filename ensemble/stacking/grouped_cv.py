@@ -7,23 +7,26 @@ import numpy as np
 
 from ensemble.core.errors import ArtifactError
 
-FOLDS = 5
+MAX_FOLDS = 5
 
 Fold = tuple[np.ndarray, np.ndarray]  # positions of the rows to fit on, and of those held out
 
 
 @dataclass(frozen=True)
-class Nest:
+class NestedFold:
     """A fold, and folds of its fitting rows; positions in `inner` count within those."""
 
-    rows: np.ndarray
-    held: np.ndarray
+    fit: np.ndarray
+    held_out: np.ndarray
     inner: list[Fold]
 
 
-def nested_folds(labels: np.ndarray, groups: np.ndarray) -> list[Nest]:
+def nested_folds(labels: np.ndarray, groups: np.ndarray) -> list[NestedFold]:
     """Folds within folds. Worth keeping: of 2,500 groups, a split takes most of a second."""
-    return [Nest(rows, held, grouped_folds(labels[rows], groups[rows])) for rows, held in grouped_folds(labels, groups)]
+    return [
+        NestedFold(fit, held_out, grouped_folds(labels[fit], groups[fit]))
+        for fit, held_out in grouped_folds(labels, groups)
+    ]
 
 
 def grouped_folds(labels: np.ndarray, groups: np.ndarray) -> list[Fold]:
@@ -31,7 +34,7 @@ def grouped_folds(labels: np.ndarray, groups: np.ndarray) -> list[Fold]:
     from sklearn.model_selection import StratifiedGroupKFold
 
     # Of each class: with fewer, a fold could lack one.
-    count = min(FOLDS, *(len(np.unique(groups[labels == label])) for label in (0, 1)))
+    count = min(MAX_FOLDS, *(len(np.unique(groups[labels == label])) for label in (0, 1)))
     if count < 2:
         raise ArtifactError(
             "the held-out rows have too few groups with ai or with real images to cross-validate the stack; "
@@ -47,7 +50,7 @@ def grouped_folds(labels: np.ndarray, groups: np.ndarray) -> list[Fold]:
     return folds
 
 
-def one_thread() -> AbstractContextManager[object]:
+def single_threaded_blas() -> AbstractContextManager[object]:
     """No threads in linear algebra: on so few columns they wait for each other, on a busy machine for seconds."""
     from threadpoolctl import threadpool_limits
 

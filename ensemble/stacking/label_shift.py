@@ -11,12 +11,12 @@ from ensemble.core.bootstrap import interval
 from ensemble.core.errors import ArtifactError, DataError
 from ensemble.core.metrics import Interval, sigmoid
 
-FEWEST = 10  # images
-HALVINGS = 35  # of the interval that holds the estimate
+MIN_IMAGES = 10  # images
+BISECTION_STEPS = 35  # of the interval that holds the estimate
 
 
 @dataclass(frozen=True)
-class Shift:
+class LabelShift:
     """What is added to the stack's calibrated logit, and what it was estimated on.
 
     prior: share of ai among those images, estimated or, where estimator is "share", given.
@@ -35,7 +35,7 @@ class Shift:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Shift":
+    def from_dict(cls, values: Mapping[str, Any]) -> "LabelShift":
         """The shift from `to_dict`'s values, or ArtifactError."""
         try:
             shift = cls(
@@ -54,7 +54,7 @@ class Shift:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class ShiftEstimate:
     """A shift and the share of ai, each with its 95 % interval over images; at_edge: the share is as good as 0 or 1."""
 
     shift: Interval
@@ -62,7 +62,7 @@ class Estimate:
     at_edge: bool
 
 
-def by_likelihood(logits: np.ndarray, fitted_prior: float) -> float:
+def estimate_prior(logits: np.ndarray, fitted_prior: float) -> float:
     """The share of ai under which calibrated logits, float [N], are likeliest.
 
     fitted_prior: the share of ai in what the logits were calibrated on. The maximum that the
@@ -74,7 +74,7 @@ def by_likelihood(logits: np.ndarray, fitted_prior: float) -> float:
     p = sigmoid(logits)
     ai, real = p / fitted_prior, (1 - p) / (1 - fitted_prior)
     low, high = 0.0, 1.0
-    for _ in range(HALVINGS):
+    for _ in range(BISECTION_STEPS):
         middle = (low + high) / 2
         rising = np.sum((ai - real) / (middle * ai + (1 - middle) * real)) > 0
         low, high = (middle, high) if rising else (low, middle)
@@ -82,37 +82,37 @@ def by_likelihood(logits: np.ndarray, fitted_prior: float) -> float:
     return float(np.clip((low + high) / 2, 1 / (len(p) + 2), (len(p) + 1) / (len(p) + 2)))
 
 
-def to_share(logits: np.ndarray, share: float) -> float:
+def shift_to_prior(logits: np.ndarray, share: float) -> float:
     """The shift after which the mean P(ai) of logits, float [N], is `share`."""
     edge = float(np.abs(logits).max()) + abs(log_odds(share)) + 1
     low, high = -edge, edge
-    for _ in range(HALVINGS):
+    for _ in range(BISECTION_STEPS):
         middle = (low + high) / 2
         low, high = (middle, high) if sigmoid(logits + middle).mean() < share else (low, middle)
     return (low + high) / 2
 
 
-def estimate(
+def estimate_shift(
     logits: np.ndarray, fitted_prior: float, share: float | None = None, resamples: int = 500, seed: int = 0
-) -> Estimate:
+) -> ShiftEstimate:
     """The shift for calibrated stack logits, float [N], of unlabelled images, with bootstrap intervals.
 
     share: of ai among them, where it is known; else it is estimated. DataError for fewer than FEWEST, and for NaN.
     """
     logits = np.asarray(logits, dtype=np.float64)
-    if len(logits) < FEWEST:
-        raise DataError(f"{len(logits)} readable images are too few to estimate a shift; give {FEWEST} or more")
+    if len(logits) < MIN_IMAGES:
+        raise DataError(f"{len(logits)} readable images are too few to estimate a shift; give {MIN_IMAGES} or more")
     if not np.isfinite(logits).all():
         raise DataError("a member gave no finite logit for images it could read; train it again")
     rng = np.random.default_rng(seed)
     drawn = [logits[rng.integers(len(logits), size=len(logits))] for _ in range(resamples)]
     if share is not None:
-        shift = interval(to_share(logits, share), np.array([to_share(draw, share) for draw in drawn]))
-        return Estimate(shift, Interval(share, share, share), at_edge=False)
-    shares = np.array([by_likelihood(draw, fitted_prior) for draw in drawn])
-    prior = interval(by_likelihood(logits, fitted_prior), shares)
+        shift = interval(shift_to_prior(logits, share), np.array([shift_to_prior(draw, share) for draw in drawn]))
+        return ShiftEstimate(shift, Interval(share, share, share), at_edge=False)
+    shares = np.array([estimate_prior(draw, fitted_prior) for draw in drawn])
+    prior = interval(estimate_prior(logits, fitted_prior), shares)
     shift = Interval(*(log_odds(value) - log_odds(fitted_prior) for value in (prior.value, prior.low, prior.high)))
-    return Estimate(shift, prior, at_edge=not 1 < prior.value * (len(logits) + 2) < len(logits) + 1)
+    return ShiftEstimate(shift, prior, at_edge=not 1 < prior.value * (len(logits) + 2) < len(logits) + 1)
 
 
 def log_odds(share: float) -> float:

@@ -12,8 +12,8 @@ from ensemble.core.errors import ArtifactError, join_limited
 from ensemble.models import external
 from ensemble.models import members as trained
 from ensemble.models.external import External
-from ensemble.stacking.fit import Scores, fit_stacker, out_of_fold
-from ensemble.stacking.grouped_cv import Nest, nested_folds
+from ensemble.stacking.fit import StackLogits, fit_stacker, nested_cv_logits
+from ensemble.stacking.grouped_cv import NestedFold, nested_folds
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class StackingData:
 
     fitting: LabelledLogits
     scored: LabelledLogits
-    nests: Sequence[Nest] = ()
+    nests: Sequence[NestedFold] = ()
     ids: Sequence[str] = ()
 
     @property
@@ -116,11 +116,11 @@ def _check(rows: LabelledLogits) -> None:
         )
 
 
-def stack_scores(data: StackingData, kind: str, calibration: str) -> Scores:
-    """Stack logits of the scored rows, by stackers of this kind that were not fitted on them."""
+def stack_scores(data: StackingData, method: str, calibration: str) -> StackLogits:
+    """Stack logits of the scored rows, by stackers of this method that were not fitted on them."""
     fitting, scored = data.fitting, data.scored
     if scored is fitting:
-        return out_of_fold(fitting.logits, fitting.labels, fitting.groups, kind, calibration, data.nests)
-    stacker = fit_stacker(fitting.members, fitting.logits, fitting.labels, fitting.groups, kind, calibration)
+        return nested_cv_logits(fitting.logits, fitting.labels, fitting.groups, method, calibration, data.nests)
+    stacker = fit_stacker(fitting.members, fitting.logits, fitting.labels, fitting.groups, method, calibration)
     raw = stacker.raw_logit(scored.logits)
-    return Scores(raw, stacker.calibration.apply(raw))
+    return StackLogits(raw, stacker.calibration.apply(raw))

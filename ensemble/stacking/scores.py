@@ -14,7 +14,7 @@ CLIP = 1e-12  # probabilities that a CSV holds as 0 or 1 still have a logit
 
 
 @dataclass(frozen=True)
-class Scored:
+class ModelScores:
     """One line of a table: its scores, and its AUROC and log-loss minus the reference's, on the same draws of groups.
 
     The differences are None for the reference itself.
@@ -38,7 +38,7 @@ def score_models(
     labels: np.ndarray,
     groups: np.ndarray,
     ranking: Mapping[str, np.ndarray] | None = None,
-) -> list[Scored]:
+) -> list[ModelScores]:
     """A line for each model's p, float64 [N], in this order, with 95 % intervals over groups.
 
     ranking: p before calibration, for the AUROC. One calibration cannot change the order of a
@@ -49,27 +49,27 @@ def score_models(
     values = {name: [metrics.score(name, labels, column) for column in of.values()] for name, of in found.items()}
     place = list(p).index(reference)
 
-    def line(row: int, name: str) -> Scored:
+    def line(row: int, name: str) -> ModelScores:
         plain = [bootstrap.interval(values[score][row], drawn[score][row]) for score in found]
         if row == place:
-            return Scored(name, *plain)
+            return ModelScores(name, *plain)
         apart = [
             bootstrap.interval(values[score][row] - values[score][place], drawn[score][row] - drawn[score][place])
             for score in found
         ]
-        return Scored(name, *plain, *apart)
+        return ModelScores(name, *plain, *apart)
 
     return [line(row, name) for row, name in enumerate(p)]
 
 
-def score_table(
+def score_stack(
     names: Sequence[str],
     logits: np.ndarray,
     stack_logits: np.ndarray,
     labels: np.ndarray,
     groups: np.ndarray,
     raw_logits: np.ndarray | None = None,
-) -> list[Scored]:
+) -> list[ModelScores]:
     """Members, the mean of their logits [N, members], and the stack, which the others are compared with.
 
     raw_logits: the stack's before calibration, where folds were calibrated each in its own way.
@@ -80,17 +80,17 @@ def score_table(
     return score_models(p, "stack", labels, groups, ranking)
 
 
-def score_frames(scores: pd.DataFrame, truth: pd.DataFrame) -> list[Scored]:
+def score_frames(scores: pd.DataFrame, truth: pd.DataFrame) -> list[ModelScores]:
     """As `score_table`, from what `infer --members` wrote and a table of `id`, `label` and perhaps `group`."""
     rows = truth.set_index("id", drop=False).loc[scores["id"]]
     names = [name for name in scores.columns if name not in ("id", "target")]
     p = np.clip(scores[[*names, "target"]].to_numpy(dtype=np.float64), CLIP, 1 - CLIP)
     logits = np.log(p) - np.log1p(-p)
     groups = rows["group" if "group" in rows else "id"].to_numpy(dtype=str)
-    return score_table(names, logits[:, :-1], logits[:, -1], rows["label"].to_numpy(), groups)
+    return score_stack(names, logits[:, :-1], logits[:, -1], rows["label"].to_numpy(), groups)
 
 
-def as_table(scored: Sequence[Scored], weights: Mapping[str, str] | None = None) -> pd.DataFrame:
+def format_scores(scored: Sequence[ModelScores], weights: Mapping[str, str] | None = None) -> pd.DataFrame:
     """The scores, and the stack's weights if given, as text for people."""
     frame = pd.DataFrame(
         {
@@ -104,25 +104,25 @@ def as_table(scored: Sequence[Scored], weights: Mapping[str, str] | None = None)
     return frame
 
 
-def differences_table(scored: Sequence[Scored], reference: str, first: str) -> pd.DataFrame:
+def format_differences(scored: Sequence[ModelScores], reference: str, first: str) -> pd.DataFrame:
     """The scores and how far they lie from the reference's, as text; `first` heads the names."""
     return pd.DataFrame(
         {
             first: [line.name for line in scored],
             "AUROC": [str(line.auroc) for line in scored],
             "log-loss": [str(line.log_loss) for line in scored],
-            f"AUROC minus {reference}": [signed(line.auroc_difference) for line in scored],
-            f"log-loss minus {reference}": [signed(line.log_loss_difference) for line in scored],
+            f"AUROC minus {reference}": [format_signed(line.auroc_difference) for line in scored],
+            f"log-loss minus {reference}": [format_signed(line.log_loss_difference) for line in scored],
         }
     )
 
 
-def signed(interval: Interval | None) -> str:
+def format_signed(interval: Interval | None) -> str:
     """A difference or a weight with its interval, every number with its sign; empty for None."""
     return "" if interval is None else f"{interval.value:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
 
 
-def verdict(scored: Sequence[Scored]) -> str:
+def verdict(scored: Sequence[ModelScores]) -> str:
     """Whether the stack beats its best member and the mean on these rows, by paired intervals, in one sentence."""
     by_name = {line.name: line for line in scored}
     best = max((line for line in scored if line.name not in ("mean", "stack")), key=lambda line: line.auroc.value)
@@ -140,4 +140,4 @@ def _against(rival: str, difference: Interval) -> str:
         return f"beats {rival} by {ahead}"
     if ahead.high < 0:
         return f"loses to {rival} by {difference}"
-    return f"cannot be told from {rival} ({signed(ahead)})"
+    return f"cannot be told from {rival} ({format_signed(ahead)})"

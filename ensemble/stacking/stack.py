@@ -26,17 +26,17 @@ from ensemble.models.runner import Runner, score_images, with_flip
 from ensemble.stacking import calibration as calibrate
 from ensemble.stacking import diagnostics, fit
 from ensemble.stacking import scores as stack_table
-from ensemble.stacking.diagnostics import COLLINEAR, DRAWS, near_collinear
-from ensemble.stacking.fit import Scores
-from ensemble.stacking.grouped_cv import grouped_folds, one_thread
-from ensemble.stacking.label_shift import Shift
+from ensemble.stacking.diagnostics import COLLINEAR_CORRELATION, WEIGHT_DRAWS, collinear_pairs
+from ensemble.stacking.fit import StackLogits
+from ensemble.stacking.grouped_cv import grouped_folds, single_threaded_blas
+from ensemble.stacking.label_shift import LabelShift
 from ensemble.stacking.logit_table import StackingData, read_stacking_data, stack_scores
-from ensemble.stacking.scores import Scored, score_models, signed
-from ensemble.stacking.stacker import KINDS, Stacker
+from ensemble.stacking.scores import ModelScores, format_signed, score_models
+from ensemble.stacking.stacker import METHODS, Stacker
 from ensemble.stacking.threshold import BALANCED, choose_threshold
 
 
-def measure(run: Path, names: Sequence[str], ids: Sequence[str]) -> list[Scored]:
+def measure_tta(run: Path, names: Sequence[str], ids: Sequence[str]) -> list[ModelScores]:
     """A line for each member: its scores with flips, and how far they lie from those without. Needs torch."""
     import torch
 
@@ -45,10 +45,10 @@ def measure(run: Path, names: Sequence[str], ids: Sequence[str]) -> list[Scored]
 
     device = torch.device(choose_device("auto"))
     runners = [torch_runner(name, load_member(run, name), device) for name in names]
-    return compare(runners, run, ids)
+    return compare_tta(runners, run, ids)
 
 
-def compare(runners: Sequence[Runner], run: Path, ids: Sequence[str]) -> list[Scored]:
+def compare_tta(runners: Sequence[Runner], run: Path, ids: Sequence[str]) -> list[ModelScores]:
     """As `measure`, for members ready to run; images are read as in training, in their canonical form if so."""
     frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first").set_index("id", drop=False)
     rows = frame.loc[list(ids)]
@@ -71,7 +71,7 @@ def compare(runners: Sequence[Runner], run: Path, ids: Sequence[str]) -> list[Sc
     return lines
 
 
-def helped(lines: Sequence[Scored]) -> tuple[str, ...]:
+def members_helped_by_tta(lines: Sequence[ModelScores]) -> tuple[str, ...]:
     """Members whose log-loss flips lower, with an interval that excludes 0."""
     return tuple(
         line.name for line in lines if line.log_loss_difference is not None and line.log_loss_difference.high < 0
@@ -84,11 +84,11 @@ class StackOptions:
     flips are measured.
     """
 
-    kind: str = KINDS[0]
+    method: str = METHODS[0]
     calibration: str = "auto"
     threshold: str | float = BALANCED
     externals: tuple[External, ...] = ()
-    flips: bool = False
+    measure_tta: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,75 +96,77 @@ class StackResult:
     """A fitted stacker and what is known of it.
 
     scored: it beside its members. kinds: beside the other kinds. weights: with intervals, None
-    for a kind that estimates none. strength: its inverse penalty. held: its logits of
+    for a kind that estimates none. inverse_penalty: scikit-learn's C. stack_logits: its logits of
     `data.scored`. ece: before and after calibration. balanced_accuracy: of the stack at its threshold.
     flipped: None if not measured.
     """
 
     stacker: Stacker
     data: StackingData
-    scored: list[Scored]
-    kinds: list[Scored]
+    scored: list[ModelScores]
+    kinds: list[ModelScores]
     weights: list[Interval] | None
-    strength: float
-    held: Scores
+    inverse_penalty: float
+    stack_logits: StackLogits
     ece: tuple[float, float]
     balanced_accuracy: Interval
-    flipped: list[Scored] | None
+    flipped: list[ModelScores] | None
 
     @property
     def stack_targets(self) -> np.ndarray:
         """The stack's p of the rows, float64."""
-        return metrics.sigmoid(self.held.calibrated)
+        return metrics.sigmoid(self.stack_logits.calibrated)
 
 
-def stack_run(run: Path, names: tuple[str, ...] = (), choices: StackOptions | None = None) -> StackResult:
+def stack_run(run: Path, names: tuple[str, ...] = (), options: StackOptions | None = None) -> StackResult:
     """Fit, score and store.
 
     With folds the stacker is fitted on out-of-fold logits and scored on the held-out rows,
     which neither it nor its members have seen. Without them it is fitted on the held-out
     rows and scored on them out of fold.
     """
-    choices = choices or StackOptions()
+    options = options or StackOptions()
     chosen = artifacts.list_members(run, names)
-    _check_externals(run, choices.externals)
-    data = read_stacking_data(run, chosen, choices.externals)
-    done = fit_and_score(data, choices)
-    if choices.flips:
-        flipped = measure(run, chosen, data.ids)
-        done = replace(done, flipped=flipped, stacker=replace(done.stacker, flips=helped(flipped)))
-    for member in choices.externals:
+    _check_externals(run, options.externals)
+    data = read_stacking_data(run, chosen, options.externals)
+    done = fit_and_score(data, options)
+    if options.measure_tta:
+        flipped = measure_tta(run, chosen, data.ids)
+        done = replace(done, flipped=flipped, stacker=replace(done.stacker, tta_members=members_helped_by_tta(flipped)))
+    for member in options.externals:
         external.write_external(run, member)
-    artifacts.write_json(artifacts.stacker_path(run), record(done, choices, fingerprint(run, done.stacker.members)))
+    artifacts.write_json(
+        artifacts.stacker_path(run), stacker_record(done, options, fingerprint(run, done.stacker.members))
+    )
     return done
 
 
-def fit_and_score(data: StackingData, choices: StackOptions) -> StackResult:
+def fit_and_score(data: StackingData, options: StackOptions) -> StackResult:
     """Everything that needs no image."""
     part, truth = data.fitting, (data.scored.labels, data.scored.groups)
-    with one_thread():
+    with single_threaded_blas():
         folds = grouped_folds(part.labels, part.groups)
-        fitted = fit.fit(choices.kind, part.logits, part.labels, folds)
-        calibration = calibrate.fit_calibration(choices.calibration, fitted.held, part.labels, part.groups, folds)
-    kinds = tqdm(KINDS, desc="stack", unit="kind", leave=False, disable=None)
-    scores = {kind: stack_scores(data, kind, choices.calibration) for kind in kinds}
+        fitted = fit.fit_weights(options.method, part.logits, part.labels, folds)
+        calibration = calibrate.fit_calibration(options.calibration, fitted.oof_logits, part.labels, part.groups, folds)
+    kinds = tqdm(METHODS, desc="stack", unit="kind", leave=False, disable=None)
+    scores = {kind: stack_scores(data, kind, options.calibration) for kind in kinds}
     p = {kind: metrics.sigmoid(found.calibrated) for kind, found in scores.items()}
     ranking = {kind: metrics.sigmoid(found.raw) for kind, found in scores.items()}
-    threshold, rule = choose_threshold(choices.threshold, truth[0], p[choices.kind])
+    threshold, rule = choose_threshold(options.threshold, truth[0], p[options.method])
     stacker = Stacker(
-        data.members, tuple(fitted.coef.tolist()), fitted.intercept, threshold, choices.kind, calibration, rule
+        data.members, tuple(fitted.coef.tolist()), fitted.intercept, threshold, options.method, calibration, rule
     )
-    own = scores[choices.kind]
+    own = scores[options.method]
     return StackResult(
         stacker,
         data,
-        stack_table.score_table(data.members, data.scored.logits, own.calibrated, *truth, own.raw),
-        stack_table.score_models(p, choices.kind, *truth, ranking),
-        diagnostics.weight_intervals(choices.kind, part.logits, part.labels, part.groups, fitted.strength),
-        fitted.strength,
+        stack_table.score_stack(data.members, data.scored.logits, own.calibrated, *truth, own.raw),
+        stack_table.score_models(p, options.method, *truth, ranking),
+        diagnostics.weight_intervals(options.method, part.logits, part.labels, part.groups, fitted.inverse_penalty),
+        fitted.inverse_penalty,
         own,
-        (metrics.ece(truth[0], ranking[choices.kind]), metrics.ece(truth[0], p[choices.kind])),
-        score_intervals(truth[0], p[choices.kind], truth[1], threshold, names=("balanced_accuracy",))[
+        (metrics.ece(truth[0], ranking[options.method]), metrics.ece(truth[0], p[options.method])),
+        score_intervals(truth[0], p[options.method], truth[1], threshold, names=("balanced_accuracy",))[
             "balanced_accuracy"
         ],
         None,
@@ -178,7 +180,7 @@ def _check_externals(run: Path, externals: Sequence[External]) -> None:
             raise ArtifactError(f"--external {name}: a member of that name is there already; give it another name")
 
 
-def record(done: StackResult, choices: StackOptions, fitted_on: Mapping[str, Any]) -> dict[str, Any]:
+def stacker_record(done: StackResult, options: StackOptions, fitted_on: Mapping[str, Any]) -> dict[str, Any]:
     """What stacker.json holds. fitted_on: hashes of the members and of what they scored."""
     stacker, fitting, scored = done.stacker, done.data.fitting, done.data.scored
     return {
@@ -186,8 +188,8 @@ def record(done: StackResult, choices: StackOptions, fitted_on: Mapping[str, Any
         "scores": {line.name: line.to_dict() for line in done.scored},
         "kinds": {line.name: line.to_dict() for line in done.kinds},
         "weights": None if done.weights is None else [weight.to_dict() for weight in done.weights],
-        "strength": done.strength,
-        "calibration_asked": choices.calibration,
+        "strength": done.inverse_penalty,
+        "calibration_asked": options.calibration,
         "ece": {"before_calibration": done.ece[0], "after": done.ece[1]},
         "balanced_accuracy": done.balanced_accuracy.to_dict(),
         "flip_scores": None if done.flipped is None else {line.name: line.to_dict() for line in done.flipped},
@@ -220,7 +222,7 @@ def fitted_prior(run: Path, stacker: Stacker) -> float:
     return float(rows["label"].mean())
 
 
-def store_shift(run: Path, shift: Shift) -> None:
+def store_shift(run: Path, shift: LabelShift) -> None:
     """Put a shift for target images beside the stacker; all else in stacker.json stays."""
     path = artifacts.stacker_path(run)
     values = artifacts.read_json(path, "run stack again")
@@ -248,16 +250,16 @@ def fingerprint(run: Path, names: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def weights(done: StackResult) -> dict[str, str]:
+def format_weights(done: StackResult) -> dict[str, str]:
     """Each member's weight as text, with its interval where it was estimated."""
     if done.weights is None:
         found = [f"{weight:+.4f}" for weight in done.stacker.coef]
     else:
-        found = [signed(weight) for weight in done.weights]
+        found = [format_signed(weight) for weight in done.weights]
     return dict(zip(done.stacker.members, found, strict=True))
 
 
-def notes(done: StackResult) -> list[str]:
+def describe_stack(done: StackResult) -> list[str]:
     """A better kind, twins among the members, calibration, threshold, and flips."""
     return [*_kind(done), *_weights(done), *_calibration(done), _threshold_note(done), *_flips(done)]
 
@@ -267,16 +269,16 @@ def _kind(done: StackResult) -> list[str]:
     if not better:
         return []
     best = max(better, key=lambda line: line.auroc.value)
-    return [f"{best.name} is clearly better than {done.stacker.kind} on these rows; take it with --kind {best.name}."]
+    return [f"{best.name} is clearly better than {done.stacker.method} on these rows; take it with --kind {best.name}."]
 
 
 def _weights(done: StackResult) -> list[str]:
     lines = []
     if done.weights is not None:
-        lines.append(f"Weights: intervals from {DRAWS} draws of groups at the chosen penalty.")
-    for one, other, correlation in near_collinear(done.data.members, done.data.fitting.logits):
+        lines.append(f"Weights: intervals from {WEIGHT_DRAWS} draws of groups at the chosen penalty.")
+    for one, other, correlation in collinear_pairs(done.data.members, done.data.fitting.logits):
         lines.append(
-            f"{one} and {other} say nearly the same (correlation {correlation:.3f}, above {COLLINEAR}): "
+            f"{one} and {other} say nearly the same (correlation {correlation:.3f}, above {COLLINEAR_CORRELATION}): "
             "their weights mean little apart, and one may do."
         )
     return lines
@@ -305,9 +307,10 @@ def _flips(done: StackResult) -> list[str]:
     if done.flipped is None:
         return []
     lines = ["Averaging over mirrored images, change of log-loss (infer --tta does it where it helps):"]
-    helped = done.stacker.flips or ()
+    helped = done.stacker.tta_members or ()
     return lines + [_flip(line, line.name in helped) for line in done.flipped]
 
 
-def _flip(line: Scored, helps: bool) -> str:
-    return f"  {line.name}: {signed(line.log_loss_difference)}, {'helps' if helps else 'does not help beyond noise'}"
+def _flip(line: ModelScores, helps: bool) -> str:
+    outcome = "helps" if helps else "does not help beyond noise"
+    return f"  {line.name}: {format_signed(line.log_loss_difference)}, {outcome}"

@@ -9,9 +9,9 @@ import numpy as np
 from ensemble.core.errors import ArtifactError
 from ensemble.core.metrics import sigmoid
 from ensemble.core.names import is_member_name
-from ensemble.stacking.label_shift import Shift
+from ensemble.stacking.label_shift import LabelShift
 
-KINDS = ("logistic", "nonnegative", "mean", "best")  # the first is the default
+METHODS = ("logistic", "nonnegative", "mean", "best")  # the first is the default
 CALIBRATIONS = ("none", "temperature", "shift")
 DEFAULT_RULE = "default 0.5"
 
@@ -35,7 +35,7 @@ class Stacker:
     """target = sigmoid(calibration of (intercept + sum of coef * logit)), members in this order.
 
     threshold: target at or above it means ai; threshold_rule says how it was chosen.
-    flips: members whose logit is averaged with that of the mirrored image under `infer --tta`;
+    tta_members: those whose logit is averaged with that of the mirrored image under `infer --tta`;
     None where that was not measured.
     adapted: a shift for target images, applied only when asked.
     """
@@ -44,11 +44,11 @@ class Stacker:
     coef: tuple[float, ...]
     intercept: float
     threshold: float = 0.5
-    kind: str = KINDS[0]
+    method: str = METHODS[0]
     calibration: Calibration = Calibration()
     threshold_rule: str = DEFAULT_RULE
-    flips: tuple[str, ...] | None = None
-    adapted: Shift | None = None
+    tta_members: tuple[str, ...] | None = None
+    adapted: LabelShift | None = None
 
     def logit(self, logits: np.ndarray) -> np.ndarray:
         """Calibrated, float64 [N], from member logits [N, members]."""
@@ -66,7 +66,7 @@ class Stacker:
         """P(ai), float64 [N], from calibrated stack logits [N]; `adapted` adds the stored shift."""
         return sigmoid(logit + (self.adaptation().shift if adapted else 0.0))
 
-    def adaptation(self) -> Shift:
+    def adaptation(self) -> LabelShift:
         """The stored shift; ArtifactError if there is none."""
         if self.adapted is None:
             raise ArtifactError(
@@ -78,13 +78,13 @@ class Stacker:
         """JSON-ready values."""
         return {
             "members": list(self.members),
-            "kind": self.kind,
+            "kind": self.method,
             "coef": list(self.coef),
             "intercept": self.intercept,
             "calibration": asdict(self.calibration),
             "threshold": self.threshold,
             "threshold_rule": self.threshold_rule,
-            "flips": None if self.flips is None else list(self.flips),
+            "flips": None if self.tta_members is None else list(self.tta_members),
             **({"adapted": self.adapted.to_dict()} if self.adapted else {}),
         }
 
@@ -98,7 +98,7 @@ class Stacker:
                 tuple(float(c) for c in values["coef"]),
                 float(values["intercept"]),
                 float(values["threshold"]),
-                str(values.get("kind", KINDS[0])),
+                str(values.get("kind", METHODS[0])),
                 Calibration(
                     str(found["kind"]),
                     float(found.get("scale", 1)),
@@ -107,7 +107,7 @@ class Stacker:
                 ),
                 str(values.get("threshold_rule", DEFAULT_RULE)),
                 None if flips is None else _names(flips),
-                Shift.from_dict(values["adapted"]) if "adapted" in values else None,
+                LabelShift.from_dict(values["adapted"]) if "adapted" in values else None,
             )
             problem = _problem(stacker)
         except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -141,8 +141,8 @@ def _problem(stacker: Stacker) -> str:
     numbers: Sequence[float] = [*stacker.coef, stacker.intercept, calibration.scale, calibration.shift]
     if not 0 < len(stacker.members) == len(stacker.coef) or not np.isfinite(numbers).all():
         return "coefficients"
-    if stacker.kind not in KINDS or calibration.kind not in CALIBRATIONS or calibration.scale <= 0:
+    if stacker.method not in METHODS or calibration.kind not in CALIBRATIONS or calibration.scale <= 0:
         return "kind or calibration"
     if not 0 <= stacker.threshold <= 1:
         return "threshold"
-    return "flips" if set(stacker.flips or ()) - set(stacker.members) else ""
+    return "flips" if set(stacker.tta_members or ()) - set(stacker.members) else ""

@@ -24,7 +24,7 @@ def parse_rule(text: str) -> str | float:
     return value
 
 
-def asked_rule(threshold: float, threshold_rule: str) -> str | float:
+def rule_of_threshold(threshold: float, threshold_rule: str) -> str | float:
     """The rule that gave `choose_threshold`'s answer: by it a threshold is chosen on other targets."""
     if threshold_rule == "balanced_accuracy":
         return BALANCED

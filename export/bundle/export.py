@@ -126,7 +126,7 @@ def export_foreign(
         stacked = _stack(work.path, records, stack_on, log)
     else:
         names = tuple(records)
-        mean = Stacker(names, (1 / len(names),) * len(names), 0.0, kind="mean")
+        mean = Stacker(names, (1 / len(names),) * len(names), 0.0, method="mean")
         artifacts.write_json(artifacts.stacker_path(work.path), mean.to_dict())
     return finalize(work, records, (), wish, log), stacked
 
@@ -160,7 +160,7 @@ def _stack(work: Path, records: Mapping[str, Any], items: Sequence[LabelledImage
         "data_sha256": dataset.dataset_sha256(rows),
         "members": {name: artifacts.json_sha256(record["files"]) for name, record in records.items()},
     }
-    artifacts.write_json(artifacts.stacker_path(work), stack.record(done, choices, fitted_on))
+    artifacts.write_json(artifacts.stacker_path(work), stack.stacker_record(done, choices, fitted_on))
     heldout_rows.write_rows(work, scored)
     return done
 

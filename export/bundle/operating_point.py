@@ -16,7 +16,7 @@ from ensemble.core.errors import ArtifactError, ManyeyesError, join_limited
 from ensemble.core.log import Log
 from ensemble.core.metrics import Interval
 from ensemble.core.names import is_member_name
-from ensemble.stacking.cascade import Cascade, Report
+from ensemble.stacking.cascade import Cascade, CascadeReport
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle
 from export.runtimes import devices
@@ -222,13 +222,13 @@ def _fits(cascade: Cascade, members: Sequence[str]) -> bool:
     )
 
 
-def _tells(report: Report, members: int) -> bool:
+def _tells(report: CascadeReport, members: int) -> bool:
     """Whether a cascade's report of so many members can be printed."""
     loss = report.loss
     return (
         all(type(count) is int and count > 0 for count in (report.rows, report.groups))
         and [len(each) for each in (report.auroc, report.shares, report.milliseconds)] == [2, members, 2]
-        and _positive([*report.auroc, *report.shares, *report.milliseconds, report.flips])
+        and _positive([*report.auroc, *report.shares, *report.milliseconds, report.decision_changes])
         and not np.isinf([loss.value, loss.low, loss.high]).any()  # NaN: it could not be resampled
     )
 

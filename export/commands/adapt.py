@@ -11,7 +11,7 @@ from export.commands.options import runtime_options
 from export.runtimes.settings import RuntimeOptions
 
 if TYPE_CHECKING:
-    from ensemble.stacking.label_shift import Estimate
+    from ensemble.stacking.label_shift import ShiftEstimate
 
 
 @click.command("adapt")
@@ -73,8 +73,8 @@ def adapt(source: Path, share: float | None, seed: int, run: Path, runtime: Runt
     with tqdm(total=inputs.count, desc="adapt", unit="image", leave=False, disable=None) as bar:
         scores, failed = member_logits(inputs, ensemble, progress=bar.update)
     logits = stacker.logit(np.delete(scores, list(failed), axis=0))
-    found = label_shift.estimate(logits, fitted_prior, share, seed=seed)
-    stored = label_shift.Shift(
+    found = label_shift.estimate_shift(logits, fitted_prior, share, seed=seed)
+    stored = label_shift.LabelShift(
         shift=found.shift.value,
         prior=found.prior.value,
         images=len(logits),
@@ -96,7 +96,7 @@ def adapt(source: Path, share: float | None, seed: int, run: Path, runtime: Runt
     click.echo(f"-> {artifacts.stacker_path(run)}; infer --adapted applies it, infer alone does not.")
 
 
-def _told(found: "Estimate", fitted_prior: float, share: float | None) -> list[str]:
+def _told(found: "ShiftEstimate", fitted_prior: float, share: float | None) -> list[str]:
     """The estimate and what it rests on, in lines."""
     given = "as given" if share is not None else "estimated, 95 % interval over images"
     prior = f"{share:.3g}" if share is not None else str(found.prior)

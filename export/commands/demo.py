@@ -79,7 +79,7 @@ def _finish(run: Path, data: Path, output: Path) -> None:
     scored = stack_table.score_frames(scores, labels)
     click.echo()
     click.echo(f"On {len(scores)} test tiles of {labels['group'].nunique()} photographs that no network saw:")
-    options.table(stack_table.as_table(scored))
+    options.table(stack_table.format_scores(scored))
     click.echo(stack_table.verdict(scored))
     click.echo(audit_headline(run))
     click.echo()

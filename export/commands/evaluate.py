@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ensemble.data.sources import LabelledImage
-    from ensemble.evaluation.protocol import Model
+    from ensemble.evaluation.protocol import EvaluatedModel
     from ensemble.images.robustness import Corruption
 
 
@@ -139,20 +139,20 @@ def _evaluate(job: EvaluateOptions, items: "Sequence[LabelledImage]", benchmarks
     from export.inference.evaluation_model import load_model, run_of
 
     cells = choose_corruptions(job.grid, job.cells)
-    items = evaluate_run.choose(items, job.limit, job.seed)
+    items = evaluate_run.sample_images(items, job.limit, job.seed)
     evaluate_run.check_classes(items, job.stress)
-    name = evaluate_run.name_of(job.data, job.name, job.limit, job.track)
+    name = evaluate_run.evaluation_name(job.data, job.name, job.limit, job.track)
     run = run_of(job.run, job.model)
     folder = evaluate_run.output_folder(run, job.output, name)
     model, title = load_model(run, job.model, job.onnx, job.runtime, click.echo, job.model_positive)
     artifacts.ensure_writable(folder)
     if job.leave_out is not None:
         evaluate_run.check_leave_out(run, items)
-    sha256s, trained = evaluate_run.check_rows(run, items, job.track, job.allow_trained)
+    sha256s, trained = evaluate_run.check_untrained(run, items, job.track, job.allow_trained)
     if run is None:
         click.echo(f"Which images {title} was trained on is not known here, so that they are new to it is not checked.")
     key = protocol.evaluation_key(items, sha256s, model)
-    _say_time(items, cells, protocol.stored(folder, key, model.stacker.members), model)
+    _say_time(items, cells, protocol.read_finished(folder, key, model.stacker.members), model)
     frame, errors = _with_bar(items, sha256s, cells, model, folder)
     if frame.empty:
         click.echo(f"Error: none of {len(items)} images can be read: {next(iter(errors.values()))}", err=True)
@@ -164,17 +164,17 @@ def _evaluate(job: EvaluateOptions, items: "Sequence[LabelledImage]", benchmarks
         "data": " + ".join(map(str, job.data)),
         "model": _describe(job, run, model),
         "key": key,
-        "rows": evaluate_run.count(frame, errors),
+        "rows": evaluate_run.count_images(frame, errors),
         "stacker": evaluate_run.describe_stacker(model.stacker),
-        **protocol.summarise(frame, model.stacker.threshold, job.seed, job.stress),
+        **protocol.summarize(frame, model.stacker.threshold, job.seed, job.stress),
         "leave_out": _left_out(job, run, frame, model),
     }
-    protocol.write(folder, frame, record)
+    protocol.write_evaluation(folder, frame, record)
     _print(record, title, run)
     return _end(folder, errors)
 
 
-def _describe(job: EvaluateOptions, run: Path | None, model: "Model") -> dict[str, Any]:
+def _describe(job: EvaluateOptions, run: Path | None, model: "EvaluatedModel") -> dict[str, Any]:
     """What was scored; members: hashes of a run's, by which a model card knows whether they are the present ones."""
     from ensemble.stacking.stack import fingerprint
 
@@ -183,19 +183,19 @@ def _describe(job: EvaluateOptions, run: Path | None, model: "Model") -> dict[st
 
 
 def _say_time(
-    items: "Sequence[LabelledImage]", cells: "Sequence[Corruption]", known: "pd.DataFrame", model: "Model"
+    items: "Sequence[LabelledImage]", cells: "Sequence[Corruption]", known: "pd.DataFrame", model: "EvaluatedModel"
 ) -> None:
     from ensemble.core.eta import duration
-    from ensemble.evaluation.protocol import missing, seconds_per_image
+    from ensemble.evaluation.protocol import remaining_cells, seconds_per_image
     from ensemble.images.robustness import full_grid
 
-    every, left = len(items) * len(cells), sum(len(lacking) for _, lacking in missing(items, cells, known))
+    every, left = len(items) * len(cells), sum(len(lacking) for _, lacking in remaining_cells(items, cells, known))
     kept = f" ({every - left} are scored already)" if left < every else ""
     click.echo(f"{len(items)} images in {len(cells)} cells make {every}{kept}")
     pace = seconds_per_image(items, model) if left else None
     if pace is not None:
         full = full_grid()
-        whole = sum(len(lacking) for _, lacking in missing(items, full, known))
+        whole = sum(len(lacking) for _, lacking in remaining_cells(items, full, known))
         more = f"; the full grid of {len(full)} cells, {duration(pace * whole)}" if len(cells) < len(full) else ""
         click.echo(f"It takes about {duration(pace * left)}{more}")
 
@@ -204,19 +204,19 @@ def _with_bar(
     items: "Sequence[LabelledImage]",
     sha256s: Sequence[str],
     cells: "Sequence[Corruption]",
-    model: "Model",
+    model: "EvaluatedModel",
     folder: Path,
 ) -> "tuple[pd.DataFrame, dict[str, str]]":
     from tqdm import tqdm
 
-    from ensemble.evaluation.protocol import score_cells
+    from ensemble.evaluation.protocol import score_corruptions
 
     with tqdm(total=len(items) * len(cells), desc="evaluate", unit="image", leave=False, disable=None) as bar:
-        return score_cells(items, sha256s, cells, model, folder, bar.update)
+        return score_corruptions(items, sha256s, cells, model, folder, bar.update)
 
 
 def _left_out(
-    job: EvaluateOptions, run: Path | None, frame: "pd.DataFrame", model: "Model"
+    job: EvaluateOptions, run: Path | None, frame: "pd.DataFrame", model: "EvaluatedModel"
 ) -> list[dict[str, Any]] | None:
     if job.leave_out is None or run is None:
         return None
@@ -246,10 +246,10 @@ def _print(record: Mapping[str, Any], title: str, run: Path | None) -> None:
         for line in tables.stress_lines(record):
             click.echo(line)
     else:
-        options.table(tables.clean_table(record))
+        options.table(tables.score_table(record))
     if len(record["cells"]) > 1:
         click.echo(f"\n{head}: the robustness grid, worst first; the worst cell is {record['worst']['cell']!r}")
-        options.table(tables.cell_table(record))
+        options.table(tables.corruption_table(record))
     for column, parts in (("generator", record["by_generator"]), ("source", record["by_source"])):
         if len(parts) > 1:
             beside = ", each against all reals" if column == "generator" and rows["real"] else ""
@@ -266,8 +266,8 @@ def _print_left_out(head: str, lines: Sequence[Mapping[str, Any]], run: Path) ->
         f"\n{head}: leave one generator out, AT THE STACKER ONLY; the members were trained with the generators "
         "marked so, and their logits owe it to that"
     )
-    options.table(tables.left_out_table(lines))
-    commands = leave_out.commands(run, [line["generator"] for line in lines if line["known"]])
+    options.table(tables.leave_out_table(lines))
+    commands = leave_out.training_commands(run, [line["generator"] for line in lines if line["known"]])
     if commands:
         click.echo("Members that never saw a generator take training anew (... stands for the run's own options):")
         for line in commands:

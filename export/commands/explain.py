@@ -94,16 +94,16 @@ def _heats(loaded: dict[str, Any], names: tuple[str, ...], shown: Any) -> "dict[
 
 
 def _draw(image: Path, shown: Any, values: dict[str, Any], heats: "dict[str, np.ndarray]", output: Path) -> None:
-    from ensemble.evaluation.heatmaps import Panel, fitted, overlay, write_picture
+    from ensemble.evaluation.heatmaps import Panel, overlay, shrink, write_figure
     from export.inference.explain import NOTE, says
 
     verdict = f"P(ai) {values['target']:.3f}, threshold {values['threshold']:.3g}: {values['verdict']}"
-    panels = [Panel(fitted(shown), "the image", f"{shown.width} x {shown.height} pixels")]
+    panels = [Panel(shrink(shown), "the image", f"{shown.width} x {shown.height} pixels")]
     for name, heat in heats.items():
         own = values["members"][name]
         line = f"{says(own)}   logit {own['logit']:+.2f}   p {own['p']:.2f}   in the stack {own['share']:+.2f}"
         panels.append(Panel(overlay(shown, heat), name, line))
-    write_picture(panels, f"{image.name}   {verdict}", NOTE, output)
+    write_figure(panels, f"{image.name}   {verdict}", NOTE, output)
 
 
 def _print(values: dict[str, Any], err: bool) -> None:
@@ -129,10 +129,10 @@ def _write(file: Path, image: Path, values: dict[str, Any], heats: "dict[str, np
     """The numbers and coarse heat maps, rows from the top, as JSON."""
     from ensemble.core import artifacts
     from ensemble.data.files import as_utf8
-    from ensemble.evaluation.heatmaps import coarse
+    from ensemble.evaluation.heatmaps import downsample
     from export.inference.explain import NOTE
 
-    cells = {name: coarse(heat, CELLS).round(3).tolist() for name, heat in heats.items()}
+    cells = {name: downsample(heat, CELLS).round(3).tolist() for name, heat in heats.items()}
     members = {name: own | ({"heat": cells[name]} if name in cells else {}) for name, own in values["members"].items()}
     image_name = as_utf8(image)
     result = {"image": image_name, **values, "members": members, "note": NOTE}

@@ -11,7 +11,7 @@ from export.commands.options import refuse_run_with, runtime_options
 from export.runtimes.settings import RuntimeOptions
 
 if TYPE_CHECKING:
-    from ensemble.stacking.frontier import Measured, Point
+    from ensemble.stacking.frontier import Point, PointScores
     from export.inference.frontier import Frontier
 
 
@@ -115,7 +115,7 @@ def frontier(
     require_training_packages()
     from tempfile import TemporaryDirectory
 
-    from ensemble.stacking.frontier import apart
+    from ensemble.stacking.frontier import drop_equal_speeds
     from export.inference.benchmark import pictures
     from export.inference.frontier import draw, explore, pick, write
 
@@ -125,7 +125,7 @@ def frontier(
     with TemporaryDirectory() as place:
         sources, what = pictures(source, of_run, Path(place))
         found = explore(folder, of_run, runtime, sources, click.echo)
-    listed = {point: found.best[point][0] for point in apart(list(found.best))}
+    listed = {point: found.best[point][0] for point in drop_equal_speeds(list(found.best))}
     _print(found, listed, what)
     fast = [point for point in found.best if budget and point.images_per_second >= budget]
     draw(found.tried, listed, found.full[0], budget, fast[-1] if fast else None, output)
@@ -138,7 +138,7 @@ def frontier(
         click.echo(f"-> {folder / operating_point.FILE}; to take it away: frontier --reset")
 
 
-def _print(found: "Frontier", listed: Mapping["Point", "Measured"], what: str) -> None:
+def _print(found: "Frontier", listed: Mapping["Point", "PointScores"], what: str) -> None:
     import pandas as pd
 
     from ensemble.core.errors import join_limited

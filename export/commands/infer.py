@@ -176,7 +176,7 @@ def infer(
             if bundle:
                 remedy = "leave out --tta, or use a bundle whose run had: python cli.py stack --tta"
             ensemble = inference.with_flips(ensemble, remedy)
-            gained = ", ".join(ensemble.stacker.flips or ()) or "no member, none gained"
+            gained = ", ".join(ensemble.stacker.tta_members or ()) or "no member, none gained"
             click.echo(f"Averaged over mirrored images: {gained}")
         click.echo(f"{inputs.count} images, {len(ensemble.runners)} members on {ensemble.device}")
         if ensemble.externals:

@@ -32,7 +32,7 @@ def read_evaluations(run: Path, stacker: Mapping[str, Any]) -> list[dict[str, An
     """
     identity = describe_stacker(Stacker.from_dict(stacker))["sha256"], stacker.get("fitted_on", {}).get("members")
     records = []
-    for name in report_scores.evaluations(run):
+    for name in report_scores.list_evaluations(run):
         try:
             record = artifacts.read_json(artifacts.evaluation_path(run, name) / "evaluation.json", "run evaluate again")
         except ArtifactError:

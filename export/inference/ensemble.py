@@ -72,7 +72,7 @@ def needs(ensemble: Ensemble, cascade: Cascade, number: int, logits: np.ndarray,
     if asked < place:
         known = table(ensemble, logits, keys, cascade.order[:place])
         for step in cascade.steps[asked:place]:
-            stays &= ~step.lets_leave(step.guess(known))
+            stays &= ~step.exits(step.surrogate_logit(known))
     return stays
 
 

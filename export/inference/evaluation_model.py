@@ -7,7 +7,7 @@ from pathlib import Path
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, BackboneError, join_limited
 from ensemble.core.log import Log
-from ensemble.evaluation.protocol import Model
+from ensemble.evaluation.protocol import EvaluatedModel
 from ensemble.models import external
 from ensemble.models.runner import image_score
 from ensemble.stacking.stack import read_stacker
@@ -39,7 +39,7 @@ def load_model(
     wanted: RuntimeOptions,
     log: Log,
     positive: str | None = None,
-) -> tuple[Model, str]:
+) -> tuple[EvaluatedModel, str]:
     """The model, and what to call it. run: of `run_of`; where it is None, `source` is a bundle or a classifier.
 
     All members of a bundle are evaluated, whatever frontier chose for it. positive: the class of a
@@ -55,7 +55,7 @@ def load_model(
         ensemble = predictor.load_run(run, onnx, wanted, log)
     else:
         ensemble = _load_alone(str(source), wanted, log, positive)
-    model = Model(image_score(ensemble.runners), ensemble.stacker, ensemble.identity, wanted.batch or BATCH)
+    model = EvaluatedModel(image_score(ensemble.runners), ensemble.stacker, ensemble.identity, wanted.batch or BATCH)
     names = ensemble.stacker.members
     title = f"the stack of {len(names)} members" if run is not None or len(names) > 1 else names[0]
     return model, title

@@ -23,7 +23,7 @@ from ensemble.models import external
 from ensemble.stacking import frontier
 from ensemble.stacking.cascade import Cascade
 from ensemble.stacking.cascade_fit import fit_cascade
-from ensemble.stacking.frontier import Costs, Measured, Point, Study
+from ensemble.stacking.frontier import Costs, Point, PointScores, Study
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle, check_images, heldout_rows, member_logits, operating_point
 from export.bundle.certificate import LEAST_IMAGES, MOST_IMAGES, compare
@@ -57,8 +57,8 @@ class Frontier:
     """
 
     tried: Sequence[Point]
-    best: Mapping[Point, tuple[Measured, Shipped]]
-    full: tuple[Point, Measured]
+    best: Mapping[Point, tuple[PointScores, Shipped]]
+    full: tuple[Point, PointScores]
     runtime: str
     plans: Plans
     rows: int
@@ -87,26 +87,26 @@ def explore(
         folder, values["members"], values["files"]
     )  # now: it may change while this runs
     own = bundle.stacker_of(folder)
-    study = frontier.begin(heldout_rows.read_rows(folder, own.members, "frontier"), own)
+    study = frontier.prepare_study(heldout_rows.read_rows(folder, own.members, "frontier"), own)
     plans = _plans(folder, replace(wanted, full=True), log)
     taken = benchmark.measure(plans, sources, log)
     proof = _proof(folder, run, plans, log)
-    stacks = frontier.stacks(study, taken)
+    stacks = frontier.subset_points(study, taken)
     unproven = {key for key, names in taken.lower.items() if names and proof is None}
     stacks = [point for point in stacks if point.precision not in unproven or point.members == own.members]
     asked = artifacts.read_json(folder / "stacker.json", bundle.REMEDY).get("calibration_asked", "none")
     ship = _shipper(study, taken, proof, str(asked))
-    plain, _ = frontier.settle(stacks, ship)
+    plain, _ = frontier.select_frontier(stacks, ship)
     if not plain:
         raise ArtifactError("no stack of these members tells ai from real beyond chance on half of the held-out images")
-    tried = [*stacks, *frontier.cascades(study, list(plain), taken)]
-    best, left_out = frontier.settle(tried, ship)
+    tried = [*stacks, *frontier.cascade_points(study, list(plain), taken)]
+    best, left_out = frontier.select_frontier(tried, ship)
     full = min((point for point in stacks if point.members == own.members), key=lambda point: point.milliseconds)
     other = study.rows.groups[~study.first]
     return Frontier(
         tried,
-        {point: (frontier.measure(study, point), shipped) for point, shipped in best.items()},
-        (full, frontier.measure(study, full)),
+        {point: (frontier.score_point(study, point), shipped) for point, shipped in best.items()},
+        (full, frontier.score_point(study, full)),
         wanted.runtime,
         plans,
         len(other),
@@ -178,7 +178,7 @@ def _shipper(
 
     It raises ArtifactError where that does not hold what the point says.
     """
-    refit = cache(partial(frontier.refit, study, calibration=calibration))
+    refit = cache(partial(frontier.refit_on_all_rows, study, calibration=calibration))
 
     def ship(point: Point) -> tuple[Point, Shipped]:
         stacker: Stacker = refit(point.members)
@@ -239,7 +239,7 @@ HEADROOM = 0.35  # of the frontier's own height, left free below it: far worse p
 
 def draw(
     tried: Sequence[Point],
-    best: Mapping[Point, Measured],
+    best: Mapping[Point, PointScores],
     full: Point,
     budget: float | None,
     chosen: Point | None,

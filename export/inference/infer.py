@@ -57,10 +57,10 @@ class InferResult:
 
 def with_flips(ensemble: Ensemble, remedy: str) -> Ensemble:
     """Members that mirrored images helped on held-out rows, averaged over both; ArtifactError if none was measured."""
-    flips = ensemble.stacker.flips
-    if flips is None:
+    tta_members = ensemble.stacker.tta_members
+    if tta_members is None:
         raise ArtifactError(f"--tta: it was not measured which members mirrored images help; {remedy}")
-    runners = (with_flip(runner) if runner.name in flips else runner for runner in ensemble.runners)
+    runners = (with_flip(runner) if runner.name in tta_members else runner for runner in ensemble.runners)
     return replace(ensemble, runners=tuple(runners))
 
 

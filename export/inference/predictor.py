@@ -21,7 +21,7 @@ from ensemble.images.decode import silence_decoder_warnings
 from ensemble.models import external
 from ensemble.models.runner import Runner
 from ensemble.stacking.cascade import Cascade
-from ensemble.stacking.cascade_fit import check_rows, drawn, fit_cascade
+from ensemble.stacking.cascade_fit import check_rows, fit_cascade, subsample
 from ensemble.stacking.stack import fingerprint, read_stacker
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle, hub_bundles
@@ -44,7 +44,7 @@ def fit_bundle(folder: Path, stacker: Stacker, seconds: Mapping[str, float], tol
     milliseconds = {name: 1000 * seconds.get(name, 0.0) for name in stacker.members}
     rows = read_rows(folder, stacker.members)
     check_rows(rows)
-    log(f"Fitting the cascade on {len(drawn(rows).labels):,} held-out images")
+    log(f"Fitting the cascade on {len(subsample(rows).labels):,} held-out images")
     return fit_cascade(stacker, rows, milliseconds, tolerance)
 
 
@@ -64,7 +64,7 @@ def told(cascade: Cascade) -> list[str]:
         else "  Expected: no member has to run",
         f"  On {report.rows:,} images of {report.groups:,} groups, by limits fitted on other groups: AUROC "
         f"{report.auroc[1]:.4f} in place of {report.auroc[0]:.4f}, lost {report.loss}; "
-        f"{report.flips:.1%} change sides at the threshold",
+        f"{report.decision_changes:.1%} change sides at the threshold",
     ]
     if report.loss.value > cascade.tolerance:
         lines.append("  It lost more than allowed on these images, which are too few to be sure.")

@@ -11,7 +11,7 @@ from ensemble.core.errors import ArtifactError, join_limited
 from ensemble.data.inputs import Item
 from ensemble.images import decode
 from ensemble.models.runner import Large, Scored, chunk_rows, score_stream
-from ensemble.stacking.cascade_stream import cascade_stream, taken_rows
+from ensemble.stacking.cascade_stream import cascade_chunk_rows, cascade_stream
 from export.inference import ensemble as ensembles
 from export.inference.ensemble import Ensemble
 from export.inference.journal import ScoredBatch
@@ -79,7 +79,7 @@ def _stream(
         def needs(number: int, logits: np.ndarray, asking: Sequence[Item]) -> np.ndarray:
             return ensembles.needs(ensemble, cascade, number, logits, [item.id for item in asking])
 
-        chunk = taken_rows(ensemble.runners, ensemble.device)
+        chunk = cascade_chunk_rows(ensemble.runners, ensemble.device)
         return cascade_stream(items, read, ensemble.runners, chunk, needs, total, threads, name=path)
     together = ensemble.device == "cuda"
     return score_stream(items, read, ensemble.runners, chunk_of(ensemble), together, threads, name=path)

@@ -44,7 +44,7 @@ def test_twins_and_a_better_kind_are_said(tmp_path):
     assert "good and twin say nearly the same (correlation 1.000, above 0.98)" in out
     assert re.search(r"\n(\w+) is clearly better than mean on these rows; take it with --kind \1\.\n", out)
     stacker = read_stacker(tmp_path)
-    assert stacker.kind == "mean"
+    assert stacker.method == "mean"
     assert stacker.coef == (0.2,) * 5
 
 

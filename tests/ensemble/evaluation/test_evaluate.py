@@ -9,8 +9,8 @@ from ensemble.core import artifacts
 from ensemble.core.errors import DataError
 from ensemble.data.sources import LabelledImage
 from ensemble.evaluation import leakage
-from ensemble.evaluation.evaluate import check_classes, choose, name_of, output_folder
-from ensemble.evaluation.leave_out import commands, leave_out_generators
+from ensemble.evaluation.evaluate import check_classes, evaluation_name, output_folder, sample_images
+from ensemble.evaluation.leave_out import leave_out_generators, training_commands
 from ensemble.stacking.fit import fit_stacker
 
 
@@ -24,15 +24,15 @@ def images(*labels):
 )
 def test_a_limit_takes_half_of_each_class_or_what_there_is(real, ai, limit, expected):
     items = images(*[0] * real, *[1] * ai)
-    chosen = choose(items, limit, 0)
+    chosen = sample_images(items, limit, 0)
     assert (sum(item.label == 0 for item in chosen), sum(item.label == 1 for item in chosen)) == expected
     assert chosen == sorted(chosen, key=lambda item: item.id)
-    assert chosen == choose(items[::-1], limit, 0)
+    assert chosen == sample_images(items[::-1], limit, 0)
 
 
 def test_the_seed_draws_other_images():
     items = images(*[0, 1] * 50)
-    assert choose(items, 10, 0) != choose(items, 10, 1)
+    assert sample_images(items, 10, 0) != sample_images(items, 10, 1)
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_an_evaluation_is_named_safely(tmp_path, files, name, limit, expected):
     for path in paths:
         path.parent.mkdir(exist_ok=True)
         path.touch() if path.suffix else path.mkdir()
-    assert name_of(paths, name, limit, "inductive") == expected
+    assert evaluation_name(paths, name, limit, "inductive") == expected
     apart = expected if name else f"{expected}-transductive"
-    assert name_of(paths, name, limit, "transductive") == apart.replace("unnamed-", "")
+    assert evaluation_name(paths, name, limit, "transductive") == apart.replace("unnamed-", "")
 
 
 def test_evaluations_lie_in_the_run_or_where_they_are_asked_for():
@@ -175,6 +175,6 @@ def test_generators_that_cannot_be_left_out_are_told(run, names, message):
 
 
 def test_the_commands_are_safe_for_a_shell():
-    assert commands(Path("runs/a"), ["sd 1.5; rm"]) == [
+    assert training_commands(Path("runs/a"), ["sd 1.5; rm"]) == [
         "python cli.py train-all ... --hold-out 'generator=sd 1.5; rm' --run runs/a-without-sd_1.5_rm"
     ]

@@ -134,7 +134,7 @@ def test_a_thin_image_has_a_map(geometry, size):
     heat = heatmaps.heatmaps(
         Member(Bright(), PreprocessConfig(size=16, **GREY, geometry=geometry)), Image.new("RGB", size, (255, 255, 255))
     )
-    assert heat.shape[::-1] == heatmaps.fitted(Image.new("RGB", size)).size
+    assert heat.shape[::-1] == heatmaps.shrink(Image.new("RGB", size)).size
     assert heat.max() == 1
 
 
@@ -178,10 +178,10 @@ def test_the_overlay_has_colour_only_where_it_is_hot():
 
 def test_a_coarse_map_keeps_the_mean():
     heat = np.random.default_rng(0).random((64, 128)).astype(np.float32)
-    cells = heatmaps.coarse(heat, 16)
+    cells = heatmaps.downsample(heat, 16)
     assert cells.shape == (8, 16)
     assert cells.mean() == pytest.approx(heat.mean(), abs=1e-3)
-    assert heatmaps.coarse(heat[:1, :5], 16).shape == (1, 5)
+    assert heatmaps.downsample(heat[:1, :5], 16).shape == (1, 5)
 
 
 @pytest.mark.parametrize(

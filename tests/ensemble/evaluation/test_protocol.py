@@ -10,7 +10,7 @@ from ensemble.core import metrics
 from ensemble.core.errors import ArtifactError, ImageError
 from ensemble.data.sources import LabelledImage
 from ensemble.evaluation import protocol
-from ensemble.evaluation.protocol import Model, score_cells, summarise
+from ensemble.evaluation.protocol import EvaluatedModel, score_corruptions, summarize
 from ensemble.images import decode as images
 from ensemble.images.robustness import Corruption, unchanged
 from ensemble.stacking.stacker import Stacker
@@ -51,8 +51,8 @@ def items(tmp_path):
 
 
 def scored(items, tmp_path, scorer=None, cells=(CLEAN, DIM), stacker=STACKER, identity="one", batch=4, sha256s=None):
-    model = Model(scorer or Scorer(), stacker, identity, batch)
-    return score_cells(items, sha256s or [item.id for item in items], cells, model, tmp_path / "out")
+    model = EvaluatedModel(scorer or Scorer(), stacker, identity, batch)
+    return score_corruptions(items, sha256s or [item.id for item in items], cells, model, tmp_path / "out")
 
 
 def test_every_image_has_a_row_in_every_cell_with_all_logits(items, tmp_path):
@@ -78,7 +78,7 @@ def test_each_image_is_decoded_once_and_scored_in_batches(items, tmp_path, monke
 
 
 def test_a_batch_holds_few_large_images(items, tmp_path, monkeypatch):
-    monkeypatch.setattr(protocol, "PIXELS", 2 * 20 * 12 - 1)
+    monkeypatch.setattr(protocol, "MAX_BATCH_PIXELS", 2 * 20 * 12 - 1)
     scorer = Scorer()
     scored(items, tmp_path, scorer)
     assert scorer.sizes == [2] * 6
@@ -86,7 +86,7 @@ def test_a_batch_holds_few_large_images(items, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("seconds", [-1, 1000])
 def test_a_killed_evaluation_goes_on_where_it_was(items, tmp_path, monkeypatch, seconds):
-    monkeypatch.setattr(protocol, "SAVE_EVERY", seconds)
+    monkeypatch.setattr(protocol, "SAVE_SECONDS", seconds)
     with pytest.raises(KeyboardInterrupt):
         scored(items, tmp_path, Scorer(fail_at=3))
     assert len(list(protocol.parts_path(tmp_path / "out").glob("*.parquet"))) == (8 if seconds < 0 else 1)
@@ -116,8 +116,8 @@ def test_another_stacker_of_the_same_members_scores_nothing_anew(items, tmp_path
 
 def test_a_finished_evaluation_keeps_its_cells_and_scores_only_new_ones(items, tmp_path):
     frame, _ = scored(items, tmp_path)
-    key = protocol.evaluation_key(items, [item.id for item in items], Model(Scorer(), STACKER, "one"))
-    protocol.write(tmp_path / "out", frame, {"key": key})
+    key = protocol.evaluation_key(items, [item.id for item in items], EvaluatedModel(Scorer(), STACKER, "one"))
+    protocol.write_evaluation(tmp_path / "out", frame, {"key": key})
     assert not protocol.parts_path(tmp_path / "out").exists()
     scorer = Scorer()
     dimmer = Corruption("dimmer", functools.partial(Image.Image.point, lut=lambda value: value // 4))
@@ -175,7 +175,7 @@ LOGITS = {
 
 
 def test_scores_are_those_of_metrics_with_the_worst_cell_named():
-    record = summarise(table(LOGITS, LABELS), 0.7, 0, stress=False)
+    record = summarize(table(LOGITS, LABELS), 0.7, 0, stress=False)
     labels = np.array(LABELS)
     assert list(record["cells"]) == ["clean", "bad", "good"]
     for cell, logits in LOGITS.items():
@@ -196,14 +196,14 @@ def test_scores_are_those_of_metrics_with_the_worst_cell_named():
 
 def test_data_without_generators_have_no_table_of_them():
     frame = table(LOGITS, LABELS).assign(generator=None)
-    assert summarise(frame, 0.5, 0, stress=False)["by_generator"] == []
+    assert summarize(frame, 0.5, 0, stress=False)["by_generator"] == []
 
 
 @pytest.mark.parametrize(("label", "score"), [(0, "accuracy_real"), (1, "accuracy_ai")])
 def test_a_stress_set_has_the_rate_of_errors_and_quantiles(label, score):
     logits = {"clean": np.linspace(-3, 3, 101), "worse": np.linspace(-3, 3, 101) + (3 if label == 0 else -3)}
     frame = table(logits, [label] * 101, groups=[f"g{row // 2}" for row in range(101)])
-    record = summarise(frame, 0.5, 0, stress=True)
+    record = summarize(frame, 0.5, 0, stress=True)
     assert record["cells"]["clean"] == {score: record["cells"]["clean"][score]}
     assert record["cells"]["clean"][score]["value"] == pytest.approx((50 if label == 0 else 51) / 101)
     assert record["worst"]["cell"] == "worse"

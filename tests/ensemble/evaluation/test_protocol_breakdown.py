@@ -7,7 +7,7 @@ import pytest
 from ensemble.core import metrics
 from ensemble.core.bootstrap import score_intervals
 from ensemble.core.metrics import sigmoid
-from ensemble.evaluation.protocol import by
+from ensemble.evaluation.protocol import score_parts
 
 HOSTILE = "<script>|`$x\n"
 
@@ -25,7 +25,7 @@ def rows(seed=0, count=240):
 
 def test_a_generators_ai_is_scored_against_all_reals():
     frame = rows()
-    easy, hard = by(frame, "generator", threshold=0.4, resamples=100)
+    easy, hard = score_parts(frame, "generator", threshold=0.4, resamples=100)
     assert (easy.name, hard.name) == ("easy", HOSTILE)
     assert (easy.real, easy.ai, easy.groups) == (hard.real, hard.ai, hard.groups) == (120, 60, 60)
     kept = frame[(frame["label"] == 0) | (frame["generator"] == "easy")]
@@ -39,7 +39,7 @@ def test_a_generators_ai_is_scored_against_all_reals():
 
 def test_a_source_is_scored_by_its_own_rows():
     frame = rows()
-    parts = {part.name: part for part in by(frame, "source", resamples=100)}
+    parts = {part.name: part for part in score_parts(frame, "source", resamples=100)}
     assert list(parts) == list(frame["source"].unique())
     assert sum(part.real + part.ai for part in parts.values()) == len(frame)
     own = frame[frame["source"] == "b"]
@@ -59,7 +59,7 @@ def test_a_source_is_scored_by_its_own_rows():
 
 def test_cells_keep_their_order():
     frame = pd.concat([rows(seed).assign(cell=cell) for seed, cell in enumerate(("clean", "jpeg 50", "blur 1"))])
-    parts = by(frame, "cell", resamples=20)
+    parts = score_parts(frame, "cell", resamples=20)
     assert [part.name for part in parts] == ["clean", "jpeg 50", "blur 1"]
     assert {(part.real, part.ai, part.groups) for part in parts} == {(120, 120, 60)}
     assert len({part.scores["auroc"].value for part in parts}) == 3
@@ -69,4 +69,4 @@ def test_cells_keep_their_order():
 def test_ai_whose_generator_is_not_told_is_a_part(empty):
     frame = rows()
     frame.loc[frame["generator"] == "easy", "generator"] = empty
-    assert [part.name for part in by(frame, "generator", resamples=20)] == ["not named", HOSTILE]
+    assert [part.name for part in score_parts(frame, "generator", resamples=20)] == ["not named", HOSTILE]

@@ -35,7 +35,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def held(run):
-    return report_scores.run_rows(run, STACKER)[0]
+    return report_scores.read_run_images(run, STACKER)[0]
 
 
 @pytest.fixture(scope="module")
@@ -164,10 +164,10 @@ def test_the_heat_map_is_of_the_member_of_the_largest_weight(run, monkeypatch, p
     monkeypatch.setattr(
         "ensemble.models.members.load_member", lambda run, name: asked.append(name) or small_member("vit")
     )
-    look = report.member_look(run, report.heaviest(run, STACKER))
+    look = report.heatmap_overlay(run, report.largest_weight_member(run, STACKER))
     assert asked == ["one"]
     assert look(photos[0]).mode == "RGB"
-    assert report.heaviest(run, replace(STACKER, coef=(0.2, -0.3))) == MEMBERS[1]
+    assert report.largest_weight_member(run, replace(STACKER, coef=(0.2, -0.3))) == MEMBERS[1]
 
 
 def test_a_false_positive_rate_that_reals_cannot_resolve_is_told(page):
@@ -206,7 +206,7 @@ def test_what_is_gone_is_told_and_not_fatal(tmp_path):
 
 @pytest.fixture(scope="module")
 def evaluated(run, tmp_path_factory):
-    scores = write_evaluation(run, "first", report_scores.run_rows(run, STACKER)[0].frame, CELLS)
+    scores = write_evaluation(run, "first", report_scores.read_run_images(run, STACKER)[0].frame, CELLS)
     file, seen = tmp_path_factory.mktemp("evaluated") / "page.html", []
     report.write_report(run, file, look=lambda image: seen.append(image) or image, resamples=40)
     return scores, file.read_text(), seen
@@ -254,12 +254,12 @@ def test_an_evaluation_of_reals_alone_is_shown_as_far_as_it_goes(run, held, tmp_
 
 def test_an_evaluation_that_cannot_be_shown_is_told(run, held):
     with pytest.raises(ArtifactError, match="no evaluation 'second'"):
-        report_scores.evaluated_rows(run, "second", STACKER)
+        report_scores.read_evaluated_images(run, "second", STACKER)
     write_evaluation(run, "second", held.frame, ("jpeg 30",))
     with pytest.raises(ArtifactError, match="'second' has no undamaged images"):
-        report_scores.evaluated_rows(run, "second", STACKER)
+        report_scores.read_evaluated_images(run, "second", STACKER)
     with pytest.raises(ArtifactError, match="'second' lacks logit:third: the stack has other members now"):
-        report_scores.evaluated_rows(run, "second", replace(STACKER, members=("one", "third")))
+        report_scores.read_evaluated_images(run, "second", replace(STACKER, members=("one", "third")))
 
 
 def test_unseen_generators_are_a_set_of_their_own(tmp_path):
@@ -273,7 +273,7 @@ def test_unseen_generators_are_a_set_of_their_own(tmp_path):
         scores = pd.read_parquet(path)
         scores["split"] = whole.set_index("id").loc[scores["id"], "split"].to_numpy()
         artifacts.write_parquet(path, scores)
-    held, unseen = report_scores.run_rows(tmp_path, STACKER)
+    held, unseen = report_scores.read_run_images(tmp_path, STACKER)
     assert (len(held.frame), len(unseen.frame)) == (36, 12)
     assert np.array_equal(unseen.stack, STACKER.logit(unseen.logits))
 
@@ -286,5 +286,5 @@ def test_the_run_must_have_a_stack(tmp_path):
 
 def test_worst_is_by_class_and_stable():
     labels, logits = np.array([0, 1, 0, 1, 0]), np.array([1.0, 2.0, 3.0, -1.0, 3.0])
-    assert gallery.worst(labels, logits, 0).tolist() == [2, 4, 0]
-    assert gallery.worst(labels, logits, 1, 1).tolist() == [3]
+    assert gallery.most_wrong(labels, logits, 0).tolist() == [2, 4, 0]
+    assert gallery.most_wrong(labels, logits, 1, 1).tolist() == [3]

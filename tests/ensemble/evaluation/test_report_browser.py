@@ -31,7 +31,7 @@ def looked_at(browser, file, width):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_report_is_whole_in_a_browser(browser, tmp_path, width):
     make_run(tmp_path)
-    rows = report_scores.run_rows(tmp_path, STACKER)[0].frame
+    rows = report_scores.read_run_images(tmp_path, STACKER)[0].frame
     write_evaluation(tmp_path, "first", rows, ("clean", "jpeg 30", "blur 2"))
     assert run_cli("report", "--run", tmp_path, "--no-heatmaps")[0] == 0
     said, seen = looked_at(browser, tmp_path / "report.html", width)

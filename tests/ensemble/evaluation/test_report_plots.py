@@ -13,8 +13,8 @@ from PIL import Image
 
 from ensemble.core import metrics
 from ensemble.evaluation import report_plots
-from ensemble.evaluation.report_plots import mean_spectra, middle, plane
-from ensemble.evaluation.report_scores import Rows
+from ensemble.evaluation.report_plots import center_square, log_spectrum, mean_spectra
+from ensemble.evaluation.report_scores import ScoredImages
 from ensemble.images import html
 
 SCORED = st.lists(st.tuples(st.booleans(), st.integers(0, 20)), min_size=2, max_size=60).filter(
@@ -25,7 +25,7 @@ SCORED = st.lists(st.tuples(st.booleans(), st.integers(0, 20)), min_size=2, max_
 def rows_of(pictures, labels):
     frame = pd.DataFrame({"label": labels})
     zeros = np.zeros(len(labels))
-    return Rows("some", "", frame, ("one",), zeros[:, None], zeros, zeros, pictures.__getitem__)
+    return ScoredImages("some", "", frame, ("one",), zeros[:, None], zeros, zeros, pictures.__getitem__)
 
 
 @given(SCORED)
@@ -89,7 +89,7 @@ def test_every_score_has_a_colour_of_its_own():
 
 def test_a_wave_stands_where_its_frequency_is():
     wave = np.cos(2 * np.pi * np.arange(64) / 4)[None, :] + np.zeros((64, 1))
-    found = plane(128 + 50 * wave)
+    found = log_spectrum(128 + 50 * wave)
     assert found.shape == (64, 64)
     assert np.unravel_index(found.argmax(), found.shape)[0] == 32
     assert abs(np.unravel_index(found.argmax(), found.shape)[1] - 32) == 16
@@ -121,8 +121,8 @@ def test_small_images_are_left_out_and_counted():
 
 
 def test_the_middle_is_the_middle():
-    assert middle(np.arange(30).reshape(5, 6), 3).tolist() == [[7, 8, 9], [13, 14, 15], [19, 20, 21]]
-    assert middle(np.zeros((2, 9)), 4).shape == (2, 4)
+    assert center_square(np.arange(30).reshape(5, 6), 3).tolist() == [[7, 8, 9], [13, 14, 15], [19, 20, 21]]
+    assert center_square(np.zeros((2, 9)), 4).shape == (2, 4)
 
 
 def test_pictures_are_small_and_leave_the_image_as_it_was():

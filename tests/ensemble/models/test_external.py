@@ -203,7 +203,7 @@ def test_with_folds_it_is_refused(tmp_path):
     series = pd.Series(0.0, index=heldout(frame)["id"])
     choices = StackOptions(externals=(external.External("clip", series, series),))
     with pytest.raises(ArtifactError, match="--external needs a run without --folds"):
-        stack_run(tmp_path, choices=choices)
+        stack_run(tmp_path, options=choices)
 
 
 def test_certain_probabilities_are_clipped_and_ids_stay_as_they_are(tmp_path):

@@ -13,8 +13,8 @@ from ensemble.core.errors import ArtifactError
 from ensemble.core.metrics import Interval, auroc
 from ensemble.stacking import cascade_fit
 from ensemble.stacking import cascade_fit as cascade_limits
-from ensemble.stacking.cascade import Cascade, Report, leave
-from ensemble.stacking.cascade_fit import check_rows, drawn, fit_cascade, fit_steps, halves
+from ensemble.stacking.cascade import Cascade, CascadeReport, early_exit
+from ensemble.stacking.cascade_fit import check_rows, fit_cascade, fit_steps, split_halves, subsample
 from ensemble.stacking.logit_table import LabelledLogits
 from ensemble.stacking.stacker import Calibration, Stacker
 
@@ -127,13 +127,13 @@ def test_the_full_stack_is_drawn_once_a_fit_and_nothing_where_the_expected_loss_
     material = cascade_limits.CascadeData(
         stacker.members, rows.logits, rows.labels, rows.groups, full, np.array(list(costs.values()))
     )
-    folds = cascade_fit.quarters(rows.labels, rows.groups, 0)
+    folds = cascade_fit.split_quarters(rows.labels, rows.groups, 0)
     steps = fit_steps(material, folds, 0.01, 0)
     assert np.isfinite([step.high for step in steps]).any()
     first = asked.index(0)  # until then nobody leaves
     assert sum(asked[first:]) == 0
     asked.clear()
-    monkeypatch.setattr(cascade_limits, "FEW", 1e9)  # too few rows for any loss
+    monkeypatch.setattr(cascade_limits, "FEW_ROWS", 1e9)  # too few rows for any loss
     fit_steps(material, folds, 0.01, 0)
     assert 1 <= len(asked) <= first
 
@@ -146,26 +146,26 @@ def test_of_very_many_rows_whole_groups_are_drawn(seed, largest):
     rows = LabelledLogits(
         STACKER.members, np.arange(2 * len(groups)).reshape(-1, 2), rng.integers(0, 2, len(groups)), groups
     )
-    part = drawn(rows, seed)
+    part = subsample(rows, seed)
     kept = np.isin(groups, part.groups)
     assert min(4000 - largest, len(groups)) <= kept.sum() <= 4000
     np.testing.assert_array_equal(part.logits, rows.logits[kept])
     np.testing.assert_array_equal(part.labels, rows.labels[kept])
-    np.testing.assert_array_equal(drawn(rows, seed).groups, part.groups)
+    np.testing.assert_array_equal(subsample(rows, seed).groups, part.groups)
 
 
 def test_of_a_few_giant_groups_none_is_left_out():
     groups = np.repeat(np.arange(16), 500)
     rows = LabelledLogits(STACKER.members, np.zeros((len(groups), 2)), groups % 2, groups)
-    assert drawn(rows) is rows
+    assert subsample(rows) is rows
 
 
 def test_of_very_many_rows_the_cascade_is_that_of_those_drawn(monkeypatch):
     stacker, rows, costs = noisy(1, rows=900)
-    monkeypatch.setattr(cascade_fit, "MOST_ROWS", 500)
+    monkeypatch.setattr(cascade_fit, "MAX_ROWS", 500)
     cascade = fit_cascade(stacker, rows, costs, 0.01)
     assert 400 < cascade.report.rows <= 500
-    assert cascade == fit_cascade(stacker, drawn(rows), costs, 0.01)
+    assert cascade == fit_cascade(stacker, subsample(rows), costs, 0.01)
 
 
 def test_one_member_is_no_cascade():
@@ -246,8 +246,8 @@ def test_the_report_is_of_rows_that_were_not_fitted_on(monkeypatch):
     assert (np.sum(left_out, axis=0) == 1).all()  # besides the fit on all rows, one without each
     found, left = np.empty(len(full)), np.empty(len(full), dtype=int)
     for held, material in zip(left_out, fitted, strict=True):
-        steps = fit_steps(material, cascade_fit.quarters(material.labels, material.groups, 0), 0.001, 0)
-        found[held], left[held] = leave(steps, rows.logits[held][:, ::-1], full[held])
+        steps = fit_steps(material, cascade_fit.split_quarters(material.labels, material.groups, 0), 0.001, 0)
+        found[held], left[held] = early_exit(steps, rows.logits[held][:, ::-1], full[held])
     assert (told.rows, told.groups) == (len(full), len(set(rows.groups)))
     assert told.auroc == (auroc(rows.labels, full), auroc(rows.labels, found))
     assert told.loss.value == told.auroc[0] - told.auroc[1]
@@ -262,7 +262,7 @@ def test_the_same_rows_give_the_same_cascade_and_json_keeps_it():
     assert fit_cascade(stacker, rows, costs, 0.01) == cascade
     assert Cascade.from_dict(cascade.to_dict()) == cascade
     report = replace(cascade.report, loss=Interval(0.1, np.nan, np.nan))
-    assert Report.from_dict(report.to_dict()).to_dict() == report.to_dict()
+    assert CascadeReport.from_dict(report.to_dict()).to_dict() == report.to_dict()
 
 
 @given(
@@ -271,10 +271,10 @@ def test_the_same_rows_give_the_same_cascade_and_json_keeps_it():
 def test_halves_keep_groups_whole_and_are_alike(sizes, seed):
     groups = np.repeat(np.arange(len(sizes)), [size for size, _ in sizes])
     labels = np.concatenate([np.arange(size) % 2 if kind == 2 else np.full(size, kind) for size, kind in sizes])
-    first = halves(labels, groups, seed)
+    first = split_halves(labels, groups, seed)
     assert all(len(set(first[groups == group])) == 1 for group in range(len(sizes)))
     for kind in range(3):
         mix = np.repeat([each == kind for _, each in sizes], [size for size, _ in sizes])
         largest = max((size for size, each in sizes if each == kind), default=0)
         assert abs((first & mix).sum() - (~first & mix).sum()) <= largest + 1
-    np.testing.assert_array_equal(halves(labels, groups, seed), first)
+    np.testing.assert_array_equal(split_halves(labels, groups, seed), first)

@@ -17,7 +17,14 @@ from ensemble.core.errors import ImageError
 from ensemble.images import preprocess
 from ensemble.models.runner import AHEAD, Runner
 from ensemble.stacking import cascade_stream as module
-from ensemble.stacking.cascade_stream import MOST_WAITING, TAKEN, WAITING_BATCHES, cascade_stream, full_rows, taken_rows
+from ensemble.stacking.cascade_stream import (
+    MAX_CHUNK_ROWS,
+    MAX_WAITING_BATCHES,
+    MAX_WAITING_ROWS,
+    cascade_chunk_rows,
+    cascade_stream,
+    rows_per_batch,
+)
 
 SMALL = replace(PREPROCESS_CONFIG, size=4)
 CROPS = replace(PREPROCESS_CONFIG, geometry="native_crops", count=4)
@@ -74,7 +81,7 @@ def test_rows_keep_their_order_and_a_runner_gets_whole_batches_of_those_that_nee
     for k, calls in enumerate(given):
         assert all(len(call) % batches[k] == 0 for call in calls)
         wasted = sum(map(len, calls)) - stays[:, k].sum() * kinds[k].count
-        assert wasted < full_rows(runners[k], MANY) * kinds[k].count  # the last batch alone is filled up
+        assert wasted < rows_per_batch(runners[k], MANY) * kinds[k].count  # the last batch alone is filled up
 
 
 def test_a_runner_sees_what_the_ones_before_it_said():
@@ -128,7 +135,7 @@ IMAGE = 4 * 20 * 12  # bytes in memory
 
 @pytest.mark.parametrize(("room", "reads"), [(1 << 20, 1), (0, 2)])
 def test_an_image_is_read_again_only_where_there_is_no_room_to_keep_it(monkeypatch, room, reads):
-    monkeypatch.setattr(module, "KEPT_BYTES", room)
+    monkeypatch.setattr(module, "IMAGE_CACHE_BYTES", room)
     read, lock = [], threading.Lock()
 
     def counted(item, large):
@@ -142,7 +149,7 @@ def test_an_image_is_read_again_only_where_there_is_no_room_to_keep_it(monkeypat
 
 
 def test_room_is_given_back(monkeypatch):
-    monkeypatch.setattr(module, "KEPT_BYTES", 8 * IMAGE)
+    monkeypatch.setattr(module, "IMAGE_CACHE_BYTES", 8 * IMAGE)
     read = []
 
     def counted(item, large):
@@ -157,7 +164,7 @@ def test_room_is_given_back(monkeypatch):
 
 
 def test_an_image_that_is_gone_when_it_is_read_again_is_an_unreadable_one(monkeypatch):
-    monkeypatch.setattr(module, "KEPT_BYTES", 0)
+    monkeypatch.setattr(module, "IMAGE_CACHE_BYTES", 0)
     read = []
 
     def once(item, large):
@@ -182,7 +189,7 @@ def test_an_image_that_a_later_contract_cannot_take_is_named():
 
 @pytest.mark.parametrize("batch", [4, 32])
 def test_rows_that_wait_for_a_full_batch_do_not_hold_up_others_for_ever(batch):
-    most = max(MOST_WAITING, WAITING_BATCHES * batch)
+    most = max(MAX_WAITING_ROWS, MAX_WAITING_BATCHES * batch)
     taken = []
 
     def items():
@@ -285,7 +292,7 @@ def test_pixels_of_rows_that_stay_are_prepared_while_members_run(monkeypatch):
 
 
 def test_large_images_are_read_one_at_a_time_again_too(monkeypatch):
-    monkeypatch.setattr(module, "KEPT_BYTES", 0)
+    monkeypatch.setattr(module, "IMAGE_CACHE_BYTES", 0)
     busy, read = threading.Lock(), []
 
     def reads(row, large):
@@ -313,7 +320,7 @@ def test_a_failing_member_or_thread_ends_the_stream(error):
 
 
 def test_who_stops_it_waits_for_no_image_that_is_to_be_read_again(monkeypatch):
-    monkeypatch.setattr(module, "KEPT_BYTES", 0)
+    monkeypatch.setattr(module, "IMAGE_CACHE_BYTES", 0)
     read, again, calls, stopped = set(), [], count(), threading.Event()
 
     def reads(row, large):
@@ -368,6 +375,6 @@ def test_what_is_done_holds_no_item():
 
 
 def test_rows_to_a_chunk():
-    assert taken_rows([runner()], "cpu") == TAKEN["cpu"]
-    assert taken_rows([runner(replace(CROPS, size=512, count=16)), runner()], "cpu") == 4
-    assert taken_rows([], "cuda") == TAKEN["cuda"]
+    assert cascade_chunk_rows([runner()], "cpu") == MAX_CHUNK_ROWS["cpu"]
+    assert cascade_chunk_rows([runner(replace(CROPS, size=512, count=16)), runner()], "cpu") == 4
+    assert cascade_chunk_rows([], "cuda") == MAX_CHUNK_ROWS["cuda"]

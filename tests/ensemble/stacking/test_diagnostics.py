@@ -10,8 +10,8 @@ from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError
 from ensemble.models.runner import Runner, score_images, with_flip
 from ensemble.stacking import diagnostics, stack
-from ensemble.stacking.diagnostics import milliseconds, without_each
-from ensemble.stacking.fit import Scores
+from ensemble.stacking.diagnostics import drop_each_member, milliseconds_per_image
+from ensemble.stacking.fit import StackLogits
 from ensemble.stacking.logit_table import read_stacking_data
 
 
@@ -24,14 +24,14 @@ def material(run, signals):
 def test_each_member_is_left_out_once_and_the_useful_one_is_missed(tmp_path):
     found = material(tmp_path, {"strong": 3, "weak": 1, "noise": 0})
     done = stack.stack_run(tmp_path, ("strong", "weak", "noise"))
-    lines = without_each(found, "logistic", "auto", done.held)
+    lines = drop_each_member(found, "logistic", "auto", done.stack_logits)
     assert [line.name for line in lines] == ["all members", "strong", "weak", "noise"]
     assert lines[0].auroc == done.scored[-1].auroc
     assert lines[1].auroc_difference.high < 0
     assert abs(lines[3].auroc_difference.value) < abs(lines[1].auroc_difference.value) / 4
     alone = stack.stack_run(tmp_path, ("weak", "noise"))
     assert lines[1].auroc == alone.scored[-1].auroc
-    table = diagnostics.drop_table(lines, {"strong": 10.0, "weak": 2.0, "noise": 0.5})
+    table = diagnostics.drop_one_table(lines, {"strong": 10.0, "weak": 2.0, "noise": 0.5})
     assert list(table["without"]) == ["(none)", "strong", "weak", "noise"]
     assert list(table["ms per image"]) == ["12.5", "10.0", "2.0", "0.5"]
 
@@ -39,14 +39,14 @@ def test_each_member_is_left_out_once_and_the_useful_one_is_missed(tmp_path):
 def test_one_member_cannot_be_dropped(tmp_path):
     found = material(tmp_path, {"only": 2})
     with pytest.raises(DataError, match="--drop-one needs two members or more"):
-        without_each(found, "logistic", "none", Scores(found.scored.logits[:, 0], found.scored.logits[:, 0]))
+        drop_each_member(found, "logistic", "none", StackLogits(found.scored.logits[:, 0], found.scored.logits[:, 0]))
 
 
 def test_time_is_the_median_of_an_image_after_a_run_to_warm_up():
     ticks = iter([0.0, 4.0, 10.0, 11.0, 20.0, 22.0, 30.0, 33.0, 40.0, 90.0])
     calls = []
     runner = Runner("a", PREPROCESS_CONFIG, lambda pixels: calls.append(len(pixels)))
-    assert milliseconds(runner, np.zeros((8, 2, 2, 3)), 4, lambda: next(ticks)) == 3.0 * 1000 / 4
+    assert milliseconds_per_image(runner, np.zeros((8, 2, 2, 3)), 4, lambda: next(ticks)) == 3.0 * 1000 / 4
     assert calls == [8] * 6
 
 
@@ -100,22 +100,24 @@ def halves(tmp_path):
 
 def test_flips_help_whom_they_help(halves):
     rows = heldout(pd.read_parquet(artifacts.dataset_path(halves)))
-    lines = stack.compare([brightness("one_eyed", 20.0, 0.0), brightness("both", 10.0, 10.0)], halves, list(rows["id"]))
+    lines = stack.compare_tta(
+        [brightness("one_eyed", 20.0, 0.0), brightness("both", 10.0, 10.0)], halves, list(rows["id"])
+    )
     assert [line.name for line in lines] == ["one_eyed", "both"]
     assert lines[0].log_loss_difference.high < 0
     assert lines[1].log_loss_difference.value == pytest.approx(0, abs=1e-6)
-    assert stack.helped(lines) == ("one_eyed",)
+    assert stack.members_helped_by_tta(lines) == ("one_eyed",)
     (halves / "images" / rows["path"].iloc[0]).write_bytes(b"")
     with pytest.raises(ArtifactError, match="held-out images cannot be read"):
-        stack.compare([brightness("both", 1.0, 1.0)], halves, list(rows["id"]))
+        stack.compare_tta([brightness("both", 1.0, 1.0)], halves, list(rows["id"]))
 
 
 def test_stack_tta_keeps_what_it_found(halves, monkeypatch):
     runners = [brightness("one", 20.0, 0.0), brightness("two", 10.0, 10.0)]
-    monkeypatch.setattr(stack, "measure", lambda run, names, ids: stack.compare(runners, run, ids))
+    monkeypatch.setattr(stack, "measure_tta", lambda run, names, ids: stack.compare_tta(runners, run, ids))
     code, out, err = run_cli("stack", "--run", halves, "--tta")
     assert (code, err) == (0, "")
     assert re.search(r"\n  one: -\d.*, helps\n  two: .*, does not help beyond noise\n", out)
-    assert stack.read_stacker(halves).flips == ("one",)
+    assert stack.read_stacker(halves).tta_members == ("one",)
     assert run_cli("stack", "--run", halves)[0] == 0
-    assert stack.read_stacker(halves).flips is None
+    assert stack.read_stacker(halves).tta_members is None

@@ -6,9 +6,9 @@ from sklearn.linear_model import LogisticRegression
 
 from ensemble.core.metrics import auroc, log_loss, sigmoid
 from ensemble.stacking import diagnostics
-from ensemble.stacking.fit import fit, fit_stacker, out_of_fold, solve
+from ensemble.stacking.fit import fit_stacker, fit_weights, nested_cv_logits, solve_weights
 from ensemble.stacking.grouped_cv import grouped_folds
-from ensemble.stacking.stacker import KINDS
+from ensemble.stacking.stacker import METHODS
 
 
 def planted(coef, intercept, groups=1000, rows=10, seed=0):
@@ -39,7 +39,7 @@ def test_a_planted_negative_weight_is_recovered_or_held_at_zero():
 def test_without_a_bound_that_binds_nonnegative_is_logistic_regression():
     logits, labels, _ = planted((1.0, 0.5), -0.3, groups=30)
     for strength in (0.01, 1.0, 100.0):
-        coef, intercept = solve("nonnegative", logits, labels, strength)
+        coef, intercept = solve_weights("nonnegative", logits, labels, strength)
         model = LogisticRegression(C=strength, tol=1e-8, max_iter=1000).fit(logits, labels)
         np.testing.assert_allclose([*coef, intercept], [*model.coef_[0], model.intercept_[0]], atol=1e-3)
 
@@ -48,7 +48,7 @@ def test_without_a_bound_that_binds_nonnegative_is_logistic_regression():
 @given(st.integers(0, 10**6), st.integers(1, 4))
 def test_nonnegative_weights_are_never_below_zero(seed, members):
     rng = np.random.default_rng(seed)
-    coef, _ = solve("nonnegative", rng.normal(size=(40, members)), np.arange(40) % 2, 10.0)
+    coef, _ = solve_weights("nonnegative", rng.normal(size=(40, members)), np.arange(40) % 2, 10.0)
     assert (coef >= 0).all()
 
 
@@ -56,8 +56,8 @@ def test_rows_that_count_twice_are_rows_that_stand_twice():
     logits, labels, _ = planted((1.0, -0.5), 0.2, groups=20)
     counts = np.random.default_rng(0).integers(0, 3, len(labels))
     for kind in ("logistic", "nonnegative"):
-        weighted = solve(kind, logits, labels, 1.0, counts.astype(float))
-        repeated = solve(kind, logits.repeat(counts, axis=0), labels.repeat(counts), 1.0)
+        weighted = solve_weights(kind, logits, labels, 1.0, counts.astype(float))
+        repeated = solve_weights(kind, logits.repeat(counts, axis=0), labels.repeat(counts), 1.0)
         np.testing.assert_allclose(weighted[0], repeated[0], atol=1e-3)
 
 
@@ -65,7 +65,7 @@ def test_the_mean_is_of_logits_and_the_best_is_a_member():
     logits, labels, groups = planted((0.2, 2.0), 0.0, groups=60)
     mean, best = (fit_stacker("ab", logits, labels, groups, kind) for kind in ("mean", "best"))
     np.testing.assert_allclose(mean.logit(logits), logits.mean(axis=1))
-    assert (best.coef, best.intercept, best.kind) == ((0.0, 1.0), 0.0, "best")
+    assert (best.coef, best.intercept, best.method) == ((0.0, 1.0), 0.0, "best")
     np.testing.assert_array_equal(best.logit(logits), logits[:, 1])
 
 
@@ -75,22 +75,24 @@ def test_the_best_member_is_chosen_inside_each_fold():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(120, 8)) + 0.3 * (labels - 0.5)[:, None]
     apparent = max(auroc(labels, column) for column in logits.T)
-    held = out_of_fold(logits, labels, groups, "best").raw
+    held = nested_cv_logits(logits, labels, groups, "best").raw
     assert auroc(labels, held) < apparent
     assert all(row in values for row, values in zip(held, logits, strict=True))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", METHODS)
 def test_out_of_fold_no_kind_ranks_noise(kind):
     rng = np.random.default_rng(3)
     labels, groups = np.arange(400) % 2, np.repeat([f"g{i}" for i in range(100)], 4)
     logits = rng.normal(size=(400, 6))
-    assert auroc(labels, out_of_fold(logits, labels, groups, kind, "auto").calibrated) == pytest.approx(0.5, abs=0.1)
+    assert auroc(labels, nested_cv_logits(logits, labels, groups, kind, "auto").calibrated) == pytest.approx(
+        0.5, abs=0.1
+    )
 
 
 def test_calibration_inside_folds_recovers_what_is_overconfident():
     logits, labels, groups = planted((1.0,), 0.0, groups=300)
-    scores = out_of_fold(5 * logits, labels, groups, "best", "auto")
+    scores = nested_cv_logits(5 * logits, labels, groups, "best", "auto")
     losses = [log_loss(labels, sigmoid(values)) for values in (scores.raw, scores.calibrated, logits[:, 0])]
     assert losses[1] == pytest.approx(losses[2], abs=0.005)
     assert losses[0] > losses[2] + 0.5
@@ -103,7 +105,7 @@ def test_weight_intervals_hold_the_planted_weights_and_narrow_with_groups():
     spans = []
     for groups in (30, 270):
         logits, labels, names = planted((1.0, 0.0), 0.0, groups=groups, seed=6)
-        strength = fit("logistic", logits, labels, grouped_folds(labels, names)).strength
+        strength = fit_weights("logistic", logits, labels, grouped_folds(labels, names)).inverse_penalty
         one, other = diagnostics.weight_intervals("logistic", logits, labels, names, strength)
         assert one.low < 1.0 < one.high
         assert other.low < 0.0 < other.high
@@ -122,7 +124,7 @@ def test_members_that_say_the_same_are_named():
     rng = np.random.default_rng(0)
     base = rng.normal(size=(500, 2))
     logits = np.column_stack([base, 3 * base[:, 0] + 0.1 * rng.normal(size=500), -base[:, 1]])
-    ((one, other, correlation),) = diagnostics.near_collinear("abcd", logits)
+    ((one, other, correlation),) = diagnostics.collinear_pairs("abcd", logits)
     assert (one, other) == ("a", "c")
     assert correlation > 0.98
-    assert diagnostics.near_collinear("a", logits[:, :1]) == []
+    assert diagnostics.collinear_pairs("a", logits[:, :1]) == []

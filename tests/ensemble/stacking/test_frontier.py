@@ -12,23 +12,23 @@ from ensemble.core import bootstrap
 from ensemble.core.errors import ArtifactError
 from ensemble.core.metrics import Interval, sigmoid
 from ensemble.stacking import frontier
-from ensemble.stacking.cascade import Cascade, Report, Step
+from ensemble.stacking.cascade import Cascade, CascadeReport, CascadeStep
 from ensemble.stacking.fit import fit_stacker
 from ensemble.stacking.frontier import (
     Costs,
     Point,
-    apart,
-    begin,
+    drop_equal_speeds,
     drop_uncertain,
-    measure,
     pareto_front,
-    refit,
-    settle,
-    stacks,
+    prepare_study,
+    refit_on_all_rows,
+    score_point,
+    select_frontier,
+    subset_points,
 )
 from ensemble.stacking.logit_table import LabelledLogits
 from ensemble.stacking.stacker import Stacker
-from ensemble.stacking.threshold import asked_rule, choose_threshold
+from ensemble.stacking.threshold import choose_threshold, rule_of_threshold
 
 ROWS, GROUPS = 1200, 60
 NAMES = ("noise", "hiss", "cheap", "dear")
@@ -51,12 +51,14 @@ def planted(cheap=1.0, dear=2.0, seed=0, rows=ROWS):
 
 def mean_of(names=NAMES, **values):
     """Noise that the mean takes in makes it worse, whatever the draw: just the right stacks are best."""
-    return Stacker(names, (1 / len(names),) * len(names), 0.0, kind="mean", **values)
+    return Stacker(names, (1 / len(names),) * len(names), 0.0, method="mean", **values)
 
 
 def best_of(rows, costs=COSTS, own=None):
-    study = begin(rows, own or mean_of())
-    found, _ = settle(stacks(study, costs), lambda point: (point, refit(study, point.members, "none")))
+    study = prepare_study(rows, own or mean_of())
+    found, _ = select_frontier(
+        subset_points(study, costs), lambda point: (point, refit_on_all_rows(study, point.members, "none"))
+    )
     return study, found
 
 
@@ -79,25 +81,25 @@ def test_the_frontier_holds_just_the_members_that_pay(cheap, dear, best):
 
 def test_what_is_chosen_by_chance_is_not_believed():
     study, found = best_of(planted(0.0, 0.0, rows=200))
-    lucky = max(stacks(study, COSTS), key=lambda point: point.auroc)
-    told = measure(study, lucky)
+    lucky = max(subset_points(study, COSTS), key=lambda point: point.auroc)
+    told = score_point(study, lucky)
     assert lucky.auroc > 0.53
     assert told.auroc.low < 0.5 < told.auroc.high
     study, found = best_of(planted())
     good = list(found)[-1]
-    assert abs(good.auroc - measure(study, good).auroc.value) < 0.02
+    assert abs(good.auroc - score_point(study, good).auroc.value) < 0.02
 
 
 def test_a_slower_point_is_better_by_more_than_chance():
     def point(auroc, spread):
         return Point(("a",), "fp32", auroc, auroc + spread * np.linspace(-1, 1, 100), 0.5, 1.0)
 
-    assert frontier.better(point(0.8, 0.01), point(0.7, 0.0))
-    assert frontier.better(point(0.8, 0.1), point(0.75, 0.1))  # both fall and rise together
-    assert not frontier.better(point(0.8, 0.1), point(0.75, 0.0))
-    assert not frontier.better(point(0.8, 0.1), point(0.8, 0.1))
-    assert frontier.better(point(0.6, 0.1), None)
-    assert not frontier.better(point(0.55, 0.1), None)
+    assert frontier.is_better(point(0.8, 0.01), point(0.7, 0.0))
+    assert frontier.is_better(point(0.8, 0.1), point(0.75, 0.1))  # both fall and rise together
+    assert not frontier.is_better(point(0.8, 0.1), point(0.75, 0.0))
+    assert not frontier.is_better(point(0.8, 0.1), point(0.8, 0.1))
+    assert frontier.is_better(point(0.6, 0.1), None)
+    assert not frontier.is_better(point(0.55, 0.1), None)
 
 
 def drawn_point(name, milliseconds, auroc, spread):
@@ -124,7 +126,7 @@ def test_no_point_that_was_tried_beats_one_that_is_listed(drawn):
     points = [drawn_point(str(number), *values) for number, values in enumerate(drawn)]
     listed = drop_uncertain(pareto_front(points))
     assert not beaten(points, listed)
-    assert all(frontier.better(slow, fast) for fast, slow in pairwise([None, *listed]))
+    assert all(frontier.is_better(slow, fast) for fast, slow in pairwise([None, *listed]))
 
 
 def test_what_a_lucky_point_beats_is_not_listed_though_the_lucky_one_is_not():
@@ -140,7 +142,7 @@ def test_what_a_lucky_point_beats_is_not_listed_though_the_lucky_one_is_not():
 
 def test_members_of_noise_do_not_join_by_luck():
     own = Stacker(NAMES, (1.0,) * 4, 0.0)  # logistic regression hardly suffers from them
-    lucky = [point for point in stacks(begin(planted(), own), COSTS) if point.auroc > 0.55]
+    lucky = [point for point in subset_points(prepare_study(planted(), own), COSTS) if point.auroc > 0.55]
     assert any({"noise", "hiss"} & {*point.members} for point in pareto_front(lucky))
     _, found = best_of(planted(), own=own)
     assert [point.members for point in found] == [("cheap",), ("dear",), ("cheap", "dear")]
@@ -149,20 +151,20 @@ def test_members_of_noise_do_not_join_by_luck():
 @pytest.mark.parametrize("own", [mean_of(), Stacker(NAMES, (1.0,) * 4, 0.0)])
 def test_nothing_of_the_half_that_is_reported_on_is_used(own):
     rows = planted()
-    study = begin(rows, own)
+    study = prepare_study(rows, own)
     turned = np.where(study.first[:, None], rows.logits, -rows.logits)
-    twin = begin(replace(rows, logits=turned), own)
-    for point, other in zip(stacks(study, COSTS), stacks(twin, COSTS), strict=True):
+    twin = prepare_study(replace(rows, logits=turned), own)
+    for point, other in zip(subset_points(study, COSTS), subset_points(twin, COSTS), strict=True):
         assert (point.members, point.auroc) == (other.members, other.auroc)
         assert point.other == pytest.approx(1 - other.other)
 
 
 def test_the_loss_is_against_all_members_on_the_same_rows():
     study, found = best_of(planted())
-    full = next(point for point in stacks(study, COSTS) if point.members == NAMES)
-    assert measure(study, full).lost.value == 0
+    full = next(point for point in subset_points(study, COSTS) if point.members == NAMES)
+    assert score_point(study, full).lost.value == 0
     best = list(found)[-1]
-    told = measure(study, best)
+    told = score_point(study, best)
     assert told.lost.value == pytest.approx(full.other - best.other)
     assert told.auroc.value == pytest.approx(best.other)
     assert told.lost.low < told.lost.value < told.lost.high
@@ -175,9 +177,9 @@ def test_a_cascade_of_the_best_is_tried_and_costs_what_its_images_need():
     own = Stacker(("cheap", "dear"), (0.5, 0.25), 0.1)
     logits = np.column_stack([one, two])
     labels = (rng.random(2000) < sigmoid(8 * own.logit(logits))).astype(int)
-    study = begin(LabelledLogits(own.members, logits, labels, rng.integers(0, GROUPS, 2000)), own)
-    both = next(point for point in stacks(study, COSTS) if len(point.members) == 2)
-    found = frontier.cascades(study, [both], COSTS)
+    study = prepare_study(LabelledLogits(own.members, logits, labels, rng.integers(0, GROUPS, 2000)), own)
+    both = next(point for point in subset_points(study, COSTS) if len(point.members) == 2)
+    found = frontier.cascade_points(study, [both], COSTS)
     point = found[-1]
     assert point.cascade.tolerance == 0.01
     assert point.auroc <= both.auroc
@@ -185,21 +187,26 @@ def test_a_cascade_of_the_best_is_tried_and_costs_what_its_images_need():
     assert left > 0.5
     # decoding, the cheap member with its view, and for those that stay the dear one with its own
     assert point.milliseconds == pytest.approx(2 + 0.5 + 1 + (1 - left) * (1.5 + 10))
-    assert measure(study, point).lost.value < 0.01
-    assert frontier.cascades(study, [point for point in stacks(study, COSTS) if len(point.members) == 1], COSTS) == []
+    assert score_point(study, point).lost.value < 0.01
+    assert (
+        frontier.cascade_points(
+            study, [point for point in subset_points(study, COSTS) if len(point.members) == 1], COSTS
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize(("alone", "last", "loss"), [("cheap", "dear", 0.05), ("dear", "cheap", -0.05)])
 def test_what_a_cascade_loses_counts_against_it_and_what_it_wins_by_chance_does_not(monkeypatch, alone, last, loss):
-    study = begin(planted(0.3, 1.0), mean_of())  # `dear` alone is better than the mean of both
-    both = next(point for point in stacks(study, COSTS) if point.members == ("cheap", "dear"))
-    report = Report(600, 30, (0.9, 0.9 - loss), Interval(loss, loss, loss), (0.9, 0.1), (11.0, 2.0), 0.0)
-    early = Cascade((Step(alone, (1.0,), 0.0, -0.2, 0.2),), last, (1.0, 10.0), 0.01, report)
+    study = prepare_study(planted(0.3, 1.0), mean_of())  # `dear` alone is better than the mean of both
+    both = next(point for point in subset_points(study, COSTS) if point.members == ("cheap", "dear"))
+    report = CascadeReport(600, 30, (0.9, 0.9 - loss), Interval(loss, loss, loss), (0.9, 0.1), (11.0, 2.0), 0.0)
+    early = Cascade((CascadeStep(alone, (1.0,), 0.0, -0.2, 0.2),), last, (1.0, 10.0), 0.01, report)
     monkeypatch.setattr(frontier, "fit_cascade", lambda *given: early)
-    found = frontier.cascades(study, [both], COSTS)[0]
+    found = frontier.cascade_points(study, [both], COSTS)[0]
     assert found.auroc == pytest.approx(both.auroc - max(loss, 0))
     rows, first = study.rows, study.first
-    stacker, logits = frontier.half_stacker(study, both.members), rows.select(both.members).logits[first]
+    stacker, logits = frontier.fit_half(study, both.members), rows.select(both.members).logits[first]
     whole, less = bootstrap.draws(
         rows.labels[first],
         [stacker.logit(logits), early.apply(logits, stacker)[0]],
@@ -210,7 +217,7 @@ def test_what_a_cascade_loses_counts_against_it_and_what_it_wins_by_chance_does_
     assert np.sign(loss) * np.mean(whole - less) > 0.01
     np.testing.assert_allclose(found.drawn, both.drawn - np.maximum(whole - less, 0))
     # and on the other half it is the cascade that is scored
-    assert found.other == pytest.approx(measure(study, found).auroc.value)
+    assert found.other == pytest.approx(score_point(study, found).auroc.value)
     assert np.sign(loss) * (both.other - found.other) > 0.01
 
 
@@ -226,7 +233,7 @@ def test_costs_add_up():
 
 def test_members_that_are_looked_up_are_no_point_by_themselves():
     costs = Costs(2.0, (0.5,), {"cheap": 0}, {"fp32": {"cheap": 1.0}}, {"fp32": frozenset()})
-    points = stacks(begin(planted(), mean_of()), costs)
+    points = subset_points(prepare_study(planted(), mean_of()), costs)
     assert all("cheap" in point.members for point in points)
     assert len(points) == 8
 
@@ -234,7 +241,7 @@ def test_members_that_are_looked_up_are_no_point_by_themselves():
 def test_a_lower_precision_is_as_accurate_and_faster_where_it_is_used():
     members = {**COSTS.members, "bf16": {**COSTS.members["fp32"], "dear": 4.0}}
     costs = Costs(COSTS.decode, COSTS.views, COSTS.view_of, members, {"fp32": frozenset(), "bf16": frozenset({"dear"})})
-    points = stacks(begin(planted(), mean_of()), costs)
+    points = subset_points(prepare_study(planted(), mean_of()), costs)
     by = {(point.members, point.precision): point for point in points}
     assert (("cheap",), "bf16") not in by
     plain, lower = by[("dear",), "fp32"], by[("dear",), "bf16"]
@@ -247,8 +254,8 @@ def test_what_cannot_be_shipped_gives_way_to_what_it_had_beaten():
             raise ArtifactError("not this one")
         return point, point.precision
 
-    study = begin(planted(0.3, 2.0), mean_of())
-    found, left_out = settle(stacks(study, COSTS), ship)
+    study = prepare_study(planted(0.3, 2.0), mean_of())
+    found, left_out = select_frontier(subset_points(study, COSTS), ship)
     assert [point.members for point in found if point.auroc > 0.55] == [("cheap",)]
     assert set(found.values()) == {"fp32"}
     assert set(left_out) == {"not this one"}
@@ -260,26 +267,28 @@ def test_the_speed_at_which_a_point_ships_is_what_counts():
         drawn_point("cascade", 2.0, 0.85, 0.0),
         drawn_point("slow", 3.0, 0.9, 0.0),
     ]
-    found, _ = settle(points, lambda point: (point, None))
+    found, _ = select_frontier(points, lambda point: (point, None))
     assert list(found) == [fast, cascade, slow]
     shipped = replace(cascade, milliseconds=4.0)  # as it ships it is slower than what is better
-    found, left_out = settle(points, lambda point: (shipped if point == cascade else point, None))
+    found, left_out = select_frontier(points, lambda point: (shipped if point == cascade else point, None))
     assert (list(found), left_out) == ([fast, slow], [])
     shipped = replace(cascade, milliseconds=0.5)
-    found, _ = settle(points, lambda point: (shipped if point == cascade else point, None))
+    found, _ = select_frontier(points, lambda point: (shipped if point == cascade else point, None))
     assert list(found) == [shipped, slow]
 
 
 def test_a_refitted_stack_is_as_stack_would_make_it():
     rows = planted()
-    study = begin(rows, Stacker(NAMES, (1.0,) * 4, 0.0, 0.3, threshold_rule="balanced_accuracy", flips=("dear",)))
-    found = refit(study, ("cheap", "dear"), "none")
+    study = prepare_study(
+        rows, Stacker(NAMES, (1.0,) * 4, 0.0, 0.3, threshold_rule="balanced_accuracy", tta_members=("dear",))
+    )
+    found = refit_on_all_rows(study, ("cheap", "dear"), "none")
     alone = fit_stacker(("cheap", "dear"), rows.logits[:, 2:], rows.labels, rows.groups.astype(str))
     assert (found.members, found.coef, found.intercept) == (alone.members, alone.coef, alone.intercept)
-    assert (found.threshold_rule, found.flips) == ("balanced_accuracy", ("dear",))
+    assert (found.threshold_rule, found.tta_members) == ("balanced_accuracy", ("dear",))
     assert found.threshold != 0.3
-    assert refit(study, ("cheap", "noise"), "none").flips == ()
-    assert refit(study, NAMES, "none") is study.own
+    assert refit_on_all_rows(study, ("cheap", "noise"), "none").tta_members == ()
+    assert refit_on_all_rows(study, NAMES, "none") is study.own
 
 
 @pytest.mark.parametrize("rule", ["balanced", "fpr=0.05", 0.25])
@@ -287,28 +296,28 @@ def test_the_rule_of_a_threshold_is_known_from_its_answer(rule):
     rows = planted()
     target = sigmoid(rows.logits[:, 3])
     threshold, said = choose_threshold(rule, rows.labels, target)
-    assert choose_threshold(asked_rule(threshold, said), rows.labels, target)[0] == threshold
-    assert asked_rule(0.5, "default 0.5") == 0.5
+    assert choose_threshold(rule_of_threshold(threshold, said), rows.labels, target)[0] == threshold
+    assert rule_of_threshold(0.5, "default 0.5") == 0.5
 
 
 def test_too_little_to_choose_on_is_said():
     with pytest.raises(ArtifactError, match="the bundle has one member: there is nothing to choose from"):
-        begin(planted().select(["cheap"]), mean_of(("cheap",)))
+        prepare_study(planted().select(["cheap"]), mean_of(("cheap",)))
     with pytest.raises(
         ArtifactError, match=r"frontier chooses on 100 held-out images or more, and here are 60: export"
     ):
-        begin(planted(rows=60), mean_of())
+        prepare_study(planted(rows=60), mean_of())
     rows = planted()
     with pytest.raises(
         ArtifactError, match=r"reports on the other half; one half has \d groups with real images, and 4"
     ):
-        begin(replace(rows, groups=rows.groups % 5), mean_of())
+        prepare_study(replace(rows, groups=rows.groups % 5), mean_of())
 
 
 @given(st.lists(st.floats(1, 1000), min_size=1, max_size=30, unique=True))
 def test_of_points_that_no_timing_tells_apart_the_most_accurate_stays(times):
     points = [Point((str(n),), "fp32", 0.5 + n / 100, np.empty(0), 0.5, ms) for n, ms in enumerate(sorted(times))]
-    kept = apart(points)
+    kept = drop_equal_speeds(points)
     assert kept == sorted(kept, key=lambda point: point.milliseconds)
     for point in points:
         assert any(
@@ -325,7 +334,7 @@ def test_many_members_are_added_one_by_one(monkeypatch):
         return Point(names, "fp32", sum(map(worth.get, names)), np.empty(0), 0.5, 1.0)
 
     assert len(frontier.search_subsets(tuple(worth), value)) == 31
-    monkeypatch.setattr(frontier, "EXHAUSTIVE", 3)
+    monkeypatch.setattr(frontier, "EXHAUSTIVE_MEMBERS", 3)
     tried = [point.members for point in frontier.search_subsets(tuple(worth), value)]
     assert len(tried) == 5 + 4 + 3 + 2 + 1
     assert tried[5:9] == [("a", "b"), ("b", "c"), ("b", "d"), ("b", "e")]

@@ -21,7 +21,7 @@ from ensemble.core.errors import ArtifactError
 from ensemble.core.metrics import Interval
 from ensemble.stacking import stack
 from ensemble.stacking.fit import fit_stacker
-from ensemble.stacking.scores import Scored, as_table, score_frames, score_models, score_table, verdict
+from ensemble.stacking.scores import ModelScores, format_scores, score_frames, score_models, score_stack, verdict
 from ensemble.stacking.stack import read_stacker
 
 
@@ -45,7 +45,7 @@ def scored(width=0.01, **aurocs):
     def line(name, value):
         apart = value - aurocs["stack"]
         difference = None if name == "stack" else Interval(apart, apart - width, apart + width)
-        return Scored(name, Interval(value, value, value), Interval(0.5, 0.4, 0.6), difference)
+        return ModelScores(name, Interval(value, value, value), Interval(0.5, 0.4, 0.6), difference)
 
     return [line(name, value) for name, value in aurocs.items()]
 
@@ -115,7 +115,7 @@ def test_what_infer_wrote_is_scored_as_the_logits_were(stacked):
     target = metrics.sigmoid(logits @ [0.5, 0.2])
     table = rows[["id"]].assign(target=target, one=metrics.sigmoid(logits[:, 0]), two=metrics.sigmoid(logits[:, 1]))
     lines = score_frames(table, rows[["id", "label", "group"]])
-    expected = score_table(["one", "two"], logits, logits @ [0.5, 0.2], rows["label"], rows["group"].to_numpy(str))
+    expected = score_stack(["one", "two"], logits, logits @ [0.5, 0.2], rows["label"], rows["group"].to_numpy(str))
     assert [line.name for line in lines] == ["one", "two", "mean", "stack"]
     for line, other in zip(lines, expected, strict=True):
         assert line.auroc == other.auroc
@@ -205,10 +205,10 @@ def test_the_verdict_is_plain(lines, expected):
 
 
 def test_the_table_shows_weights_of_members_only():
-    table = as_table(scored(a=0.8, mean=0.85, stack=0.9), {"a": "+0.500"})
+    table = format_scores(scored(a=0.8, mean=0.85, stack=0.9), {"a": "+0.500"})
     assert list(table["weight"]) == ["+0.500", "", ""]
     assert table.loc[0, "AUROC"] == "0.8000 [0.8000, 0.8000]"
-    assert "weight" not in as_table(scored(stack=0.8))
+    assert "weight" not in format_scores(scored(stack=0.8))
 
 
 def test_a_stacker_of_other_members_is_stale(run):

@@ -12,7 +12,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from ensemble.core.errors import ArtifactError
 from ensemble.core.metrics import auroc, sigmoid
 from ensemble.stacking.fit import fit_stacker
-from ensemble.stacking.fit import out_of_fold as nested
+from ensemble.stacking.fit import nested_cv_logits as nested
 from ensemble.stacking.stacker import Calibration, Stacker
 
 STACKER = Stacker(("a", "b", "c"), (0.7, -0.2, 0.3), -0.4)
@@ -224,7 +224,7 @@ def test_a_stacker_of_an_older_file_is_read():
         "threshold": 0.5,
     }
     stacker = Stacker.from_dict(values)
-    assert (stacker.kind, stacker.threshold_rule, stacker.flips) == ("logistic", "default 0.5", None)
+    assert (stacker.method, stacker.threshold_rule, stacker.tta_members) == ("logistic", "default 0.5", None)
     assert stacker.logit(np.array([[2.0, 4.0]])) == pytest.approx([2.1])
 
 

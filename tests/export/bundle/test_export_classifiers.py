@@ -105,7 +105,7 @@ def test_they_weigh_alike_and_ai_means_ai_whatever_the_order_of_labels(made, che
     assert np.abs(logits).max() > 0.05
     np.testing.assert_allclose(scores(folder, files), sigmoid(logits.mean(axis=1)), atol=1e-4)
     stacker = bundle.stacker_of(folder)
-    assert (stacker.members, stacker.coef, stacker.kind) == (("a", "b"), (0.5, 0.5), "mean")
+    assert (stacker.members, stacker.coef, stacker.method) == (("a", "b"), (0.5, 0.5), "mean")
     assert "in onnxruntime, " in out
     assert ", on 14 generated pictures" in out
     certificates = artifacts.read_json(folder / "certificate.json", "")["members"]

@@ -11,8 +11,8 @@ from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, UnavailableError
 from ensemble.core.metrics import Interval, sigmoid
 from ensemble.models.external import External, write_external
-from ensemble.stacking.cascade import Report
-from ensemble.stacking.label_shift import Shift
+from ensemble.stacking.cascade import CascadeReport
+from ensemble.stacking.label_shift import LabelShift
 from ensemble.stacking.stack import store_shift
 from ensemble.stacking.stacker import Stacker
 from export import Predictor
@@ -263,7 +263,7 @@ def test_export_keeps_the_point_until_members_or_stack_change(run):
     content = (run / "bundle" / "point.json").read_bytes()
     export_run(run, (said := []).append)
     assert (run / "bundle" / "point.json").read_bytes() == content
-    store_shift(run, Shift(0.5, 0.5, 10, "images", "em", "names"))  # as adapt does
+    store_shift(run, LabelShift(0.5, 0.5, 10, "images", "em", "names"))  # as adapt does
     export_run(run, said.append)
     assert "point.json" in bundle.open_bundle(run / "bundle")["files"]
     assert not any("frontier" in line for line in said)
@@ -279,7 +279,7 @@ def test_export_keeps_the_point_until_members_or_stack_change(run):
 STRANGER = {**Stacker(("one", "stranger"), (1.0, 1.0), 0.0).to_dict()}
 OUTSIDE = {**Stacker(("../../one",), (1.0,), 0.0).to_dict()}
 STEP = {"member": "one", "coef": [1.0], "intercept": 0.0, "low": None, "high": None}
-REPORT = Report(10, 5, (0.9, 0.9), Interval(0.0, 0.0, 0.0), (0.5, 0.5), (2.0, 1.0), 0.0).to_dict()
+REPORT = CascadeReport(10, 5, (0.9, 0.9), Interval(0.0, 0.0, 0.0), (0.5, 0.5), (2.0, 1.0), 0.0).to_dict()
 CASCADE = {"steps": [STEP], "last": "two", "milliseconds": [1.0, 2.0], "tolerance": 0.01, "report": REPORT}
 
 

@@ -89,7 +89,7 @@ def test_mirrored_images(nodes, work, tmp_path):
     shutil.copytree(work / "bundle", tmp_path / "bundle")
     os.symlink(work / "images", tmp_path / "images")
     values = bundles.contents(tmp_path / "bundle")
-    artifacts.write_json(tmp_path / "bundle" / "stacker.json", replace(STACKER, flips=("one",)).to_dict())
+    artifacts.write_json(tmp_path / "bundle" / "stacker.json", replace(STACKER, tta_members=("one",)).to_dict())
     values["files"]["stacker.json"] = artifacts.file_sha256(tmp_path / "bundle" / "stacker.json")
     bundles.write_contents(tmp_path / "bundle", values)
     said, told = same(nodes, tmp_path, tmp_path, "--tta", "--members", source="images")

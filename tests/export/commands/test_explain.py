@@ -11,7 +11,7 @@ from small_members import write_networks
 from ensemble.core import artifacts
 from ensemble.core.metrics import sigmoid
 from ensemble.evaluation import heatmaps
-from ensemble.evaluation.heatmaps import Panel, drawable, write_picture
+from ensemble.evaluation.heatmaps import Panel, printable_text, write_figure
 
 
 @pytest.fixture(scope="module")
@@ -105,15 +105,15 @@ def test_a_member_that_is_not_in_the_stack_is_refused(run, image):
 @pytest.mark.parametrize("name", [*HOSTILE_NAMES, "$x_1$ $", "\\frac{$", "a\tb", "\udcff", "x" * 400])
 def test_no_name_is_read_as_mathematics_or_breaks_the_picture(tmp_path, name):
     panels = [Panel(Image.new("RGB", (40, 30)), name, "p 0.50")]
-    write_picture(panels, name, "note", tmp_path / "out.png")
+    write_figure(panels, name, "note", tmp_path / "out.png")
     with Image.open(tmp_path / "out.png") as picture:
         assert picture.format == "PNG"
 
 
 def test_what_the_font_lacks_and_what_is_too_long_is_told_by_signs():
-    assert drawable("é 写\n真$") == "é ???$"
-    assert drawable("0123456789", 8) == "...56789"
-    assert len(drawable("x" * 400)) == heatmaps.LETTERS
+    assert printable_text("é 写\n真$") == "é ???$"
+    assert printable_text("0123456789", 8) == "...56789"
+    assert len(printable_text("x" * 400)) == heatmaps.LETTERS
 
 
 def test_a_name_with_dollars_is_drawn_as_it_is(tmp_path):
@@ -121,7 +121,7 @@ def test_a_name_with_dollars_is_drawn_as_it_is(tmp_path):
     panels = [Panel(Image.new("RGB", (40, 30)), "name", "p")]
     drawn = []
     for title in ("$a$", "a"):
-        write_picture(panels, title, "note", tmp_path / "out.png")
+        write_figure(panels, title, "note", tmp_path / "out.png")
         with Image.open(tmp_path / "out.png") as picture:
             top = np.asarray(picture.convert("L"))[:60]
         drawn.append((top < 200).any(axis=0).sum())

@@ -187,7 +187,7 @@ def test_flips_are_averaged_where_they_helped_and_only_there(tmp_path):
         return (pixels[:, :, : PREPROCESS_CONFIG.size // 2].mean(axis=(1, 2, 3)) / 255).astype(np.float32)
 
     runners = tuple(Runner(name, PREPROCESS_CONFIG, left) for name in SCALES)
-    plain = Ensemble(runners, replace(STACKER, flips=("two",)), "cpu")
+    plain = Ensemble(runners, replace(STACKER, tta_members=("two",)), "cpu")
     inputs = read_inputs(tmp_path)
     one, two = member_logits(inputs, plain)[0][0]
     assert one == two > 0.9

@@ -27,7 +27,7 @@ from ensemble.data.inputs import read_inputs
 from ensemble.models.external import External
 from ensemble.models.runner import Runner
 from ensemble.stacking import cascade_stream
-from ensemble.stacking.cascade import Cascade, Report, Step
+from ensemble.stacking.cascade import Cascade, CascadeReport, CascadeStep
 from export import Predictor
 from export.bundle import bundle, heldout_rows
 from export.bundle.export import export_run
@@ -39,9 +39,9 @@ from export.runtimes import autotune
 from export.runtimes.capabilities import Machine
 from export.runtimes.settings import RuntimeConfig, RuntimeOptions
 
-REPORT = Report(100, 50, (0.9, 0.9), Interval(0.0, 0.0, 0.0), (0.5, 0.5), (3.0, 2.0), 0.0)
+REPORT = CascadeReport(100, 50, (0.9, 0.9), Interval(0.0, 0.0, 0.0), (0.5, 0.5), (3.0, 2.0), 0.0)
 # after `one` an image leaves beyond half a logit
-CASCADE = Cascade((Step("one", (0.3,), 0.1, -0.5, 0.5),), "two", (1.0, 2.0), 0.01, REPORT)
+CASCADE = Cascade((CascadeStep("one", (0.3,), 0.1, -0.5, 0.5),), "two", (1.0, 2.0), 0.01, REPORT)
 
 
 @pytest.fixture(scope="module")
@@ -333,8 +333,8 @@ def test_another_cascade_starts_anew(pictures, tmp_path):
 def test_a_killed_run_goes_on_to_the_same_bytes_and_rows_score_as_in_any_list_of_a_batch_or_more(
     pictures, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(cascade_stream, "MOST_WAITING", 128)  # the first shards are written early
-    monkeypatch.setattr(cascade_stream, "WAITING_BATCHES", 1)
+    monkeypatch.setattr(cascade_stream, "MAX_WAITING_ROWS", 128)  # the first shards are written early
+    monkeypatch.setattr(cascade_stream, "MAX_WAITING_BATCHES", 1)
     names = [path.name for path in sorted(pictures.iterdir())] * 40
     table = write_csv(tmp_path / "list.csv", id=[str(row) for row in range(len(names))], path=names)
 
