@@ -63,9 +63,7 @@ def select(more: tuple[Path, ...], pools: tuple[Path, ...], **settings: Any) -> 
       python cli.py select --test data/images --pool pool/ --count 5000 --output data/selected
       python cli.py train-all recipes/ --data data/selected/selection.csv
     """
-    from ensemble.commands.options import require_training_packages
-
-    require_training_packages()
+    options.require_training_packages()
     from ensemble.selection import run
 
     select_options = run.SelectOptions(pools=(*pools, *more), **settings)  # `--pool A B` names two pools

@@ -119,8 +119,8 @@ def serve(
             ensemble = open_ensemble(run, True, Source(folder, None, None), False, runtime)
         if explain and not torch:
             _, heatmaps = _networks(run, ensemble.stacker, RuntimeOptions("torch", device=runtime.device))
-        own = request_guard.allowed_hosts(socket.getsockname()[0], (host, *allow_host))
-        app = server.make_app(ensemble, UploadLimits(max_images, max_mb), own, heatmaps)
+        hosts = request_guard.allowed_hosts(socket.getsockname()[0], (host, *allow_host))
+        app = server.make_app(ensemble, UploadLimits(max_images, max_mb), hosts, heatmaps)
         click.echo(f"{len(ensemble.runners)} members on {ensemble.device}")
         click.echo(f"Open {server.url_of(socket)} in a browser; Ctrl-C stops.")
         server.serve_forever(app, socket)

@@ -252,6 +252,6 @@ def _notes(
         notes.append(f"{made['images']['failed']} images could not be read and have the score of --fill.")
     if moved:
         notes.append("Rows were put into the sample's order.")
-    if sample.shows == "labels" and wish.threshold is None:
+    if sample.suggests == "labels" and wish.threshold is None:
         notes.append("The sample holds only 0 and 1: if labels are scored (accuracy, F1), add --hard.")
     return notes

@@ -1,4 +1,4 @@
-"""A competition's submission: scores checked against its sample, in its order and columns. NumPy and pandas only."""
+"""A competition's submission: scores, checked against its sample and in the sample's order and columns. No torch."""
 
 import re
 from collections.abc import Iterable
@@ -15,14 +15,14 @@ from ensemble.core.names import LABELS, NEGATIVE, NEGATIVE_NAMES, POSITIVE, POSI
 from ensemble.data.sources import read_table
 from export.inference.outputs import write_csv
 
-LABELS_ONLY, PROBABILITIES = "labels", "probabilities"  # what a sample shows that it takes
+LABELS_ONLY, PROBABILITIES = "labels", "probabilities"  # what a sample's values suggest that it accepts
 
 
 @dataclass(frozen=True)
 class SampleSubmission:
-    """sample_submission.csv: its columns in their order, which of them is the id and the target, and its rows.
+    """sample_submission.csv: its columns in order, which one is the id and which the target, and its ids.
 
-    shows: LABELLED where its values are all 0 or 1, GRADED where one lies between, "" where they are neither.
+    suggests: LABELS_ONLY where its values are all 0 or 1, PROBABILITIES where one lies between, "" otherwise.
     """
 
     path: Path
@@ -30,19 +30,19 @@ class SampleSubmission:
     id: str
     target: str
     ids: list[str]
-    shows: str
+    suggests: str
 
 
 @dataclass(frozen=True)
 class SubmissionOptions:
-    """What to write: labels by a threshold in place of probabilities (`threshold` None), and of which class."""
+    """threshold: write labels by it; None for probabilities. positive: the class that the target column means."""
 
     threshold: float | None = None
     positive: str | None = None
 
 
 def read_sample(path: Path) -> SampleSubmission:
-    """The sample; DataError unless it has one column of unique ids and one of numbers."""
+    """Read the sample. DataError unless it has one column of unique ids and one of numbers."""
     frame = read_table(path)
     columns = [str(column) for column in frame.columns]
     if len(columns) != 2:
@@ -59,13 +59,13 @@ def read_sample(path: Path) -> SampleSubmission:
             "probabilities, or 0 and "
             "1 with --hard, so write this competition's file by yourself"
         )
-    shows = LABELS_ONLY if len(numbers) and numbers.isin([0, 1]).all() else ""
-    shows = PROBABILITIES if ((numbers > 0) & (numbers < 1)).any() else shows
-    return SampleSubmission(path, tuple(columns), key, target, frame[key].tolist(), shows)
+    suggests = LABELS_ONLY if len(numbers) and numbers.isin([0, 1]).all() else ""
+    suggests = PROBABILITIES if ((numbers > 0) & (numbers < 1)).any() else suggests
+    return SampleSubmission(path, tuple(columns), key, target, frame[key].tolist(), suggests)
 
 
 def read_scores(path: Path, sample: SampleSubmission) -> pd.DataFrame:
-    """`id` (text) and `target` (float64) of each row of `infer`'s file, or of one with the sample's columns.
+    """`id` (text) and `target` (float64) of each row of a file that `infer` wrote or that has the sample's columns.
 
     DataError for a target that is empty, not a number, or outside [0, 1], and for repeated ids.
     """
@@ -73,21 +73,21 @@ def read_scores(path: Path, sample: SampleSubmission) -> pd.DataFrame:
         raise DataError(f"no scores at {path}; make them first: python cli.py infer --onnx --output {path}")
     frame = artifacts.read_parquet(path, "run infer again") if path.suffix.lower() == ".parquet" else read_table(path)
     pairs = [(sample.id, sample.target), ("id", "target")]
-    found = next((pair for pair in pairs if set(pair) <= set(frame.columns)), None)
-    if found is None:
+    columns = next((pair for pair in pairs if set(pair) <= set(frame.columns)), None)
+    if columns is None:
         raise DataError(
             f"{path} has the columns {', '.join(map(str, frame.columns))}; it needs id and target, as infer "
             f"writes them, or the sample's {' and '.join(pairs[0])}"
         )
-    if frame[found[0]].isna().any():  # Parquet has null, a CSV only an empty id
+    if frame[columns[0]].isna().any():  # null in Parquet; a CSV has an empty text
         raise DataError(f"{path} has rows without an id; give each one, as the sample has them")
-    ids = frame[found[0]].astype(str)
+    ids = frame[columns[0]].astype(str)
     if repeated := ids[ids.duplicated()].tolist():
         raise DataError(f"{path} has ids more than once: {join_limited(repeated)}; keep one row each")
-    target = pd.to_numeric(frame[found[1]], errors="coerce").astype(np.float64)
+    target = pd.to_numeric(frame[columns[1]], errors="coerce").astype(np.float64)
     if len(bad := ids[~target.between(0, 1)]):
         raise DataError(
-            f"{path}: {found[1]} is empty or outside [0, 1] for {len(bad)} ids: {join_limited(bad)}; where "
+            f"{path}: {columns[1]} is empty or outside [0, 1] for {len(bad)} ids: {join_limited(bad)}; where "
             "images could not be "
             "read, infer --fill 0.5 gives them a score"
         )
@@ -95,11 +95,11 @@ def read_scores(path: Path, sample: SampleSubmission) -> pd.DataFrame:
 
 
 def align_to_sample(scores: pd.DataFrame, sample: SampleSubmission, path: Path) -> tuple[np.ndarray, bool]:
-    """The target of each of the sample's rows, float64, and whether rows had to move; DataError for other ids."""
+    """float64 targets in the order of the sample's rows, and whether rows moved; DataError unless the ids are equal."""
     ours = scores["id"].tolist()
-    lacking, unknown = sorted(set(sample.ids) - set(ours)), sorted(set(ours) - set(sample.ids))
-    if lacking or unknown:
-        parts = [f"it lacks {len(lacking)}: {join_limited(lacking)}"] if lacking else []
+    missing, unknown = sorted(set(sample.ids) - set(ours)), sorted(set(ours) - set(sample.ids))
+    if missing or unknown:
+        parts = [f"it lacks {len(missing)}: {join_limited(missing)}"] if missing else []
         parts += [f"it has {len(unknown)} more: {join_limited(unknown)}"] if unknown else []
         raise DataError(
             f"{path} does not have the ids of {sample.path}: {'; '.join(parts)}{_mismatch_hint(ours, sample.ids)}"
@@ -109,7 +109,7 @@ def align_to_sample(scores: pd.DataFrame, sample: SampleSubmission, path: Path) 
 
 
 def _mismatch_hint(ours: Iterable[str], theirs: Iterable[str]) -> str:
-    ways = {
+    normalisers = {
         "only the files' suffixes differ: run infer with a CSV of the sample's ids": lambda key: str(
             PurePosixPath(key).with_suffix("") if PurePosixPath(key).name else key
         ),
@@ -118,40 +118,43 @@ def _mismatch_hint(ours: Iterable[str], theirs: Iterable[str]) -> str:
         "only the folder differs: run infer with a CSV of the sample's ids": lambda key: PurePosixPath(key).name,
     }
     ours, theirs = set(ours), set(theirs)
-    return next((f" ({why})" for why, way in ways.items() if set(map(way, ours)) == set(map(way, theirs))), "")
+    hints = (hint for hint, key in normalisers.items() if set(map(key, ours)) == set(map(key, theirs)))
+    return next((f" ({hint})" for hint in hints), "")
 
 
-def submission_values(targets: np.ndarray, sample: SampleSubmission, wish: SubmissionOptions, path: Path) -> np.ndarray:
-    """What is written for each row: float64 probabilities, or int8 labels where a threshold is given.
+def submission_values(
+    targets: np.ndarray, sample: SampleSubmission, options: SubmissionOptions, path: Path
+) -> np.ndarray:
+    """The values to write: float64 probabilities, or int8 labels where a threshold is given.
 
-    DataError where the scores or the sample say that something else is meant.
+    DataError where the scores or the sample suggest that the other is meant.
     """
-    hard, single = wish.threshold is not None, len(np.unique(targets)) == 1
+    hard, single = options.threshold is not None, len(np.unique(targets)) == 1
     if single and len(targets) > 1:
         raise DataError(f"{path}: every target is {targets[0]:g}; such a submission ranks nothing, look at the scores")
-    if hard and sample.shows == PROBABILITIES:
+    if hard and sample.suggests == PROBABILITIES:
         raise DataError(f"{sample.path} holds numbers between 0 and 1, so it takes probabilities: leave out --hard")
     if not hard and len(targets) > 1 and np.isin(targets, [0, 1]).all():
         raise DataError(
             f"{path}: every target is 0 or 1, as labels are; give infer's probabilities, or add --hard if the "
             "competition takes labels"
         )
-    real = _positive_class(sample, wish) == NEGATIVE
-    if wish.threshold is None:
+    real = _positive_class(sample, options) == NEGATIVE
+    if options.threshold is None:
         return 1 - targets if real else targets
-    labels = (targets >= wish.threshold).astype(np.int8)
+    labels = (targets >= options.threshold).astype(np.int8)
     if len(labels) > 1 and len(np.unique(labels)) == 1:
         raise DataError(
-            f"the threshold {wish.threshold:g} calls all {len(labels)} images {LABELS[labels[0]]}; give another with "
-            f"--threshold (the targets go from {targets.min():.3g} to {targets.max():.3g})"
+            f"the threshold {options.threshold:g} calls all {len(labels)} images {LABELS[labels[0]]}; give another "
+            f"with --threshold (the targets go from {targets.min():.3g} to {targets.max():.3g})"
         )
     return 1 - labels if real else labels
 
 
-def _positive_class(sample: SampleSubmission, wish: SubmissionOptions) -> str:
-    """The class whose probability is written; DataError where the column's name says the other."""
-    if wish.positive:
-        return wish.positive
+def _positive_class(sample: SampleSubmission, options: SubmissionOptions) -> str:
+    """The class whose probability is written. DataError where the column's name seems to mean the other class."""
+    if options.positive:
+        return options.positive
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", sample.target)  # isReal
     words = set(re.split(r"[^a-z]+", spaced.casefold()))
     if words & NEGATIVE_NAMES and not words & POSITIVE_NAMES:
@@ -171,15 +174,15 @@ def write_submission(output: Path, sample: SampleSubmission, values: np.ndarray)
         write_csv(temporary, columns, [frame[columns]], returns)
 
 
-def submission_record(sample: SampleSubmission, wish: SubmissionOptions, moved: bool) -> dict[str, Any]:
-    """What was done to the scores, JSON-ready."""
+def submission_record(sample: SampleSubmission, options: SubmissionOptions, moved: bool) -> dict[str, Any]:
+    """What was done to the scores, for the provenance file, JSON-ready."""
     return {
         "sample": sample.path.name,
         "sample_sha256": artifacts.file_sha256(sample.path),
         "columns": list(sample.columns),
         "rows": len(sample.ids),
         "reordered": moved,
-        "hard": wish.threshold is not None,
-        "threshold": wish.threshold,
-        "positive": _positive_class(sample, wish),
+        "hard": options.threshold is not None,
+        "threshold": options.threshold,
+        "positive": _positive_class(sample, options),
     }

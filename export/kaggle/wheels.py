@@ -1,4 +1,4 @@
-"""Wheels of manyeyes and of all it needs to score, for another Python and platform than this one's, by pip."""
+"""Collect, by pip, the wheels of manyeyes and of all it needs to score, for another Python and platform."""
 
 import base64
 import importlib.util
@@ -17,7 +17,6 @@ from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 
-from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import NormalizedName, canonicalize_name, parse_wheel_filename
 
@@ -27,8 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 OWN_PACKAGE = "manyeyes"
 PLATFORM = re.compile(r"manylinux_2_(\d{1,2})_(x86_64|aarch64)")
 LEGACY_TAGS = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}  # PEP 600
-MAX_ROUNDS = 5  # of asking pip for what it left out; one is usual
-# what pip says where no index answers; it ends with "no matching distribution" there too
+MAX_ROUNDS = 5  # of pip download; the first one usually finds all
+# pip's messages without a network, where it also ends with "No matching distribution"
 NO_NETWORK = re.compile(
     r"NewConnectionError|ConnectTimeout|NameResolutionError|ProxyError|Failed to establish|Network is unreachable", re.I
 )
@@ -37,25 +36,25 @@ NO_WHEEL = re.compile(r"No matching distribution found for ([^\s(]+)")
 
 @dataclass(frozen=True)
 class WheelTarget:
-    """What the wheels must run on: a Python such as "3.12", a platform such as "manylinux_2_28_x86_64"."""
+    """The Python, such as "3.12", and the platform, such as "manylinux_2_28_x86_64", that the wheels must run on."""
 
     python: str
     platform: str
 
     def platforms(self) -> list[str]:
         """The platform and all older ones, whose wheels run there too, newest first."""
-        found = PLATFORM.fullmatch(self.platform)
-        if found is None or int(found[1]) < min(LEGACY_TAGS):  # wheels know none older
+        match = PLATFORM.fullmatch(self.platform)
+        if match is None or int(match[1]) < min(LEGACY_TAGS):  # no wheel has an older tag
             raise UnavailableError(
                 f"--platform {self.platform}: write manylinux_2_MINOR_x86_64 (or aarch64), the glibc that is there, "
                 "2.5 or newer, such as manylinux_2_28_x86_64"
             )
-        newest, machine = int(found[1]), found[2]
+        newest, machine = int(match[1]), match[2]
         names = [f"manylinux_2_{minor}_{machine}" for minor in range(newest, min(LEGACY_TAGS) - 1, -1)]
         return names + [f"{old}_{machine}" for minor, old in LEGACY_TAGS.items() if minor <= newest]
 
     def environment(self) -> dict[str, str]:
-        """What environment markers (PEP 508) are true of there."""
+        """The values of environment markers (PEP 508) there."""
         return {
             "implementation_name": "cpython",
             "implementation_version": f"{self.python}.0",
@@ -70,33 +69,34 @@ class WheelTarget:
 
 
 def collect_wheels(folder: Path, target: WheelTarget, gpu: bool) -> list[Path]:
-    """Fill `folder` with our own wheel and every wheel that scoring needs there; returns them, sorted.
+    """Fill `folder` with our own wheel and every wheel that scoring needs on the target; returns them, sorted.
 
-    pip reads environment markers for the Python that runs it, so what they ask for on the target is checked
-    here, and asked for by name. gpu: onnxruntime-gpu with its CUDA libraries; without, the much smaller
-    onnxruntime. UnavailableError where pip, an index or a wheel is missing.
+    `pip download` evaluates environment markers for the Python that runs it. So the requirements that hold on
+    the target are computed here, and those that pip left out are requested by name in another round. gpu:
+    onnxruntime-gpu with its CUDA libraries, else the much smaller onnxruntime. UnavailableError where pip, an
+    index or a wheel is missing. (`uv pip compile --python-platform` does the same but needs uv.)
     """
     own = own_wheel(folder)
     info = _metadata(own)
     if target.python not in Requirement(f"python{info['Requires-Python']}").specifier:
         raise UnavailableError(f"--python {target.python}: manyeyes needs Python {info['Requires-Python']}")
-    wanted = _own_requirements(info, target, gpu)
-    roots = [Requirement(text) for text in wanted]
+    requirements = _own_requirements(info, target, gpu)
+    roots = [Requirement(text) for text in requirements]
     for _ in range(MAX_ROUNDS):
-        with tempfile.TemporaryDirectory(dir=folder) as place:
-            _download(wanted, Path(place), target)
-            wheels = {_wheel_name(wheel): wheel for wheel in Path(place).glob("*.whl")}
+        with tempfile.TemporaryDirectory(dir=folder) as downloads:
+            _download(requirements, Path(downloads), target)
+            wheels = {parse_wheel_filename(wheel.name)[0]: wheel for wheel in Path(downloads).glob("*.whl")}
             needed, missing = _closure(roots, wheels, target)
             if not missing:
                 for name in needed:
                     shutil.move(wheels[name], folder)
                 return sorted(folder.glob("*.whl"))
-        wanted = [*wanted, *missing]
+        requirements = [*requirements, *missing]
     raise UnavailableError(f"pip does not find {', '.join(missing)}; add them to {folder} by hand")
 
 
 def own_wheel(folder: Path) -> Path:
-    """Our own wheel in `folder`, built from the sources that run now, or packed from what is installed."""
+    """Our own wheel in `folder`: built from this source tree, or repacked from the installed package."""
     if (ROOT / "pyproject.toml").is_file():
         _pip("wheel", "--no-deps", "--wheel-dir", str(folder), str(ROOT))
         (wheel,) = folder.glob(f"{OWN_PACKAGE}-*.whl")
@@ -105,19 +105,19 @@ def own_wheel(folder: Path) -> Path:
 
 
 def pack_installed(name: str, folder: Path) -> Path:
-    """A pure Python package that pip installed, as a wheel again."""
-    found = metadata.distribution(name)
-    left_out = {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json"}
-    kept = [
+    """Repack an installed pure Python package as a wheel."""
+    distribution = metadata.distribution(name)
+    excluded = {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json"}
+    files = [
         (file.as_posix(), file.read_binary())
-        for file in found.files or []
-        if ".." not in file.parts and file.suffix != ".pyc" and file.name not in left_out
+        for file in distribution.files or []
+        if ".." not in file.parts and file.suffix != ".pyc" and file.name not in excluded
     ]
-    info = next(path.partition("/")[0] for path, _ in kept if path.endswith(".dist-info/METADATA"))
-    lines = [f"{path},sha256={_record_hash(data)},{len(data)}" for path, data in kept] + [f"{info}/RECORD,,"]
+    info = next(path.partition("/")[0] for path, _ in files if path.endswith(".dist-info/METADATA"))
+    lines = [f"{path},sha256={_record_hash(data)},{len(data)}" for path, data in files] + [f"{info}/RECORD,,"]
     wheel = folder / f"{info.removesuffix('.dist-info')}-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path, data in [*kept, (f"{info}/RECORD", "\n".join([*lines, ""]).encode())]:
+        for path, data in [*files, (f"{info}/RECORD", "\n".join([*lines, ""]).encode())]:
             archive.writestr(path, data)
     return wheel
 
@@ -127,50 +127,44 @@ def _record_hash(data: bytes) -> str:
 
 
 def _own_requirements(info: Message, target: WheelTarget, gpu: bool) -> list[str]:
-    """What scoring needs of others on the target, each without its marker."""
+    """Our own wheel's requirements on the target, without their markers."""
     extras = ("", "cuda") if gpu else ("",)
-    found = [f"{each.name}{_extras(each)}{each.specifier}" for each in _active_requirements(info, extras, target)]
-    return found if gpu else [text.replace("onnxruntime-gpu", "onnxruntime") for text in found]
+    requirements = [_without_marker(requirement) for requirement in _active_requirements(info, extras, target)]
+    return requirements if gpu else [text.replace("onnxruntime-gpu", "onnxruntime") for text in requirements]
 
 
-def _extras(requirement: Requirement) -> str:
-    return f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
+def _without_marker(requirement: Requirement) -> str:
+    extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
+    return f"{requirement.name}{extras}{requirement.specifier}"
 
 
 def _active_requirements(info: Message, extras: Sequence[str], target: WheelTarget) -> Iterator[Requirement]:
-    """The requirements in a wheel's metadata that hold on the target, with these extras ("" for none)."""
+    """The requirements in a wheel's metadata whose markers hold on the target, with these extras ("" for none)."""
     for text in info.get_all("Requires-Dist") or []:
         requirement = Requirement(text)
-        if requirement.marker is None or any(_marker_holds(requirement.marker, extra, target) for extra in extras):
+        environments = ({**target.environment(), "extra": extra} for extra in extras)
+        if requirement.marker is None or any(map(requirement.marker.evaluate, environments)):
             yield requirement
-
-
-def _marker_holds(marker: Marker, extra: str, target: WheelTarget) -> bool:
-    return bool(marker.evaluate({**target.environment(), "extra": extra}))
 
 
 def _closure(
     roots: Sequence[Requirement], wheels: Mapping[NormalizedName, Path], target: WheelTarget
 ) -> tuple[set[NormalizedName], list[str]]:
-    """The wheels that `roots` need on the target, by name, and what is needed and not among them."""
+    """The names of the wheels that `roots` need on the target, transitively, and requirements without a wheel."""
     seen: set[tuple[NormalizedName, str]] = set()
     missing: list[str] = []
-    waiting = list(roots)
-    while waiting:
-        requirement = waiting.pop()
+    pending = list(roots)
+    while pending:
+        requirement = pending.pop()
         name = canonicalize_name(requirement.name)
         new = {(name, extra) for extra in ("", *requirement.extras)} - seen
         seen |= new
         if name in wheels:
             for _, extra in sorted(new):
-                waiting += _active_requirements(_metadata(wheels[name]), [extra], target)
+                pending += _active_requirements(_metadata(wheels[name]), [extra], target)
         elif new:
-            missing.append(f"{requirement.name}{_extras(requirement)}{requirement.specifier}")
+            missing.append(_without_marker(requirement))
     return {name for name, _ in seen}, missing
-
-
-def _wheel_name(wheel: Path) -> NormalizedName:
-    return parse_wheel_filename(wheel.name)[0]
 
 
 def _metadata(wheel: Path) -> Message:
@@ -194,11 +188,11 @@ def _download(requirements: Sequence[str], folder: Path, target: WheelTarget) ->
 
 
 def _pip(*arguments: str) -> None:
-    """Run this Python's pip; UnavailableError, one line, where there is none or it fails."""
+    """Run this Python's pip. UnavailableError, one line, where it is missing or fails."""
     if importlib.util.find_spec("pip") is None:
         raise UnavailableError("this Python has no pip to collect wheels with; run: python -m ensurepip")
     command = [sys.executable, "-m", "pip", *arguments, "--quiet", "--disable-pip-version-check", "--no-input"]
-    # without a network each retry costs half a minute
+    # without a network, each of pip's retries takes half a minute
     environment = {"PIP_RETRIES": "1", **os.environ}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)  # noqa: S603 (no shell)
     if done.returncode == 0:

@@ -1,13 +1,11 @@
-"""A page and its HTTP API that score images with one ensemble. Runs without torch.
+"""The page and HTTP API of `serve`: an ASGI application that scores images, and its uvicorn server. No torch.
 
     GET  /, /page.js, /style.css   the page; no other file is served
     GET  /api/info                 members, threshold, limits, version, what runs
     POST /api/score                multipart/form-data, a part `images` with a filename for each image
-    POST /api/explain              one such part: heat maps of the members, where the server makes them
+    POST /api/explain              one such part: heat maps of the members, where `serve --explain` makes them
 
-Errors are a status and one line of text.
-
-An ASGI application on a port of this machine, by uvicorn.
+An error is answered by its status and one line of text. Limits of an upload: limits.py.
 """
 
 import asyncio
@@ -55,60 +53,64 @@ SECURITY_HEADERS = {
 }
 
 UploadedFiles = Sequence[tuple[str, BinaryIO]]  # name and content
-Work = Callable[[UploadedFiles], dict[str, object]]
-Explain = Callable[[str, bytes], dict[str, object]]
+Score = Callable[[UploadedFiles], dict[str, object]]  # files -> JSON
+Explain = Callable[[str, bytes], dict[str, object]]  # an image's name and bytes -> JSON
 
 
 def make_app(
-    ensemble: Ensemble, limits: UploadLimits, own: AllowedHosts = LOCAL, explain: Explain | None = None
+    ensemble: Ensemble, limits: UploadLimits, hosts: AllowedHosts = LOCAL, explain: Explain | None = None
 ) -> ASGIApp:
-    """The ASGI application. Images run in one thread, request by request, in the order they came.
+    """The ASGI application, behind the request guard.
 
-    own: the host names it answers to. explain: an image's name and bytes -> what /api/explain answers.
-    UnavailableError for an ensemble with members whose scores are looked up by id.
+    hosts: the host names that it answers to. explain: what /api/explain answers with; without, there is no
+    /api/explain. UnavailableError for an ensemble with members whose scores are looked up by id.
     """
     if ensemble.externals:
         names = join_limited(member.name for member in ensemble.externals)
         raise UnavailableError(f"{names} cannot score new images, only ids known before; stack without --external")
-    places, turn = asyncio.Semaphore(limits.waiting), asyncio.Lock()
-
-    def post(path: str, limits: UploadLimits, work: Work) -> Route:
-        async def answer(request: Request) -> Response:
-            if places.locked():
-                raise HTTPException(503, "too many requests are waiting; try again in a second", {"retry-after": "1"})
-            async with places:
-                form = await _read_form(request, limits)
-                try:
-                    files = _files(form)
-                    async with turn:
-                        if await request.is_disconnected():
-                            raise ClientDisconnect
-                        running = asyncio.get_running_loop().run_in_executor(request.state.worker, work, files)
-                        return JSONResponse(await running)
-                finally:
-                    await form.close()
-
-        return Route(path, answer, methods=["POST"])
-
-    about = _info(ensemble, limits) | {"explain": explain is not None}
-    routes = [Route(path, _page_route(*file)) for path, file in PAGE.items()]
-    routes += [Route("/api/info", _answer(lambda: JSONResponse(about)))]
-    routes += [post("/api/score", limits, partial(_score, ensemble))]
+    queue, info = _InferenceQueue(limits.waiting), _info(ensemble, limits) | {"explain": explain is not None}
+    routes = [Route(path, _page_file(*file), methods=["GET"]) for path, file in PAGE.items()]
+    routes += [Route("/api/info", JSONResponse(info), methods=["GET"])]
+    score = partial(queue.answer, limits=limits, score=partial(_score, ensemble))
+    routes += [Route("/api/score", score, methods=["POST"])]
     if explain:
-        routes += [post("/api/explain", replace(limits, images=1), partial(_explain, explain))]
-    inner = Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=_inference_thread)
-    return _with_headers(guard_requests(inner, own))
+        heatmaps = partial(queue.answer, limits=replace(limits, images=1), score=partial(_explain, explain))
+        routes += [Route("/api/explain", heatmaps, methods=["POST"])]
+    app = Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=queue.lifespan)
+    return _with_headers(guard_requests(app, hosts))
 
 
-@asynccontextmanager
-async def _inference_thread(app: Starlette) -> AsyncIterator[dict[str, ThreadPoolExecutor]]:
-    """The one thread that runs the members, as `request.state.worker`."""
-    with ThreadPoolExecutor(1) as worker:
-        yield {"worker": worker}
+class _InferenceQueue:
+    """Runs the members in one thread, request by request, in the order of arrival."""
+
+    def __init__(self, waiting: int) -> None:
+        self._slots, self._turn = asyncio.Semaphore(waiting), asyncio.Lock()
+        self._thread: ThreadPoolExecutor
+
+    @asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        """Hold the thread while the application runs."""
+        with ThreadPoolExecutor(1) as self._thread:
+            yield
+
+    async def answer(self, request: Request, limits: UploadLimits, score: Score) -> Response:
+        """Receive the images of one request and answer with `score(files)`; 503 where too many requests wait."""
+        if self._slots.locked():
+            raise HTTPException(503, "too many requests are waiting; try again in a second", {"retry-after": "1"})
+        async with self._slots:
+            form = await _read_form(request, limits)
+            try:
+                files = _files(form)
+                async with self._turn:
+                    if await request.is_disconnected():
+                        raise ClientDisconnect
+                    return JSONResponse(await asyncio.get_running_loop().run_in_executor(self._thread, score, files))
+            finally:
+                await form.close()
 
 
 def _score(ensemble: Ensemble, files: UploadedFiles) -> dict[str, object]:
-    """What /api/score answers: these images in their order, scored as `infer` does; null stands for no number."""
+    """What /api/score answers: the images in their order, scored as by `infer`; null for an image with an error."""
     stacker = ensemble.stacker
     logits, errors = member_logits(inputs_from_open_files(files), ensemble)
     targets = stacker.target_of(ensembles.apply(ensemble, logits)[0])
@@ -148,19 +150,19 @@ def _info(ensemble: Ensemble, limits: UploadLimits) -> dict[str, object]:
 
 
 async def _read_form(request: Request, limits: UploadLimits) -> FormData:
-    """The parts of a request, large ones on disk; HTTPException beyond the limits, as soon as it is known."""
+    """The parts of a request, large ones on disk. HTTPException beyond the limits, as early as possible."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
         raise HTTPException(415, "send the images as multipart/form-data")
     too_large = HTTPException(413, f"over {limits.megabytes:g} MB in one request; send fewer or smaller images")
     if int(request.headers.get("content-length", 0)) > limits.body_bytes:
         raise too_large
-    count = 0
+    received = 0
 
     async def receive() -> Message:
-        nonlocal count
+        nonlocal received
         message = await request.receive()
-        count += len(message.get("body", b""))
-        if count > limits.body_bytes:
+        received += len(message.get("body", b""))
+        if received > limits.body_bytes:
             raise too_large
         return message
 
@@ -169,14 +171,14 @@ async def _read_form(request: Request, limits: UploadLimits) -> FormData:
             return await Request(request.scope, receive).form(max_files=limits.images, max_fields=0)
     except TimeoutError:
         raise HTTPException(408, f"the images did not arrive within {UPLOAD_TIMEOUT_SECONDS} seconds") from None
-    except HTTPException as error:  # of Starlette's parser, which has one status for all
+    except HTTPException as error:  # Starlette's parser answers 400 to everything
         if error.detail.startswith("Too many files"):
             raise HTTPException(413, f"at most {limits.images} in one request; send fewer images") from None
         raise
 
 
 def _files(form: FormData) -> UploadedFiles:
-    """Name and content of each image. Names are the client's, in any charset, of which some make half characters."""
+    """Name and content of each image. A client's file name may hold lone surrogates, which are replaced."""
     parts = [part for part in form.getlist("images") if isinstance(part, UploadFile)]
     files = [((part.filename or "image").encode("utf-8", "replace").decode(), part.file) for part in parts]
     if not files:
@@ -184,17 +186,9 @@ def _files(form: FormData) -> UploadedFiles:
     return files
 
 
-def _answer(make: Callable[[], Response]) -> Callable[[Request], Awaitable[Response]]:
-    async def answer(request: Request) -> Response:
-        return make()
-
-    return answer
-
-
-def _page_route(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
-    """Answers with a file of page/, read now."""
-    text = (Path(__file__).parent / "page" / name).read_text("utf-8")
-    return _answer(lambda: Response(text, media_type=kind))
+def _page_file(name: str, media_type: str) -> Response:
+    """A file of page/, read now."""
+    return Response((Path(__file__).parent / "page" / name).read_text("utf-8"), media_type=media_type)
 
 
 async def _error_response(request: Request, error: Exception) -> Response:
@@ -202,7 +196,7 @@ async def _error_response(request: Request, error: Exception) -> Response:
 
 
 async def _client_gone(request: Request, error: Exception) -> Response:
-    """For a client that went away: nobody reads it."""
+    """The response for a client that has disconnected; nobody reads it."""
     return Response(status_code=499)
 
 
@@ -213,46 +207,46 @@ HANDLERS: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
 
 
 def _with_headers(inner: ASGIApp) -> ASGIApp:
-    """Every answer with HEADERS."""
+    """Add SECURITY_HEADERS to every response."""
 
     async def call(scope: Scope, receive: Receive, send: Send) -> None:
-        async def sent(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(SECURITY_HEADERS)
             await send(message)
 
-        await inner(scope, receive, sent)
+        await inner(scope, receive, send_with_headers)
 
     return call
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens on this address; port 0 is a free one. UnavailableError if it cannot be had."""
-    if not host:  # would be every address
+    """A socket that listens on this address; port 0 takes a free one. UnavailableError if that is not possible."""
+    if not host:  # the socket would listen on every address
         raise UnavailableError(
             "--host is empty; leave it out for this machine alone, or give 0.0.0.0 for every address"
         )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        host.encode("idna")  # as the socket would, which is left open by its error
+        host.encode("idna")  # create_server does so too, but leaves its socket open if that fails
         return socket.create_server((host, port), family=family)
-    except (OSError, UnicodeError) as error:  # the second of a name that cannot be one
-        why = (getattr(error, "strerror", None) or str(error)).partition(" (while ")[0]
+    except (OSError, UnicodeError) as error:  # UnicodeError: not a valid host name
+        reason = (getattr(error, "strerror", None) or str(error)).partition(" (while ")[0]
         raise UnavailableError(
-            f"cannot listen on {host} port {port} ({why}); choose another --host or --port"
+            f"cannot listen on {host} port {port} ({reason}); choose another --host or --port"
         ) from None
 
 
 def url_of(listening: socket.socket) -> str:
-    """Where a browser finds it, such as http://127.0.0.1:7860."""
+    """The address for a browser, such as http://127.0.0.1:7860."""
     host, port = listening.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def serve_forever(app: ASGIApp, listening: socket.socket) -> None:
-    """Answer requests until Ctrl-C or SIGTERM; those under way are finished."""
+    """Answer requests until Ctrl-C or SIGTERM; running requests are finished first."""
     config = uvicorn.Config(
         app, http="h11", ws="none", log_level="warning", access_log=False, server_header=False, lifespan="on"
     )
-    with suppress(KeyboardInterrupt):  # raised again by uvicorn after it ended in order
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again after its shutdown
         uvicorn.Server(config).run(sockets=[listening])
