@@ -220,14 +220,14 @@ SIDES = {
 
 
 def _ensemble(job: Job) -> tuple[Any, str]:
-    from export.inference import predictor
+    from export.inference.loading import load_bundle
     from export.runtimes.settings import RuntimeOptions
 
     lines: list[str] = []
     name, _, batch = job.choice.partition(":")
     runtime = "auto" if name == "tune" else name
     wanted = RuntimeOptions(runtime, job.precision, job.device, int(batch) if batch else None, tune=name == "tune")
-    return predictor.load_bundle(Path(job.bundle), wanted, lines.append), "; ".join(lines)
+    return load_bundle(Path(job.bundle), wanted, lines.append), "; ".join(lines)
 
 
 def _best_batch(score: Callable[[Sequence[Any], int], object], files: Sequence[Any], job: Job) -> int:

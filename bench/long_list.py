@@ -46,12 +46,12 @@ def sizes(folder: Path) -> None:
     draw = np.random.default_rng(0)
     names = [f"{row:09}" for row in range(10_000)]
     members = ("swin_tiny", "swinv2_tiny", "vit_base_clip_384", "swin_base", "convnext_large_384")
-    opened = journal.Journal(folder, members, journal.ROWS, "0" * 64)
-    logits = draw.normal(size=(journal.ROWS, len(members))).astype(np.float32)
-    shard = journal.encoded(opened, 0, journal.ScoredBatch(names[: journal.ROWS], logits, {}))
+    opened = journal.Journal(folder, members, journal.SHARD_ROWS, "0" * 64)
+    logits = draw.normal(size=(journal.SHARD_ROWS, len(members))).astype(np.float32)
+    shard = opened.encode(0, journal.ScoredBatch(names[: journal.SHARD_ROWS], logits, {}))
     outputs.write_scores(folder / "scores.csv", [outputs.Scores(names, draw.random(len(names)))])
     line = (folder / "scores.csv").stat().st_size / len(names)
-    print(f"a shard of {journal.ROWS} rows and five members: {len(shard):,} bytes; a line of scores: {line:.1f} bytes")
+    print(f"a shard of {opened.count} rows and five members: {len(shard):,} bytes; a line of scores: {line:.1f} bytes")
 
 
 def main() -> None:

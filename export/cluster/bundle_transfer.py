@@ -1,4 +1,4 @@
-"""A bundle on the machines of a cluster: where it lies already, or sent once to each, piece by piece."""
+"""Transfer of a bundle to the machines of a cluster: used where it lies already, or sent once to each, in chunks."""
 
 import os
 import shutil
@@ -14,16 +14,16 @@ from ensemble.core.errors import ArtifactError
 from ensemble.data.storage import readable
 from export.bundle import bundle
 
-PIECE = 16 << 20  # bytes on their way at a time, to each machine
+CHUNK_BYTES = 16 << 20  # sent at a time, to each machine
 
-Fetch = Callable[[str, int], bytes]  # a file's name in the bundle, where a piece starts -> its bytes
+FetchChunk = Callable[[str, int], bytes]  # a file's name in the bundle, the offset of the chunk -> its bytes
 
 
 @dataclass(frozen=True)
-class Source:
-    """A bundle where the job was started: its folder, what bundle.json lists, and each file's size in bytes.
+class BundleSource:
+    """A bundle where the job was started: its folder, the content of bundle.json, and each file's size in bytes.
 
-    sha256: of what bundle.json lists, which has every other file's.
+    sha256: of the content of bundle.json, which has the hash of every other file.
     """
 
     folder: Path
@@ -32,38 +32,42 @@ class Source:
     sizes: Mapping[str, int]
 
 
-def source_of(folder: Path) -> Source:
-    """What to know of a bundle to have the same elsewhere."""
+def describe_bundle(folder: Path) -> BundleSource:
+    """What another machine needs to know of a bundle to have the same."""
     listed = bundle.contents(folder)
-    names = ["bundle.json", *listed["files"]]
     try:
-        sizes = {name: (folder / name).stat().st_size for name in names}
+        sizes = {name: (folder / name).stat().st_size for name in ("bundle.json", *listed["files"])}
     except OSError as error:
         raise ArtifactError(f"{error.filename} is missing; {bundle.REMEDY}") from None
-    return Source(folder.absolute(), listed, artifacts.json_sha256(listed), sizes)
+    return BundleSource(folder.absolute(), listed, artifacts.json_sha256(listed), sizes)
 
 
-def piece(folder: Path, name: str, start: int) -> bytes:
-    """Up to PIECE bytes of a bundle's file."""
+def read_chunk(folder: Path, name: str, start: int) -> bytes:
+    """Up to CHUNK_BYTES of a bundle's file, from `start` on."""
     with (folder / name).open("rb") as file:
         file.seek(start)
-        return file.read(PIECE)
+        return file.read(CHUNK_BYTES)
 
 
-def located(source: Source, fetch: Fetch) -> Path:
-    """The bundle on this machine, by its list: where it lies at the start of the job, or in the user's cache."""
-    if _same(source.folder, source):
+def local_bundle(source: BundleSource, fetch: FetchChunk) -> Path:
+    """The folder of the bundle on this machine, every file checked.
+
+    It is the folder where the job was started if this machine sees it, or else a copy in the user's cache.
+    """
+    if _is_same(source.folder, source):
+        _open(source.folder, source)
         return source.folder
-    kept = artifacts.cache_path() / "bundles" / source.sha256[:32]
-    artifacts.ensure_folder(kept.parent)
-    with FileLock(kept.with_suffix(".lock")):  # the first worker of a machine fetches it for all
-        if not _whole(kept, source):
-            _fetch(kept, source, fetch)
-    return kept
+    copy = artifacts.cache_path() / "bundles" / source.sha256[:32]
+    artifacts.ensure_folder(copy.parent)
+    with FileLock(copy.with_suffix(".lock")):  # the first worker of a machine fetches it for all
+        if not _is_whole(copy, source):
+            _download(copy, source, fetch)
+    return copy
 
 
-def _same(folder: Path, source: Source) -> bool:
-    if not all(readable(folder / name) for name in source.sizes):  # another user's, perhaps
+def _is_same(folder: Path, source: BundleSource) -> bool:
+    """Whether the folder has the source's bundle.json, and files that this user may read."""
+    if not all(readable(folder / name) for name in source.sizes):
         return False
     try:
         return artifacts.json_sha256(bundle.contents(folder)) == source.sha256
@@ -71,31 +75,37 @@ def _same(folder: Path, source: Source) -> bool:
         return False
 
 
-def _whole(folder: Path, source: Source) -> bool:
-    if not _same(folder, source):
+def _is_whole(folder: Path, source: BundleSource) -> bool:
+    if not _is_same(folder, source):
         return False
     try:
-        bundle.open_bundle(folder)
+        _open(folder, source)
     except ArtifactError:
         return False
     return True
 
 
-def _fetch(kept: Path, source: Source, fetch: Fetch) -> None:
-    arriving = kept.with_name(f"{kept.name}.arriving")
+def _open(folder: Path, source: BundleSource) -> None:
+    """ArtifactError unless every file is the source's."""
+    if artifacts.json_sha256(bundle.open_bundle(folder)) != source.sha256:
+        raise ArtifactError(f"{folder} was changed meanwhile; run the same command again")
+
+
+def _download(copy: Path, source: BundleSource, fetch: FetchChunk) -> None:
+    arriving = copy.with_name(f"{copy.name}.arriving")
     shutil.rmtree(arriving, ignore_errors=True)  # of a killed worker
     try:
         for name, size in source.sizes.items():
             (arriving / name).parent.mkdir(parents=True, exist_ok=True)
             with (arriving / name).open("wb") as file:
-                for start in range(0, size, PIECE):
+                for start in range(0, size, CHUNK_BYTES):
                     file.write(fetch(name, start))
-        if not _same(arriving, source):
+        if not _is_same(arriving, source):
             raise ArtifactError(f"{source.folder} was changed while it was sent; run the same command again")
-        bundle.open_bundle(arriving)
-        shutil.rmtree(kept, ignore_errors=True)
-        os.replace(arriving, kept)
+        _open(arriving, source)
+        shutil.rmtree(copy, ignore_errors=True)
+        os.replace(arriving, copy)
     except OSError as error:
         raise ArtifactError(
-            f"the bundle cannot be kept in {kept}: {error.strerror or error}; make room, or set MANYEYES_CACHE there"
+            f"the bundle cannot be kept in {copy}: {error.strerror or error}; make room, or set MANYEYES_CACHE there"
         ) from None

@@ -1,199 +1,221 @@
-"""infer on a Ray cluster: what runs is decided once, Ray Data hands shards to workers, the journal is written here."""
+"""RayEngine: `infer` on a Ray cluster. One worker plans, Ray Data gives shards to workers, the journal is written here.
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+The files that result are those of one machine.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 
-from ensemble.cluster import nodes as ray_look
-from ensemble.cluster.connect import Node, load_ray
+from ensemble.cluster import nodes as cluster_nodes
+from ensemble.cluster.connect import Node, connected, load_ray, nodes
 from ensemble.core.errors import DataError, ManyeyesError, UnavailableError, error_line
 from ensemble.core.log import Log
 from ensemble.data.image_list import ImageList
 from ensemble.data.inputs import Inputs
 from ensemble.data.storage import readable
 from ensemble.models.runner import Runner
-from export.cluster import bundle_transfer, saved_plan
-from export.cluster.placement import ClusterOptions, Size, sized, sized_as, told
+from export.cluster import saved_plan
+from export.cluster.bundle_transfer import describe_bundle
+from export.cluster.placement import ClusterOptions, WorkerPool, describe_cluster, plan_workers, resume_workers
 from export.cluster.saved_plan import SavedPlan
-from export.cluster.worker import PACKAGES, Coordinator, Job, Worker, WorkerPlan, prepare, task, unseen
-from export.inference import predictor
-from export.inference.ensemble import Ensemble
-from export.inference.infer import Scoring
+from export.cluster.worker import PACKAGES, Coordinator, Job, Worker, WorkerPlan, prepare, task, unreadable_message
+from export.inference.infer import PreparedEnsemble, Progress, ShardScorer
 from export.inference.journal import Journal
+from export.inference.loading import build_ensemble
+from export.inference.pipeline import InferOptions, with_tta
 from export.runtimes.settings import ON_CPU, ON_GPU, RuntimeOptions
 
-MOST_SHARDS = 8  # to a task, which is lost with its worker
-TASKS = 4  # that each worker gets at least, so that all end at about the same time
-WAITING = 15  # seconds for room in the cluster, before that is said
+MAX_TASK_SHARDS = 8  # a lost worker loses its task
+MIN_WORKER_TASKS = 4  # for each worker, so that all end at about the same time
+WAIT_LOG_SECONDS = 15  # for room in the cluster, before the log says that the job waits
 
 
 @dataclass(frozen=True)
-class Ready:
-    """A bundle that was planned on the cluster. ensemble: its facts; its members do not run here."""
+class ClusterRun:
+    """What the cluster scores with: how many workers, what they are given, and the coordinator's handle."""
 
-    ensemble: Ensemble
-    size: Size
+    pool: WorkerPool
     job: Job
-    prepared: WorkerPlan
-    desk: Any
+    worker_plan: WorkerPlan
+    coordinator: Any
 
 
-def plan(
+class RayEngine:
+    """Runs a bundle's members on a Ray cluster, to which it stays connected until the `with` block ends."""
+
+    def __init__(self, options: ClusterOptions) -> None:
+        self._options, self._stack = options, ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def prepare(self, options: InferOptions, inputs: Inputs, workdir: Path, log: Log) -> PreparedEnsemble:
+        """Decide on one worker what runs the bundle on all, as `load_bundle` does on one machine.
+
+        The plan is stored in `workdir`, and a resumed job keeps it as long as a machine has room for its workers.
+        """
+        available = nodes(self._stack.enter_context(connected(self._options.address)))
+        folder = options.source.locate_bundle(log, options.scores.adapted)
+        if folder is None:
+            raise UnavailableError("--engine ray runs a bundle: add --onnx, or name one with --bundle")
+        run = plan_run(folder, options.runtime, self._options, available, inputs, workdir, log)
+        plan = run.worker_plan.plan
+        runners = [Runner(member.name, member.preprocess_config, _runs_elsewhere) for member in plan.members]
+        ensemble = replace(build_ensemble(folder, plan, runners), identity=run.worker_plan.identity)
+        scorer = cluster_scorer(run, inputs, options.scores.tta)
+        return PreparedEnsemble(with_tta(ensemble, options), run.job.bundle.listed, run.worker_plan.libraries, scorer)
+
+
+def plan_run(
     folder: Path,
-    wanted: RuntimeOptions,
-    asked: ClusterOptions,
+    runtime: RuntimeOptions,
+    options: ClusterOptions,
     nodes: Sequence[Node],
     inputs: Inputs,
-    partial: Path,
+    workdir: Path,
     log: Log,
-) -> Ready:
-    """Decide on one worker what runs the bundle on all, as `predictor.load_bundle` does on one machine.
-
-    It is kept in `partial`, the journal's held folder, and holds for a job that goes on, where a machine has room.
-    """
-    home, source = Path.cwd(), bundle_transfer.source_of(folder)
-    kept = saved_plan.read(partial, source, wanted, asked)
-    size = sized_as(nodes, asked, kept.cpus, kept.gpus) if kept else None
-    if not size:
-        may = wanted.device != "cpu" and wanted.runtime not in ON_CPU
-        size, kept = sized(nodes, asked, may, wanted.device == "cuda" or wanted.runtime in ON_GPU), None
-    ray, versions = load_ray(), ray_look.node_versions(PACKAGES)
-    ray_look.check_nodes(ray, nodes, PACKAGES)
-    job = Job(source, home, _places(inputs, home), size.cpus, versions)
-    desk = _desk(ray, source.folder, inputs.rows)
-    here = replace(wanted, device="cpu") if not size.gpus and wanted.device == "auto" else wanted
-    prepared = _prepare(ray, job, here, size, desk, kept.prepared if kept else None, nodes, log)
-    saved_plan.write(partial, source, wanted, SavedPlan(prepared, size.cpus, size.gpus))
-    for line in prepared.lines:
+) -> ClusterRun:
+    """Choose the workers, start the coordinator, and have a worker decide what runs the bundle."""
+    home, source = Path.cwd(), describe_bundle(folder)
+    saved = saved_plan.read(workdir, source, runtime, options)
+    pool = resume_workers(nodes, options, saved.cpus, saved.gpus) if saved else None
+    if not pool:
+        gpus_allowed = runtime.device != "cpu" and runtime.runtime not in ON_CPU
+        gpus_required = runtime.device == "cuda" or runtime.runtime in ON_GPU
+        pool, saved = plan_workers(nodes, options, gpus_allowed, gpus_required), None
+    ray, versions = load_ray(), cluster_nodes.node_versions(PACKAGES)
+    cluster_nodes.check_nodes(ray, nodes, PACKAGES)
+    job = Job(source, home, _paths(inputs, home), pool.cpus, versions)
+    coordinator = _start_coordinator(ray, source.folder, inputs.rows)
+    # without GPUs `auto` means the CPU, whatever the worker's machine has
+    device = "cpu" if not pool.gpus and runtime.device == "auto" else runtime.device
+    remote = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_retries=1)(prepare)
+    planning = remote.remote(job, replace(runtime, device=device), coordinator, saved.worker_plan if saved else None)
+    worker_plan = _wait_for_plan(ray, planning, nodes, log)
+    saved_plan.write(workdir, source, runtime, SavedPlan(worker_plan, pool.cpus, pool.gpus))
+    for line in worker_plan.lines:
         log(line)
-    log(f"{size} on a Ray cluster: {told(nodes)}")
-    runners = [Runner(member.name, member.preprocess_config, _not_here) for member in prepared.plan.members]
-    facts = replace(predictor.assemble(folder, prepared.plan, runners), identity=prepared.identity)
-    return Ready(facts, size, job, prepared, desk)
+    log(f"{pool} on a Ray cluster: {describe_cluster(nodes)}")
+    return ClusterRun(pool, job, worker_plan, coordinator)
 
 
-def scoring(ready: Ready, inputs: Inputs, tta: bool) -> Scoring:
-    """What has the cluster score shards, for `infer.infer_to_file`."""
+def cluster_scorer(run: ClusterRun, inputs: Inputs, tta: bool) -> ShardScorer:
+    """Scores shards on the cluster."""
 
-    def score(
-        journal: Journal, shards: Sequence[int], progress: Callable[[int], object]
-    ) -> Generator[tuple[int, bytes], None, None]:
-        left = set(shards)
-        if not left:
+    def score(journal: Journal, shards: Sequence[int], progress: Progress) -> Generator[tuple[int, bytes], None, None]:
+        remaining = set(shards)
+        if not remaining:
             return
-        with _told(ready.desk), closing(_answers(ready, inputs, journal, shards, tta)) as answers:
+        with _translate_errors(run.coordinator), closing(_answers(run, inputs, journal, shards, tta)) as answers:
             for answer in answers:
-                _check_seen(answer)
+                _check_unseen(answer)
                 shard = answer["shard"]
-                if shard in left:  # what a lost worker had done may come twice
-                    left.remove(shard)
-                    start, stop = journal.span(shard)
+                if shard in remaining:  # what a lost worker had done may come twice
+                    remaining.remove(shard)
+                    start, stop = journal.row_range(shard)
                     progress(stop - start)
                     yield shard, answer["data"]
-        if left:
-            raise UnavailableError(f"the cluster left {len(left)} parts of the list out; the same command goes on")
+        if remaining:
+            raise UnavailableError(f"the cluster left {len(remaining)} parts of the list out; the same command goes on")
 
     return score
 
 
-def stretches(shards: Sequence[int], workers: int) -> list[range]:
-    """Tasks of consecutive shards: up to MOST_SHARDS, and fewer where each worker would get fewer than TASKS."""
-    most = max(1, min(MOST_SHARDS, len(shards) // (TASKS * workers)))
-    found: list[range] = []
+def split_tasks(shards: Sequence[int], workers: int) -> list[range]:
+    """Tasks of consecutive shards: up to MAX_TASK_SHARDS, fewer if each worker would get under MIN_WORKER_TASKS."""
+    most = max(1, min(MAX_TASK_SHARDS, len(shards) // (MIN_WORKER_TASKS * workers)))
+    tasks: list[range] = []
     for shard in shards:
-        if found and found[-1].stop == shard and len(found[-1]) < most:
-            found.append(range(found.pop().start, shard + 1))
+        if tasks and tasks[-1].stop == shard and len(tasks[-1]) < most:
+            tasks.append(range(tasks.pop().start, shard + 1))
         else:
-            found.append(range(shard, shard + 1))
-    return found
+            tasks.append(range(shard, shard + 1))
+    return tasks
 
 
 def _answers(
-    ready: Ready, inputs: Inputs, journal: Journal, shards: Sequence[int], tta: bool
+    run: ClusterRun, inputs: Inputs, journal: Journal, shards: Sequence[int], tta: bool
 ) -> Generator[dict[str, Any], None, None]:
     ray = load_ray()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.target_max_block_size = 1  # each answer is sent as soon as it is there
-    given = (ready.job, ready.prepared, tta, inputs.reader, replace(journal, folder=Path()), ready.desk)
-    parts = stretches(shards, ready.size.workers)
-    workers = min(ready.size.workers, len(parts))
-    # Lost workers are replaced and their tasks repeated without end, as is Ray Data's default: the desk counts.
-    answers = ray.data.from_blocks([task(part) for part in parts]).map_batches(
+    arguments = (run.job, run.worker_plan, tta, inputs.reader, replace(journal, folder=Path()), run.coordinator)
+    tasks = split_tasks(shards, run.pool.workers)
+    workers = min(run.pool.workers, len(tasks))
+    # Ray Data replaces lost workers and repeats their tasks without end, by default: the coordinator counts attempts.
+    answers = ray.data.from_blocks([task(shards) for shards in tasks]).map_batches(
         Worker,
-        fn_constructor_args=given,
+        fn_constructor_args=arguments,
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
-        num_cpus=ready.size.cpus,
-        num_gpus=ready.size.gpus,
+        num_cpus=run.pool.cpus,
+        num_gpus=run.pool.gpus,
     )
     for table in answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
         yield from table.to_pylist()
 
 
 @contextmanager
-def _told(desk: Any) -> Iterator[None]:
-    """What ends the job on the cluster as one error, in place of all that Ray says of it."""
+def _translate_errors(coordinator: Any) -> Iterator[None]:
+    """Raise Ray's errors in the block as one error of ours: why a worker stopped, or that the cluster failed."""
     ray = load_ray()
     try:
         yield
     except ray.exceptions.RayError as error:
         try:
-            refusal = ray.get(desk.refusal.remote(), timeout=10)
+            failure = ray.get(coordinator.failure.remote(), timeout=10)
         except ray.exceptions.RayActorError:
             raise UnavailableError(
                 "what hands out bundle and images beside this command died, most likely for want of memory here; the "
                 "same command goes on"
             ) from None
         except ray.exceptions.RayError:
-            refusal = None
-        if refusal:
-            raise refusal from None
+            failure = None
+        if failure:
+            raise failure from None
         if isinstance(error, ray.exceptions.RayTaskError):
             raise  # an error in the code of a worker
         raise UnavailableError(f"the cluster failed: {error_line(error)}; the same command goes on") from None
 
 
-def _check_seen(answer: dict[str, Any]) -> None:
+def _check_unseen(answer: dict[str, Any]) -> None:
     for name in answer["unseen"]:
         path = Path(name.decode(errors="surrogatepass"))
         if readable(path):  # else it is gone everywhere, and fails as it would on one machine
-            raise DataError(unseen(path, answer["node"]))
+            raise DataError(unreadable_message(path, answer["node"]))
 
 
-def _places(inputs: Inputs, home: Path) -> tuple[Path, ...]:
-    """What every machine has to see, as far as it is here: else it is gone, and is told as on one machine."""
-    return tuple(home / place for place in inputs.needs if readable(place))
+def _paths(inputs: Inputs, home: Path) -> tuple[Path, ...]:
+    """Paths that every machine has to see. What is gone here too is left out: it fails as on one machine."""
+    return tuple(home / path for path in inputs.needs if readable(path))
 
 
-def _desk(ray: Any, folder: Path, rows: ImageList) -> Any:
-    if isinstance(rows.place, Path):
-        rows = replace(rows, place=rows.place.absolute())
-    return ray_look.on_node(ray, ray.get_runtime_context().get_node_id(), Coordinator).remote(folder, rows)
+def _start_coordinator(ray: Any, folder: Path, images: ImageList) -> Any:
+    if isinstance(images.place, Path):
+        images = replace(images, place=images.place.absolute())
+    here = ray.get_runtime_context().get_node_id()
+    return cluster_nodes.on_node(ray, here, Coordinator).remote(folder, images)
 
 
-def _prepare(
-    ray: Any,
-    job: Job,
-    wanted: RuntimeOptions,
-    size: Size,
-    desk: Any,
-    before: WorkerPlan | None,
-    nodes: Sequence[Node],
-    log: Log,
-) -> WorkerPlan:
-    remote = ray.remote(num_cpus=size.cpus, num_gpus=size.gpus, max_retries=1)(prepare)
-    found = remote.remote(job, wanted, desk, before)
+def _wait_for_plan(ray: Any, planning: Any, nodes: Sequence[Node], log: Log) -> WorkerPlan:
     try:
-        if not ray.wait([found], timeout=WAITING)[0]:
+        if not ray.wait([planning], timeout=WAIT_LOG_SECONDS)[0]:
             waits = "Waiting for a worker to decide what runs the bundle, or for room"
-            log(f"{waits}: {told(nodes)}, which others may use")
-        return ray.get(found)
+            log(f"{waits}: {describe_cluster(nodes)}, which others may use")
+        plan: WorkerPlan = ray.get(planning)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, ManyeyesError):
             raise error.cause from None
@@ -203,7 +225,8 @@ def _prepare(
             f"a worker died as it decided what runs the bundle ({error_line(error)}); most likely for want of memory: "
             "give fewer --workers, or machines with more"
         ) from None
+    return plan
 
 
-def _not_here(pixels: np.ndarray) -> np.ndarray:
+def _runs_elsewhere(pixels: np.ndarray) -> np.ndarray:
     raise UnavailableError("members run on the cluster, not here")

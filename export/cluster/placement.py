@@ -1,4 +1,4 @@
-"""How many workers a Ray cluster has room for, and what each may use. Light: no Ray."""
+"""How many workers a Ray cluster has room for, and how many cores and GPUs each gets. Imports no Ray."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ from math import inf
 from ensemble.cluster.connect import Node
 from ensemble.core.errors import UnavailableError
 
-LEAST_GPU = 0.0001  # that Ray can count
+SMALLEST_GPU_SHARE = 0.0001  # that Ray can count
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class ClusterOptions:
     """What a user asked of the cluster; None leaves it to what the cluster has.
 
     address: HOST:PORT of its head, or auto for one on this machine. workers: processes that score,
-    each with a bundle of its own, on cpus cores and gpus GPUs (a fraction shares one).
+    each with a bundle of its own, on `cpus` cores and `gpus` GPUs (a fraction shares one).
     """
 
     address: str | None = None
@@ -25,77 +25,78 @@ class ClusterOptions:
 
 
 @dataclass(frozen=True)
-class Size:
-    """Workers, and the cores and GPUs of each."""
+class WorkerPool:
+    """How many workers, and the cores and GPUs of each."""
 
     workers: int
     cpus: int
     gpus: float
 
     def __str__(self) -> str:
-        return f"{_count(self.workers, 'worker')} of {_told(self.cpus, self.gpus)}{' each' * (self.workers > 1)}"
+        each = " each" * (self.workers > 1)
+        return f"{_count(self.workers, 'worker')} of {_describe_worker(self.cpus, self.gpus)}{each}"
 
 
-def sized(nodes: Sequence[Node], asked: ClusterOptions, gpus_may: bool, gpus_must: bool) -> Size:
-    """Workers for a cluster of these nodes; UnavailableError, saying what it has, for more than there is room for.
+def plan_workers(nodes: Sequence[Node], options: ClusterOptions, gpus_allowed: bool, gpus_required: bool) -> WorkerPool:
+    """Workers for a cluster of these nodes; UnavailableError, with what the cluster has, if there is no room for them.
 
-    By default a worker for each GPU, where members may run on GPUs and there are any; else one for
-    each node, or as many as have room where only their cores were given. Its cores are then an equal share.
+    By default one worker for each GPU, if `gpus_allowed` and there are any; else one for each node, or as many as
+    there is room for if only their cores were given. The cores of each are then an equal share.
     """
-    if gpus_must and (asked.gpus == 0 or not any(node.gpus for node in nodes)):
-        raise UnavailableError(f"members should run on GPUs, and {told(nodes)}; use --device cpu, or add nodes")
-    gpus = asked.gpus
+    if gpus_required and (options.gpus == 0 or not any(node.gpus for node in nodes)):
+        has = describe_cluster(nodes)
+        raise UnavailableError(f"members should run on GPUs, and {has}; use --device cpu, or add nodes")
+    gpus = options.gpus
     if gpus is None:
-        gpus = 1.0 if gpus_may and any(node.gpus for node in nodes) else 0.0
-    if gpus and not LEAST_GPU <= gpus < inf:  # nor NaN
-        raise UnavailableError(f"--gpus-per-worker is 0, or from {LEAST_GPU} on, not {gpus:g}")
+        gpus = 1.0 if gpus_allowed and any(node.gpus for node in nodes) else 0.0
+    if gpus and not SMALLEST_GPU_SHARE <= gpus < inf:  # nor NaN
+        raise UnavailableError(f"--gpus-per-worker is 0, or from {SMALLEST_GPU_SHARE} on, not {gpus:g}")
     if gpus > 1 and gpus != int(gpus):
         raise UnavailableError(f"--gpus-per-worker {gpus:g}: above 1 only whole GPUs can be given to a worker")
-    able = [node for node in nodes if node.cpus >= (asked.cpus or 1) and node.gpus >= gpus]
-    if not able:
-        raise UnavailableError(f"no node has room for a worker of {_told(asked.cpus or 1, gpus)}: {told(nodes)}")
-    workers = asked.workers or _workers(able, asked.cpus, gpus)
-    most = _room(able, asked.cpus or 1, gpus)
-    if most < workers:
-        each = _told(asked.cpus or 1, gpus)
-        raise UnavailableError(f"there is no room for {workers} workers of {each}, only for {most}: {told(nodes)}")
-    if asked.cpus:
-        return Size(workers, asked.cpus, gpus)
-    most = min(sum(node.cpus for node in able) // workers, min(node.cpus for node in able))
-    cpus = next(cpus for cpus in range(max(most, 1), 0, -1) if _room(able, cpus, gpus) >= workers)
-    return Size(workers, cpus, gpus)
+    each, has = _describe_worker(options.cpus or 1, gpus), describe_cluster(nodes)
+    usable = [node for node in nodes if node.cpus >= (options.cpus or 1) and node.gpus >= gpus]
+    if not usable:
+        raise UnavailableError(f"no node has room for a worker of {each}: {has}")
+    capacity = _capacity(usable, options.cpus or 1, gpus)
+    workers = options.workers or (capacity if gpus or options.cpus else len(usable))
+    if capacity < workers:
+        raise UnavailableError(f"there is no room for {workers} workers of {each}, only for {capacity}: {has}")
+    if options.cpus:
+        return WorkerPool(workers, options.cpus, gpus)
+    most = min(sum(node.cpus for node in usable) // workers, min(node.cpus for node in usable))
+    cpus = next(cpus for cpus in range(max(most, 1), 0, -1) if _capacity(usable, cpus, gpus) >= workers)
+    return WorkerPool(workers, cpus, gpus)
 
 
-def sized_as(nodes: Sequence[Node], asked: ClusterOptions, cpus: int, gpus: float) -> Size | None:
-    """Workers of the cores and GPUs that a job was begun with: as many as were asked for or have room; None if none."""
+def resume_workers(nodes: Sequence[Node], options: ClusterOptions, cpus: int, gpus: float) -> WorkerPool | None:
+    """Workers of the cores and GPUs that a resumed job was begun with; None if no node has room for one.
+
+    As many as `options` asks for, or as the cluster has room for.
+    """
     try:
-        found = sized(nodes, replace(asked, workers=None, cpus=cpus, gpus=gpus), False, False)
+        pool = plan_workers(nodes, replace(options, workers=None, cpus=cpus, gpus=gpus), False, False)
     except UnavailableError:
         return None
-    return replace(found, workers=min(found.workers, asked.workers or found.workers))
+    return replace(pool, workers=min(pool.workers, options.workers or pool.workers))
 
 
-def told(nodes: Sequence[Node]) -> str:
+def describe_cluster(nodes: Sequence[Node]) -> str:
     """What the cluster has, in words."""
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     largest = f", at most {max(node.cpus for node in nodes)} cores on one" if len(nodes) > 1 else ""
     return f"the cluster has {_count(cpus, 'core')} and {_count(gpus, 'GPU')} on {_count(len(nodes), 'node')}{largest}"
 
 
-def _workers(able: Sequence[Node], cpus: int | None, gpus: float) -> int:
-    return _room(able, cpus or 1, gpus) if gpus or cpus else len(able)
-
-
-def _room(nodes: Sequence[Node], cpus: int, gpus: float) -> int:
-    """How many workers have room."""
+def _capacity(nodes: Sequence[Node], cpus: int, gpus: float) -> int:
+    """How many workers of so many cores and GPUs the nodes have room for."""
     # Ray counts in ten thousandths, and does not put a share of a GPU together from several
     by_gpus = [inf if not gpus else int(node.gpus) * int(1 / gpus) if gpus < 1 else node.gpus // gpus for node in nodes]
     return sum(int(min(node.cpus // cpus, most)) for node, most in zip(nodes, by_gpus, strict=True))
 
 
-def _told(cpus: int, gpus: float) -> str:
+def _describe_worker(cpus: int, gpus: float) -> str:
     return " and ".join([_count(cpus, "core"), *([_count(gpus, "GPU")] if gpus else [])])
 
 
-def _count(number: float, what: str) -> str:
-    return f"{number:g} {what}{'s' * (number != 1)}"
+def _count(number: float, noun: str) -> str:
+    return f"{number:g} {noun}{'s' * (number != 1)}"

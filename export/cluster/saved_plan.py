@@ -1,6 +1,6 @@
-"""What a worker decided for a job, kept beside its journal: by it the job goes on, on a cluster that changed meanwhile.
+"""The plan of a job on a cluster, stored beside its journal: a resumed job runs by it though the cluster changed.
 
-NAME.csv.partial/prepared.json: the plan, with the settings of each member and the cascade, and what each worker had.
+NAME.csv.partial/prepared.json: the plan, with the settings of each member and the cascade, and the size of a worker.
 """
 
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ from ensemble.core.errors import ManyeyesError
 from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.stacking.cascade import Cascade
 from ensemble.stacking.stacker import Stacker
-from export.cluster.bundle_transfer import Source
+from export.cluster.bundle_transfer import BundleSource
 from export.cluster.placement import ClusterOptions
 from export.cluster.worker import WorkerPlan
-from export.inference.plan import Plan, Planned
+from export.inference.plan import Plan, PlannedMember
 from export.runtimes.settings import RuntimeConfig, RuntimeOptions
 
 FILE = "prepared.json"
@@ -25,44 +25,44 @@ FILE = "prepared.json"
 
 @dataclass(frozen=True)
 class SavedPlan:
-    """What was prepared, on a worker of cpus cores and gpus GPUs."""
+    """A plan, and the cores and GPUs of the worker that made it."""
 
-    prepared: WorkerPlan
+    worker_plan: WorkerPlan
     cpus: int
     gpus: float
 
 
-def write(folder: Path, source: Source, wanted: RuntimeOptions, kept: SavedPlan) -> None:
-    """Keep what was prepared of a bundle in the held folder of a journal."""
-    found = kept.prepared
+def write(workdir: Path, source: BundleSource, runtime: RuntimeOptions, saved: SavedPlan) -> None:
+    """Store the plan of a bundle in the journal's folder."""
+    plan = saved.worker_plan
     prepared = {
-        "plan": _plan_dict(found.plan),
-        "identity": found.identity,
-        "libraries": dict(found.libraries),
-        "lines": list(found.lines),
+        "plan": _plan_to_dict(plan.plan),
+        "identity": plan.identity,
+        "libraries": dict(plan.libraries),
+        "lines": list(plan.lines),
     }
-    values = {"key": _key(source, wanted), "cpus": kept.cpus, "gpus": kept.gpus, "prepared": prepared}
-    artifacts.write_json(folder / FILE, values)
+    values = {"key": _key(source, runtime), "cpus": saved.cpus, "gpus": saved.gpus, "prepared": prepared}
+    artifacts.write_json(workdir / FILE, values)
 
 
-def read(folder: Path, source: Source, wanted: RuntimeOptions, asked: ClusterOptions) -> SavedPlan | None:
-    """What was prepared of this bundle for the same options; None if nothing was, or for other cores or GPUs."""
+def read(workdir: Path, source: BundleSource, runtime: RuntimeOptions, options: ClusterOptions) -> SavedPlan | None:
+    """The stored plan of this bundle for the same options; None without one, or for other cores or GPUs."""
     with suppress(ManyeyesError, OSError, KeyError, TypeError, ValueError, AttributeError):  # none yet, or damaged
-        values = artifacts.read_json(folder / FILE, "")
-        found = values["prepared"]
-        lines, plan = tuple(map(str, found["lines"])), _plan(found["plan"])
-        prepared = WorkerPlan(plan, str(found["identity"]), dict(found["libraries"]), lines)
-        kept = SavedPlan(prepared, int(values["cpus"]), float(values["gpus"]))
-        same = asked.cpus in (None, kept.cpus) and asked.gpus in (None, kept.gpus)
-        return kept if same and values["key"] == _key(source, wanted) else None
+        values = artifacts.read_json(workdir / FILE, "")
+        prepared = values["prepared"]
+        lines, plan = tuple(map(str, prepared["lines"])), _plan_from_dict(prepared["plan"])
+        worker_plan = WorkerPlan(plan, str(prepared["identity"]), dict(prepared["libraries"]), lines)
+        saved = SavedPlan(worker_plan, int(values["cpus"]), float(values["gpus"]))
+        same = options.cpus in (None, saved.cpus) and options.gpus in (None, saved.gpus)
+        return saved if same and values["key"] == _key(source, runtime) else None
     return None
 
 
-def _key(source: Source, wanted: RuntimeOptions) -> dict[str, Any]:
-    return {"bundle": source.sha256, "wanted": asdict(wanted)}
+def _key(source: BundleSource, runtime: RuntimeOptions) -> dict[str, Any]:
+    return {"bundle": source.sha256, "wanted": asdict(runtime)}
 
 
-def _plan_dict(plan: Plan) -> dict[str, Any]:
+def _plan_to_dict(plan: Plan) -> dict[str, Any]:
     members = [
         {
             "name": member.name,
@@ -78,9 +78,9 @@ def _plan_dict(plan: Plan) -> dict[str, Any]:
     return {"stacker": plan.stacker.to_dict(), "members": members, "cascade": cascade}
 
 
-def _plan(values: Mapping[str, Any]) -> Plan:
+def _plan_from_dict(values: Mapping[str, Any]) -> Plan:
     members = tuple(
-        Planned(
+        PlannedMember(
             member["name"],
             Path(PurePosixPath(member["path"])),
             member["sha256"],

@@ -1,4 +1,4 @@
-"""What runs on the machines of a Ray cluster: the plan of a bundle, and the worker that scores shards by it."""
+"""What runs on the machines of a Ray cluster: the plan of a bundle, and the workers that score shards by it."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,14 +17,11 @@ from ensemble.data.image_list import TEXT, ImageEntry, ImageList, read_list, wri
 from ensemble.data.inputs import Item
 from ensemble.data.storage import readable
 from ensemble.images.decode import silence_decoder_warnings
-from export.bundle import bundle
-from export.cluster import bundle_transfer
-from export.cluster.bundle_transfer import Source
-from export.inference import infer as inference
-from export.inference import journal as journals
-from export.inference import predictor
+from export.cluster.bundle_transfer import BundleSource, local_bundle, read_chunk
 from export.inference.ensemble import Ensemble
+from export.inference.infer import with_flips
 from export.inference.journal import Journal
+from export.inference.loading import build_ensemble, no_log, open_plan
 from export.inference.plan import Plan, open_member, plan_bundle
 from export.inference.scoring import score_shards
 from export.runtimes.capabilities import available
@@ -32,8 +29,8 @@ from export.runtimes.devices import version
 from export.runtimes.settings import RuntimeOptions
 
 PACKAGES = ("Pillow", "numpy")  # that decide a score, whatever runs the members
-MOST_ATTEMPTS = 4  # to score the same rows, each ended by the death of its worker
-MOST_THREADS = 16  # that read and decode, as on one machine
+MAX_ATTEMPTS = 4  # to score the same rows, each ended by the death of its worker
+MAX_THREADS = 16  # that read and decode, as on one machine
 
 TASK = pa.schema([("start", pa.int64()), ("stop", pa.int64())])
 ANSWER = pa.schema(
@@ -47,22 +44,22 @@ Reader = Callable[[Iterable[ImageEntry], int, int], Iterator[Item]]
 class Job:
     """What all workers are given.
 
-    home: the working folder where the job was started. places: folders and files of the input, which every machine
-    has to see. cpus: cores of a worker. versions: of what decides a score, where the job was started.
+    workdir: the working folder where the job was started. paths: folders and files of the input, which every machine
+    has to see. cpus: cores of a worker. versions: of the packages that decide a score, where the job was started.
     """
 
-    bundle: Source
-    home: Path
-    places: tuple[Path, ...]
+    bundle: BundleSource
+    workdir: Path
+    paths: tuple[Path, ...]
     cpus: int
     versions: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """What a worker found to run the bundle with: its plan, of files relative to the bundle, and lines to say.
+    """What one worker decided for all: the bundle's plan, with paths relative to the bundle, and lines for the log.
 
-    libraries: versions of what runs the members, by runtime.
+    identity: of the ensemble. libraries: versions of what runs the members, by runtime.
     """
 
     plan: Plan
@@ -72,81 +69,83 @@ class WorkerPlan:
 
 
 def task(shards: range) -> pa.Table:
-    """Consecutive shards to score, as Ray carries them, in one row; whoever scores them asks for their images."""
+    """Consecutive shards to score, as one row for Ray; the worker asks the coordinator for the list of their images."""
     return pa.table({"start": [shards.start], "stop": [shards.stop]}, schema=TASK)
 
 
 class Coordinator:
-    """Stands by where the job was started: hands out the bundle and the list of images, counts attempts, and hears why
-    a worker stopped.
+    """An actor on the machine where the job was started.
+
+    It sends the bundle and the list of images to the workers, counts the attempts at each task, and remembers why a
+    worker stopped.
     """
 
-    def __init__(self, folder: Path, rows: ImageList) -> None:
-        self._folder, self._rows = folder, rows
+    def __init__(self, folder: Path, images: ImageList) -> None:
+        self._folder, self._images = folder, images
         self._attempts: dict[int, int] = {}
-        self._refusal: ManyeyesError | None = None
+        self._failure: ManyeyesError | None = None
 
-    def piece(self, name: str, start: int) -> bytes:
-        """Up to PIECE bytes of a file of the bundle."""
+    def read_chunk(self, name: str, start: int) -> bytes:
+        """Up to CHUNK_BYTES of a file of the bundle."""
         try:
-            return bundle_transfer.piece(self._folder, name, start)
+            return read_chunk(self._folder, name, start)
         except OSError as error:
             raise ArtifactError(
                 f"{self._folder / name} cannot be read: {error.strerror or error}; run the same command again"
             ) from None
 
     def rows(self, start: int, stop: int) -> bytes:
-        """An Arrow file of the rows [start, stop)."""
+        """An Arrow file of the rows [start, stop) of the list of images."""
         try:
-            kept = write_list(read_list(self._rows, start, stop), None)
+            written = write_list(read_list(self._images, start, stop), None)
         except (OSError, pa.ArrowException) as error:
-            raise ArtifactError(f"{self._rows.place} cannot be read: {error}; the same command goes on") from None
-        return bytes(cast(pa.Buffer, kept.place))
+            raise ArtifactError(f"{self._images.place} cannot be read: {error}; the same command goes on") from None
+        return bytes(cast(pa.Buffer, written.place))
 
-    def begin(self, task: int) -> int:
-        """How often a task was begun, with this time."""
+    def count_attempt(self, task: int) -> int:
+        """How often a task was begun, this time included."""
         self._attempts[task] = self._attempts.get(task, 0) + 1
         return self._attempts[task]
 
-    def refuse(self, error: ManyeyesError) -> None:
-        """A worker cannot go on."""
-        self._refusal = self._refusal or error
+    def report_failure(self, error: ManyeyesError) -> None:
+        """A worker cannot go on; the first error counts."""
+        self._failure = self._failure or error
 
-    def refusal(self) -> ManyeyesError | None:
-        """Why a worker could not go on, if one could not."""
-        return self._refusal
+    def failure(self) -> ManyeyesError | None:
+        """The error by which a worker stopped, if one did."""
+        return self._failure
 
 
-def prepare(job: Job, wanted: RuntimeOptions, desk: Any, before: WorkerPlan | None = None) -> WorkerPlan:
-    """Decide, on a worker's share of a machine, what runs the bundle.
+def prepare(job: Job, runtime: RuntimeOptions, coordinator: Any, before: WorkerPlan | None = None) -> WorkerPlan:
+    """Decide, with a worker's share of a machine, what runs the bundle.
 
-    Members are opened only for their speeds, or where that takes minutes, to say so: each worker opens them anyway.
-
-    before: what was decided when the job was begun, which holds where it can still be run alike.
+    Members are opened only to measure their speed for a cascade, or to log that TensorRT builds its engines, which
+    takes minutes: each worker opens them anyway.
+    before: the plan that the job was begun with, which stays if this machine can run it in the same way.
     """
-    with _told():
-        folder, lines = settle(job, desk), list[str]()
-        if before and still_runs(folder, before):
+    with _translate_errors():
+        folder, lines = set_up_worker(job, coordinator), list[str]()
+        if before and still_runs(job.bundle, before):
             return before
         machine = replace(available(), cores=job.cpus)
-        plan = plan_bundle(folder, wanted, lines.append, machine)
-        if wanted.cascade is not None or "tensorrt" in libraries_of(plan):
-            plan, _ = predictor.open_plan(folder, plan, wanted, lines.append, machine)
-    identity = predictor.assemble(folder, plan, ()).identity
-    relative = _moved(plan, lambda path: path.relative_to(folder))
+        plan = plan_bundle(folder, runtime, lines.append, machine, job.bundle.listed)
+        if runtime.cascade is not None or "tensorrt" in libraries_of(plan):
+            plan, _ = open_plan(folder, plan, runtime, lines.append, machine)
+    identity = build_ensemble(folder, plan, ()).identity
+    relative = _map_paths(plan, lambda path: path.relative_to(folder))
     return WorkerPlan(relative, identity, libraries_of(plan), tuple(lines))
 
 
-def check_planned(folder: Path, plan: Plan) -> None:
-    """ArtifactError unless the files that a plan runs, relative to the bundle, are those that were planned."""
-    files = bundle.contents(folder)["files"]
+def check_plan(source: BundleSource, plan: Plan) -> None:
+    """ArtifactError unless the bundle has the files that were planned."""
+    files = source.listed["files"]
     if any(files.get(member.path.as_posix()) != member.sha256 for member in plan.members):
-        raise ArtifactError(f"{folder} was changed meanwhile; run the same command again")
+        raise ArtifactError(f"{source.folder} was changed meanwhile; run the same command again")
 
 
-def still_runs(folder: Path, before: WorkerPlan) -> bool:
-    """Whether this machine can run what was decided before; ArtifactError for another bundle."""
-    check_planned(folder, before.plan)
+def still_runs(source: BundleSource, before: WorkerPlan) -> bool:
+    """Whether this machine can run an earlier plan in the same way; ArtifactError if it is of another bundle."""
+    check_plan(source, before.plan)
     unsupported = available().unsupported
     return libraries_of(before.plan) == before.libraries and not any(
         (member.setting.runtime, member.setting.precision) in unsupported for member in before.plan.members
@@ -154,23 +153,23 @@ def still_runs(folder: Path, before: WorkerPlan) -> bool:
 
 
 def libraries_of(plan: Plan) -> dict[str, str]:
-    """Versions of what runs the members here, by runtime."""
+    """Versions of what runs the members on this machine, by runtime."""
     return {member.setting.runtime: version(member.setting.runtime) for member in plan.members}
 
 
-def settle(job: Job, desk: Any) -> Path:
-    """Check this machine, and find the bundle on it; whoever opens the bundle checks its files."""
+def set_up_worker(job: Job, coordinator: Any) -> Path:
+    """Check this machine and enter the job's working folder; returns the bundle's folder, every file of it checked."""
     check_versions(this_node(), job.versions, node_versions(PACKAGES))
-    for place in job.places:
-        if not readable(place):
-            raise DataError(unseen(place, this_node()))
+    for path in job.paths:
+        if not readable(path):
+            raise DataError(unreadable_message(path, this_node()))
     with suppress(OSError):  # it may be another machine's, or another user's
-        os.chdir(job.home)  # the names of images may count from there
-    return bundle_transfer.located(job.bundle, lambda name, start: bytes(_asked(desk.piece.remote(name, start))))
+        os.chdir(job.workdir)  # relative names of images count from there
+    return local_bundle(job.bundle, lambda name, start: bytes(_get(coordinator.read_chunk.remote(name, start))))
 
 
-def _asked(answer: Any) -> Any:
-    """What the desk answers; an error of ours as it was raised there."""
+def _get(answer: Any) -> Any:
+    """What the coordinator answers; an error of ours is raised as it was raised there."""
     import ray
 
     try:
@@ -180,18 +179,18 @@ def _asked(answer: Any) -> Any:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """What the system refuses in the block, as an error of ours."""
+def _translate_errors() -> Iterator[None]:
+    """Raise the operating system's errors in the block as errors of ours."""
     try:
         yield
     except OSError as error:
         raise DataError(f"{error_line(error)}; mend that there, and the same command goes on") from None
 
 
-def unseen(place: Path, where: str) -> str:
-    """What is said of a file or folder that is here, and not on a machine where a worker runs."""
+def unreadable_message(path: Path, node: str) -> str:
+    """The message for a file or folder that exists where the job was started, and not where a worker runs."""
     return (
-        f"{place} is not on {where}, where a worker runs, or may not be read there: put it where every machine sees "
+        f"{path} is not on {node}, where a worker runs, or may not be read there: put it where every machine sees "
         "it, on shared storage"
     )
 
@@ -201,20 +200,22 @@ def _answer(shard: int, data: bytes, unseen: Sequence[str]) -> pa.Table:
     return pa.table({"shard": [shard], "data": [data], "unseen": [names], "node": [this_node()]}, schema=ANSWER)
 
 
-def _moved(plan: Plan, move: Callable[[Path], Path]) -> Plan:
-    return replace(plan, members=tuple(replace(member, path=move(member.path)) for member in plan.members))
+def _map_paths(plan: Plan, change: Callable[[Path], Path]) -> Plan:
+    return replace(plan, members=tuple(replace(member, path=change(member.path)) for member in plan.members))
 
 
 class Worker:
     """Scores tasks: consecutive shards. Opens the bundle with the first.
 
-    Each answer is a table of one row: `shard`; `data`, the bytes of its file; `unseen`, files that this machine lacks,
-    as far as the list of images has their size; `node`, this machine.
+    Each answer is a table of one row: `shard`; `data`, the bytes of its file; `unseen`, files that this machine does
+    not have although the list of images gives their size; `node`, this machine.
     """
 
-    def __init__(self, job: Job, prepared: WorkerPlan, tta: bool, reader: Reader, journal: Journal, desk: Any) -> None:
-        self._job, self._prepared, self._tta = job, prepared, tta
-        self._reader, self._journal, self._desk = reader, journal, desk
+    def __init__(
+        self, job: Job, worker_plan: WorkerPlan, tta: bool, reader: Reader, journal: Journal, coordinator: Any
+    ) -> None:
+        self._job, self._worker_plan, self._tta = job, worker_plan, tta
+        self._reader, self._journal, self._coordinator = reader, journal, coordinator
         self._ensemble: Ensemble | None = None
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
@@ -222,57 +223,56 @@ class Worker:
         (row,) = table.to_pylist()
         shards = range(row["start"], row["stop"])
         try:
-            with _told():
-                self._begin(shards[0])
+            with _translate_errors():
+                self._count_attempt(shards[0])
                 with silence_decoder_warnings():
                     self._ensemble = self._ensemble or self._open()
                     yield from self._answers(self._ensemble, shards)
         except ManyeyesError as error:
-            self._refuse(error)
+            self._fail(error)
 
-    def _begin(self, shard: int) -> None:
-        if _asked(self._desk.begin.remote(shard)) > MOST_ATTEMPTS:
-            start = self._journal.span(shard)[0]
+    def _count_attempt(self, shard: int) -> None:
+        if _get(self._coordinator.count_attempt.remote(shard)) > MAX_ATTEMPTS:
+            start = self._journal.row_range(shard)[0]
             raise UnavailableError(
-                f"workers died {MOST_ATTEMPTS} times at the images from row {start + 1} on, most likely for want of "
+                f"workers died {MAX_ATTEMPTS} times at the images from row {start + 1} on, most likely for want of "
                 "memory; give fewer --workers, or machines with more"
             )
 
     def _open(self) -> Ensemble:
-        folder = settle(self._job, self._desk)
-        bundle.open_bundle(folder)
-        check_versions(this_node(), self._prepared.libraries, libraries_of(self._prepared.plan))
-        check_planned(folder, self._prepared.plan)
-        plan = _moved(self._prepared.plan, lambda path: folder / path)
-        opened = predictor.assemble(folder, plan, [open_member(member, lambda line: None) for member in plan.members])
-        return inference.with_flips(opened, "") if self._tta else opened
+        folder = set_up_worker(self._job, self._coordinator)
+        check_versions(this_node(), self._worker_plan.libraries, libraries_of(self._worker_plan.plan))
+        check_plan(self._job.bundle, self._worker_plan.plan)
+        plan = _map_paths(self._worker_plan.plan, lambda path: folder / path)
+        ensemble = build_ensemble(folder, plan, [open_member(member, no_log) for member in plan.members])
+        return with_flips(ensemble, "") if self._tta else ensemble
 
-    def _answers(self, opened: Ensemble, shards: range) -> Iterator[pa.Table]:
-        spans = {shard: self._journal.span(shard) for shard in shards}
-        start, stop = spans[shards[0]][0], spans[shards[-1]][1]
-        sent = pa.py_buffer(_asked(self._desk.rows.remote(start, stop)))
-        listed = list(read_list(ImageList(stop - start, "", False, sent), 0, stop - start))
-        sizes = [(shard, after - before) for shard, (before, after) in spans.items()]
-        items, threads = self._reader(iter(listed), start, stop), min(self._job.cpus, MOST_THREADS)
-        scored = score_shards(items, self._journal.count, opened, sizes, threads=threads)
+    def _answers(self, ensemble: Ensemble, shards: range) -> Iterator[pa.Table]:
+        ranges = {shard: self._journal.row_range(shard) for shard in shards}
+        start, stop = ranges[shards[0]][0], ranges[shards[-1]][1]
+        sent = pa.py_buffer(_get(self._coordinator.rows.remote(start, stop)))
+        entries = list(read_list(ImageList(stop - start, "", False, sent), 0, stop - start))
+        sizes = [(shard, after - before) for shard, (before, after) in ranges.items()]
+        items, threads = self._reader(iter(entries), start, stop), min(self._job.cpus, MAX_THREADS)
+        scored = score_shards(items, self._journal.count, ensemble, sizes, threads=threads)
         with closing(scored) as stream:
-            for shard, found in stream:
-                places = [spans[shard][0] + row for row in found.failures]
-                unseen = [path for place in places for path in self._absent(listed[place - start], place)]
-                yield _answer(shard, journals.encoded(self._journal, shard, found), unseen)
+            for shard, batch in stream:
+                failed = [ranges[shard][0] + row for row in batch.failures]
+                unseen = [path for row in failed for path in self._unseen(entries[row - start], row)]
+                yield _answer(shard, self._journal.encode(shard, batch), unseen)
 
-    def _absent(self, row: ImageEntry, place: int) -> list[str]:
-        """The file of a row that was there when it was listed, and is not on this machine."""
-        if row.size < 0:
+    def _unseen(self, entry: ImageEntry, row: int) -> list[str]:
+        """The file of an entry that existed when it was listed, and that this machine does not have."""
+        if entry.size < 0:
             return []
-        (item,) = self._reader(iter([row]), place, place + 1)
+        (item,) = self._reader(iter([entry]), row, row + 1)
         source = item.source.place if isinstance(item.source, ByteRange) else item.source
         return [str(source)] if isinstance(source, Path) and not readable(source) else []
 
-    def _refuse(self, error: ManyeyesError) -> NoReturn:
+    def _fail(self, error: ManyeyesError) -> NoReturn:
         import ray
 
-        where = this_node()
-        text = str(error) if where in str(error) else f"on {where}: {error}"
-        ray.get(self._desk.refuse.remote(type(error)(text)))
+        node = this_node()
+        text = str(error) if node in str(error) else f"on {node}: {error}"
+        ray.get(self._coordinator.report_failure.remote(type(error)(text)))
         raise error

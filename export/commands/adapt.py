@@ -60,14 +60,14 @@ def adapt(source: Path, share: float | None, seed: int, run: Path, runtime: Runt
     from ensemble.stacking import label_shift, stack
     from export.bundle import bundle
     from export.bundle.export import export_run
-    from export.inference import predictor
     from export.inference.infer import member_logits
+    from export.inference.loading import load_run, no_log
 
     inputs = read_inputs(source)
     if inputs.note:
         click.echo(inputs.note, err=True)
     exported = bundle.is_current(run)
-    ensemble = predictor.load_run(run, exported, replace(runtime, full=True), click.echo)
+    ensemble = load_run(run, exported, replace(runtime, full=True), click.echo)
     stacker, fitted_prior = ensemble.stacker, stack.fitted_prior(run, ensemble.stacker)
     click.echo(f"{inputs.count} images, {len(ensemble.runners)} members on {ensemble.device}")
     with tqdm(total=inputs.count, desc="adapt", unit="image", leave=False, disable=None) as bar:
@@ -84,7 +84,7 @@ def adapt(source: Path, share: float | None, seed: int, run: Path, runtime: Runt
     )
     stack.store_shift(run, stored)
     if exported:
-        export_run(run, lambda line: None)  # the members stay, the stacker is new
+        export_run(run, no_log)  # the members stay, the stacker is new
     if failed:
         click.echo(f"{len(failed)} images could not be read and were left out.")
     before, after = ((sigmoid(logits + by) >= stacker.threshold).sum() for by in (0.0, stored.shift))

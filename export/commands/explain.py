@@ -59,7 +59,8 @@ def explain(
     from ensemble.images.decode import decode
     from ensemble.models import external
     from ensemble.stacking.stack import read_stacker
-    from export.inference import explain, predictor
+    from export.inference import explain
+    from export.inference.loading import load_networks
     from export.runtimes import runner
     from export.runtimes.settings import RuntimeOptions
 
@@ -72,7 +73,7 @@ def explain(
     explain.require_captum()
     artifacts.ensure_writable(output.absolute().parent)
     shown = decode(image)
-    ensemble, loaded = predictor.load_networks(run, stacker, RuntimeOptions("torch", device=device))
+    ensemble, loaded = load_networks(run, stacker, RuntimeOptions("torch", device=device))
     known = (key for key in (image.name, image.stem) if all(key in member.test.index for member in elsewhere))
     values = explain.numbers(ensemble, inputs_from_files([next(known, image.name)], [image]))
     heats = _heats(loaded, members or tuple(trained), shown)

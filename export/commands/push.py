@@ -66,18 +66,14 @@ def push(
     from export.bundle import bundle, hub_bundles
     from export.hub import model_card
     from export.hub import push as hub_push
+    from export.inference.loading import export_if_stale
 
     name, at = hub_bundles.parse(repo)
     if at:
         raise click.UsageError(f"name the branch with --revision {at}")
     hub_push.check_login(name, licence)
     if folder is None:
-        if not bundle.is_current(run):
-            from export.bundle.export import export_run
-
-            click.echo("The bundle is missing or older than the members or the stack: exporting first.")
-            export_run(run, click.echo)
-        folder = artifacts.bundle_path(run)
+        folder = export_if_stale(run, click.echo)
     files = hub_push.bundle_files(folder, uncertified)
     if looked_up := [path for path in files if path.startswith("externals/")]:
         click.echo(f"{', '.join(looked_up)}: ids and scores of images, which whoever may read the repository will see")

@@ -100,7 +100,7 @@ def serve(
     from ensemble.images.decode import silence_decoder_warnings
     from ensemble.stacking.stack import read_stacker
     from export.bundle import hub_bundles
-    from export.commands.infer import Source, open_ensemble
+    from export.inference.loading import export_if_stale, load_bundle
 
     try:
         import python_multipart  # noqa: F401  # starlette would miss it at the first upload only
@@ -110,13 +110,13 @@ def serve(
         raise UnavailableError("the page needs more packages; run: pip install 'manyeyes[serve]'") from None
 
     with server.listen(host, port) as socket, silence_decoder_warnings():
-        folder = hub_bundles.locate_bundle(bundle) if bundle else None
         runtime = replace(runtime, cascade=cascade, full=full)
         heatmaps = None
         if torch:
             ensemble, heatmaps = _networks(run, read_stacker(run), runtime)
         else:
-            ensemble = open_ensemble(run, True, Source(folder, None, None), False, runtime)
+            folder = hub_bundles.locate_bundle(bundle) if bundle else export_if_stale(run, click.echo)
+            ensemble = load_bundle(folder, runtime, click.echo)
         if explain and not torch:
             _, heatmaps = _networks(run, ensemble.stacker, RuntimeOptions("torch", device=runtime.device))
         hosts = request_guard.allowed_hosts(socket.getsockname()[0], (host, *allow_host))
@@ -129,8 +129,9 @@ def serve(
 
 def _networks(run: Path, stacker: "Stacker", runtime: RuntimeOptions) -> "tuple[Ensemble, Explain]":
     """The run's PyTorch members, and what makes heat maps of the same."""
-    from export.inference import explain, predictor
+    from export.inference import explain
+    from export.inference.loading import load_networks
 
     explain.require_captum()
-    ensemble, networks = predictor.load_networks(run, stacker, runtime)
+    ensemble, networks = load_networks(run, stacker, runtime)
     return ensemble, partial(explain.explained, ensemble, networks)

@@ -95,7 +95,7 @@ def submit(
     sample = submission.read_sample(sample_path)
     table = submission.read_scores(scores, sample)
     targets, moved = submission.align_to_sample(table, sample, scores)
-    made = provenance.read_made(scores)
+    made = provenance.read_provenance(scores)
     place = hub_bundles.locate_bundle(bundle) if bundle else run
     stack = _stack(place, bool(bundle) or run_is_given(context), made)
     _check_made(made, uncertified, scores)
@@ -110,7 +110,7 @@ def submit(
         "uncertified": uncertified,
     }
     submission.write_submission(output, sample, values)
-    beside = provenance.write_fingerprint(output, made, facts)
+    beside = provenance.write_provenance(output, made, facts)
     click.echo(f"{len(values)} rows as in {sample_path} -> {output}; what made it: {beside.name}")
     return 0
 
@@ -118,11 +118,11 @@ def submit(
 def _check_places(scores: Path, sample: Path, output: Path, changes: bool) -> None:
     """ArtifactError for an output that is no CSV, would replace the sample, or the scores by something else."""
     from ensemble.core.errors import ArtifactError
-    from export.inference.provenance import fingerprint_path
+    from export.inference.provenance import provenance_path
 
     if output.suffix.lower() != ".csv":
         raise ArtifactError(f"cannot write {output}; a submission's name ends in .csv")
-    beside = fingerprint_path(output)
+    beside = provenance_path(output)
     if beside.is_dir():
         raise ArtifactError(f"{beside} is a folder, and says what made {output}; choose another --output")
     for path, what in ((sample, "the sample"), (scores, "the scores")):
@@ -144,7 +144,7 @@ def _stack(place: Path, asked: bool, made: dict[str, Any] | None) -> dict[str, A
     from ensemble.core import artifacts
     from ensemble.core.errors import ArtifactError
     from ensemble.stacking.stacker import Stacker
-    from export.inference.provenance import MODEL, scoring_sha256
+    from export.inference.provenance import MODEL, stacker_sha256
 
     path = artifacts.stacker_path(place)
     single = made is not None and made["source"] == MODEL
@@ -154,9 +154,9 @@ def _stack(place: Path, asked: bool, made: dict[str, Any] | None) -> dict[str, A
         raise ArtifactError(f"these scores were made by infer --model, not by {path}; leave out --run and --bundle")
     values = artifacts.read_json(path, "name the run or bundle that made the scores with --run or --bundle")
     stacker = Stacker.from_dict(values)
-    if made and made["stack"] != scoring_sha256(stacker, bool(made["options"]["adapted"])):
+    if made and made["stack"] != stacker_sha256(stacker, bool(made["options"]["adapted"])):
         chosen = _chosen(place, path)
-        if chosen is None or made["stack"] != scoring_sha256(chosen, False):
+        if chosen is None or made["stack"] != stacker_sha256(chosen, False):
             raise ArtifactError(
                 f"these scores were made by another stack than {path}; run infer again, or name theirs with --run or "
                 "--bundle"

@@ -24,7 +24,7 @@ from ensemble.images import decode, preprocess
 from ensemble.images.decode import ImageSource
 from ensemble.models.runner import Runner, chunk_rows, score_stream
 from ensemble.stacking.frontier import Costs
-from export.inference.plan import Planned, device_of, open_member, plan_bundle
+from export.inference.plan import PlannedMember, device_of, open_member, plan_bundle
 from export.runtimes import autotune, capabilities
 from export.runtimes.autotune import timer
 from export.runtimes.libraries import load_openvino, openvino_core
@@ -39,7 +39,9 @@ PEER_BATCH = 8
 Progress = Callable[[int], object]
 
 
-def measure_members(plan: Sequence[Planned], log: Log, progress: Progress) -> tuple[list[Runner], list[dict[str, Any]]]:
+def measure_members(
+    plan: Sequence[PlannedMember], log: Log, progress: Progress
+) -> tuple[list[Runner], list[dict[str, Any]]]:
     """The members ready to run, and a row for each; members take turns, times are medians of ROUNDS."""
     runners = [open_member(member, log) for member in plan]
     timers = [timer(runner, member.setting) for runner, member in zip(runners, plan, strict=True)]
@@ -211,7 +213,7 @@ def _step(call: Callable[[], Any], progress: Progress) -> Any:
 IMAGES, COST_ROUNDS = 64, 5
 
 
-def measure(plans: Mapping[str, Sequence[Planned]], sources: Sequence[ImageSource], log: Log) -> Costs:
+def measure(plans: Mapping[str, Sequence[PlannedMember]], sources: Sequence[ImageSource], log: Log) -> Costs:
     """Costs on these images. plans: the same members at each precision; members are remembered, as `--tune` is."""
     (*_, plan) = plans.values()
     device = device_of(plan)
@@ -230,7 +232,7 @@ def measure(plans: Mapping[str, Sequence[Planned]], sources: Sequence[ImageSourc
     )
 
 
-def _members(plan: Sequence[Planned], log: Log, progress: Callable[[int], object]) -> dict[str, float]:
+def _members(plan: Sequence[PlannedMember], log: Log, progress: Callable[[int], object]) -> dict[str, float]:
     machine, found = capabilities.available(), {}
     for member in plan:  # one at a time: together they might not fit into memory
         runner = open_member(member, log)
@@ -252,5 +254,5 @@ def _pixels(
     return [1000 * statistics.median(times) / IMAGES for times in zip(*rounds, strict=True)]
 
 
-def _lower(plan: Sequence[Planned]) -> frozenset[str]:
+def _lower(plan: Sequence[PlannedMember]) -> frozenset[str]:
     return frozenset(member.name for member in plan if member.setting.precision != "fp32")

@@ -1,4 +1,4 @@
-"""Members that run together, and their logits -> the stack's, whatever of them ran."""
+"""Ensemble: members that are ready to run, and the stacker and cascade that turn their logits into one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from ensemble.stacking.stacker import Stacker
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Members ready to run, in the order they run in, the stacker, and where they run (cpu or cuda).
+    """Members ready to run, in the order they run in, the stacker, and the device (cpu or cuda).
 
-    externals: members of the stacker that were trained elsewhere, whose scores are looked up by id.
+    externals: members of the stacker that were trained elsewhere; their scores are looked up by id.
     identity: a hash of all that decides the logits: weights, contracts, settings, and the
     versions of the libraries that run them.
-    cascade: which images need which members; without it all need all.
+    cascade: decides which images need which members; without it every image needs all.
     settings: how each member is run, such as ("swin", "openvino bf16").
     """
 
@@ -30,56 +30,59 @@ class Ensemble:
     cascade: Cascade | None = None
     settings: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def runner_names(self) -> list[str]:
+        """Names of the members that run, in the order they run in."""
+        return [runner.name for runner in self.runners]
 
-def runner_names(ensemble: Ensemble) -> list[str]:
-    """Names of the members that run, in the order they run in."""
-    return [runner.name for runner in ensemble.runners]
+    def with_externals(
+        self, logits: np.ndarray, ids: Sequence[str], members: Sequence[str] | None = None
+    ) -> np.ndarray:
+        """Add the columns of the members that are looked up by id: [N, runners] -> [N, members].
 
+        members: which, and in which order; by default the stacker's.
+        """
+        columns = {name: column for column, name in enumerate(self.runner_names)}
+        externals = {member.name: member for member in self.externals}
+        return np.column_stack(
+            [
+                logits[:, columns[name]] if name in columns else test_column(externals[name], ids)
+                for name in (self.stacker.members if members is None else members)
+            ]
+        )
 
-def table(
-    ensemble: Ensemble, logits: np.ndarray, keys: Sequence[str], members: Sequence[str] | None = None
-) -> np.ndarray:
-    """The runners' logits [N, runners] with those that are looked up by id: [N, members], the stacker's by default."""
-    columns = {name: column for column, name in enumerate(runner_names(ensemble))}
-    externals = {member.name: member for member in ensemble.externals}
-    return np.column_stack(
-        [
-            logits[:, columns[name]] if name in columns else test_column(externals[name], keys)
-            for name in (ensemble.stacker.members if members is None else members)
-        ]
-    )
+    def apply(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The stack's logit float64 [N] of the members' logits, and the position of the last member used, int [N].
 
+        logits: of `with_externals`. The position is in the cascade's order; without a cascade it is the last one.
+        """
+        if self.cascade:
+            return self.cascade.apply(logits, self.stacker)
+        return self.stacker.logit(logits), np.full(len(logits), len(self.stacker.members) - 1)
 
-def apply(ensemble: Ensemble, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The stack's logit float64 [N] of logits from `table`, and the place of the last member that counts, int [N].
+    def needs_runner(self, number: int, logits: np.ndarray, ids: Sequence[str]) -> np.ndarray:
+        """Which images still need runner `number` under the cascade, bool [N].
 
-    That place is in the cascade's order; without a cascade all count.
-    """
-    if ensemble.cascade:
-        return ensemble.cascade.apply(logits, ensemble.stacker)
-    return ensemble.stacker.logit(logits), np.full(len(logits), len(ensemble.stacker.members) - 1)
+        The images are those that needed the runner before it. logits: [N, runners]; columns from `number` on are
+        not used.
+        """
+        stays = np.ones(len(logits), dtype=bool)
+        if not self.cascade:
+            return stays
+        names, order = self.runner_names, self.cascade.order
+        position = order.index(names[number])
+        # the steps since the last runner: members that are looked up may lie between
+        previous = order.index(names[number - 1]) if number else 0
+        if previous < position:
+            known = self.with_externals(logits, ids, order[:position])
+            for step in self.cascade.steps[previous:position]:
+                stays &= ~step.exits(step.surrogate_logit(known))
+        return stays
 
-
-def needs(ensemble: Ensemble, cascade: Cascade, number: int, logits: np.ndarray, keys: Sequence[str]) -> np.ndarray:
-    """Which images that needed the runner before this one need this one too, bool [N].
-
-    logits: [N, runners], of which those of the runners before it count.
-    """
-    names = runner_names(ensemble)
-    place = cascade.order.index(names[number])
-    asked = cascade.order.index(names[number - 1]) if number else 0  # by what is looked up in between, too
-    stays = np.ones(len(logits), dtype=bool)
-    if asked < place:
-        known = table(ensemble, logits, keys, cascade.order[:place])
-        for step in cascade.steps[asked:place]:
-            stays &= ~step.exits(step.surrogate_logit(known))
-    return stays
-
-
-def silent(ensemble: Ensemble, logits: np.ndarray, keys: Sequence[str]) -> np.ndarray:
-    """Where a member that had to run gave no finite logit, bool [N]; images that could not be read are among them."""
-    endless = np.isinf(logits).any(axis=1)
-    if not ensemble.cascade:
-        return endless | np.isnan(logits).any(axis=1)
-    known = np.where(endless[:, None], np.nan, logits)
-    return endless | np.isnan(apply(ensemble, table(ensemble, known, keys))[0])
+    def has_missing_logits(self, logits: np.ndarray, ids: Sequence[str]) -> np.ndarray:
+        """Where a member that had to run gave no finite logit, bool [N]. Images that could not be read are included."""
+        infinite = np.isinf(logits).any(axis=1)
+        if not self.cascade:
+            return infinite | np.isnan(logits).any(axis=1)
+        known = np.where(infinite[:, None], np.nan, logits)
+        return infinite | np.isnan(self.apply(self.with_externals(known, ids))[0])

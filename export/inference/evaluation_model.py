@@ -12,8 +12,8 @@ from ensemble.models import external
 from ensemble.models.runner import image_score
 from ensemble.stacking.stack import read_stacker
 from export.bundle import bundle, hub_bundles
-from export.inference import predictor
 from export.inference.ensemble import Ensemble
+from export.inference.loading import load_folder, load_run
 from export.runtimes.settings import RuntimeOptions
 
 BATCH = 16  # images that are prepared together
@@ -52,7 +52,7 @@ def load_model(
         _refuse_external(run, read_stacker(run).members)
         if onnx:
             bundle.current_bundle(run)
-        ensemble = predictor.load_run(run, onnx, wanted, log)
+        ensemble = load_run(run, onnx, wanted, log)
     else:
         ensemble = _load_alone(str(source), wanted, log, positive)
     model = EvaluatedModel(image_score(ensemble.runners), ensemble.stacker, ensemble.identity, wanted.batch or BATCH)
@@ -66,7 +66,7 @@ def _load_alone(source: str, wanted: RuntimeOptions, log: Log, positive: str | N
     if positive and (folder / "bundle.json").is_file():
         raise _no_classifier(source)
     try:
-        return predictor.load_located(folder, source, wanted, positive, log)
+        return load_folder(folder, source, wanted, positive, log)
     except BackboneError as error:  # --positive is of the data here
         raise BackboneError(str(error).replace("name it with --positive", "name it with --model-positive")) from None
 

@@ -30,11 +30,11 @@ from export.bundle.certificate import LEAST_IMAGES, MOST_IMAGES, compare
 from export.bundle.operating_point import Certified, OperatingPoint
 from export.bundle.precisions import FP32
 from export.inference import benchmark
-from export.inference.plan import Planned, plan_bundle
+from export.inference.plan import PlannedMember, plan_bundle
 from export.runtimes import capabilities, devices
 from export.runtimes.settings import RuntimeOptions
 
-Plans = Mapping[str, Sequence[Planned]]
+Plans = Mapping[str, Sequence[PlannedMember]]
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _plans(folder: Path, wanted: RuntimeOptions, log: Log) -> Plans:
     return plans
 
 
-def _by_word(values: Mapping[str, Any], member: Planned) -> bool:
+def _by_word(values: Mapping[str, Any], member: PlannedMember) -> bool:
     return not values.get("precisions", {}).get(str(member.setting), {"certified": True})["certified"]
 
 

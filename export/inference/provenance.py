@@ -1,4 +1,4 @@
-"""What made a file of scores: a small JSON beside it, which `infer` writes and `submit` checks and carries on."""
+"""Provenance of a file of scores: a small JSON beside it. `infer` writes it; `submit` checks and extends it."""
 
 import json
 import platform
@@ -21,69 +21,58 @@ from ensemble.data import storage
 from ensemble.data.files import as_utf8
 from ensemble.data.storage import Location
 from ensemble.stacking.stacker import Stacker
-from export.inference.ensemble import Ensemble
-from export.inference.infer import InferOptions, InferResult
-from export.runtimes.devices import version
-from export.runtimes.settings import parse_config
+from export.inference.infer import InferResult, PreparedEnsemble, ScoreOptions
 
-# what submit reads of `made_by`'s values
-READ = {"source": str, "stack": str, "uncertified": list, "images": dict, "options": dict}
+# fields of `describe_scoring` that submit reads, and their types
+REQUIRED_FIELDS = {"source": str, "stack": str, "uncertified": list, "images": dict, "options": dict}
 MODEL = "model"  # the source of a single classifier's scores
 
 
-def fingerprint_path(scores: Path) -> Path:
+def provenance_path(scores: Path) -> Path:
     """NAME.csv.json beside NAME.csv."""
     return scores.with_name(f"{scores.name}.json")
 
 
-def scoring_sha256(stacker: Stacker, adapted: bool) -> str:
-    """Hash of all that a target takes from the stacker: not its threshold, and its shift only where that is used."""
+def stacker_sha256(stacker: Stacker, adapted: bool) -> str:
+    """Hash of what decides a target in the stacker: without its threshold, with its shift only if `adapted`."""
     values = (stacker if adapted else replace(stacker, adapted=None)).to_dict()
     return artifacts.json_sha256(
         {key: values.get(key) for key in ("members", "coef", "intercept", "calibration", "adapted")}
     )
 
 
-def made_by(
-    ensemble: Ensemble,
-    source: str,
-    listed: Mapping[str, Any] | None,
-    options: InferOptions,
-    images: Location,
-    done: InferResult,
-    libraries: Mapping[str, str] | None = None,
+def describe_scoring(
+    prepared: PreparedEnsemble, kind: str, options: ScoreOptions, images: Location, result: InferResult
 ) -> dict[str, Any]:
-    """What `infer` did, JSON-ready; names of files only, never their folders.
+    """How `infer` made its scores, JSON-ready; names of files only, never their folders.
 
-    source: run, bundle or MODEL. listed: bundle.json of the bundle that was run, as it was opened; None for torch
-    members. `identity`: of the ensemble, so of all its weights. `uncertified`: the precisions in use that no
-    certificate covers, such as "openvino bf16". libraries: versions of what ran the members, by
-    runtime, where that was on other machines.
+    kind: run, bundle or MODEL. images: the input. Of the result: `identity` is the ensemble's, so it covers all
+    weights; `uncertified` lists the precisions in use that no certificate covers, such as "openvino bf16".
     """
-    allowed = (listed or {}).get("precisions", {})
+    ensemble = prepared.ensemble
+    precisions = (prepared.bundle or {}).get("precisions", {})
     used = dict(ensemble.settings)
-    runtimes = {parse_config(key).runtime for key in used.values()}
     return {
-        "source": source,
-        "bundle": None if listed is None else artifacts.json_sha256(listed),
+        "source": kind,
+        "bundle": None if prepared.bundle is None else artifacts.json_sha256(prepared.bundle),
         "identity": ensemble.identity,
-        "stack": scoring_sha256(ensemble.stacker, options.adapted),
+        "stack": stacker_sha256(ensemble.stacker, options.adapted),
         "members": used,
-        "uncertified": sorted({key for key in used.values() if not allowed.get(key, {}).get("certified", True)}),
+        "uncertified": sorted({key for key in used.values() if not precisions.get(key, {}).get("certified", True)}),
         "looked_up": [member.name for member in ensemble.externals],
         "device": ensemble.device,
         "options": {**asdict(options), "cascade": ensemble.cascade.to_dict() if ensemble.cascade else None},
         "input": as_utf8(storage.name(images)),
-        "images": {"scored": done.scored, "failed": done.failed},
-        "versions": versions(libraries or {runtime: version(runtime) for runtime in runtimes}),
+        "images": {"scored": result.scored, "failed": result.failed},
+        "versions": versions(prepared.libraries),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
 def versions(libraries: Mapping[str, str]) -> dict[str, str | None]:
-    """Versions of what decides a score; manyeyes is None where it is not installed but run from its sources.
+    """Versions of the packages that decide a score; manyeyes is None where it runs from its sources, not installed.
 
-    libraries: of what runs the members, by runtime.
+    libraries: versions of what runs the members, by runtime.
     """
     own = None
     with suppress(metadata.PackageNotFoundError):
@@ -98,38 +87,38 @@ def versions(libraries: Mapping[str, str]) -> dict[str, str | None]:
     }
 
 
-def write_fingerprint(
-    scores: Path, made: Mapping[str, Any] | None, submission: Mapping[str, Any] | None = None
+def write_provenance(
+    scores: Path, made_by: Mapping[str, Any] | None, submission: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write it beside finished `scores`; `made` of `made_by`, None where it is not known."""
-    path = fingerprint_path(scores)
-    values = {"file": as_utf8(scores.name), "sha256": artifacts.file_sha256(scores), "made": made}
+    """Write the provenance of finished `scores`. made_by: of `describe_scoring`, None where it is not known."""
+    path = provenance_path(scores)
+    values = {"file": as_utf8(scores.name), "sha256": artifacts.file_sha256(scores), "made": made_by}
     artifacts.write_json(path, {**values, **({"submission": submission} if submission else {})})
     return path
 
 
-def read_made(scores: Path) -> dict[str, Any] | None:
-    """`made_by`'s values for exactly these bytes; None where nothing beside them says what made them.
+def read_provenance(scores: Path) -> dict[str, Any] | None:
+    """The values of `describe_scoring` for a file of scores; None if there is no valid provenance of these bytes.
 
-    ArtifactError for a submission that holds labels or P(real): `submit` would turn it once more.
+    ArtifactError for a submission that holds labels or P(real): `submit` would convert it a second time.
     """
     try:
-        values = artifacts.read_json(fingerprint_path(scores), "")
-    except ArtifactError:  # not there, or not ours
+        values = artifacts.read_json(provenance_path(scores), "")
+    except ArtifactError:  # missing, or not ours
         return None
     if values.get("sha256") != artifacts.file_sha256(scores):
         return None
-    done = values.get("submission")
-    if isinstance(done, dict) and (done.get("hard") or done.get("positive") == NEGATIVE):
-        holds = "labels" if done.get("hard") else f"1 - target, of {NEGATIVE}"
+    submitted = values.get("submission")
+    if isinstance(submitted, dict) and (submitted.get("hard") or submitted.get("positive") == NEGATIVE):
+        holds = "labels" if submitted.get("hard") else f"1 - target, of {NEGATIVE}"
         raise ArtifactError(f"{scores} is a submission already (it holds {holds}); give infer's file with --scores")
-    made = values.get("made")
-    return made if _is_sound(made) else None
+    made_by = values.get("made")
+    return made_by if _is_valid(made_by) else None
 
 
-def _is_sound(made: Any) -> bool:
-    """Whether it has what submit reads, in the types that `made_by` writes, and can be written again."""
-    if not (isinstance(made, dict) and all(isinstance(made.get(key), kind) for key, kind in READ.items())):
+def _is_valid(made: Any) -> bool:
+    """Whether it has the fields that submit reads, of the right types, and can be written as JSON again."""
+    if not (isinstance(made, dict) and all(isinstance(made.get(key), kind) for key, kind in REQUIRED_FIELDS.items())):
         return False
     try:
         json.dumps(made, indent=1, ensure_ascii=False, allow_nan=False).encode()

@@ -32,7 +32,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ensemble.core import metrics
 from ensemble.core.errors import ImageError, ManyeyesError, UnavailableError, join_limited
 from ensemble.data.inputs import inputs_from_open_files
-from export.inference import ensemble as ensembles
 from export.inference.ensemble import Ensemble
 from export.inference.infer import member_logits
 from export.web.limits import UPLOAD_TIMEOUT_SECONDS, UploadLimits
@@ -113,7 +112,7 @@ def _score(ensemble: Ensemble, files: UploadedFiles) -> dict[str, object]:
     """What /api/score answers: the images in their order, scored as by `infer`; null for an image with an error."""
     stacker = ensemble.stacker
     logits, errors = member_logits(inputs_from_open_files(files), ensemble)
-    targets = stacker.target_of(ensembles.apply(ensemble, logits)[0])
+    targets = stacker.target_of(ensemble.apply(logits)[0])
     images = [
         {
             "name": name,

@@ -13,7 +13,7 @@ from tar_shards import write_tar
 from export.inference import journal
 
 SHARDS = 6
-ROWS = SHARDS * journal.ROWS - 5
+ROWS = SHARDS * journal.SHARD_ROWS - 5
 
 
 def make(work: Path, side: int = 12, rows: int = ROWS) -> Path:

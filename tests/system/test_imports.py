@@ -77,7 +77,8 @@ LIGHT = {
         "ensemble.stacking.frontier"
     ),
     "torch,sklearn,transformers,onnx,openvino,onnxruntime,nncf,ray": (
-        "export.inference.infer export.runtimes.runner export.runtimes.capabilities export.runtimes.devices "
+        "export.inference.infer export.inference.loading export.inference.pipeline "
+        "export.runtimes.runner export.runtimes.capabilities export.runtimes.devices "
         "export.runtimes.runtime_selection export.bundle.precisions export.bundle.check_images "
         "export.bundle.builder export.bundle.member_logits ensemble.models.classifier export.bundle.export "
         "export.bundle.fp16 export.bundle.int8 export.bundle.precision_search export.inference.plan "

@@ -15,7 +15,7 @@ from tar_shards import write_tar
 from export.inference import journal
 
 SHARDS = 6
-ROWS = SHARDS * journal.ROWS - 5
+ROWS = SHARDS * journal.SHARD_ROWS - 5
 # a slower disk, so that kills fall among the shards; what runs in the background of a shell is deaf to interrupts
 COMMAND = """
 import os, signal, time

@@ -26,7 +26,7 @@ from ensemble.models import external, members
 from ensemble.stacking.stack import StackOptions, read_stacker, stack_run
 from export.bundle import bundle
 from export.inference.infer import infer
-from export.inference.predictor import load_bundle, load_run
+from export.inference.loading import load_bundle, load_run
 
 
 def scores(path, ids, logits, column="logit"):

@@ -24,7 +24,7 @@ from ensemble.core.errors import ArtifactError
 from ensemble.models.runner import score_images
 from ensemble.stacking.stacker import Stacker
 from export.bundle import builder, bundle
-from export.inference.predictor import load_bundle
+from export.inference.loading import load_bundle
 
 
 @pytest.fixture(scope="module")

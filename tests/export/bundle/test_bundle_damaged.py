@@ -14,7 +14,7 @@ from ensemble.core.errors import ManyeyesError
 from export.bundle.export import certify_bundle
 from export.bundle.precisions import CertifyOptions
 from export.hub import model_card
-from export.inference.predictor import load_bundle
+from export.inference.loading import load_bundle
 
 FILES = ("bundle.json", "stacker.json", "certificate.json")
 CHANGE = {"largest": 0.1, "mean": 0.01, "spearman": 1.0, "auroc": 0.0, "flips": None, "failed": []}

@@ -20,8 +20,8 @@ from export.bundle import bundle, operating_point
 from export.bundle.export import export_run
 from export.bundle.operating_point import OperatingPoint
 from export.inference import benchmark, plan
+from export.inference.loading import load_bundle
 from export.inference.plan import plan_bundle
-from export.inference.predictor import load_bundle
 from export.runtimes import autotune, devices
 from export.runtimes.capabilities import Machine
 from export.runtimes.settings import PRECISIONS, RuntimeOptions

@@ -11,14 +11,14 @@ LIST = [ImageEntry(f"\udcff {number}", f"images/{number}.png", number, 1, -1) fo
 
 
 @pytest.fixture
-def desk(tmp_path):
+def coordinator(tmp_path):
     (tmp_path / "bundle.json").write_text("{}")
     return Coordinator(tmp_path, write_list(iter(LIST), tmp_path / "rows.arrow"))
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 1), (4000, 4200), (4990, 5000)])
-def test_it_hands_out_the_rows_that_are_asked_for(desk, start, stop):
-    sent = desk.rows(start, stop)
+def test_it_hands_out_the_rows_that_are_asked_for(coordinator, start, stop):
+    sent = coordinator.rows(start, stop)
     assert list(read_list(ImageList(stop - start, "", False, pa.py_buffer(sent)), 0, stop - start)) == LIST[start:stop]
 
 
@@ -26,11 +26,11 @@ def test_a_task_is_small_however_long_its_rows_are():
     assert task(range(3, 11)).nbytes == 16
 
 
-def test_what_goes_away_meanwhile_is_one_line(desk, tmp_path):
-    assert desk.piece("bundle.json", 0) == b"{}"
+def test_what_goes_away_meanwhile_is_one_line(coordinator, tmp_path):
+    assert coordinator.read_chunk("bundle.json", 0) == b"{}"
     for file in ("bundle.json", "rows.arrow"):
         (tmp_path / file).unlink()
     with pytest.raises(ArtifactError, match=r"bundle\.json cannot be read: No such file or directory; run the same"):
-        desk.piece("bundle.json", 0)
+        coordinator.read_chunk("bundle.json", 0)
     with pytest.raises(ArtifactError, match=r"rows\.arrow cannot be read: .*No such file or directory"):
-        desk.rows(0, 3)
+        coordinator.rows(0, 3)

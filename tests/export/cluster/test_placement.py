@@ -8,33 +8,33 @@ from hypothesis import strategies as st
 
 from ensemble.cluster.nodes import check_versions, node_versions
 from ensemble.core.errors import UnavailableError
-from export.cluster.driver import stretches
-from export.cluster.placement import ClusterOptions, Node, Size, sized
+from export.cluster.driver import split_tasks
+from export.cluster.placement import ClusterOptions, Node, WorkerPool, plan_workers
 
 PLAIN = (Node("a", 8), Node("b", 4))
 WITH_GPUS = (Node("head", 4), Node("a", 16, 4), Node("b", 16, 2))
 
 
 def size(nodes, gpus_may=True, gpus_must=False, **asked):
-    return sized(nodes, ClusterOptions(**asked), gpus_may, gpus_must)
+    return plan_workers(nodes, ClusterOptions(**asked), gpus_may, gpus_must)
 
 
 @pytest.mark.parametrize(
     ("nodes", "asked", "expected"),
     [
-        (PLAIN, {}, Size(2, 4, 0)),
-        (PLAIN, {"workers": 3}, Size(3, 4, 0)),
-        (PLAIN, {"workers": 4}, Size(4, 2, 0)),
-        (PLAIN, {"workers": 1}, Size(1, 4, 0)),
-        (PLAIN, {"cpus": 1}, Size(12, 1, 0)),
-        (PLAIN, {"cpus": 6}, Size(1, 6, 0)),
-        (PLAIN, {"cpus": 2, "workers": 5}, Size(5, 2, 0)),
-        (WITH_GPUS, {}, Size(6, 4, 1)),
-        (WITH_GPUS, {"gpus": 0.5}, Size(12, 2, 0.5)),
-        (WITH_GPUS, {"gpus": 2}, Size(3, 8, 2)),
-        (WITH_GPUS, {"gpus": 0}, Size(3, 4, 0)),
-        (WITH_GPUS, {"workers": 2}, Size(2, 16, 1)),
-        (WITH_GPUS, {"gpus_may": False}, Size(3, 4, 0)),
+        (PLAIN, {}, WorkerPool(2, 4, 0)),
+        (PLAIN, {"workers": 3}, WorkerPool(3, 4, 0)),
+        (PLAIN, {"workers": 4}, WorkerPool(4, 2, 0)),
+        (PLAIN, {"workers": 1}, WorkerPool(1, 4, 0)),
+        (PLAIN, {"cpus": 1}, WorkerPool(12, 1, 0)),
+        (PLAIN, {"cpus": 6}, WorkerPool(1, 6, 0)),
+        (PLAIN, {"cpus": 2, "workers": 5}, WorkerPool(5, 2, 0)),
+        (WITH_GPUS, {}, WorkerPool(6, 4, 1)),
+        (WITH_GPUS, {"gpus": 0.5}, WorkerPool(12, 2, 0.5)),
+        (WITH_GPUS, {"gpus": 2}, WorkerPool(3, 8, 2)),
+        (WITH_GPUS, {"gpus": 0}, WorkerPool(3, 4, 0)),
+        (WITH_GPUS, {"workers": 2}, WorkerPool(2, 16, 1)),
+        (WITH_GPUS, {"gpus_may": False}, WorkerPool(3, 4, 0)),
     ],
 )
 def test_workers_share_what_there_is(nodes, asked, expected):
@@ -90,16 +90,16 @@ def test_whatever_is_asked_has_room_or_is_refused(machines, workers, cpus, gpus)
 
 @given(st.sets(st.integers(0, 200)), st.integers(1, 9))
 def test_tasks_are_the_missing_shards_in_order_and_enough_for_all_workers(shards, workers):
-    parts = stretches(sorted(shards), workers)
+    parts = split_tasks(sorted(shards), workers)
     assert [shard for part in parts for shard in part] == sorted(shards)
     assert all(1 <= len(part) <= 8 for part in parts)
     assert len(parts) >= min(len(shards), 4 * workers)
 
 
 def test_many_shards_are_few_tasks():
-    assert [len(part) for part in stretches(range(1000), 2)] == [8] * 125
-    assert [len(part) for part in stretches([0, 1, 5, 6, 7], 1)] == [1] * 5
-    assert [len(part) for part in stretches([*range(8), *range(20, 28)], 1)] == [4] * 4
+    assert [len(part) for part in split_tasks(range(1000), 2)] == [8] * 125
+    assert [len(part) for part in split_tasks([0, 1, 5, 6, 7], 1)] == [1] * 5
+    assert [len(part) for part in split_tasks([*range(8), *range(20, 28)], 1)] == [4] * 4
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ from helpers import exported_run
 
 from ensemble.core.errors import ArtifactError
 from export.cluster import bundle_transfer, saved_plan, worker
-from export.cluster.placement import ClusterOptions, Node, Size, sized_as
+from export.cluster.placement import ClusterOptions, Node, WorkerPool, resume_workers
 from export.cluster.saved_plan import SavedPlan
 from export.cluster.worker import WorkerPlan
-from export.inference import predictor
+from export.inference import loading
 from export.inference.plan import Plan, plan_bundle
 from export.runtimes.capabilities import available
 from export.runtimes.settings import RuntimeOptions
@@ -22,17 +22,17 @@ NODES = (Node("a", 8), Node("b", 4))
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     folder = exported_run(tmp_path_factory.mktemp("run"), cascade=True) / "bundle"
-    return bundle_transfer.source_of(folder)
+    return bundle_transfer.describe_bundle(folder)
 
 
 @pytest.fixture(scope="module")
 def kept(source):
     machine = replace(available(), cores=2)
-    plan = plan_bundle(source.folder, WANTED, predictor.silent, machine)
-    plan, runners = predictor.open_plan(source.folder, plan, WANTED, predictor.silent, machine)
+    plan = plan_bundle(source.folder, WANTED, loading.no_log, machine)
+    plan, runners = loading.open_plan(source.folder, plan, WANTED, loading.no_log, machine)
     assert plan.cascade
     members = tuple(replace(member, path=member.path.relative_to(source.folder)) for member in plan.members)
-    identity = predictor.assemble(source.folder, plan, runners).identity
+    identity = loading.build_ensemble(source.folder, plan, runners).identity
     libraries = worker.libraries_of(plan)
     return SavedPlan(WorkerPlan(replace(plan, members=members), identity, libraries, ("a line", "é")), 2, 0.5)
 
@@ -61,27 +61,25 @@ def test_what_was_damaged_is_prepared_anew(source, kept, tmp_path, damage):
 
 
 def test_what_cannot_be_run_alike_is_prepared_anew(source, kept):
-    (first, *others), plan = kept.prepared.plan.members, kept.prepared.plan
-    assert worker.still_runs(source.folder, kept.prepared)
-    assert not worker.still_runs(source.folder, replace(kept.prepared, libraries={"openvino": "0.1"}))
+    (first, *others), plan = kept.worker_plan.plan.members, kept.worker_plan.plan
+    assert worker.still_runs(source, kept.worker_plan)
+    assert not worker.still_runs(source, replace(kept.worker_plan, libraries={"openvino": "0.1"}))
     lacking = replace(first, setting=replace(first.setting, runtime="cuda", precision="int8"))
     other = Plan(plan.stacker, (lacking, *others), plan.cascade)
     libraries = worker.libraries_of(other)
-    assert not worker.still_runs(source.folder, replace(kept.prepared, plan=other, libraries=libraries))
+    assert not worker.still_runs(source, replace(kept.worker_plan, plan=other, libraries=libraries))
     with pytest.raises(ArtifactError, match="was changed meanwhile"):
-        worker.still_runs(
-            source.folder, replace(kept.prepared, plan=replace(plan, members=(replace(first, sha256="0"),)))
-        )
+        worker.still_runs(source, replace(kept.worker_plan, plan=replace(plan, members=(replace(first, sha256="0"),))))
 
 
 @pytest.mark.parametrize(
     ("asked", "cpus", "expected"),
     [
-        ({}, 2, Size(6, 2, 0)),
-        ({"workers": 3}, 2, Size(3, 2, 0)),
-        ({"workers": 9}, 4, Size(3, 4, 0)),  # a machine has gone
+        ({}, 2, WorkerPool(6, 2, 0)),
+        ({"workers": 3}, 2, WorkerPool(3, 2, 0)),
+        ({"workers": 9}, 4, WorkerPool(3, 4, 0)),  # a machine has gone
         ({}, 9, None),
     ],
 )
 def test_a_job_goes_on_with_the_cores_that_it_was_begun_with(asked, cpus, expected):
-    assert sized_as(NODES, ClusterOptions(**asked), cpus, 0) == expected
+    assert resume_workers(NODES, ClusterOptions(**asked), cpus, 0) == expected

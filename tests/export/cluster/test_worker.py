@@ -1,4 +1,4 @@
-"""What a worker does about files that it may not read, and what the desk cannot hand out; no Ray runs."""
+"""What a worker does about files that it may not read, and what the coordinator cannot hand out; no Ray runs."""
 
 import os
 import sys
@@ -28,10 +28,10 @@ class TaskError(Exception):
 
 
 class Remote:
-    """A desk whose methods are called where they are."""
+    """A coordinator whose methods are called where they are."""
 
-    def __init__(self, desk):
-        self._desk = desk
+    def __init__(self, coordinator):
+        self._desk = coordinator
 
     def __getattr__(self, name):
         def remote(*given):
@@ -64,18 +64,18 @@ def job(tmp_path, monkeypatch):
     for name in "ab":
         write_image(tmp_path / "images" / f"{name}.png")
     write_csv(tmp_path / "list.csv", path=["images/a.png", "images/b.png"])
-    return Job(bundle_transfer.source_of(folder), tmp_path, (), 1, node_versions(PACKAGES))
+    return Job(bundle_transfer.describe_bundle(folder), tmp_path, (), 1, node_versions(PACKAGES))
 
 
-def worker(job, desk):
-    inputs = read_inputs(job.home / "list.csv")
-    prepared = prepare(job, RuntimeOptions(device="cpu"), desk)
+def worker(job, coordinator):
+    inputs = read_inputs(job.workdir / "list.csv")
+    prepared = prepare(job, RuntimeOptions(device="cpu"), coordinator)
     opened = journal.Journal(Path(), ("one", "two"), inputs.count, "key")
-    return Worker(job, prepared, False, inputs.reader, opened, desk)
+    return Worker(job, prepared, False, inputs.reader, opened, coordinator)
 
 
-def desk_of(job):
-    return Coordinator(job.bundle.folder, read_inputs(job.home / "list.csv").rows)
+def coordinator_of(job):
+    return Coordinator(job.bundle.folder, read_inputs(job.workdir / "list.csv").rows)
 
 
 def forbid(monkeypatch, path):
@@ -84,26 +84,26 @@ def forbid(monkeypatch, path):
     monkeypatch.setattr(os, "access", lambda given, how: Path(given) != path and mine(given, how))
 
 
-def answers(job, desk):
-    return [row for table in worker(job, desk)(task(range(1))) for row in table.to_pylist()]
+def answers(job, coordinator):
+    return [row for table in worker(job, coordinator)(task(range(1))) for row in table.to_pylist()]
 
 
 def test_images_that_a_worker_may_not_read_are_told(job, monkeypatch):
-    desk = Remote(desk_of(job))
-    assert [answer["unseen"] for answer in answers(job, desk)] == [[]]
-    hidden = job.home / "images" / "b.png"
-    (job.home / "images" / "b.png").write_bytes(b"broken")  # in place of what reading it would raise
-    assert [answer["unseen"] for answer in answers(job, desk)] == [[]]
+    coordinator = Remote(coordinator_of(job))
+    assert [answer["unseen"] for answer in answers(job, coordinator)] == [[]]
+    hidden = job.workdir / "images" / "b.png"
+    (job.workdir / "images" / "b.png").write_bytes(b"broken")  # in place of what reading it would raise
+    assert [answer["unseen"] for answer in answers(job, coordinator)] == [[]]
     forbid(monkeypatch, hidden)
-    assert [answer["unseen"] for answer in answers(job, desk)] == [[os.fsencode(hidden)]]
+    assert [answer["unseen"] for answer in answers(job, coordinator)] == [[os.fsencode(hidden)]]
 
 
 def test_a_place_that_a_worker_may_not_read_ends_the_job(job, monkeypatch):
-    job = replace(job, places=(job.home / "images",))
-    answers(job, Remote(desk_of(job)))
-    forbid(monkeypatch, job.home / "images")
+    job = replace(job, paths=(job.workdir / "images",))
+    answers(job, Remote(coordinator_of(job)))
+    forbid(monkeypatch, job.workdir / "images")
     with pytest.raises(DataError, match=r"images is not on .*10\.0\.0\.1\), where a worker runs, or may not be read"):
-        answers(job, Remote(desk_of(job)))
+        answers(job, Remote(coordinator_of(job)))
 
 
 def test_a_working_folder_that_a_worker_may_not_enter_is_passed_over(job, monkeypatch):
@@ -111,39 +111,42 @@ def test_a_working_folder_that_a_worker_may_not_enter_is_passed_over(job, monkey
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "chdir", forbidden)
-    assert len(answers(job, Remote(desk_of(job)))) == 1
+    assert len(answers(job, Remote(coordinator_of(job)))) == 1
 
 
 def test_what_the_system_refuses_is_one_line_for_the_desk(job, monkeypatch):
     def forbidden(*given):
         raise PermissionError(13, "Permission denied", "/some/file")
 
-    desk = desk_of(job)
-    ready = worker(job, Remote(desk))
-    monkeypatch.setattr(cluster_worker, "settle", forbidden)
+    coordinator = coordinator_of(job)
+    ready = worker(job, Remote(coordinator))
+    monkeypatch.setattr(cluster_worker, "set_up_worker", forbidden)
     with pytest.raises(DataError):
         list(ready(task(range(1))))
-    assert str(desk.refusal()).startswith("on ")
-    assert "Permission denied: '/some/file'; mend that there" in str(desk.refusal())
+    assert str(coordinator.failure()).startswith("on ")
+    assert "Permission denied: '/some/file'; mend that there" in str(coordinator.failure())
     with pytest.raises(DataError, match="Permission denied"):
-        prepare(job, RuntimeOptions(device="cpu"), Remote(desk))
+        prepare(job, RuntimeOptions(device="cpu"), Remote(coordinator))
 
 
 def test_a_member_that_was_damaged_meanwhile_is_not_run(job):
-    desk = Remote(desk_of(job))
-    ready = worker(job, desk)
+    coordinator = Remote(coordinator_of(job))
+    ready = worker(job, coordinator)
     file = next((job.bundle.folder / "members").rglob("*.onnx"))
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    for call in (lambda: prepare(job, RuntimeOptions(device="cpu"), desk), lambda: list(ready(task(range(1))))):
+    for call in (lambda: prepare(job, RuntimeOptions(device="cpu"), coordinator), lambda: list(ready(task(range(1))))):
         with pytest.raises(ArtifactError, match=rf"{file.name} is damaged"):
             call()
 
 
 def test_what_the_desk_cannot_hand_out_is_told_as_it_was_there(job):
-    desk = desk_of(job)
-    ready = worker(job, Remote(desk))
-    job.bundle.folder.rename(job.home / "moved")
-    for call in (lambda: prepare(job, RuntimeOptions(device="cpu"), Remote(desk)), lambda: list(ready(task(range(1))))):
+    coordinator = coordinator_of(job)
+    ready = worker(job, Remote(coordinator))
+    job.bundle.folder.rename(job.workdir / "moved")
+    for call in (
+        lambda: prepare(job, RuntimeOptions(device="cpu"), Remote(coordinator)),
+        lambda: list(ready(task(range(1)))),
+    ):
         with pytest.raises(ArtifactError, match=r"bundle\.json cannot be read: No such file or directory"):
             call()
-    assert type(desk.refusal()) is ArtifactError
+    assert type(coordinator.failure()) is ArtifactError

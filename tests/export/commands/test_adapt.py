@@ -19,7 +19,7 @@ from ensemble.core import artifacts
 from ensemble.core.metrics import sigmoid
 from ensemble.stacking import stack
 from export.bundle import bundle
-from export.inference.predictor import load_bundle
+from export.inference.loading import load_bundle
 
 # logits in ten steps from -0.65 to 0.85, as written in helpers.py
 BRIGHT = [0, 20, 50, 80, 110, 140, 170, 200, 230, 255]

@@ -29,8 +29,8 @@ from export.bundle import bundle, check_images, heldout_rows, member_logits, ope
 from export.bundle.export import export_run
 from export.inference import benchmark, frontier, plan
 from export.inference.evaluation_model import load_model
+from export.inference.loading import load_bundle
 from export.inference.plan import plan_bundle
-from export.inference.predictor import load_bundle
 from export.runtimes import autotune, devices
 from export.runtimes.capabilities import Machine
 from export.runtimes.settings import RuntimeConfig, RuntimeOptions

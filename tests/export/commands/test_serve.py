@@ -15,7 +15,7 @@ from ensemble.core.errors import UnavailableError
 from ensemble.data.inputs import read_inputs
 from ensemble.models.external import External
 from export.inference.infer import infer
-from export.inference.predictor import load_bundle
+from export.inference.loading import load_bundle
 from export.runtimes.settings import RuntimeOptions
 from export.web.limits import UploadLimits
 from export.web.server import make_app

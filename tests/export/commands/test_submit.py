@@ -10,7 +10,7 @@ from ensemble.core import artifacts
 from ensemble.core.metrics import Interval
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle, operating_point
-from export.inference import infer as inference
+from export.inference import pipeline
 
 IDS = ["a", "b", "007"]
 ENDS = ("value", "low", "high")
@@ -233,14 +233,14 @@ def test_its_own_output_of_probabilities_may_be_taken_again(here):
 def test_a_bundle_that_changes_while_images_are_scored_is_not_named(here, monkeypatch):
     folder = here / "run" / "bundle"
     before = json.loads((folder / "bundle.json").read_text())["digest"]
-    infer_to_file = inference.infer_to_file
+    infer_to_file = pipeline.infer_to_file
 
     def replaced(*arguments):
         found = infer_to_file(*arguments)
         (folder / "bundle.json").unlink()
         return found
 
-    monkeypatch.setattr(inference, "infer_to_file", replaced)
+    monkeypatch.setattr(pipeline, "infer_to_file", replaced)
     done(*INFER)
     assert json.loads((here / "submission.csv.json").read_text())["made"]["bundle"] == before
 

@@ -13,7 +13,15 @@ from ensemble.core.metrics import sigmoid
 from ensemble.data.inputs import read_inputs
 from ensemble.models.runner import Runner
 from export.inference import journal
-from export.inference.infer import Ensemble, InferOptions, average, infer, infer_to_file, member_logits, with_flips
+from export.inference.infer import (
+    Ensemble,
+    ScoreOptions,
+    infer,
+    infer_to_file,
+    member_logits,
+    single_member_stacker,
+    with_flips,
+)
 
 HOSTILE = [*HOSTILE_NAMES, " spaces ", "😀", "nan", "1.50", "-0", "=1+1", "'", "TRUE", "#", "\ufeff", "a\rb", "a\r\nb"]
 
@@ -27,8 +35,8 @@ def score(source, images=None, **options):
 
 
 def to_file(output, source, ensemble=ENSEMBLE, log=print, **options):
-    with journal.held(output) as folder:
-        return infer_to_file(read_inputs(source, spill=folder), ensemble, output, folder, InferOptions(**options), log)
+    with journal.locked_workdir(output) as folder:
+        return infer_to_file(read_inputs(source, spill=folder), ensemble, output, folder, ScoreOptions(**options), log)
 
 
 def expected(files):
@@ -113,7 +121,7 @@ def test_members_have_columns_of_their_own_probability(tmp_path):
 
 def test_a_single_member_stands_for_itself(tmp_path):
     files = write_images(tmp_path, ["0.png", "1.png"])
-    result, _ = infer(read_inputs(tmp_path), Ensemble((runner("one", 4),), average("one"), "cpu"))
+    result, _ = infer(read_inputs(tmp_path), Ensemble((runner("one", 4),), single_member_stacker("one"), "cpu"))
     np.testing.assert_allclose(result["target"], sigmoid(expected_logits(files)[:, 0]), rtol=1e-6)
 
 
@@ -164,7 +172,7 @@ def test_a_member_without_an_answer_is_not_written_as_an_unreadable_image(tmp_pa
     write_images(tmp_path, ["a.png", "b.png"])
     silent = Runner("one", PREPROCESS_CONFIG, lambda pixels: np.full(len(pixels), np.nan, dtype=np.float32))
     with pytest.raises(ArtifactError, match="gave no finite logit"):
-        infer(read_inputs(tmp_path), Ensemble((silent,), average("one"), "cpu"))
+        infer(read_inputs(tmp_path), Ensemble((silent,), single_member_stacker("one"), "cpu"))
 
 
 @pytest.mark.parametrize(("place", "kept"), [("file.txt/out.csv", []), ("folder.csv", ["folder.csv.partial"])])

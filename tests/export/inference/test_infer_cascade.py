@@ -31,10 +31,9 @@ from ensemble.stacking.cascade import Cascade, CascadeReport, CascadeStep
 from export import Predictor
 from export.bundle import bundle, heldout_rows
 from export.bundle.export import export_run
-from export.inference import journal, predictor
-from export.inference import predictor as cascades
+from export.inference import journal, loading, pipeline
 from export.inference.ensemble import Ensemble
-from export.inference.infer import InferOptions, infer, infer_to_file
+from export.inference.infer import ScoreOptions, infer, infer_to_file
 from export.runtimes import autotune
 from export.runtimes.capabilities import Machine
 from export.runtimes.settings import RuntimeConfig, RuntimeOptions
@@ -91,9 +90,9 @@ def ensemble(ran, cascade=CASCADE, externals=(), **logits):
 
 def to_file(output, source, loaded, **options):
     said = []
-    with journal.held(output) as folder:
+    with journal.locked_workdir(output) as folder:
         done = infer_to_file(
-            read_inputs(source, spill=folder), loaded, output, folder, InferOptions(**options), said.append
+            read_inputs(source, spill=folder), loaded, output, folder, ScoreOptions(**options), said.append
         )
     return done, said
 
@@ -137,7 +136,7 @@ def test_images_that_are_clear_leave_after_the_cheap_member(exported, pictures, 
     ],
 )
 def test_the_report_says_what_the_images_cannot_show(loss, said):
-    *_, last = cascades.told(replace(CASCADE, report=replace(REPORT, loss=loss)))
+    *_, last = pipeline.describe_cascade(replace(CASCADE, report=replace(REPORT, loss=loss)))
     assert last == said or (said is None and last.startswith("  On 100 images"))
 
 
@@ -271,7 +270,7 @@ def test_one_image_costs_one_where_shapes_are_free(exported, tmp_path, runtime):
     for value in range(100, 150, 5):
         write_image(tmp_path / "many" / f"{value}.png", value)
     write_image(tmp_path / "many" / "grey.png", 120)
-    loaded = predictor.load_bundle(exported / "bundle", RuntimeOptions(runtime, batch=4))
+    loaded = loading.load_bundle(exported / "bundle", RuntimeOptions(runtime, batch=4))
     loaded = replace(loaded, cascade=CASCADE)
     asked = []
 
@@ -295,7 +294,7 @@ def test_looked_up_scores_are_known_from_the_start(pictures, tmp_path):
     done, _ = to_file(tmp_path / "out.csv", pictures, loaded, members=True)
     stays = np.abs(0.3 * one[:18] + 0.1) < 0.5
     assert ran == [("two", stays.sum())]
-    assert done.left == (18 - stays.sum(), stays.sum())
+    assert done.exits == {"one": 18 - stays.sum(), "two": stays.sum()}
     assert ((read_csv(tmp_path / "out.csv")["two"] != "")[:18] == stays.to_numpy()).all()
 
 
@@ -354,9 +353,9 @@ def test_a_killed_run_goes_on_to_the_same_bytes_and_rows_score_as_in_any_list_of
         return replace(ensemble([]), runners=(one, Runner("two", PREPROCESS_CONFIG, dear, batch=8 if whole else 1)))
 
     def scores(output, given, source=table):
-        with journal.held(output) as folder:
+        with journal.locked_workdir(output) as folder:
             inputs = read_inputs(source, images=pictures, spill=folder)
-            infer_to_file(inputs, given, output, folder, InferOptions(members=True), said.append)
+            infer_to_file(inputs, given, output, folder, ScoreOptions(members=True), said.append)
         return output.read_bytes()
 
     said = []

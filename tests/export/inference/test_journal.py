@@ -42,10 +42,10 @@ def same(found):
 
 def test_a_shard_comes_back_as_it_was_written(tmp_path):
     book = opened(tmp_path)
-    assert journal.missing(book) == [0]
-    journal.write_shard(book, 0, ROWS)
-    assert same(journal.read_shard(book, 0))
-    assert journal.missing(book) == []
+    assert book.missing_shards() == [0]
+    book.write(0, book.encode(0, ROWS))
+    assert same(book.read(0))
+    assert book.missing_shards() == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.parquet", "journal.json"]
 
 
@@ -53,13 +53,13 @@ def test_a_folder_may_have_a_name_that_is_not_utf8(tmp_path):
     folder = tmp_path / os.fsdecode(b"o\xe9.csv.partial")
     folder.mkdir()
     book = opened(folder)
-    journal.write_shard(book, 0, ROWS)
-    assert same(journal.read_shard(book, 0))
+    book.write(0, book.encode(0, ROWS))
+    assert same(book.read(0))
 
 
 def test_a_damaged_shard_is_done_again_or_says_the_same(tmp_path):
     book = opened(tmp_path)
-    journal.write_shard(book, 0, ROWS)
+    book.write(0, book.encode(0, ROWS))
     whole = book.path(0).read_bytes()
     rng = np.random.default_rng(0)
     refused = 0
@@ -68,19 +68,21 @@ def test_a_damaged_shard_is_done_again_or_says_the_same(tmp_path):
         flipped[place] ^= 1 << rng.integers(8)
         for damaged in (bytes(flipped), whole[:place]):
             book.path(0).write_bytes(damaged)
-            found = journal.read_shard(book, 0)
+            found = book.read(0)
             assert found is None or (same(found) and len(damaged) == len(whole))
             refused += found is None
     assert refused > 200
 
 
 def test_a_shard_of_another_number_list_or_key_is_not_taken(tmp_path):
-    book = opened(tmp_path, count=2 * journal.ROWS)
-    rows = journal.ScoredBatch([str(row) for row in range(journal.ROWS)], np.zeros((journal.ROWS, 2), np.float32), {})
-    journal.write_shard(book, 0, rows)
+    book = opened(tmp_path, count=2 * journal.SHARD_ROWS)
+    rows = journal.ScoredBatch(
+        [str(row) for row in range(journal.SHARD_ROWS)], np.zeros((journal.SHARD_ROWS, 2), np.float32), {}
+    )
+    book.write(0, book.encode(0, rows))
     book.path(1).write_bytes(book.path(0).read_bytes())
-    assert journal.missing(book) == [1]
-    assert journal.missing(opened(tmp_path, KEY | {"the members": "b"}, 2 * journal.ROWS)) == [0, 1]
+    assert book.missing_shards() == [1]
+    assert opened(tmp_path, KEY | {"the members": "b"}, 2 * journal.SHARD_ROWS).missing_shards() == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -88,19 +90,19 @@ def test_a_shard_of_another_number_list_or_key_is_not_taken(tmp_path):
 )
 def test_finished_shards_outlive_a_damaged_journal(tmp_path, damage):
     book = opened(tmp_path)
-    journal.write_shard(book, 0, ROWS)
+    book.write(0, book.encode(0, ROWS))
     (tmp_path / "journal.json").write_text(damage)
     again, changed = journal.open_journal(tmp_path, KEY, ["one", "two"], len(IDS))
-    assert (changed, journal.missing(again)) == ([], [])
+    assert (changed, again.missing_shards()) == ([], [])
     assert json.loads((tmp_path / "journal.json").read_text())["key"] == KEY
 
 
 def test_what_changed_is_named_and_its_shards_go(tmp_path):
     book = opened(tmp_path)
-    journal.write_shard(book, 0, ROWS)
+    book.write(0, book.encode(0, ROWS))
     again, changed = journal.open_journal(tmp_path, {"the members": "b", "--fill": 0.5}, ["one", "two"], len(IDS))
     assert changed == ["the members", "--fill"]
-    assert journal.missing(again) == [0]
+    assert again.missing_shards() == [0]
     assert not book.path(0).exists()
 
 
@@ -109,7 +111,7 @@ def test_a_second_process_is_refused_and_a_killed_one_blocks_nobody(tmp_path):
     hold = f"""
 from pathlib import Path
 from export.inference import journal
-with journal.held(Path({str(output)!r})) as folder:
+with journal.locked_workdir(Path({str(output)!r})) as folder:
     (folder / "journal.json").write_text("kept")
     print("held", flush=True)
     input()
@@ -121,11 +123,11 @@ with journal.held(Path({str(output)!r})) as folder:
         assert other.stdout.readline() == "held\n"
         with (
             pytest.raises(ArtifactError, match=r"another infer is writing .*out\.csv; wait for it"),
-            journal.held(output),
+            journal.locked_workdir(output),
         ):
             pass
         other.kill()
-    with journal.held(output) as folder:
+    with journal.locked_workdir(output) as folder:
         assert (folder / "journal.json").read_text() == "kept"
 
 
@@ -134,23 +136,29 @@ def test_what_killed_writers_left_goes(tmp_path):
     folder.mkdir()
     for name in ("lock", "journal.json", "00000.parquet", ".rows.arrow.17.tmp", "00001.tmp"):
         (folder / name).write_text("left")
-    with journal.held(tmp_path / "out.csv"):
+    with journal.locked_workdir(tmp_path / "out.csv"):
         assert sorted(path.name for path in folder.iterdir()) == ["00000.parquet", "journal.json", "lock"]
 
 
 def test_without_a_journal_the_folder_goes(tmp_path):
-    with journal.held(tmp_path / "out.csv") as folder:
+    with journal.locked_workdir(tmp_path / "out.csv") as folder:
         (folder / "rows.arrow").write_bytes(b"a list")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_not_ours_is_left_alone(tmp_path):
     mine = write_image(tmp_path / "out.csv.partial" / "mine.png")
-    with pytest.raises(ArtifactError, match=r"out\.csv\.partial is in the way"), journal.held(tmp_path / "out.csv"):
+    with (
+        pytest.raises(ArtifactError, match=r"out\.csv\.partial is in the way"),
+        journal.locked_workdir(tmp_path / "out.csv"),
+    ):
         pass
     assert mine.exists()
     (tmp_path / "other.csv.partial").write_text("a file")
-    with pytest.raises(ArtifactError, match=r"cannot make .*other\.csv\.partial"), journal.held(tmp_path / "other.csv"):
+    with (
+        pytest.raises(ArtifactError, match=r"cannot make .*other\.csv\.partial"),
+        journal.locked_workdir(tmp_path / "other.csv"),
+    ):
         pass
 
 
@@ -162,9 +170,9 @@ def score(output, files, run=mean, **options):
     said = []
     runners = tuple(Runner(name, PREPROCESS_CONFIG, run) for name in STACKER.members)
     ensemble = infer.Ensemble(runners, STACKER, "cpu", identity="tiny")
-    with journal.held(output) as folder:
+    with journal.locked_workdir(output) as folder:
         inputs = inputs_from_files([f"{row}" for row in range(len(files))], files)
-        infer.infer_to_file(inputs, ensemble, output, folder, infer.InferOptions(**options), said.append)
+        infer.infer_to_file(inputs, ensemble, output, folder, infer.ScoreOptions(**options), said.append)
     return said
 
 
@@ -172,7 +180,7 @@ def score(output, files, run=mean, **options):
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
     few = [write_image(folder / f"{value}.png", value) for value in range(7)]
-    return [few[row % 7] for row in range(2 * journal.ROWS + 9)]
+    return [few[row % 7] for row in range(2 * journal.SHARD_ROWS + 9)]
 
 
 def fails_at(call):
@@ -199,7 +207,7 @@ def test_only_what_is_missing_is_scored_and_the_same_file_results(tmp_path, file
         first.unlink()
     rows = []
     said = score(output, files, lambda pixels: rows.append(len(pixels)) or mean(pixels))
-    done = journal.ROWS * (1 if damage else 2)
+    done = journal.SHARD_ROWS * (1 if damage else 2)
     assert said == [f"Going on: {done} of {len(files)} rows were scored before."]
     assert sum(rows) == 2 * (len(files) - done)
     assert output.read_bytes() == (tmp_path / "whole.csv").read_bytes()
@@ -214,10 +222,10 @@ def test_a_shard_that_says_something_else_shows_in_the_file(tmp_path, files):
     folder = tmp_path / "out.csv.partial"
     key = json.loads((folder / "journal.json").read_text())["key"]
     book = journal.open_journal(folder, key, STACKER.members, len(files))[0]
-    rows = journal.read_shard(book, 0)
+    rows = book.read(0)
     rows.logits[3] += 1
-    journal.write_shard(book, 0, rows)
-    assert score(output, files) == [f"Going on: {2 * journal.ROWS} of {len(files)} rows were scored before."]
+    book.write(0, book.encode(0, rows))
+    assert score(output, files) == [f"Going on: {2 * journal.SHARD_ROWS} of {len(files)} rows were scored before."]
     changed = read_csv(output)["target"] != read_csv(tmp_path / "whole.csv")["target"]
     assert list(np.flatnonzero(changed)) == [3]
 
@@ -260,7 +268,7 @@ def test_a_full_disk_is_one_line_and_what_was_scored_stays(tmp_path, files, monk
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ArtifactError, match=r"cannot write .*00001\.parquet: No space left on device; once it can be"):
         score(output, files)
-    assert score(output, files) == [f"Going on: {journal.ROWS} of {len(files)} rows were scored before."]
+    assert score(output, files) == [f"Going on: {journal.SHARD_ROWS} of {len(files)} rows were scored before."]
 
 
 def test_an_output_folder_that_goes_meanwhile_is_one_line(tmp_path, files):

@@ -9,7 +9,7 @@ from ensemble.core import artifacts
 from ensemble.core.errors import UnavailableError
 from ensemble.models.runner import Runner
 from export.bundle import bundle
-from export.inference import plan, predictor
+from export.inference import loading, plan
 from export.runtimes import autotune, runtime_selection
 from export.runtimes.autotune import Job, Timed
 from export.runtimes.capabilities import Machine
@@ -247,10 +247,10 @@ def folder(tmp_path):
 
 def test_a_tuned_bundle_is_run_as_tuned_from_then_on(folder, monkeypatch):
     monkeypatch.setattr(autotune, "SECONDS", 0.0)
-    before, chosen = [], predictor.load_bundle(folder, log=lambda line: None)
-    tuned = predictor.load_bundle(folder, RuntimeOptions(tune=True), before.append)
+    before, chosen = [], loading.load_bundle(folder, log=lambda line: None)
+    tuned = loading.load_bundle(folder, RuntimeOptions(tune=True), before.append)
     after = []
-    again = predictor.load_bundle(folder, RuntimeOptions(), after.append)
+    again = loading.load_bundle(folder, RuntimeOptions(), after.append)
     assert before == after
     assert before[-1].startswith("as tuned: ")
     assert tuned.identity == again.identity
@@ -270,16 +270,16 @@ def test_tuning_that_was_killed_goes_on_and_keeps_what_it_measured(folder, monke
 
     monkeypatch.setattr(autotune, "tune", killed)
     with pytest.raises(KeyboardInterrupt):
-        predictor.load_bundle(folder, RuntimeOptions(tune=True))
+        loading.load_bundle(folder, RuntimeOptions(tune=True))
     monkeypatch.setattr(autotune, "tune", lambda jobs, *rest: measured.extend(jobs) or tune(jobs, *rest))
-    identities = {predictor.load_bundle(folder, RuntimeOptions(tune=True)).identity for _ in range(2)}
+    identities = {loading.load_bundle(folder, RuntimeOptions(tune=True)).identity for _ in range(2)}
     assert [job.name for job in measured] == ["two"]
     assert len(identities) == 1
 
 
 def test_settings_decide_the_identity_and_so_does_the_file(folder, tmp_path):
     def identity(where, **wanted):
-        return predictor.load_bundle(where, RuntimeOptions(**wanted)).identity
+        return loading.load_bundle(where, RuntimeOptions(**wanted)).identity
 
     assert identity(folder) == identity(folder)
     other = shutil.copytree(folder, tmp_path / "copy")
@@ -295,7 +295,7 @@ def test_the_files_of_a_bundle_are_hashed_once(folder, monkeypatch):
     hashed = []
     real = artifacts.file_sha256
     monkeypatch.setattr(artifacts, "file_sha256", lambda path: hashed.append(path.name) or real(path))
-    predictor.load(folder)
+    loading.load(folder)
     assert sorted(hashed) == ["certificate.json", "one.fp32.onnx", "stacker.json", "two.fp32.onnx"]
 
 

@@ -13,7 +13,7 @@ from ensemble.data.inputs import inputs_from_files
 from ensemble.stacking.stack import read_stacker
 from export.inference.explain import explained
 from export.inference.infer import infer
-from export.inference.predictor import load_networks
+from export.inference.loading import load_networks
 from export.runtimes.settings import RuntimeOptions
 
 api = pytest.importorskip("playwright.sync_api")

@@ -19,7 +19,7 @@ from ensemble.data.inputs import inputs_from_files
 from ensemble.stacking.stack import read_stacker
 from export.inference.explain import explained
 from export.inference.infer import infer
-from export.inference.predictor import load_networks
+from export.inference.loading import load_networks
 from export.runtimes.settings import RuntimeOptions
 from export.web.limits import UploadLimits
 from export.web.server import make_app
