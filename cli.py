@@ -21,7 +21,7 @@ COMMANDS = {
     "canonicalise": ("ensemble.commands.canonicalise", "Store both classes alike, so that only the pictures differ."),
     "select": ("ensemble.commands.select", "Choose pool images that resemble the test's."),
     "train": ("ensemble.commands.train", "Train one member from its recipe."),
-    "train-all": ("ensemble.commands.train", "Train a member for every recipe in a folder."),
+    "train-all": ("ensemble.commands.train_all", "Train a member for every recipe in a folder."),
     "stack": ("ensemble.commands.stack", "Fit the stacker on the members' held-out logits."),
     "evaluate": ("export.commands.evaluate", "Score labelled images, as they are and damaged."),
     "report": ("ensemble.commands.report", "One page that shows whether to trust the stack."),

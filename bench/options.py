@@ -32,7 +32,7 @@ from ensemble.models.torch_runner import torch_runner  # noqa: E402
 from ensemble.selection.ablation import paired_interval  # noqa: E402
 from ensemble.training import precision  # noqa: E402
 from ensemble.training.distributed import ProcessGroup  # noqa: E402
-from ensemble.training.live_progress import LiveProgress  # noqa: E402
+from ensemble.training.progress import LiveProgress  # noqa: E402
 from ensemble.training.train_member import TrainContext, train_member  # noqa: E402
 
 CHAIN = ["augment.chain=[1, 3]", "augment.webp=[50, 100]", "augment.blur=[0, 1.5]", "augment.resize=[0.7, 1.4]"]
@@ -92,9 +92,9 @@ def _run(
     """Train one variant with one seed and keep its logits of the test images."""
     [recipe] = load_recipes([recipe_file], overrides)
     run, started = path.with_suffix(""), time.monotonic()
-    with LiveProgress([recipe.name], lambda line: print(f"{path.stem}:{line}", flush=True)) as board:
-        board.member(recipe.name, "cpu")
-        train_member(recipe, None, frame, run, TrainContext(seed, ProcessGroup(device="cpu")), board)
+    with LiveProgress([recipe.name], lambda line: print(f"{path.stem}:{line}", flush=True)) as progress:
+        progress.begin_member(recipe.name, "cpu")
+        train_member(recipe, None, frame, run, TrainContext(seed, ProcessGroup(device="cpu")), progress)
     elapsed = time.monotonic() - started
     runner = torch_runner(recipe.name, load_member(run, recipe.name), torch.device("cpu"))
     found, errors = score_images(files, [runner])

@@ -51,8 +51,8 @@ from ensemble.models.backbone import Member, build_member  # noqa: E402
 from ensemble.training import precision as machine  # noqa: E402
 from ensemble.training.data_loader import PREFETCH_BATCHES, TrainDataset  # noqa: E402
 from ensemble.training.distributed import ProcessGroup  # noqa: E402
-from ensemble.training.live_progress import LiveProgress  # noqa: E402
 from ensemble.training.loop import FitConfig, fit  # noqa: E402
+from ensemble.training.progress import LiveProgress  # noqa: E402
 from ensemble.training.tracking import Trackers  # noqa: E402
 from ensemble.training.validation import RowReader  # noqa: E402
 
@@ -134,8 +134,8 @@ class OurClock(LiveProgress):
         super().__init__([], print)
         self.last, self.steps = last, list[Step]()
 
-    def step(self, step: int, loss: float | None, lr: float, images: int) -> None:  # noqa: D102
-        super().step(step, loss, lr, images)
+    def on_step(self, step: int, loss: float | None, lr: float, images: int) -> None:  # noqa: D102
+        super().on_step(step, loss, lr, images)
         self.steps.append((step, images, time.perf_counter()))
         if step >= self.last:
             raise Enough

@@ -1,17 +1,17 @@
-"""train-all on a Ray cluster: a task a member, and the table of them all here."""
+"""Trains a run's members on a Ray cluster: one task a member; the driver prints the lines of their logs."""
 
 import glob
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ensemble.cluster import connect, events, placement, train_worker
-from ensemble.cluster import nodes as ray_look
+from ensemble.cluster import connect, placement, train_worker
+from ensemble.cluster import nodes as node_checks
 from ensemble.cluster.placement import ResourceRequest
 from ensemble.cluster.train_worker import TrainRequest
 from ensemble.core import artifacts
@@ -19,271 +19,229 @@ from ensemble.core.errors import ManyeyesError, UnavailableError, error_line
 from ensemble.core.log import Log
 from ensemble.core.recipe import Recipe
 from ensemble.models import checkpoints
-from ensemble.training.live_progress import LiveProgress
-from ensemble.training.train_all import Outcome
-from ensemble.training.train_member import TrainContext
+from ensemble.training.train_all import TrainPlan
+from ensemble.training.train_member import Outcome
 
-LOOK = 0.5  # seconds between two looks at what the tasks tell
-NODES = 5.0  # seconds between two looks at which nodes live
-ROOM = 30.0  # seconds without a member that begins, before that is said
-LEFT = 86400.0  # seconds since a word of a member's, after which its process is surely gone
+POLL_SECONDS = 0.5  # between two reads of the tasks' logs
+NODE_CHECK_SECONDS = 5.0  # between two checks of which nodes are alive
+CAPACITY_HINT_SECONDS = 30.0  # without a member that begins, until the user is told
+STALE_LOG_SECONDS = 86400.0  # a task's log grows every few minutes: one this old has no process that writes it
 
 
 @dataclass(frozen=True)
-class Cluster:
-    """A connected cluster. device: cpu or cuda, of all members. cpus: that each member gets; None: as there are."""
+class RayEngine:
+    """An `Engine` of a connected Ray cluster: trains as many members at once as it has capacity for.
+
+    device: cpu or cuda, of all members. cpus_per_member: None divides the CPUs that there are.
+    """
 
     ray: Any
     device: str
-    cpus: int | None = None
+    cpus_per_member: int | None = None
+
+    def requests(self, plan: TrainPlan, nodes: Sequence[connect.Node]) -> dict[str, ResourceRequest]:
+        """What each member's task asks for, by name."""
+        return placement.resource_requests(plan.todo, plan.weight_bytes, nodes, self.device, self.cpus_per_member)
+
+    def parallel_members(self, plan: TrainPlan) -> int:
+        """See `Engine`; 0 where the cluster has no capacity for any."""
+        nodes = connect.nodes(self.ray)
+        return placement.parallel_members(self.requests(plan, nodes).values(), nodes)
+
+    def train_members(self, plan: TrainPlan, log: Log) -> list[Outcome]:
+        """See `Engine`; UnavailableError, before any training, where a node that may get a member cannot train it."""
+        outcomes = {recipe.name: Outcome(recipe.name, "unchanged") for recipe in plan.recipes}
+        for recipe in plan.recipes:
+            if recipe not in plan.todo:
+                log(plan.announcement(recipe))
+        if not plan.todo:
+            return list(outcomes.values())
+        tasks = _prepare_tasks(self, plan)
+        _remove_stale_logs(plan.run.absolute(), [task.name for task in tasks])
+        _check_nodes(self.ray, tasks)
+        running = {_submit(self.ray, task): task for task in tasks}
+        try:
+            for outcome in _follow(self.ray, running, log):
+                if outcome.status == "failed":
+                    log(f"  {outcome.name}: failed: {outcome.error}")
+                outcomes[outcome.name] = outcome
+        except BaseException:
+            _cancel(self.ray, list(running))
+            raise
+        finally:
+            for task in tasks:
+                task.request.log_path.unlink(missing_ok=True)
+                task.request.outcome_path.unlink(missing_ok=True)
+        return list(outcomes.values())
 
 
 @contextmanager
-def joined(address: str | None, recipes: Sequence[Recipe], device: str, cpus: int | None) -> Iterator[Cluster]:
-    """The cluster at the address, or a local one for the block, if it can train these recipes.
+def open_engine(
+    address: str | None, recipes: Sequence[Recipe], device: str, cpus_per_member: int | None
+) -> Iterator[RayEngine]:
+    """The cluster at the address, or a local one for the block; UnavailableError if it cannot train these recipes.
 
     device: auto, cpu or cuda.
     """
     with connect.connected(address) as ray:
-        yield Cluster(ray, placement.check_resources(recipes, connect.nodes(ray), device, cpus), cpus)
-
-
-def train_members(
-    cluster: Cluster,
-    recipes: Sequence[Recipe],
-    todo: Sequence[Recipe],
-    weights: Mapping[str, int],
-    run: Path,
-    setup: TrainContext,
-    log: Log,
-    leads: Mapping[str, str],
-) -> list[Outcome]:
-    """The outcomes of all recipes; those `todo` are trained, as many at once as the cluster holds.
-
-    weights: bytes of each one's. leads: what is said of each, up to where it is trained. Raises UnavailableError,
-    before any training, where a node that a member may come to lacks what it needs.
-    """
-    clock = _Clock()
-    outcomes = {recipe.name: Outcome(recipe.name, "unchanged") for recipe in recipes}
-    with LiveProgress([recipe.name for recipe in recipes], log, clock=clock, several=True) as board:
-        for recipe in recipes:
-            if recipe not in todo:
-                board.log(leads[recipe.name])
-                board.finished(recipe.name, "unchanged")
-        if not todo:
-            return list(outcomes.values())
-        orders, shares = _orders(cluster, todo, weights, run.absolute(), setup)
-        _remove_left(run, list(orders))
-        _check_nodes(cluster, list(orders.values()), shares)
-        tasks = {
-            _submit(cluster.ray, order, shares[name]): _Task(name, order.events, shares[name])
-            for name, order in orders.items()
-        }
-        try:
-            for outcome in _follow(cluster.ray, tasks, board, clock, leads):
-                if outcome.status == "failed":
-                    board.log(f"  {outcome.name}: failed: {outcome.error}")
-                board.finished(outcome.name, outcome.status, outcome.score, outcome.seconds, outcome.error)
-                outcomes[outcome.name] = outcome
-        except BaseException:
-            _cancel(cluster.ray, list(tasks))
-            raise
-        finally:
-            for order in orders.values():
-                order.events.unlink(missing_ok=True)
-    return list(outcomes.values())
-
-
-def at_once(cluster: Cluster, todo: Sequence[Recipe], weights: Mapping[str, int]) -> int:
-    """How many of these members the cluster trains side by side, at most. weights: bytes of each one's."""
-    nodes = connect.nodes(cluster.ray)
-    return placement.parallel_members(
-        placement.resource_requests(todo, weights, nodes, cluster.device, cluster.cpus).values(), nodes
-    )
+        chosen = placement.check_resources(recipes, connect.nodes(ray), device, cpus_per_member)
+        yield RayEngine(ray, chosen, cpus_per_member)
 
 
 @dataclass
-class _Clock:
-    """Seconds of this process, or of a moment that an event tells of."""
+class Task:
+    """A member's task, and how much of its log was read. announcement: of its recipe, up to where it is trained."""
 
-    moment: float | None = None
+    request: TrainRequest
+    resources: ResourceRequest
+    announcement: str
+    offset: int = 0  # bytes of its log
+    node_id: str = ""  # where it runs; empty before it begins
 
-    def __call__(self) -> float:
-        return time.monotonic() if self.moment is None else self.moment
-
-
-@dataclass
-class _Task:
-    """A member's task, as far as it was followed."""
-
-    name: str
-    path: Path  # of its events
-    share: ResourceRequest
-    read: int = 0  # bytes of its events
-    node: str = ""  # where it is, by id
-    ahead: float = 0.0  # seconds that its clock is ahead of this process's
-    scored: Callable[[int], object] = field(default=lambda count: None)
+    @property
+    def name(self) -> str:
+        """The member's name."""
+        return self.request.name
 
 
-def _orders(
-    cluster: Cluster, todo: Sequence[Recipe], weights: Mapping[str, int], run: Path, setup: TrainContext
-) -> tuple[dict[str, TrainRequest], dict[str, ResourceRequest]]:
-    nodes = connect.nodes(cluster.ray)
-    placement.check_resources(todo, nodes, cluster.device, cluster.cpus)  # they may be others than at the start
-    shares = placement.resource_requests(todo, weights, nodes, cluster.device, cluster.cpus)
-    for name, share in shares.items():
-        if not any(placement.node_capacity(share, node) for node in nodes):
-            asked = placement.describe_request(share)
-            raise UnavailableError(
-                f"{name} needs {asked} on one node, and the cluster has {placement.describe_nodes(nodes)}"
-            )
+def _prepare_tasks(engine: RayEngine, plan: TrainPlan) -> list[Task]:
+    """A task for each member; UnavailableError where no node has the resources for one."""
+    nodes, run = connect.nodes(engine.ray), plan.run.absolute()
+    # the nodes may be others than at the start
+    placement.check_resources(plan.todo, nodes, engine.device, engine.cpus_per_member)
+    resources = engine.requests(plan, nodes)
+    for name, request in resources.items():
+        if not any(placement.node_capacity(request, node) for node in nodes):
+            needs, has = placement.describe_request(request), placement.describe_nodes(nodes)
+            raise UnavailableError(f"{name} needs {needs} on one node, and the cluster has {has}")
     job = secrets.token_hex(4)
-    data, versions = (
-        artifacts.file_sha256(artifacts.dataset_path(run)),
-        ray_look.node_versions(train_worker.COMPARED_PACKAGES),
-    )
-    orders = {
-        recipe.name: TrainRequest(
-            job=job,
-            recipe=recipe.model_dump(mode="json"),
-            run=str(run),
-            data_sha256=data,
-            versions=versions,
-            folder=str(Path.cwd()),
-            places=checkpoints.local_places(recipe.backbone),
-            device=cluster.device,
-            processes=max(shares[recipe.name].gpus, 1),
-            cpus=shares[recipe.name].cpus,
-            beside=placement.members_per_node(shares[recipe.name], len(todo), nodes),
-            seed=setup.seed,
-            report_to=setup.report_to,
-            save_minutes=setup.save_minutes,
+    data_sha256 = artifacts.file_sha256(artifacts.dataset_path(run))
+    versions = node_checks.node_versions(train_worker.COMPARED_PACKAGES)
+    return [
+        Task(
+            TrainRequest(
+                job=job,
+                recipe=recipe.model_dump(mode="json"),
+                run=str(run),
+                data_sha256=data_sha256,
+                versions=versions,
+                folder=str(Path.cwd()),
+                local_paths=checkpoints.local_places(recipe.backbone),
+                device=engine.device,
+                processes=max(resources[recipe.name].gpus, 1),
+                cpus=resources[recipe.name].cpus,
+                parallel_members=placement.members_per_node(resources[recipe.name], len(plan.todo), nodes),
+                seed=plan.context.seed,
+                report_to=plan.context.report_to,
+                save_minutes=plan.context.save_minutes,
+            ),
+            resources[recipe.name],
+            plan.announcement(recipe),
         )
-        for recipe in todo
-    }
-    return orders, shares
+        for recipe in plan.todo
+    ]
 
 
-def _check_nodes(cluster: Cluster, orders: Sequence[TrainRequest], shares: Mapping[str, ResourceRequest]) -> None:
-    """UnavailableError that names the first node where members would fail; others that join later check themselves."""
-    ray, run, data = cluster.ray, Path(orders[0].run), orders[0].data_sha256
-    asked = {}
+def _check_nodes(ray: Any, tasks: Sequence[Task]) -> None:
+    """UnavailableError that names the first node where members would fail; nodes that join later check themselves."""
+    run, data_sha256 = Path(tasks[0].request.run), tasks[0].request.data_sha256
+    paths = {}
     for node in connect.nodes(ray):
-        come = [order for order in orders if placement.node_capacity(shares[order.name], node)]
-        if come:
-            asked[node] = [place for order in come for place in order.places]
-    ray_look.check_nodes(ray, list(asked), train_worker.COMPARED_PACKAGES)
+        placed = [task.request for task in tasks if placement.node_capacity(task.resources, node)]
+        if placed:
+            paths[node] = [path for request in placed for path in request.local_paths]
+    node_checks.check_nodes(ray, list(paths), train_worker.COMPARED_PACKAGES)
     answers = {
-        node: ray_look.on_node(ray, node.id, train_worker.node_problem).remote(run, data, asked[node]) for node in asked
+        node: node_checks.on_node(ray, node.id, train_worker.node_problem).remote(run, data_sha256, paths[node])
+        for node in paths
     }
-    get = ray_look.get_with_deadline(ray)
+    get = node_checks.get_with_deadline(ray)
     for node, answer in answers.items():
         try:
-            why = get(answer)
+            problem = get(answer)
         except ray.exceptions.RayError as error:
-            why = f"does not answer: {error_line(getattr(error, 'cause', None) or error, first=True)}"
-        if why:
-            raise UnavailableError(f"{node.name} {why}")
+            problem = f"does not answer: {error_line(getattr(error, 'cause', None) or error, first=True)}"
+        if problem:
+            raise UnavailableError(f"{node.name} {problem}")
 
 
-def _submit(ray: Any, order: TrainRequest, share: ResourceRequest) -> Any:
+def _submit(ray: Any, task: Task) -> Any:
     """The task's reference. Ray repeats it when its node, worker or process is lost, not for an error of ours."""
-    task = ray.remote(
-        num_cpus=share.cpus,
-        num_gpus=share.gpus,
-        memory=share.memory or None,
+    remote = ray.remote(
+        num_cpus=task.resources.cpus,
+        num_gpus=task.resources.gpus,
+        memory=task.resources.memory or None,
         max_retries=train_worker.MAX_TRIES,
         retry_exceptions=[train_worker.WorkerLostError],
-        name=order.name,
+        name=task.name,
     )(train_worker.train)
-    return task.remote(order)
+    return remote.remote(task.request)
 
 
-def _follow(
-    ray: Any, tasks: dict[Any, _Task], board: LiveProgress, clock: _Clock, leads: Mapping[str, str]
-) -> Iterator[Outcome]:
-    """Outcomes as they come; meanwhile the board is told what the members tell. Finished tasks leave `tasks`."""
-    looked = time.monotonic()
-    room = looked + ROOM
+def _follow(ray: Any, tasks: dict[Any, Task], log: Log) -> Iterator[Outcome]:
+    """Outcomes as they come, and meanwhile the lines of the members' logs. Finished tasks are taken out of `tasks`."""
+    checked = time.monotonic()
+    hint_at = checked + CAPACITY_HINT_SECONDS
     while tasks:
         ready, _ = ray.wait(list(tasks), num_returns=len(tasks), timeout=0)
         if not ready:
-            time.sleep(LOOK)
+            time.sleep(POLL_SECONDS)
         for task in tasks.values():
-            _replay(task, board, clock, leads)
-        if any(task.read for task in tasks.values()):
-            room = math.inf
-        elif time.monotonic() > room:
-            room = math.inf
-            wanted, nodes = next(iter(tasks.values())), connect.nodes(ray)
-            needs = f"{wanted.name} needs {placement.describe_request(wanted.share)}"
-            board.log(
-                f"  waiting for room: {needs}; the cluster has {placement.describe_nodes(nodes)}, which others may use"
-            )
+            _print_log(task, log)
+        if any(task.offset for task in tasks.values()):
+            hint_at = math.inf
+        elif time.monotonic() > hint_at:
+            hint_at = math.inf
+            task = next(iter(tasks.values()))
+            needs, has = placement.describe_request(task.resources), placement.describe_nodes(connect.nodes(ray))
+            log(f"  waiting for room: {task.name} needs {needs}; the cluster has {has}, which others may use")
         for reference in ready:
             yield _outcome(ray, reference, tasks.pop(reference))
-        if time.monotonic() - looked > NODES:
-            looked = time.monotonic()
-            _miss_nodes(ray, list(tasks.values()), board)
+        if time.monotonic() - checked > NODE_CHECK_SECONDS:
+            checked = time.monotonic()
+            _report_lost_nodes(ray, list(tasks.values()), log)
 
 
-def _replay(task: _Task, board: LiveProgress, clock: _Clock, leads: Mapping[str, str]) -> None:
-    """Tell the board what a member told since the last time, at the times when it did."""
-    found, task.read = events.read(task.path, task.read)
-    if not found:
-        return
-    begins = any(event["what"] == "begin" for event in found)  # maybe on another machine
-    ahead = found[-1]["time"] - time.monotonic()  # or more: what arrived may have been on its way
-    task.ahead = ahead if begins else max(ahead, task.ahead)
-    for event in found:
-        what, clock.moment = event.pop("what"), event.pop("time") - task.ahead
-        if what == "begin":
-            task.node = event["node_id"]
-            again = f" (try {event['attempt']})" if event["attempt"] > 1 else ""
-            board.log(f"{leads[task.name]}{event['node']}{again}")
-            board.member(task.name, event["node"])
-        board.turn(task.name)
-        if what == "log":
-            board.log(f"  {task.name}: {event['line'].strip().removeprefix(f'{task.name}: ')}")
-        elif what == "scoring":
-            task.scored = board.scoring(**event)
-        elif what == "scored":
-            task.scored(event["count"])
-        elif what in ("part", "step", "epoch"):
-            getattr(board, what)(**event)
-    clock.moment = None
+def _print_log(task: Task, log: Log) -> None:
+    """Print what the member's log has more than the last time."""
+    lines, task.offset = train_worker.read_lines(task.request.log_path, task.offset)
+    for line in lines:
+        if start := train_worker.START_LINE.fullmatch(line):
+            task.node_id, attempt = start["id"], int(start["attempt"])
+            log(f"{task.announcement}{start['node']}{f' (try {attempt})' if attempt > 1 else ''}")
+        else:
+            log(f"  {task.name}: {line.strip().removeprefix(f'{task.name}: ')}")
 
 
-def _outcome(ray: Any, reference: Any, task: _Task) -> Outcome:
+def _outcome(ray: Any, reference: Any, task: Task) -> Outcome:
     try:
         return Outcome(**ray.get(reference))
     except (ray.exceptions.RayError, ManyeyesError) as error:
         return Outcome(task.name, "failed", error=error_line(getattr(error, "cause", None) or error, first=True))
 
 
-def _miss_nodes(ray: Any, tasks: Sequence[_Task], board: LiveProgress) -> None:
-    """Say which members' nodes are gone: Ray repeats them where there is room."""
+def _report_lost_nodes(ray: Any, tasks: Sequence[Task], log: Log) -> None:
+    """Print which members' nodes are gone: Ray repeats them where there is capacity."""
     alive = {node.id for node in connect.nodes(ray)}
     for task in tasks:
-        if task.node and task.node not in alive:
-            task.node = ""
-            board.log(f"  {task.name}: its node is gone; it goes on from its last saved state where there is room")
-            board.waits(task.name)
+        if task.node_id and task.node_id not in alive:
+            task.node_id = ""
+            log(f"  {task.name}: its node is gone; it goes on from its last saved state where there is room")
 
 
-def _remove_left(run: Path, names: Sequence[str]) -> None:
-    """Remove events of earlier jobs whose driver was killed; a young file may have a worker that still writes it."""
+def _remove_stale_logs(run: Path, names: Sequence[str]) -> None:
+    """Remove logs of earlier jobs whose driver was killed; a worker may still write to one that is not old."""
     for name in names:
-        path = artifacts.beside_work_path(run, name, "events")
-        for left in path.parent.glob(f"{glob.escape(path.stem)}.*{path.suffix}"):
+        path = artifacts.beside_work_path(run, name, train_worker.TASK_LOG)
+        for old in path.parent.glob(f"{glob.escape(path.stem)}.*{path.suffix}"):
             with suppress(OSError):  # another command may remove it at the same time
-                if time.time() - left.stat().st_mtime > LEFT:
-                    left.unlink()
+                if time.time() - old.stat().st_mtime > STALE_LOG_SECONDS:
+                    old.unlink()
 
 
-def _cancel(ray: Any, references: list[Any]) -> None:
+def _cancel(ray: Any, references: Sequence[Any]) -> None:
     """End the members' processes; what they saved is kept."""
     for reference in references:
         ray.cancel(reference)
     if references:
-        ray.wait(references, num_returns=len(references), timeout=train_worker.KILL_SECONDS)
+        ray.wait(list(references), num_returns=len(references), timeout=train_worker.KILL_SECONDS)

@@ -1,12 +1,13 @@
-"""What a node of a cluster does for one member: see that all is there, and train it in a process of its own.
+"""Trains one member on a node of a cluster: checks that all is there, and starts a process for it.
 
-In its own, so that a crash or a lack of memory ends that process and not Ray's. It ends when Ray's
-worker does, since it watches a pipe from it: a task whose driver or node is lost trains on for no one.
+In a process of its own, a crash or a lack of memory ends that process and not Ray's. It ends when Ray's worker does,
+since it watches a pipe from it: no process is left when a task's driver or node is lost.
 """
 
 import _thread
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,31 +19,33 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ensemble.cluster import connect, events, nodes
+from ensemble.cluster import connect, nodes
 from ensemble.core import artifacts
 from ensemble.core.errors import ManyeyesError, TrainingError, UnavailableError
 
-# whose versions decide what comes of a training: what computes, decodes, draws, fits probes and adapters
+# whose versions decide the result of a training: what computes, decodes, draws, fits probes and adapters
 COMPARED_PACKAGES = ("Python", "torch", "transformers", "timm", "Pillow", "numpy", "scikit-learn", "accelerate", "peft")
 MAX_TRIES = 4  # of a member whose process, worker or node is lost
-FILE_VISIBLE_SECONDS = 15.0  # seconds until a file that was just written shows on other machines
-CLOSE_SECONDS = 10.0  # seconds for a training that is told to end to close its trackers and processes
-KILL_SECONDS = 20.0  # seconds until it is killed
-LOG_TAIL_BYTES = 4096  # bytes at the end of a log, where a process's last words are
+FILE_VISIBLE_SECONDS = 15.0  # until a file that was just written is seen by other machines
+CLOSE_SECONDS = 10.0  # for a training that must end to close its trackers and processes
+KILL_SECONDS = 20.0  # until it is killed
+LOG_TAIL_BYTES = 4096  # at the end of a process's output: its last line is in there
+TASK_LOG = "progress"  # suffix of a task's log in the run's work folder
+START_LINE = re.compile(r"== try (?P<attempt>\d+) on (?P<node>.+), node (?P<id>\w+) ==")  # of each try, in the log
 
 
 class WorkerLostError(ManyeyesError):
-    """The process that trained the member ended without a word: it is worth trying again."""
+    """The process that trained the member ended without a result: it is worth trying again."""
 
 
 @dataclass(frozen=True)
 class TrainRequest:
     """One member's training, JSON-ready.
 
-    job: a word for the driver's command, which another one on the same run does not have. recipe: its values
-    and name. data_sha256: of the run's dataset.parquet. versions: of PACKAGES and ours, on the driver's machine.
-    folder: the driver's working directory, which relative names in a recipe start from. places: files and folders
-    that the recipe names there, absolute. processes: of torchrun, one a GPU. The others: see `Setup`.
+    job: a random name of the driver's command; another command on the same run has another. recipe: its values and
+    name. data_sha256: of the run's dataset.parquet. versions: of COMPARED_PACKAGES and ours, on the driver's machine.
+    folder: the driver's working directory, which relative names in a recipe start from. local_paths: files and
+    folders that the recipe names there, absolute. processes: of torchrun, one a GPU. The others: see `TrainContext`.
     """
 
     job: str
@@ -51,102 +54,128 @@ class TrainRequest:
     data_sha256: str
     versions: dict[str, str]
     folder: str
-    places: tuple[str, ...]
+    local_paths: tuple[str, ...]
     device: str
     processes: int
     cpus: int
-    beside: int
+    parallel_members: int
     seed: int
     report_to: tuple[str, ...]
     save_minutes: float
 
     @property
     def name(self) -> str:
-        """The member's."""
+        """The member's name."""
         return str(self.recipe["name"])
 
     @property
-    def events(self) -> Path:
-        """The file where what the member tells stands, for this job alone."""
-        return artifacts.beside_work_path(Path(self.run), self.name, f"{self.job}.events")
+    def log_path(self) -> Path:
+        """The text file of what the user is told of this member, for this job alone; the driver prints it."""
+        return artifacts.beside_work_path(Path(self.run), self.name, f"{self.job}.{TASK_LOG}")
+
+    @property
+    def outcome_path(self) -> Path:
+        """Where the process that trains the member leaves its `Outcome`."""
+        return artifacts.beside_work_path(Path(self.run), self.name, f"{self.job}.json")
 
     @classmethod
-    def of(cls, text: str) -> "TrainRequest":
-        """From its JSON."""
+    def from_json(cls, text: str) -> "TrainRequest":
+        """The request that `json.dumps(asdict(request))` wrote."""
         values = json.loads(text)
-        return cls(**values | {name: tuple(values[name]) for name in ("places", "report_to")})
+        return cls(**values | {name: tuple(values[name]) for name in ("local_paths", "report_to")})
 
 
-def node_problem(run: Path, data_sha256: str, places: Sequence[str], patience: float = FILE_VISIBLE_SECONDS) -> str:
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a task's log."""
+    artifacts.ensure_folder(path.parent)
+    # opened for each line: network file systems show a file's new end to others when it is closed
+    with path.open("a", encoding="utf-8") as file:
+        file.write(" ".join(line.splitlines()) + "\n")
+
+
+def read_lines(path: Path, offset: int = 0) -> tuple[list[str], int]:
+    """The whole lines of a task's log from byte `offset` on, and where they end; none where there is no file."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            text = file.read()
+    except OSError:  # the task has not begun, or the file is not seen from here yet
+        return [], offset
+    whole = text[: text.rfind(b"\n") + 1]
+    return whole.decode("utf-8", "replace").split("\n")[:-1], offset + len(whole)
+
+
+def node_problem(
+    run: Path, data_sha256: str, local_paths: Sequence[str], wait_seconds: float = FILE_VISIBLE_SECONDS
+) -> str:
     """Why members of this run cannot be trained on this machine, as the rest of a line; empty if they can."""
-    path, until = artifacts.dataset_path(run), time.monotonic() + patience
+    path, until = artifacts.dataset_path(run), time.monotonic() + wait_seconds
     while not (path.is_file() and artifacts.file_sha256(path) == data_sha256):
         if time.monotonic() >= until:
             seen = "has another" if path.is_file() else "does not see"
             return f"{seen} {path}; put --run, and the images, on storage that all nodes share at the same path"
         time.sleep(0.5)
-    unseen = [place for place in places if not Path(place).exists()]
-    if unseen:  # a checkpoint's folder would be taken for a name on the Hub
-        return f"does not see {unseen[0]}; put checkpoints and weights on storage that all nodes share at the same path"
+    missing = [path for path in local_paths if not Path(path).exists()]
+    if missing:  # a checkpoint's folder would be taken for a name on the Hub
+        return (
+            f"does not see {missing[0]}; put checkpoints and weights on storage that all nodes share at the same path"
+        )
     return ""
 
 
-def train(order: TrainRequest) -> dict[str, Any]:
+def train(request: TrainRequest) -> dict[str, Any]:
     """The Outcome of this member's training, as a dict; Ray runs this on a worker.
 
-    Raises UnavailableError where this node cannot, LostError where the process ended without an outcome, and
-    TrainingError where that was once too often.
+    Raises UnavailableError where this node cannot train it, WorkerLostError where the process ended without an
+    outcome, and TrainingError where that happened MAX_TRIES times.
     """
-    run = Path(order.run)
-    node, number = _node()
-    nodes.check_versions(node, order.versions, nodes.node_versions(COMPARED_PACKAGES))  # of one that joined later
-    if why := node_problem(run, order.data_sha256, order.places):
-        raise UnavailableError(f"{node} {why}")
-    before = [event for event in events.read(order.events)[0] if event["what"] == "begin"]
-    log = artifacts.beside_work_path(run, order.name, "log")
-    if len(before) >= MAX_TRIES:
-        raise TrainingError(
-            f"its worker was lost {len(before)} times: fewer members at once (--cpus-per-member) need less memory"
-        )
-    spoken = log.stat().st_size if log.exists() else 0
-    events.Events(order.events).tell("begin", node=node, node_id=number, attempt=len(before) + 1)
-    code = _run(command(order), environment(order), Path(order.folder), log)
-    told = events.read(order.events)[0]
-    begun = max((place for place, event in enumerate(told) if event["what"] == "begin"), default=0)
-    outcomes = [event["values"] for event in told[begun:] if event["what"] == "outcome"]
-    if not outcomes:
+    run = Path(request.run)
+    node, node_id = _node()
+    nodes.check_versions(node, request.versions, nodes.node_versions(COMPARED_PACKAGES))  # of one that joined later
+    if problem := node_problem(run, request.data_sha256, request.local_paths):
+        raise UnavailableError(f"{node} {problem}")
+    earlier = sum(START_LINE.fullmatch(line) is not None for line in read_lines(request.log_path)[0])
+    remedy = "fewer members at once (--cpus-per-member) need less memory"
+    if earlier >= MAX_TRIES:
+        raise TrainingError(f"its worker was lost {earlier} times: {remedy}")
+    output = artifacts.beside_work_path(run, request.name, "log")
+    output_start = output.stat().st_size if output.exists() else 0
+    append_line(request.log_path, f"== try {earlier + 1} on {node}, node {node_id} ==")
+    request.outcome_path.unlink(missing_ok=True)
+    code = _run(command(request), environment(request), Path(request.folder), output)
+    if not request.outcome_path.exists():
         how = f"killed by signal {-code} (out of memory?)" if code < 0 else f"exit code {code}"
-        lost = f"its process ended without a result on {node}: {how}{_log_tail(log, spoken)}"
-        if len(before) + 1 >= MAX_TRIES:
-            raise TrainingError(
-                f"{lost}; tried {MAX_TRIES} times: fewer members at once (--cpus-per-member) need less memory"
-            )
+        lost = f"its process ended without a result on {node}: {how}{_log_tail(output, output_start)}"
+        if earlier + 1 >= MAX_TRIES:
+            raise TrainingError(f"{lost}; tried {MAX_TRIES} times: {remedy}")
         raise WorkerLostError(lost)
-    if outcomes[0]["status"] != "failed":
-        log.unlink(missing_ok=True)
-    return dict(outcomes[0])  # of several processes, the others only tell that one failed
+    outcome: dict[str, Any] = json.loads(request.outcome_path.read_text(encoding="utf-8"))
+    request.outcome_path.unlink(missing_ok=True)
+    if outcome["status"] != "failed":
+        output.unlink(missing_ok=True)
+    return outcome
 
 
-def command(order: TrainRequest) -> list[str]:
+def command(request: TrainRequest) -> list[str]:
     """The member's own process, or torchrun with one for each GPU."""
-    entry = ["-m", "ensemble.cluster.train_process", json.dumps(asdict(order))]
-    if order.processes == 1:
+    entry = ["-m", "ensemble.cluster.train_process", json.dumps(asdict(request))]
+    if request.processes == 1:
         return [sys.executable, *entry]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(order.processes)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(request.processes)]
     return [sys.executable, *launcher, *entry]
 
 
-def environment(order: TrainRequest) -> dict[str, str]:
-    """What the process inherits: Ray has chosen the GPUs; threads are the CPUs that were asked for."""
+def environment(request: TrainRequest) -> dict[str, str]:
+    """The process's environment: Ray has chosen the GPUs; threads are the CPUs of the task."""
     here = str(Path(__file__).resolve().parents[2])
     paths = [here, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    threads = max(order.cpus // order.processes, 1)
+    threads = max(request.cpus // request.processes, 1)
     safe = {"PYTHONSAFEPATH": "1"}  # nothing is imported from the working directory
     return {**os.environ, **safe, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(threads)}
 
 
 def end_with_input() -> None:
-    """From now on, the end of standard input interrupts this process: whoever ordered its work is gone."""
+    """From now on, the end of standard input interrupts this process: the worker that started it is gone."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
     threading.Thread(target=_wait_for_end, daemon=True).start()
 
@@ -159,13 +188,13 @@ def _wait_for_end() -> None:
     os._exit(130)
 
 
-def _run(command: list[str], environment: dict[str, str], folder: Path, log: Path) -> int:
-    """The exit code of the command, whose words go to `log`; it ends with this process, or if this is interrupted."""
-    with log.open("ab") as words:
+def _run(command: list[str], environment: dict[str, str], folder: Path, output: Path) -> int:
+    """The exit code of the command; it ends with this process, or if this is interrupted. output: of the command."""
+    with output.open("ab") as file:
         process = subprocess.Popen(  # noqa: S603 our own module
             command,
             stdin=subprocess.PIPE,
-            stdout=words,
+            stdout=file,
             stderr=subprocess.STDOUT,
             env=environment,
             cwd=folder if folder.is_dir() else None,
@@ -174,13 +203,13 @@ def _run(command: list[str], environment: dict[str, str], folder: Path, log: Pat
     try:
         while True:
             with suppress(subprocess.TimeoutExpired):
-                return process.wait(0.5)  # in turns: Ray interrupts between them
+                return process.wait(0.5)  # in short waits: Ray interrupts between them
     finally:
         _end(process)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Close the pipe, which tells the training to end, and see that it does."""
+    """Close the pipe, which makes the training end, and kill it if it does not."""
     if process.stdin is not None:
         process.stdin.close()
     with suppress(subprocess.TimeoutExpired):
@@ -198,7 +227,7 @@ def _node() -> tuple[str, str]:
 
 
 def _log_tail(log: Path, start: int) -> str:
-    """The end of what stands in the log from byte `start` on, for a message."""
+    """The last line of the file's bytes from `start` on, for a message."""
     try:
         with log.open("rb") as file:
             file.seek(max(start, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))

@@ -32,7 +32,7 @@ from ensemble.models.torch_runner import torch_runner
 from ensemble.selection import select
 from ensemble.selection.data import SelectionData
 from ensemble.training.distributed import ProcessGroup
-from ensemble.training.live_progress import LiveProgress
+from ensemble.training.progress import LiveProgress
 from ensemble.training.train_member import TrainContext, train_member
 
 ARMS = ("selected", "random")
@@ -138,9 +138,9 @@ def _train_and_score(
     frame = frame.assign(split=frame["split"].replace("heldout", "train"))
     with tempfile.TemporaryDirectory(prefix="manyeyes-") as folder:
         run = Path(folder)
-        with LiveProgress([recipe.name], log) as board:
-            board.member(recipe.name, device)
-            train_member(recipe, checkpoint, frame, run, TrainContext(seed, ProcessGroup(device=device)), board)
+        with LiveProgress([recipe.name], log) as progress:
+            progress.begin_member(recipe.name, device)
+            train_member(recipe, checkpoint, frame, run, TrainContext(seed, ProcessGroup(device=device)), progress)
         runner = torch_runner(recipe.name, load_member(run, recipe.name), torch.device(device))
         with tqdm(total=len(files), desc="  half B", unit="image", leave=False, disable=None) as bar:
             logits, errors = score_images(files, [runner], recipe.train.batch_size, progress=bar.update)

@@ -17,10 +17,10 @@ from ensemble.data import dataset
 from ensemble.images import robustness
 from ensemble.models.backbone import Member, build_member
 from ensemble.training import data_loader
-from ensemble.training import precision as machine
 from ensemble.training.data_loader import TrainDataset
 from ensemble.training.distributed import ProcessGroup
 from ensemble.training.optimizer import prepare_for_training
+from ensemble.training.precision import choose_precision_and_layout
 from ensemble.training.step import TrainState, build_train_state, optimizer_step
 from ensemble.training.validation import RowReader, predict_logits
 
@@ -39,19 +39,19 @@ class Estimate:
 
 
 def estimate_member(
-    recipe: Recipe, checkpoint: Path | None, frame: pd.DataFrame, reading: RowReader, processes: ProcessGroup
+    recipe: Recipe, checkpoint: Path | None, frame: pd.DataFrame, reader: RowReader, processes: ProcessGroup
 ) -> Estimate:
     """Train a few batches of real rows, score one, and count the rest."""
     train = frame[frame["split"] == "train"]
     member = build_member(recipe, checkpoint)
     _forget_peak(processes)
-    scoring = _scoring_rate(member, recipe, train, reading, processes)
+    scoring = _scoring_rate(member, recipe, train, reader, processes)
     in_epoch = data_loader.steps_per_epoch(len(train), recipe.train.batch_size * recipe.train.accumulate)
     if recipe.adapt.mode == "probe":
         views = member.preprocess_config.count + recipe.adapt.views
         seconds = scoring * (len(train) * views / member.preprocess_config.count + (frame["split"] != "train").sum())
         return Estimate(len(train), 0, _with_folds(float(seconds), frame), _peak(processes))
-    training = _training_rate(member, recipe, train, reading, processes)
+    training = _training_rate(member, recipe, train, reader, processes)
     cells = len(robustness.SMALL_GRID) if recipe.train.tune_score == "worst_cell" else 1
     epochs, count = recipe.train.epochs, frame["split"].value_counts()
     epoch = training * count["train"] + scoring * count["tune"] * cells
@@ -66,28 +66,23 @@ def _with_folds(work: float, frame: pd.DataFrame) -> float:
 
 
 def _training_rate(
-    member: Member, recipe: Recipe, train: pd.DataFrame, reading: RowReader, processes: ProcessGroup
+    member: Member, recipe: Recipe, train: pd.DataFrame, reader: RowReader, processes: ProcessGroup
 ) -> float:
     """Seconds an image, with loading and augmentation."""
     prepare_for_training(member, recipe)
-    precision, channels_last = machine.choose_precision_and_layout(member, recipe.train, processes.device_type)
-    engine = build_train_state(member, recipe.train, TIMED_BATCHES, precision, channels_last, processes)
+    precision, channels_last = choose_precision_and_layout(member, recipe.train, processes.device_type)
+    state = build_train_state(member, recipe.train, TIMED_BATCHES, precision, channels_last, processes)
     rows = TrainDataset(
-        dataset.files(train),
-        train["label"].to_numpy(),
-        member.preprocess_config,
-        recipe.augment,
-        reading.seed,
-        reading.plan,
+        dataset.files(train), train["label"].to_numpy(), member.preprocess_config, recipe.augment, reader.seed, reader.plan
     )
     size = min(recipe.train.batch_size, len(rows))
     order = [
         part[:size] for part in data_loader.micro_batches(np.resize(np.arange(len(rows)), TIMED_BATCHES * size), size)
     ]
-    engine.network.train()
+    state.network.train()
     started, done = time.monotonic(), 0
     for number, batch in enumerate(data_loader.load_batches(rows, 0, order, processes.device_type)):
-        _step(engine, batch)
+        _step(state, batch)
         if number == 0:
             started = time.monotonic()
             continue
@@ -97,19 +92,19 @@ def _training_rate(
     return (time.monotonic() - started) / max(done, 1)
 
 
-def _step(engine: TrainState, batch: dict[str, torch.Tensor]) -> None:
+def _step(state: TrainState, batch: dict[str, torch.Tensor]) -> None:
     # its values are waited for, so that a GPU has finished
-    optimizer_step(engine, [batch], len(batch["labels"]), lambda line: None).tolist()
+    optimizer_step(state, [batch], len(batch["labels"]), lambda line: None).tolist()
 
 
 def _scoring_rate(
-    member: Member, recipe: Recipe, rows: pd.DataFrame, reading: RowReader, processes: ProcessGroup
+    member: Member, recipe: Recipe, rows: pd.DataFrame, reader: RowReader, processes: ProcessGroup
 ) -> float:
     """Seconds an image with all its views, without training."""
     few = rows.head(SCORED_IMAGES)
-    predict_logits(member, recipe, few.head(1), reading, processes)
+    predict_logits(member, recipe, few.head(1), reader, processes)
     started = time.monotonic()
-    predict_logits(member, recipe, few, reading, processes)
+    predict_logits(member, recipe, few, reader, processes)
     return (time.monotonic() - started) / len(few)
 
 

@@ -1,308 +1,355 @@
-"""How far one member's training is, from what the training tells: what is done, how fast, and the time left.
+"""Progress of training for the user: a live table and bar on a terminal, log lines elsewhere."""
 
-How the board looks on a terminal: a table of the members and a line for the whole.
-"""
-
+import sys
+import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from types import TracebackType
+from typing import Any, Protocol
 
-from rich.console import Group, RenderableType
-from rich.progress_bar import ProgressBar
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from ensemble.core import eta
+from ensemble.core.log import Log
 
-STATUS = (23, 40)  # columns of the status, on a terminal of 80 and on a wide one
-OTHERS = 37  # columns of scores and time, with the gaps
-BAR = 8
-AROUND = 5  # lines of the heading, the count of other members, the footer, the cursor
-
+REFRESH_SECONDS = 1.0  # between two drawings of the table, each of which takes some milliseconds
+LOG_SECONDS = 180.0  # between two log lines without a terminal
+SPEED_STEPS = 30  # images per second are averaged over the last steps
+STATUS_COLUMNS = (23, 40)  # width of the status on a terminal of 80 columns, and at most
+OTHER_COLUMNS = 37  # width of scores and time, with the gaps
+OTHER_LINES = 6  # two of the heading, the count of hidden members, the bar, the footer, the cursor
 STYLES = {"trained": "green", "unchanged": "dim", "waiting": "dim", "failed": "red"}
-
-
-@dataclass(frozen=True)
-class Row:
-    """A member; the texts are empty where nothing is known."""
-
-    name: str
-    status: str = "waiting"  # or trained, unchanged, failed, or what is being done
-    tune: str = ""
-    heldout: str = ""
-    error: str = ""
-    seconds: float | None = None  # taken, or left while it runs, or expected while it waits
-
-
-@dataclass(frozen=True)
-class Running:
-    """How far the member is that is worked on: `done` in 0..1 of what `status` tells."""
-
-    status: str
-    done: float | None = None
-    speed: float | None = None  # images per second
-
-
-def draw(rows: Sequence[Row], running: Mapping[str, Running], footer: str, size: tuple[int, int]) -> RenderableType:
-    """The table on a terminal of `size` (columns, lines); running members have a bar on a second line."""
-    width, height = size
-    least, most = STATUS
-    name_width = max(min(max((len(row.name) for row in rows), default=0), width - OTHERS - least), len("member"))
-    status_width = min(max(width - OTHERS - name_width, least), most)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("member", width=name_width, no_wrap=True, overflow="ellipsis")
-    table.add_column("status", width=status_width, no_wrap=True, overflow="ellipsis")
-    table.add_column("tune\nAUROC", no_wrap=True)
-    table.add_column("held-out\nAUROC", no_wrap=True)
-    table.add_column("time", no_wrap=True)
-    first = next((number for number, row in enumerate(rows) if row.name in running), 0)
-    lines = [2 if row.name in running and running[row.name].done is not None else 1 for row in rows]
-    shown = window(lines, first, height - AROUND)
-    for row in rows[shown.start : shown.stop]:
-        here = row.name in running
-        table.add_row(
-            Text(row.name, style="bold" if here else ""),
-            _progress(running[row.name]) if here else _status(row),
-            Text(row.tune),
-            Text(row.heldout),
-            Text(_time(row, here)),
-        )
-    hidden = len(rows) - len(shown)
-    return Group(table, Text(f"and {hidden} more members", style="dim") if hidden else Text(), Text(footer))
-
-
-def window(lines: Sequence[int], current: int, limit: int) -> range:
-    """Rows, of so many lines each, that take at most `limit`; with the current one, amid them where that can be."""
-    start, stop, left = current, min(current + 1, len(lines)), limit - sum(lines[current : current + 1])
-    while True:
-        before = start > 0 and lines[start - 1] <= left
-        after = stop < len(lines) and lines[stop] <= left
-        if before and (current - start < stop - current or not after):
-            start -= 1
-            left -= lines[start]
-        elif after:
-            left -= lines[stop]
-            stop += 1
-        else:
-            return range(start, stop)
-
-
-def speed(images: float) -> str:
-    """Images per second, with a decimal where they are few."""
-    return f"{images:.0f} images/s" if images >= 10 else f"{images:.1f} images/s"
-
-
-def _status(row: Row) -> RenderableType:
-    text = f"{row.status}: {row.error}" if row.error else "done" if row.status == "trained" else row.status
-    return Text(text, style=STYLES.get(row.status, ""))
-
-
-def _progress(running: Running) -> RenderableType:
-    if running.done is None:
-        return Text(running.status)
-    line = Table.grid(padding=(0, 1, 0, 0))
-    line.add_column()
-    line.add_column(no_wrap=True)
-    bar = ProgressBar(total=1.0, completed=min(running.done, 1.0), width=BAR)
-    line.add_row(bar, Text("" if running.speed is None else speed(running.speed)))
-    return Group(Text(running.status), line)
-
-
-def _time(row: Row, here: bool) -> str:
-    if row.seconds is None:
-        return ""
-    length = eta.duration(row.seconds)
-    if here:
-        return f"{length} left"
-    return f"about {length}" if row.status == "waiting" else length
-
-
-WINDOW = 30  # steps that images per second are taken over
+SCORE_NAMES = {"train_loss": "train loss", "tune_auroc": "tune AUROC", "tune_log_loss": "tune log-loss"}
 
 
 class TrainingCallback(Protocol):
-    """Whom training tells how it goes: a Board, or what carries it to one elsewhere."""
+    """What the training of a member calls as it goes."""
 
     def log(self, line: str) -> None:
         """A line for the user."""
 
-    def part(self, title: str, epochs: int, steps: int, done: int = 0, share: float = 1.0) -> None:
-        """A fit begins: `title` "", "fold 2/5" or "refit".
+    def on_fit_begin(self, title: str, epochs: int, steps: int, done: int = 0, share: float = 1.0) -> None:
+        """A fit begins; its title is "", "fold 2/5" or "refit".
 
-        steps: of the whole fit, `done` of them by an earlier run. share: in (0, 1], of the member's
-        work. A part that an earlier run finished is told too, with done = steps. One that begins again,
-        with a smaller batch, is told again under its title.
+        steps: of the whole fit; an earlier run did `done` of them. share: of the member's work, in (0, 1]. A fold
+        that an earlier run finished is reported too, with done = steps. A fit that begins again, with a smaller
+        batch, is reported again under the same title.
         """
 
-    def step(self, step: int, loss: float | None, lr: float, images: int) -> None:
-        """An optimizer step is done, the `step`th of its part, on so many images."""
+    def on_step(self, step: int, loss: float | None, lr: float, images: int) -> None:
+        """The optimizer step number `step` of the fit, from 1, is done; `images`: since the last call."""
 
-    def epoch(self, record: Mapping[str, float], better: bool) -> None:
-        """The numbers of an epoch, those it has; `better`: the best of its part so far."""
+    def on_epoch_end(self, record: Mapping[str, float], better: bool) -> None:
+        """The numbers of an epoch; `better`: than every earlier epoch of the fit."""
 
-    def scoring(self, title: str, total: int) -> Callable[[int], object]:
-        """Rows of `title`, "tune" or "held-out", are scored: call the function with the count of each batch."""
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """A part of a member's work: a fit of `steps`."""
-
-    title: str
-    epochs: int
-    steps: int
-    share: float
-    before: float  # share of the member's work that earlier parts were
-    resumed: bool  # an earlier run did some of this member
-    step: int
-    first: int | None = None  # the step this process began after; the one before it warmed up
-    started: float = 0.0  # when it began
-    loss: float | None = None
-    lr: float = 0.0
-    speed: float | None = None  # images per second, of training alone
-
-    @property
-    def text(self) -> str:
-        epoch = min(self.step * self.epochs // max(self.steps, 1) + 1, self.epochs)
-        return f"{_lead(self.title)}epoch {epoch}/{self.epochs}"
+    def on_scoring(self, title: str, total: int) -> Callable[[int], object]:
+        """Scoring of `total` images begins, "tune" or "held-out"; call the returned function with each batch's size."""
 
 
 @dataclass(frozen=True)
+class MemberRow:
+    """A row of the table; the texts are empty where nothing is known."""
+
+    name: str
+    status: str = "waiting"  # or running, trained, unchanged, failed
+    tune: str = ""
+    heldout: str = ""
+    error: str = ""
+    seconds: float | None = None
+
+
+@dataclass
 class _Scoring:
-    """Images that go through the member once, without training."""
+    """Images that are scored without training; `started` in seconds of the clock."""
 
     title: str
     total: int
     started: float
     count: int = 0
 
-    def left(self, now: float) -> float:
-        pace = eta.pace(self.count, now - self.started)
-        return 0.0 if pace is None else pace * max(self.total - self.count, 0)
+    def speed(self, now: float) -> float | None:
+        """Images per second."""
+        return self.count / (now - self.started) if self.count and now > self.started else None
 
 
-class Progress:
-    """One member that is worked on at `where`; times are in seconds of any clock.
+class MemberProgress:
+    """How far one member is, and how long it still takes; `now` is in seconds of any clock.
 
-    expected: seconds of the whole member, where known.
+    The work of the member is 1, and each fit is a share of it. Time is measured from the end of a fit's first step,
+    which warms up. It includes the tuning between epochs.
     """
 
-    def __init__(self, where: str, expected: float | None = None, at: str = "") -> None:
-        self._where, self._expected, self._at = where, expected, at
-        self._fit: _Fit | None = None
-        self._scoring: _Scoring | None = None
-        self._recent: deque[tuple[float, int]] = deque(maxlen=WINDOW)
-
-    @property
-    def resumed(self) -> bool:
-        """Whether an earlier run did some of this member."""
-        return self._fit is not None and self._fit.resumed
+    def __init__(self, device: str = "") -> None:
+        self.device = device
+        self.title, self.epochs, self.steps, self.step = "", 0, 0, 0
+        self.share = self.before = 0.0  # of the member's work: this fit, the earlier fits
+        self.resumed = False  # an earlier run did some of the member
+        self.loss: float | None = None
+        self.lr = 0.0
+        self.scoring: _Scoring | None = None
+        self._timed_from: tuple[int, float] | None = None  # step, time
+        self._recent: deque[tuple[float, int]] = deque(maxlen=SPEED_STEPS)  # time, images
+        self._speed: float | None = None
 
     @property
     def lead(self) -> str:
-        """What lines of the current part begin with."""
-        return _lead(self._fit.title) if self._fit else ""
+        """How lines about the fit begin."""
+        return f"{self.title}, " if self.title else ""
 
-    @property
-    def epochs(self) -> int | None:
-        """Of the current part."""
-        return self._fit.epochs if self._fit else None
+    def begin_fit(self, title: str, epochs: int, steps: int, done: int, share: float) -> None:
+        """See `TrainingCallback.on_fit_begin`."""
+        if title != self.title:
+            self.before += self.share
+        self.title, self.epochs, self.steps, self.step, self.share = title, epochs, steps, done, share
+        self.resumed |= done > 0
+        self.loss = self._timed_from = self._speed = None
+        self.end_scoring()
 
-    def part(self, title: str, epochs: int, steps: int, done: int, share: float) -> None:
-        """As `Watch.part`."""
-        last, before, resumed = self._fit, 0.0, done > 0
-        if last is not None:
-            before = last.before if last.title == title else last.before + last.share
-            resumed = resumed or last.resumed
-        self._fit, self._scoring = _Fit(title, epochs, steps, share, before, resumed, done), None
-        self._recent.clear()
-
-    def step(self, step: int, loss: float | None, lr: float, images: int, now: float) -> None:
-        """As `Watch.step`."""
-        if self._fit is None:
-            return
-        first = {"first": step, "started": now} if self._fit.first is None else {}
-        known = self._fit.loss if loss is None else loss
+    def end_step(self, step: int, loss: float | None, lr: float, images: int, now: float) -> None:
+        """See `TrainingCallback.on_step`."""
+        self.step, self.lr, self.scoring = step, lr, None
+        self.loss = self.loss if loss is None else loss
+        self._timed_from = self._timed_from or (step, now)
         self._recent.append((now, images))
-        speed = _images_per_second(self._recent) or self._fit.speed
-        self._fit = replace(self._fit, step=step, loss=known, lr=lr, speed=speed, **first)  # type: ignore[arg-type]
-        self._scoring = None
+        passed = now - self._recent[0][0]
+        if passed > 0:
+            self._speed = (sum(count for _, count in self._recent) - self._recent[0][1]) / passed
 
-    def epoch(self) -> None:
-        """An epoch ended."""
-        self._scoring = None
+    def begin_scoring(self, title: str, total: int, now: float) -> _Scoring:
+        """See `TrainingCallback.on_scoring`."""
+        self._recent.clear()
+        self.scoring = _Scoring(title, total, now)
+        return self.scoring
+
+    def end_scoring(self) -> None:
+        """Training goes on, or the epoch has ended."""
+        self.scoring = None
         self._recent.clear()
 
-    def scoring(self, title: str, total: int, now: float) -> None:
-        """Rows of `title`, "tune" or "held-out", are scored from now."""
-        self._scoring = _Scoring(title, total, now)
-        self._recent.clear()
+    def status(self) -> str:
+        """Such as "fold 2/5, epoch 1/3"."""
+        if self.scoring is not None:
+            return self.lead + ("tuning" if self.scoring.title == "tune" else self.scoring.title)
+        if not self.steps:
+            return f"starting on {self.device}"
+        return f"{self.lead}epoch {min(self.step * self.epochs // self.steps + 1, self.epochs)}/{self.epochs}"
 
-    def scored(self, count: int) -> None:
-        """So many more of them are."""
-        if self._scoring is not None:
-            self._scoring = replace(self._scoring, count=self._scoring.count + count)
+    def fraction(self) -> float:
+        """0..1 of what `status` names."""
+        part = self.scoring
+        return part.count / max(part.total, 1) if part is not None else self.step / max(self.steps, 1)
 
-    def running(self, now: float) -> Running:
-        """What it is doing, for the table."""
-        if self._scoring is not None:
-            title = "tuning" if self._scoring.title == "tune" else self._scoring.title
-            lead = _lead(self._fit.title) if self._fit else ""
-            pace = eta.pace(self._scoring.count, now - self._scoring.started)
-            done = self._scoring.count / max(self._scoring.total, 1)
-            return Running(f"{lead}{title}{self._at}", done, 1 / pace if pace else None)
-        if self._fit is None:
-            return Running(f"starting on {self._where}")
-        return Running(f"{self._fit.text}{self._at}", self._fit.step / max(self._fit.steps, 1), self._fit.speed)
+    def speed(self, now: float) -> str:
+        """Such as "32 images/s"; empty while it is not known."""
+        images = self._speed if self.scoring is None else self.scoring.speed(now)
+        return "" if images is None else f"{images:.0f} images/s" if images >= 10 else f"{images:.1f} images/s"
 
     def line(self, now: float) -> str:
-        """The same in words, with more numbers."""
-        running = self.running(now)
-        parts = [running.status]
-        if self._scoring is not None:
-            parts.append(f"{self._scoring.count}/{self._scoring.total} images")
-        elif self._fit is not None:
-            loss = "" if self._fit.loss is None else f", loss {self._fit.loss:.4f}"
-            parts.append(f"step {self._fit.step}/{self._fit.steps}{loss}, lr {self._fit.lr:.2g}")
-        if running.speed is not None:
-            parts.append(speed(running.speed))
-        left = self.left(now)
-        return ", ".join(parts if left is None else [*parts, f"{eta.duration(left)} left"])
+        """A log line: status, counts, speed, time left."""
+        parts = [self.status()]
+        if self.scoring is not None:
+            parts.append(f"{self.scoring.count}/{self.scoring.total} images")
+        elif self.steps:
+            loss = "" if self.loss is None else f", loss {self.loss:.4f}"
+            parts.append(f"step {self.step}/{self.steps}{loss}, lr {self.lr:.2g}")
+        left = self.seconds_left(now)
+        parts += [self.speed(now), "" if left is None else f"{eta.duration(left)} left"]
+        return ", ".join(filter(None, parts))
 
     @property
-    def _after(self) -> _Scoring | None:
-        """What is scored after a fit; None during one."""
-        return None if self._scoring is None or self._scoring.title == "tune" else self._scoring
+    def _last_scoring(self) -> _Scoring | None:
+        """The scoring after the fit; None during a fit and its tuning."""
+        return None if self.scoring is None or self.scoring.title == "tune" else self.scoring
 
-    def _pace(self, now: float) -> float | None:
-        """Seconds a step, with the tuning between epochs and without what follows the last."""
-        if self._fit is None or self._fit.first is None:
+    def seconds_whole(self, now: float) -> float | None:
+        """Of the member's fits at this speed, also those that an earlier run did; None while it is not known."""
+        if self._timed_from is None:
             return None
-        until = self._after.started if self._after else now
-        return eta.pace(self._fit.step - self._fit.first, until - self._fit.started)
+        first, started = self._timed_from
+        passed = (now if self._last_scoring is None else self._last_scoring.started) - started
+        return passed * self.steps / (self.share * (self.step - first)) if passed > 0 and self.step > first else None
 
-    def left(self, now: float) -> float | None:
-        """Seconds left of the member; None while nothing is known."""
-        fit, pace = self._fit, self._pace(now)
-        if fit is None or pace is None:
-            return self._expected
-        if self._after is not None:  # the fit is over, were it early
-            return eta.member_left(pace, fit.steps, fit.steps, fit.share, fit.before) + self._after.left(now)
-        return eta.member_left(pace, fit.step, fit.steps, fit.share, fit.before)
-
-    def whole(self, now: float) -> float | None:
-        """Seconds of the whole member, with what an earlier run did of it."""
-        fit, pace = self._fit, self._pace(now)
-        return None if fit is None or pace is None else eta.member_seconds(pace, fit.steps, fit.share)
+    def seconds_left(self, now: float) -> float | None:
+        """Until the member is done; None while it is not known."""
+        whole, scoring = self.seconds_whole(now), self._last_scoring
+        if whole is None:
+            return None
+        if scoring is None:
+            return max(whole * (1 - self.before - self.share * self.step / self.steps), 0.0)
+        speed = scoring.speed(now)  # the fit has ended, maybe before its last epoch
+        rest = max(scoring.total - scoring.count, 0) / speed if speed else 0.0
+        return max(whole * (1 - self.before - self.share), 0.0) + rest
 
 
-def _lead(title: str) -> str:
-    return f"{title}, " if title else ""
+class _View(Progress):
+    """rich's progress bar for the member that is trained, below the table of all members and above the footer."""
+
+    def __init__(self, console: Console, around: Callable[[], tuple[RenderableType, RenderableType]]) -> None:
+        self._around = around
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[speed]}"))
+        super().__init__(*columns, console=console, auto_refresh=False)
+        self.bar = self.add_task("", total=1.0, visible=False, speed="")
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        above, below = self._around()
+        yield above
+        if any(task.visible for task in self.tasks):
+            yield self.make_tasks_table(self.tasks)
+        yield below
 
 
-def _images_per_second(steps: Sequence[tuple[float, int]]) -> float | None:
-    """From (time, images) of the last steps; the first one only starts the clock."""
-    if len(steps) < 2 or steps[-1][0] <= steps[0][0]:
-        return None
-    return sum(images for _, images in list(steps)[1:]) / (steps[-1][0] - steps[0][0])
+class LiveProgress:
+    """A `TrainingCallback` that shows how the members of a run are trained, one after the other; a context manager.
+
+    names: all members, in order. log: takes the lines where there is no terminal. Nothing is drawn by a thread, so
+    what is shown is as old as the last call. While it is entered, lines must come through its `log`: others would
+    be written into the table.
+    """
+
+    def __init__(
+        self,
+        names: Iterable[str],
+        log: Log,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._rows = {name: MemberRow(name) for name in names}
+        self._log, self._clock = log, clock
+        # A colour that is forced (FORCE_COLOR) does not make a log file a terminal.
+        self._console = console or Console(force_terminal=sys.stdout.isatty())
+        self._view: _View | None = None
+        self._name, self._progress = "", MemberProgress()
+        self._trained_seconds: list[float] = []  # of whole members
+        self._began = self._shown = clock()
+
+    def __enter__(self) -> "LiveProgress":
+        if self._console.is_terminal and self._console.is_interactive:
+            self._view = _View(self._console, lambda: (self._table(), Text(self._footer())))
+            self._view.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._view is not None:
+            self._view.live.transient = kind is None  # results follow, unless the run was broken off
+            self._view.stop()
+            self._view = None
+
+    def log(self, line: str) -> None:
+        """A line above the table, or to `log`."""
+        if self._view is None:
+            self._log(line)
+        else:
+            self._console.print(Text(line))
+
+    def begin_member(self, name: str, device: str) -> None:
+        """The following calls are about this member."""
+        self._name, self._progress = name, MemberProgress(device)
+        self._update(name, status="running")
+
+    def end_member(self, name: str, status: str, score: str = "", seconds: float = 0.0, error: str = "") -> None:
+        """The member is "trained", "unchanged" or "failed"; score: its held-out AUROC."""
+        if status == "trained":
+            whole = self._progress.seconds_whole(self._clock()) if self._progress.resumed else None
+            self._trained_seconds.append(whole or seconds)
+        self._name, self._progress = "", MemberProgress()
+        self._update(name, status=status, heldout=score, error=error, seconds=seconds or None)
+
+    def on_fit_begin(self, title: str, epochs: int, steps: int, done: int = 0, share: float = 1.0) -> None:
+        """See `TrainingCallback`, as for the next three."""
+        self._progress.begin_fit(title, epochs, steps, done, share)
+        self._show(always=True)
+
+    def on_step(self, step: int, loss: float | None, lr: float, images: int) -> None:  # noqa: D102
+        self._progress.end_step(step, loss, lr, images, self._clock())
+        self._show()
+
+    def on_epoch_end(self, record: Mapping[str, float], better: bool) -> None:  # noqa: D102
+        progress = self._progress
+        progress.end_scoring()
+        scores = {key: name for key, name in SCORE_NAMES.items() if key in record}
+        if "tune_score" in record and abs(record["tune_score"]) not in [record[key] for key in scores]:
+            scores["tune_score"] = "tune score"  # the recipe chooses epochs by another score
+        epoch = f"{record['epoch']:.0f}" + (f"/{progress.epochs}" if progress.epochs else "")
+        numbers = ", ".join(f"{name} {record[key]:.4f}" for key, name in scores.items())
+        self.log(f"  {progress.lead}epoch {epoch}: {numbers}{', best' if better else ''}")
+        if better and self._name and "tune_auroc" in record:
+            self._update(self._name, tune=f"{record['tune_auroc']:.4f}")
+
+    def on_scoring(self, title: str, total: int) -> Callable[[int], object]:  # noqa: D102
+        scoring = self._progress.begin_scoring(title, total, self._clock())
+        self._show(always=True)
+
+        def scored(count: int) -> None:
+            scoring.count += count
+            self._show()
+
+        return scored
+
+    def _update(self, name: str, **changes: Any) -> None:
+        self._rows[name] = replace(self._rows.get(name, MemberRow(name)), **changes)
+        self._show(always=True)
+
+    def _show(self, always: bool = False) -> None:
+        """Draw the table, or log a line, if it is time; always: draw the table now."""
+        now, progress = self._clock(), self._progress
+        if self._view is not None and (always or now - self._shown >= REFRESH_SECONDS):
+            self._shown = now
+            status, speed = progress.status(), progress.speed(now)
+            visible = bool(progress.steps or progress.scoring)
+            done = min(progress.fraction(), 1.0)
+            self._view.update(self._view.bar, description=status, completed=done, visible=visible, speed=speed)
+            self._view.refresh()
+        elif self._view is None and not always and self._name and now - self._shown >= LOG_SECONDS:
+            self._shown = now
+            run = f"; {self._footer()}" if len(self._rows) > 1 else ""
+            self.log(f"  {self._name}: {progress.line(now)}{run}")
+
+    def _table(self) -> RenderableType:
+        """As many rows as the terminal has room for, with that of the running member among them."""
+        rows, size, (least, most) = list(self._rows.values()), self._console.size, STATUS_COLUMNS
+        widest = max((len(row.name) for row in rows), default=0)
+        name_width = max(min(widest, size.width - OTHER_COLUMNS - least), len("member"))
+        status_width = min(max(size.width - OTHER_COLUMNS - name_width, least), most)
+        limit = max(size.height - OTHER_LINES, 1)
+        current = next((number for number, row in enumerate(rows) if row.name == self._name), 0)
+        first = max(min(current - limit // 2, len(rows) - limit), 0)
+        shown = rows[first : first + limit]
+        hidden = f"and {len(rows) - len(shown)} more members" if len(shown) < len(rows) else None
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", caption_justify="left")
+        table.add_column("member", width=name_width, no_wrap=True, overflow="ellipsis")
+        table.add_column("status", width=status_width, no_wrap=True, overflow="ellipsis")
+        for title in ("tune\nAUROC", "held-out\nAUROC", "time"):
+            table.add_column(title, no_wrap=True)
+        for row in shown:
+            table.add_row(*map(Text, self._cells(row)), style=STYLES.get(row.status, "bold"))
+        table.caption = hidden
+        return table
+
+    def _cells(self, row: MemberRow) -> tuple[str, str, str, str, str]:
+        status, seconds = "done" if row.status == "trained" else row.status, row.seconds
+        if running := row.status == "running":
+            status, seconds = self._progress.status(), self._progress.seconds_left(self._clock())
+        status = f"{status}: {row.error}" if row.error else status
+        length = "" if seconds is None else eta.duration(seconds) + (" left" if running else "")
+        return row.name, status, row.tune, row.heldout, length
+
+    def _footer(self) -> str:
+        """How many members are done, the time so far, and the time left: other members take the mean time."""
+        now = self._clock()
+        waiting = sum(row.status == "waiting" for row in self._rows.values())
+        running = sum(row.status == "running" for row in self._rows.values())
+        text = f"{len(self._rows) - waiting - running} of {len(self._rows)} members, "
+        text += f"{eta.duration(now - self._began)} so far"
+        whole, left = self._progress.seconds_whole(now), self._progress.seconds_left(now)
+        known = [*self._trained_seconds, *([whole] if whole is not None else [])]
+        if not known or not waiting + running:
+            return text
+        mean = sum(known) / len(known)
+        total = waiting * mean + (mean if left is None else left) * running
+        return f"{text}, about {eta.duration(total)} left"

@@ -109,7 +109,7 @@ class TrainState:
 def build_train_state(
     member: Member, train: Train, steps: int, precision: str, channels_last: bool, processes: ProcessGroup
 ) -> TrainState:
-    """An engine for `steps` optimizer steps; the member is moved to its device in place."""
+    """An state for `steps` optimizer steps; the member is moved to its device in place."""
     member.memory_format = torch.channels_last if channels_last else torch.contiguous_format
     member.to(processes.device).to(memory_format=member.memory_format)
     for module in member.modules():
@@ -145,7 +145,7 @@ def summed_loss(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) ->
     return functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
 
 
-def optimizer_step(engine: TrainState, batches: Sequence[Batch], count: int, log: Log) -> torch.Tensor:
+def optimizer_step(state: TrainState, batches: Sequence[Batch], count: int, log: Log) -> torch.Tensor:
     """One update from this process's batches of a step of `count` images over all processes.
 
     Returns float32 [2] on the device: the mean loss of this process's images, and the norm
@@ -154,39 +154,39 @@ def optimizer_step(engine: TrainState, batches: Sequence[Batch], count: int, log
     """
     while True:
         try:
-            loss = _gradients(engine, batches, count)
+            loss = _gradients(state, batches, count)
             break
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
             problem = error_line(error, first=True)
-        _halve(engine, problem, log)  # outside the handler: the traceback would keep the activations
-    engine.scaler.unscale_(engine.optimizer)
-    norm = nn.utils.clip_grad_norm_(engine.member.parameters(), engine.train.clip)
-    engine.scaler.step(engine.optimizer)
-    engine.scaler.update()
-    engine.optimizer.zero_grad(set_to_none=True)
-    if engine.ema is not None:
-        engine.ema.update(engine.member)
+        _halve(state, problem, log)  # outside the handler: the traceback would keep the activations
+    state.scaler.unscale_(state.optimizer)
+    norm = nn.utils.clip_grad_norm_(state.member.parameters(), state.train.clip)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    if state.ema is not None:
+        state.ema.update(state.member)
     return torch.stack([loss, norm.detach().to(loss)])
 
 
-def _gradients(engine: TrainState, batches: Sequence[Batch], count: int) -> torch.Tensor:
+def _gradients(state: TrainState, batches: Sequence[Batch], count: int) -> torch.Tensor:
     parts = [
         (pixels, labels)
         for batch in batches
-        for pixels, labels in zip(batch["pixels"].split(engine.most), batch["labels"].split(engine.most), strict=True)
+        for pixels, labels in zip(batch["pixels"].split(state.most), batch["labels"].split(state.most), strict=True)
     ]
-    device, world = engine.processes.device, engine.processes.world_size
+    device, world = state.processes.device, state.processes.world_size
     total = torch.zeros((), device=device)
     for number, (pixels, labels) in enumerate(parts, start=1):
         # gradients of several processes are averaged once, with the last part
         waits = world > 1 and number < len(parts)
-        with engine.network.no_sync() if waits else nullcontext():  # type: ignore[operator]
-            with autocast(device, engine.precision):
-                logits = view_logits(engine.network, pixels.to(device, non_blocking=True))
-            loss = summed_loss(logits.float(), labels.to(device, non_blocking=True), engine.train.label_smoothing)
-            engine.scaler.scale(loss * (world / count)).backward()
+        with state.network.no_sync() if waits else nullcontext():  # type: ignore[operator]
+            with autocast(device, state.precision):
+                logits = view_logits(state.network, pixels.to(device, non_blocking=True))
+            loss = summed_loss(logits.float(), labels.to(device, non_blocking=True), state.train.label_smoothing)
+            state.scaler.scale(loss * (world / count)).backward()
         total += loss.detach()
     return total / sum(len(labels) for _, labels in parts)
 
@@ -196,16 +196,16 @@ def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def _halve(engine: TrainState, problem: str, log: Log) -> None:
-    engine.optimizer.zero_grad(set_to_none=True)
+def _halve(state: TrainState, problem: str, log: Log) -> None:
+    state.optimizer.zero_grad(set_to_none=True)
     gc.collect()
-    if engine.processes.device_type == "cuda":
+    if state.processes.device_type == "cuda":
         torch.cuda.empty_cache()
-    if engine.most == 1 or engine.processes.world_size > 1:
+    if state.most == 1 or state.processes.world_size > 1:
         raise TrainingError(
-            f"out of memory with {engine.most} images at once ({problem}); set train.checkpointing=true, "
+            f"out of memory with {state.most} images at once ({problem}); set train.checkpointing=true, "
             "a smaller image.size, or a smaller train.batch_size with a larger train.accumulate"
         )
-    before, engine.most = engine.most, -(-engine.most // 2)
-    effective = engine.train.batch_size * engine.train.accumulate
-    log(f"  out of memory with {before} images at once: going on with {engine.most}, still {effective} a step")
+    before, state.most = state.most, -(-state.most // 2)
+    effective = state.train.batch_size * state.train.accumulate
+    log(f"  out of memory with {before} images at once: going on with {state.most}, still {effective} a step")

@@ -1,12 +1,12 @@
-"""A run: index the data once, then train every recipe that is not already done."""
+"""Trains every recipe of a run that is not already trained, on an engine: in this process, or on a cluster."""
 
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -22,148 +22,180 @@ from ensemble.images import canonical
 from ensemble.models import members
 from ensemble.models.checkpoints import check_source, locate_checkpoint, weights_file
 from ensemble.models.torch_runner import choose_device
-from ensemble.training import checkpoint as unfinished
-from ensemble.training import precision
+from ensemble.training import checkpoint, precision
 from ensemble.training.distributed import run_on_main
 from ensemble.training.dry_run import Estimate, estimate_member
-from ensemble.training.live_progress import LiveProgress
 from ensemble.training.optimizer import check_network
-from ensemble.training.progress import TrainingCallback
+from ensemble.training.progress import LiveProgress, TrainingCallback
 from ensemble.training.tracking import check_trackers
-from ensemble.training.train_member import TRAINING_VERSION, TrainContext, train_member
+from ensemble.training.train_member import TRAINING_VERSION, Outcome, TrainContext, train_member
 from ensemble.training.validation import RowReader
-
-if TYPE_CHECKING:
-    from ensemble.cluster.train_driver import Cluster
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of one recipe: status is trained, unchanged or failed."""
+class TrainPlan:
+    """What is trained: `todo` are those of `recipes` whose member is missing or was made from other values.
 
-    name: str
-    status: str
-    seconds: float = 0.0
-    error: str = ""
-    score: str = ""
+    frame: the rows of `run`. checkpoints: folders, see `recipe_checkpoint`, and weight_bytes: the size of the weights,
+    both by name for `todo`. resumed: names of members whose interrupted training is continued.
+    """
+
+    recipes: Sequence[Recipe]
+    todo: Sequence[Recipe]
+    frame: pd.DataFrame
+    run: Path
+    context: TrainContext
+    checkpoints: Mapping[str, Path | None]
+    weight_bytes: Mapping[str, int]
+    resumed: Sequence[str] = ()
+
+    def announcement(self, recipe: Recipe, where: str = "") -> str:
+        """The line about a recipe before it is trained on `where`, or skipped."""
+        lead = f"[{self.recipes.index(recipe) + 1}/{len(self.recipes)}] {recipe.name}: "
+        if recipe not in self.todo:
+            return f"{lead}unchanged, not trained again"
+        return f"{lead}{'going on with its training' if recipe.name in self.resumed else 'training'} on {where}"
 
 
-def check_ready(recipes: Sequence[Recipe], device: str, report_to: Sequence[str] = (), elsewhere: bool = False) -> None:
+class Engine(Protocol):
+    """Where members are trained."""
+
+    def parallel_members(self, plan: TrainPlan) -> int:
+        """How many members are trained at the same time, at most."""
+
+    def train_members(self, plan: TrainPlan, log: Log) -> list[Outcome]:
+        """Train `plan.todo`; returns the outcomes of all recipes, in order."""
+
+
+class LocalEngine:
+    """Trains one member after the other in this process, or in the processes that a launcher has started."""
+
+    def parallel_members(self, plan: TrainPlan) -> int:
+        """See `Engine`."""
+        return 1
+
+    def train_members(self, plan: TrainPlan, log: Log) -> list[Outcome]:
+        """See `Engine`."""
+        outcomes = []
+        processes = plan.context.processes
+        console = None if processes.is_main else Console(quiet=True)
+        with LiveProgress([recipe.name for recipe in plan.recipes], log, console) as progress:
+            for recipe in plan.recipes:
+                progress.log(plan.announcement(recipe, processes.device))
+                outcome = Outcome(recipe.name, "unchanged")
+                if recipe in plan.todo:
+                    progress.begin_member(recipe.name, processes.device)
+                    checkpoint_folder = plan.checkpoints[recipe.name]
+                    outcome = train_one(recipe, checkpoint_folder, plan.frame, plan.run, plan.context, progress)
+                    if outcome.status == "failed":
+                        progress.log(f"  failed: {outcome.error}")
+                progress.end_member(recipe.name, outcome.status, outcome.score, outcome.seconds, outcome.error)
+                outcomes.append(outcome)
+        return outcomes
+
+
+def check_ready(recipes: Sequence[Recipe], device: str, report_to: Sequence[str] = (), remote: bool = False) -> None:
     """Raise, all problems together, for what is known to fail before any image is read.
 
-    elsewhere: members are trained on other machines, which say themselves in what precision they compute.
+    remote: members are trained on other machines, which check their own precision.
     """
-    kind = device if elsewhere else choose_device(device)
+    device_type = device if remote else choose_device(device)
     check_trackers(report_to)
     for recipe in recipes:
-        if not elsewhere or (recipe.train.precision, kind) == ("fp16", "cpu"):  # which no CPU trains in
-            precision.check_precision(recipe.train.precision, kind)
-    _each(recipes, lambda recipe: check_source(recipe.backbone))
+        if not remote or (recipe.train.precision, device_type) == ("fp16", "cpu"):  # no CPU trains in fp16
+            precision.check_precision(recipe.train.precision, device_type)
+    _for_each(recipes, lambda recipe: check_source(recipe.backbone))
 
 
 def train_all(
     recipes: Sequence[Recipe],
     frame: pd.DataFrame,
     run: Path,
-    setup: TrainContext,
+    context: TrainContext,
     log: Log,
     fresh: bool = False,
-    cluster: "Cluster | None" = None,
+    engine: Engine | None = None,
 ) -> list[Outcome]:
-    """Train each recipe whose member is missing or was made from other values.
+    """Train each recipe whose member is missing or was made from other values; by default in this process.
 
-    A member that fails is reported and the others go on; its traceback is kept in the
-    run's work folder. Interrupted trainings are gone on from, or with `fresh` thrown away.
-    Raises before any training if a checkpoint cannot be had, the disk is too small, or a network
-    cannot be trained as its recipe says. cluster: where members are trained, in place of this process.
+    A member that fails is reported and the others are still trained; its traceback is written to the run's work
+    folder. Interrupted trainings are continued, or with `fresh` thrown away. Raises before any training if a
+    checkpoint cannot be had, the disk is too small, or a network cannot be trained as its recipe says.
     """
+    engine, processes = engine or LocalEngine(), context.processes
+    log = log if processes.is_main else discard
     precision.keep_freed_memory()
-    kinds = training_fingerprints(recipes, frame, run, setup)
-    todo = [recipe for recipe in recipes if not members.is_current(run, recipe.name, kinds[recipe.name])]
-    first, log = setup.processes.is_main, log if setup.processes.is_main else _nothing
-    wanted = {recipe.name: kinds[recipe.name] for recipe in todo}
-    goes_on = run_on_main(setup.processes, lambda: unfinished.find_resumable(run, wanted, fresh, log))
-    checkpoints = run_on_main(setup.processes, lambda: _each(todo, recipe_checkpoint))
-    weights = {recipe.name: _weight_bytes(recipe, checkpoints[recipe.name]) for recipe in todo}
-    if first:
-        at_once = 1
-        if cluster is not None:
-            from ensemble.cluster import train_driver
-
-            at_once = max(train_driver.at_once(cluster, todo, weights), 1)
-        unfinished.check_disk(run, list(weights.values()), at_once)
-    run_on_main(setup.processes, lambda: _each(todo, lambda recipe: check_network(recipe, checkpoints[recipe.name])))
-    leads = {
-        recipe.name: f"[{number}/{len(recipes)}] {recipe.name}: "
-        + (
-            "unchanged, not trained again"
-            if recipe not in todo
-            else f"{'going on with its training' if recipe.name in goes_on else 'training'} on "
-        )
-        for number, recipe in enumerate(recipes, start=1)
-    }
-    if cluster is not None:
-        from ensemble.cluster import train_driver
-
-        return train_driver.train_members(cluster, recipes, todo, weights, run, setup, log, leads)
-    outcomes = []
-    with LiveProgress(
-        [recipe.name for recipe in recipes], log, console=None if first else Console(quiet=True)
-    ) as board:
-        for recipe in recipes:
-            if recipe not in todo:
-                board.log(leads[recipe.name])
-                outcome = Outcome(recipe.name, "unchanged")
-            else:
-                board.log(f"{leads[recipe.name]}{setup.processes.device}")
-                board.member(recipe.name, setup.processes.device)
-                outcome = train_one(recipe, checkpoints[recipe.name], frame, run, setup, board)
-                if outcome.status == "failed":
-                    board.log(f"  failed: {outcome.error}")
-            board.finished(recipe.name, outcome.status, outcome.score, outcome.seconds, outcome.error)
-            outcomes.append(outcome)
-    return outcomes
+    fingerprints = training_fingerprints(recipes, frame, run, context)
+    todo = [recipe for recipe in recipes if not members.is_current(run, recipe.name, fingerprints[recipe.name])]
+    unfinished = {recipe.name: fingerprints[recipe.name] for recipe in todo}
+    resumed = run_on_main(processes, lambda: checkpoint.find_resumable(run, unfinished, fresh, log))
+    plan = _plan(recipes, todo, frame, run, context, resumed)
+    if processes.is_main:
+        checkpoint.check_disk(run, list(plan.weight_bytes.values()), max(engine.parallel_members(plan), 1))
+    run_on_main(processes, lambda: _check_networks(plan))
+    return engine.train_members(plan, log)
 
 
 def dry_run(
-    recipes: Sequence[Recipe], frame: pd.DataFrame, run: Path, drawn: Path, setup: TrainContext
+    recipes: Sequence[Recipe], frame: pd.DataFrame, run: Path, data_run: Path, context: TrainContext
 ) -> list[tuple[str, Estimate | None]]:
     """What each recipe would take, None for a member of `run` that would not be trained again.
 
-    drawn: a run's folder with the rows of `frame`; nothing is written in `run`.
+    data_run: a run's folder with the rows of `frame`; nothing is written in `run`.
     """
     precision.keep_freed_memory()
-    kinds = training_fingerprints(recipes, frame, drawn, setup)
-    todo = [recipe for recipe in recipes if not members.is_current(run, recipe.name, kinds[recipe.name])]
-    checkpoints = _each(todo, recipe_checkpoint)
-    unfinished.check_disk(run, [_weight_bytes(recipe, checkpoints[recipe.name]) for recipe in todo])
-    _each(todo, lambda recipe: check_network(recipe, checkpoints[recipe.name]))
-    reading = RowReader(canonical.read_plan(artifacts.canonical_path(drawn)), setup.seed)
+    fingerprints = training_fingerprints(recipes, frame, data_run, context)
+    todo = [recipe for recipe in recipes if not members.is_current(run, recipe.name, fingerprints[recipe.name])]
+    plan = _plan(recipes, todo, frame, run, context)
+    checkpoint.check_disk(run, list(plan.weight_bytes.values()))
+    _check_networks(plan)
+    reader = RowReader(canonical.read_plan(artifacts.canonical_path(data_run)), context.seed)
+
+    def estimate(recipe: Recipe) -> Estimate | None:
+        if recipe not in todo:
+            return None
+        return estimate_member(recipe, plan.checkpoints[recipe.name], frame, reader, context.processes)
+
     bar = tqdm(recipes, "timing steps", unit="member", leave=False, disable=None)
-    return [
-        (r.name, estimate_member(r, checkpoints[r.name], frame, reading, setup.processes) if r in todo else None)
-        for r in bar
-    ]
+    return [(recipe.name, estimate(recipe)) for recipe in bar]
 
 
 def training_fingerprints(
-    recipes: Sequence[Recipe], frame: pd.DataFrame, run: Path, setup: TrainContext
+    recipes: Sequence[Recipe], frame: pd.DataFrame, run: Path, context: TrainContext
 ) -> dict[str, dict[str, object]]:
     """What decides each recipe's training, by member name."""
     data = dataset.run_sha256(frame, run)
-    return {r.name: unfinished.training_fingerprint(r, data, setup.seed, TRAINING_VERSION) for r in recipes}
+    return {r.name: checkpoint.training_fingerprint(r, data, context.seed, TRAINING_VERSION) for r in recipes}
 
 
-def _nothing(line: str) -> None:
-    """What processes other than the first say."""
+def _plan(
+    recipes: Sequence[Recipe],
+    todo: Sequence[Recipe],
+    frame: pd.DataFrame,
+    run: Path,
+    context: TrainContext,
+    resumed: Sequence[str] = (),
+) -> TrainPlan:
+    checkpoints = run_on_main(context.processes, lambda: _for_each(todo, recipe_checkpoint))
+    weight_bytes = {recipe.name: _weight_bytes(recipe, checkpoints[recipe.name]) for recipe in todo}
+    return TrainPlan(recipes, todo, frame, run, context, checkpoints, weight_bytes, resumed)
 
 
-def _weight_bytes(recipe: Recipe, checkpoint: Path | None) -> int:
+def _check_networks(plan: TrainPlan) -> None:
+    _for_each(plan.todo, lambda recipe: check_network(recipe, plan.checkpoints[recipe.name]))
+
+
+def discard(line: str) -> None:
+    """The log of processes other than the main one."""
+
+
+def _weight_bytes(recipe: Recipe, checkpoint_folder: Path | None) -> int:
     """About how many bytes the member's weights take; 0 for an architecture without weights, which is small."""
-    if checkpoint is not None:
-        return max((f.stat().st_size for s in ("*.safetensors", "*.bin") for f in checkpoint.glob(s)), default=0)
+    if checkpoint_folder is not None:
+        files = (file for suffix in ("*.safetensors", "*.bin") for file in checkpoint_folder.glob(suffix))
+        return max((file.stat().st_size for file in files), default=0)
     return weights_file(recipe.backbone.weights).stat().st_size if recipe.backbone.weights is not None else 0
 
 
@@ -173,43 +205,43 @@ def recipe_checkpoint(recipe: Recipe) -> Path | None:
     return locate_checkpoint(name) if name is not None else None
 
 
-def _each(recipes: Sequence[Recipe], function: Callable[[Recipe], T]) -> dict[str, T]:
-    """The function's value for every recipe, or all its BackboneErrors in one."""
-    found: dict[str, T] = {}
+def _for_each(recipes: Sequence[Recipe], function: Callable[[Recipe], T]) -> dict[str, T]:
+    """The function's value for every recipe by name, or one BackboneError with the errors of all."""
+    values: dict[str, T] = {}
     problems = []
     for recipe in recipes:
         try:
-            found[recipe.name] = function(recipe)
+            values[recipe.name] = function(recipe)
         except BackboneError as error:
             problems.append(f"{recipe.name}: {error}")
     if problems:
         raise BackboneError("\n".join(problems))
-    return found
+    return values
 
 
 def train_one(
     recipe: Recipe,
-    checkpoint: Path | None,
+    checkpoint_folder: Path | None,
     frame: pd.DataFrame,
     run: Path,
-    setup: TrainContext,
-    board: TrainingCallback,
+    context: TrainContext,
+    callback: TrainingCallback,
 ) -> Outcome:
-    """Train a member of a prepared run, unless another process is found to have just done so.
+    """Train a member of a prepared run, unless another process has just done so.
 
-    An error is the outcome's, except where several processes train together.
+    An error becomes a failed outcome; where several processes train together it is raised.
     """
     started = time.monotonic()
-    kind = training_fingerprints([recipe], frame, run, setup)[recipe.name]
+    fingerprint = training_fingerprints([recipe], frame, run, context)[recipe.name]
     try:
         with ExitStack() as stack:
 
-            def current() -> bool:
-                stack.enter_context(unfinished.member_lock(run, recipe.name, board.log))
-                return members.is_current(run, recipe.name, kind)
+            def is_current() -> bool:
+                stack.enter_context(checkpoint.member_lock(run, recipe.name, callback.log))
+                return members.is_current(run, recipe.name, fingerprint)
 
-            if not run_on_main(setup.processes, current):
-                train_member(recipe, checkpoint, frame, run, setup, board)
+            if not run_on_main(context.processes, is_current):
+                train_member(recipe, checkpoint_folder, frame, run, context, callback)
     except Exception as error:
         # Whatever broke this member, the others are worth their hours.
         line = error_line(error, first=True)
@@ -218,7 +250,7 @@ def train_one(
             artifacts.ensure_folder(log.parent)
             log.write_text(traceback.format_exc(), encoding="utf-8")
             line = f"{line} (details in {log})"
-        if setup.processes.world_size > 1:
+        if context.processes.world_size > 1:
             raise  # the other processes wait for this one: the launcher ends them all
         return Outcome(recipe.name, "failed", time.monotonic() - started, line)
     rows, logits = members.heldout_logits(run, [recipe.name])

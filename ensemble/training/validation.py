@@ -42,7 +42,7 @@ def predict_logits(
     member: Member,
     recipe: Recipe,
     frame: pd.DataFrame,
-    reading: RowReader,
+    reader: RowReader,
     processes: ProcessGroup,
     precision: str = "fp32",
     progress: Progress = lambda count: None,
@@ -60,7 +60,7 @@ def predict_logits(
         [runner],
         recipe.train.batch_size,
         progress=lambda count: progress(count * processes.world_size),
-        read=lambda row, file: change(reading.image(int(rows[row]), file)),
+        read=lambda row, file: change(reader.image(int(rows[row]), file)),
     )
     if errors:
         raise DataError(f"{next(iter(errors.values()))}; restore it, and run the same command again")
@@ -71,7 +71,7 @@ def tune_scores(
     member: Member,
     recipe: Recipe,
     frame: pd.DataFrame,
-    reading: RowReader,
+    reader: RowReader,
     processes: ProcessGroup,
     precision: str,
     scoring: Callable[[str, int], Progress],
@@ -85,7 +85,7 @@ def tune_scores(
     progress = scoring("tune", len(frame) * len(cells))
     labels = frame["label"].to_numpy()
     by_cell = {
-        cell.name: predict_logits(member, recipe, frame, reading, processes, precision, progress, cell.apply)
+        cell.name: predict_logits(member, recipe, frame, reader, processes, precision, progress, cell.apply)
         for cell in cells
     }
     logits = by_cell[cells[0].name]

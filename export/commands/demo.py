@@ -32,7 +32,7 @@ def demo(run: Path) -> int:
     """
     from ensemble.commands.options import require_training_packages
     from ensemble.commands.stack import stack
-    from ensemble.commands.train import train_all
+    from ensemble.commands.train_all import train_all
     from export.commands.export import export
     from export.commands.infer import infer
     from export.commands.submit import submit

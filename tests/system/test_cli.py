@@ -22,9 +22,9 @@ from helpers import (
 from pictures import write_files
 
 import cli
-from ensemble.commands import train
+from ensemble.commands import train_all
 from ensemble.stacking import stack
-from ensemble.training.train_all import Outcome
+from ensemble.training.train_member import Outcome
 
 RECIPE = """
 backbone:
@@ -295,7 +295,7 @@ def test_training_exits_by_how_many_members_failed(here, capsys, statuses, expec
     write_run(here)
     statuses = statuses.split()
     outcomes = [Outcome(name, status, 1.0, "why") for name, status in zip(("one", "two"), statuses, strict=True)]
-    assert train.report(here, outcomes) == expected
+    assert train_all.report(here, outcomes) == expected
     out, err = capsys.readouterr()
     assert [line.split()[:2] for line in out.splitlines()[2:-1]] == [["one", statuses[0]], ["two", statuses[1]]]
     assert out.count("2/3") == len(statuses) - statuses.count("failed")  # best epoch of all

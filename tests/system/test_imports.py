@@ -53,7 +53,8 @@ print(frame.to_csv(index=False))
 LIGHT = {
     "numpy,torch,pandas": (
         "ensemble.core.errors ensemble.core.recipe ensemble.core.preprocess_config ensemble.commands.train "
-        "ensemble.fetch.catalogue ensemble.commands.audit ensemble.commands.fetch ensemble.commands.select "
+        "ensemble.commands.train_all ensemble.commands.training_options ensemble.fetch.catalogue "
+        "ensemble.commands.audit ensemble.commands.fetch ensemble.commands.select "
         "ensemble.commands.canonicalise "
         "ensemble.commands.stack ensemble.core.names ensemble.commands.report export.commands.export "
         "export.commands.infer export.commands.adapt export.commands.options export.cluster.placement "
@@ -62,8 +63,7 @@ LIGHT = {
         "export.commands.serve export.runtimes.settings export cli"
     ),
     "ray,torch,transformers": (
-        "ensemble.cluster.connect ensemble.cluster.placement ensemble.cluster.train_worker ensemble.cluster.events "
-        "ensemble.cluster.nodes"
+        "ensemble.cluster.connect ensemble.cluster.placement ensemble.cluster.train_worker ensemble.cluster.nodes"
     ),
     "torch,sklearn,transformers": (
         "ensemble.images.decode ensemble.core.artifacts ensemble.core.metrics ensemble.stacking.stacker "

@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from dataclasses import asdict
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,8 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from train_orders import order, recipe
 
-from ensemble.cluster import connect, events, local_ray, placement, train_driver, train_worker
-from ensemble.cluster import nodes as ray_look
+from ensemble.cluster import connect, local_ray, nodes, placement, train_driver, train_worker
 from ensemble.cluster.connect import Node
 from ensemble.cluster.train_worker import TrainRequest
 from ensemble.core import artifacts
@@ -28,7 +28,7 @@ from ensemble.core.errors import TrainingError, UnavailableError
 from ensemble.core.recipe import Backbone, Recipe
 from ensemble.models import checkpoints
 from ensemble.training import checkpoint, train_all
-from ensemble.training.live_progress import LiveProgress
+from ensemble.training.progress import LiveProgress
 
 SMALL, LARGE = Node("small", 4, id="1", memory=8 * 2**30), Node("large", 16, id="2", gpus=4, memory=64 * 2**30)
 NODES = st.lists(st.integers(1, 64), min_size=1, max_size=6).map(
@@ -175,14 +175,14 @@ def test_missing_ray_says_how_to_get_it(monkeypatch, tmp_path):
 
 def test_a_node_says_what_it_lacks(tmp_path):
     path = artifacts.dataset_path(tmp_path)
-    assert "does not see" in train_worker.node_problem(tmp_path, "0" * 64, (), patience=0)
+    assert "does not see" in train_worker.node_problem(tmp_path, "0" * 64, (), wait_seconds=0)
     path.write_bytes(b"rows")
-    assert f"has another {path}; put --run" in train_worker.node_problem(tmp_path, "0" * 64, (), patience=0)
+    assert f"has another {path}; put --run" in train_worker.node_problem(tmp_path, "0" * 64, (), wait_seconds=0)
     digest, network = artifacts.file_sha256(path), tmp_path / "org" / "net"
-    assert train_worker.node_problem(tmp_path, digest, (), patience=0) == ""
+    assert train_worker.node_problem(tmp_path, digest, (), wait_seconds=0) == ""
     assert f"does not see {network}; put checkpoints" in train_worker.node_problem(tmp_path, digest, (str(network),), 0)
     network.mkdir(parents=True)
-    assert train_worker.node_problem(tmp_path, digest, (str(network),), patience=0) == ""
+    assert train_worker.node_problem(tmp_path, digest, (str(network),), wait_seconds=0) == ""
 
 
 def test_checkpoints_and_weights_of_this_machine_are_named_with_their_place(tmp_path, monkeypatch):
@@ -201,28 +201,50 @@ def test_a_file_that_appears_late_is_waited_for(tmp_path):
     path = artifacts.dataset_path(tmp_path)
     threading.Timer(0.3, path.write_bytes, [b"rows"]).start()
     digest = sha256(b"rows").hexdigest()
-    assert train_worker.node_problem(tmp_path, digest, (), patience=10) == ""
+    assert train_worker.node_problem(tmp_path, digest, (), wait_seconds=10) == ""
 
 
 NODE = ("a (10.0.0.1)", "1")
+OUTCOME = '{"name": "vit", "status": "trained"}'
+
+
+def task(request, resources=placement.ResourceRequest(1, 0, 0)):  # noqa: B008
+    return train_driver.Task(request, resources, "[1/1] vit: training on ")
+
+
+def begun(request, tries, first=1):
+    """Writes to the task's log what a worker does when it begins."""
+    for attempt in range(first, first + tries):
+        train_worker.append_line(request.log_path, f"== try {attempt} on a, node 1 ==")
 
 
 def test_what_another_command_on_the_same_run_tells_is_not_read(tmp_path, monkeypatch):
     artifacts.dataset_path(tmp_path).write_bytes(b"rows")
     mine, other = order(tmp_path), order(tmp_path, job="b")
-    for _ in range(train_worker.MAX_TRIES):
-        events.Events(other.events).tell("begin", node="a", node_id="1", attempt=1)
-    done = f"from ensemble.cluster import events; from pathlib import Path; events.Events(Path({str(mine.events)!r}))"
-    outcome = f"{done}.tell('outcome', values={{'name': 'vit', 'status': 'trained'}})"
-    monkeypatch.setattr(train_worker, "command", lambda order: [sys.executable, "-c", outcome])
+    begun(other, train_worker.MAX_TRIES)
+    outcome = f"open({str(mine.outcome_path)!r}, 'w').write('{OUTCOME}')"
+    monkeypatch.setattr(train_worker, "command", lambda request: [sys.executable, "-c", outcome])
     monkeypatch.setattr(train_worker, "_node", lambda: NODE)
     assert train_worker.train(mine) == {"name": "vit", "status": "trained"}
-    assert len(events.read(other.events)[0]) == train_worker.MAX_TRIES
+    assert len(train_worker.read_lines(other.log_path)[0]) == train_worker.MAX_TRIES
+    assert train_worker.read_lines(mine.log_path)[0] == ["== try 1 on a (10.0.0.1), node 1 =="]
+    assert not mine.outcome_path.exists()
+
+
+def test_an_outcome_of_an_earlier_try_is_not_taken(tmp_path, monkeypatch):
+    artifacts.dataset_path(tmp_path).write_bytes(b"rows")
+    request = order(tmp_path)
+    begun(request, 1)
+    request.outcome_path.write_text(OUTCOME)
+    monkeypatch.setattr(train_worker, "command", lambda request: [sys.executable, "-c", "raise SystemExit(3)"])
+    monkeypatch.setattr(train_worker, "_node", lambda: NODE)
+    with pytest.raises(train_worker.WorkerLostError, match="exit code 3"):
+        train_worker.train(request)
 
 
 def test_a_node_of_other_versions_refuses_and_names_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(train_worker, "_node", lambda: NODE)
-    here = ray_look.node_versions(train_worker.COMPARED_PACKAGES)
+    here = nodes.node_versions(train_worker.COMPARED_PACKAGES)
     other = order(tmp_path, versions={**here, "manyeyes": "0.1 (00000000)", "torch": "1.0"})
     with pytest.raises(
         UnavailableError, match=r"^a \(10\.0\.0\.1\) has other versions: manyeyes .* torch .* 1\.0 here; "
@@ -232,17 +254,15 @@ def test_a_node_of_other_versions_refuses_and_names_itself(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("bad", ["1", "2"])
 def test_nodes_of_one_name_are_all_asked(tmp_path, monkeypatch, bad):
-    nodes = [Node("vm (10.0.0.1)", 2, id="1"), Node("vm (10.0.0.1)", 2, id="2")]
+    alike = [Node("vm (10.0.0.1)", 2, id="1"), Node("vm (10.0.0.1)", 2, id="2")]
     ray = SimpleNamespace(
         exceptions=SimpleNamespace(RayError=OSError), get=lambda node, timeout: "lacks it" if node == bad else ""
     )
-    monkeypatch.setattr(train_driver.connect, "nodes", lambda ray: nodes)
-    monkeypatch.setattr(ray_look, "check_nodes", lambda *given: None)
-    monkeypatch.setattr(ray_look, "on_node", lambda ray, node, work: SimpleNamespace(remote=lambda *given: node))
+    monkeypatch.setattr(train_driver.connect, "nodes", lambda ray: alike)
+    monkeypatch.setattr(nodes, "check_nodes", lambda *given: None)
+    monkeypatch.setattr(nodes, "on_node", lambda ray, node, work: SimpleNamespace(remote=lambda *given: node))
     with pytest.raises(UnavailableError, match=r"^vm \(10\.0\.0\.1\) lacks it$"):
-        train_driver._check_nodes(
-            train_driver.Cluster(ray, "cpu"), [order(tmp_path)], {"vit": placement.ResourceRequest(1, 0, 0)}
-        )
+        train_driver._check_nodes(ray, [task(order(tmp_path))])
 
 
 def test_a_wait_for_room_is_said_once(tmp_path, monkeypatch):
@@ -252,13 +272,10 @@ def test_a_wait_for_room_is_said_once(tmp_path, monkeypatch):
         get=lambda reference: {"name": "vit", "status": "trained"},
     )
     monkeypatch.setattr(train_driver.connect, "nodes", lambda ray: [SMALL])
-    monkeypatch.setattr(train_driver, "ROOM", 0.03)
-    monkeypatch.setattr(train_driver, "LOOK", 0.02)
-    tasks = {1: train_driver._Task("vit", tmp_path / "events", placement.ResourceRequest(4, 0, 2**31))}
-    with LiveProgress(["vit"], lines.append, several=True) as board:
-        assert [found.status for found in train_driver._follow(ray, tasks, board, train_driver._Clock(), {})] == [
-            "trained"
-        ]
+    monkeypatch.setattr(train_driver, "CAPACITY_HINT_SECONDS", 0.03)
+    monkeypatch.setattr(train_driver, "POLL_SECONDS", 0.02)
+    tasks = {1: task(order(tmp_path), placement.ResourceRequest(4, 0, 2**31))}
+    assert [found.status for found in train_driver._follow(ray, tasks, lines.append)] == ["trained"]
     assert lines == [
         "  waiting for room: vit needs 4 CPUs, 2.0 GiB of memory; the cluster has small: 4 CPUs, which others may use"
     ]
@@ -266,8 +283,8 @@ def test_a_wait_for_room_is_said_once(tmp_path, monkeypatch):
 
 HOLDS = """
 import sys, time
-from ensemble.cluster import local_ray as ray_own
-with ray_own.private_folder() as found:
+from ensemble.cluster import local_ray
+with local_ray.private_folder() as found:
     print(found, flush=True)
     time.sleep(60)
 """
@@ -319,12 +336,10 @@ def test_a_ray_of_our_own_needs_a_process_that_has_not_loaded_it():
 @pytest.mark.parametrize("tries", [1, 3, 4])
 def test_a_member_whose_process_is_lost_again_and_again_is_given_up(tmp_path, monkeypatch, tries):
     artifacts.dataset_path(tmp_path).write_bytes(b"rows")
-    path = order(tmp_path).events
-    for attempt in range(1, tries):
-        events.Events(path).tell("begin", node="a", node_id="1", attempt=attempt)
-    artifacts.ensure_folder(path.parent)
+    begun(order(tmp_path), tries - 1)
+    artifacts.ensure_folder(order(tmp_path).log_path.parent)
     dies = [sys.executable, "-c", "import os; print('loading', flush=True); os.kill(os.getpid(), 9)"]
-    monkeypatch.setattr(train_worker, "command", lambda order: dies)
+    monkeypatch.setattr(train_worker, "command", lambda request: dies)
     monkeypatch.setattr(train_worker, "_node", lambda: NODE)
     again = train_worker.WorkerLostError if tries < train_worker.MAX_TRIES else TrainingError
     told = r"^its process ended without a result on .*: killed by signal 9 \(out of memory\?\); it last said: loading "
@@ -338,9 +353,7 @@ def test_a_member_whose_process_is_lost_again_and_again_is_given_up(tmp_path, mo
 def test_a_worker_that_is_lost_again_and_again_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(train_worker, "_node", lambda: NODE)
     artifacts.dataset_path(tmp_path).write_bytes(b"rows")
-    told = events.Events(order(tmp_path).events)
-    for attempt in range(1, train_worker.MAX_TRIES + 1):
-        told.tell("begin", node="a", node_id="1", attempt=attempt)
+    begun(order(tmp_path), train_worker.MAX_TRIES)
     with pytest.raises(TrainingError, match=r"^its worker was lost 4 times: fewer members at once"):
         train_worker.train(order(tmp_path))
 
@@ -384,9 +397,9 @@ def test_the_last_words_are_those_of_this_try(tmp_path):
     assert train_worker._log_tail(tmp_path / "none", 0) == ""
 
 
-def test_events_of_a_killed_job_are_removed_after_a_day(tmp_path):
+def test_logs_of_a_killed_job_are_removed_after_a_day(tmp_path):
     old, young, other = (
-        artifacts.beside_work_path(tmp_path, name, f"{job}.events")
+        artifacts.beside_work_path(tmp_path, name, f"{job}.{train_worker.TASK_LOG}")
         for name, job in (("vit", "a"), ("vit", "b"), ("vit_2", "a"))
     )
     artifacts.ensure_folder(old.parent)
@@ -394,57 +407,66 @@ def test_events_of_a_killed_job_are_removed_after_a_day(tmp_path):
         path.touch()
     for path in (old, other):
         os.utime(path, (time.time() - 90_000,) * 2)
-    train_driver._remove_left(tmp_path, ["vit"])
+    train_driver._remove_stale_logs(tmp_path, ["vit"])
     assert [path.exists() for path in (old, young, other)] == [False, True, True]
 
 
 def test_other_machines_say_themselves_in_what_they_compute(monkeypatch):
     monkeypatch.setattr(train_all.precision, "_bf16_capable", lambda device: False)
     for device in ("cpu", "cuda"):
-        train_all.check_ready([recipe(precision="bf16")], device, elsewhere=True)
+        train_all.check_ready([recipe(precision="bf16")], device, remote=True)
     with pytest.raises(UnavailableError, match="fp16 needs a GPU"):
-        train_all.check_ready([recipe(precision="fp16")], "cpu", elsewhere=True)
+        train_all.check_ready([recipe(precision="fp16")], "cpu", remote=True)
     with pytest.raises(UnavailableError, match="does not compute in bf16"):
         train_all.check_ready([recipe(precision="bf16")], "cpu")
 
 
-def test_the_last_scored_images_are_told(tmp_path):
-    told = events.Events(tmp_path / "events", clock=lambda: 0.0)
-    scored = told.scoring("tune", 100)
-    for _ in range(10):
-        scored(10)
-    found, _ = events.read(tmp_path / "events")
-    assert sum(event["count"] for event in found if event["what"] == "scored") == 100
-
-
-def test_events_carry_to_another_board_what_the_training_tells(tmp_path):
-    path, now, lines = tmp_path / "events", [100.0], []
-    told = events.Events(path, clock=lambda: now[0])
-    told.tell("begin", node="a", node_id="1", attempt=1)
-    told.part("", 2, 100)
-    for step in range(1, 51):
-        now[0] += 0.25
-        told.step(step, 1 / step, 1e-3, 8)
-    scored = told.scoring("tune", 20)
-    for _ in range(20):
-        now[0] += 0.25
-        scored(1)
-    told.epoch({"epoch": 1, "train_loss": 0.5, "tune_auroc": 0.75}, better=True)
+def test_whole_lines_of_a_log_are_read_once(tmp_path):
+    path = tmp_path / "work" / "log"
+    assert train_worker.read_lines(path) == ([], 0)
+    train_worker.append_line(path, "  epoch 1/3: ü\u2028x")
     with path.open("ab") as file:
-        file.write(b'{"what": "sa')  # not whole yet
-    found, end = events.read(path)
-    assert events.read(path, end) == ([], end)
-    assert sum(event["images"] for event in found if event["what"] == "step") == 400, "none lost"
-    assert len(found) < 30, "and few written"
-    task, clock = train_driver._Task("vit", path, placement.ResourceRequest(1, 0, 0)), train_driver._Clock()
-    with LiveProgress(["vit"], lines.append, clock=clock, several=True) as board:
-        train_driver._replay(task, board, clock, {"vit": "[1/1] vit: training on "})
-        left = board._running["vit"].line(time.monotonic())
-        assert left.startswith("epoch 2/2 on a, step 50/100, loss 0.0200, lr 0.001, 32 images/s, "), left
+        file.write(b"  epoch 2/3")  # not whole yet
+    found, end = train_worker.read_lines(path)
+    assert found == ["  epoch 1/3: ü x"]
+    assert train_worker.read_lines(path, end) == ([], end)
+    train_worker.append_line(path, ": done")
+    assert train_worker.read_lines(path, end)[0] == ["  epoch 2/3: done"]
+
+
+def test_the_driver_prints_a_member_s_log_and_where_it_is_trained(tmp_path):
+    lines, request = [], order(tmp_path)
+    one = task(request)
+    train_driver._print_log(one, lines.append)
+    assert (lines, one.node_id) == ([], "")
+    begun(request, 1)
+    with LiveProgress(["vit"], partial(train_worker.append_line, request.log_path), clock=lambda: 0.0) as progress:
+        progress.log("  vit: another process trains it; waiting for that one to end")
+        progress.begin_member("vit", "cpu")
+        progress.on_fit_begin("", epochs=2, steps=100)
+        progress.on_epoch_end({"epoch": 1, "train_loss": 0.5, "tune_auroc": 0.75}, better=True)
+    train_driver._print_log(one, lines.append)
+    assert one.node_id == "1"
+    begun(request, 1, first=2)
+    train_driver._print_log(one, lines.append)
+    train_driver._print_log(one, lines.append)
     assert lines == [
         "[1/1] vit: training on a",
+        "  vit: another process trains it; waiting for that one to end",
         "  vit: epoch 1/2: train loss 0.5000, tune AUROC 0.7500, best",
+        "[1/1] vit: training on a (try 2)",
     ]
+
+
+def test_a_member_whose_node_is_gone_is_told_once(tmp_path, monkeypatch):
+    lines, one = [], task(order(tmp_path))
+    monkeypatch.setattr(train_driver.connect, "nodes", lambda ray: [LARGE])
+    train_driver._report_lost_nodes(None, [one], lines.append)
+    assert lines == [], "it has not begun"
+    one.node_id = SMALL.id
+    for _ in range(2):
+        train_driver._report_lost_nodes(None, [one], lines.append)
+    assert lines == ["  vit: its node is gone; it goes on from its last saved state where there is room"]
 
 
 def test_a_member_is_trained_by_one_process_at_a_time(tmp_path):
@@ -467,8 +489,8 @@ def test_a_member_is_trained_by_one_process_at_a_time(tmp_path):
 
 WAITS = """
 import sys, time
-from ensemble.cluster import train_worker as ray_worker
-ray_worker.end_with_input()
+from ensemble.cluster import train_worker
+train_worker.end_with_input()
 print("up", flush=True)
 while True:
     time.sleep(0.1)
@@ -487,6 +509,6 @@ def test_a_training_ends_with_its_pipe():
 
 
 def test_an_order_travels_as_json(tmp_path):
-    whole = order(tmp_path, report_to=("tensorboard",), places=("/a",))
-    assert TrainRequest.of(json.dumps(asdict(whole))) == whole
+    whole = order(tmp_path, report_to=("tensorboard",), local_paths=("/a",))
+    assert TrainRequest.from_json(json.dumps(asdict(whole))) == whole
     assert Recipe.model_validate(whole.recipe) == recipe()

@@ -1,5 +1,6 @@
 """train-all on a real Ray of this machine: the members of one process, whatever is killed meanwhile."""
 
+import json
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ from helpers import run_cli
 from small_job import ROOT, SHARES
 from train_orders import order
 
-from ensemble.cluster import connect, events, local_ray, nodes, placement, train_driver, train_worker
+from ensemble.cluster import connect, local_ray, nodes, placement, train_driver, train_worker
 from ensemble.core import artifacts
 from ensemble.core.errors import UnavailableError
 from ensemble.core.recipe_files import load_recipes
@@ -111,7 +112,7 @@ def trainings(run):
 
 def training(run, name):
     """The process of a member that has saved some of its work, and has told so."""
-    wait_for(lambda: any(event["what"] == "epoch" for event in told(run, name)))
+    wait_for(lambda: any(" epoch " in line for line in told(run, name)))
     (process,) = [process for process in trainings(run) if f'"name": "{name}"' in process.info["cmdline"][-1]]
     return process
 
@@ -125,7 +126,8 @@ def wait_for(true, seconds=120):
 
 def told(run, name="*"):
     """What was told of the members, as far as it is still there."""
-    return [event for path in (run / "work").glob(f".{name}.*.events") for event in events.read(path)[0]]
+    logs = (run / "work").glob(f".{name}.*.{train_worker.TASK_LOG}")
+    return [line for path in logs for line in train_worker.read_lines(path)[0]]
 
 
 def logits(run, name):
@@ -208,7 +210,7 @@ def test_a_killed_driver_leaves_no_orphans_and_the_same_command_goes_on(cluster,
 def test_a_member_that_another_process_trains_is_waited_for(cluster, work, data, local, run):
     with checkpoint.member_lock(run, "tiny_vit", print):
         driver = start(cluster, "train", work / "recipes" / "tiny_vit.yaml", *data, "--run", run)
-        wait_for(lambda: any("another process trains it" in event.get("line", "") for event in told(run)))
+        wait_for(lambda: any("another process trains it" in line for line in told(run)))
         shutil.copytree(artifacts.member_path(local, "tiny_vit"), artifacts.member_path(run, "tiny_vit"))
     out, _ = finish(driver)
     assert "  tiny_vit: another process trains it; waiting for that one to end" in out
@@ -267,15 +269,18 @@ def test_a_node_that_cannot_train_is_named_before_any_training(cluster, tmp_path
         return {"torch": "0.1" if ray.get_runtime_context().get_task_id() else "0.2"}
 
     artifacts.dataset_path(tmp_path).write_bytes(b"rows")
-    here, share = order(tmp_path), placement.ResourceRequest(cpus=1, gpus=0, memory=0)
+
+    def task(request):
+        return train_driver.Task(request, placement.ResourceRequest(cpus=1, gpus=0, memory=0), "")
+
+    here = order(tmp_path)
     with connect.connected(cluster.address) as connected:
-        on = train_driver.Cluster(connected, "cpu")
-        train_driver._check_nodes(on, [here], {"vit": share})
+        train_driver._check_nodes(connected, [task(here)])
         with pytest.raises(UnavailableError, match=r"^.+ \(.+\) does not see .*dataset\.parquet; put --run"):
-            train_driver._check_nodes(on, [replace(here, run=str(tmp_path / "elsewhere"))], {"vit": share})
+            train_driver._check_nodes(connected, [task(replace(here, run=str(tmp_path / "elsewhere")))])
         monkeypatch.setattr(nodes, "node_versions", by_value)
         with pytest.raises(UnavailableError, match=r"^.+ \(.+\) has other versions: torch 0\.1 there, 0\.2 here; "):
-            train_driver._check_nodes(on, [here], {"vit": share})
+            train_driver._check_nodes(connected, [task(here)])
 
 
 @pytest.fixture
@@ -292,14 +297,15 @@ def both(work, data, run):
 
 
 def train(two, run):
-    """The exit code of torchrun, and what the processes told last."""
+    """The exit code of torchrun, and the outcome that the processes wrote, if any."""
     code = train_worker._run(train_worker.command(two), train_worker.environment(two), ROOT, run / "log")
-    return code, told(run)[-1]
+    return code, json.loads(two.outcome_path.read_text()) if two.outcome_path.exists() else None
 
 
 def test_several_processes_train_the_member_that_one_does(local, both, run):
-    code, last = train(both(), run)
-    assert (code, last["values"]["status"]) == (0, "trained"), (run / "log").read_text()
+    code, outcome = train(both(), run)
+    assert code == 0, (run / "log").read_text()
+    assert outcome["status"] == "trained"
     np.testing.assert_allclose(logits(run, "tiny_vit"), logits(local, "tiny_vit"), atol=1e-3)
 
 
@@ -311,13 +317,13 @@ def test_one_of_several_processes_that_is_killed_is_no_failure_of_the_member(bot
 
     killer = threading.Thread(target=kill)
     killer.start()
-    code, last = train(both("train.epochs=200"), run)
+    code, outcome = train(both("train.epochs=200"), run)
     killer.join()
-    assert (code, last["what"] != "outcome") == (1, True)
+    assert (code, outcome) == (1, None)
     assert not trainings(run)
 
 
 def test_an_error_of_ours_is_a_failure_of_the_member_in_several_processes_too(both, run):
-    code, last = train(both("train.accumulate=1", "train.batch_size=1"), run)
+    code, outcome = train(both("train.accumulate=1", "train.batch_size=1"), run)
     assert code == 1
-    assert last["values"]["error"] == "2 processes share steps of 1 images; start fewer processes"
+    assert outcome["error"] == "2 processes share steps of 1 images; start fewer processes"

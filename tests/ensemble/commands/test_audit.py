@@ -11,7 +11,7 @@ from ensemble.audit import prepare_dataset
 from ensemble.core import artifacts
 from ensemble.data import dataset
 from ensemble.training import train_all
-from ensemble.training.train_all import Outcome
+from ensemble.training.train_member import Outcome
 
 RECIPE = b"backbone: {architecture: timm/none}\ntrain: {lr: 1.0e-3, epochs: 1, batch_size: 4}\n"
 SHARES = ("--tune", 0.2, "--heldout", 0.3)
@@ -43,7 +43,7 @@ def trained(monkeypatch):
     """Instead of training, writes members with random logits; holds the frames they were to be trained on."""
     frames = []
 
-    def stub(recipes, frame, run, setup, log, fresh, cluster):
+    def stub(recipes, frame, run, context, log, fresh, engine):
         frames.append(frame)
         rows = frame[~frame["split"].isin(["train", "tune"])]
         logits = np.random.default_rng(0).normal(size=len(rows))
@@ -54,7 +54,7 @@ def trained(monkeypatch):
         return [Outcome(recipe.name, "trained", 1.0) for recipe in recipes]
 
     monkeypatch.setattr(train_all, "train_all", stub)
-    monkeypatch.setattr(train_all, "check_ready", lambda recipes, device, report_to, elsewhere: None)
+    monkeypatch.setattr(train_all, "check_ready", lambda recipes, device, report_to, remote: None)
     return frames
 
 

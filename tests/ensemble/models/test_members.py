@@ -19,7 +19,8 @@ from helpers import (
 from ensemble.core import artifacts, metrics
 from ensemble.core.errors import ArtifactError
 from ensemble.models import members
-from ensemble.training.train_all import Outcome, summary
+from ensemble.training.train_all import summary
+from ensemble.training.train_member import Outcome
 
 
 @pytest.fixture

@@ -77,7 +77,8 @@ def quiet(title, total):
 
 def fit(member, recipe, frame, plan=None, seed=0, progress=quiet):
     train, tune = frame[frame["split"] == "train"], frame[frame["split"] == "tune"]
-    return linear_probe.fit_probe(member, recipe, train, tune, plan, seed, "cpu", progress)
+    config = linear_probe.ProbeConfig(recipe, train, tune, plan, seed, "cpu")
+    return linear_probe.fit_probe(member, config, progress)
 
 
 @pytest.fixture
@@ -157,7 +158,7 @@ def test_the_strength_is_that_of_the_least_tune_loss():
     for strength in linear_probe.C_GRID:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=5000)).fit(rows, labels)
         losses.append(metrics.log_loss(tune_labels, model.predict_proba(tuned)[:, 1]))
-    assert line.strength == linear_probe.C_GRID[np.argmin(losses)]
+    assert linear_probe.C_GRID[np.argmin(losses)] == line.C
     assert 0 < np.argmin(losses) < len(losses) - 1
     logits = tuned @ line.weight + line.bias
     np.testing.assert_allclose(line.tune_logits, logits, atol=1e-3)
@@ -167,8 +168,8 @@ def test_the_strength_is_that_of_the_least_tune_loss():
 def test_without_tune_rows_the_given_strength_is_taken(frame):
     recipe = recipe_of()
     train = frame[frame["split"] == "train"]
-    nothing = lambda title, total: lambda count: None  # noqa: E731
-    record = linear_probe.fit_probe(build(recipe), recipe, train, None, None, 0, "cpu", nothing, strength=0.01)
+    config = linear_probe.ProbeConfig(recipe, train, None, None, 0, "cpu", C=0.01)
+    record = linear_probe.fit_probe(build(recipe), config, quiet)
     assert record["strength"] == 0.01
     assert not [name for name in record if name.startswith("tune")]
 

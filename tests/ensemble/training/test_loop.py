@@ -16,7 +16,7 @@ from ensemble.training import checkpoint, step
 from ensemble.training import loop as fits
 from ensemble.training.data_loader import TrainDataset
 from ensemble.training.distributed import ProcessGroup
-from ensemble.training.live_progress import LiveProgress
+from ensemble.training.progress import LiveProgress
 from ensemble.training.tracking import open_trackers
 from ensemble.training.validation import RowReader, best_epoch, predict_logits
 
@@ -46,7 +46,7 @@ class Recorder(LiveProgress):
         super().__init__(["one"], self.said.append)
         self.kill_at, self.steps = kill_at, []
 
-    def step(self, number, loss, lr, images):
+    def on_step(self, number, loss, lr, images):
         self.steps.append(number)
         if number == self.kill_at:
             raise Killed
