@@ -73,7 +73,12 @@ def _training_rate(
     precision, channels_last = choose_precision_and_layout(member, recipe.train, processes.device_type)
     state = build_train_state(member, recipe.train, TIMED_BATCHES, precision, channels_last, processes)
     rows = TrainDataset(
-        dataset.files(train), train["label"].to_numpy(), member.preprocess_config, recipe.augment, reader.seed, reader.plan
+        dataset.files(train),
+        train["label"].to_numpy(),
+        member.preprocess_config,
+        recipe.augment,
+        reader.seed,
+        reader.plan,
     )
     size = min(recipe.train.batch_size, len(rows))
     order = [
