@@ -40,28 +40,23 @@ class CorruptPartError(DataError):
 
 @contextmanager
 def translate_hub_errors(repo: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises into a DataError that says what to do."""
+    """Turn errors of huggingface_hub into a DataError that says what to do."""
     from huggingface_hub import errors
 
     url = f"https://huggingface.co/datasets/{repo}"
+    reason: str | None
     try:
         yield
+    except errors.GatedRepoError:
+        reason = f"access is granted on request: accept its terms at {url}, then run: hf auth login"
+    except errors.RemoteEntryNotFoundError:
+        reason = f"the files have moved; see {url}/tree/main"
     except Exception as error:
-        reason: str | None
-        match error:
-            case errors.GatedRepoError():
-                reason = f"access is granted on request: accept its terms at {url}, then run: hf auth login"
-            case errors.RevisionNotFoundError():
-                reason = "it has no such revision"
-            case errors.RepositoryNotFoundError():
-                reason = "no such data set, or it is private: check the name, or run: hf auth login"
-            case errors.RemoteEntryNotFoundError():
-                reason = f"the files have moved; see {url}/tree/main"
-            case _:
-                reason = explain(error)
-        if reason is None:
+        if (reason := explain(error)) is None:
             raise
-        raise DataError(f"{repo}: {reason}") from None
+    else:
+        return
+    raise DataError(f"{repo}: {reason}")
 
 
 def resolve_revision(repo: str, revision: str | None = None) -> tuple[str, str | None]:

@@ -5,22 +5,20 @@ byte range. Where the server does not support ranges, kagglehub downloads the wh
 and it is read from disk.
 """
 
-import io
 import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
+
+from fsspec.spec import AbstractBufferedFile
 
 from ensemble.core.errors import DataError
 from ensemble.data.archives import DamagedArchiveError, read_zip
 from ensemble.fetch.catalogue import ImageSource
 from ensemble.fetch.fetch_job import FetchJob, require_package
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 BLOCK_BYTES = 4 << 20  # size of one request
 MAX_RETRIES = 5
@@ -62,7 +60,7 @@ def open_zip(
         size = int(response.headers.get("Content-Length", 0))
         if size and response.headers.get("Accept-Ranges") == "bytes":
             response.close()
-            with io.BufferedReader(_HttpRangeFile(response.url, size, on_bytes), BLOCK_BYTES) as file:
+            with _HttpRangeFile(response.url, size, on_bytes) as file:
                 yield file, version
             return
         partial_folder.mkdir(parents=True, exist_ok=True)
@@ -132,51 +130,26 @@ def _unreachable(error: Exception) -> str:
     return f"Kaggle cannot be reached ({type(error).__name__}); run the same command again to go on"
 
 
-class _HttpRangeFile(io.RawIOBase):
-    """A file at a URL, read by HTTP range requests. Wrap it in a BufferedReader: one buffer is one request."""
+class _HttpRangeFile(AbstractBufferedFile):
+    """A file at a URL, read by HTTP range requests of about BLOCK_BYTES."""
 
     def __init__(self, url: str, size: int, on_bytes: Callable[[int], None]) -> None:
         import requests
 
-        super().__init__()
-        self._url, self._size, self._on_bytes = url, size, on_bytes
-        self._position = 0
-        self._session = requests.Session()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(base + offset, 0)
-        return self._position
-
-    def readinto(self, buffer: "WriteableBuffer", /) -> int:
-        target = memoryview(buffer).cast("B")
-        stop = min(self._position + len(target), self._size)
-        if stop <= self._position:
-            return 0
-        data = self._read_range(self._position, stop)
-        target[: len(data)] = data
-        self._position += len(data)
-        self._on_bytes(len(data))
-        return len(data)
+        super().__init__(fs=None, path=url, block_size=BLOCK_BYTES, size=size)
+        self._on_bytes, self._session = on_bytes, requests.Session()
 
     def close(self) -> None:
-        if not self.closed:
-            self._session.close()
+        self._session.close()
         super().close()
 
-    def _read_range(self, start: int, stop: int) -> bytes:
+    def _fetch_range(self, start: int, stop: int) -> bytes:
         import requests
 
         headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
         for attempt in range(MAX_RETRIES + 1):
             try:
-                with self._session.get(self._url, headers=headers, timeout=TIMEOUT_SECONDS, stream=True) as response:
+                with self._session.get(self.path, headers=headers, timeout=TIMEOUT_SECONDS, stream=True) as response:
                     if response.status_code < 500 and response.status_code != 206:
                         raise DataError(
                             f"Kaggle's link is refused or has run out (HTTP {response.status_code}); "
@@ -184,6 +157,7 @@ class _HttpRangeFile(io.RawIOBase):
                         )
                     response.raise_for_status()
                     if len(data := response.content) == stop - start:
+                        self._on_bytes(len(data))
                         return bytes(data)
                     raise requests.ConnectionError("too few bytes")
             except requests.RequestException as error:

@@ -133,7 +133,7 @@ def test_what_is_wrong_is_said_in_one_line(ran):
     )
     assert errors[2].startswith("Error: org/rows: Bad split: test")
     assert errors[3].startswith("Error: org/gated: access is granted on request: accept its terms at https://")
-    assert errors[4].startswith("Error: org/nothing: no such data set, or it is private")
+    assert errors[4].startswith("Error: org/nothing: no such repository, or it is private")
     assert len(errors) == len(ran[3]) - 2 == 5, ran[3]
     assert not (ran[0] / "bad").exists()
 

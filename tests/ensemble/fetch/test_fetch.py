@@ -231,7 +231,7 @@ def test_a_table_that_points_elsewhere_leads_nowhere(hub, tmp_path):
     [
         (lambda hub: hub.gated.add(REPO), "access is granted on request: accept its terms at https://huggingface.co/"),
         (lambda hub: hub.locked.add(REPO), "access is granted on request: accept its terms at https://huggingface.co/"),
-        (lambda hub: hub.repos.clear(), "no such data set, or it is private"),
+        (lambda hub: hub.repos.clear(), "no such repository, or it is private"),
         (
             lambda hub: hub.repos[REPO].update({f"{MIDJOURNEY}.zip": hub.repos[REPO].pop(MIDJOURNEY)}),
             "has no ImageData/val/Midjourneyv5-5K/Midjourneyv5-5K.tar.gz any more; ",
