@@ -75,7 +75,9 @@ def measure(
 
 def main() -> None:
     arguments = parse()
-    items, notes = sources.read_data([arguments.data], arguments.images, group_column=arguments.group_column)
+    items, notes = sources.read_data(
+        [arguments.data], sources.ReadOptions(arguments.images, group_column=arguments.group_column)
+    )
     print("\n".join(notes))
     speeds, targets, printed = measure(arguments, items)
     labels = np.array([item.label for item in items])

@@ -12,7 +12,7 @@ import timm
 import torch
 import transformers
 
-from ensemble.data.demo_data import packaged_photos
+from ensemble.fetch.demo_data import packaged_photos
 
 LABELS = {0: "real", 1: "ai"}
 PROCESSOR = {

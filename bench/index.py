@@ -114,7 +114,7 @@ def links(folder: Path, count: int, work: Path) -> None:
 
 def cut_tiles(folder: Path, side: int = 256) -> Path:
     """JPEG tiles of the photographs that scikit-image and scikit-learn ship."""
-    from ensemble.data.demo_data import packaged_photos
+    from ensemble.fetch.demo_data import packaged_photos
 
     folder.mkdir(parents=True)
     for name, photo in packaged_photos().items():

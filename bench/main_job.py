@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/bench"))
     options, more = parser.parse_known_args()
     if options.data is None:
-        from ensemble.data.demo_data import make_demo_data
+        from ensemble.fetch.demo_data import make_demo_data
         from export.commands.demo import TRAINING
 
         more += TRAINING

@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/options"))
     options = parser.parse_args()
     precision.keep_freed_memory()
-    labelled, _ = sources.read_data([options.data], None, {}, None, "group")
+    labelled, _ = sources.read_data([options.data])
     frame, _ = dataset.build_dataset(labelled, Fractions(), 0)
     test = pd.read_csv(options.test, dtype={"id": str}).merge(pd.read_csv(options.labels, dtype={"id": str}), on="id")
     files = [options.test.parent / path for path in test["path"]]

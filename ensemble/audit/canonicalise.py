@@ -5,7 +5,7 @@ Audit and canonical form of data as the user names it: read, index, and hand on.
 
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -128,10 +128,7 @@ def audit_data(
 def canonicalise_data(
     data: Sequence[Path],
     folder: Path,
-    images: Path | None,
-    classes: Mapping[str, str],
-    positive: str | None,
-    group_column: str,
+    options: sources.ReadOptions,
     skip_unreadable: bool,
     size: int | None,
     quality: tuple[int, int] | None,
@@ -145,7 +142,7 @@ def canonicalise_data(
         raise DataError(f"{folder} holds the data itself, or lies in it; name another folder")
     artifacts.ensure_writable(target.parent)
     check_output(folder)
-    items, notes = sources.read_data(data, images, classes, positive, group_column)
+    items, notes = sources.read_data(data, options)
     kept, indexed = dataset.index_items(items, skip_unreadable)
     plan = make_plan(indexed.headers, np.array([item.label for item in kept]), size, quality)
     near = dataset.near_pairs(indexed)

@@ -15,7 +15,7 @@ from ensemble.audit import metadata_classifier
 from ensemble.audit.checks import Finding, by_class
 from ensemble.audit.metadata_classifier import CONTENT_C, PROBED, SPECTRUM_C, WARN, thumb_table
 from ensemble.core.errors import DataError, join_limited
-from ensemble.data import files, sources
+from ensemble.data import sources
 from ensemble.data.index import FileIndex, index_files
 from ensemble.images import near_duplicates, pixel_traces
 
@@ -31,14 +31,10 @@ class Test:
 
 def read_test(path: Path, images: Path | None = None) -> Test:
     """Index a test set: a folder of images, or a CSV with id or path. Labels are not looked at."""
-    if path.is_dir():
-        names = files.list_images(path)
-        found = [path / name for name in names]
-    elif path.is_file():
-        root, paths = sources.locate(sources.read_table(path), path, images)
-        names, found = list(paths), [root / name for name in paths]
-    else:
+    if not path.exists():
         raise DataError(f"no test set at {path}; give a folder of images, or a CSV with id or path")
+    items = sources.read_unlabelled(path, images)
+    names, found = [item.path for item in items], [item.file for item in items]
     if not found:
         raise DataError(f"{path} holds no images")
     indexed = index_files(found, label="index test")

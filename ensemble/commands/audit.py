@@ -60,7 +60,7 @@ def audit(
             raise click.UsageError("--run scores the swap test of the page; name that with --html")
         artifacts.list_members(run)
     skipped: sources.Skipped = Counter()
-    items, notes = sources.read_data(data, images, classes, positive, group_column, skipped)
+    items, notes = sources.read_data(data, sources.ReadOptions(images, classes, positive, group_column, skipped))
     audited, test = audit_data(items, notes, skipped, against, images)
     found = audited.audit.to_dict()
     click.echo(f"{found['images']} images, {found['ai']} ai, in {found['groups']} groups")

@@ -26,7 +26,15 @@ from ensemble.commands.options import require_training_packages
     help="Lowest and highest quality of the last JPEG.  [default: below what the classes have]",
 )
 @options.seed
-def canonicalise(data: Sequence[Path], folder: Path, **settings: Any) -> int:
+def canonicalise(
+    data: Sequence[Path],
+    folder: Path,
+    images: Path | None,
+    classes: dict[str, str],
+    positive: str | None,
+    group_column: str,
+    **settings: Any,
+) -> int:
     """Write labelled images anew, stored alike for both classes, into FOLDER.
 
     Metadata and names go, every image becomes a crop of one size at its own resolution and
@@ -38,8 +46,9 @@ def canonicalise(data: Sequence[Path], folder: Path, **settings: Any) -> int:
     """
     require_training_packages()
     from ensemble.audit.canonicalise import canonicalise_data
+    from ensemble.data.sources import ReadOptions
 
-    for line in canonicalise_data(data, folder, **settings):
+    for line in canonicalise_data(data, folder, ReadOptions(images, classes, positive, group_column), **settings):
         click.echo(line)
     click.echo(f"-> {folder / 'data.csv'}; next: python cli.py audit {folder / 'data.csv'}")
     return 0

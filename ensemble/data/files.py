@@ -1,8 +1,8 @@
-"""Image files on disk: listing folders, and finding the file that an id means."""
+"""Image files below a folder, on disk or in a store, and the one that an id means."""
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ensemble.core.errors import DataError, LimitedList, join_limited
+from ensemble.data.storage import ListedFile, Location, walk
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg .jpeg .jpe .jfif .mpo .png .webp .gif .bmp .tif .tiff .avif .ppm .pgm .pbm .pnm").split()
@@ -20,8 +21,8 @@ OTHER_IMAGE_SUFFIXES = frozenset(
     (".heic .heif .jxl .jp2 .j2k .svg .psd .raw .dng .cr2 .cr3 .nef .arw .orf .rw2 .ico .exr .hdr .tga .eps").split()
 )
 # JPEG, PNG, GIF, TIFF; WebP is a RIFF
-IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
-PART = 4096  # texts at a time as Python objects
+IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
+BATCH_ROWS = 4096  # texts at a time as Python objects
 
 
 def expand_user(name: str) -> Path:
@@ -35,34 +36,34 @@ def as_utf8(name: str | os.PathLike[str]) -> str:
 
 
 def list_images(folder: Path, skipped: Counter[str] | None = None) -> list[str]:
-    """`walk_images` as a list."""
-    return list(walk_images(folder, skipped))
+    """The paths of `walk_images`, of a folder on disk."""
+    return [file.path for file in walk_images(folder, skipped)]
 
 
 def walk_images(
-    folder: Path, skipped: Counter[str] | None = None, passed: Callable[[str], object] | None = None
-) -> Iterator[str]:
-    """POSIX paths of all images below `folder`, relative to it, sorted; hidden files are left out.
+    folder: Location, skipped: Counter[str] | None = None, other_file: Callable[[str], object] = lambda path: None
+) -> Iterator[ListedFile]:
+    """All images below `folder`, sorted by their relative POSIX paths; hidden files are left out.
 
     Holds the names of one folder and of those above it. Raises DataError, at the end, if there
     are images of a kind that cannot be read: leaving them out silently would change the data.
     With `skipped` they are counted there by suffix instead. Other files (a CSV, a text) are
-    passed over; `passed` is called with the path of each.
+    skipped; `other_file` is called with the path of each.
     """
-    if not folder.is_dir():
+    if isinstance(folder, Path) and not folder.is_dir():
         raise DataError(f"no such folder: {folder}")
     unknown, unreadable = Counter[str](), LimitedList()
-    for path in _walk(folder):
-        suffix = os.path.splitext(path)[1].lower()
+    for file in walk(folder):
+        suffix = os.path.splitext(file.path)[1].lower()
         if suffix in IMAGE_SUFFIXES:
-            if path == path.encode(errors="replace").decode():
-                yield path
+            if file.path == file.path.encode(errors="replace").decode():
+                yield file
             else:
-                unreadable.add(ascii(path))
-        elif suffix in OTHER_IMAGE_SUFFIXES or _starts_like_an_image(folder / path):
+                unreadable.add(ascii(file.path))
+        elif suffix in OTHER_IMAGE_SUFFIXES or (isinstance(folder, Path) and _has_image_magic(folder / file.path)):
             unknown[suffix or "without suffix"] += 1
-        elif passed:
-            passed(path)
+        else:
+            other_file(file.path)
     if skipped is not None:
         skipped.update(unknown)
     elif unknown:
@@ -72,75 +73,21 @@ def walk_images(
         raise DataError(f"{folder}: file names that are not UTF-8: {unreadable}; rename them")
 
 
-def _starts_like_an_image(file: Path) -> bool:
+def _has_image_magic(file: Path) -> bool:
     """Whether a file of another or no suffix is an image all the same, by its first bytes."""
     try:
         with file.open("rb") as opened:
             start = opened.read(12)
     except OSError:
         return False
-    return start.startswith(IMAGE_STARTS) or (start[:4] == b"RIFF" and start[8:] == b"WEBP")
-
-
-def _walk(folder: Path) -> Iterator[str]:
-    """All files below, in the order of their sorted paths."""
-    open_folders = [("", iter(_names(folder)))]
-    while open_folders:
-        parent, names = open_folders[-1]
-        name = next(names, None)
-        if name is None:
-            open_folders.pop()
-        elif name.endswith("/"):
-            open_folders.append((parent + name, iter(_names(folder / parent / name))))
-        else:
-            yield parent + name
-
-
-def _names(folder: Path) -> list[str]:
-    """What lies in a folder, sorted; names of folders end in /, since so they stand in paths."""
-    try:
-        with os.scandir(folder) as entries:
-            kinds = ((entry, _is_folder(entry)) for entry in entries if not entry.name.startswith("."))
-            return sorted(
-                entry.name + "/" * is_folder
-                for entry, is_folder in kinds
-                if (not _loops(folder, entry.name) if is_folder else not _is_special(entry))
-            )
-    except OSError as error:
-        raise DataError(f"cannot read the folder {folder}: {error.strerror}") from None
-
-
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
-def _is_special(entry: "os.DirEntry[str]") -> bool:
-    """Whether it is a pipe, a socket or a device, which may never end; a link to nothing is none."""
-    try:
-        return not entry.is_file() and os.path.exists(entry.path)
-    except OSError:
-        return False
-
-
-def _loops(parent: Path, name: str) -> bool:
-    """Whether a link leads back to a folder that it lies in, and so round and round."""
-    link = parent / name
-    return link.is_symlink() and parent.resolve().is_relative_to(link.resolve())
-
-
-def resolve_ids(ids: Sequence[str], folder: Path) -> list[str]:
-    """`find_files` as a list."""
-    return list(find_files(compact(ids), folder))
+    return start.startswith(IMAGE_MAGIC) or (start[:4] == b"RIFF" and start[8:] == b"WEBP")
 
 
 def compact(texts: Iterable[str]) -> pa.LargeBinaryArray:
     """Many texts in little memory: 8 bytes each, and their UTF-8."""
     texts = iter(texts)
     parts = []
-    while part := [text.encode(errors="surrogatepass") for text in islice(texts, PART)]:
+    while part := [text.encode(errors="surrogatepass") for text in islice(texts, BATCH_ROWS)]:
         parts.append(pa.array(part, pa.large_binary()))
     return pa.chunked_array(parts, pa.large_binary()).combine_chunks()
 
@@ -150,15 +97,15 @@ def texts(array: pa.LargeBinaryArray) -> Iterator[str]:
     return map(_text, array)
 
 
-def find_files(ids: pa.LargeBinaryArray, folder: Path | str, images: Iterable[str] | None = None) -> Iterator[str]:
-    """For each id the one image below `folder` that it names, as a relative POSIX path; `images` are known paths.
+def find_files(ids: pa.LargeBinaryArray, folder: Location) -> Iterator[str]:
+    """For each id the one image below `folder` that it names, as a relative POSIX path.
 
     An id is a relative path or a file name, each with or without its suffix; the fuller
     reading wins. Raises DataError listing ids that name no file, or more than one.
     """
-    paths = compact(walk_images(Path(folder)) if images is None else images)
+    paths = compact(file.path for file in walk_images(folder))
     found, other = np.full((2, len(ids)), -1, dtype=np.int32)
-    for keys in _readings(paths):
+    for keys in _keys(paths):
         matches = pc.index_in(ids, value_set=keys).fill_null(-1).to_numpy()
         new = (found < 0) & (matches >= 0)
         found[new] = matches[new]
@@ -172,16 +119,18 @@ def find_files(ids: pa.LargeBinaryArray, folder: Path | str, images: Iterable[st
             f"{join_limited(repr(_text(ids[row])) for row in missing)}; name their folder with --images"
         )
     if len(ambiguous):
-        told = (f"{_text(ids[row])!r} ({_text(paths[found[row]])} and {_text(paths[other[row]])})" for row in ambiguous)
+        pairs = (
+            f"{_text(ids[row])!r} ({_text(paths[found[row]])} and {_text(paths[other[row]])})" for row in ambiguous
+        )
         raise DataError(
-            f"ids that match more than one file in {folder}: {join_limited(told)}; write their suffix, or "
+            f"ids that match more than one file in {folder}: {join_limited(pairs)}; write their suffix, or "
             "name a narrower folder with --images"
         )
-    for start in range(0, len(ids), PART):
-        yield from texts(paths.take(pa.array(found[start : start + PART])))
+    for start in range(0, len(ids), BATCH_ROWS):
+        yield from texts(paths.take(pa.array(found[start : start + BATCH_ROWS])))
 
 
-def _readings(paths: pa.LargeBinaryArray) -> Iterator[pa.LargeBinaryArray]:
+def _keys(paths: pa.LargeBinaryArray) -> Iterator[pa.LargeBinaryArray]:
     """What may name each path, the fullest first: itself, without suffix, its file name, that without suffix."""
     folders, suffix = r"(?s)^.*/", r"\.[^./]*$"
     yield paths

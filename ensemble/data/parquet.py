@@ -1,36 +1,50 @@
-"""Parquet files to score: rows that name images, or that hold them as bytes."""
+"""Parquet files whose rows name images, or hold them as bytes."""
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
 from itertools import accumulate, count
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ensemble.core.errors import DataError, error_line
+from ensemble.core.errors import DataError
 from ensemble.data import storage
-from ensemble.data.image_list import BATCH, ImageEntry, os_file
-from ensemble.data.storage import Location
+from ensemble.data.image_list import BATCH_ROWS, ImageEntry, os_file
+from ensemble.data.storage import Location, storage_of
 
-IMAGE = "image"
-AT_ONCE = 16  # images in memory
-BUFFER = 1 << 20  # bytes read at a time; without a buffer a column is read for a whole row group
+IMAGE = "image"  # the column
+IMAGES_AT_ONCE = 16  # in memory
+BUFFER_BYTES = 1 << 20  # read at a time; without a buffer a column is read for a whole row group
+
+
+class ParquetVersion(NamedTuple):
+    """What tells one version of a file from another: its `FileStat`, and the rows of its groups."""
+
+    size: int
+    version: int
+    group_rows: list[int]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the file."""
+        return sum(self.group_rows)
 
 
 @contextmanager
 def _opened(file: Location) -> Iterator[pq.ParquetFile]:
     try:
-        size, _ = storage.facts(file)
-        source = os_file(file) if isinstance(file, Path) else storage.open_file(file, size)
-        with closing(source) as readable, pq.ParquetFile(readable, buffer_size=BUFFER, pre_buffer=False) as opened:
+        size = storage_of(file).stat().size
+        source = os_file(file) if isinstance(file, Path) else storage_of(file).open(size)
+        options = {"buffer_size": BUFFER_BYTES, "pre_buffer": False}
+        with closing(source) as readable, pq.ParquetFile(readable, **options) as opened:
             yield opened
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(f"{file} is not a readable Parquet file: {error_line(error)}") from None
+        raise DataError(f"{file} is not a readable Parquet file: {' '.join(str(error).split())}") from None
 
 
 def _batches(parquet: pq.ParquetFile, rows: int, columns: list[str], first: int = 0) -> Iterator[pa.RecordBatch]:
@@ -54,24 +68,24 @@ def holds_images(file: Location) -> bool:
         return True
 
 
-def read_parts(file: Location) -> Iterator[pd.DataFrame]:
-    """The columns `id` and `path` as text, some thousand rows at a time."""
+def read_text(file: Location, columns: Collection[str] | None = None) -> Iterator[pd.DataFrame]:
+    """Some or all columns as text, some thousand rows at a time; DataError for one that is neither text nor integer."""
     with _opened(file) as parquet:
-        columns = [name for name in ("id", "path") if name in parquet.schema_arrow.names]
-        if not columns:
-            yield pd.DataFrame(columns=parquet.schema_arrow.names)
-        for batch in _batches(parquet, BATCH, columns):
-            yield pd.DataFrame({name: _texts(batch[name], name, file) for name in columns})
+        names = parquet.schema_arrow.names
+        if not (chosen := [name for name in names if columns is None or name in columns]):
+            yield pd.DataFrame(columns=names)
+        for batch in _batches(parquet, BATCH_ROWS, chosen):
+            yield pd.DataFrame({name: _texts(batch[name], name, file) for name in chosen})
 
 
-def image_rows(file: Location) -> Iterator[ImageEntry]:
-    """Rows of a file that holds images; without `id` the struct's path is the id, or else the file's name and row."""
+def image_entries(file: Location) -> Iterator[ImageEntry]:
+    """The images of a file that holds them; without `id` the struct's path is the id, or else file name and row."""
     with _opened(file) as parquet:
         schema = parquet.schema_arrow
         own = "id" in schema.names
         named = "path" in _fields(schema.field(IMAGE).type)
         rows = count()
-        for batch in _batches(parquet, BATCH, ["id"] if own else [f"{IMAGE}.path"] if named else []):
+        for batch in _batches(parquet, BATCH_ROWS, ["id"] if own else [f"{IMAGE}.path"] if named else []):
             keys = [""] * len(batch)
             if own:
                 keys = _texts(batch["id"], "id", file)
@@ -88,7 +102,7 @@ def image_bytes(file: Location, start: int, stop: int) -> Iterator[bytes]:
         ends = list(accumulate(_group_rows(parquet)))
         group = bisect_right(ends, start)
         at = ends[group - 1] if group else 0
-        for batch in _batches(parquet, AT_ONCE, [f"{IMAGE}.bytes" if structs else IMAGE], group):
+        for batch in _batches(parquet, IMAGES_AT_ONCE, [f"{IMAGE}.bytes" if structs else IMAGE], group):
             images = pc.struct_field(batch[IMAGE], "bytes") if structs else batch[IMAGE]
             for image in images[max(start - at, 0) : stop - at]:
                 yield image.as_py() or b""
@@ -97,10 +111,10 @@ def image_bytes(file: Location, start: int, stop: int) -> Iterator[bytes]:
                 return
 
 
-def facts(file: Location) -> list[Any]:
-    """What tells one version of a file from another: its bytes, time of change in ns, and the rows of its groups."""
+def read_version(file: Location) -> ParquetVersion:
+    """The file's version now."""
     with _opened(file) as parquet:
-        return [*storage.facts(file), _group_rows(parquet)]
+        return ParquetVersion(*storage_of(file).stat(), _group_rows(parquet))
 
 
 def _group_rows(parquet: pq.ParquetFile) -> list[int]:

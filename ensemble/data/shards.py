@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from glob import glob, has_magic
+from glob import has_magic
 from itertools import accumulate, product
 from pathlib import Path
 from posixpath import normpath
@@ -20,52 +20,67 @@ from ensemble.data.archives import DamagedArchiveError, Tally, list_tar
 from ensemble.data.byte_ranges import ByteRange
 from ensemble.data.files import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES
 from ensemble.data.image_list import ImageEntry
-from ensemble.data.storage import Location
+from ensemble.data.storage import FileStat, Location, storage_of
 
-MOST = 1_000_000  # files that braces may name
+MAX_FILES = 1_000_000  # files that braces may name
 COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
-_PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # how gzip, bzip2, xz and zstd begin
+_COMPRESSED_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # how gzip, bzip2, xz and zstd begin
 _BRACES = re.compile(r"\{(?:([0-9]{1,18})\.\.([0-9]{1,18})|([^{}]*,[^{}]*))\}")
 
 
 class Shard(NamedTuple):
-    """One file of several: its bytes and version, and how many images it holds."""
+    """One tar of several: its bytes and version, and how many images it holds."""
 
-    place: Location
-    size: int
-    version: int
-    rows: int
+    location: Location
+    stat: FileStat
+    images: int
 
 
-def find(source: Location) -> list[Location]:
-    """The tars that are meant by one, or the files that a pattern with * ? [ ] or {000..099} means; else none.
+def names_shards(location: Location) -> bool:
+    """Whether it is a tar, or a pattern with * ? [ ] or {000..099} for several files."""
+    if _is_pattern(location):
+        return True
+    may_be_folder = isinstance(location, Path) or has_magic(location)  # of a store's tar nothing is requested
+    return kind(location) == ".tar" and not (may_be_folder and storage_of(location).is_dir())
 
-    They are in the order of their names. DataError for a pattern that means none, or other files.
+
+def find_shards(location: Location) -> list[Location]:
+    """The tar, or the files that a pattern means, in the order of their names; `names_shards` has said that it is one.
+
+    DataError for a pattern that means none, or other files.
     """
-    text = str(source)
-    if (isinstance(source, Path) or has_magic(text)) and storage.exists(source):  # its name may look like a pattern
-        return [] if storage.is_folder(source) or kind(source) == ".parquet" else _of_one_kind([source], text)
-    if not (has_magic(text) or _BRACES.search(text)):
-        return _of_one_kind([source], text) if kind(source) == ".tar" else []
-    found = [place for each in expand(text) for place in (_matching(each, source) if has_magic(each) else [each])]
+    text = str(location)
+    if not _is_pattern(location):
+        return _of_one_kind([location], text)
+    wrap = Path if isinstance(location, Path) else str
+    found: set[Location] = set()
+    for pattern in expand(text):
+        found.update(storage_of(wrap(pattern)).glob() if has_magic(pattern) else [wrap(pattern)])
     if not found:
         raise DataError(f"no file matches {text}")
-    wrap = Path if isinstance(source, Path) else str
-    return _of_one_kind([wrap(each) for each in sorted(set(found))], text)
+    return _of_one_kind(sorted(found, key=str), text)
 
 
-def below(folder: Location, paths: Sequence[str]) -> list[Location]:
+def _is_pattern(location: Location) -> bool:
+    """Whether it has wildcards or braces, and is not itself a file or folder whose name looks so."""
+    text = str(location)
+    if not (has_magic(text) or _BRACES.search(text)):
+        return False
+    return not ((isinstance(location, Path) or has_magic(text)) and storage_of(location).exists())
+
+
+def shards_in(folder: Location, paths: Sequence[str]) -> list[Location]:
     """The tars, or the Parquet files, at these paths below a folder without images; DataError if there are both."""
     return _of_one_kind([storage.join(folder, path) for path in paths], str(folder)) if paths else []
 
 
-def passed_over(folder: Location, paths: Sequence[str]) -> str:
-    """What to say of tars and Parquet files at these paths below a folder of images; empty if there are none."""
+def describe_skipped(folder: Location, paths: Sequence[str]) -> str:
+    """What to tell the user of tars and Parquet files at these paths below a folder of images; empty for none."""
     if not paths:
         return ""
     like = storage.join(folder, os.path.join(os.path.dirname(paths[0]), f"*{kind(paths[0])}"))
     return escape_control(
-        f"{folder} is read as a folder of images; passed over in it: {join_limited(map(repr, paths))}. "
+        f"{folder} is read as a folder of images; skipped in it: {join_limited(map(repr, paths))}. "
         f"For the images inside of such files name them: '{like}'"
     )
 
@@ -80,7 +95,7 @@ def expand(pattern: str) -> list[str]:
             padded = any(len(number) > 1 and number[0] == "0" for number in (first, last))
             width = max(len(first), len(last)) if padded else 0
             count *= abs(int(last) - int(first)) + 1
-            if count > MOST:
+            if count > MAX_FILES:
                 break
             low, high = sorted((int(first), int(last)))
             choices = [f"{number:0{width}}" for number in range(low, high + 1)]
@@ -89,34 +104,19 @@ def expand(pattern: str) -> list[str]:
             count *= len(choices)
         parts.append(choices)
         at = match.end()
-    if count > MOST:
-        raise DataError(f"{pattern} names more than {MOST:,} files; name a folder in their place")
+    if count > MAX_FILES:
+        raise DataError(f"{pattern} names more than {MAX_FILES:,} files; name a folder in their place")
     return ["".join(chosen) for chosen in product(*parts, [pattern[at:]])]
 
 
-def _matching(pattern: str, source: Location) -> list[str]:
-    if isinstance(source, Path):
-        return [path for path in glob(pattern, recursive=True) if os.path.isfile(path)]
-    scheme = pattern.partition("://")[0]
-    with storage.translate_errors(pattern):
-        return [f"{scheme}://{path.lstrip('/')}" for path in storage.filesystem(pattern).glob(pattern)]
-
-
-def kind(place: Location) -> str:
+def kind(location: Location) -> str:
     """.tar or .parquet, by a file's name, also for a tar that is compressed; empty for other files."""
-    name = storage.name(place).lower()
+    name = storage.name(location).lower()
     return ".tar" if name.endswith((".tar", *COMPRESSED)) else ".parquet" if name.endswith(".parquet") else ""
-
-
-def is_parquet(files: Sequence[Location]) -> bool:
-    """Whether files of one kind are Parquet files; else they are tars."""
-    return kind(files[0]) == ".parquet"
 
 
 def _of_one_kind(files: list[Location], given: str) -> list[Location]:
     kinds = {kind(file) for file in files}
-    if kinds == {""} and len(files) == 1:
-        return []  # a table
     if len(kinds) > 1 or "" in kinds:
         others = join_limited(
             repr(storage.name(file)) for file in files if kind(file) != kind(files[0]) or not kind(file)
@@ -133,8 +133,8 @@ def _compressed(file: Location) -> DataError:
     return DataError(f"{file}: a compressed tar cannot be read from the middle, to go on; unpack it to a .tar first")
 
 
-def tar_rows(files: Sequence[Location], shards: list[Shard]) -> Iterator[ImageEntry]:
-    """The images of tars in their order; `shards` gets each file's facts once its rows are through.
+def tar_entries(files: Sequence[Location], shards: list[Shard]) -> Iterator[ImageEntry]:
+    """The images of tars in their order; each file is added to `shards` once its entries are through.
 
     An id is a member's path without its suffix. Of members only headers are looked at; of an
     object in a store that takes reading most of it, several at a time. DataError for a tar that
@@ -142,33 +142,34 @@ def tar_rows(files: Sequence[Location], shards: list[Shard]) -> Iterator[ImageEn
     """
     stop = Event()
     if len(files) == 1 or isinstance(files[0], Path):
-        listings: Iterable[tuple[Shard, Iterable[ImageEntry]]] = (_lazily(file, stop) for file in files)
+        listings: Iterable[tuple[FileStat, Iterable[ImageEntry]]] = (_list_lazily(file, stop) for file in files)
     else:
-        listings = ordered_map(lambda file: _listed(file, stop), files, storage.AHEAD, storage.AHEAD, stop)
-    for shard, rows in listings:
+        requests = storage.CONCURRENT_REQUESTS
+        listings = ordered_map(lambda file: _list_whole(file, stop), files, requests, requests, stop)
+    for file, (stat, entries) in zip(files, listings, strict=True):
         count = 0
-        for count, row in enumerate(rows, 1):  # noqa: B007  # counts what was given out
-            yield row
-        shards.append(shard._replace(rows=count))
+        for count, entry in enumerate(entries, 1):  # noqa: B007  # counts what was given out
+            yield entry
+        shards.append(Shard(file, stat, count))
 
 
-def _lazily(file: Location, stop: Event) -> tuple[Shard, Iterator[ImageEntry]]:
+def _list_lazily(file: Location, stop: Event) -> tuple[FileStat, Iterator[ImageEntry]]:
     try:
-        size, version = storage.facts(file)
+        stat = storage_of(file).stat()
     except OSError as error:
         raise DataError(f"no tar at {file} ({error.strerror or 'not found'})") from None
-    return Shard(file, size, version, 0), _rows(file, size, stop)
+    return stat, _entries(file, stat.size, stop)
 
 
-def _listed(file: Location, stop: Event) -> tuple[Shard, list[ImageEntry]]:
-    shard, rows = _lazily(file, stop)
-    return shard, list(rows)
+def _list_whole(file: Location, stop: Event) -> tuple[FileStat, list[ImageEntry]]:
+    stat, entries = _list_lazily(file, stop)
+    return stat, list(entries)
 
 
-def _rows(file: Location, size: int, stop: Event) -> Iterator[ImageEntry]:
+def _entries(file: Location, size: int, stop: Event) -> Iterator[ImageEntry]:
     tally, unknown, unreadable = Tally(), Counter[str](), LimitedList()
 
-    def wanted(name: str) -> bool:
+    def is_image(name: str) -> bool:
         if stop.is_set():
             raise CancelledError
         suffix = os.path.splitext(name)[1].lower()
@@ -178,11 +179,11 @@ def _rows(file: Location, size: int, stop: Event) -> Iterator[ImageEntry]:
         return suffix in IMAGE_SUFFIXES
 
     try:
-        with storage.open_file(file, size) as opened:
-            if opened.read(6).startswith(_PACKED):
+        with storage_of(file).open(size) as opened:
+            if opened.read(6).startswith(_COMPRESSED_MAGIC):
                 raise _compressed(file)
             opened.seek(0)
-            for name, offset, length in list_tar(opened, size, wanted, tally):
+            for name, offset, length in list_tar(opened, size, is_image, tally):
                 path = normpath(name)
                 if path != path.encode(errors="replace").decode():
                     unreadable.add(ascii(path))
@@ -197,7 +198,7 @@ def _rows(file: Location, size: int, stop: Event) -> Iterator[ImageEntry]:
         raise DataError(f"{file}: names that are not UTF-8: {unreadable}; write it again with others")
 
 
-def stretches(counts: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+def file_ranges(counts: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
     """Rows [start, stop) of files with so many rows each: (file, first, last + 1), counted within the file."""
     ends = list(accumulate(counts))
     file = bisect_right(ends, start)
@@ -209,13 +210,13 @@ def stretches(counts: Sequence[int], start: int, stop: int) -> Iterator[tuple[in
         start, file = last, file + 1
 
 
-def spans(
-    shards: Sequence[Shard], rows: Iterable[ImageEntry], start: int, stop: int
+def locate_bytes(
+    shards: Sequence[Shard], entries: Iterable[ImageEntry], start: int, stop: int
 ) -> Iterator[tuple[ImageEntry, ByteRange]]:
-    """Rows [start, stop) of tars with where their bytes lie; DataError as a tar is come to that has changed."""
-    given = iter(rows)
-    for file, first, last in stretches([shard.rows for shard in shards], start, stop):
+    """The entries [start, stop) of tars with where their bytes lie; DataError as a tar that has changed is reached."""
+    entries = iter(entries)
+    for file, first, last in file_ranges([shard.images for shard in shards], start, stop):
         shard = shards[file]
-        storage.check(shard.place, (shard.size, shard.version))
-        for _, row in zip(range(first, last), given, strict=False):
-            yield row, ByteRange(shard.place, row.offset, row.size)
+        storage.check_unchanged(shard.location, shard.stat)
+        for _, entry in zip(range(first, last), entries, strict=False):
+            yield entry, ByteRange(shard.location, entry.offset, entry.size)

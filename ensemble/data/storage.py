@@ -1,5 +1,9 @@
-"""Where bytes lie: a local path, or a URL of an object store, which fsspec reads. Nothing but URLs reaches fsspec."""
+"""Where bytes lie: paths on disk, and URLs of object stores (s3://, gs://), which fsspec reads.
 
+`storage_of` gives either the same methods. Nothing but URLs reaches fsspec.
+"""
+
+import glob
 import io
 import os
 import re
@@ -18,9 +22,10 @@ from ensemble.core.errors import DataError, UnavailableError, error_line, escape
 
 Location = Path | str  # a URL is the text
 DRIVERS = {"s3": "s3fs", "gs": "gcsfs", "memory": "fsspec"}  # memory: of this process, for trying out
-BLOCK = 4 << 20  # bytes of one request for neighbouring images, and at most of an image that is fetched ahead
-AHEAD = 16  # requests at the same time: most of their time is waiting
-VERSIONS = ("ETag", "generation", "etag", "mtime", "LastModified", "created")  # what stores call a version
+COPY_COMMANDS = {"s3": "aws s3 sync", "gs": "gcloud storage rsync --recursive"}
+BLOCK_BYTES = 4 << 20  # of one request for adjacent images, and at most of an image that is fetched ahead
+CONCURRENT_REQUESTS = 16  # most of their time is waiting
+VERSION_KEYS = ("ETag", "generation", "etag", "mtime", "LastModified", "created")  # what stores call a version
 # s3fs tries each of these 5 times: minutes at most for a server that is silent
 OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"config_kwargs": {"connect_timeout": 5, "read_timeout": 15, "retries": {"total_max_attempts": 2}}}
@@ -37,17 +42,27 @@ _EXPLAINED = (  # by words in errors and their names, since each store's library
 )
 
 
-class ListedFile(NamedTuple):
-    """A file of a listing: its path below what was listed, its bytes, and what tells its versions apart."""
+class FileStat(NamedTuple):
+    """A file's bytes, and a number that tells its versions apart: of a path the time of change in ns."""
 
-    path: str
     size: int
     version: int
 
 
-def is_url(place: object) -> bool:
-    """Whether a place, or a text that may be one, is a URL."""
-    return isinstance(place, str) and _URL.match(place) is not None
+class ListedFile(NamedTuple):
+    """A file of a listing: its path below the listed folder, its bytes and version; -1 where they are not known yet."""
+
+    path: str
+    size: int = -1
+    version: int = -1
+
+
+# ---- locations
+
+
+def is_url(text: object) -> bool:
+    """Whether a location, or a text that may be one, is a URL."""
+    return isinstance(text, str) and _URL.match(text) is not None
 
 
 def parse_location(text: str) -> Location:
@@ -61,38 +76,249 @@ def parse_location(text: str) -> Location:
     scheme = match[1].lower()
     if scheme == "file":
         return Path(unquote(urlsplit(text).path))
-    told = escape_control(_SECRET.sub("", text))
+    shown = escape_control(_SECRET.sub("", text))
     if scheme == "hf":
         raise DataError(
-            f"{told}: hf:// names bundles and models; download images first: hf download --repo-type dataset"
+            f"{shown}: hf:// names bundles and models; download images first: hf download --repo-type dataset"
         )
     if scheme not in DRIVERS:
-        raise DataError(f"{told}: images are read from a path, s3:// or gs://")
+        raise DataError(f"{shown}: images are read from a path, s3:// or gs://")
     if re.search(r"://[^/]*@|[?&][^/]*(signature|credential|token)[^/]*=", text, re.IGNORECASE):
-        raise DataError(f"{told}: leave the password or signature out of it; credentials are the store's own variables")
+        raise DataError(
+            f"{shown}: leave the password or signature out of it; credentials are the store's own variables"
+        )
     return scheme + text[len(match[1]) :]
 
 
+def parse_local(text: str) -> Path:
+    """`parse_location` for images that must lie on disk; DataError for a URL says how to copy them."""
+    location = parse_location(text)
+    if isinstance(location, str):
+        raise not_on_disk(location)
+    return location
+
+
+def not_on_disk(url: str) -> DataError:
+    """What to raise where labelled images lie in an object store."""
+    folder = str(parent(url)) if os.path.splitext(url)[1] else url.rstrip("/")
+    copy = COPY_COMMANDS.get(url.partition(":")[0])
+    example = f", for example: {copy} {folder} {name(folder)}" if copy else ""
+    return DataError(
+        escape_control(f"{url}: only infer reads images from an object store; copy them to disk first{example}")
+    )
+
+
 def join(root: Location, path: str) -> Location:
-    """A path below a place; a URL stands for itself, and so does an absolute path, unless the place is a URL."""
+    """A path below a location; a URL stands for itself, and so does an absolute path, unless the root is a URL."""
     if is_url(path):
         return parse_location(path)
     return f"{root.rstrip('/')}/{path}" if isinstance(root, str) else root / path
 
 
-def parent(place: Location) -> Location:
+def parent(location: Location) -> Location:
     """The folder that a file lies in."""
-    return place.rpartition("/")[0] if isinstance(place, str) else place.parent
+    return location.rpartition("/")[0] if isinstance(location, str) else location.parent
 
 
-def name(place: Location) -> str:
-    """The last part of a place."""
-    return place.rstrip("/").rpartition("/")[2] if isinstance(place, str) else place.name
+def name(location: Location) -> str:
+    """The last part of a location."""
+    return location.rstrip("/").rpartition("/")[2] if isinstance(location, str) else location.name
 
 
-def changed(place: Location) -> DataError:
+# ---- storage
+
+
+class LocalStorage:
+    """A file, a folder or a pattern on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def stat(self) -> FileStat:
+        """Size and version of a file; FileNotFoundError where there is none."""
+        found = self._path.stat()
+        if not S_ISREG(found.st_mode):  # a pipe may never end
+            raise FileNotFoundError(ENOENT, "not a regular file", str(self._path))
+        return FileStat(found.st_size, found.st_mtime_ns)
+
+    def exists(self) -> bool:
+        """Whether a file or a folder is there; False also for a name that is too long to be one."""
+        return os.path.exists(self._path)
+
+    def is_dir(self) -> bool:
+        """Whether it is a folder."""
+        return os.path.isdir(self._path)
+
+    def open(self, size: int | None = None) -> IO[bytes]:
+        """A file for reading with seeks."""
+        return self._path.open("rb")
+
+    def read_range(self, offset: int, size: int) -> bytes:
+        """Bytes [offset, offset + size), fewer where the file ends before; FileNotFoundError."""
+        with self._path.open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    def glob(self) -> list[Location]:
+        """The files that match it as a pattern."""
+        return [Path(path) for path in glob.glob(str(self._path), recursive=True) if os.path.isfile(path)]
+
+    def list_dir(self, below: str = "") -> Iterator[ListedFile]:
+        """What lies in a folder, sorted; paths of folders end in /.
+
+        Hidden names, special files, and links that lead back to a folder above are left out.
+        """
+        folder = self._path / below
+        try:
+            with os.scandir(folder) as entries:
+                kinds = ((entry, _is_folder(entry)) for entry in entries if not entry.name.startswith("."))
+                paths = sorted(
+                    below + entry.name + "/" * is_folder
+                    for entry, is_folder in kinds
+                    if (not _loops(folder, entry.name) if is_folder else not _is_special(entry))
+                )
+        except OSError as error:
+            raise DataError(f"cannot read the folder {folder}: {error.strerror}") from None
+        return map(ListedFile, paths)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_special(entry: "os.DirEntry[str]") -> bool:
+    """Whether it is a pipe, a socket or a device, which may never end; a link to nothing is none."""
+    try:
+        return not entry.is_file() and os.path.exists(entry.path)
+    except OSError:
+        return False
+
+
+def _loops(folder: Path, name: str) -> bool:
+    """Whether a link leads back to a folder that it lies in, and so round and round."""
+    link = folder / name
+    return link.is_symlink() and folder.resolve().is_relative_to(link.resolve())
+
+
+class ObjectStorage:
+    """An object, what lies below a prefix, or a pattern of them, in a store; methods as of `LocalStorage`."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def stat(self) -> FileStat:
+        """Size and version of an object; FileNotFoundError where there is none."""
+        with translate_errors(self._url):
+            info = filesystem(self._url).info(self._url)
+        if info["type"] != "file":
+            raise FileNotFoundError(self._url)
+        return FileStat(info["size"] or 0, _version(info))
+
+    def _type(self) -> str:
+        try:
+            with translate_errors(self._url):
+                return filesystem(self._url).info(self._url)["type"]
+        except FileNotFoundError:
+            return ""
+
+    def exists(self) -> bool:
+        """Whether it is an object, or something lies below it."""
+        return bool(self._type())
+
+    def is_dir(self) -> bool:
+        """Whether something lies below it."""
+        return self._type() == "directory"
+
+    def open(self, size: int | None = None) -> IO[bytes]:
+        """An object, of `size` bytes if known, for reading with seeks; BLOCK_BYTES are requested at a time."""
+        return io.BufferedReader(_ObjectFile(self, self._url, self.stat().size if size is None else size), BLOCK_BYTES)
+
+    def read_range(self, offset: int, size: int) -> bytes:
+        """Bytes [offset, offset + size), fewer where the object ends before; one request. FileNotFoundError."""
+        if not size:
+            return b""
+        with translate_errors(self._url):
+            try:
+                return filesystem(self._url).cat_file(self._url, start=offset, end=offset + size)
+            except Exception as error:  # s3fs and gcsfs have no kind of their own for status 416
+                if getattr(error, "code", None) == 416 or "not satisfiable" in str(error).lower():
+                    return b""
+                raise
+
+    def glob(self) -> list[Location]:
+        """The objects that match it as a pattern."""
+        scheme = self._url.partition("://")[0]
+        with translate_errors(self._url):
+            return [f"{scheme}://{path.lstrip('/')}" for path in filesystem(self._url).glob(self._url)]
+
+    def list_dir(self, below: str = "") -> Iterator[ListedFile]:
+        """What lies in a folder, sorted; paths of folders end in /. Hidden names are left out."""
+        store = filesystem(self._url)
+        folder = f"{store._strip_protocol(self._url).rstrip('/')}/{below}".rstrip("/")
+        try:
+            with translate_errors(self._url):
+                listed = store.ls(folder, detail=True)
+        except FileNotFoundError:
+            raise DataError(f"nothing lies at {self._url}; check the bucket and the path") from None
+        entries = []
+        for info in listed:
+            last = info["name"].rstrip("/")[len(folder) + 1 :].rpartition("/")[2]
+            is_folder = info["type"] == "directory"
+            if not last and is_folder and not _version_value(info):  # a folder that is an object has a version
+                raise DataError(f"{self._url}: keys that begin with {folder}// cannot be listed; rename them")
+            if last and not last.startswith("."):
+                entries.append(ListedFile(below + last + "/" * is_folder, info["size"] or 0, _version(info)))
+        return iter(sorted(entries))
+
+
+def storage_of(location: Location) -> LocalStorage | ObjectStorage:
+    """The storage of a path or a URL."""
+    return LocalStorage(location) if isinstance(location, Path) else ObjectStorage(location)
+
+
+def walk(folder: Location) -> Iterator[ListedFile]:
+    """All files below a folder in the order of their paths, names that begin with a dot left out.
+
+    Holds the names of one folder and of those above it. Raises DataError where the folder cannot be listed.
+    """
+    storage = storage_of(folder)
+    open_folders = [storage.list_dir()]
+    while open_folders:
+        entry = next(open_folders[-1], None)
+        if entry is None:
+            open_folders.pop()
+        elif entry.path.endswith("/"):
+            open_folders.append(storage.list_dir(entry.path))
+        else:
+            yield entry
+
+
+def changed(location: Location) -> DataError:
     """What to raise where the bytes are not those that were listed."""
-    return DataError(f"{place} was changed meanwhile; run the same command again")
+    return DataError(f"{location} was changed meanwhile; run the same command again")
+
+
+def check_unchanged(location: Location, known: FileStat) -> None:
+    """DataError where a file is not the version that is known, or it is gone."""
+    try:
+        same = storage_of(location).stat() == known
+    except OSError as error:
+        raise DataError(
+            f"{location} is gone ({error.strerror or 'not found'}); run the command on what is there"
+        ) from None
+    if not same:
+        raise changed(location)
+
+
+def readable(path: Path) -> bool:
+    """Whether a file or folder is there for this process's user to read."""
+    return os.access(path, os.R_OK)
+
+
+# ---- fsspec
 
 
 def filesystem(url: str) -> Any:
@@ -125,9 +351,9 @@ def translate_errors(url: str) -> Generator[None, None, None]:
             f"{url}: no right to read it ({_line(error)}); check credentials and the bucket's policy"
         ) from None
     except Exception as error:  # of botocore, aiohttp, google.auth, gcsfs
-        told = " ".join([*(kind.__name__ for kind in type(error).__mro__), str(error)]).lower()
+        text = " ".join([*(kind.__name__ for kind in type(error).__mro__), str(error)]).lower()
         for words, meaning in _EXPLAINED:
-            if any(word in told for word in words):
+            if any(word in text for word in words):
                 raise DataError(f"{url}: {meaning} ({_line(error)})") from None
         raise DataError(f"{url} cannot be read: {_line(error)}; check its name and region") from None
 
@@ -137,79 +363,22 @@ def _line(error: Exception) -> str:
     return re.sub(r"\?\S+|(?<=://)[^/\s]*@", "", error_line(error))
 
 
-def facts(place: Location) -> tuple[int, int]:
-    """A file's bytes, and what tells its versions apart: for a path the time of change in ns. FileNotFoundError."""
-    if isinstance(place, Path):
-        found = place.stat()
-        if not S_ISREG(found.st_mode):  # a pipe may never end
-            raise FileNotFoundError(ENOENT, "not a regular file", str(place))
-        return found.st_size, found.st_mtime_ns
-    with translate_errors(place):
-        info = filesystem(place).info(place)
-    if info["type"] != "file":
-        raise FileNotFoundError(place)
-    return info["size"] or 0, _version(info)
-
-
-def exists(place: Location) -> bool:
-    """Whether a file or a folder is there; False also for a name that is too long to be one."""
-    return os.path.exists(place) if isinstance(place, Path) else bool(_type(place))
-
-
-def is_folder(place: Location) -> bool:
-    """Whether it is a folder, or something lies below a URL."""
-    return os.path.isdir(place) if isinstance(place, Path) else _type(place) == "directory"
-
-
-def _type(url: str) -> str:
-    try:
-        with translate_errors(url):
-            return filesystem(url).info(url)["type"]
-    except FileNotFoundError:
-        return ""
-
-
-def check(place: Location, known: tuple[int, int]) -> None:
-    """DataError where a file's facts are no longer those known, or it is gone."""
-    try:
-        same = facts(place) == known
-    except OSError as error:
-        raise DataError(
-            f"{place} is gone ({error.strerror or 'not found'}); run the command on what is there"
-        ) from None
-    if not same:
-        raise changed(place)
-
-
-def readable(path: Path) -> bool:
-    """Whether a file or folder is there for this process's user to read."""
-    return os.access(path, os.R_OK)
-
-
 def _version(info: dict[str, Any]) -> int:
-    told = _told(info)
-    told = str(
-        told.timestamp() if isinstance(told, datetime) else told
-    )  # in memory a listing has the one, info the other
-    return int.from_bytes(sha256(told.encode()).digest()[:7])  # fits an int64
+    value = _version_value(info)
+    # in memory a listing has the one, info the other
+    text = str(value.timestamp() if isinstance(value, datetime) else value)
+    return int.from_bytes(sha256(text.encode()).digest()[:7])  # fits an int64
 
 
-def _told(info: dict[str, Any]) -> Any:
-    return next((info[key] for key in VERSIONS if info.get(key)), "")
+def _version_value(info: dict[str, Any]) -> Any:
+    return next((info[key] for key in VERSION_KEYS if info.get(key)), "")
 
 
-def open_file(place: Location, size: int | None = None) -> IO[bytes]:
-    """A file for reading with seeks; of an object, of `size` bytes if known, a BLOCK is requested at a time."""
-    if isinstance(place, Path):
-        return place.open("rb")
-    return io.BufferedReader(_Ranged(place, facts(place)[0] if size is None else size), BLOCK)
-
-
-class _Ranged(io.RawIOBase):
+class _ObjectFile(io.RawIOBase):
     """An object as a file: every read is a request."""
 
-    def __init__(self, url: str, size: int) -> None:
-        self._url, self._size, self._at = url, size, 0
+    def __init__(self, storage: ObjectStorage, url: str, size: int) -> None:
+        self._storage, self._url, self._size, self._at = storage, url, size, 0
 
     def readable(self) -> bool:
         return True
@@ -223,61 +392,9 @@ class _Ranged(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         size = max(0, min(len(buffer), self._size - self._at))
-        data = read_range(self._url, self._at, size)
+        data = self._storage.read_range(self._at, size)
         if len(data) != size:
             raise changed(self._url)
         buffer[:size] = data
         self._at += size
         return size
-
-
-def read_range(place: Location, offset: int, size: int) -> bytes:
-    """Bytes [offset, offset + size), fewer where the file ends before; one request. FileNotFoundError."""
-    if isinstance(place, Path):
-        with place.open("rb") as file:
-            file.seek(offset)
-            return file.read(size)
-    if not size:
-        return b""
-    with translate_errors(place):
-        try:
-            return filesystem(place).cat_file(place, start=offset, end=offset + size)
-        except Exception as error:  # s3fs and gcsfs have no kind of their own for status 416
-            if getattr(error, "code", None) == 416 or "not satisfiable" in str(error).lower():
-                return b""
-            raise
-
-
-def walk(url: str) -> Iterator[ListedFile]:
-    """All files below a URL in the order of their paths, names that begin with a dot left out.
-
-    Holds what lies in one folder and in those above it. Raises DataError where nothing lies there.
-    """
-    root = filesystem(url)._strip_protocol(url).rstrip("/")
-    waiting = [iter(_entries(url, root, ""))]
-    while waiting:
-        entry = next(waiting[-1], None)
-        if entry is None:
-            waiting.pop()
-        elif entry.path.endswith("/"):
-            waiting.append(iter(_entries(url, f"{root}/{entry.path.rstrip('/')}", entry.path)))
-        else:
-            yield entry
-
-
-def _entries(url: str, folder: str, start: str) -> list[ListedFile]:
-    """What lies in a folder, sorted; folders end in /, since so they stand in paths."""
-    try:
-        with translate_errors(url):
-            listed = filesystem(url).ls(folder, detail=True)
-    except FileNotFoundError:
-        raise DataError(f"nothing lies at {url}; check the bucket and the path") from None
-    entries = []
-    for info in listed:
-        last = info["name"].rstrip("/")[len(folder) + 1 :].rpartition("/")[2]
-        is_folder = info["type"] == "directory"
-        if not last and is_folder and not _told(info):  # a folder that is an object of its own has a version
-            raise DataError(f"{url}: keys that begin with {folder}// cannot be listed; rename them")
-        if last and not last.startswith("."):
-            entries.append(ListedFile(start + last + "/" * is_folder, info["size"] or 0, _version(info)))
-    return sorted(entries)

@@ -10,7 +10,8 @@ from tqdm import tqdm
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError, join_limited
 from ensemble.core.parallel import ordered_map
-from ensemble.data.sources import LabelledImage, read_table
+from ensemble.data.sources import LabelledImage
+from ensemble.data.tables import read_table
 
 TRACKS = ("inductive", "transductive")
 UNSEEN = "unseen"  # the split that nothing was fitted on

@@ -11,7 +11,7 @@ import pandas as pd
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError, join_limited
 from ensemble.core.names import is_member_name
-from ensemble.data.sources import read_table
+from ensemble.data.tables import read_table
 
 CLIP = 1e-6  # probabilities are clipped to [1e-6, 1 - 1e-6] before they become logits
 COLUMNS = ("logit", "p", "target", "score")  # the first that a CSV has is read; all but logit are probabilities

@@ -1,17 +1,16 @@
 """Read the images for `select`: the pools, labelled or not, and the test set."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ensemble.core.errors import DataError, join_limited
 from ensemble.core.names import NEGATIVE_NAMES, POSITIVE_NAMES
-from ensemble.data import sources
-from ensemble.data.files import IMAGE_SUFFIXES, list_images
-from ensemble.data.sources import LabelledImage
+from ensemble.data.files import IMAGE_SUFFIXES
+from ensemble.data.sources import LabelledImage, ReadOptions, has_labels, read_data, read_unlabelled
 from ensemble.models.features import Features
-from ensemble.selection.select import UNLABELLED, Pool
+from ensemble.selection.select import Pool
 
 
 @dataclass(frozen=True)
@@ -24,25 +23,20 @@ class SelectionData:
     test: Features
 
 
-def read_pools(
-    paths: Sequence[Path],
-    images: Path | None = None,
-    classes: Mapping[str, str] | None = None,
-    positive: str | None = None,
-    group_column: str = "group",
-) -> tuple[list[LabelledImage], list[str]]:
+def read_pools(paths: Sequence[Path], options: ReadOptions | None = None) -> tuple[list[LabelledImage], list[str]]:
     """The images of all pools, sorted by id, and notes on how their labels were read.
 
-    A CSV with a column label, or a folder of class folders, is read like training data; images
+    A table with a column label, or a folder of class folders, is read like training data; images
     of any other pool are UNLABELLED. Raises DataError where pools of both kinds are mixed, or no
     pool holds an image.
     """
+    options = options or ReadOptions()
     for path in paths:
         if not path.exists():
             raise DataError(f"no pool at {path}; --pool takes a folder of images or a CSV")
-    labelled = [_has_labels(path, bool(classes or positive)) for path in paths]
+    labelled = [_has_labels(path, bool(options.classes or options.positive)) for path in paths]
     if all(labelled):
-        items, notes = sources.read_data(paths, images, classes, positive, group_column, one_class=True)
+        items, notes = read_data(paths, replace(options, one_class=True))
     elif any(labelled):
         with_labels = join_limited(path for path, has in zip(paths, labelled, strict=True) if has)
         without = join_limited(path for path, has in zip(paths, labelled, strict=True) if not has)
@@ -51,7 +45,7 @@ def read_pools(
             "sort their images into ai/ and real/, or select from them apart"
         )
     else:
-        items, notes = _without_labels(paths, images), []
+        items, notes = _without_labels(paths, options.images), []
     if not items:
         raise DataError(f"no images in {join_limited(paths)}")
     return sorted(items, key=lambda item: item.id), notes
@@ -73,7 +67,7 @@ def read_test(
     if labelled:
         source, root = labels or path, images or Path(items[0].root)
         try:
-            known, _ = sources.read_data([source], root if source.is_file() else None)
+            known, _ = read_data([source], ReadOptions(root if source.is_file() else None))
         except DataError as error:
             remedy = "" if labels is not None else "; name a CSV of them with --test-labels"
             raise DataError(f"--ablate needs the test's labels: {error}{remedy}") from None
@@ -96,7 +90,7 @@ def refuse_overlap(test: Path, pools: Sequence[Path]) -> None:
 
 def _has_labels(path: Path, named: bool) -> bool:
     if path.is_file():
-        return "label" in sources.read_table(path)
+        return has_labels(path)
     entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
     if any(entry.is_file() and entry.suffix.lower() in IMAGE_SUFFIXES for entry in entries):
         return False
@@ -115,18 +109,9 @@ def _without_labels(paths: Sequence[Path], images: Path | None) -> list[Labelled
 
 
 def _read_one(path: Path, images: Path | None, prefix: str) -> list[LabelledImage]:
-    """The images of one folder or CSV, as UNLABELLED. prefix: goes before their ids."""
-    if path.is_dir():
-        return [LabelledImage(prefix + name, str(path.resolve()), name, UNLABELLED) for name in list_images(path)]
-    frame = sources.read_table(path)
-    root, names = sources.locate(frame, path, images)
-    keys = list(frame["id"]) if "id" in frame else names
-    if repeated := sorted(key for key, count in Counter(keys).items() if count > 1):
+    """The images of one folder or table, without their labels."""
+    items = read_unlabelled(path, images, prefix)
+    counts = Counter(item.id.removeprefix(prefix) for item in items)
+    if repeated := sorted(key for key, count in counts.items() if count > 1):
         raise DataError(f"{path}: ids given more than once: {join_limited(map(repr, repeated))}")
-    extra = [
-        list(frame[column]) if column in frame else [""] * len(keys) for column in ("group", "source", "generator")
-    ]
-    return [
-        LabelledImage(prefix + key, str(root.resolve()), name, UNLABELLED, *(value or None for value in rest))
-        for key, name, *rest in zip(keys, names, *extra, strict=True)
-    ]
+    return items

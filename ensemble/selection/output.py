@@ -12,9 +12,9 @@ import pandas as pd
 from ensemble.core import artifacts
 from ensemble.core.errors import DataError, join_limited
 from ensemble.core.names import LABELS
-from ensemble.data.sources import LabelledImage
+from ensemble.data.sources import UNLABELLED, LabelledImage
 from ensemble.selection.contact_sheet import SheetRow, write_contact_sheet
-from ensemble.selection.select import UNLABELLED, Selection
+from ensemble.selection.select import Selection
 
 TABLE, CONTACT_SHEET, RECORD, ABLATION = "selection.csv", "selection.jpg", "selection.json", "ablation.json"
 OUTPUT_NAMES = {TABLE, CONTACT_SHEET, RECORD, ABLATION, "images", *LABELS}

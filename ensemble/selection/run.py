@@ -13,14 +13,14 @@ from ensemble.core.errors import DataError, join_limited
 from ensemble.core.log import Log
 from ensemble.core.recipe import Recipe
 from ensemble.core.recipe_files import load_recipes
-from ensemble.data.sources import LabelledImage
+from ensemble.data.sources import UNLABELLED, LabelledImage, ReadOptions
 from ensemble.models import features
 from ensemble.models.torch_runner import choose_device
 from ensemble.selection import neighbours, select
 from ensemble.selection.ablation import AblationOptions, ablate
 from ensemble.selection.data import SelectionData, read_pools, read_test, refuse_overlap
 from ensemble.selection.output import ABLATION, check_output, write_selection
-from ensemble.selection.select import UNLABELLED, Pool, Selection
+from ensemble.selection.select import Pool, Selection
 from ensemble.training import train_all as runs
 
 
@@ -117,7 +117,8 @@ def _read(options: SelectOptions, log: Log) -> tuple[list[LabelledImage], list[L
     elif options.test_labels is not None:
         raise DataError("--test-labels is for --ablate; name a recipe with it, or leave it out")
     tests = read_test(options.test, options.images, options.test_labels, labelled=options.recipe is not None)
-    items, notes = read_pools(options.pools, options.images, options.classes, options.positive, options.group_column)
+    reading = ReadOptions(options.images, options.classes, options.positive, options.group_column)
+    items, notes = read_pools(options.pools, reading)
     for note in notes:
         log(note)
     neighbours.check_search(len(items))

@@ -12,11 +12,11 @@ import numpy as np
 
 from ensemble.core.errors import DataError
 from ensemble.core.names import LABELS
+from ensemble.data.sources import UNLABELLED
 from ensemble.images import near_duplicates
 from ensemble.models.features import Features
 from ensemble.selection.neighbours import MAX_EXACT_VECTORS, Search, exact_search, make_search
 
-UNLABELLED = -1  # label of an image whose class is not known
 MAX_CLUSTERS = 256
 BLOCK_ROWS = 65_536  # pool images compared with the test at once
 FIRST_NEIGHBOURS = 32  # neighbours looked up per test image at first; doubled while turns remain

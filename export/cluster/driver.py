@@ -151,7 +151,7 @@ def _answers(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.target_max_block_size = 1  # each answer is sent as soon as it is there
-    arguments = (run.job, run.worker_plan, tta, inputs.reader, replace(journal, folder=Path()), run.coordinator)
+    arguments = (run.job, run.worker_plan, tta, inputs.loader, replace(journal, folder=Path()), run.coordinator)
     tasks = split_tasks(shards, run.pool.workers)
     workers = min(run.pool.workers, len(tasks))
     # Ray Data replaces lost workers and repeats their tasks without end, by default: the coordinator counts attempts.
@@ -200,12 +200,12 @@ def _check_unseen(answer: dict[str, Any]) -> None:
 
 def _paths(inputs: Inputs, home: Path) -> tuple[Path, ...]:
     """Paths that every machine has to see. What is gone here too is left out: it fails as on one machine."""
-    return tuple(home / path for path in inputs.needs if readable(path))
+    return tuple(home / path for path in inputs.files if readable(path))
 
 
 def _start_coordinator(ray: Any, folder: Path, images: ImageList) -> Any:
-    if isinstance(images.place, Path):
-        images = replace(images, place=images.place.absolute())
+    if isinstance(images.data, Path):
+        images = replace(images, data=images.data.absolute())
     here = ray.get_runtime_context().get_node_id()
     return cluster_nodes.on_node(ray, here, Coordinator).remote(folder, images)
 

@@ -14,7 +14,7 @@ from ensemble.cluster.nodes import check_versions, node_versions
 from ensemble.core.errors import ArtifactError, DataError, ManyeyesError, UnavailableError, error_line
 from ensemble.data.byte_ranges import ByteRange
 from ensemble.data.image_list import TEXT, ImageEntry, ImageList, read_list, write_list
-from ensemble.data.inputs import Item
+from ensemble.data.readers import Item
 from ensemble.data.storage import readable
 from ensemble.images.decode import silence_decoder_warnings
 from export.cluster.bundle_transfer import BundleSource, local_bundle, read_chunk
@@ -99,8 +99,8 @@ class Coordinator:
         try:
             written = write_list(read_list(self._images, start, stop), None)
         except (OSError, pa.ArrowException) as error:
-            raise ArtifactError(f"{self._images.place} cannot be read: {error}; the same command goes on") from None
-        return bytes(cast(pa.Buffer, written.place))
+            raise ArtifactError(f"{self._images.data} cannot be read: {error}; the same command goes on") from None
+        return bytes(cast(pa.Buffer, written.data))
 
     def count_attempt(self, task: int) -> int:
         """How often a task was begun, this time included."""
@@ -266,7 +266,7 @@ class Worker:
         if entry.size < 0:
             return []
         (item,) = self._reader(iter([entry]), row, row + 1)
-        source = item.source.place if isinstance(item.source, ByteRange) else item.source
+        source = item.source.location if isinstance(item.source, ByteRange) else item.source
         return [str(source)] if isinstance(source, Path) and not readable(source) else []
 
     def _fail(self, error: ManyeyesError) -> NoReturn:

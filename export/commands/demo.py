@@ -40,7 +40,7 @@ def demo(run: Path) -> int:
     started = time.monotonic()
     require_training_packages()
     from ensemble.core.recipe_files import recipes_folder
-    from ensemble.data.demo_data import make_demo_data
+    from ensemble.fetch.demo_data import make_demo_data
 
     data, output = run / "data", run / "submission.csv"
     make_demo_data(data, click.echo)

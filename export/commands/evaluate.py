@@ -119,8 +119,8 @@ def evaluate(
       python cli.py evaluate --data phone_photos.csv --stress
       python cli.py evaluate --model hf://USER/REPO --data test/labels.csv --output evaluated
     """
-    from ensemble.data.benchmarks import read_benchmarks
     from ensemble.data.sources import ReadOptions
+    from ensemble.evaluation.benchmarks import read_benchmarks
 
     job = EvaluateOptions(**settings)
     if job.model_positive and not job.model:

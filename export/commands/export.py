@@ -127,7 +127,7 @@ def export(
     if bundle is not None and force and not sources:
         raise click.UsageError("--force converts members anew: name them with --member, or leave it out")
     from ensemble.core.artifacts import bundle_path
-    from ensemble.data.sources import read_data
+    from ensemble.data.sources import ReadOptions, read_data
     from ensemble.images.decode import silence_decoder_warnings
     from export.bundle import certificate, check_images
     from export.bundle.export import certify_bundle, export_run
@@ -136,7 +136,7 @@ def export(
     context.with_resource(silence_decoder_warnings())
 
     def read(paths: tuple[Path, ...]) -> "list[LabelledImage]":
-        items, notes = read_data(paths, images, classes or None, None if sources else positive, group_column)
+        items, notes = read_data(paths, ReadOptions(images, classes, None if sources else positive, group_column))
         for note in notes:
             click.echo(note)
         return items

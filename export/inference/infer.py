@@ -15,7 +15,8 @@ from tqdm import tqdm
 from ensemble.core import artifacts, metrics
 from ensemble.core.errors import ArtifactError
 from ensemble.core.log import Log
-from ensemble.data.inputs import Inputs, Item, ids, names
+from ensemble.data.inputs import Inputs, ids, names
+from ensemble.data.readers import Item
 from ensemble.models.external import test_column
 from ensemble.models.runner import with_flip
 from ensemble.stacking.label_shift import names_sha256
@@ -259,7 +260,9 @@ def _write_output(
             failed += len(batch.failures)
             yield from batch.failures.values()
 
-    write_scores(output, scores(), stacker.members if options.members else (), inputs.rows.returns, options.fill)
+    write_scores(
+        output, scores(), stacker.members if options.members else (), inputs.rows.has_carriage_returns, options.fill
+    )
     listing = write_failures(output, failures())
     for written in filter(None, (output, listing)):
         artifacts.clear_unfinished(written)

@@ -59,7 +59,7 @@ def write_scores(
     """Write `id`, `target` and the members' columns atomically, in the format of the suffix.
 
     NaN becomes an empty cell, or `fill` in rows without a target. returns: whether an id holds a carriage return
-    (Rows.returns). A CSV has nine digits, a Parquet file all.
+    (`ImageList.has_carriage_returns`). A CSV has nine digits, a Parquet file all.
     """
     parquet = output_format(output) == "parquet"
     columns = ["id", "target", *members]

@@ -121,7 +121,7 @@ def run(options: InferOptions, engine: Engine, log: Log, warn: Log) -> InferResu
     artifacts.ensure_writable(output.absolute().parent)
     with locked_workdir(output) as workdir:
         inputs = read_inputs(options.input, options.images, workdir)
-        check_output(output, inputs.needs)
+        check_output(output, inputs.files)
         if inputs.note:
             warn(inputs.note)
         prepared = engine.prepare(options, inputs, workdir, log)

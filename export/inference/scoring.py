@@ -8,7 +8,7 @@ import numpy as np
 from PIL.Image import Image
 
 from ensemble.core.errors import ArtifactError, join_limited
-from ensemble.data.inputs import Item
+from ensemble.data.readers import Item
 from ensemble.images import decode
 from ensemble.models.runner import Large, Scored, chunk_rows, score_stream
 from ensemble.stacking.cascade_stream import cascade_chunk_rows, cascade_stream

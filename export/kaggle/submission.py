@@ -12,7 +12,7 @@ import pandas as pd
 from ensemble.core import artifacts
 from ensemble.core.errors import DataError, join_limited
 from ensemble.core.names import LABELS, NEGATIVE, NEGATIVE_NAMES, POSITIVE, POSITIVE_NAMES
-from ensemble.data.sources import read_table
+from ensemble.data.tables import read_table
 from export.inference.outputs import write_csv
 
 LABELS_ONLY, PROBABILITIES = "labels", "probabilities"  # what a sample's values suggest that it accepts

@@ -85,6 +85,7 @@ LIGHT = {
         "export.runtimes.autotune export.inference.benchmark export.runtimes.libraries "
         "export.runtimes.onnx_session export.runtimes.openvino_session export.inference.predictor "
         "export.kaggle.submission export.bundle.bundle ensemble.data.inputs ensemble.data.image_list "
+        "ensemble.data.readers ensemble.data.tables "
         "ensemble.data.parquet export.inference.outputs export.inference.journal export.inference.scoring "
         "export.bundle.certificate export.inference.evaluation_model export.inference.ensemble "
         "export.bundle.heldout_rows export.bundle.operating_point export.inference.frontier "

@@ -10,7 +10,7 @@ import pytest
 
 from ensemble.audit.audit import Audit
 from ensemble.audit.canonicalise import audit_data
-from ensemble.data.sources import read_data
+from ensemble.data.sources import ReadOptions, read_data
 
 VARIANTS = range(10)
 # kind of trap -> (kind of finding that names it, what its text must say)
@@ -37,7 +37,7 @@ def run(kind: str, variant: int) -> Audit:
         pictures = [image for _, image in planted.photos()]
         data = planted.make(kind, variant, Path(folder) / "set", pictures, seed=variant)
         skipped = Counter()
-        items, notes = read_data([data], skipped=skipped)
+        items, notes = read_data([data], ReadOptions(skipped=skipped))
         return audit_data(items, notes, skipped)[0].audit
 
 

@@ -17,7 +17,7 @@ from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError
 from ensemble.data import dataset
 from ensemble.data.index import index_files
-from ensemble.data.sources import read_data
+from ensemble.data.sources import ReadOptions, read_data
 from ensemble.images import decode
 from ensemble.images.canonical import Plan, read_plan
 
@@ -25,13 +25,10 @@ COLUMNS = ["id", "path", "label", "group", "source", "generator", "original"]
 TILE = 40
 
 
-def options(**changed):
-    usual = dict.fromkeys(("images", "positive", "size", "quality"))
-    return usual | {"classes": {}, "group_column": "group", "skip_unreadable": False, "seed": 0} | changed
-
-
 def run(data, folder, **changed) -> list[str]:
-    return canonicalise_data([data] if isinstance(data, Path) else data, folder, **options(**changed))
+    options = {"skip_unreadable": False, "size": None, "quality": None, "seed": 0} | changed
+    reading = ReadOptions(**{key: options.pop(key) for key in ("images", "positive", "classes") if key in options})
+    return canonicalise_data([data] if isinstance(data, Path) else data, folder, reading, **options)
 
 
 def refusal(error, *arguments, **changed) -> str:

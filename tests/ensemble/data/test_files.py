@@ -9,10 +9,14 @@ from hypothesis import strategies as st
 from pictures import HOSTILE_NAMES, encoded, noise, write_files
 
 from ensemble.core.errors import DataError
-from ensemble.data.files import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, list_images, resolve_ids
+from ensemble.data.files import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES, compact, find_files, list_images
 
 NAMES = st.one_of(st.text("aA.- é\n/", min_size=1, max_size=3), st.sampled_from(HOSTILE_NAMES))
 PATHS = st.lists(st.tuples(NAMES, st.sampled_from([".jpg", ".png", ".jpg.png"])).map("".join), min_size=1, max_size=12)
+
+
+def resolve_ids(ids, folder):
+    return list(find_files(compact(ids), folder))
 
 
 def refusal(function, *arguments) -> str:

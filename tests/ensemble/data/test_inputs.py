@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pictures import HOSTILE_NAMES, encoded, noise, write_files
 
 from ensemble.core.errors import DataError, ImageError
-from ensemble.data.inputs import Item, ids, inputs_from_files, names, read_inputs
+from ensemble.data.inputs import ids, inputs_from_files, names, read_inputs
+from ensemble.data.readers import Item
 from ensemble.images.decode import decode
 
 LISTING = """
@@ -118,9 +119,9 @@ def test_rows_have_an_id_a_name_for_errors_and_a_file(tmp_path, listed):
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_a_table_is_read_in_parts_as_if_whole(tmp_path, listed, kind, monkeypatch):
-    monkeypatch.setattr("ensemble.data.sources.PART", 3)
-    monkeypatch.setattr("ensemble.data.parquet.BATCH", 3)
-    monkeypatch.setattr("ensemble.data.image_list.BATCH", 2)
+    monkeypatch.setattr("ensemble.data.tables.BATCH_ROWS", 3)
+    monkeypatch.setattr("ensemble.data.parquet.BATCH_ROWS", 3)
+    monkeypatch.setattr("ensemble.data.image_list.BATCH_ROWS", 2)
     write_files(tmp_path, *(f"{name}.jpg" for name in HOSTILE_NAMES))
     frame = pd.DataFrame({"path": [f"{name}.jpg" for name in HOSTILE_NAMES], "id": HOSTILE_NAMES})
     for columns in (["id"], ["path"], ["path", "id"]):
@@ -140,7 +141,7 @@ def test_a_table_is_read_in_parts_as_if_whole(tmp_path, listed, kind, monkeypatc
 
 
 def test_a_range_of_rows_is_that_slice(tmp_path, monkeypatch):
-    monkeypatch.setattr("ensemble.data.image_list.BATCH", 4)
+    monkeypatch.setattr("ensemble.data.image_list.BATCH_ROWS", 4)
     inputs = inputs_from_files([str(number) for number in range(10)], [tmp_path / str(number) for number in range(10)])
     expected = rows(inputs)
     assert [row.id for row in expected] == list("0123456789")

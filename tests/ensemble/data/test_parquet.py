@@ -7,7 +7,8 @@ from pictures import HOSTILE_NAMES, encoded, noise, write_files
 
 from ensemble.core.errors import DataError, ImageError
 from ensemble.data import parquet
-from ensemble.data.inputs import Item, ids, names, read_inputs
+from ensemble.data.inputs import ids, names, read_inputs
+from ensemble.data.readers import Item
 from ensemble.images.decode import decode
 
 IMAGES = [encoded(noise(seed), "BMP") for seed in range(7)]

@@ -206,7 +206,7 @@ def test_shards_among_images_are_spoken_of(tmp_path, kind):
     write_files(tmp_path, "photos/a.png", "photos/b.txt", f"photos/x/c.{kind}", f"photos/.d.{kind}")
     inputs = read_inputs(tmp_path / "photos")
     assert ids(inputs) == ["a.png"]
-    assert f"passed over in it: 'x/c.{kind}'. For the images inside of such files name them" in inputs.note
+    assert f"skipped in it: 'x/c.{kind}'. For the images inside of such files name them" in inputs.note
     assert inputs.note.endswith(f"'{tmp_path}/photos/x/*.{kind}'")
     (tmp_path / f"photos/x/c.{kind}").unlink()
     assert read_inputs(tmp_path / "photos").note == ""
@@ -337,7 +337,7 @@ def test_a_reader_can_be_pickled_and_read_by_in_another_process(tmp_path):
 
 
 def test_neighbours_are_read_together(monkeypatch):
-    monkeypatch.setattr("ensemble.data.storage.BLOCK", 100)
+    monkeypatch.setattr("ensemble.data.storage.BLOCK_BYTES", 100)
     cut = partial(byte_ranges.ByteRange, "s3://a/b.tar")
     together = (
         [cut(10, 20), cut(40, 50)],
@@ -346,7 +346,7 @@ def test_neighbours_are_read_together(monkeypatch):
         [cut(600, 1)],
         [byte_ranges.ByteRange("s3://a/c", 601, 1)],
     )
-    assert list(byte_ranges.neighbours(span for group in together for span in group)) == list(together)
+    assert list(byte_ranges.group_adjacent(each for group in together for each in group)) == list(together)
 
 
 def test_neighbours_are_cut_out_of_what_was_read_without_another_copy(monkeypatch):
@@ -357,9 +357,9 @@ def test_neighbours_are_cut_out_of_what_was_read_without_another_copy(monkeypatc
             copied.append(len(super().__getitem__(key)))
             return super().__getitem__(key)
 
-    monkeypatch.setattr("ensemble.data.storage.read_range", lambda place, offset, size: Data(range(size)))
+    monkeypatch.setattr("ensemble.data.storage.ObjectStorage.read_range", lambda self, offset, size: Data(range(size)))
     group = [byte_ranges.ByteRange("s3://a/b.tar", 1 + 10 * number, 10) for number in range(20)]
-    assert b"".join(byte_ranges.fetched([group])) == bytes(range(200))
+    assert b"".join(byte_ranges.fetch_ahead([group])) == bytes(range(200))
     assert copied == [10] * 20
 
 

@@ -7,7 +7,8 @@ import pytest
 from pictures import HOSTILE_NAMES, write_files
 
 from ensemble.core.errors import DataError
-from ensemble.data.sources import locate, read_data, read_table
+from ensemble.data.sources import ReadOptions, read_data
+from ensemble.data.tables import read_table, resolve_entries
 
 
 @pytest.fixture
@@ -25,7 +26,13 @@ def table(tmp_path):
 
 
 def read(path, **options):
-    return read_data([path], **options)
+    return read_data([path], ReadOptions(**options))
+
+
+def located(table, images=None):
+    """The root of a table's images, and their paths."""
+    found = resolve_entries(iter([read_table(table)]), table, images)
+    return found.root, [entry.path for entry in found.entries]
 
 
 def refusal(*arguments, **options) -> str:
@@ -204,17 +211,17 @@ def test_a_cell_that_can_be_no_file_name_is_missing_like_any_other(tmp_path, cel
     frame = pd.DataFrame({"path": [cell]})
     for images in (None, tmp_path):
         with pytest.raises(DataError, match=r"1 of 1 paths in .*t\.csv do not exist below"):
-            locate(frame, tmp_path / "t.csv", images)
+            list(resolve_entries(iter([frame]), tmp_path / "t.csv", images).entries)
 
 
 def test_ids_count_from_images_beside_the_csv_or_from_its_folder(tmp_path):
     table = write_files(tmp_path, "t.csv", data=b"id\na\n") / "t.csv"
     write_files(tmp_path, "a.jpg")
-    assert locate(read_table(table), table, None) == (tmp_path, ["a.jpg"])
+    assert located(table) == (tmp_path, ["a.jpg"])
     write_files(tmp_path, "images/a.png")
-    assert locate(read_table(table), table, None) == (tmp_path / "images", ["a.png"])
+    assert located(table) == (tmp_path / "images", ["a.png"])
     with pytest.raises(DataError, match=r"no such folder: .*/missing \(--images\)"):
-        locate(read_table(table), table, tmp_path / "missing")
+        located(table, tmp_path / "missing")
 
 
 @pytest.mark.parametrize(

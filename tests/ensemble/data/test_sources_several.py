@@ -5,11 +5,11 @@ from helpers import write_csv
 from pictures import write_files
 
 from ensemble.core.errors import DataError
-from ensemble.data.sources import read_data
+from ensemble.data.sources import ReadOptions, read_data
 
 
 def several(*paths, **options):
-    return read_data(list(paths), **options)
+    return read_data(list(paths), ReadOptions(**options))
 
 
 def refused(*paths, **options) -> str:

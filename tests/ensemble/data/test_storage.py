@@ -165,15 +165,15 @@ def test_a_tar_that_is_refused_is_told_of_before_the_others_are_read(bucket, tmp
     for number in range(8):
         upload(many, f"{bucket}/{number}.tar")
     upload(write_tar(tmp_path / "bad.tar", {"../a.png": b"a"}), f"{bucket}/0.tar")
-    read_range, reads = storage.read_range, []
+    read_range, reads = storage.ObjectStorage.read_range, []
 
-    def slow(url, *arguments):
-        reads.append(url)
+    def slow(*arguments):
+        reads.append(arguments)
         time.sleep(0.05)
-        return read_range(url, *arguments)
+        return read_range(*arguments)
 
-    monkeypatch.setattr(storage, "read_range", slow)
-    monkeypatch.setattr(storage, "BLOCK", 10_000)
+    monkeypatch.setattr(storage.ObjectStorage, "read_range", slow)
+    monkeypatch.setattr(storage, "BLOCK_BYTES", 10_000)
     with pytest.raises(DataError, match=r"0\.tar: images would be left out"):
         read_inputs(f"{bucket}/")
     assert len(reads) < 200  # of 700
@@ -306,22 +306,22 @@ def test_tars_are_read_in_few_requests_and_images_in_one_each(bucket, s3_server,
     frame = pd.DataFrame({"id": list(data), "image": list(data.values())})
     frame.to_parquet(tmp_path / "s.parquet", compression=None, row_group_size=50)
     upload(tmp_path / "s.parquet", f"{bucket}/s.parquet")
-    few = size // storage.BLOCK + 4
-    read_range, sizes = storage.read_range, []
+    few = size // storage.BLOCK_BYTES + 4
+    read_range, sizes = storage.ObjectStorage.read_range, []
 
     def counted(*arguments):
         data = read_range(*arguments)
         sizes.append(len(data))
         return data
 
-    monkeypatch.setattr(storage, "read_range", counted)
+    monkeypatch.setattr(storage.ObjectStorage, "read_range", counted)
 
     for name, most, ten in (("s.tar", few, 2), ("s.parquet", 3 * few, 8), ("many", 200, 10)):
         inputs = read_inputs(f"{bucket}/{name}")
         before = len(log.read_text())
         sizes.clear()
         assert len(list(inputs.items(0, 200))) == 200
-        assert sum(sizes) < 1.1 * size + storage.BLOCK
+        assert sum(sizes) < 1.1 * size + storage.BLOCK_BYTES
         asked = requests(log, before)
         assert sum(method == "GET" for method, _ in asked) <= most
         assert {status for _, status in asked} <= {"200", "206"}
@@ -337,7 +337,7 @@ def test_readers_read_in_another_process(photos, bucket, tmp_path):
     inputs = [read_inputs(upload_folder(tmp_path / kind, f"{bucket}/{kind}")) for kind in ("photos", "tars", "sets")]
     pickled = tmp_path / "inputs"
     # rows in memory are no file: what another machine is sent is the reader, with its rows
-    pickled.write_bytes(pickle.dumps([(each.reader, list(read_list(each.rows, 2, 7))) for each in inputs]))
+    pickled.write_bytes(pickle.dumps([(each.loader, list(read_list(each.rows, 2, 7))) for each in inputs]))
     code = "import pickle, sys; print([[i.id for i in f(r, 2, 7)] for f, r in pickle.load(open(sys.argv[1], 'rb'))])"
     done = run_python("-c", code, pickled)
     assert done.stdout.strip() == str([ids(each)[2:7] for each in inputs]), done.stderr

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from ensemble.core.errors import DataError
+from ensemble.data.sources import UNLABELLED
 from ensemble.models.features import Features
 from ensemble.selection import select
 from ensemble.selection.neighbours import exact_search, make_search
 from ensemble.selection.select import (
-    UNLABELLED,
     Pool,
     assign_nearest,
     duplicates_of_test,

@@ -71,7 +71,7 @@ def worker(job, coordinator):
     inputs = read_inputs(job.workdir / "list.csv")
     prepared = prepare(job, RuntimeOptions(device="cpu"), coordinator)
     opened = journal.Journal(Path(), ("one", "two"), inputs.count, "key")
-    return Worker(job, prepared, False, inputs.reader, opened, coordinator)
+    return Worker(job, prepared, False, inputs.loader, opened, coordinator)
 
 
 def coordinator_of(job):

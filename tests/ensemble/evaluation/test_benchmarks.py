@@ -2,8 +2,8 @@ import pytest
 from helpers import write_csv, write_image
 
 from ensemble.core.errors import DataError
-from ensemble.data.benchmarks import read_benchmarks, recognize_layout
 from ensemble.data.sources import ReadOptions
+from ensemble.evaluation.benchmarks import read_benchmarks, recognize_layout
 
 GENIMAGE = {
     "Midjourney/imagenet_midjourney": "Midjourney",

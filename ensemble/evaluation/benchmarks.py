@@ -58,7 +58,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Layout:
-    """A benchmark as found: its name, the root that ids count from, its parts, and what should be said of it."""
+    """A benchmark as found: its name, the root that ids count from, its parts, and notes for the user."""
 
     name: str
     root: Path
@@ -66,31 +66,30 @@ class Layout:
     notes: tuple[str, ...]
 
 
-def recognize_layout(path: Path, reading: ReadOptions | None = None) -> Layout | None:
+def recognize_layout(path: Path, options: ReadOptions | None = None) -> Layout | None:
     """The benchmark whose folders lie at `path`, or None; DataError for one that cannot be told apart by class.
 
     What counts is the folders' names. Where there are validation images, those alone are taken.
     """
     if not path.is_dir():
         return None
-    return _chameleon(path) or _genimage(path) or _fake_image_dataset(path, reading or ReadOptions())
+    return _chameleon(path) or _genimage(path) or _fake_image_dataset(path, options or ReadOptions())
 
 
 def read_benchmarks(
-    paths: Sequence[Path], reading: ReadOptions
+    paths: Sequence[Path], options: ReadOptions
 ) -> tuple[list[LabelledImage], list[str], tuple[str, ...]]:
     """Labelled images of any data, benchmarks in their own layout included.
 
-    Returns the images, what should be said aloud, and the names of the benchmarks. A single class is
+    Returns the images, what the user should be told, and the names of the benchmarks. A single class is
     enough. Ids of several are prefixed by the folder's name, as `read_data` does.
     """
-    found = {path: layout for path in paths if (layout := recognize_layout(path, reading)) is not None}
+    found = {path: layout for path in paths if (layout := recognize_layout(path, options)) is not None}
     others = [path for path in paths if path not in found]
     items: list[LabelledImage] = []
     notes: list[str] = []
     if others:
-        options = vars(reading) | {"one_class": True}
-        items, notes = read_data(others, **options)
+        items, notes = read_data(others, replace(options, one_class=True))
         if found and len(others) == 1:
             items = [replace(item, id=f"{others[0].resolve().name}/{item.id}") for item in items]
     for path, layout in found.items():
@@ -132,20 +131,20 @@ def _genimage(path: Path) -> Layout | None:
     parts: list[Part] = []
     without = []
     for folder in (path, *_folders(path)):
-        for place in (folder, *_folders(folder)):
-            if not all((place / "val" / name).is_dir() for name in ("ai", "nature")):
-                if all((place / "train" / name).is_dir() for name in ("ai", "nature")):
-                    without.append(place)
+        for inner in (folder, *_folders(folder)):
+            if not all((inner / "val" / name).is_dir() for name in ("ai", "nature")):
+                if all((inner / "train" / name).is_dir() for name in ("ai", "nature")):
+                    without.append(inner)
                 continue
-            name = _genimage_name(folder if folder != path else place)
-            if all(part.folder != place / "val" / "ai" for part in parts):
-                parts.append(Part(place / "val" / "nature", 0, name))
-                parts.append(Part(place / "val" / "ai", 1, name, name))
+            name = _genimage_name(folder if folder != path else inner)
+            if all(part.folder != inner / "val" / "ai" for part in parts):
+                parts.append(Part(inner / "val" / "nature", 0, name))
+                parts.append(Part(inner / "val" / "ai", 1, name, name))
     if not parts:
         return None
     notes = ["of each generator the images of val/ are taken, as is published"]
     if without:
-        notes.append(f"left out, without val/: {join_limited(sorted({place.name for place in without}))}")
+        notes.append(f"left out, without val/: {join_limited(sorted({folder.name for folder in without}))}")
     return Layout("GenImage", path, tuple(parts), tuple(notes))
 
 
@@ -155,11 +154,11 @@ def _genimage_name(folder: Path) -> str:
     return matches[0] if matches else folder.resolve().name
 
 
-def _fake_image_dataset(path: Path, reading: ReadOptions) -> Layout | None:
+def _fake_image_dataset(path: Path, options: ReadOptions) -> Layout | None:
     """ImageData/val/NAME/, ai each of them; folders of reals beside them are told by name or by --classes."""
-    places = [path / "ImageData" / "val", path / "val", path]
+    candidates = [path / "ImageData" / "val", path / "val", path]
     folder = next(
-        (place for place in places if any(child.name in FAKE_IMAGE_DATASET for child in _folders(place))), None
+        (each for each in candidates if any(child.name in FAKE_IMAGE_DATASET for child in _folders(each))), None
     )
     if folder is None:
         return None
@@ -169,7 +168,7 @@ def _fake_image_dataset(path: Path, reading: ReadOptions) -> Layout | None:
         if child in ours:
             continue
         try:
-            label = class_labels([child.name], reading.classes, reading.positive, one_will_do=True)[child.name]
+            label = class_labels([child.name], options.classes, options.positive, one_will_do=True)[child.name]
         except ValueError:
             raise DataError(
                 f"{folder}: FakeImageDataset has no folder {child.name!r}; say what it holds with "

@@ -1,0 +1,274 @@
+"""The formats that images are read from, each by a reader: tars and patterns, Parquet files, tables, folders.
+
+A reader says whether a location `matches` it, and can `open` one; the first of READERS that matches is taken, as in
+timm's reader_factory. A new format is a class here.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, groupby
+from pathlib import Path
+from typing import Protocol, cast
+
+import pandas as pd
+
+from ensemble.core import artifacts
+from ensemble.core.errors import DataError, join_limited
+from ensemble.data import byte_ranges, parquet, shards, storage, tables
+from ensemble.data.byte_ranges import ByteRange
+from ensemble.data.files import walk_images
+from ensemble.data.image_list import ImageEntry
+from ensemble.data.parquet import ParquetVersion
+from ensemble.data.storage import Location, join
+from ensemble.images.decode import ImageSource
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image to score. path: what a list of errors calls it. source: its file, its bytes, or where they lie."""
+
+    id: str
+    path: str
+    source: ImageSource
+
+
+class Loader(Protocol):
+    """Gives the images of listed entries. It can be pickled, for other machines."""
+
+    def __call__(self, entries: Iterable[ImageEntry], start: int, stop: int) -> Iterator[Item]:
+        """The images of the entries [start, stop), streamed."""
+        ...
+
+    def sha256(self, entries: str) -> str:
+        """Hash of what is read: of the list's own hash, and of what that does not tell."""
+        ...
+
+
+@dataclass(frozen=True)
+class OpenedImages:
+    """What a reader opens.
+
+    entries: of all images, in order; read once. loader: their images, once the entries are read.
+    files: the folder or the files that are read from, without which no image can be; none for a
+    table, whose images may lie anywhere, and for a store.
+    distinct: whether no id can be there twice. shards: paths of tars and Parquet files among a folder's images.
+    """
+
+    entries: Iterator[ImageEntry]
+    loader: Loader
+    files: tuple[Path, ...] = ()
+    distinct: bool = False
+    shards: list[str] = field(default_factory=list)
+
+
+class Reader(Protocol):
+    """One input format."""
+
+    def matches(self, location: Location) -> bool:
+        """Whether a location is of this format."""
+        ...
+
+    def open(self, location: Location, images: Location | None = None) -> OpenedImages:
+        """List the images; `images`: where those of a table lie. DataError for what cannot be read."""
+        ...
+
+
+# ---- images that are files
+
+
+@dataclass(frozen=True)
+class FileLoader:
+    """Images that are files below a root, on disk or in a store."""
+
+    root: Location
+
+    def __call__(self, entries: Iterable[ImageEntry], start: int, stop: int) -> Iterator[Item]:
+        """Paths of files on disk; bytes of those in a store."""
+        located = ((entry, join(self.root, entry.path)) for entry in entries)
+        for remote, part in groupby(located, lambda each: isinstance(each[1], str)):
+            if remote:
+                ranges = ((entry._replace(path=str(url)), ByteRange(url, 0, entry.size)) for entry, url in part)
+                yield from _fetched(ranges, lambda each: ([one] for one in each))
+            else:
+                yield from (Item(entry.id, str(path), cast(Path, path)) for entry, path in part)
+
+    def sha256(self, entries: str) -> str:
+        """Hash of root and entries, which hold sizes and times."""
+        return artifacts.json_sha256([ascii(self.root), entries])
+
+
+def _fetched(
+    located: Iterable[tuple[ImageEntry, ByteRange]], group: Callable[[Iterable[ByteRange]], Iterable[list[ByteRange]]]
+) -> Iterator[Item]:
+    """Images of a store, their bytes fetched ahead of who reads them."""
+    waiting: deque[ImageEntry] = deque()
+
+    def ranges() -> Iterator[ByteRange]:
+        for entry, each in located:
+            waiting.append(entry)
+            yield each
+
+    for source in byte_ranges.fetch_ahead(group(ranges())):
+        entry = waiting.popleft()
+        yield Item(entry.id, entry.path, source)
+
+
+class FolderReader:
+    """A folder of images, also in a store; ids are relative POSIX paths."""
+
+    def matches(self, location: Location) -> bool:
+        """Any URL that no reader before took, or a folder."""
+        return isinstance(location, str) or os.path.isdir(location)
+
+    def open(self, location: Location, images: Location | None = None) -> OpenedImages:
+        """DataError, at the end of the entries, for images of kinds that cannot be read."""
+        _refuse_images(images, location)
+        others: list[str] = []
+        found = walk_images(location, other_file=lambda path: others.append(path) if shards.kind(path) else None)
+        if isinstance(location, Path):
+            entries = (tables.stat_entry(file.path, location, file.path) for file in found)
+        else:
+            entries = (ImageEntry(file.path, *file) for file in found)
+        return OpenedImages(entries, FileLoader(location), _local([location]), distinct=True, shards=others)
+
+
+class TableReader:
+    """A CSV, or a Parquet file without images, with a column id or path."""
+
+    def matches(self, location: Location) -> bool:
+        """A URL by its suffix; any file."""
+        if isinstance(location, str):
+            return location.lower().endswith((".csv", ".parquet"))
+        return os.path.isfile(location)  # False where a name is too long to be one
+
+    def open(self, location: Location, images: Location | None = None) -> OpenedImages:
+        """`images` is what paths count from and where ids are looked up."""
+        return self.open_batches(tables.read_batches(location), location, images)
+
+    def open_batches(
+        self, batches: Iterator[pd.DataFrame], location: Location, images: Location | None
+    ) -> OpenedImages:
+        """`open`, of a table that has been read; `location` is where relative paths count from."""
+        resolved = tables.resolve_entries(batches, location, images)
+        entries = _require_ids(resolved.entries, location) if resolved.has_ids else resolved.entries
+        return OpenedImages(entries, FileLoader(resolved.root))
+
+
+# ---- images inside of files
+
+
+@dataclass(frozen=True)
+class ParquetLoader:
+    """Images in a column of Parquet files."""
+
+    files: list[tuple[Location, ParquetVersion]]
+
+    def __call__(self, entries: Iterable[ImageEntry], start: int, stop: int) -> Iterator[Item]:
+        """Encoded bytes; DataError at the first of a file that has changed."""
+        entries = iter(entries)
+        for number, first, last in shards.file_ranges([version.rows for _, version in self.files], start, stop):
+            file, version = self.files[number]
+            if parquet.read_version(file) != version:
+                raise storage.changed(file)
+            for data, entry in zip(parquet.image_bytes(file, first, last), entries, strict=False):
+                yield Item(entry.id, entry.path, data)
+
+    def sha256(self, entries: str) -> str:
+        """Hash of ids and of the files' versions, not of the images' bytes."""
+        versions = [version for _, version in self.files]
+        return artifacts.json_sha256([entries, versions if len(versions) > 1 else versions[0]])
+
+
+class ParquetReader:
+    """A Parquet file that holds images in a column `image`, as bytes or as structs of bytes and path."""
+
+    def matches(self, location: Location) -> bool:
+        """A Parquet file with that column."""
+        return TABLE.matches(location) and shards.kind(location) == ".parquet" and parquet.holds_images(location)
+
+    def open(self, location: Location, images: Location | None = None) -> OpenedImages:
+        """Ids are the column `id`, or else the structs' paths, or the file's name and row."""
+        _refuse_images(images, location)
+        return _open_parquet([location])
+
+
+@dataclass(frozen=True)
+class TarLoader:
+    """Images in tars, which are full once the entries have been read."""
+
+    shards: list[shards.Shard]
+
+    def __call__(self, entries: Iterable[ImageEntry], start: int, stop: int) -> Iterator[Item]:
+        """Byte ranges of tars on disk; bytes of those in a store."""
+        located = shards.locate_bytes(self.shards, entries, start, stop)
+        if isinstance(self.shards[0].location, str):
+            return _fetched(located, byte_ranges.group_adjacent)
+        return (Item(entry.id, entry.path, each) for entry, each in located)
+
+    def sha256(self, entries: str) -> str:
+        """Hash of ids, offsets and the tars' versions, not of the images' bytes."""
+        return artifacts.json_sha256([entries, [shard.stat for shard in self.shards]])
+
+
+class ShardReader:
+    """A tar in webdataset's layout, or a pattern for several tars or Parquet files as one list."""
+
+    def matches(self, location: Location) -> bool:
+        """By its name; a file or folder whose name only looks like a pattern is none."""
+        return shards.names_shards(location)
+
+    def open(self, location: Location, images: Location | None = None) -> OpenedImages:
+        """DataError for tars and other files mixed, and for compressed tars."""
+        files = shards.find_shards(location)
+        _refuse_images(images, location)
+        return open_shards(files, location)
+
+
+def open_shards(files: Sequence[Location], location: Location) -> OpenedImages:
+    """The images inside of tars, or of Parquet files; `location` is what errors call them."""
+    if shards.kind(files[0]) != ".parquet":
+        opened: list[shards.Shard] = []
+        return OpenedImages(shards.tar_entries(files, opened), TarLoader(opened), _local(files))
+    if others := [file for file in files if not parquet.holds_images(file)]:
+        raise DataError(
+            f"{location}: no column image in {join_limited(others)}; several files are read for their images"
+        )
+    return _open_parquet(files)
+
+
+def _open_parquet(files: Sequence[Location]) -> OpenedImages:
+    loader = ParquetLoader([(file, parquet.read_version(file)) for file in files])
+    entries = chain.from_iterable(_require_ids(parquet.image_entries(file), file) for file in files)
+    return OpenedImages(entries, loader, _local(files))
+
+
+def _local(locations: Iterable[Location]) -> tuple[Path, ...]:
+    return tuple(location for location in locations if isinstance(location, Path))
+
+
+def _refuse_images(images: Location | None, location: Location) -> None:
+    if images is not None:
+        raise DataError(f"{location} has the images itself, none are looked for in {images}; leave out --images")
+
+
+def _require_ids(entries: Iterator[ImageEntry], table: Location) -> Iterator[ImageEntry]:
+    for number, entry in enumerate(entries, 1):
+        if not entry.id:
+            raise DataError(f"{table}: row {number} has no id; give every image one")
+        yield entry
+
+
+# ---- the registry
+
+TABLE, FOLDER = TableReader(), FolderReader()
+READERS: tuple[Reader, ...] = (ShardReader(), ParquetReader(), TABLE, FOLDER)
+
+
+def find_reader(location: Location) -> Reader:
+    """The reader of a location; DataError for a path where there is nothing."""
+    for reader in READERS:
+        if reader.matches(location):
+            return reader
+    raise DataError(f"no input at {location}; give a CSV with a column id, or a folder of images")
