@@ -113,8 +113,8 @@ class Side:
 def add_int8(bundle: Path, photos: Path) -> None:
     """int8 files for members that lack one, allowed without a certificate; a run that was left goes on here."""
     files = sorted(photos.glob("*.jpg"))
-    for name in bundles.contents(bundle)["members"]:
-        values = bundles.contents(bundle)  # as the member before left it
+    for name in bundles.read_contents(bundle)["members"]:
+        values = bundles.read_contents(bundle)  # as the member before left it
         entry = values["members"][name]
         if "int8" in entry:
             continue

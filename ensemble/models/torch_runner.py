@@ -26,7 +26,7 @@ def autocast(device: str, precision: str) -> AbstractContextManager[object]:
 
 
 def torch_runner(
-    name: str, member: Member, device: torch.device, precision: str = "fp32", batch: int | None = None
+    name: str, member: Member, device: torch.device | str, precision: str = "fp32", batch: int | None = None
 ) -> Runner:
     """The member as a Runner on `device`, `batch` images at a time; without it, all that it is given."""
     member.eval().to(device)

@@ -9,14 +9,12 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
 
 import torch
 from torch import nn
 
-from ensemble.core import artifacts
-from ensemble.core.errors import ArtifactError, UnavailableError
+from ensemble.core import answer_cache, artifacts
+from ensemble.core.errors import UnavailableError
 from ensemble.core.recipe import Train
 from ensemble.models.backbone import Member
 
@@ -24,6 +22,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 BF16_ON_CPU = ("amx_bf16", "avx512_bf16")  # torch.cpu.get_capabilities
 MIN_BF16_SPEEDUP = 1.1  # bf16 rounds, so it has to be this much faster to be chosen
 TRIAL_IMAGES, TRIALS = 4, 3
+
+CACHE_FILE = "tuned.json"
 
 Seconds = Callable[[Member, bool], float]
 
@@ -107,21 +107,16 @@ def _bf16_capable(device: str) -> bool:
 
 def _timed_precision(member: Member, seconds: Seconds) -> str:
     """The cached answer for this network on this machine, or one found now on a copy of it."""
-    path, key = artifacts.cache_path() / "tuned.json", _key(member)
-    kept: dict[str, Any] = {}
-    with suppress(ArtifactError):  # a lost or damaged cache costs a new measurement
-        kept = artifacts.read_json(path, "")
-    answer = kept.get(key)
-    if answer in ("fp32", "bf16"):
-        return answer
+    key = _key(member)
+    if (known := answer_cache.get(CACHE_FILE, key)) in ("fp32", "bf16"):
+        return str(known)
     trial = copy.deepcopy(member).train()
     with torch.random.fork_rng(devices=[]):  # a run draws the same numbers, timed or not
         seconds(trial, False), seconds(trial, True)  # the first passes set up
         pairs = [(seconds(trial, False), seconds(trial, True)) for _ in range(TRIALS)]
     fp32, bf16 = (statistics.median(column) for column in zip(*pairs, strict=True))
     answer = "bf16" if fp32 >= MIN_BF16_SPEEDUP * bf16 else "fp32"
-    with suppress(ArtifactError):
-        artifacts.write_json(path, {**kept, key: answer})
+    answer_cache.put(CACHE_FILE, key, answer)
     return answer
 
 

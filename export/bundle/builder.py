@@ -15,18 +15,18 @@ from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
 from ensemble.core.log import Log
 from export.bundle import bundle, operating_point, precisions
-from export.bundle.certificate import AUROC_LIMIT, FLIPS_LIMIT, LEAST_IMAGES, certify
+from export.bundle.certificate import AUROC_LIMIT, DECISION_CHANGE_LIMIT, MIN_IMAGES, certify_fp32
 from export.bundle.check_images import SampleImages
 from export.bundle.operating_point import OperatingPoint
 from export.bundle.precisions import CertifyOptions
-from export.runtimes.runner import open_runner, require_torch, torch_runner
+from export.runtimes.runner import open_runner, require_torch
 
 if TYPE_CHECKING:
     from ensemble.models.backbone import Member
 
 
 @dataclass(frozen=True)
-class Job:
+class MemberExport:
     """A member to export. source: a hash of all that decides its file; load: its torch module."""
 
     name: str
@@ -60,17 +60,17 @@ def open_workdir(path: Path, folder: Path, force: bool) -> BundleBuild:
     entries, point = values["members"], None
     with suppress(ArtifactError):  # of no use: it is dropped
         point = operating_point.read(folder, values)
-    certificates = bundle.certificate_of(folder)
+    certificates = bundle.read_certificate(folder)
     for name, entry in entries.items():
         if not _record_path(path, name).is_file():
-            for file in bundle.files_of(entry):
+            for file in bundle.model_files(entry):
                 (path / file).unlink(missing_ok=True)
                 _link(folder / file, path / file)
             _write_record(path, name, entry, certificates["members"][name])
     return BundleBuild(path, folder, certificates.get("precisions", {}), point)
 
 
-def export_member(job: Job, work: Path, log: Log) -> dict[str, Any]:
+def export_member(job: MemberExport, work: Path, log: Log) -> dict[str, Any]:
     """The member's record: `entry`, `files` with their hashes, `certificate`. Converting needs torch."""
     path = _record_path(work, job.name)
     if path.is_file():
@@ -100,7 +100,7 @@ def export_member(job: Job, work: Path, log: Log) -> dict[str, Any]:
         file.unlink()
         raise
     largest = ", ".join(f"{found['max_abs_difference']:.1e} in {name}" for name, found in certified["fp32"].items())
-    log(f"{job.name}: largest difference of a logit {largest}, on {job.samples.what}")
+    log(f"{job.name}: largest difference of a logit {largest}, on {job.samples.description}")
     return _write_record(work, job.name, entry, certified)
 
 
@@ -118,47 +118,49 @@ def finalize(
     members that were trained elsewhere.
     """
     entries = {name: record["entry"] for name, record in records.items()}
-    decision = precisions.decide(work.path, entries, work.older, wish, log)
+    decision = precisions.decide_precisions(work.path, entries, work.older, wish, log)
     values = {
         "members": {name: record["certificate"] for name, record in records.items()},
         "precisions": decision.certificates,
-        "limits": {"images": LEAST_IMAGES, "auroc": AUROC_LIMIT, "flips": FLIPS_LIMIT},
+        "limits": {"images": MIN_IMAGES, "auroc": AUROC_LIMIT, "flips": DECISION_CHANGE_LIMIT},
     }
     artifacts.write_json(work.path / "certificate.json", values)
-    kept = {work.path / file for entry in decision.entries.values() for file in bundle.files_of(entry)}
+    kept = {work.path / file for entry in decision.entries.values() for file in bundle.model_files(entry)}
     for path in set((work.path / "members").iterdir()) - kept:
         path.unlink()
-    _keep_point(work, records, log)
+    _carry_over_point(work, records, log)
     bundle.write_bundle(work.path, decision.entries, elsewhere, decision.precisions)
     artifacts.replace_folder(work.path, work.folder)
     return values
 
 
-def _keep_point(work: BundleBuild, records: Mapping[str, Any], log: Log) -> None:
+def _carry_over_point(work: BundleBuild, records: Mapping[str, Any], log: Log) -> None:
     """Take over what frontier chose for these members and this stack; what it chose for others is dropped."""
     (work.path / operating_point.FILE).unlink(missing_ok=True)
     entries = {name: record["entry"] for name, record in records.items()}
     hashes = {file: digest for record in records.values() for file, digest in record["files"].items()}
     if work.point and work.point.made_from == operating_point.identity(work.path, entries, hashes):
         artifacts.write_json(work.path / operating_point.FILE, work.point.to_dict())
-    elif operating_point.listed(work.folder):
+    elif operating_point.has_point(work.folder):
         log(
             "What frontier chose was for other members or another stack, and is dropped: all members run; "
-            f"{operating_point.AGAIN}"
+            f"{operating_point.RECHOOSE_HINT}"
         )
 
 
-def _certify(job: Job, member: "Member", file: Path) -> dict[str, Any]:
+def _certify(job: MemberExport, member: "Member", file: Path) -> dict[str, Any]:
     """The file in every runtime that this machine runs at fp32, against the member."""
     pixels = job.samples.pixels(member.preprocess_config)
+    from ensemble.models.torch_runner import torch_runner
+
     original = torch_runner(job.name, member, "cpu")
     expected = original.run(pixels)
     original = replace(original, run=lambda same: expected)
     found = {}
-    for setting in precisions.computed(("fp32",)):
+    for setting in precisions.runnable_configs(("fp32",)):
         exported = open_runner(f"{job.name} in {setting.runtime}", file, member.preprocess_config, setting)
-        found[setting.runtime] = certify(original, exported, pixels)
-    return {"checked_on": job.samples.what, "fp32": found}
+        found[setting.runtime] = certify_fp32(original, exported, pixels)
+    return {"checked_on": job.samples.description, "fp32": found}
 
 
 def _link(source: Path, target: Path) -> None:
@@ -173,7 +175,7 @@ def _record_path(work: Path, name: str) -> Path:
 
 
 def _hashes(work: Path, entry: Mapping[str, Any]) -> dict[str, str]:
-    files = [file for file in bundle.files_of(entry) if (work / file).is_file()]
+    files = [file for file in bundle.model_files(entry) if (work / file).is_file()]
     return {file: artifacts.file_sha256(work / file) for file in files}
 
 

@@ -17,30 +17,30 @@ from export.runtimes.settings import RuntimeConfig, parse_config
 
 CONVERTER_VERSION = 4  # raised by hand when converting the same member would give another file or entry
 PRECISION = "fp32"
-POINT = "point.json"  # what frontier chose; points.py reads and writes it
-SECOND_FILES = ("fp16", "int8", "int8-symmetric")  # that an entry may have, the last for TensorRT
+POINT_FILE = "point.json"  # what frontier chose; points.py reads and writes it
+LOW_PRECISION_KINDS = ("fp16", "int8", "int8-symmetric")  # that an entry may have, the last for TensorRT
 REMEDY = "make it anew with: python cli.py export --force (and its --member options, if it has no run)"
 
 
 def open_bundle(folder: Path) -> dict[str, Any]:
     """bundle.json of a bundle whose every file is as it was written, with all members; else ArtifactError."""
-    values = contents(folder)
+    values = read_contents(folder)
     members.check_files(folder, values["files"], REMEDY)
-    names = stacker_of(folder).members
+    names = bundle_stacker(folder).members
     if lacking := [n for n in names if n not in values["members"] and external_file(n) not in values["files"]]:
         raise ArtifactError(f"{folder} lacks members of its own stacker ({join_limited(lacking)}); {REMEDY}")
     return values
 
 
-def contents(folder: Path) -> dict[str, Any]:
+def read_contents(folder: Path) -> dict[str, Any]:
     """bundle.json, if it is as it was written and names no file outside the bundle; what it lists is not read."""
     values = artifacts.read_json(folder / "bundle.json", REMEDY)
     digest = values.pop("digest", None)
     if digest != artifacts.json_sha256(values):
         raise ArtifactError(f"{folder / 'bundle.json'} is damaged: its digest differs; {REMEDY}")
-    if fault := _fault(values):
+    if fault := _format_error(values):
         raise ArtifactError(f"{folder / 'bundle.json'} lacks what one has, or holds what none has ({fault}); {REMEDY}")
-    if not _stays_inside(values):
+    if not _names_only_own_files(values):
         raise ArtifactError(
             f"{folder / 'bundle.json'} names files that no bundle has, which may lie outside its folder; "
             f"do not use it, or {REMEDY}"
@@ -48,7 +48,7 @@ def contents(folder: Path) -> dict[str, Any]:
     return values
 
 
-def _fault(values: Mapping[str, Any]) -> str:
+def _format_error(values: Mapping[str, Any]) -> str:
     """Where it is not of the form that `write_bundle` gives it; empty if nowhere. Anybody may have written it."""
     files, entries, lower = values.get("files"), values.get("members"), values.get("precisions", {})
     if not isinstance(files, dict) or not all(
@@ -67,7 +67,7 @@ def _fault(values: Mapping[str, Any]) -> str:
 def _is_entry(entry: Any) -> bool:
     try:
         PreprocessConfig.from_dict(entry["contract"])
-        gflop, kinds = entry.get("gflop", 0), [kind for kind in SECOND_FILES if kind in entry]
+        gflop, kinds = entry.get("gflop", 0), [kind for kind in LOW_PRECISION_KINDS if kind in entry]
         return (
             all(isinstance(entry[key], str) for key in ("file", "precision", "source", *kinds))
             and all(isinstance(entry["made"][kind], dict) for kind in kinds)
@@ -86,17 +86,18 @@ def _is_allowance(key: str, found: Any) -> bool:
         return False
 
 
-def _stays_inside(values: Mapping[str, Any]) -> bool:
+def _names_only_own_files(values: Mapping[str, Any]) -> bool:
     """Whether all it names lies below its folder: a digest proves nothing of who wrote it, and files are replaced."""
     files = values["files"]
-    return not any(_leads_out(name) for name in files) and all(
+    return not any(_escapes_folder(name) for name in files) and all(
         is_member_name(name)
-        and set(files_of(entry)) <= {f"members/{name}.{kind}.onnx" for kind in (PRECISION, *SECOND_FILES)} & set(files)
+        and set(model_files(entry))
+        <= {f"members/{name}.{kind}.onnx" for kind in (PRECISION, *LOW_PRECISION_KINDS)} & set(files)
         for name, entry in values["members"].items()
     )
 
 
-def _leads_out(name: str) -> bool:
+def _escapes_folder(name: str) -> bool:
     """Whether a name is no plain relative path of one file, on any system; to the Hub's client, "x/" is all below x."""
     return bool(PureWindowsPath(name).anchor) or "\\" in name or not {"", ".", ".."}.isdisjoint(name.split("/"))
 
@@ -116,8 +117,8 @@ def write_bundle(
     precisions: {"openvino bf16": {"members": [...], "certified": true}}, as `may_run` reads it.
     """
     scores = [external_file(name) for name in externals]
-    exported = [file for entry in entries.values() for file in files_of(entry)]
-    optional = [name for name in (heldout_rows.FILE, POINT) if (folder / name).is_file()]
+    exported = [file for entry in entries.values() for file in model_files(entry)]
+    optional = [name for name in (heldout_rows.HELDOUT_FILE, POINT_FILE) if (folder / name).is_file()]
     names = ["stacker.json", "certificate.json", *exported, *scores, *optional]
     values = {
         "format_version": artifacts.FORMAT_VERSION,
@@ -134,7 +135,7 @@ def write_contents(folder: Path, values: Mapping[str, Any]) -> None:
     artifacts.write_json(folder / "bundle.json", {**values, "digest": artifacts.json_sha256(dict(values))})
 
 
-def may_run(values: Mapping[str, Any]) -> dict[tuple[str, str], frozenset[str]]:
+def certified_precisions(values: Mapping[str, Any]) -> dict[tuple[str, str], frozenset[str]]:
     """Members that may run below fp32, by (runtime, precision): certified, or by the user's word.
 
     `values`: of `open_bundle`. A bundle that was written before there were certificates has none.
@@ -146,37 +147,37 @@ def may_run(values: Mapping[str, Any]) -> dict[tuple[str, str], frozenset[str]]:
     }
 
 
-def files_of(entry: Mapping[str, Any]) -> list[str]:
+def model_files(entry: Mapping[str, Any]) -> list[str]:
     """An entry's ONNX files, relative to the bundle."""
-    return [str(entry[key]) for key in ("file", *SECOND_FILES) if key in entry]
+    return [str(entry[key]) for key in ("file", *LOW_PRECISION_KINDS) if key in entry]
 
 
-def member_file(entry: Mapping[str, Any], setting: RuntimeConfig) -> str:
+def model_file(entry: Mapping[str, Any], setting: RuntimeConfig) -> str:
     """Which of an entry's files is run at this setting, relative to the bundle."""
-    return str(entry[second_file(setting) or "file"])
+    return str(entry[low_precision_kind(setting) or "file"])
 
 
-def second_file(setting: RuntimeConfig) -> str | None:
+def low_precision_kind(setting: RuntimeConfig) -> str | None:
     """Which of SECOND_FILES is run at this setting; None where the fp32 file is."""
     if setting.precision == "int8":
         return "int8-symmetric" if setting.runtime == "tensorrt" else "int8"
     return "fp16" if (setting.runtime, setting.precision) == ("cuda", "fp16") else None
 
 
-def has_file(entry: Mapping[str, Any], setting: RuntimeConfig) -> bool:
+def has_model_file(entry: Mapping[str, Any], setting: RuntimeConfig) -> bool:
     """Whether the entry has the file that is run at this setting."""
-    return (second_file(setting) or "file") in entry
+    return (low_precision_kind(setting) or "file") in entry
 
 
-def stacker_of(folder: Path) -> Stacker:
+def bundle_stacker(folder: Path) -> Stacker:
     """A bundle's own stacker."""
     return Stacker.from_dict(artifacts.read_json(folder / "stacker.json", REMEDY))
 
 
-def certificate_of(folder: Path) -> dict[str, Any]:
+def read_certificate(folder: Path) -> dict[str, Any]:
     """certificate.json of a bundle: what was found of its `members` at fp32, and at `precisions` below."""
     values = artifacts.read_json(folder / "certificate.json", REMEDY)
-    if not _is_certificate(values, contents(folder)["members"]):
+    if not _is_certificate(values, read_contents(folder)["members"]):
         raise ArtifactError(f"{folder / 'certificate.json'} lacks what one has, or holds what none has; {REMEDY}")
     return values
 
@@ -208,7 +209,7 @@ def _is_number(value: Any) -> bool:
 
 
 @contextmanager
-def damage_told(name: str) -> Iterator[None]:
+def translate_damage(name: str) -> Iterator[None]:
     """Turn what code that reads a bundle's file of this name raises, where no export wrote it, into ArtifactError."""
     try:
         yield
@@ -230,7 +231,7 @@ def is_current(run: Path) -> bool:
     stacker, folder = read_stacker(run), artifacts.bundle_path(run)
     if not (folder / "bundle.json").is_file():
         return False
-    values = contents(folder)
+    values = read_contents(folder)
     entries = values["members"]
     elsewhere = [name for name in stacker.members if external.is_external(run, name)]
     return (

@@ -1,16 +1,16 @@
-"""Exported files against what they were made from: at fp32 the member, at a lower precision the fp32 file.
+"""Certificates: an exported file against what it was made from, at fp32 the member, below it the fp32 file.
 
-At fp32 a logit may differ by 0.001. Below fp32 the scores may differ, and what is done with them
-may not. On at least 256 real images that no member was fitted on, for every member and for the stack:
+At fp32 a logit may differ by 0.001. Below fp32 scores may differ, as long as decisions stay the same.
+On at least 256 real images that no member was fitted on, for every member and for the stack:
 
-    change  |p_lower - p_fp32|, its largest and its mean; reported
-    spearman  correlation of the ranks of the logits, ties sharing theirs; reported
-    auroc   AUROC(lower) - AUROC(fp32); at most 0.001 either way
-    flips   share of images on the other side of the threshold; at most 0.5 %
+    largest, mean     of |p_lower - p_fp32|; reported
+    spearman          rank correlation of the logits, ties averaged; reported
+    auroc             AUROC(lower) - AUROC(fp32); at most 0.001 either way
+    decision_changes  share of images on the other side of the threshold ("flips" in JSON); at most 0.5 %
 
-p is sigmoid(logit) at 0.5 for a member, target at the stack's threshold for the stack. The two
-limits are the project's requirement for a precision to be used unasked. With 256 images one flip
-is 0.4 % and two are too many: fewer images could not tell 0.5 % from nothing.
+p is sigmoid(logit) with threshold 0.5 for a member, and target with the stack's threshold for the stack.
+The two limits are the project's requirement for a precision that `auto` may choose. With 256 images one
+change is 0.4 %, and two exceed the limit: fewer images could not measure 0.5 %.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,15 +25,15 @@ from ensemble.core.metrics import auroc, sigmoid
 from ensemble.models.runner import Runner
 from ensemble.stacking.stacker import Stacker
 
-TOLERANCE = 1e-3  # largest difference of a logit, fp32
+TOLERANCE = 1e-3  # largest difference of a logit at fp32
 BATCH_SIZES = (1, 2, 7)
 
-LEAST_IMAGES, MOST_IMAGES = 256, 1024  # below fp32
-AUROC_LIMIT, FLIPS_LIMIT = 1e-3, 5e-3
-ROUNDING = 1e-9  # 0.951 - 0.95 is a little more than 0.001
+MIN_IMAGES, MAX_IMAGES = 256, 1024  # below fp32
+AUROC_LIMIT, DECISION_CHANGE_LIMIT = 1e-3, 5e-3
+ROUNDING = 1e-9  # 0.951 - 0.95 is slightly more than 0.001 in floating point
 
 
-def certify(
+def certify_fp32(
     original: Runner,
     exported: Runner,
     pixels: np.ndarray,
@@ -68,68 +68,70 @@ def certify(
 
 
 @dataclass(frozen=True)
-class Change:
-    """How far one model's scores at a lower precision lie from those at fp32; NaN where they are not finite.
+class ScoreChange:
+    """How one model's scores at a lower precision differ from those at fp32; NaN where a logit is not finite.
 
-    largest, mean: of |p_lower - p_fp32|. failed: what is beyond its limit, in words.
+    failed: what exceeds its limit, as text. The other fields: as the module says.
     """
 
     largest: float
     mean: float
     spearman: float
     auroc: float
-    flips: float
+    decision_changes: float
     failed: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values: null for NaN."""
-        figures = {key: None if value != value else value for key, value in vars(self).items()}
-        return {**figures, "failed": list(self.failed)}
+        keys = {"decision_changes": "flips"}
+        values = {keys.get(key, key): None if value != value else value for key, value in vars(self).items()}
+        return {**values, "failed": list(self.failed)}
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What one precision does in one runtime: to each member, and to the stack of the members that passed.
+class PrecisionVerdict:
+    """The score changes of one precision in one runtime: of each member, and of the stack of the members that passed.
 
-    usable: those members, the others stay fp32; empty if the stack fails.
+    usable: the members that passed, the others stay fp32; empty if the stack fails.
     """
 
-    members: Mapping[str, Change]
-    stack: Change
+    members: Mapping[str, ScoreChange]
+    stack: ScoreChange
     usable: tuple[str, ...]
 
 
-def compare(fp32: np.ndarray, lower: np.ndarray, labels: np.ndarray, threshold: float = 0.5) -> Change:
+def compare_scores(fp32: np.ndarray, lower: np.ndarray, labels: np.ndarray, threshold: float = 0.5) -> ScoreChange:
     """Logits float [N] of the same images at fp32 and at a lower precision; labels int [N] with ai = 1."""
     if not (np.isfinite(fp32).all() and np.isfinite(lower).all()):
-        return Change(np.nan, np.nan, np.nan, np.nan, np.nan, ("logits that are not finite",))
+        return ScoreChange(np.nan, np.nan, np.nan, np.nan, np.nan, ("logits that are not finite",))
     before, after = sigmoid(fp32), sigmoid(lower)
     change = np.abs(after - before)
     ranks = [pd.Series(logits).rank().to_numpy() for logits in (fp32, lower)]
     moved = auroc(labels, lower) - auroc(labels, fp32)
-    flips = float(((before >= threshold) != (after >= threshold)).mean())
+    decision_changes = float(((before >= threshold) != (after >= threshold)).mean())
     failed = []
     if not abs(moved) <= AUROC_LIMIT + ROUNDING:
         failed.append(f"AUROC by {moved:+.4f}")
-    if not flips <= FLIPS_LIMIT:
-        failed.append(f"{flips:.2%} flipped")
-    return Change(float(change.max()), float(change.mean()), _correlation(*ranks), moved, flips, tuple(failed))
+    if not decision_changes <= DECISION_CHANGE_LIMIT:
+        failed.append(f"{decision_changes:.2%} flipped")
+    spearman = _correlation(*ranks)
+    return ScoreChange(float(change.max()), float(change.mean()), spearman, moved, decision_changes, tuple(failed))
 
 
-def judge(stacker: Stacker, fp32: np.ndarray, lower: np.ndarray, labels: np.ndarray) -> Verdict:
-    """Logits [N, members] in the stacker's order, labels int [N]. A column may be equal in both."""
+def judge(stacker: Stacker, fp32: np.ndarray, lower: np.ndarray, labels: np.ndarray) -> PrecisionVerdict:
+    """Judge a precision by logits [N, members] in the stacker's order and labels int [N]."""
     members = {
-        name: compare(before, after, labels)
+        name: compare_scores(before, after, labels)
         for name, before, after in zip(stacker.members, fp32.T, lower.T, strict=True)
     }
     passed = [not change.failed for change in members.values()]
-    stack = compare(stacker.logit(fp32), stacker.logit(np.where(passed, lower, fp32)), labels, stacker.threshold)
+    stack = compare_scores(stacker.logit(fp32), stacker.logit(np.where(passed, lower, fp32)), labels, stacker.threshold)
     usable = tuple(name for name, good in zip(members, passed, strict=True) if good and not stack.failed)
-    return Verdict(members, stack, usable)
+    return PrecisionVerdict(members, stack, usable)
 
 
 def table(certificates: Mapping[str, Any]) -> pd.DataFrame:
-    """What certificate.json says of lower precisions, a line a member and one for the stack, as text."""
+    """The lower precisions of certificate.json as a table of text: a line for each member and one for the stack."""
     lines = [
         (key, name, change, name in made["usable"] if name != "stack" else bool(made["usable"]))
         for key, made in certificates.items()

@@ -1,4 +1,4 @@
-"""A trained member -> one ONNX file: uint8 pixels [N, S, S, 3] in, float32 logit [N] out."""
+"""Convert a trained member to one ONNX file: uint8 pixels [N, S, S, 3] in, float32 logit [N] out."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,9 +43,9 @@ def convert(member: Member, path: Path) -> None:
 
 
 def _flatten_positions(model: ir.Model) -> None:
-    """Where [N, C, H, W] is turned to [N, H, W, C] for a norm, do it by way of [N, C, H * W]: the same values.
+    """Transpose [N, C, H, W] to [N, H, W, C] before a norm by way of [N, C, H * W]: the same values.
 
-    OpenVINO keeps such activations channels last, and sees only then that nothing has to be moved.
+    OpenVINO keeps such activations channels last, and only in this form sees that no data has to move.
     """
     for node in list(model.graph):
         target, shape = node.outputs[0], node.outputs[0].shape
@@ -61,7 +61,7 @@ def _flatten_positions(model: ir.Model) -> None:
 
 
 def forget_paths(model: ir.Model) -> None:
-    """Drop from every node the file and line of this machine that computed it; layers.py reads its module's name."""
+    """Drop from every node the file and line of this machine that computed it; precision_search reads its scopes."""
     graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for graph in graphs:
         for node in ir.traversal.RecursiveGraphIterator(graph):
@@ -81,11 +81,11 @@ def gflop(member: Member) -> float:
 def _plain_attention(network: Any) -> Iterator[None]:
     """Swin's fused attention cannot be traced; its plain form computes the same."""
     before = network.config._attn_implementation
-    switch = network.config.model_type != "timm_wrapper"  # timm chooses its own
-    if switch:
+    switchable = network.config.model_type != "timm_wrapper"  # timm chooses its own
+    if switchable:
         network.set_attn_implementation("eager")
     try:
         yield
     finally:
-        if switch:
+        if switchable:
             network.set_attn_implementation(before)

@@ -28,32 +28,32 @@ from ensemble.stacking.logit_table import LabelledLogits, cross_validated
 from ensemble.stacking.stack import StackOptions, StackResult, read_stacker
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle, check_images, heldout_rows, hub_bundles, member_logits, precisions
-from export.bundle.builder import Job, export_member, finalize, open_workdir, read_record
-from export.bundle.precisions import FP32, NOTHING, CertifyOptions, columns
+from export.bundle.builder import MemberExport, export_member, finalize, open_workdir, read_record
+from export.bundle.precisions import DEFAULT_OPTIONS, FP32, CertifyOptions, logit_columns
 from export.runtimes.runner import require_torch
 
 
-def export_run(run: Path, log: Log, force: bool = False, wish: CertifyOptions = NOTHING) -> dict[str, Any]:
+def export_run(run: Path, log: Log, force: bool = False, wish: CertifyOptions = DEFAULT_OPTIONS) -> dict[str, Any]:
     """Bring the run's bundle up to date; returns what certificate.json holds.
 
     A member converted before from the same weights is taken over, unless `force`. Precisions
     are certified on the held-out rows, unless `wish` names other images.
     """
-    stacker, held, training = read_stacker(run), check_images.heldout(run), check_images.training(run)
+    stacker, held, training = read_stacker(run), check_images.heldout_images(run), check_images.training_images(run)
     if wish.int8:
         precisions.require_int8(training)
     work = open_workdir(artifacts.work_path(run, "export"), artifacts.bundle_path(run), force)
     elsewhere = [name for name in stacker.members if external.is_external(run, name)]
-    samples = check_images.samples(held)
+    samples = check_images.sample_images(held)
     jobs = [
-        Job(name, bundle.source_sha256(run, name), partial(members.load_member, run, name), samples)
+        MemberExport(name, bundle.source_sha256(run, name), partial(members.load_member, run, name), samples)
         for name in stacker.members
         if name not in elsewhere
     ]
     records = {job.name: export_member(job, work.path, log) for job in jobs}
     _copy_others(run, work.path, elsewhere)
     heldout_rows.write_rows(work.path, _scored_unseen(run, stacker.members))
-    return finalize(work, records, elsewhere, replace(wish, evidence=wish.evidence or held, training=training), log)
+    return finalize(work, records, elsewhere, replace(wish, images=wish.images or held, training=training), log)
 
 
 def certify_bundle(folder: Path, log: Log, wish: CertifyOptions) -> dict[str, Any]:
@@ -61,16 +61,16 @@ def certify_bundle(folder: Path, log: Log, wish: CertifyOptions) -> dict[str, An
     folder = folder.resolve()
     artifacts.restore_folder(folder)
     values = bundle.open_bundle(folder)
-    stacker = bundle.stacker_of(folder)
+    stacker = bundle.bundle_stacker(folder)
     place = folder.with_name(f".{folder.name}.certify")
     shutil.rmtree(place, ignore_errors=True)  # another bundle may have been here when it was left
     work = open_workdir(place, folder, force=False)
     records = {name: read_record(work.path, name) for name in values["members"]}
     elsewhere = [name for name in stacker.members if name not in records]
     _copy_others(folder, work.path, elsewhere)
-    (work.path / heldout_rows.FILE).unlink(missing_ok=True)
-    if (folder / heldout_rows.FILE).is_file():
-        shutil.copyfile(folder / heldout_rows.FILE, work.path / heldout_rows.FILE)
+    (work.path / heldout_rows.HELDOUT_FILE).unlink(missing_ok=True)
+    if (folder / heldout_rows.HELDOUT_FILE).is_file():
+        shutil.copyfile(folder / heldout_rows.HELDOUT_FILE, work.path / heldout_rows.HELDOUT_FILE)
     return finalize(work, records, elsewhere, wish, log)
 
 
@@ -94,14 +94,14 @@ def _copy_others(source: Path, target: Path, elsewhere: list[str]) -> None:
     shutil.copyfile(artifacts.stacker_path(source), artifacts.stacker_path(target))
 
 
-def export_foreign(
+def export_classifiers(
     sources: Mapping[str, str],
     folder: Path,
     log: Log,
     positive: str | None = None,
     force: bool = False,
     stack_on: Sequence[LabelledImage] = (),
-    wish: CertifyOptions = NOTHING,
+    wish: CertifyOptions = DEFAULT_OPTIONS,
 ) -> tuple[dict[str, Any], StackResult | None]:
     """Make or update a bundle of classifiers by name; returns what certificate.json holds, and the stack.
 
@@ -113,15 +113,16 @@ def export_foreign(
     if folder.exists() and not (folder / "bundle.json").is_file() and not _is_empty(folder):
         raise ArtifactError(f"{folder} is there and is no bundle; name a new folder with --bundle")
     artifacts.ensure_writable(folder.parent)
-    found = read_classifiers({name: locate(source) for name, source in sources.items()}, positive)
-    samples = check_images.samples(wish.evidence) if wish.evidence else check_images.generated()
+    found = read_classifiers({name: locate_classifier(source) for name, source in sources.items()}, positive)
+    samples = check_images.sample_images(wish.images) if wish.images else check_images.generated_images()
     work = open_workdir(folder.with_name(f".{folder.name}.export"), folder, force)
     jobs = [
-        Job(one.name, artifacts.json_sha256([one.sha256, bundle.CONVERTER_VERSION]), one.load, samples) for one in found
+        MemberExport(one.name, artifacts.json_sha256([one.sha256, bundle.CONVERTER_VERSION]), one.load, samples)
+        for one in found
     ]
     records = {job.name: export_member(job, work.path, log) for job in jobs}
     stacked = None
-    (work.path / heldout_rows.FILE).unlink(missing_ok=True)
+    (work.path / heldout_rows.HELDOUT_FILE).unlink(missing_ok=True)
     if stack_on:
         stacked = _stack(work.path, records, stack_on, log)
     else:
@@ -131,7 +132,7 @@ def export_foreign(
     return finalize(work, records, (), wish, log), stacked
 
 
-def locate(source: str) -> Path:
+def locate_classifier(source: str) -> Path:
     """The folder that `source` names; what is no folder is looked for on the Hub."""
     folder = expand_user(source)
     if folder.is_dir():
@@ -150,7 +151,7 @@ def _stack(work: Path, records: Mapping[str, Any], items: Sequence[LabelledImage
     rows = dataset.assemble(readable, indexed, near, Fractions(), seed=0, check=False).assign(split="heldout")
     log(f"Scoring {len(rows)} images by {len(records)} members at fp32, for the stack")
     entries = {name: record["entry"] for name, record in records.items()}
-    logits, errors = member_logits.compute(dataset.files(rows), columns(work, entries, FP32), "stack")
+    logits, errors = member_logits.compute_logits(dataset.files(rows), logit_columns(work, entries, FP32), "stack")
     kept = [row for row in range(len(rows)) if row not in errors]
     labels, groups = rows["label"].to_numpy()[kept], rows["group"].to_numpy(dtype=str)[kept]
     scored = LabelledLogits(tuple(records), logits[kept].astype(np.float64), labels, groups)

@@ -1,17 +1,17 @@
-"""An exported member in half precision, for the CUDA provider. Needs onnx."""
+"""Convert an exported member to fp16, for ONNX Runtime's CUDA provider. Needs onnx."""
 
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-# half precision overflows at 65,504, which sums over many values reach
+# fp16 overflows at 65,504, which sums over many values reach
 KEPT_FP32 = ("LayerNormalization", "ReduceMean", "Softmax")
 
 
-def write_half(source: Path, target: Path, kept: Collection[str] = ()) -> None:
-    """An fp32 file with weights and arithmetic in fp16, but for KEPT_FP32 and the nodes that are named in `kept`.
+def write_fp16(source: Path, target: Path, kept: Collection[str] = ()) -> None:
+    """Write an fp32 file with weights and arithmetic in fp16, except KEPT_FP32 and the nodes named in `kept`.
 
-    Pixels and logits keep their types.
+    Input and output types stay: uint8 pixels, float32 logits.
     """
     import onnx
     from onnxruntime.transformers import float16
@@ -20,31 +20,32 @@ def write_half(source: Path, target: Path, kept: Collection[str] = ()) -> None:
     model = float16.convert_float_to_float16(
         onnx.load(source), keep_io_types=True, op_block_list=blocked, node_block_list=sorted(kept)
     )
-    _join_casts(model.graph)
+    _merge_duplicate_casts(model.graph)
     _skip_round_trips(model.graph)
     target.unlink(missing_ok=True)  # it may be a link to the older bundle's
     onnx.save(model, target)
 
 
-def _join_casts(graph: Any) -> None:
-    """Keep the first of the casts that the converter adds for each reader of one tensor: they have one name."""
+def _merge_duplicate_casts(graph: Any) -> None:
+    """Keep the first of the equal casts that the converter adds for each reader of one tensor."""
     first: dict[str, Any] = {}
     for node in graph.node:
         first.setdefault(node.output[0], node)
-    kept = [node for node in graph.node if first[node.output[0]] is node]
-    del graph.node[:]
-    graph.node.extend(kept)
+    _replace_nodes(graph, [node for node in graph.node if first[node.output[0]] is node])
 
 
 def _skip_round_trips(graph: Any) -> None:
-    """Hand what one node computes in fp32 to another in fp32 as it is: the converter rounds it to fp16 in between."""
-    to_half = {node.output[0]: node for node in graph.node if node.name.endswith("_cast_to_fp16_node")}
-    back = [node for node in graph.node if node.name.endswith("_cast_to_fp32_node") and node.input[0] in to_half]
-    exact = {node.output[0]: to_half[node.input[0]].input[0] for node in back}
-    left = [node for node in graph.node if node.output[0] not in exact]
-    for node in left:
+    """Connect fp32 nodes directly: between two of them the converter casts to fp16 and back, which rounds."""
+    to_fp16 = {node.output[0]: node for node in graph.node if node.name.endswith("_cast_to_fp16_node")}
+    to_fp32 = [node for node in graph.node if node.name.endswith("_cast_to_fp32_node") and node.input[0] in to_fp16]
+    exact = {node.output[0]: to_fp16[node.input[0]].input[0] for node in to_fp32}
+    remaining = [node for node in graph.node if node.output[0] not in exact]
+    for node in remaining:
         node.input[:] = [exact.get(name, name) for name in node.input]
-    read = {name for node in left for name in node.input}
-    kept = [node for node in left if node.output[0] not in to_half or node.output[0] in read]
+    read = {name for node in remaining for name in node.input}
+    _replace_nodes(graph, [n for n in remaining if n.output[0] not in to_fp16 or n.output[0] in read])
+
+
+def _replace_nodes(graph: Any, nodes: list[Any]) -> None:
     del graph.node[:]
-    graph.node.extend(kept)
+    graph.node.extend(nodes)

@@ -1,6 +1,6 @@
-"""What a bundle's cascade and frontier rest on: labels, groups, and logits by weights that never saw the group.
+"""Held-out logits in a bundle (heldout.parquet), by which cascade and frontier are fitted and scored.
 
-They travel in the bundle as heldout.parquet: no ids, no paths.
+Labels, groups, and each member's logits by weights that never saw the group. No ids, no paths.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, join_limited
 from ensemble.stacking.logit_table import LabelledLogits
 
-FILE = "heldout.parquet"
+HELDOUT_FILE = "heldout.parquet"
 REMEDY = "export again (python cli.py export; a bundle of classifiers from elsewhere with --member ... --stack-on DATA)"
 
 
@@ -24,20 +24,20 @@ def write_rows(folder: Path, rows: LabelledLogits) -> None:
     }
     codes = np.unique(rows.groups, return_inverse=True)[1].astype(np.int32)
     frame = pd.DataFrame({"label": rows.labels.astype(np.int8), "group": codes, **columns})
-    artifacts.write_parquet(folder / FILE, frame)
+    artifacts.write_parquet(folder / HELDOUT_FILE, frame)
 
 
 def read_rows(folder: Path, names: Sequence[str], asking: str = "--cascade") -> LabelledLogits:
     """A bundle's rows, logits in the order of `names`; ArtifactError where there are none, or none of sense.
 
-    It says how to get them, to what the user calls `asking`.
+    asking: the option or command that needs them, named in the error.
     """
-    if not (folder / FILE).is_file():
+    if not (folder / HELDOUT_FILE).is_file():
         raise ArtifactError(f"{asking}: the bundle {folder} has no held-out logits to fit and report on; {REMEDY}")
-    frame = artifacts.read_parquet(folder / FILE, REMEDY)
+    frame = artifacts.read_parquet(folder / HELDOUT_FILE, REMEDY)
     columns = [f"logit {name}" for name in names]
     if fault := _fault(frame, columns):
-        raise ArtifactError(f"{asking}: {folder / FILE} {fault}; {REMEDY}")
+        raise ArtifactError(f"{asking}: {folder / HELDOUT_FILE} {fault}; {REMEDY}")
     labels, groups = (frame[name].to_numpy(np.int64) for name in ("label", "group"))
     return LabelledLogits(tuple(names), frame[columns].to_numpy(np.float64), labels, groups)
 

@@ -130,7 +130,7 @@ def _fetch(repo: str, revision: str | None) -> Path:
 
 def _listed(repo: str, folder: Path) -> Mapping[str, str]:
     try:
-        files: Mapping[str, str] = bundle.contents(folder)["files"]
+        files: Mapping[str, str] = bundle.read_contents(folder)["files"]
     except ArtifactError as error:  # anybody may have written it
         why = str(error).partition("; ")[0].replace(str(folder / "bundle.json"), "its bundle.json")
         raise HubError(f"{repo} cannot be used: {why}; its owner should push it again") from None
@@ -167,7 +167,7 @@ def _copy(source: Path, target: Path) -> None:
     work = target.with_name(f".{target.name}.pull")
     shutil.rmtree(work, ignore_errors=True)
     try:
-        for name in ["bundle.json", *bundle.contents(source)["files"]]:
+        for name in ["bundle.json", *bundle.read_contents(source)["files"]]:
             (work / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, work / name)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""An exported member in int8, as pairs of QuantizeLinear and DequantizeLinear in an ONNX file. Needs onnx."""
+"""Quantize an exported member to int8, by QuantizeLinear and DequantizeLinear nodes in ONNX. Needs onnx."""
 
 import contextlib
 import io
@@ -13,7 +13,7 @@ from ensemble.core.errors import ArtifactError, UnavailableError
 from export.bundle.precision_search import PRODUCTS
 from export.runtimes import devices, libraries
 
-# a bound of these before the next product is the bound of its 8 bits
+# the bounds of these activations become the range of the 8 bits
 BOUNDS = ("Clip", "Relu")
 SUM_PRODUCTS = ("Gemm", "MatMul")
 
@@ -32,12 +32,12 @@ def quantizer(symmetric: bool) -> str:
 def write_int8(
     source: Path, target: Path, pixels: np.ndarray, kept: Collection[str] = (), symmetric: bool = False
 ) -> None:
-    """Quantize an fp32 file by the ranges that its values have on `pixels`, uint8 [N, S, S, 3].
+    """Quantize an fp32 file, calibrated by the ranges of its values on `pixels`, uint8 [N, S, S, 3].
 
-    Weights are int8 with a scale a channel, activations 8 bits with a scale a tensor; nodes that
-    are named in `kept` and what is no product stay fp32. Pixels and logits keep their types.
-    symmetric: as TensorRT wants it, activations in int8 without zero points, and biases in fp32.
-    NNCF quantizes where it is installed; for TensorRT, and elsewhere, ONNX Runtime's own tools.
+    Weights are int8 with a scale for each channel, activations 8 bits with a scale for each tensor; nodes
+    named in `kept` and nodes that are not in PRODUCTS stay fp32. Input and output types stay.
+    symmetric: as TensorRT needs it, activations in int8 without zero points, and biases in fp32.
+    NNCF quantizes where it is installed; for TensorRT, and without NNCF, ONNX Runtime's own tools.
     """
     target.unlink(missing_ok=True)  # it may be a link to the older bundle's
     with contextlib.redirect_stdout(io.StringIO()):  # progress bars
@@ -62,16 +62,16 @@ def _by_nncf(source: Path, target: Path, pixels: np.ndarray, kept: list[str]) ->
 
 
 def _by_onnxruntime(source: Path, target: Path, pixels: np.ndarray, kept: list[str], symmetric: bool) -> None:
-    """Its calibration adds the least and the largest of each value to the graph, so that no value itself is kept."""
+    """Its calibration computes minimum and maximum of each tensor in the graph, so that no tensor is stored."""
     libraries.load_onnxruntime()
     import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
     model = onnx.load(source)
-    add_pre_process_metadata(model)  # else it advises, on standard error, what fusing of operators would do
-    # the sums of a MatMul go on in fp32, to what is no product; so do all for TensorRT, which fuses by its own rules
-    unbounded = PRODUCTS if symmetric else SUM_PRODUCTS
+    add_pre_process_metadata(model)  # else it advises, on standard error, to fuse operators
+    # outputs of a MatMul stay fp32 for the nodes after it; for TensorRT all do, since it fuses by its own rules
+    unquantized_outputs = PRODUCTS if symmetric else SUM_PRODUCTS
     quantization.quantize_static(
         model,
         target,
@@ -83,14 +83,14 @@ def _by_onnxruntime(source: Path, target: Path, pixels: np.ndarray, kept: list[s
         weight_type=quantization.QuantType.QInt8,
         extra_options={
             "ActivationSymmetric": symmetric,
-            "OpTypesToExcludeOutputQuantization": list(unbounded),
+            "OpTypesToExcludeOutputQuantization": list(unquantized_outputs),
             "QuantizeBias": False,
         },
     )
 
 
 class _Images:
-    """A CalibrationDataReader of one image a time: that class is a base for what has `get_next`."""
+    """Calibration images one at a time, with the `get_next` of ONNX Runtime's CalibrationDataReader."""
 
     def __init__(self, name: str, pixels: np.ndarray) -> None:
         self.batches: Iterator[dict[str, Any]] = ({name: pixels[row : row + 1]} for row in range(len(pixels)))

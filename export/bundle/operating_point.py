@@ -22,12 +22,12 @@ from export.bundle import bundle
 from export.runtimes import devices
 from export.runtimes.settings import ON_CPU, ON_GPU, RuntimeConfig, parse_config
 
-FILE = bundle.POINT
-AGAIN = "choose again: python cli.py frontier --budget N"
+FILE = bundle.POINT_FILE
+RECHOOSE_HINT = "choose again: python cli.py frontier --budget N"
 
 
 @dataclass(frozen=True)
-class Certified:
+class CertifiedFiles:
     """Members that may run below fp32 in a point's stack: the hashes of the files that were compared with fp32, by
     member, and the versions of the libraries that ran them.
     """
@@ -49,7 +49,7 @@ class OperatingPoint:
 
     stacker: Stacker
     runtime: str
-    precisions: Mapping[str, Certified]
+    precisions: Mapping[str, CertifiedFiles]
     cascade: Cascade | None
     budget: float
     images_per_second: float
@@ -74,7 +74,7 @@ class OperatingPoint:
         return cls(
             Stacker.from_dict(values["stacker"]),
             values["runtime"],
-            {str(parse_config(key)): Certified(**made) for key, made in values["precisions"].items()},
+            {str(parse_config(key)): CertifiedFiles(**made) for key, made in values["precisions"].items()},
             None if cascade is None else Cascade.from_dict(cascade),
             float(values["budget"]),
             float(values["images_per_second"]),
@@ -110,13 +110,13 @@ def write(folder: Path, chosen: OperatingPoint) -> None:
     """Put the point into a bundle, in place of an older one; a kill leaves the bundle without any."""
     remove(folder)
     artifacts.write_json(folder / FILE, chosen.to_dict())
-    values = bundle.contents(folder)
+    values = bundle.read_contents(folder)
     bundle.write_contents(folder, {**values, "files": {**values["files"], FILE: artifacts.file_sha256(folder / FILE)}})
 
 
 def remove(folder: Path) -> bool:
     """Take the point out of a bundle: all members run. Whether there was one."""
-    values = bundle.contents(folder)
+    values = bundle.read_contents(folder)
     if FILE not in values["files"]:
         return False
     bundle.write_contents(folder, {**values, "files": {k: v for k, v in values["files"].items() if k != FILE}})
@@ -124,10 +124,10 @@ def remove(folder: Path) -> bool:
     return True
 
 
-def listed(folder: Path) -> bool:
+def has_point(folder: Path) -> bool:
     """Whether a bundle, if there is a sound one, has a point: one that a killed `write` left does not count."""
     with suppress(ArtifactError):
-        return FILE in bundle.contents(folder)["files"]
+        return FILE in bundle.read_contents(folder)["files"]
     return False
 
 
@@ -142,15 +142,15 @@ def identity(folder: Path, entries: Mapping[str, Any], hashes: Mapping[str, str]
     return artifacts.json_sha256([files, stacker])
 
 
-def allowed(
+def certified_precisions(
     chosen: OperatingPoint, values: Mapping[str, Any], pairs: Collection[tuple[str, str]], log: Log
 ) -> dict[tuple[str, str], frozenset[str]]:
-    """As `bundle.may_run`, for the point's stack at some pairs; `log` is told what no longer holds of them.
+    """As `bundle.certified_precisions`, for the point's stack at some pairs; what no longer holds is logged.
 
     Its members were certified together, so a precision that the bundle has since withdrawn from one
     of them, or for which it has another file, is withdrawn from all.
     """
-    may, found = bundle.may_run(values), {}
+    may, found = bundle.certified_precisions(values), {}
     for key, made in chosen.precisions.items():
         setting = parse_config(key)
         pair = (setting.runtime, setting.precision)
@@ -162,7 +162,8 @@ def allowed(
                 log(f"Still allowed, though certified with other versions of libraries than those here: {key}")
         else:
             log(
-                f"What frontier chose for {key} runs at fp32: its files or what the bundle allows have changed; {AGAIN}"
+                f"What frontier chose for {key} runs at fp32: its files or what the bundle allows have changed; "
+                f"{RECHOOSE_HINT}"
             )
     return found
 
@@ -171,13 +172,13 @@ def _files(names: Iterable[str], values: Mapping[str, Any], setting: RuntimeConf
     """Hashes of the files that a bundle has for these members at a setting, as far as it has them."""
     entries = {name: values["members"][name] for name in names}
     return {
-        name: values["files"][bundle.member_file(entry, setting)]
+        name: values["files"][bundle.model_file(entry, setting)]
         for name, entry in entries.items()
-        if bundle.has_file(entry, setting)
+        if bundle.has_model_file(entry, setting)
     }
 
 
-def told(chosen: OperatingPoint, total: int) -> str:
+def describe(chosen: OperatingPoint, total: int) -> str:
     """What runs, of how many members, what is known of it, and how to run all, in one line."""
     count, tolerance = len(chosen.stacker.members), chosen.cascade and chosen.cascade.tolerance
     cascade = f" in a cascade of tolerance {tolerance:g}" if tolerance else ""

@@ -1,6 +1,6 @@
-"""Files beside a member's fp32 one: fp16 for the CUDA provider, int8. Layers that break them are found and kept.
+"""Low-precision files of a member: fp16 for the CUDA provider, int8. Layers that break them are found and kept in fp32.
 
-The layers of an exported member, and a search for the fewest that must stay in fp32. Reading them needs onnx.
+Reading layers needs onnx.
 """
 
 from ast import literal_eval
@@ -19,53 +19,207 @@ from ensemble.core.metrics import sigmoid
 from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.models.runner import Runner
 from export.bundle import bundle, check_images, member_logits
-from export.bundle.certificate import AUROC_LIMIT, FLIPS_LIMIT, Change, compare
-from export.bundle.check_images import Training
-from export.runtimes import autotune
-from export.runtimes import runner as runtime
+from export.bundle.certificate import AUROC_LIMIT, DECISION_CHANGE_LIMIT, ScoreChange, compare_scores
+from export.bundle.check_images import TrainingImages
+from export.runtimes import autotune, runner
 from export.runtimes.settings import ON_CPU, RuntimeConfig
 
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-# 2 rounds of at most 16 measurements and 4 tries, however many layers there are
-PARTS, SEARCH_ROUNDS = 16, 2
+# at most 2 rounds of 16 measurements and 4 trials, however many layers there are
+SEARCH_PARTS, SEARCH_ROUNDS = 16, 2
+FP32 = RuntimeConfig("onnxruntime")
+MARGIN = 0.5  # share of a certificate's limits that a file may use on training images; other images decide later
+ROUGH_CALIBRATION_IMAGES = 16
+BATCHES, BATCH_TOLERANCE = (1, 4, 16), 0.02  # batch sizes it may run in, and the largest difference of p between them
+TIMING_ROUNDS = 3
+
+# writes the low-precision file with these nodes in fp32; True: calibrated by few images
+Write = Callable[[Collection[str], bool], None]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A matrix product or convolution and the nodes of the file up to the next one. name: the module's, in torch."""
+    """A matrix product or convolution, and the nodes of the file up to the next one. name: of its torch module."""
 
     name: str
     nodes: tuple[str, ...]
 
 
-def read_layers(path: Path) -> list[Layer]:
-    """Layers in the file's order; what comes before the first belongs to it."""
-    import onnx
+@dataclass(frozen=True)
+class LowPrecisionFile:
+    """A low-precision file `target`, made from a member's fp32 file `source`, and the config that runs it."""
 
-    names: list[str] = []
-    parts: list[list[str]] = [[]]
-    for node in onnx.load(path, load_external_data=False).graph.node:
-        if node.op_type in PRODUCTS:
-            if names:
-                parts.append([])
-            names.append(_module(node))
-        parts[-1].append(node.name)
-    return [Layer(name, tuple(nodes)) for name, nodes in zip(names, parts, strict=bool(names))]
+    name: str
+    source: Path
+    target: Path
+    preprocess_config: PreprocessConfig
+    config: RuntimeConfig
+
+    def runner(self, batch: int | None = None) -> Runner:
+        """The file as it is now, opened by `trial_config`."""
+        config = replace(self.trial_config, batch=batch or self.config.batch)
+        return runner.open_runner(self.name, self.target, self.preprocess_config, config)
+
+    @property
+    def trial_config(self) -> RuntimeConfig:
+        """The config in a search: CUDA for TensorRT, which rounds in the same way but builds no engine for minutes."""
+        return replace(self.config, runtime="cuda") if self.config.runtime == "tensorrt" else self.config
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers that may change. In int8 the last stays fp32, at no cost: logits would have 256 values else."""
+        layers = read_layers(self.source)
+        return layers[:-1] if self.config.precision == "int8" else layers
+
+    @property
+    def kept_precision(self) -> str:
+        """The precision of layers that are not lowered."""
+        return "fp16" if (self.config.runtime, self.config.precision) == ("tensorrt", "int8") else "fp32"
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether int8 is quantized as TensorRT needs it."""
+        return self.config.runtime == "tensorrt"
 
 
-def fewest(
-    layers: Sequence[Layer], harm: Callable[[Sequence[Layer]], float], passes: Callable[[Sequence[Layer]], bool]
+def add_files(
+    folder: Path,
+    name: str,
+    entry: Mapping[str, Any],
+    configs: Sequence[RuntimeConfig],
+    training: TrainingImages | None,
+    log: Log,
+) -> dict[str, Any]:
+    """The entry with the low-precision files that `configs` need and it lacks; int8 needs training images."""
+    extended = dict(entry)
+    # where several runtimes need the same file the last decides, OpenVINO where it is installed
+    needed = {kind: config for config in configs if (kind := bundle.low_precision_kind(config))}
+    for kind, config in needed.items():
+        int8 = config.precision == "int8"
+        if kind in entry or (int8 and training is None):
+            continue
+        path = f"members/{name}.{kind}.onnx"
+        preprocess_config = PreprocessConfig.from_dict(entry["contract"])
+        file = LowPrecisionFile(name, folder / entry["file"], folder / path, preprocess_config, config)
+        if int8 and not file.layers:
+            log(f"{name}: has no layers to quantize, and stays fp32")
+            continue
+        try:
+            made = make(file, training, log)
+        except (ArtifactError, UnavailableError) as error:  # it cannot be made, or cannot be run here
+            log(f"{name}: stays fp32: {str(error).removeprefix(f'{name}: ')}")
+            file.target.unlink(missing_ok=True)
+            continue
+        extended |= {kind: path, "made": {**extended.get("made", {}), kind: made}}
+    return extended
+
+
+def drop_unused_files(
+    folder: Path, name: str, entry: Mapping[str, Any], used: Collection[tuple[str, str | None]]
+) -> dict[str, Any]:
+    """The entry without the low-precision files that no config runs, which are removed. used: (member, kind)."""
+    unused = [kind for kind in bundle.LOW_PRECISION_KINDS if kind in entry and (name, kind) not in used]
+    for kind in unused:
+        (folder / entry[kind]).unlink(missing_ok=True)
+    made = {kind: value for kind, value in entry.get("made", {}).items() if kind not in unused}
+    remaining = {key: value for key, value in entry.items() if key not in (*unused, "made")}
+    return {**remaining, "made": made} if made else remaining
+
+
+def make(file: LowPrecisionFile, training: TrainingImages | None, log: Log) -> dict[str, Any]:
+    """Write the file; returns how it was made, for bundle.json.
+
+    Without training images nothing is compared, and all layers are lowered.
+    """
+    write = _writer(file, training, log)
+    write((), False)
+    layers = file.layers
+    if training is None:
+        return {"layers": len(layers), "kept": []}
+    if file.config.runtime == "tensorrt":
+        log(f"{file.name}: building TensorRT engines of its files, to time them; that takes minutes")
+    speed = full_speed = _speedup(file)
+    kept = [] if _passes(file, training) else search_layers(file, training, write, log)
+    names, what, cost = [layer.name for layer in kept], "", ""
+    if kept:
+        speed = _speedup(file)
+        what = f"kept in {file.kept_precision} {len(kept)} of {len(layers)} layers: {join_limited(names)}; "
+        cost = f" ({full_speed:.2f} with no layer kept)"
+    log(f"{file.name}: {what}{file.config} runs {speed:.2f} times as fast as fp32{cost}")
+    int8 = file.config.precision == "int8"
+    return {
+        "layers": len(layers),
+        "kept": names,
+        "compared_on": len(training.comparison.labels),
+        **({"by": _quantizer(file), "calibrated_on": len(training.calibration.labels)} if int8 else {}),
+        "times_fp32": {"whole": full_speed, "made": speed},
+    }
+
+
+def _quantizer(file: LowPrecisionFile) -> str:
+    from export.bundle.int8 import quantizer
+
+    return quantizer(file.symmetric)
+
+
+def _writer(file: LowPrecisionFile, training: TrainingImages | None, log: Log) -> Write:
+    if file.config.precision == "fp16":
+        from export.bundle.fp16 import write_fp16
+
+        return lambda kept, roughly: write_fp16(file.source, file.target, kept)
+    from export.bundle.int8 import write_int8
+
+    if training is None:
+        raise ValueError("int8 is calibrated by training images")
+    images = check_images.all_images(training.calibration)
+    pixels = images.pixels(file.preprocess_config)
+    log(f"{file.name}: quantizing with {_quantizer(file)}, by the ranges of its values on {images.description}")
+    few = pixels[:: max(1, len(pixels) // ROUGH_CALIBRATION_IMAGES)]
+    head = _nodes(read_layers(file.source)[-1:])
+    return lambda kept, roughly: write_int8(
+        file.source, file.target, few if roughly else pixels, [*kept, *head], file.symmetric
+    )
+
+
+def search_layers(file: LowPrecisionFile, training: TrainingImages, write: Write, log: Log) -> list[Layer]:
+    """Rewrite the file with the fewest layers in fp32 that bring it within MARGIN; none where most were needed."""
+    layers = file.layers
+    log(
+        f"{file.name}: with all {len(layers)} layers in {file.config.precision} {_describe_change(file, training)}; "
+        f"searching for layers to keep in {file.kept_precision}"
+    )
+    pixels = check_images.sample_images(training.comparison).pixels(file.preprocess_config)
+    exact = runner.open_runner(file.name, file.source, file.preprocess_config, FP32).run(pixels)
+
+    def error(part: Sequence[Layer]) -> float:
+        write(_nodes(layer for layer in layers if layer not in part), True)
+        difference = float(np.abs(file.runner().run(pixels) - exact).mean())
+        return difference if np.isfinite(difference) else np.inf
+
+    def passes(kept: Sequence[Layer]) -> bool:
+        write(_nodes(kept), False)
+        return _passes(file, training)
+
+    kept = (fewest_layers(layers, error, passes) if layers else None) or []
+    write(_nodes(kept), False)
+    if not kept:
+        log(f"{file.name}: no part of its layers would rescue it; the certificate decides about it as it is")
+    return kept
+
+
+def fewest_layers(
+    layers: Sequence[Layer], error: Callable[[Sequence[Layer]], float], passes: Callable[[Sequence[Layer]], bool]
 ) -> list[Layer] | None:
-    """The layers to keep in fp32 so that the member passes, in order; None where most of it would not do.
+    """The layers to keep in fp32 so that the member passes, in order; None where most of them would be needed.
 
-    Parts of the member are ranked by the harm that each does alone, and a bisection finds how
-    many of the most harmful must be kept; a second round looks into those. harm: of these layers
-    alone at the lower precision, infinite where a logit is. passes: with these kept.
+    The layers are split into parts, ranked by the error that each part causes alone. A bisection finds
+    how many of the worst parts must be kept; a second round does the same within those.
+    error: of these layers alone at the lower precision, infinite where a logit is. passes: with these kept.
     """
     kept = list(layers)
     for _ in range(SEARCH_ROUNDS):
-        places = np.array_split(np.arange(len(kept)), min(PARTS, len(kept)))
-        ranked = sorted(([kept[place] for place in part] for part in places), key=harm, reverse=True)
+        positions = np.array_split(np.arange(len(kept)), min(SEARCH_PARTS, len(kept)))
+        ranked = sorted(([kept[position] for position in part] for part in positions), key=error, reverse=True)
         counts = range(1, len(ranked))
         count = 1 + bisect_left(counts, True, key=lambda number: passes(list(chain(*ranked[:number]))))
         if count == len(ranked):
@@ -74,229 +228,77 @@ def fewest(
     return [layer for layer in layers if layer in kept] if len(kept) < len(layers) else None
 
 
-def _module(node: Any) -> str:
-    """As the exporter noted it: scopes from the whole member down to the operation; else the node's own name."""
+def read_layers(path: Path) -> list[Layer]:
+    """Layers in the file's order; nodes before the first product belong to the first layer."""
+    import onnx
+
+    names: list[str] = []
+    parts: list[list[str]] = [[]]
+    for node in onnx.load(path, load_external_data=False).graph.node:
+        if node.op_type in PRODUCTS:
+            if names:
+                parts.append([])
+            names.append(_module_name(node))
+        parts[-1].append(node.name)
+    return [Layer(name, tuple(nodes)) for name, nodes in zip(names, parts, strict=bool(names))]
+
+
+def _module_name(node: Any) -> str:
+    """The torch module in the exporter's note of scopes, from the whole member to the operation; else the node's."""
     scopes = next((note.value for note in node.metadata_props if note.key == "pkg.torch.onnx.name_scopes"), "[]")
-    found = [scope for scope in literal_eval(scopes)[:-1] if scope]
-    return found[-1] if found else node.name
-
-
-# writes the second file with these nodes in fp32; roughly: calibrated by few images
-Write = Callable[[Collection[str], bool], None]
-FP32 = RuntimeConfig("onnxruntime")
-MARGIN = 0.5  # of a certificate's limits may be used up on training images, since others decide
-ROUGH = 16  # images
-BATCHES, BATCHES_AGREE = (1, 4, 16), 0.02  # largest difference of p between batches, in any of which it may be run
-ROUNDS = 3  # of timing
-
-
-@dataclass(frozen=True)
-class LowPrecisionFile:
-    """A member's fp32 file, the second file in the making, and what runs that.
-
-    In a search CUDA runs files for TensorRT: it rounds as they say, and builds no engine, which takes minutes.
-    """
-
-    name: str
-    source: Path
-    target: Path
-    preprocess_config: PreprocessConfig
-    setting: RuntimeConfig
-
-    def runner(self, batch: int | None = None) -> Runner:
-        """The second file as it is now."""
-        setting = replace(self.trial, batch=batch or self.setting.batch)
-        return runtime.open_runner(self.name, self.target, self.preprocess_config, setting)
-
-    @property
-    def trial(self) -> RuntimeConfig:
-        """What runs the second file in a search."""
-        return replace(self.setting, runtime="cuda") if self.setting.runtime == "tensorrt" else self.setting
-
-    @property
-    def higher(self) -> str:
-        """The precision of layers that are kept."""
-        return "fp16" if (self.setting.runtime, self.setting.precision) == ("tensorrt", "int8") else "fp32"
-
-
-def add(
-    folder: Path,
-    name: str,
-    entry: Mapping[str, Any],
-    settings: Sequence[RuntimeConfig],
-    training: Training | None,
-    log: Log,
-) -> dict[str, Any]:
-    """The entry with those second files that `settings` run and it lacks; int8 needs training images."""
-    extended = dict(entry)
-    # of several runtimes the last, OpenVINO where it is installed
-    wanted = {kind: setting for setting in settings if (kind := bundle.second_file(setting))}
-    for kind, setting in wanted.items():
-        int8 = setting.precision == "int8"
-        if kind in entry or (int8 and training is None):
-            continue
-        file = f"members/{name}.{kind}.onnx"
-        preprocess_config = PreprocessConfig.from_dict(entry["contract"])
-        second = LowPrecisionFile(name, folder / entry["file"], folder / file, preprocess_config, setting)
-        if int8 and not _open_layers(second):
-            log(f"{name}: has no layers to quantize, and stays fp32")
-            continue
-        try:
-            made = _make(second, training, log)
-        except (ArtifactError, UnavailableError) as error:  # cannot be made, or cannot be run here
-            log(f"{name}: stays fp32: {str(error).removeprefix(f'{name}: ')}")
-            second.target.unlink(missing_ok=True)
-            continue
-        extended |= {kind: file, "made": {**extended.get("made", {}), kind: made}}
-    return extended
-
-
-def drop(folder: Path, name: str, entry: Mapping[str, Any], used: Collection[tuple[str, str | None]]) -> dict[str, Any]:
-    """The entry without the second files that nothing runs, which are removed; `used`: (member, precision)."""
-    lost = [kind for kind in bundle.SECOND_FILES if kind in entry and (name, kind) not in used]
-    for kind in lost:
-        (folder / entry[kind]).unlink(missing_ok=True)
-    made = {kind: value for kind, value in entry.get("made", {}).items() if kind not in lost}
-    kept = {key: value for key, value in entry.items() if key not in (*lost, "made")}
-    return {**kept, "made": made} if made else kept
-
-
-def _make(second: LowPrecisionFile, training: Training | None, log: Log) -> dict[str, Any]:
-    """Write the file; returns how it was made. Without training images nothing is compared, and no layer kept."""
-    write = _writer(second, training, log)
-    write((), False)
-    layers = _open_layers(second)
-    made: dict[str, Any] = {"layers": len(layers), "kept": []}
-    if training is None:
-        return made
-    if second.setting.runtime == "tensorrt":
-        log(f"{second.name}: building TensorRT engines of its files, to time them; that takes minutes")
-    whole = _times_fp32(second)
-    found = [] if _passes(second, training) else _search(second, layers, training, write, log)
-    speed = _times_fp32(second) if found else whole
-    made["kept"] = [layer.name for layer in found]
-    what = (
-        f"kept in {second.higher} {len(found)} of {len(layers)} layers: {join_limited(made['kept'])}; " if found else ""
-    )
-    cost = f" ({whole:.2f} with no layer kept)" if found else ""
-    log(f"{second.name}: {what}{second.setting} runs {speed:.2f} times as fast as fp32{cost}")
-    made["compared_on"] = len(training.comparison.labels)
-    if second.setting.precision == "int8":
-        made |= {"by": _quantizer(second), "calibrated_on": len(training.calibration.labels)}
-    return {**made, "times_fp32": {"whole": whole, "made": speed}}
-
-
-def _quantizer(second: LowPrecisionFile) -> str:
-    from export.bundle.int8 import quantizer
-
-    return quantizer(_symmetric(second))
-
-
-def _symmetric(second: LowPrecisionFile) -> bool:
-    return second.setting.runtime == "tensorrt"
-
-
-def _writer(second: LowPrecisionFile, training: Training | None, log: Log) -> Write:
-    if second.setting.precision == "fp16":
-        from export.bundle.fp16 import write_half
-
-        return lambda kept, roughly: write_half(second.source, second.target, kept)
-    from export.bundle.int8 import write_int8
-
-    if training is None:
-        raise ValueError("int8 is calibrated by training images")
-    samples = check_images.samples_of(training.calibration)
-    pixels = samples.pixels(second.preprocess_config)
-    log(f"{second.name}: quantizing with {_quantizer(second)}, by the ranges of its values on {samples.what}")
-    few = pixels[:: max(1, len(pixels) // ROUGH)]
-    head = _nodes(read_layers(second.source)[-1:])
-    return lambda kept, roughly: write_int8(
-        second.source, second.target, few if roughly else pixels, [*kept, *head], _symmetric(second)
-    )
-
-
-def _open_layers(second: LowPrecisionFile) -> list[Layer]:
-    """Those that may change. In int8 the last stays fp32, which costs nothing: else logits would have 256 values."""
-    layers = read_layers(second.source)
-    return layers[:-1] if second.setting.precision == "int8" else layers
-
-
-def _search(
-    second: LowPrecisionFile, layers: Sequence[Layer], training: Training, write: Write, log: Log
-) -> list[Layer]:
-    """Rewrite the file with the fewest layers in fp32 that bring it within MARGIN; with none where most would not."""
-    log(
-        f"{second.name}: with all {len(layers)} layers in {second.setting.precision} {_told(second, training)}; "
-        f"searching for layers to keep in {second.higher}"
-    )
-    pixels = check_images.samples(training.comparison).pixels(second.preprocess_config)
-    exact = runtime.open_runner(second.name, second.source, second.preprocess_config, FP32).run(pixels)
-
-    def harm(part: Sequence[Layer]) -> float:
-        write(_nodes(layer for layer in layers if layer not in part), True)
-        moved = float(np.abs(second.runner().run(pixels) - exact).mean())
-        return moved if np.isfinite(moved) else np.inf
-
-    def passes(kept: Sequence[Layer]) -> bool:
-        write(_nodes(kept), False)
-        return _passes(second, training)
-
-    kept = (fewest(layers, harm, passes) if layers else None) or []
-    write(_nodes(kept), False)
-    if not kept:
-        log(f"{second.name}: no part of its layers would rescue it; the certificate decides about it as it is")
-    return kept
+    modules = [scope for scope in literal_eval(scopes)[:-1] if scope]
+    return modules[-1] if modules else node.name
 
 
 def _nodes(layers: Iterable[Layer]) -> list[str]:
     return [node for layer in layers for node in layer.nodes]
 
 
-def _compare(second: LowPrecisionFile, training: Training) -> Change:
-    """fp32 against the second file on training images; those that cannot be read are left out."""
+def _compare(file: LowPrecisionFile, training: TrainingImages) -> ScoreChange:
+    """fp32 against the low-precision file on training images; those that cannot be read are left out."""
     columns = [
-        member_logits.column(second.name, second.source, second.preprocess_config, FP32),
-        member_logits.column(second.name, second.target, second.preprocess_config, second.trial),
+        member_logits.logit_column(file.name, file.source, file.preprocess_config, FP32),
+        member_logits.logit_column(file.name, file.target, file.preprocess_config, file.trial_config),
     ]
-    logits, errors = member_logits.compute(training.comparison.files, columns, second.setting.precision)
-    read = [row for row in range(len(logits)) if row not in errors]
-    fp32, lower = logits[read].astype(np.float64).T
-    return compare(fp32, lower, training.comparison.labels[read])
+    logits, errors = member_logits.compute_logits(training.comparison.files, columns, file.config.precision)
+    readable = [row for row in range(len(logits)) if row not in errors]
+    fp32, lower = logits[readable].astype(np.float64).T
+    return compare_scores(fp32, lower, training.comparison.labels[readable])
 
 
-def _passes(second: LowPrecisionFile, training: Training) -> bool:
-    """Written so that NaN does not."""
-    change = _compare(second, training)
-    close = abs(change.auroc) <= MARGIN * AUROC_LIMIT and change.flips <= MARGIN * FLIPS_LIMIT
-    return close and _between_batches(second, training) <= BATCHES_AGREE
+def _passes(file: LowPrecisionFile, training: TrainingImages) -> bool:
+    """Whether the file is within MARGIN of the limits, and the same in other batches. NaN does not pass."""
+    change = _compare(file, training)
+    close = abs(change.auroc) <= MARGIN * AUROC_LIMIT and change.decision_changes <= MARGIN * DECISION_CHANGE_LIMIT
+    return close and _batch_difference(file, training) <= BATCH_TOLERANCE
 
 
-def _between_batches(second: LowPrecisionFile, training: Training) -> float:
-    """Largest |p - p'| of the same images in other batches: OpenVINO's int8 products can be wrong in some.
+def _batch_difference(file: LowPrecisionFile, training: TrainingImages) -> float:
+    """Largest |p - p'| of the same images in different batches: OpenVINO's int8 products can be wrong in some.
 
     Seen with 2026.4 in products of 4 to 8 rows, which gave the same logit for every image.
     """
-    pixels = check_images.samples(training.comparison).pixels(second.preprocess_config)
-    batches = BATCHES if second.setting.runtime in ON_CPU else ()
-    found = [second.runner(batch).run(pixels).astype(np.float64) for batch in (second.setting.batch, *batches)]
-    return float(np.ptp(sigmoid(np.stack(found)), axis=0).max())
+    pixels = check_images.sample_images(training.comparison).pixels(file.preprocess_config)
+    batches = BATCHES if file.config.runtime in ON_CPU else ()
+    logits = [file.runner(batch).run(pixels).astype(np.float64) for batch in (file.config.batch, *batches)]
+    return float(np.ptp(sigmoid(np.stack(logits)), axis=0).max())
 
 
-def _told(second: LowPrecisionFile, training: Training) -> str:
-    change = _compare(second, training)
-    if not np.isfinite(change.flips):
+def _describe_change(file: LowPrecisionFile, training: TrainingImages) -> str:
+    change = _compare(file, training)
+    if not np.isfinite(change.decision_changes):
         return "logits are not finite"
     where = f"on {len(training.comparison.labels)} training images"
-    return f"AUROC moves by {change.auroc:+.4f} and {change.flips:.2%} change sides {where}"
+    return f"AUROC moves by {change.auroc:+.4f} and {change.decision_changes:.2%} change sides {where}"
 
 
-def _times_fp32(second: LowPrecisionFile) -> float:
-    """How many times as fast as the fp32 file it runs, in the same runtime and batch; the best of a few rounds."""
-    plain = RuntimeConfig(second.setting.runtime, batch=second.setting.batch)
+def _speedup(file: LowPrecisionFile) -> float:
+    """How many times as fast as the fp32 file it is, in the same runtime and batch; the best of a few rounds."""
+    fp32 = RuntimeConfig(file.config.runtime, batch=file.config.batch)
     timers = [
-        autotune.timer(runtime.open_runner(second.name, file, second.preprocess_config, setting), setting)
-        for file, setting in ((second.source, plain), (second.target, second.setting))
+        autotune.timer(runner.open_runner(file.name, path, file.preprocess_config, config), config)
+        for path, config in ((file.source, fp32), (file.target, file.config))
     ]
-    rounds = [[once() for once in timers] for _ in range(ROUNDS)]
-    before, after = (min(each[place] for each in rounds) for place in range(2))
+    rounds = [[timer() for timer in timers] for _ in range(TIMING_ROUNDS)]
+    before, after = (min(seconds) for seconds in zip(*rounds, strict=True))
     return before / after

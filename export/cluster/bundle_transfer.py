@@ -34,7 +34,7 @@ class BundleSource:
 
 def describe_bundle(folder: Path) -> BundleSource:
     """What another machine needs to know of a bundle to have the same."""
-    listed = bundle.contents(folder)
+    listed = bundle.read_contents(folder)
     try:
         sizes = {name: (folder / name).stat().st_size for name in ("bundle.json", *listed["files"])}
     except OSError as error:
@@ -70,7 +70,7 @@ def _is_same(folder: Path, source: BundleSource) -> bool:
     if not all(readable(folder / name) for name in source.sizes):
         return False
     try:
-        return artifacts.json_sha256(bundle.contents(folder)) == source.sha256
+        return artifacts.json_sha256(bundle.read_contents(folder)) == source.sha256
     except ArtifactError:
         return False
 

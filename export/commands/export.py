@@ -142,15 +142,15 @@ def export(
         return items
 
     fitting = read(stack_on) if stack_on else []
-    given = check_images.labelled(read(certify_on), certify_on) if certify_on else None
+    given = check_images.labelled_images(read(certify_on), certify_on) if certify_on else None
     if fitting and given is None:
-        given = check_images.labelled(fitting, stack_on)
+        given = check_images.labelled_images(fitting, stack_on)
     wish = CertifyOptions(given, bool(given), uncertified, int8)
     if sources and bundle:
         from ensemble.commands.stack import print_scores
-        from export.bundle.export import export_foreign
+        from export.bundle.export import export_classifiers
 
-        made, stacked = export_foreign(sources, bundle, click.echo, positive, force, fitting, wish)
+        made, stacked = export_classifiers(sources, bundle, click.echo, positive, force, fitting, wish)
         if stacked:
             print_scores(stacked)
     elif bundle:

@@ -134,7 +134,7 @@ def frontier(
         point = pick(found, budget)
         chosen = write(folder, found, point, budget)
         click.echo(f"Chosen: {' + '.join(point.members)} at {point.precision}")
-        click.echo(operating_point.told(chosen, len(found.full[0].members)))
+        click.echo(operating_point.describe(chosen, len(found.full[0].members)))
         click.echo(f"-> {folder / operating_point.FILE}; to take it away: frontier --reset")
 
 

@@ -190,7 +190,7 @@ def _chosen(place: Path, path: Path) -> "Stacker | None":
     folder = place if (place / "bundle.json").is_file() else artifacts.bundle_path(place)
     if not (folder / operating_point.FILE).is_file():
         return None
-    values = bundle.contents(folder)
+    values = bundle.read_contents(folder)
     if values["files"]["stacker.json"] != artifacts.file_sha256(path):
         return None
     found = operating_point.read(folder, values)

@@ -72,14 +72,14 @@ def _base_checkpoint(name: str, info: Mapping[str, Any]) -> BaseCheckpoint:
     return BaseCheckpoint(name, "", "a checkpoint, not known whether of the Hub", UNKNOWN)
 
 
-@bundle.damage_told("stacker.json")
+@bundle.translate_damage("stacker.json")
 def render_card(repo: str, folder: Path, run: Path | None, bases: Sequence[BaseCheckpoint], licence: str | None) -> str:
     """YAML and text of the card for the bundle at `folder`; it describes the training data only where `run` is given.
 
     bases: of the members that the run trained. licence: as the Hub names it, None if unknown.
     """
-    stacker, manifest = artifacts.read_json(folder / "stacker.json", bundle.REMEDY), bundle.contents(folder)
-    certificate, point = bundle.certificate_of(folder), operating_point.read(folder, manifest)
+    stacker, manifest = artifacts.read_json(folder / "stacker.json", bundle.REMEDY), bundle.read_contents(folder)
+    certificate, point = bundle.read_certificate(folder), operating_point.read(folder, manifest)
     evaluations = card_scores.read_evaluations(run, stacker) if run else []
     parts = [
         BEGIN_MARK,
@@ -268,7 +268,7 @@ def _certificate(manifest: Mapping[str, Any], certificate: Mapping[str, Any]) ->
     heldout = (
         " `heldout.parquet` has logits of held-out images, no ids and no paths: `infer --cascade` is fitted on them."
     )
-    listed = heldout if heldout_rows.FILE in manifest["files"] else ""
+    listed = heldout if heldout_rows.HELDOUT_FILE in manifest["files"] else ""
     return f"Every file is listed in `bundle.json` with its SHA-256.{largest}{listed}\n\n{lower}"
 
 
@@ -276,4 +276,4 @@ def _operating_point(stacker: Mapping[str, Any], point: OperatingPoint | None) -
     """What runs by default, where `frontier` chose some of the members."""
     if point is None:
         return ""
-    return f"\n\nUnasked it runs {escape(operating_point.told(point, len(stacker['members'])))}."
+    return f"\n\nUnasked it runs {escape(operating_point.describe(point, len(stacker['members'])))}."

@@ -33,7 +33,7 @@ Files = Mapping[str, Path | bytes]  # path in the repository -> local file or co
 CARD = "README.md"
 # what pushes write in folders that may hold the owner's files too; a push deletes those that it does not write again
 PUSHED_PATHS = re.compile(
-    rf"members/(?P<exported>[^/]+)\.({'|'.join((bundle.PRECISION, *bundle.SECOND_FILES))})\.onnx"
+    rf"members/(?P<exported>[^/]+)\.({'|'.join((bundle.PRECISION, *bundle.LOW_PRECISION_KINDS))})\.onnx"
     r"|members/(?P<member>[^/]+)/((config|preprocessor_config|member)\.json|model[^/]*\.safetensors(\.index\.json)?)"
     r"|externals/(?P<external>[^/]+)\.parquet"
 )

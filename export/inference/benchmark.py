@@ -236,7 +236,7 @@ def _members(plan: Sequence[PlannedMember], log: Log, progress: Callable[[int], 
     machine, found = capabilities.available(), {}
     for member in plan:  # one at a time: together they might not fit into memory
         runner = open_member(member, log)
-        found[member.name] = 1000 * autotune.image_seconds(runner, member.setting, member.sha256, machine)
+        found[member.name] = 1000 * autotune.seconds_per_image(runner, member.setting, member.sha256, machine)
         progress(1)
     return found
 

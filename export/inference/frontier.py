@@ -26,8 +26,8 @@ from ensemble.stacking.cascade_fit import fit_cascade
 from ensemble.stacking.frontier import Costs, Point, PointScores, Study
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle, check_images, heldout_rows, member_logits, operating_point
-from export.bundle.certificate import LEAST_IMAGES, MOST_IMAGES, compare
-from export.bundle.operating_point import Certified, OperatingPoint
+from export.bundle.certificate import MAX_IMAGES, MIN_IMAGES, compare_scores
+from export.bundle.operating_point import CertifiedFiles, OperatingPoint
 from export.bundle.precisions import FP32
 from export.inference import benchmark
 from export.inference.plan import PlannedMember, plan_bundle
@@ -86,7 +86,7 @@ def explore(
     made_from = operating_point.identity(
         folder, values["members"], values["files"]
     )  # now: it may change while this runs
-    own = bundle.stacker_of(folder)
+    own = bundle.bundle_stacker(folder)
     study = frontier.prepare_study(heldout_rows.read_rows(folder, own.members, "frontier"), own)
     plans = _plans(folder, replace(wanted, full=True), log)
     taken = benchmark.measure(plans, sources, log)
@@ -143,7 +143,7 @@ def write(folder: Path, found: Frontier, point: Point, budget: float) -> Operati
     chosen = OperatingPoint(
         shipped.stacker,
         found.runtime,
-        {str(m.setting): Certified(devices.version(m.setting.runtime), files) for m in lower[:1]},
+        {str(m.setting): CertifiedFiles(devices.version(m.setting.runtime), files) for m in lower[:1]},
         shipped.cascade,
         budget,
         point.images_per_second,
@@ -199,7 +199,7 @@ def _judge(stacker: Stacker, lower: frozenset[str], proof: Proof, precision: str
     """ArtifactError unless the stack passes below fp32 as `export` asks it."""
     fp32 = np.column_stack([proof.fp32[name] for name in stacker.members])
     mixed = np.column_stack([(proof.lower if name in lower else proof.fp32)[name] for name in stacker.members])
-    change = compare(stacker.logit(fp32), stacker.logit(mixed), proof.labels, stacker.threshold)
+    change = compare_scores(stacker.logit(fp32), stacker.logit(mixed), proof.labels, stacker.threshold)
     if change.failed:
         raise ArtifactError(f"{' + '.join(stacker.members)} at {precision}: {', '.join(change.failed)}")
 
@@ -209,25 +209,28 @@ def _proof(folder: Path, run: Path | None, plans: Plans, log: Log) -> Proof | No
     lower = {m.name: m for plan in plans.values() for m in plan if m.setting.precision != "fp32"}
     if not lower:
         return None
-    given = check_images.stratified_sample(check_images.heldout(run), MOST_IMAGES) if run else None
+    given = check_images.stratified_sample(check_images.heldout_images(run), MAX_IMAGES) if run else None
     (*_, plan) = plans.values()
     if given:
-        entries = bundle.contents(folder)["members"]
+        entries = bundle.read_contents(folder)["members"]
         columns = [
-            member_logits.column(m.name, folder / entries[m.name]["file"], m.preprocess_config, FP32) for m in plan
+            member_logits.logit_column(m.name, folder / entries[m.name]["file"], m.preprocess_config, FP32)
+            for m in plan
         ]
-        columns += [member_logits.column(m.name, m.path, m.preprocess_config, m.setting) for m in lower.values()]
-        logits, errors = member_logits.compute(given.files, columns, "certify")
+        columns += [member_logits.logit_column(m.name, m.path, m.preprocess_config, m.setting) for m in lower.values()]
+        logits, errors = member_logits.compute_logits(given.files, columns, "certify")
         read = [row for row in range(len(given.labels)) if row not in errors]
-        given, logits = given.rows(read), logits[read].astype(np.float64)
-    if given is None or len(given.labels) < LEAST_IMAGES:
+        given, logits = given.subset(read), logits[read].astype(np.float64)
+    if given is None or len(given.labels) < MIN_IMAGES:
         here = f"{len(given.labels)} can be read" if given else "a bundle has none: name its run with --run"
         log(
             "Below fp32 only all members together are tried: a stack of some of them is certified on "
-            f"{LEAST_IMAGES} held-out images of the run or more, and {here}."
+            f"{MIN_IMAGES} held-out images of the run or more, and {here}."
         )
         return None
-    looked_up = {e.name: given.scores(e) for e in external.externals_of(folder, bundle.stacker_of(folder).members)}
+    looked_up = {
+        e.name: given.external_logits(e) for e in external.externals_of(folder, bundle.bundle_stacker(folder).members)
+    }
     fp32 = dict(zip([m.name for m in plan], logits.T, strict=False))
     return Proof({**fp32, **looked_up}, dict(zip(lower, logits.T[len(plan) :], strict=True)), given.labels)
 

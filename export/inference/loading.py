@@ -20,9 +20,10 @@ from export.bundle.heldout_rows import read_rows
 from export.inference.ensemble import Ensemble
 from export.inference.infer import single_member_stacker
 from export.inference.plan import Plan, device_of, open_member, plan_bundle
-from export.runtimes import autotune, runner
+from export.runtimes import autotune
 from export.runtimes.capabilities import Machine, available
 from export.runtimes.devices import version
+from export.runtimes.runner import require_torch
 from export.runtimes.settings import RuntimeConfig, RuntimeOptions
 
 if TYPE_CHECKING:
@@ -64,11 +65,12 @@ def load_networks(
     """A run's ensemble of the stacker's members, run by torch, and the torch members of this run by name."""
     device = _torch_device(runtime)
     from ensemble.models.members import load_member
+    from ensemble.models.torch_runner import torch_runner
 
     externals = external.externals_of(run, stacker.members)
     trained = [name for name in stacker.members if name not in {member.name for member in externals}]
     networks = {name: load_member(run, name) for name in trained}
-    runners = tuple(runner.torch_runner(name, member, device, runtime.batch) for name, member in networks.items())
+    runners = tuple(torch_runner(name, member, device, batch=runtime.torch_batch) for name, member in networks.items())
     identity = artifacts.json_sha256([version("torch"), device, runtime.batch, fingerprint(run, trained)["members"]])
     settings = tuple((name, TORCH) for name in trained)
     return Ensemble(runners, stacker, device, externals, identity, settings=settings), networks
@@ -88,7 +90,7 @@ def open_plan(
     runners = [open_member(member, log) for member in plan.members]
     if runtime.cascade is not None:
         seconds = {
-            member.name: autotune.image_seconds(opened, member.setting, member.sha256, machine)
+            member.name: autotune.seconds_per_image(opened, member.setting, member.sha256, machine)
             for member, opened in zip(plan.members, runners, strict=True)
         }
         plan = replace(plan, cascade=fit_bundle_cascade(folder, plan.stacker, seconds, runtime.cascade, log))
@@ -137,11 +139,12 @@ def load_classifier(
     """
     device = _torch_device(runtime)
     from ensemble.models.classifier import read_classifiers
+    from ensemble.models.torch_runner import torch_runner
 
     member = name or folder.resolve().name
     (one,) = read_classifiers({f"model_{member}" if member in RESERVED else member: folder}, positive)
     identity = artifacts.json_sha256([version("torch"), device, runtime.batch, one.sha256])
-    opened = runner.torch_runner(one.name, one.load(), device, runtime.batch)
+    opened = torch_runner(one.name, one.load(), device, batch=runtime.torch_batch)
     stacker = single_member_stacker(one.name)
     return Ensemble((opened,), stacker, device, identity=identity, settings=((one.name, TORCH),))
 
@@ -190,5 +193,7 @@ def _torch_device(runtime: RuntimeOptions) -> str:
         raise UnavailableError("a cascade is fitted on what a bundle holds, not on torch members; add --onnx")
     if runtime.tune:
         raise UnavailableError("--tune measures what runs a bundle, not torch members; add --onnx")
-    runner.require_torch()
-    return runner.choose_device(runtime.device)
+    require_torch()
+    from ensemble.models.torch_runner import choose_device
+
+    return choose_device(runtime.device)

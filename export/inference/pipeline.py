@@ -13,7 +13,7 @@ from ensemble.data.inputs import Inputs, read_inputs
 from ensemble.data.storage import Location
 from ensemble.stacking.cascade import Cascade
 from ensemble.stacking.stack import read_stacker
-from export.bundle.bundle import contents
+from export.bundle.bundle import read_contents
 from export.bundle.hub_bundles import locate_bundle
 from export.inference import provenance
 from export.inference.ensemble import Ensemble
@@ -92,7 +92,7 @@ class LocalEngine:
             ensemble = load(source.model, runtime, source.positive, log)
         else:
             ensemble = load_run(source.run, False, runtime, log)
-        listed = contents(folder) if folder else None  # now: another export may replace it while images are scored
+        listed = read_contents(folder) if folder else None  # now: another export may replace it while images are scored
         ensemble = with_tta(ensemble, options)
         runtimes = {parse_config(setting).runtime for _, setting in ensemble.settings}
         libraries = {runtime: version(runtime) for runtime in runtimes}

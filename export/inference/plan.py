@@ -65,35 +65,35 @@ def plan_bundle(
     values = listed or bundle.open_bundle(folder)
     machine = machine or available()
     point = None if options.full else operating_point.read(folder, values)
-    stacker, allowed, cascade = bundle.stacker_of(folder), bundle.may_run(values), None
+    stacker, allowed, cascade = bundle.bundle_stacker(folder), bundle.certified_precisions(values), None
     if point:
-        log(operating_point.told(point, len(stacker.members)))
+        log(operating_point.describe(point, len(stacker.members)))
         stacker, cascade = point.stacker, point.cascade
     # a member without an entry was trained elsewhere: its scores are looked up
     entries = {name: values["members"][name] for name in stacker.members if not external.is_external(folder, name)}
     if point:
         options, allowed = _options_at(point, values, entries, options, machine, log)
-    settings, lines = runtime_selection.choose(entries, allowed, options, machine)
+    settings, lines = runtime_selection.choose_configs(entries, allowed, options, machine)
     for line in lines:
         log(line)
-    candidates = runtime_selection.choices(entries, allowed, options, machine)
+    candidates = runtime_selection.certified_alternatives(entries, allowed, options, machine)
     if point and candidates[-1] != settings:  # ONNX Runtime's int8, which is not taken unasked
         settings, candidates = candidates[-1], candidates[-1:]
-        log(f"as frontier chose: {autotune.told(settings)}")
+        log(f"as frontier chose: {autotune.describe_configs(settings)}")
 
     def plan_member(name: str, setting: RuntimeConfig) -> PlannedMember:
         entry = values["members"][name]
-        file = bundle.member_file(entry, setting)
+        file = bundle.model_file(entry, setting)
         config, gflop = PreprocessConfig.from_dict(entry["contract"]), float(entry.get("gflop", 0))
         return PlannedMember(name, folder / file, values["files"][file], config, gflop, setting)
 
-    def opened(job: autotune.Job, setting: RuntimeConfig) -> Runner:
+    def opened(job: autotune.TuneRequest, setting: RuntimeConfig) -> Runner:
         return open_member(plan_member(job.name, setting), log)
 
     measured = [_timed(values["files"], entries, each, options, machine, opened) for each in candidates]
     fastest = _fastest(measured, entries)
     if fastest:
-        log(f"as tuned: {autotune.told(fastest)}")
+        log(f"as tuned: {autotune.describe_configs(fastest)}")
     members = tuple(plan_member(name, setting) for name, setting in (settings | fastest).items())
     return Plan(stacker, members, cascade)
 
@@ -119,10 +119,10 @@ def _options_at(
     same_device = "auto" in (point.runtime, options.device) or (options.device == "cuda") == (point.runtime in ON_GPU)
     if options.runtime == "auto" and same_device and (point.runtime, "fp32") not in machine.unsupported:
         options = replace(options, runtime=point.runtime)
-    settings, _ = runtime_selection.choose(entries, {}, replace(options, precision="fp32"), machine)
+    settings, _ = runtime_selection.choose_configs(entries, {}, replace(options, precision="fp32"), machine)
     runtime = next((setting.runtime for setting in settings.values()), "")
     lower = {(runtime, precision) for precision in PRECISIONS if options.precision in ("auto", precision)}
-    allowed = operating_point.allowed(point, values, lower - set(machine.unsupported), log)
+    allowed = operating_point.certified_precisions(point, values, lower - set(machine.unsupported), log)
     if options.precision == "auto" and not allowed:
         return replace(options, precision="fp32"), allowed
     key = (runtime, options.precision)
@@ -130,7 +130,7 @@ def _options_at(
     if uncertified and options.precision not in ("auto", "fp32") and key not in machine.unsupported:
         raise UnavailableError(
             f"{join_limited(sorted(uncertified))} may not run at {runtime} {options.precision} in the stack that "
-            f"frontier chose: add --full to run all members, or {operating_point.AGAIN}"
+            f"frontier chose: add --full to run all members, or {operating_point.RECHOOSE_HINT}"
         )
     return options, allowed
 
@@ -141,25 +141,25 @@ def _timed(
     settings: Mapping[str, RuntimeConfig],
     options: RuntimeOptions,
     machine: Machine,
-    opened: Callable[[autotune.Job, RuntimeConfig], Runner],
-) -> dict[str, autotune.Timed]:
+    opened: Callable[[autotune.TuneRequest, RuntimeConfig], Runner],
+) -> dict[str, autotune.TimedConfig]:
     """The members' fastest variants of `settings`, with `options.tune` measured now, or else measured before."""
     jobs = [
-        autotune.Job(
+        autotune.TuneRequest(
             name,
-            files[bundle.member_file(entry, settings[name])],
-            tuple(runtime_selection.candidates(settings[name], options, machine)),
+            files[bundle.model_file(entry, settings[name])],
+            tuple(runtime_selection.tuning_candidates(settings[name], options, machine)),
         )
         for name, entry in entries.items()
     ]
-    timed = autotune.recall(jobs, machine)
+    timed = autotune.cached_configs(jobs, machine)
     unknown = [job for job in jobs if job.name not in timed]
     if options.tune and unknown:  # measured again, another setting might win, and what was scored would not count
         timed |= autotune.tune(unknown, machine, opened)
     return timed
 
 
-def _fastest(measured: Sequence[Mapping[str, autotune.Timed]], entries: Entries) -> dict[str, RuntimeConfig]:
+def _fastest(measured: Sequence[Mapping[str, autotune.TimedConfig]], entries: Entries) -> dict[str, RuntimeConfig]:
     """The settings by which an image takes least time, of those measured for every member; by default the first."""
     views = {name: PreprocessConfig.from_dict(entry["contract"]).count for name, entry in entries.items()}
     complete = [timed for timed in measured if len(timed) == len(entries)]
@@ -168,7 +168,7 @@ def _fastest(measured: Sequence[Mapping[str, autotune.Timed]], entries: Entries)
         key=lambda timed: sum(views[name] * each.seconds for name, each in timed.items()),
         default=measured[0],
     )
-    return {name: each.setting for name, each in best.items()}
+    return {name: each.config for name, each in best.items()}
 
 
 def open_member(member: PlannedMember, log: Log) -> Runner:

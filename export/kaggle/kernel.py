@@ -127,7 +127,7 @@ def _folder_lock(folder: Path) -> Iterator[None]:
 
 def _check_bundle(source: Path, uncertified: bool) -> None:
     manifest = bundle.open_bundle(source)
-    if looked_up := [name for name in bundle.stacker_of(source).members if name not in manifest["members"]]:
+    if looked_up := [name for name in bundle.bundle_stacker(source).members if name not in manifest["members"]]:
         raise ArtifactError(
             f"{', '.join(looked_up)} is looked up by id and has no scores of a hidden test; stack without it and "
             "export again"
@@ -142,7 +142,7 @@ def _check_bundle(source: Path, uncertified: bool) -> None:
 
 
 def _copy_bundle(source: Path, target: Path) -> None:
-    for name in ("bundle.json", *bundle.contents(source)["files"]):
+    for name in ("bundle.json", *bundle.read_contents(source)["files"]):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target / name)
 

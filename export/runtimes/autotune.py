@@ -1,30 +1,30 @@
-"""Measure which setting is fastest for each member on this machine, and remember it outside the bundle."""
+"""Measure the fastest config of each member on this machine; answers lie in the user's cache, not in the bundle."""
 
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from tqdm import tqdm
 
-from ensemble.core import artifacts
-from ensemble.core.errors import ArtifactError, UnavailableError, join_limited
+from ensemble.core import answer_cache, artifacts
+from ensemble.core.errors import UnavailableError, join_limited
 from ensemble.models.runner import Runner
 from export.runtimes.capabilities import Machine
 from export.runtimes.devices import version
 from export.runtimes.settings import RUNTIMES, RuntimeConfig
 
-FINALISTS, ROUNDS = 3, 5
-SECONDS = 0.3  # that one timing takes at least
+CACHE_FILE = "runtimes.json"
+FINALISTS, TIMING_ROUNDS = 3, 5
+MIN_TIMING_SECONDS = 0.3  # of one timing
 
 Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
-class Job:
-    """A member, the hash of its file, and the settings to choose from."""
+class TuneRequest:
+    """A member, the SHA-256 of its ONNX file, and the configs to choose from."""
 
     name: str
     sha256: str
@@ -32,137 +32,125 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Timed:
-    """A setting, and the seconds a view that it was measured to take."""
+class TimedConfig:
+    """A config, and the seconds that it was measured to take for one view of an image."""
 
-    setting: RuntimeConfig
+    config: RuntimeConfig
     seconds: float
 
 
 def tune(
-    jobs: Sequence[Job],
+    jobs: Sequence[TuneRequest],
     machine: Machine,
-    opened: Callable[[Job, RuntimeConfig], Runner],
+    open_runner: Callable[[TuneRequest, RuntimeConfig], Runner],
     clock: Clock = time.perf_counter,
-) -> dict[str, Timed]:
-    """Each member's fastest setting, measured now and remembered at once."""
+) -> dict[str, TimedConfig]:
+    """Each member's fastest config, measured now and put into the cache at once."""
     best = {}
     with tqdm(total=sum(len(job.candidates) for job in jobs), desc="tune", unit="setting", disable=None) as bar:
         for job in jobs:
             bar.set_postfix_str(job.name)
-            seconds = measure(job, opened, clock, bar.update)
-            fastest = min(seconds, key=lambda setting: seconds[setting])
-            best[job.name] = Timed(fastest, seconds[fastest])
-            _remember(_key(job, machine), asdict(best[job.name]))
+            seconds = measure(job, open_runner, clock, bar.update)
+            fastest = min(seconds, key=lambda config: seconds[config])
+            best[job.name] = TimedConfig(fastest, seconds[fastest])
+            answer = {"setting": asdict(fastest), "seconds": seconds[fastest]}
+            answer_cache.put(CACHE_FILE, _key(job, machine), answer)
     return best
 
 
 def measure(
-    job: Job,
-    opened: Callable[[Job, RuntimeConfig], Runner],
+    job: TuneRequest,
+    open_runner: Callable[[TuneRequest, RuntimeConfig], Runner],
     clock: Clock = time.perf_counter,
     progress: Callable[[int], object] = lambda count: None,
 ) -> dict[RuntimeConfig, float]:
-    """Seconds an image of the fastest candidates, the median of rounds in which they take turns.
+    """Seconds for one image of the fastest candidates: medians over rounds in which they take turns.
 
     Each candidate is timed once, and only the fastest FINALISTS stay loaded for the rounds.
     One that fails is left out. Raises UnavailableError if all do.
     """
     first: dict[RuntimeConfig, float] = {}
     timers: dict[RuntimeConfig, Callable[[], float]] = {}
-    problem = UnavailableError(f"{job.name}: there is no setting to measure")
-    for setting in job.candidates:
+    problem = UnavailableError(f"{job.name}: there is no config to measure")
+    for config in job.candidates:
         try:
-            once = timer(opened(job, setting), setting, clock)
-            first[setting], timers[setting] = once(), once
+            once = timer(open_runner(job, config), config, clock)
+            first[config], timers[config] = once(), once
         except UnavailableError as error:
             problem = error
         for loser in sorted(timers, key=lambda each: first[each])[FINALISTS:]:
             del timers[loser]
         progress(1)
-    rounds: dict[RuntimeConfig, list[float]] = {setting: [] for setting in timers}
-    for _ in range(ROUNDS):
-        for setting in list(timers):
+    rounds: dict[RuntimeConfig, list[float]] = {config: [] for config in timers}
+    for _ in range(TIMING_ROUNDS):
+        for config in list(timers):
             try:
-                rounds[setting].append(timers[setting]())
+                rounds[config].append(timers[config]())
             except UnavailableError as error:
                 problem = error
-                del timers[setting]
+                del timers[config]
     if not timers:
         raise problem
-    return {setting: statistics.median(rounds[setting]) for setting in timers}
+    return {config: statistics.median(rounds[config]) for config in timers}
 
 
-def timer(runner: Runner, setting: RuntimeConfig, clock: Clock = time.perf_counter) -> Callable[[], float]:
-    """Seconds a view of one timing; the runner has run before, so that nothing is set up in it."""
-    size, count = runner.preprocess_config.size, setting.batch * setting.streams
+def timer(runner: Runner, config: RuntimeConfig, clock: Clock = time.perf_counter) -> Callable[[], float]:
+    """A function that times a runner: seconds for one view. The runner is warmed up before."""
+    size, count = runner.preprocess_config.size, config.batch * config.streams
     pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
     runner.run(pixels)
 
     def once() -> float:
-        started, done = clock(), 0
+        started, count_done = clock(), 0
         while True:
             runner.run(pixels)
-            done += count
-            if (passed := clock() - started) >= SECONDS:
-                return passed / done
+            count_done += count
+            if (passed := clock() - started) >= MIN_TIMING_SECONDS:
+                return passed / count_done
 
     return once
 
 
-def recall(jobs: Sequence[Job], machine: Machine) -> dict[str, Timed]:
-    """What was measured before on this machine for these files to be the fastest, by member."""
-    kept = _read()
+def cached_configs(jobs: Sequence[TuneRequest], machine: Machine) -> dict[str, TimedConfig]:
+    """The fastest configs that were measured before on this machine for these files, by member."""
     found = {}
     for job in jobs:
-        values = kept.get(_key(job, machine))
-        for setting in job.candidates:
-            if isinstance(values, dict) and values.get("setting") == asdict(setting):
-                found[job.name] = Timed(setting, float(values["seconds"]))
+        answer = answer_cache.get(CACHE_FILE, _key(job, machine))
+        for config in job.candidates:
+            if isinstance(answer, dict) and answer.get("setting") == asdict(config):
+                found[job.name] = TimedConfig(config, float(answer["seconds"]))
     return found
 
 
-def image_seconds(
-    runner: Runner, setting: RuntimeConfig, sha256: str, machine: Machine, clock: Clock = time.perf_counter
+def seconds_per_image(
+    runner: Runner, config: RuntimeConfig, sha256: str, machine: Machine, clock: Clock = time.perf_counter
 ) -> float:
-    """Seconds an image of an open member, whose file has this hash: measured once on this machine, then recalled.
+    """Seconds for one image of an open member, whose file has this hash: measured once on this machine, then cached.
 
-    The same number later means the same cascade, and so the same scores.
+    The same number in later runs gives the same cascade, and so the same scores.
     """
-    key = artifacts.json_sha256(["seconds", _key(Job(runner.name, sha256, (setting,)), machine)])
-    value = _read().get(key)
+    key = artifacts.json_sha256(["seconds", _key(TuneRequest(runner.name, sha256, (config,)), machine)])
+    value = answer_cache.get(CACHE_FILE, key)
     if not isinstance(value, float):
-        once = timer(runner, setting, clock)
-        value = statistics.median(once() for _ in range(ROUNDS))
-        _remember(key, value)
+        once = timer(runner, config, clock)
+        value = statistics.median(once() for _ in range(TIMING_ROUNDS))
+        answer_cache.put(CACHE_FILE, key, value)
     return value * runner.preprocess_config.count
 
 
-def told(settings: Mapping[str, RuntimeConfig]) -> str:
-    """Settings and the members that have them, in words."""
+def describe_configs(configs: Mapping[str, RuntimeConfig]) -> str:
+    """Configs and the members that have them, in one line of text."""
     members: dict[RuntimeConfig, list[str]] = {}
-    for name, setting in settings.items():
-        members.setdefault(setting, []).append(name)
+    for name, config in configs.items():
+        members.setdefault(config, []).append(name)
     return "; ".join(
-        f"{setting}, batch {setting.batch}, {setting.streams} stream{'s' * (setting.streams > 1)} "
-        f"({join_limited(names)})"
-        for setting, names in members.items()
+        f"{config}, batch {config.batch}, {config.streams} stream{'s' * (config.streams > 1)} ({join_limited(names)})"
+        for config, names in members.items()
     )
 
 
-def _key(job: Job, machine: Machine) -> str:
-    """What an answer holds for: the machine, its libraries, the file, and what there was to choose from."""
+def _key(job: TuneRequest, machine: Machine) -> str:
+    """Hash of all that an answer depends on: machine, library versions, file and candidates."""
     libraries = [version(runtime) for runtime in RUNTIMES if runtime != "torch"]
-    choices = [asdict(setting) for setting in job.candidates]
+    choices = [asdict(config) for config in job.candidates]
     return artifacts.json_sha256([machine.cpu, machine.cores, machine.gpu, libraries, job.sha256, choices])
-
-
-def _read() -> dict[str, object]:
-    with suppress(ArtifactError):  # a lost or damaged cache costs a new measurement
-        return artifacts.read_json(artifacts.cache_path() / "runtimes.json", "")
-    return {}
-
-
-def _remember(key: str, value: object) -> None:
-    with suppress(ArtifactError):
-        artifacts.write_json(artifacts.cache_path() / "runtimes.json", {**_read(), key: value})

@@ -1,10 +1,9 @@
-"""What runs a member: torch, ONNX Runtime or OpenVINO, each as a `Runner`. What was asked for is never replaced."""
+"""An exported member as a `Runner`, in ONNX Runtime or OpenVINO. The runtime that was asked for is never replaced."""
 
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,53 +13,39 @@ from ensemble.models.runner import Runner
 from export.runtimes.libraries import runtime_error_line
 from export.runtimes.settings import RuntimeConfig
 
-if TYPE_CHECKING:
-    from ensemble.models.backbone import Member
 
-TORCH_BATCH = 16  # images, where nobody asked for another number
-
-
-def open_runner(name: str, path: Path, preprocess_config: PreprocessConfig, setting: RuntimeConfig) -> Runner:
-    """An exported member, ready to run as `setting` says.
+def open_runner(name: str, path: Path, preprocess_config: PreprocessConfig, config: RuntimeConfig) -> Runner:
+    """An exported member, ready to run as `config` says.
 
     Its `run` takes any number of images, uint8 [N, S, S, 3], and gives float32 logits [N].
     Raises UnavailableError for what this machine cannot do, also as it runs, ArtifactError for a damaged file.
     """
-    if setting.runtime == "openvino":
-        from export.runtimes.openvino_session import open_model as opened
+    if config.runtime == "openvino":
+        from export.runtimes.openvino_session import open_model as open_file
     else:
-        from export.runtimes.onnx_session import open_session as opened
-    with _told(name, setting):
-        model = opened(path, preprocess_config.size, setting)
+        from export.runtimes.onnx_session import open_session as open_file
+    with _translate_errors(name, config):
+        model = open_file(path, preprocess_config.size, config)
 
     def run(pixels: np.ndarray) -> np.ndarray:
-        with _told(name, setting):
+        with _translate_errors(name, config):
             return model(pixels)
 
-    return Runner(name, preprocess_config, run, setting.batch * setting.streams, setting.runtime != "onnxruntime")
+    return Runner(name, preprocess_config, run, config.batch * config.streams, config.runtime != "onnxruntime")
 
 
 @contextmanager
-def _told(name: str, setting: RuntimeConfig) -> Iterator[None]:
-    """Any error of the library that runs a member, such as for want of memory, as an UnavailableError."""
+def _translate_errors(name: str, config: RuntimeConfig) -> Iterator[None]:
+    """Raise any error of the library that runs a member, such as too little memory, as an UnavailableError."""
     try:
         yield
     except ManyeyesError:
         raise
-    except Exception as error:  # their own share no public base
-        remedy = "give a smaller --batch-size" if setting.batch > 1 else "free some memory, or choose another --runtime"
+    except Exception as error:  # the libraries' own errors share no public base
+        remedy = "give a smaller --batch-size" if config.batch > 1 else "free some memory, or choose another --runtime"
         raise UnavailableError(
-            f"{name}: {setting} failed at batch {setting.batch}: {runtime_error_line(error)}; {remedy}"
+            f"{name}: {config} failed at batch {config.batch}: {runtime_error_line(error)}; {remedy}"
         ) from None
-
-
-def torch_runner(name: str, member: "Member", device: str, batch: int | None = None) -> Runner:
-    """A torch member on `device`, cpu or cuda, `batch` images at a time."""
-    import torch
-
-    from ensemble.models.torch_runner import torch_runner as runner
-
-    return runner(name, member, torch.device(device), batch=batch or TORCH_BATCH)
 
 
 def require_torch() -> None:
@@ -69,10 +54,3 @@ def require_torch() -> None:
         raise UnavailableError(
             "torch members need the training packages; run: pip install 'manyeyes[train]', or use --onnx"
         )
-
-
-def choose_device(device: str) -> str:
-    """`auto` as cuda where torch finds a GPU, else cpu."""
-    from ensemble.models.torch_runner import choose_device as choose
-
-    return choose(device)

@@ -1,4 +1,4 @@
-"""Which runtime and precision run each member on this machine, and why."""
+"""Choose the runtime, precision, batch and streams of each member on this machine, and say why."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,38 +8,38 @@ from ensemble.core.errors import UnavailableError, join_limited
 from export.runtimes.capabilities import Machine
 from export.runtimes.settings import ON_CPU, ON_GPU, PRECISIONS, RuntimeConfig, RuntimeOptions
 
-# The first that may run. ONNX Runtime's int8 is slower than its fp32 for convolutions, so only tuning takes it.
-LOWER = {
+# In order of preference. ONNX Runtime's int8 convolutions are slower than fp32, so only --tune chooses its int8.
+LOWER_PRECISIONS = {
     "openvino": ("bf16", "fp16", "int8"),
     "cuda": ("fp16",),
     "tensorrt": ("fp16", "bf16", "int8"),
 }
 CERTIFY = "python cli.py export --certify-on DATA"
 QUANTIZE = "python cli.py export --int8"
-# TensorRT builds an engine for each, in minutes
+# Candidates for --tune. TensorRT builds an engine for each batch size, which takes minutes.
 BATCHES = {"openvino": (1, 4, 8, 16), "onnxruntime": (1, 8, 16), "cuda": (16, 64, 128), "tensorrt": (64,)}
-# A large member fills all cores; small ones do better side by side, each on its share of them.
-LARGE_GFLOP, MOST_STREAMS = 50, 4
+# A member from this size on uses all cores for one batch; smaller ones run batches in parallel streams.
+LARGE_GFLOP, MAX_STREAMS = 50, 4
 
 Allowed = Mapping[tuple[str, str], frozenset[str]]  # members, by (runtime, precision) below fp32
 
 
-def choose(
-    entries: Mapping[str, Mapping[str, Any]], allowed: Allowed, wanted: RuntimeOptions, machine: Machine
+def choose_configs(
+    entries: Mapping[str, Mapping[str, Any]], allowed: Allowed, options: RuntimeOptions, machine: Machine
 ) -> tuple[dict[str, RuntimeConfig], list[str]]:
-    """A setting for each member of a bundle, and lines that say what was chosen and why.
+    """The config of each member of a bundle, and lines of text that say what was chosen and why.
 
-    entries: of bundle.json. allowed: as `bundle.may_run` says. Raises UnavailableError, saying
-    what to do, for what was asked for and is not here, or is not certified.
+    entries: of bundle.json. allowed: as `bundle.certified_precisions` gives it. Raises UnavailableError, saying
+    what to do, where the options ask for what this machine cannot run or what is not certified.
     """
-    runtime, why = _runtime(wanted, machine)
-    precisions, more = _precisions(runtime, list(entries), allowed, wanted, machine)
-    settings = {
-        name: _start(RuntimeConfig(runtime, precisions[name]), float(entry.get("gflop", 0)), machine)
+    runtime, why = _runtime(options, machine)
+    precisions, more = _precisions(runtime, list(entries), allowed, options, machine)
+    configs = {
+        name: _untuned_config(RuntimeConfig(runtime, precisions[name]), float(entry.get("gflop", 0)), machine)
         for name, entry in entries.items()
     }
-    if wanted.batch:
-        settings = {name: replace(setting, batch=wanted.batch) for name, setting in settings.items()}
+    if options.batch:
+        configs = {name: replace(config, batch=options.batch) for name, config in configs.items()}
     used = list(dict.fromkeys(precisions.values()))
     head = f"{runtime} {' and '.join(used)} on {machine.where(runtime)}"
     reasons = [reason for reason in (why, more) if reason]
@@ -48,52 +48,51 @@ def choose(
         lines.append(
             f"fp32, for want of a certificate: {join_limited(n for n, p in precisions.items() if p == 'fp32')}"
         )
-    return settings, lines
+    return configs, lines
 
 
-def _runtime(wanted: RuntimeOptions, machine: Machine) -> tuple[str, str]:
-    """The runtime, and why it and not a faster one."""
-    if wanted.runtime == "torch":
+def _runtime(options: RuntimeOptions, machine: Machine) -> tuple[str, str]:
+    """The runtime, and the reason why no faster one was chosen."""
+    if options.runtime == "torch":
         raise UnavailableError(
             "--runtime torch runs a run's own members, not a bundle; leave out --onnx or --bundle, "
             "or choose another --runtime"
         )
-    if wanted.runtime != "auto":
-        if reason := machine.unsupported.get((wanted.runtime, "fp32")):
-            raise UnavailableError(f"{wanted.runtime} cannot run here: {reason}")
-        return wanted.runtime, "as asked"
-    on_gpu = wanted.device == "cuda" or (machine.gpu != "" and wanted.device == "auto")
-    kinds = ON_GPU[::-1] if on_gpu else ON_CPU[::-1]
-    lacks = {kind: machine.unsupported.get((kind, "fp32"), "") for kind in kinds}
-    found = next((kind for kind in kinds if not lacks[kind]), None)
-    if found is None:
-        raise UnavailableError(f"{kinds[-1]} cannot run here: {lacks[kinds[-1]]}")
-    return found, lacks[kinds[0]].partition(";")[0]
+    if options.runtime != "auto":
+        if reason := machine.unsupported.get((options.runtime, "fp32")):
+            raise UnavailableError(f"{options.runtime} cannot run here: {reason}")
+        return options.runtime, "as asked"
+    on_gpu = options.device == "cuda" or (machine.gpu != "" and options.device == "auto")
+    fastest_first = ON_GPU[::-1] if on_gpu else ON_CPU[::-1]
+    reasons = [machine.unsupported.get((runtime, "fp32"), "") for runtime in fastest_first]
+    if "" not in reasons:
+        raise UnavailableError(f"{fastest_first[-1]} cannot run here: {reasons[-1]}")
+    return fastest_first[reasons.index("")], reasons[0].partition(";")[0]
 
 
 def _precisions(
-    runtime: str, names: list[str], allowed: Allowed, wanted: RuntimeOptions, machine: Machine
+    runtime: str, names: list[str], allowed: Allowed, options: RuntimeOptions, machine: Machine
 ) -> tuple[dict[str, str], str]:
-    """Each member's precision, and what should be said of it."""
-    if wanted.precision == "fp32":
+    """Each member's precision, and the reason for it ("" for none)."""
+    if options.precision == "fp32":
         return dict.fromkeys(names, "fp32"), ""
-    if wanted.precision != "auto":
-        _check_precision(runtime, names, allowed, wanted.precision, machine)
-        return dict.fromkeys(names, wanted.precision), ""
-    able = [lower for lower in LOWER.get(runtime, ()) if (runtime, lower) not in machine.unsupported]
-    if not able:
-        first = LOWER.get(runtime, ("",))[0]
+    if options.precision != "auto":
+        _check_precision(runtime, names, allowed, options.precision, machine)
+        return dict.fromkeys(names, options.precision), ""
+    supported = [lower for lower in LOWER_PRECISIONS.get(runtime, ()) if (runtime, lower) not in machine.unsupported]
+    if not supported:
+        first = LOWER_PRECISIONS.get(runtime, ("",))[0]
         return dict.fromkeys(names, "fp32"), machine.unsupported.get((runtime, first), "").partition(";")[0]
-    # the precision that most members may have, so that one certificate covers the stack
-    lower = max(able, key=lambda each: len(allowed.get((runtime, each), frozenset()) & set(names)))
-    may = allowed.get((runtime, lower), frozenset())
-    if not may & set(names):
+    # the precision that most members are certified for: one certificate covers a whole stack at one precision
+    lower = max(supported, key=lambda each: len(allowed.get((runtime, each), frozenset()) & set(names)))
+    certified = allowed.get((runtime, lower), frozenset())
+    if not certified & set(names):
         where = "GPU" if runtime in ON_GPU else "CPU"
         return dict.fromkeys(names, "fp32"), (
-            f"this {where} also computes in {able[0]}, which is faster, but the bundle has no certificate "
-            f"for it; get one: {_remedy(able[0])}"
+            f"this {where} also computes in {supported[0]}, which is faster, but the bundle has no certificate "
+            f"for it; get one: {_remedy(supported[0])}"
         )
-    return {name: lower if name in may else "fp32" for name in names}, "certified"
+    return {name: lower if name in certified else "fp32" for name in names}, "certified"
 
 
 def _check_precision(runtime: str, names: list[str], allowed: Allowed, precision: str, machine: Machine) -> None:
@@ -111,64 +110,58 @@ def _remedy(precision: str) -> str:
     return QUANTIZE if precision == "int8" else CERTIFY
 
 
-def _start(setting: RuntimeConfig, gflop: float, machine: Machine) -> RuntimeConfig:
-    """What suits most members of that size, before anything is measured."""
-    if setting.runtime in ON_GPU:
-        return replace(setting, batch=64)
-    if setting.runtime == "openvino" and gflop < LARGE_GFLOP:
-        return replace(setting, batch=4, streams=min(machine.cores, MOST_STREAMS), threads=machine.cores)
-    return replace(setting, batch=8, threads=machine.cores)
+def _untuned_config(config: RuntimeConfig, gflop: float, machine: Machine) -> RuntimeConfig:
+    """Batch and streams that suit most members of that size, before anything is measured."""
+    if config.runtime in ON_GPU:
+        return replace(config, batch=64)
+    if config.runtime == "openvino" and gflop < LARGE_GFLOP:
+        return replace(config, batch=4, streams=min(machine.cores, MAX_STREAMS), threads=machine.cores)
+    return replace(config, batch=8, threads=machine.cores)
 
 
-def choices(
-    entries: Mapping[str, Mapping[str, Any]], allowed: Allowed, wanted: RuntimeOptions, machine: Machine
+def certified_alternatives(
+    entries: Mapping[str, Mapping[str, Any]], allowed: Allowed, options: RuntimeOptions, machine: Machine
 ) -> list[dict[str, RuntimeConfig]]:
-    """What the bundle's members may run at together: what `choose` says, then each other certified precision.
+    """Configs that all members may run at together: the chosen ones, then those of each other certified precision.
 
     On a GPU there are no others, since TensorRT would build engines for minutes to have them measured.
     """
-    first, _ = choose(entries, allowed, wanted, machine)
-    used = {setting.precision for setting in first.values()}
-    runtime = next((setting.runtime for setting in first.values()), "")
+    first, _ = choose_configs(entries, allowed, options, machine)
+    used = {config.precision for config in first.values()}
+    runtime = next((config.runtime for config in first.values()), "")
     others = [
-        precision
-        for precision in (PRECISIONS[1:] if wanted.precision == "auto" and runtime in ON_CPU else ())
+        (precision, certified)
+        for precision in (PRECISIONS[1:] if options.precision == "auto" and runtime in ON_CPU else ())
         if precision not in used and (runtime, precision) not in machine.unsupported
-        if allowed.get((runtime, precision), frozenset()) & set(entries)
+        if (certified := allowed.get((runtime, precision), frozenset())) & set(entries)
     ]
-    lower = [
-        {
-            name: replace(setting, precision=other)
-            if name in allowed[runtime, other]
-            else replace(setting, precision="fp32")
-            for name, setting in first.items()
-        }
-        for other in others
+    return [first] + [
+        {name: replace(config, precision=other if name in certified else "fp32") for name, config in first.items()}
+        for other, certified in others
     ]
-    return [first, *lower]
 
 
-def candidates(chosen: RuntimeConfig, wanted: RuntimeOptions, machine: Machine) -> list[RuntimeConfig]:
-    """Settings worth measuring for a member: fp32 in every runtime that was asked for, and the pair of `chosen`.
+def tuning_candidates(chosen: RuntimeConfig, options: RuntimeOptions, machine: Machine) -> list[RuntimeConfig]:
+    """Configs worth measuring for a member: fp32 in every runtime that the options allow, and `chosen`'s precision.
 
-    Below fp32 only what `choose` settled for the bundle: a certificate holds for a stack whose members all run at
-    one runtime and precision. fp32, what it is compared with, is always allowed.
+    Below fp32 only the runtime and precision that were chosen for the bundle: a certificate holds for a stack whose
+    members all run at them. fp32 is always allowed.
     """
     on_gpu = chosen.runtime in ON_GPU
-    runtimes = [wanted.runtime] if wanted.runtime != "auto" else (ON_GPU if on_gpu else ON_CPU)[::-1]
+    runtimes = [options.runtime] if options.runtime != "auto" else (ON_GPU if on_gpu else ON_CPU)[::-1]
     pairs = [
         (runtime, precision)
         for runtime in runtimes
         for precision in PRECISIONS
         if (runtime, precision) not in machine.unsupported
-        and wanted.precision in ("auto", precision)
+        and options.precision in ("auto", precision)
         and (precision == "fp32" or (runtime, precision) == (chosen.runtime, chosen.precision))
     ]
     threads = 0 if on_gpu else machine.cores
-    streams = {"openvino": sorted({1, min(machine.cores, MOST_STREAMS)})}
+    streams = {"openvino": sorted({1, min(machine.cores, MAX_STREAMS)})}
     return [
         RuntimeConfig(runtime, precision, batch, count, threads)
         for runtime, precision in pairs
-        for batch in ([wanted.batch] if wanted.batch else BATCHES[runtime])
+        for batch in ([options.batch] if options.batch else BATCHES[runtime])
         for count in streams.get(runtime, [1])
     ]

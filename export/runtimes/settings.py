@@ -1,4 +1,4 @@
-"""How a member is run, and what a user asked for about it. Light: no NumPy, no runtime."""
+"""RuntimeConfig, how one member is run, and RuntimeOptions, what the user asked for. Light: no NumPy, no runtime."""
 
 from dataclasses import dataclass
 
@@ -8,6 +8,7 @@ from ensemble.core.errors import UnavailableError
 ON_CPU, ON_GPU = ("onnxruntime", "openvino"), ("cuda", "tensorrt")
 RUNTIMES = ("torch", *ON_CPU, *ON_GPU)
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+TORCH_BATCH = 16  # images, unless the user asks for another number
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -30,16 +31,16 @@ class RuntimeConfig:
 
 
 def parse_config(text: str) -> RuntimeConfig:
-    """The setting of a runtime and precision as files name them, such as "openvino bf16"."""
+    """The config of a runtime and precision as files name them, such as "openvino bf16"; ValueError for other text."""
     runtime, precision = text.split()
     return RuntimeConfig(runtime, precision)
 
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """What a user asked for; auto and None leave it to the machine.
+    """What the user asked for; auto and None leave the choice to the machine.
 
-    device: auto, cpu or cuda. tune: measure which setting is fastest, and remember it.
+    device: auto, cpu or cuda. tune: measure which config is fastest, and remember it.
     cascade: the loss in AUROC for which members may be left out of an image, above 0 and below
     0.5; None runs all. full: all members, whatever frontier chose for the bundle.
     """
@@ -51,6 +52,11 @@ class RuntimeOptions:
     tune: bool = False
     cascade: float | None = None
     full: bool = False
+
+    @property
+    def torch_batch(self) -> int:
+        """Images that torch members score at once."""
+        return self.batch or TORCH_BATCH
 
     def __post_init__(self) -> None:
         known = {"runtime": ("auto", *RUNTIMES), "precision": ("auto", *PRECISIONS), "device": DEVICES}

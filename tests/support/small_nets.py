@@ -76,7 +76,7 @@ def write_image_run(run: Path, huge: Mapping[str, float], groups: int = 64) -> p
     folder = write_bundle(run)
     for name, value in huge.items():
         write_network(folder / "members" / f"{name}.fp32.onnx", value)
-    bundle.write_bundle(folder, bundle.contents(folder)["members"])
+    bundle.write_bundle(folder, bundle.read_contents(folder)["members"])
     return frame
 
 

@@ -73,7 +73,9 @@ def test_infer_looks_its_scores_up(run, onnx, monkeypatch):
     if not onnx:  # the torch members of these tests have no weights
         runners = {runner.name: runner for runner in load_bundle(artifacts.bundle_path(run)).runners}
         monkeypatch.setattr("ensemble.models.members.load_member", lambda run, name: name)
-        monkeypatch.setattr("export.runtimes.runner.torch_runner", lambda name, member, device, batch: runners[name])
+        monkeypatch.setattr(
+            "ensemble.models.torch_runner.torch_runner", lambda name, member, device, batch: runners[name]
+        )
     ensemble = load_run(run, onnx)
     assert [member.name for member in ensemble.externals] == ["clip"]
     inputs = read_inputs(run / "test.csv")

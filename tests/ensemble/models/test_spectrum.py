@@ -9,7 +9,7 @@ from ensemble.core.recipe import Recipe
 from ensemble.models import backbone
 from ensemble.models.spectrum import FAINT, FAINTEST, LUMA, Spectrum, dct_basis
 from ensemble.models.torch_runner import torch_runner
-from export.bundle.certificate import certify
+from export.bundle.certificate import certify_fp32
 from export.bundle.convert import convert
 from export.runtimes.runner import open_runner
 from export.runtimes.settings import RuntimeConfig
@@ -63,7 +63,7 @@ def test_it_is_saved_opened_exported_and_certified(tmp_path):
     assert config.id2label == {0: "real", 1: "ai"}
     np.testing.assert_array_equal(runner(network).run(pixels), expected)
     convert(member, tmp_path / "m.onnx")
-    found = certify(
+    found = certify_fp32(
         runner(network),
         open_runner("m", tmp_path / "m.onnx", member.preprocess_config, RuntimeConfig("onnxruntime")),
         pixels,

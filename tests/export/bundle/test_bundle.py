@@ -161,7 +161,7 @@ def test_a_bundle_from_before_there_were_certificates_runs_at_fp32_and_is_export
         del entry["gflop"]
     artifacts.write_json(folder / "bundle.json", {**values, "digest": artifacts.json_sha256(values)})
     monkeypatch.undo()
-    assert bundle.may_run(bundle.open_bundle(folder)) == {}
+    assert bundle.certified_precisions(bundle.open_bundle(folder)) == {}
     assert len(load_bundle(folder).runners) == 2
     assert not bundle.is_current(run)
     work = builder.open_workdir(run / "work" / "export", folder, force=False)
@@ -196,12 +196,12 @@ def test_a_bundle_that_names_files_outside_its_folder_is_refused_and_they_stay(r
 )
 def test_a_name_that_is_not_plainly_a_files_is_refused(run, name):
     path = artifacts.bundle_path(run) / "bundle.json"
-    sound = bundle.contents(path.parent)
+    sound = bundle.read_contents(path.parent)
     for more, refused in ({name: "0"}, True), ({"a b/é.x..[1]*": "0"}, False):
         values = {**sound, "files": {**sound["files"], **more}}
         artifacts.write_json(path, {**values, "digest": artifacts.json_sha256(values)})
         with pytest.raises(ArtifactError, match="names files that no bundle has") if refused else nullcontext():
-            bundle.contents(path.parent)
+            bundle.read_contents(path.parent)
 
 
 def test_a_damaged_bundle_is_said_not_exported_over(run):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from ensemble.core.errors import ArtifactError
 from ensemble.models.runner import Runner
 from ensemble.stacking.stacker import Stacker
-from export.bundle.certificate import certify, compare, judge
+from export.bundle.certificate import certify_fp32, compare_scores, judge
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (14, 8, 8, 3), dtype=np.uint8)
 
@@ -17,7 +17,9 @@ def logits(pixels):
 
 
 def certified(twin, pixels=PIXELS, **options):
-    return certify(Runner("one", PREPROCESS_CONFIG, logits), Runner("twin", PREPROCESS_CONFIG, twin), pixels, **options)
+    return certify_fp32(
+        Runner("one", PREPROCESS_CONFIG, logits), Runner("twin", PREPROCESS_CONFIG, twin), pixels, **options
+    )
 
 
 def off_by(difference, size=7, position=3):
@@ -79,7 +81,7 @@ def test_two_members_that_both_answer_nan_do_not_agree():
         return np.full(len(pixels), np.nan, dtype=np.float32)
 
     with pytest.raises(ArtifactError, match="nan at batch 1"):
-        certify(Runner("one", PREPROCESS_CONFIG, silent), Runner("twin", PREPROCESS_CONFIG, silent), PIXELS)
+        certify_fp32(Runner("one", PREPROCESS_CONFIG, silent), Runner("twin", PREPROCESS_CONFIG, silent), PIXELS)
 
 
 def test_the_tolerance_can_be_another():
@@ -99,53 +101,53 @@ def moved(logits, **to):
 
 
 def test_a_shift_of_all_logits_is_measured_by_the_formulas():
-    change = compare(FAR, FAR + 0.1, LABELS)
+    change = compare_scores(FAR, FAR + 0.1, LABELS)
     p = [1 / (1 + np.exp(-z)) for z in (FAR, FAR + 0.1)]
     assert change.largest == pytest.approx(np.abs(p[1] - p[0]).max(), rel=1e-9)
     assert change.mean == pytest.approx(np.abs(p[1] - p[0]).mean(), rel=1e-9)
     assert change.spearman == pytest.approx(1, abs=1e-12)
-    assert (change.auroc, change.flips, change.failed) == (0.0, 0.0, ())
+    assert (change.auroc, change.decision_changes, change.failed) == (0.0, 0.0, ())
 
 
 def test_ranks_that_turn_round_are_seen():
-    assert compare(FAR, -FAR, LABELS).spearman == pytest.approx(-1)
-    assert compare(np.array([1.0, 2, 2, 3]), np.array([1.0, 2, 3, 3]), np.array([0, 1, 0, 1])).spearman == (
+    assert compare_scores(FAR, -FAR, LABELS).spearman == pytest.approx(-1)
+    assert compare_scores(np.array([1.0, 2, 2, 3]), np.array([1.0, 2, 3, 3]), np.array([0, 1, 0, 1])).spearman == (
         pytest.approx(5 / 6)  # by hand: ranks 1, 2.5, 2.5, 4 and 1, 2, 3.5, 3.5
     )
 
 
 def test_one_flip_of_256_passes_and_two_fail():
-    one = compare(FAR, moved(FAR, row_0=0.01), LABELS)  # the real nearest the ai side: ranks stay
-    two = compare(FAR, moved(FAR, row_0=0.01, row_2=0.01), LABELS)
-    assert (one.flips, one.failed) == (1 / 256, ())
-    assert (two.flips, two.failed) == (2 / 256, ("0.78% flipped",))
+    one = compare_scores(FAR, moved(FAR, row_0=0.01), LABELS)  # the real nearest the ai side: ranks stay
+    two = compare_scores(FAR, moved(FAR, row_0=0.01, row_2=0.01), LABELS)
+    assert (one.decision_changes, one.failed) == (1 / 256, ())
+    assert (two.decision_changes, two.failed) == (2 / 256, ("0.78% flipped",))
 
 
 def test_a_p_at_the_threshold_counts_as_ai_before_and_after():
     at = np.zeros(256)
-    assert compare(at, at + 1e-3, LABELS).flips == 0
-    assert compare(at, at - 1e-3, LABELS).flips == 1
+    assert compare_scores(at, at + 1e-3, LABELS).decision_changes == 0
+    assert compare_scores(at, at - 1e-3, LABELS).decision_changes == 1
 
 
 def test_the_threshold_decides_what_is_a_flip():
     lower = moved(FAR, row_1=FAR[1] - 0.02, row_3=FAR[3] - 0.02)
     above = 1 / (1 + np.exp(-(FAR[3] - 0.005)))  # above row 1, below row 3
-    assert compare(FAR, lower, LABELS).flips == 0
-    assert compare(FAR, lower, LABELS, above).flips == 1 / 256
+    assert compare_scores(FAR, lower, LABELS).decision_changes == 0
+    assert compare_scores(FAR, lower, LABELS, above).decision_changes == 1 / 256
 
 
 @pytest.mark.parametrize(("passed_reals", "failed"), [(16, ()), (17, ("AUROC by -0.0010",))])
 def test_an_auroc_that_moves_by_a_thousandth_is_the_limit(passed_reals, failed):
     high = np.where(LABELS == 1, 30.0, 10.0) + np.linspace(0, 1, 256)  # no p is near 0.5
     reals = np.sort(high[LABELS == 0])
-    change = compare(high, moved(high, row_1=reals[-passed_reals] - 1e-6), LABELS)
+    change = compare_scores(high, moved(high, row_1=reals[-passed_reals] - 1e-6), LABELS)
     assert change.auroc == pytest.approx(-passed_reals / 128**2, rel=1e-9)
-    assert (change.flips, change.failed) == (0, failed)
+    assert (change.decision_changes, change.failed) == (0, failed)
 
 
 def test_an_auroc_that_moves_by_just_the_limit_passes():
     labels, logits = np.repeat([0, 1], [40, 25]), np.arange(5.0, 70.0)  # 1000 pairs
-    swapped = [compare(logits, moved(logits, row_40=44.0 - places + 0.5), labels) for places in (1, 2)]
+    swapped = [compare_scores(logits, moved(logits, row_40=44.0 - places + 0.5), labels) for places in (1, 2)]
     assert [change.auroc for change in swapped] == pytest.approx([-0.001, -0.002])
     assert [len(change.failed) for change in swapped] == [0, 1]
 
@@ -153,14 +155,14 @@ def test_an_auroc_that_moves_by_just_the_limit_passes():
 def test_an_auroc_that_rises_too_much_fails_too():
     labels, logits = np.repeat([0, 1], [40, 25]), np.arange(5.0, 70.0)
     worse = moved(logits, row_40=42.5)
-    assert compare(worse, logits, labels).failed == ("AUROC by +0.0020",)
+    assert compare_scores(worse, logits, labels).failed == ("AUROC by +0.0020",)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("lower", [True, False])
 def test_logits_that_are_not_finite_fail(value, lower):
     pair = (FAR, moved(FAR, row_7=value))
-    change = compare(*(pair if lower else pair[::-1]), LABELS)
+    change = compare_scores(*(pair if lower else pair[::-1]), LABELS)
     assert change.failed == ("logits that are not finite",)
     assert change.to_dict() == {
         **dict.fromkeys(("largest", "mean", "spearman", "auroc", "flips")),
@@ -171,8 +173,8 @@ def test_logits_that_are_not_finite_fail(value, lower):
 @given(st.lists(st.tuples(st.floats(-1e4, 1e4), st.booleans()), min_size=2), st.floats(0, 1))
 def test_the_same_logits_change_nothing(rows, threshold):
     logits, labels = np.array([z for z, _ in rows]), np.array([int(ai) for _, ai in rows])
-    change = compare(logits, logits, labels, threshold)
-    assert (change.largest, change.mean, change.flips) == (0, 0, 0)
+    change = compare_scores(logits, logits, labels, threshold)
+    assert (change.largest, change.mean, change.decision_changes) == (0, 0, 0)
     assert change.failed == (() if 0 < labels.sum() < len(labels) else ("AUROC by +nan",))
 
 
@@ -192,7 +194,7 @@ def test_a_member_that_fails_stays_fp32_and_the_stack_is_judged_so():
     verdict = judge(TWO, fp32, lower, LABELS)
     assert verdict.members["one"].failed == ("AUROC by -1.0000", "100.00% flipped")
     assert verdict.usable == ("two",)
-    assert verdict.stack == compare(TWO.logit(fp32), TWO.logit(np.stack([FAR, FAR + 0.01], axis=1)), LABELS)
+    assert verdict.stack == compare_scores(TWO.logit(fp32), TWO.logit(np.stack([FAR, FAR + 0.01], axis=1)), LABELS)
     both = judge(TWO, fp32, np.stack([FAR + 0.01, -FAR], axis=1), LABELS)
     assert both.usable == ("one",)
 

@@ -12,7 +12,7 @@ from onnxscript import ir
 from small_members import small_member
 
 from export.bundle.convert import _flatten_positions, convert, forget_paths
-from export.bundle.fp16 import write_half
+from export.bundle.fp16 import write_fp16
 from export.bundle.int8 import write_int8
 from export.bundle.precision_search import read_layers
 
@@ -78,7 +78,7 @@ def test_no_file_names_a_folder_of_the_machine_that_exported_it(tmp_path):
     convert(member, whole)
     made = {kind: tmp_path / f"{kind}.onnx" for kind in ("fp16", "int8", "int8-symmetric")}
     pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
-    write_half(whole, made["fp16"])
+    write_fp16(whole, made["fp16"])
     write_int8(whole, made["int8"], pixels)
     write_int8(whole, made["int8-symmetric"], pixels, symmetric=True)
     for file in (whole, *made.values()):

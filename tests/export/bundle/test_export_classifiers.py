@@ -21,7 +21,7 @@ from ensemble.models.classifier import read_classifiers
 from ensemble.models.torch_runner import torch_runner
 from export import Predictor
 from export.bundle import bundle, convert, export
-from export.bundle.fp16 import write_half
+from export.bundle.fp16 import write_fp16
 from export.runtimes.runner import open_runner
 from export.runtimes.settings import RuntimeConfig
 
@@ -104,7 +104,7 @@ def test_they_weigh_alike_and_ai_means_ai_whatever_the_order_of_labels(made, che
     logits = expected_logits(checkpoints, files)
     assert np.abs(logits).max() > 0.05
     np.testing.assert_allclose(scores(folder, files), sigmoid(logits.mean(axis=1)), atol=1e-4)
-    stacker = bundle.stacker_of(folder)
+    stacker = bundle.bundle_stacker(folder)
     assert (stacker.members, stacker.coef, stacker.method) == (("a", "b"), (0.5, 0.5), "mean")
     assert "in onnxruntime, " in out
     assert ", on 14 generated pictures" in out
@@ -182,7 +182,7 @@ def test_a_stack_is_fitted_on_labelled_images_and_scored_out_of_fold(copy, check
     assert stored["kind"] == "logistic"
     assert stored["threshold_rule"] == "balanced_accuracy"
     assert stored["scores"]["a"]["auroc"]["value"] == pytest.approx(auroc(labels, logits[:, 0]), abs=1e-3)
-    np.testing.assert_allclose(scores(copy, files), bundle.stacker_of(copy).target(logits), atol=1e-3)
+    np.testing.assert_allclose(scores(copy, files), bundle.bundle_stacker(copy).target(logits), atol=1e-3)
     # what a cascade is fitted on goes into the bundle, stays when it is certified anew, and goes with the stack
     rows = pd.read_parquet(copy / "heldout.parquet")
     assert sorted(rows["label"]) == sorted(labels.astype(int))
@@ -246,7 +246,7 @@ def test_a_folder_that_is_no_bundle_is_left_alone(checkpoints, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     with pytest.raises(ArtifactError, match="is there and is no bundle; name a new folder with --bundle"):
-        export.export_foreign({"a": str(checkpoints / "vit")}, tmp_path / "mine", print)
+        export.export_classifiers({"a": str(checkpoints / "vit")}, tmp_path / "mine", print)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
@@ -260,7 +260,7 @@ def test_half_precision_keeps_types_of_pixels_and_logits_and_what_overflows(made
     expected = expected_logits(checkpoints, files)
     for column, name in enumerate("ab"):
         source, target = made[0] / "members" / f"{name}.fp32.onnx", tmp_path / f"{name}.fp16.onnx"
-        write_half(source, target)
+        write_fp16(source, target)
         assert target.stat().st_size < source.stat().st_size
         logits = open_runner(name, target, preprocess_config, RuntimeConfig("onnxruntime")).run(pixels)
         assert logits.dtype == np.float32

@@ -27,7 +27,7 @@ def run(exported, tmp_path):
 
 def test_what_was_pushed_is_pulled_and_scores_the_same(hub, call, run, repo, tmp_path):
     assert f"7 of 7 files were new or changed -> {hub.url}/{repo}/commit/" in call("push", repo, "--run", run)
-    listed = bundle.contents(run / "bundle")["files"]
+    listed = bundle.read_contents(run / "bundle")["files"]
     assert set(hub.files(repo)) == {".gitattributes", "README.md", "bundle.json", *listed}
     assert len(hub.repos[repo].messages) == 1
     target = tmp_path / "pulled"
@@ -68,7 +68,7 @@ def test_unchanged_files_are_not_sent_again(hub, call, run, repo):
     hub.received.clear()
     assert f"{repo} has all of it already" in call("push", repo, "--run", run)
     changed = write_onnx(run / "bundle" / "members" / "two.fp32.onnx", -3.0)
-    bundle.write_bundle(run / "bundle", bundle.contents(run / "bundle")["members"])
+    bundle.write_bundle(run / "bundle", bundle.read_contents(run / "bundle")["members"])
     assert "of 7 files were new or changed" in call("push", repo, "--run", run)
     assert set(hub.received) == {artifacts.file_sha256(changed)}
     assert len(hub.repos[repo].messages) == 2
@@ -85,7 +85,7 @@ def test_what_is_gone_here_goes_there_and_the_owners_own_stays(hub, call, run, r
     (run / "bundle" / "heldout.parquet").unlink()
     write_stacker(run, Stacker(("one",), (1.0,), 0.0))
     write_bundle(run)
-    entries = {"one": bundle.contents(run / "bundle")["members"]["one"]}
+    entries = {"one": bundle.read_contents(run / "bundle")["members"]["one"]}
     bundle.write_bundle(run / "bundle", entries)
     assert "3 of an earlier push deleted" in call("push", repo, "--run", run)
     there = hub.files(repo)
@@ -145,7 +145,7 @@ def test_a_branch_that_moves_between_two_requests_mixes_no_files(hub, call, run,
     found = hub.repos[repo]
     first = found.heads["main"]
     write_onnx(run / "bundle" / "members" / "one.fp32.onnx", 1.0)
-    bundle.write_bundle(run / "bundle", bundle.contents(run / "bundle")["members"])
+    bundle.write_bundle(run / "bundle", bundle.read_contents(run / "bundle")["members"])
     call("push", repo, "--run", run)
     second = found.heads["main"]
     for name in ("pull", "infer"):
@@ -168,7 +168,7 @@ def test_pull_replaces_no_other_bundle_unasked(hub, call, run, repo, tmp_path):
     assert "->" in call("pull", repo, target)  # the same bundle, mended
     bundle.open_bundle(target)
     write_onnx(run / "bundle" / "members" / "one.fp32.onnx", 1.5)
-    bundle.write_bundle(run / "bundle", bundle.contents(run / "bundle")["members"])
+    bundle.write_bundle(run / "bundle", bundle.read_contents(run / "bundle")["members"])
     call("push", repo, "--run", run)
     assert "holds another bundle; name another folder, or replace it with --force" in call("pull", repo, target, code=2)
     call("pull", repo, target, "--force")
@@ -241,7 +241,7 @@ def test_the_card_names_the_licence_of_a_checkpoint_that_the_hub_tells(hub, call
 def test_scores_that_are_looked_up_by_id_travel_too_and_that_is_said(hub, call, run, repo, tmp_path):
     folder = run / "bundle"
     artifacts.write_parquet(artifacts.external_path(folder, "other"), pd.DataFrame({"id": ["a"], "logit": [0.5]}))
-    bundle.write_bundle(folder, bundle.contents(folder)["members"], externals=["other"])
+    bundle.write_bundle(folder, bundle.read_contents(folder)["members"], externals=["other"])
     said = call("push", repo, "--bundle", folder)
     assert "externals/other.parquet: ids and scores of images, which whoever may read" in said
     call("pull", repo, tmp_path / "pulled")
@@ -260,7 +260,7 @@ def test_a_full_disk_leaves_nothing_half(run, tmp_path, monkeypatch):
 
 def test_uncertified_bundles_are_pushed_on_demand_and_the_card_says_so(hub, call, run, repo):
     precisions = {"openvino bf16": {"members": ["one"], "certified": False}}
-    bundle.write_bundle(run / "bundle", bundle.contents(run / "bundle")["members"], precisions=precisions)
+    bundle.write_bundle(run / "bundle", bundle.read_contents(run / "bundle")["members"], precisions=precisions)
     said = call("push", repo, "--run", run, code=2)
     assert "lets members run at openvino bf16 without a certificate; certify it first: python cli.py export" in said
     assert repo not in hub.repos

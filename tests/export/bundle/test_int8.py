@@ -15,12 +15,12 @@ from ensemble.images import decode as images
 from ensemble.models.runner import Runner
 from export.bundle import bundle, check_images, int8, precision_search, precisions
 from export.bundle.int8 import write_int8
-from export.bundle.precision_search import Layer, fewest, read_layers
+from export.bundle.precision_search import Layer, fewest_layers, read_layers
 from export.runtimes import devices, libraries
 from export.runtimes.runner import open_runner
 from export.runtimes.settings import RuntimeConfig
 
-if not precisions.computed(("int8",)):
+if not precisions.runnable_configs(("int8",)):
     pytest.skip("this CPU has no instructions for int8", allow_module_level=True)
 
 
@@ -46,7 +46,11 @@ def export(run, *arguments):
 
 
 def int8_members(values):
-    return {runtime: set(may) for (runtime, precision), may in bundle.may_run(values).items() if precision == "int8"}
+    return {
+        runtime: set(may)
+        for (runtime, precision), may in bundle.certified_precisions(values).items()
+        if precision == "int8"
+    }
 
 
 @pytest.fixture
@@ -84,7 +88,7 @@ def test_a_member_that_int8_breaks_is_rescued_by_the_one_layer_that_breaks_it(ex
 
 
 def test_without_the_search_its_certificate_fails_and_its_file_goes(copy, monkeypatch):
-    monkeypatch.setattr(precision_search, "fewest", lambda *arguments: None)
+    monkeypatch.setattr(precision_search, "fewest_layers", lambda *arguments: None)
     out, values, found = export(copy, "--int8")
     assert int8_members(values) == {"openvino": {"one"}, "onnxruntime": {"one"}}
     assert found["openvino int8"]["members"]["two"]["failed"]
@@ -113,8 +117,8 @@ def test_no_held_out_image_is_read_until_the_certificate(copy, monkeypatch):
     read, certifying = [], []
     decode = images.decode
     monkeypatch.setattr(images, "decode", lambda source, **rest: read.append(source) or decode(source, **rest))
-    certify = precisions._certify
-    monkeypatch.setattr(precisions, "_certify", lambda *arguments: certifying.append(list(read)) or certify(*arguments))
+    certify = precisions.certify
+    monkeypatch.setattr(precisions, "certify", lambda *arguments: certifying.append(list(read)) or certify(*arguments))
     export(copy, "--int8")
     frame = artifacts.read_parquet(artifacts.dataset_path(copy), "")
     files = dict(zip(dataset.files(frame), frame["split"], strict=True))
@@ -123,10 +127,10 @@ def test_no_held_out_image_is_read_until_the_certificate(copy, monkeypatch):
 
 
 def test_images_to_calibrate_by_are_balanced_and_no_others_are_compared_on(run):
-    training = check_images.training(run)
+    training = check_images.training_images(run)
     assert np.bincount(training.calibration.labels).tolist() == [64, 64]
     assert not set(training.calibration.ids) & set(training.comparison.ids)
-    assert check_images.training(run).calibration.ids == training.calibration.ids
+    assert check_images.training_images(run).calibration.ids == training.calibration.ids
 
 
 def test_too_few_training_images_are_refused_before_anything_is_made(tmp_path):
@@ -208,7 +212,7 @@ def test_batches_that_disagree_do_not_pass(run, tmp_path, monkeypatch):
     second = precision_search.LowPrecisionFile(
         "one", source, tmp_path / "int8.onnx", PREPROCESS_CONFIG, RuntimeConfig("onnxruntime", "int8")
     )
-    training = check_images.training(run)
+    training = check_images.training_images(run)
     assert precision_search._passes(second, training)
     real = precision_search.LowPrecisionFile.runner
 
@@ -236,13 +240,13 @@ def test_the_fewest_layers_are_found_in_few_tries(forty, bad):
         tries.append(len(kept))
         return bad <= {int(layer.name) for layer in kept}
 
-    assert {int(layer.name) for layer in fewest(forty, harm, passes)} == bad
+    assert {int(layer.name) for layer in fewest_layers(forty, harm, passes)} == bad
     assert len(tries) <= 8
 
 
 def test_a_member_that_needs_all_its_layers_is_given_up(forty):
-    assert fewest(forty, len, lambda kept: False) is None
-    assert fewest(forty[:1], len, lambda kept: True) is None
+    assert fewest_layers(forty, len, lambda kept: False) is None
+    assert fewest_layers(forty[:1], len, lambda kept: True) is None
 
 
 def test_layers_cover_every_node_in_order(tmp_path):
@@ -271,15 +275,15 @@ def emulated(name, path, preprocess_config, setting):
 
 def test_fp16_is_rescued_where_a_layer_overflows(run, tmp_path, monkeypatch):
     monkeypatch.setenv("MANYEYES_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(precision_search.runtime, "open_runner", emulated)
+    monkeypatch.setattr(precision_search.runner, "open_runner", emulated)
     source, target = write_network(tmp_path / "network.onnx", 1e5), tmp_path / "half.onnx"
     second = precision_search.LowPrecisionFile("two", source, target, PREPROCESS_CONFIG, RuntimeConfig("cuda", "fp16"))
     lines = []
-    made = precision_search._make(second, check_images.training(run), lines.append)
+    made = precision_search.make(second, check_images.training_images(run), lines.append)
     assert lines[0] == "two: with all 4 layers in fp16 logits are not finite; searching for layers to keep in fp32"
     assert made["kept"] == ["makes", "reads"]
     assert lines[1].startswith("two: kept in fp32 2 of 4 layers: makes, reads; cuda fp16 runs ")
     fp32 = open_runner("two", source, PREPROCESS_CONFIG, RuntimeConfig("onnxruntime")).run(PIXELS)
     assert 0 < np.abs(second.runner().run(PIXELS) - fp32).max() < 0.02
-    precision_search._make(second, None, lines.append)  # as where there is no run: nothing is kept
+    precision_search.make(second, None, lines.append)  # as where there is no run: nothing is kept
     assert not np.isfinite(second.runner().run(PIXELS)).all()

@@ -15,10 +15,10 @@ from export.bundle.precision_search import PRODUCTS
 from export.runtimes import libraries
 from export.runtimes.capabilities import Machine
 from export.runtimes.runner import open_runner
-from export.runtimes.runtime_selection import choose
+from export.runtimes.runtime_selection import choose_configs
 from export.runtimes.settings import RuntimeConfig, RuntimeOptions
 
-vnni = pytest.mark.skipif(not precisions.computed(("int8",)), reason="this CPU has no instructions for int8")
+vnni = pytest.mark.skipif(not precisions.runnable_configs(("int8",)), reason="this CPU has no instructions for int8")
 
 
 def tensorrt_refuses(path):
@@ -132,13 +132,15 @@ def test_a_file_for_tensorrt_is_searched_by_cuda_and_timed_by_itself(tmp_path, m
         asked.append((path.name, str(setting)))
         return open_runner(name, path, preprocess_config, RuntimeConfig("onnxruntime", batch=setting.batch))
 
-    monkeypatch.setattr(precision_search.runtime, "open_runner", opened)
+    monkeypatch.setattr(precision_search.runner, "open_runner", opened)
     folder = tmp_path / "bundle"
     source = write_network(folder / "members" / "two.fp32.onnx", 1000.0)
     entry = {"file": "members/two.fp32.onnx", "contract": PREPROCESS_CONFIG.to_dict()}
     lines = []
     setting = RuntimeConfig("tensorrt", "int8", 64)
-    made = precision_search.add(folder, "two", entry, [setting], check_images.training(tmp_path / "run"), lines.append)
+    made = precision_search.add_files(
+        folder, "two", entry, [setting], check_images.training_images(tmp_path / "run"), lines.append
+    )
     assert made["int8-symmetric"] == "members/two.int8-symmetric.onnx"
     assert made["made"]["int8-symmetric"]["kept"] == ["reads"]
     assert "two: building TensorRT engines of its files, to time them; that takes minutes" in lines
@@ -147,15 +149,17 @@ def test_a_file_for_tensorrt_is_searched_by_cuda_and_timed_by_itself(tmp_path, m
     by_tensorrt = {each for each in asked if each[1].startswith("tensorrt")}
     assert by_tensorrt == {(source.name, "tensorrt fp32"), ("two.int8-symmetric.onnx", "tensorrt int8")}
     assert asked.count(("two.int8-symmetric.onnx", "tensorrt int8")) == 2  # before the search, and after it
-    assert bundle.member_file(made, setting) == made["int8-symmetric"]
-    assert not bundle.has_file(made, RuntimeConfig("openvino", "int8"))
+    assert bundle.model_file(made, setting) == made["int8-symmetric"]
+    assert not bundle.has_model_file(made, RuntimeConfig("openvino", "int8"))
 
 
 def test_help_says_how_tensorrt_is_made_to_run_int8():
     assert "`infer --precision int8` runs them" in " ".join(run_cli("export", "--help")[1].split())
     allowed = {("tensorrt", precision): frozenset({"one"}) for precision in ("fp16", "int8")}
     for asked, taken in (("auto", "fp16"), ("int8", "int8")):
-        settings, _ = choose({"one": {}}, allowed, RuntimeOptions("tensorrt", asked), Machine("a CPU", 2, "a GPU"))
+        settings, _ = choose_configs(
+            {"one": {}}, allowed, RuntimeOptions("tensorrt", asked), Machine("a CPU", 2, "a GPU")
+        )
         assert settings["one"].precision == taken
 
 
@@ -163,9 +167,9 @@ def test_help_says_how_tensorrt_is_made_to_run_int8():
 def test_where_tensorrt_fails_export_goes_on_without_its_files(tmp_path, monkeypatch):
     write_image_run(tmp_path / "run", {"one": 1.0, "two": 1.0})
     monkeypatch.setenv("MANYEYES_CACHE", str(tmp_path / "cache"))
-    computed = precisions.computed
+    computed = precisions.runnable_configs
     more = [RuntimeConfig("tensorrt", "int8", batch=64)]
-    monkeypatch.setattr(precisions, "computed", lambda some: computed(some) + (more if "int8" in some else []))
+    monkeypatch.setattr(precisions, "runnable_configs", lambda some: computed(some) + (more if "int8" in some else []))
 
     def opened(name, path, preprocess_config, setting):
         if setting.runtime == "tensorrt":
@@ -173,11 +177,11 @@ def test_where_tensorrt_fails_export_goes_on_without_its_files(tmp_path, monkeyp
         here = replace(setting, runtime="onnxruntime") if setting.runtime == "cuda" else setting
         return open_runner(name, path, preprocess_config, here)
 
-    monkeypatch.setattr(precision_search.runtime, "open_runner", opened)
+    monkeypatch.setattr(precision_search.runner, "open_runner", opened)
     code, out, err = run_cli("export", "--run", tmp_path / "run", "--int8")
     assert (code, err) == (0, "")
     assert "one: stays fp32: tensorrt fp32 failed at batch 64: enqueue failed; free some memory\n" in out
     values = bundle.open_bundle(tmp_path / "run" / "bundle")
-    assert "tensorrt" not in {runtime for runtime, _ in bundle.may_run(values)}
+    assert "tensorrt" not in {runtime for runtime, _ in bundle.certified_precisions(values)}
     assert all("int8" in entry and "int8-symmetric" not in entry for entry in values["members"].values())
     assert not list((tmp_path / "run" / "bundle" / "members").glob("*symmetric*"))

@@ -92,7 +92,7 @@ def test_a_member_that_is_looked_up_may_be_in_a_point(tmp_path, pictures):
 def test_bench_measures_what_runs(run, monkeypatch):
     for name, value in (("ROUNDS", 1), ("SIDE", {"cpu": 64}), ("SECONDS", 0.01)):
         monkeypatch.setattr(benchmark, name, value)
-    monkeypatch.setattr(autotune, "SECONDS", 0.01)
+    monkeypatch.setattr(autotune, "MIN_TIMING_SECONDS", 0.01)
     _, out, _ = run_cli("bench", "--bundle", run / "bundle", "--runtime", "onnxruntime")
     assert out.startswith("1 of 2 members, as frontier chose for 200 images/s")
     assert "\n   two " not in out
@@ -173,7 +173,7 @@ def test_the_runtime_that_frontier_was_asked_for_is_taken_where_nothing_else_is_
 
 def test_the_precision_of_a_point_is_run_though_a_bundle_would_have_it_tuned_first(run, monkeypatch):
     allow(run, "onnxruntime int8")
-    monkeypatch.setattr(bundle, "second_file", lambda setting: None)
+    monkeypatch.setattr(bundle, "low_precision_kind", lambda setting: None)
     certify(run, "onnxruntime int8", runtime="onnxruntime")
     monkeypatch.setattr(plan, "available", lambda: XEON)
     (member,) = plan_bundle(run / "bundle", RuntimeOptions(), (said := []).append).members
@@ -259,7 +259,7 @@ def test_a_killed_write_leaves_a_bundle_without_a_point(original, run, monkeypat
 
 
 def test_export_keeps_the_point_until_members_or_stack_change(run):
-    assert operating_point.told(operating_point.read(run / "bundle", bundle.open_bundle(run / "bundle")), 2)
+    assert operating_point.describe(operating_point.read(run / "bundle", bundle.open_bundle(run / "bundle")), 2)
     content = (run / "bundle" / "point.json").read_bytes()
     export_run(run, (said := []).append)
     assert (run / "bundle" / "point.json").read_bytes() == content
@@ -293,14 +293,14 @@ def tamper(run, **changes):
 
 def allow(run, *keys):
     """Both members may run at these."""
-    listed = bundle.contents(run / "bundle")
+    listed = bundle.read_contents(run / "bundle")
     may = {key: {"members": ["one", "two"], "certified": True} for key in keys}
     bundle.write_contents(run / "bundle", {**listed, "precisions": may})
 
 
 def certify(run, *keys, by=None, **changes):
     """A point whose one member may run at these, by the libraries here or others."""
-    files = bundle.contents(run / "bundle")["files"]
+    files = bundle.read_contents(run / "bundle")["files"]
     made = {
         key: {
             "by": devices.version(key.split()[0]) if by is None else by,
@@ -313,7 +313,7 @@ def certify(run, *keys, by=None, **changes):
 
 def list_point(folder):
     """Its hash, whatever was changed."""
-    listed = bundle.contents(folder)
+    listed = bundle.read_contents(folder)
     files = {**listed["files"], "point.json": artifacts.file_sha256(folder / "point.json")}
     bundle.write_contents(folder, {**listed, "files": files})
 

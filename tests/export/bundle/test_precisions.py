@@ -110,7 +110,7 @@ def test_rounded_logits_pass_and_the_table_says_by_how_much(folder, pictures, st
     stand_in(rounded)
     before = bundle.open_bundle(folder)["files"]
     out, values, found = certify(folder, "--certify-on", pictures)
-    assert bundle.may_run(values) == {("openvino", "bf16"): {"one", "two"}}
+    assert bundle.certified_precisions(values) == {("openvino", "bf16"): {"one", "two"}}
     assert values["precisions"] == {"openvino bf16": {"members": ["one", "two"], "certified": True}}
     made = found["openvino bf16"]
     assert (made["images"], made["rows"], made["usable"]) == (256, "images of all.csv", ["one", "two"])
@@ -128,7 +128,7 @@ def test_rounded_logits_pass_and_the_table_says_by_how_much(folder, pictures, st
 def test_a_member_that_fails_stays_fp32_while_the_stack_passes(folder, pictures, stand_in):
     stand_in(turned("two"))
     out, values, found = certify(folder, "--certify-on", pictures)
-    assert bundle.may_run(values) == {("openvino", "bf16"): {"one"}}
+    assert bundle.certified_precisions(values) == {("openvino", "bf16"): {"one"}}
     assert found["openvino bf16"]["stack"]["largest"] == 0  # one's stand-in is exact, two is left at fp32
     two = next(line for line in out.splitlines() if " two " in line)
     assert "fails: AUROC by " in two
@@ -141,7 +141,7 @@ def test_with_logits_shifted_by_a_tenth_a_stack_that_fails_allows_nothing(folder
     refreshed(folder)
     stand_in(lambda name, logits: logits + np.float32(0.1))
     out, values, found = certify(folder, "--certify-on", pictures)
-    assert bundle.may_run(values) == {}
+    assert bundle.certified_precisions(values) == {}
     assert [change["failed"] for change in found["openvino bf16"]["members"].values()] == [[], []]
     assert found["openvino bf16"]["stack"]["failed"] == ["3.12% flipped"]
     ends = ["passes, but not used", "passes, but not used", "fails: 3.12% flipped"]
@@ -150,7 +150,7 @@ def test_with_logits_shifted_by_a_tenth_a_stack_that_fails_allows_nothing(folder
 
 def refreshed(folder):
     """bundle.json written anew, after a file was changed by hand."""
-    values = bundle.contents(folder)
+    values = bundle.read_contents(folder)
     bundle.write_bundle(folder, values["members"], (), values["precisions"])
 
 
@@ -183,7 +183,7 @@ def test_images_that_cannot_be_read_do_not_count(folder, pictures, stand_in, tmp
     out, values, found = certify(folder, "--certify-on", table)
     assert "255 images of more.csv are fewer than 256" in out
     # what was certified before holds still
-    assert bundle.may_run(values) == {("openvino", "bf16"): {"one", "two"}}
+    assert bundle.certified_precisions(values) == {("openvino", "bf16"): {"one", "two"}}
 
 
 def test_what_decoders_say_of_an_image_is_not_shown(folder, pictures, stand_in, tmp_path):
@@ -204,7 +204,7 @@ def test_uncertified_is_used_recorded_and_said(folder, pictures, stand_in):
     assert said in out
     assert "Not certified: openvino bf16. Give labelled images" in out
     assert values["precisions"] == {"openvino bf16": {"members": ["one", "two"], "certified": False}}
-    assert bundle.may_run(values) == {("openvino", "bf16"): {"one", "two"}}
+    assert bundle.certified_precisions(values) == {("openvino", "bf16"): {"one", "two"}}
     assert found == {}
     out, values, _ = certify(folder, "--certify-on", pictures)
     assert values["precisions"] == {"openvino bf16": {"members": ["one"], "certified": True}}
@@ -234,7 +234,9 @@ def test_a_machine_without_lower_precisions_says_where_to_go(folder, pictures, s
         "Nothing more below fp32 was certified or allowed: this CPU has no bf16. On the machine that will score, "
         "run: python cli.py export --bundle DIR --certify-on DATA"
     )
-    assert bundle.may_run(values) == {("openvino", "bf16"): {"one", "two"}}  # certified elsewhere, and holds still
+    assert bundle.certified_precisions(values) == {
+        ("openvino", "bf16"): {"one", "two"}
+    }  # certified elsewhere, and holds still
 
 
 def test_logits_are_computed_once(folder, pictures, stand_in, opened):
@@ -248,7 +250,7 @@ def test_logits_are_computed_once(folder, pictures, stand_in, opened):
     refreshed(folder)
     _, values, _ = certify(folder, "--certify-on", pictures)
     assert opened == []
-    assert bundle.may_run(values) == {("openvino", "bf16"): {"one", "two"}}
+    assert bundle.certified_precisions(values) == {("openvino", "bf16"): {"one", "two"}}
 
 
 def test_another_processor_computes_its_own_logits(folder, pictures, stand_in, opened, monkeypatch):
@@ -263,7 +265,7 @@ def test_another_processor_computes_its_own_logits(folder, pictures, stand_in, o
 
 def test_another_version_of_a_library_is_certified_again(exported, tmp_path, pictures, stand_in, monkeypatch):
     run = shutil.copytree(exported, tmp_path / "run")
-    folder, heldout = artifacts.bundle_path(run), check_images.heldout
+    folder, heldout = artifacts.bundle_path(run), check_images.heldout_images
     stand_in(rounded)
     _, _, found = certify(folder, "--certify-on", pictures)
     assert found["openvino bf16"]["by"] == devices.version("openvino") != ""
@@ -277,22 +279,22 @@ def test_another_version_of_a_library_is_certified_again(exported, tmp_path, pic
     code, out, _ = run_cli("export", "--run", run)  # too few held-out images
     assert code == 0
     assert "Still allowed, though certified with other versions of libraries than those here: openvino bf16" in out
-    assert bundle.may_run(bundle.open_bundle(folder)) == {("openvino", "bf16"): {"one", "two"}}
+    assert bundle.certified_precisions(bundle.open_bundle(folder)) == {("openvino", "bf16"): {"one", "two"}}
 
-    monkeypatch.setattr(check_images, "heldout", lambda run: given)
+    monkeypatch.setattr(check_images, "heldout_images", lambda run: given)
     stand_in(turned("two"))
     code, out, _ = run_cli("export", "--run", run)
     assert code == 0
     assert "Certifying openvino bf16 on 256 held-out images" in out
     assert "Still allowed" not in out
-    assert bundle.may_run(bundle.open_bundle(folder)) == {("openvino", "bf16"): {"one"}}
+    assert bundle.certified_precisions(bundle.open_bundle(folder)) == {("openvino", "bf16"): {"one"}}
     record = artifacts.read_json(folder / "certificate.json", "")
     assert record["precisions"]["openvino bf16"]["by"] == "openvino 99"
 
-    monkeypatch.setattr(check_images, "heldout", heldout)
+    monkeypatch.setattr(check_images, "heldout_images", heldout)
     stand_in(rounded, ("openvino", "fp16"))  # a machine that cannot compute it has no say
     assert "Still allowed" not in run_cli("export", "--run", run)[1]
-    assert bundle.may_run(bundle.open_bundle(folder)) == {("openvino", "bf16"): {"one"}}
+    assert bundle.certified_precisions(bundle.open_bundle(folder)) == {("openvino", "bf16"): {"one"}}
     del record["precisions"]["openvino bf16"]["by"]  # as older bundles have it
     artifacts.write_json(folder / "certificate.json", record)
     refreshed(folder)
@@ -304,7 +306,7 @@ def test_a_bundle_that_a_kill_left_set_aside_is_certified(folder, pictures, stan
     stand_in(rounded)
     folder.rename(folder.with_name(f".{folder.name}.old"))
     _, values, _ = certify(folder, "--certify-on", pictures)
-    assert bundle.may_run(values) == {("openvino", "bf16"): {"one", "two"}}
+    assert bundle.certified_precisions(values) == {("openvino", "bf16"): {"one", "two"}}
 
 
 def test_a_killed_certification_goes_on(folder, pictures, stand_in, opened, monkeypatch):
@@ -332,7 +334,7 @@ def test_a_killed_certification_goes_on(folder, pictures, stand_in, opened, monk
     ran.clear()
     _, values, _ = certify(folder, "--certify-on", pictures)
     assert ran == [64] * (2 * 4)  # two chunks of 64 images by four columns were done, each run as one
-    assert bundle.may_run(values) == {("openvino", "bf16"): {"one", "two"}}
+    assert bundle.certified_precisions(values) == {("openvino", "bf16"): {"one", "two"}}
 
 
 def test_a_new_stack_asks_for_a_new_certificate_and_an_old_one_does_not(exported, tmp_path, pictures, stand_in, opened):
@@ -348,7 +350,7 @@ def test_a_new_stack_asks_for_a_new_certificate_and_an_old_one_does_not(exported
     write_stacker(run, Stacker(("one", "two"), (0.5, 0.5), 0.0))
     code, out, _ = run_cli("export", "--run", run)
     assert "Not certified: openvino bf16. 48 held-out images are fewer than 256" in out
-    assert bundle.may_run(bundle.open_bundle(artifacts.bundle_path(run))) == {}
+    assert bundle.certified_precisions(bundle.open_bundle(artifacts.bundle_path(run))) == {}
 
 
 def test_members_trained_elsewhere_are_looked_up(exported, tmp_path, pictures, stand_in):
@@ -366,7 +368,7 @@ def test_members_trained_elsewhere_are_looked_up(exported, tmp_path, pictures, s
     brightness = np.array([value // 2 if value < 128 else 255 - value // 4 for value in range(256)]) / 255 - 0.5
     fp32 = np.stack([np.linspace(-3, 3, 256), 4 * brightness, -2 * brightness], axis=1)
     lower = np.column_stack([fp32[:, 0], *rounded("", fp32[:, 1:]).T])
-    stacker = bundle.stacker_of(folder)
+    stacker = bundle.bundle_stacker(folder)
     change = np.abs(stacker.target(lower) - stacker.target(fp32))
     assert found["openvino bf16"]["stack"]["mean"] == pytest.approx(change.mean(), rel=0.05)
 
@@ -376,21 +378,21 @@ def test_a_gpu_gets_a_file_in_half_precision_if_its_member_passes(folder, pictur
     stand_in(lambda name, logits: -logits if name == "two" else logits, ("cuda", "fp16"))
     _, values, found = certify(folder, "--certify-on", pictures)
     assert ("two", "cuda fp16") in opened
-    assert bundle.may_run(values) == {("cuda", "fp16"): {"one"}}
+    assert bundle.certified_precisions(values) == {("cuda", "fp16"): {"one"}}
     assert 0 < found["cuda fp16"]["members"]["one"]["largest"] < 1e-3
     assert "members/one.fp16.onnx" in values["files"]
     assert {path.name for path in (folder / "members").iterdir()} == {"one.fp32.onnx", "one.fp16.onnx", "two.fp32.onnx"}
     entries = values["members"]
-    assert bundle.member_file(entries["one"], RuntimeConfig("cuda", "fp16")) == "members/one.fp16.onnx"
-    assert bundle.member_file(entries["one"], RuntimeConfig("tensorrt", "fp16")) == "members/one.fp32.onnx"
+    assert bundle.model_file(entries["one"], RuntimeConfig("cuda", "fp16")) == "members/one.fp16.onnx"
+    assert bundle.model_file(entries["one"], RuntimeConfig("tensorrt", "fp16")) == "members/one.fp32.onnx"
     _, values, _ = certify(folder, "--uncertified")
-    assert bundle.may_run(values) == {("cuda", "fp16"): {"one", "two"}}
+    assert bundle.certified_precisions(values) == {("cuda", "fp16"): {"one", "two"}}
     assert "members/two.fp16.onnx" in values["files"]
     stand_in(turned("one", "two"), ("cuda", "fp16"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MANYEYES_CACHE", str(folder.parent / "another cache"))
         _, values, _ = certify(folder, "--certify-on", pictures)
-    assert bundle.may_run(values) == {}
+    assert bundle.certified_precisions(values) == {}
     assert [name for name in values["files"] if "fp16" in name] == []
     assert {path.name for path in (folder / "members").iterdir()} == {"one.fp32.onnx", "two.fp32.onnx"}
 
@@ -401,9 +403,9 @@ def test_a_member_converted_anew_to_the_same_file_loses_its_certificate_in_half_
     values = bundle.open_bundle(folder)
     older = artifacts.read_json(folder / "certificate.json", "")["precisions"]
     entries = {name: {key: entry[key] for key in entry if key != "fp16"} for name, entry in values["members"].items()}
-    decision = precisions.decide(folder, entries, older, precisions.NOTHING, print)
+    decision = precisions.decide_precisions(folder, entries, older, precisions.DEFAULT_OPTIONS, print)
     assert (decision.certificates, decision.precisions) == ({}, {})
-    kept = precisions.decide(folder, values["members"], older, precisions.NOTHING, print)
+    kept = precisions.decide_precisions(folder, values["members"], older, precisions.DEFAULT_OPTIONS, print)
     assert kept.precisions == values["precisions"]
 
 
@@ -411,7 +413,7 @@ def test_a_held_out_image_that_export_cannot_use_is_named(tmp_path):
     """Two that decode, one of which is too thin for the contract."""
     files = (write_image(tmp_path / "a.png"), tmp_path / "line.png")
     Image.new("RGB", (1, 20_000)).save(files[1])
-    samples = check_images.samples(
+    samples = check_images.sample_images(
         check_images.LabelledImages("held-out images", True, ("a", "line"), files, np.array([0, 1]))
     )
     thin = replace(PREPROCESS_CONFIG, geometry="center_crop", size=224)

@@ -108,7 +108,7 @@ def test_a_file_that_is_missing_where_the_job_starts(source):
 
 def test_a_bundle_that_was_replaced_meanwhile_is_not_taken_for_the_one_that_was_planned(source):
     source, fetch, _, tmp_path = source
-    other = bundle.contents(tmp_path / "elsewhere")
+    other = bundle.read_contents(tmp_path / "elsewhere")
     bundle.write_contents(tmp_path / "elsewhere", other | {"precisions": {}, "more": "a"})
     with pytest.raises(ArtifactError, match=r"was changed while it was sent; run the same command again"):
         bundle_transfer.local_bundle(source, fetch)

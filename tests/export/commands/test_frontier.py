@@ -59,7 +59,7 @@ def make(run, spoilt=False):
 def timed():
     """Costs that no machine changes; cascades are left to their own tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(autotune, "image_seconds", lambda runner, *others: SECONDS[runner.name])
+        patch.setattr(autotune, "seconds_per_image", lambda runner, *others: SECONDS[runner.name])
         patch.setattr(benchmark, "_pixels", lambda *others: PIXELS)
         patch.setattr(frontier.frontier, "TOLERANCES", ())
         yield
@@ -213,7 +213,7 @@ def test_a_bundle_that_changes_while_it_is_measured_gets_no_point(original, tmp_
 def lower(original, tmp_path, monkeypatch):
     """A bundle with certificates on a machine that computes them all, where tuning finds fp32 in ONNX Runtime best."""
     run = shutil.copytree(original, tmp_path / "run")
-    values = bundle.contents(run / "bundle")
+    values = bundle.read_contents(run / "bundle")
     may = {key: {"members": ["one", "two"], "certified": True} for key in ("openvino bf16", "openvino fp16")}
     bundle.write_contents(run / "bundle", {**values, "precisions": may})
     monkeypatch.setenv("MANYEYES_CACHE", str(tmp_path / "cache"))
@@ -269,7 +269,7 @@ LOWER = RuntimeConfig("openvino", "bf16")
 def with_bf16(run, monkeypatch, flips, certified=True):
     """A bundle whose members may run at bf16, twice as fast, on a machine that has it; bf16 moves so many calls."""
     folder = run / "bundle"
-    values = bundle.contents(folder)
+    values = bundle.read_contents(folder)
     may = {"openvino bf16": {"members": ["one", "two"], "certified": certified}}
     bundle.write_contents(folder, {**values, "precisions": may})
     fp32 = plan_bundle(folder, RuntimeOptions(full=True, precision="fp32"), print).members
@@ -279,11 +279,11 @@ def with_bf16(run, monkeypatch, flips, certified=True):
     monkeypatch.setattr(benchmark, "open_member", lambda member, log: member)
     speed = {"bf16": 0.5, "fp32": 1.0}
     monkeypatch.setattr(
-        autotune, "image_seconds", lambda member, setting, *others: SECONDS[member.name] * speed[setting.precision]
+        autotune, "seconds_per_image", lambda member, setting, *others: SECONDS[member.name] * speed[setting.precision]
     )
     rows = planted_rows()
     given = check_images.LabelledImages("images", True, tuple(map(str, range(800))), (folder,) * 800, rows.labels)
-    monkeypatch.setattr(check_images, "heldout", lambda run: given)
+    monkeypatch.setattr(check_images, "heldout_images", lambda run: given)
 
     def compute(files, columns, title):
         drawn = check_images.stratified_sample(given, 1024)
@@ -291,7 +291,7 @@ def with_bf16(run, monkeypatch, flips, certified=True):
         turned = np.where(np.arange(len(logits)) < flips, -1, 1)[:, None]
         return np.hstack([logits, turned * logits]), {}
 
-    monkeypatch.setattr(member_logits, "compute", compute)
+    monkeypatch.setattr(member_logits, "compute_logits", compute)
     return folder
 
 
@@ -310,7 +310,7 @@ def test_a_stack_of_some_runs_below_fp32_only_with_a_certificate_of_its_own(
     values = bundle.open_bundle(folder)
     point = operating_point.read(folder, values)
     may = {("openvino", "bf16"): frozenset({"one"})} if precision == "bf16" else {}
-    assert operating_point.allowed(point, values, [("openvino", "bf16")], print) == may
+    assert operating_point.certified_precisions(point, values, [("openvino", "bf16")], print) == may
     for made in point.precisions.values():
         assert made.files == {"one": values["files"]["members/one.fp32.onnx"]}
         assert made.by == devices.version("openvino") != ""
@@ -342,9 +342,9 @@ def test_a_precision_by_the_users_word_is_marked(original, tmp_path, monkeypatch
 def test_images_that_are_gone_certify_nothing(original, tmp_path, monkeypatch, timed):
     run = shutil.copytree(original, tmp_path / "run")
     with_bf16(run, monkeypatch, 0)
-    compute = member_logits.compute
+    compute = member_logits.compute_logits
     lost = dict.fromkeys(range(255, 800), "gone")
-    monkeypatch.setattr(member_logits, "compute", lambda *given: (compute(*given)[0], lost))
+    monkeypatch.setattr(member_logits, "compute_logits", lambda *given: (compute(*given)[0], lost))
     code, out, _ = run_cli("frontier", "--run", run, "--output", tmp_path / "f.png")
     assert code == 0
     assert "on 256 held-out images of the run or more, and 255 can be read." in out

@@ -26,7 +26,7 @@ def made(tmp_path_factory):
     change_json(folder / "run" / "stacker.json", scores={"stack": {"auroc": {"value": 0.9, "low": 0.8, "high": 0.95}}})
     stacker = (folder / "run" / "stacker.json").read_bytes()
     (folder / "run" / "bundle" / "stacker.json").write_bytes(stacker)
-    bundle.write_bundle(folder / "run" / "bundle", bundle.contents(folder / "run" / "bundle")["members"])
+    bundle.write_bundle(folder / "run" / "bundle", bundle.read_contents(folder / "run" / "bundle")["members"])
     for brightness, name in zip((10, 90, 240), IDS, strict=True):
         write_image(folder / "images" / f"{name}.png", brightness)
     write_csv(folder / "test.csv", id=IDS)
@@ -115,7 +115,7 @@ def test_labels_by_the_stacks_threshold(here):
 
 def test_scores_of_the_point_that_frontier_chose_are_of_the_run(here):
     folder = here / "run" / "bundle"
-    values = bundle.contents(folder)
+    values = bundle.read_contents(folder)
     one, lost = Stacker(("one",), (1.0,), -0.1, threshold=0.3), Interval(0.001, -0.001, 0.002)
     made_from = operating_point.identity(folder, values["members"], values["files"])
     operating_point.write(
@@ -269,7 +269,7 @@ def test_a_stack_without_held_out_scores_is_said(here):
 @pytest.mark.parametrize("certified", [True, False])
 def test_a_precision_without_certificate_is_refused_unless_it_is_taken(here, certified):
     folder = here / "run" / "bundle"
-    entries = bundle.contents(folder)["members"]
+    entries = bundle.read_contents(folder)["members"]
     for name, entry in entries.items():
         entry |= {"int8": f"members/{name}.int8.onnx", "made": {"int8": {}}}
         write_onnx(folder / entry["int8"], 1)

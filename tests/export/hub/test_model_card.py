@@ -129,7 +129,7 @@ def run(tmp_path):
         "openvino bf16": {"members": ["one", "two"], "certified": True},
         "onnxruntime int8": {"members": ["one"], "certified": False},
     }
-    bundle.write_bundle(folder, bundle.contents(folder)["members"], precisions=precisions)
+    bundle.write_bundle(folder, bundle.read_contents(folder)["members"], precisions=precisions)
     return run
 
 
@@ -171,7 +171,7 @@ def test_a_bundle_alone_says_what_it_does_not_know(run):
 
 def test_a_point_that_frontier_chose_is_said(run):
     folder = artifacts.bundle_path(run)
-    values = bundle.contents(folder)
+    values = bundle.read_contents(folder)
     one, lost = Stacker(("one",), (1.0,), 0.0, 0.31, threshold_rule="fpr=0.05"), Interval(0.01, 0.0, 0.02)
     made_from = operating_point.identity(folder, values["members"], values["files"])
     operating_point.write(

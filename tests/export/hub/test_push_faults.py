@@ -79,7 +79,7 @@ def test_what_passes_is_waited_for(fault, hub, call, run, repo, tmp_path):
     (run / "bundle" / "heldout.parquet").write_bytes(tmp_path.name.encode())  # a large file that the Hub has not seen
     from export.bundle import bundle
 
-    bundle.write_bundle(run / "bundle", bundle.contents(run / "bundle")["members"])
+    bundle.write_bundle(run / "bundle", bundle.read_contents(run / "bundle")["members"])
     hub.faults.append(fault)
     call("push", repo, "--run", run)
     assert fault.times == 0

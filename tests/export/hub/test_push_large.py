@@ -72,7 +72,7 @@ def test_a_gigabyte_is_pushed_and_pulled_in_little_memory(hub, tmp_path):
     files = {name: folder / f"members/{name}.fp32.onnx" for name in SIZES}
     for seed, (name, size) in enumerate(SIZES.items()):
         write_random(files[name], size, seed)
-    bundle.write_bundle(folder, bundle.contents(folder)["members"])
+    bundle.write_bundle(folder, bundle.read_contents(folder)["members"])
     digests = {name: artifacts.file_sha256(path) for name, path in files.items()}
 
     push = ["push", "me/large", "--run", run]

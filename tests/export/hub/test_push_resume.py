@@ -32,7 +32,7 @@ def run(exported, tmp_path):
 def large_bundle(folder, sizes, seed=0):
     """The bundle with files of these sizes in place of its members', which nothing could run."""
     rng = np.random.default_rng(seed)
-    entries = bundle.contents(folder)["members"]
+    entries = bundle.read_contents(folder)["members"]
     for entry, size in zip(entries.values(), sizes, strict=True):
         (folder / entry["file"]).write_bytes(rng.bytes(size))
     bundle.write_bundle(folder, entries)

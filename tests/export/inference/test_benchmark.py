@@ -23,7 +23,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch, tmp_path):
-    monkeypatch.setattr(autotune, "SECONDS", 0.0)
+    monkeypatch.setattr(autotune, "MIN_TIMING_SECONDS", 0.0)
     monkeypatch.setattr(benchmark, "SIDE", {"cpu": 64, "cuda": 64})
     monkeypatch.setattr(benchmark, "SECONDS", 0.0)
     monkeypatch.setenv("MANYEYES_CACHE", str(tmp_path / "cache"))

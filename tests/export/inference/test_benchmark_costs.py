@@ -19,7 +19,7 @@ NOISE = [encoded(noise(0)), encoded(noise(1))]
 
 
 def test_each_view_and_each_member_is_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(autotune, "SECONDS", 0.0)
+    monkeypatch.setattr(autotune, "MIN_TIMING_SECONDS", 0.0)
     monkeypatch.setattr(benchmark, "IMAGES", 4)
     one, two = plan_bundle(artifacts.bundle_path(exported_run(tmp_path)), RuntimeOptions(), print).members
     other = replace(two, preprocess_config=replace(PREPROCESS_CONFIG, size=16))
@@ -34,7 +34,7 @@ def test_each_view_and_each_member_is_measured(tmp_path, monkeypatch):
 
 
 def test_an_image_that_cannot_be_read_is_named_and_not_timed(tmp_path, monkeypatch):
-    monkeypatch.setattr(autotune, "SECONDS", 0.0)
+    monkeypatch.setattr(autotune, "MIN_TIMING_SECONDS", 0.0)
     plan = plan_bundle(artifacts.bundle_path(exported_run(tmp_path)), RuntimeOptions(), print).members
     good, bad = tmp_path / "good.png", tmp_path / "b,ad <script>.png"
     good.write_bytes(NOISE[0])
@@ -58,7 +58,7 @@ def test_times_are_of_an_image_in_milliseconds(tmp_path, monkeypatch):
     monkeypatch.setenv("MANYEYES_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(benchmark, "score", slow)
     monkeypatch.setattr(benchmark, "open_member", opened)
-    monkeypatch.setattr(autotune, "SECONDS", 0.0)
+    monkeypatch.setattr(autotune, "MIN_TIMING_SECONDS", 0.0)
     plan = plan_bundle(artifacts.bundle_path(exported_run(tmp_path / "run")), RuntimeOptions(), print).members
     found = benchmark.measure({"fp32": plan}, NOISE, print)
     assert 1 <= found.decode < 2

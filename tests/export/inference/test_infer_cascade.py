@@ -67,7 +67,7 @@ def pictures(tmp_path_factory):
 def costs(monkeypatch):
     """Two costs ten times one."""
     seconds = {"one": 0.001, "two": 0.01}
-    monkeypatch.setattr(autotune, "image_seconds", lambda runner, *others: seconds[runner.name])
+    monkeypatch.setattr(autotune, "seconds_per_image", lambda runner, *others: seconds[runner.name])
 
 
 def answers(ran, **logits):
@@ -204,7 +204,7 @@ def test_with_folds_the_training_rows_serve_too_each_scored_by_weights_that_neve
 
 
 def test_changed_held_out_logits_are_refused(run):
-    path = run / "bundle" / heldout_rows.FILE
+    path = run / "bundle" / heldout_rows.HELDOUT_FILE
     artifacts.write_parquet(path, pd.read_parquet(path).assign(label=0))
     with pytest.raises(ArtifactError, match=r"heldout\.parquet is damaged"):
         Predictor.load(run / "bundle", "cpu")
@@ -229,7 +229,7 @@ def test_changed_held_out_logits_are_refused(run):
 )
 def test_held_out_logits_from_elsewhere_are_refused_in_one_line(run, tmp_path, changed, fault):
     folder = run / "bundle"
-    path = folder / heldout_rows.FILE
+    path = folder / heldout_rows.HELDOUT_FILE
     artifacts.write_parquet(path, changed(pd.read_parquet(path)))
     values = artifacts.read_json(folder / "bundle.json", "")
     values.pop("digest")
@@ -374,10 +374,10 @@ def test_a_member_is_measured_once(tmp_path, monkeypatch):
     (runner,) = answers(ran := [], one=lambda b: 0.0)
     ticks = iter(range(1000))
     given = (runner, RuntimeConfig("openvino", batch=4), "a hash", Machine("a CPU", 2))
-    first = autotune.image_seconds(*given, clock=lambda: 0.4 * next(ticks))
+    first = autotune.seconds_per_image(*given, clock=lambda: 0.4 * next(ticks))
     assert first == pytest.approx(0.1)  # 0.4 seconds for a batch of four
     count = len(ran)
-    assert autotune.image_seconds(*given) == first
+    assert autotune.seconds_per_image(*given) == first
     assert len(ran) == count
-    autotune.image_seconds(runner, RuntimeConfig("openvino", batch=8), *given[2:], clock=lambda: 0.4 * next(ticks))
+    autotune.seconds_per_image(runner, RuntimeConfig("openvino", batch=8), *given[2:], clock=lambda: 0.4 * next(ticks))
     assert len(ran) > count

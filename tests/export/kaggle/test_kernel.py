@@ -357,7 +357,7 @@ def test_a_damaged_bundle_is_refused(here, pip):
 def test_an_uncertified_bundle_is_taken_only_when_asked(here, pip):
     folder = here / "run" / "bundle"
     allowed = {"openvino bf16": {"members": ["one"], "certified": False}}
-    bundle.write_bundle(folder, bundle.contents(folder)["members"], precisions=allowed)
+    bundle.write_bundle(folder, bundle.read_contents(folder)["members"], precisions=allowed)
     assert "may run at openvino bf16 without a passing certificate" in refused()
     made("--uncertified")
     source = "".join(read(here, "kernel/submission.ipynb")["cells"][1]["source"])

@@ -11,9 +11,9 @@ from ensemble.models.runner import Runner
 from export.bundle import bundle
 from export.inference import loading, plan
 from export.runtimes import autotune, runtime_selection
-from export.runtimes.autotune import Job, Timed
+from export.runtimes.autotune import TimedConfig, TuneRequest
 from export.runtimes.capabilities import Machine
-from export.runtimes.runtime_selection import choose
+from export.runtimes.runtime_selection import choose_configs
 from export.runtimes.settings import RuntimeConfig, RuntimeOptions
 
 MACHINE = Machine("a CPU", 2)
@@ -58,11 +58,11 @@ def fresh_cache(monkeypatch, tmp_path):
 
 
 def job(name="one", sha256="a", settings=SETTINGS):
-    return Job(name, sha256, settings)
+    return TuneRequest(name, sha256, settings)
 
 
 def recalled(asked):
-    return {name: timed.setting for name, timed in autotune.recall([asked], MACHINE).items()}
+    return {name: timed.config for name, timed in autotune.cached_configs([asked], MACHINE).items()}
 
 
 def lab(fastest, **options):
@@ -72,7 +72,7 @@ def lab(fastest, **options):
 @pytest.mark.parametrize("fastest", SETTINGS, ids=lambda s: f"{s.batch}-{s.streams}")
 def test_the_fastest_setting_is_found_and_remembered(fastest):
     made = lab(fastest)
-    assert autotune.tune([job()], MACHINE, made.open, made.clock) == {"one": Timed(fastest, pytest.approx(0.1))}
+    assert autotune.tune([job()], MACHINE, made.open, made.clock) == {"one": TimedConfig(fastest, pytest.approx(0.1))}
     assert recalled(job()) == {"one": fastest}
 
 
@@ -89,7 +89,7 @@ def test_one_slow_moment_does_not_decide():
     moments = iter([1.0, 1.0, 1.0, 9.0, 9.0, 1.0, 1.0])
     seconds = dict.fromkeys(SETTINGS[:2], 2.0) | {SETTINGS[0]: lambda: next(moments)}
     made = Lab(seconds)
-    assert autotune.tune([job(settings=SETTINGS[:2])], MACHINE, made.open, made.clock)["one"].setting == SETTINGS[0]
+    assert autotune.tune([job(settings=SETTINGS[:2])], MACHINE, made.open, made.clock)["one"].config == SETTINGS[0]
 
 
 def test_short_runs_are_repeated_until_they_can_be_timed():
@@ -100,7 +100,7 @@ def test_short_runs_are_repeated_until_they_can_be_timed():
 
 def test_what_cannot_be_opened_is_left_out_and_nothing_at_all_is_an_error():
     made = lab(SETTINGS[0], lacking=SETTINGS[:1])
-    assert autotune.tune([job()], MACHINE, made.open, made.clock)["one"].setting != SETTINGS[0]
+    assert autotune.tune([job()], MACHINE, made.open, made.clock)["one"].config != SETTINGS[0]
     with pytest.raises(UnavailableError, match="no openvino fp32"):
         autotune.measure(job(), lab(SETTINGS[0], lacking=SETTINGS).open)
 
@@ -136,7 +136,7 @@ def test_what_fails_as_it_runs_is_left_out(calls):
 def test_an_answer_holds_for_one_file_on_one_machine(asked, machine):
     made = lab(SETTINGS[1])
     autotune.tune([job()], MACHINE, made.open, made.clock)
-    assert autotune.recall([asked], machine) == {}
+    assert autotune.cached_configs([asked], machine) == {}
     assert recalled(replace(job(), name="renamed")) == {"renamed": SETTINGS[1]}
 
 
@@ -144,7 +144,7 @@ def test_another_version_of_a_library_measures_anew(monkeypatch):
     made = lab(SETTINGS[1])
     autotune.tune([job()], MACHINE, made.open, made.clock)
     monkeypatch.setattr(autotune, "version", lambda runtime: f"{runtime} 99")
-    assert autotune.recall([job()], MACHINE) == {}
+    assert autotune.cached_configs([job()], MACHINE) == {}
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"format_version": 99}'])
@@ -152,7 +152,7 @@ def test_a_damaged_memory_costs_a_measurement_and_no_error(text):
     made = lab(SETTINGS[1])
     autotune.tune([job()], MACHINE, made.open, made.clock)
     (artifacts.cache_path() / "runtimes.json").write_text(text)
-    assert autotune.recall([job()], MACHINE) == {}
+    assert autotune.cached_configs([job()], MACHINE) == {}
     autotune.tune([job()], MACHINE, made.open, made.clock)
     assert recalled(job()) == {"one": SETTINGS[1]}
 
@@ -163,7 +163,7 @@ def test_a_setting_that_was_no_candidate_is_not_believed():
     file = artifacts.cache_path() / "runtimes.json"
     key = next(key for key in artifacts.read_json(file, "") if key != "format_version")
     change_json(file, **{key: {"setting": vars(RuntimeConfig("openvino", "bf16")), "seconds": 0.1}})
-    assert autotune.recall([job()], MACHINE) == {}
+    assert autotune.cached_configs([job()], MACHINE) == {}
 
 
 CPU_FP32 = {("onnxruntime", precision): "no" for precision in ("bf16", "fp16", "int8")}
@@ -173,8 +173,8 @@ BOTH = Machine("Xeon", 16, "NVIDIA H100", CPU_FP32)
 
 def candidates(name, machine, *certified, **wanted):
     allowed = dict.fromkeys(certified, frozenset({"one", "two"}))
-    settings, _ = choose({"one": {}, "two": {}, "other": {}}, allowed, RuntimeOptions(**wanted), machine)
-    return runtime_selection.candidates(settings[name], RuntimeOptions(**wanted), machine)
+    settings, _ = choose_configs({"one": {}, "two": {}, "other": {}}, allowed, RuntimeOptions(**wanted), machine)
+    return runtime_selection.tuning_candidates(settings[name], RuntimeOptions(**wanted), machine)
 
 
 def kinds(name, machine, *certified, **wanted):
@@ -186,9 +186,9 @@ def test_only_what_may_run_is_measured():
     assert kinds("one", AMX, bf16) == {("openvino", "fp32"), bf16, ("onnxruntime", "fp32")}
     assert kinds("other", AMX, bf16) == {("openvino", "fp32"), ("onnxruntime", "fp32")}
     chosen = RuntimeConfig(*bf16)
-    assert {str(each) for each in runtime_selection.candidates(chosen, RuntimeOptions(precision="bf16"), AMX)} == {
-        "openvino bf16"
-    }
+    assert {
+        str(each) for each in runtime_selection.tuning_candidates(chosen, RuntimeOptions(precision="bf16"), AMX)
+    } == {"openvino bf16"}
     assert kinds("one", AMX, bf16, runtime="onnxruntime") == {("onnxruntime", "fp32")}
     assert kinds("one", AMX, bf16, precision="fp32") == {("openvino", "fp32"), ("onnxruntime", "fp32")}
     openvino = [each for each in candidates("other", AMX, batch=5) if each.runtime == "openvino"]
@@ -212,9 +212,9 @@ def test_an_answer_that_no_single_certificate_covers_is_not_believed():
     """As a `--tune` of before may have left it: chosen among every pair that its member may run at."""
     older = (RuntimeConfig("tensorrt", "fp16", 64), RuntimeConfig("cuda", "fp16", 64))
     made = Lab({older[0]: 2.0, older[1]: 1.0})
-    assert autotune.tune([job(settings=older)], BOTH, made.open, made.clock)["one"].setting == older[1]
+    assert autotune.tune([job(settings=older)], BOTH, made.open, made.clock)["one"].config == older[1]
     settled = tuple(candidates("one", BOTH, ("tensorrt", "fp16"), ("cuda", "fp16")))
-    assert autotune.recall([job(settings=settled)], BOTH) == {}
+    assert autotune.cached_configs([job(settings=settled)], BOTH) == {}
 
 
 @pytest.mark.parametrize(("bf16", "int8", "expected"), [(1.0, 0.5, "int8"), (0.5, 1.0, "bf16")])
@@ -246,7 +246,7 @@ def folder(tmp_path):
 
 
 def test_a_tuned_bundle_is_run_as_tuned_from_then_on(folder, monkeypatch):
-    monkeypatch.setattr(autotune, "SECONDS", 0.0)
+    monkeypatch.setattr(autotune, "MIN_TIMING_SECONDS", 0.0)
     before, chosen = [], loading.load_bundle(folder, log=lambda line: None)
     tuned = loading.load_bundle(folder, RuntimeOptions(tune=True), before.append)
     after = []
@@ -261,7 +261,7 @@ def test_a_tuned_bundle_is_run_as_tuned_from_then_on(folder, monkeypatch):
 
 
 def test_tuning_that_was_killed_goes_on_and_keeps_what_it_measured(folder, monkeypatch):
-    monkeypatch.setattr(autotune, "SECONDS", 0.0)
+    monkeypatch.setattr(autotune, "MIN_TIMING_SECONDS", 0.0)
     tune, measured = autotune.tune, []
 
     def killed(jobs, *rest):

@@ -2,7 +2,7 @@ import pytest
 
 from ensemble.core.errors import UnavailableError
 from export.runtimes.capabilities import Machine
-from export.runtimes.runtime_selection import choices, choose
+from export.runtimes.runtime_selection import certified_alternatives, choose_configs
 from export.runtimes.settings import PRECISIONS, RUNTIMES, RuntimeConfig, RuntimeOptions
 
 NO_GPU = "no NVIDIA GPU was found; use --device cpu, or check the driver with nvidia-smi"
@@ -141,7 +141,7 @@ FASTER_INT8 = "which is faster, but the bundle has no certificate for it; get on
 def test_auto_takes_what_the_machine_can_do_and_the_certificate_allows(
     machine, wanted, allowed, runtime, precisions, lines
 ):
-    settings, told = choose(ENTRIES, allowed, RuntimeOptions(**wanted), machine)
+    settings, told = choose_configs(ENTRIES, allowed, RuntimeOptions(**wanted), machine)
     assert told == lines
     assert {name: (each.runtime, each.precision) for name, each in settings.items()} == {
         name: (runtime, precision) for name, precision in zip(ENTRIES, precisions.split(), strict=True)
@@ -149,14 +149,14 @@ def test_auto_takes_what_the_machine_can_do_and_the_certificate_allows(
 
 
 def test_large_members_take_all_cores_at_once_and_small_ones_run_side_by_side():
-    settings, _ = choose(ENTRIES, {BF16: BOTH}, RuntimeOptions(), AMX)
+    settings, _ = choose_configs(ENTRIES, {BF16: BOTH}, RuntimeOptions(), AMX)
     assert settings == {
         "big": RuntimeConfig("openvino", "bf16", batch=8, streams=1, threads=16),
         "small": RuntimeConfig("openvino", "bf16", batch=4, streams=4, threads=16),
     }
-    asked, _ = choose(ENTRIES, {}, RuntimeOptions(batch=3), AMX)
+    asked, _ = choose_configs(ENTRIES, {}, RuntimeOptions(batch=3), AMX)
     assert [setting.batch for setting in asked.values()] == [3, 3]
-    on_gpu, _ = choose(ENTRIES, {}, RuntimeOptions(), H100)
+    on_gpu, _ = choose_configs(ENTRIES, {}, RuntimeOptions(), H100)
     assert set(on_gpu.values()) == {RuntimeConfig("tensorrt", batch=64)}
 
 
@@ -209,12 +209,12 @@ def test_large_members_take_all_cores_at_once_and_small_ones_run_side_by_side():
 )
 def test_what_cannot_or_may_not_run_is_refused_in_one_line(machine, wanted, allowed, message):
     with pytest.raises(UnavailableError) as caught:
-        choose(ENTRIES, allowed, RuntimeOptions(**wanted), machine)
+        choose_configs(ENTRIES, allowed, RuntimeOptions(**wanted), machine)
     assert str(caught.value) == message
 
 
 def test_a_precision_that_was_asked_for_and_is_certified_runs():
-    settings, lines = choose(ENTRIES, {BF16: BOTH}, RuntimeOptions(precision="bf16"), AMX)
+    settings, lines = choose_configs(ENTRIES, {BF16: BOTH}, RuntimeOptions(precision="bf16"), AMX)
     assert {setting.precision for setting in settings.values()} == {"bf16"}
     assert lines == ["openvino bf16 on 16 cores of Xeon"]
 
@@ -259,7 +259,7 @@ def test_what_does_not_exist_is_refused_with_what_does(wanted, message):
 def kinds_of(allowed, machine=VNNI, **wanted):
     return [
         [each.precision for each in one.values()]
-        for one in choices(ENTRIES, allowed, RuntimeOptions(**wanted), machine)
+        for one in certified_alternatives(ENTRIES, allowed, RuntimeOptions(**wanted), machine)
     ]
 
 
