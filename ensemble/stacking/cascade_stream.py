@@ -1,8 +1,8 @@
-"""Images -> logits of the members that each needs: in full batches, pixels prepared only for members that run."""
+"""Stream images through a cascade: each member scores, in full batches, only the images that still need it."""
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -18,51 +18,53 @@ from ensemble.core.parallel import available_cores, ordered_map
 from ensemble.images import decode, preprocess
 from ensemble.models.runner import AHEAD, Large, Runner, Scored, T, Views, chunk_rows, run_views
 
-# a runner's number, logits float32 [N, runners] so far (NaN where none ran), items -> bool [N]: who needs that runner
+# index of a runner, logits float32 [N, runners] so far (NaN where none ran), items -> bool [N]: who needs that runner
 NeedsRunner = Callable[[int, np.ndarray, Sequence[T]], np.ndarray]
 
-MAX_CHUNK_ROWS = {"cpu": 32, "cuda": 128}  # rows that are read at a time, at most
-# Beyond so many rows that wait, or so many times a runner's batch, the first are handed on, whether or not their
+MAX_CHUNK_ROWS = {"cpu": 32, "cuda": 128}  # rows read at a time
+# Beyond so many waiting rows, or so many times a runner's batch, the first rows are emitted whether or not their
 # batches are full: where one image of 100 stays, a batch is then two thirds full.
 MAX_WAITING_ROWS, MAX_WAITING_BATCHES = 512, 64
-IMAGE_CACHE_BYTES = 256 << 20  # of decoded images; without room, an image whose row stays is decoded again
+IMAGE_CACHE_BYTES = 256 << 20  # of decoded images; an image without room there is decoded again where its row stays
 
 
 @dataclass
 class _Row(Generic[T]):
-    """An item on its way: logits so far, pixels by view and those being prepared, and its image if that was kept.
+    """An item on its way through the runners.
 
-    Once done it has its logits or error alone: an item may hold an image's bytes.
+    logits: float32 [runners], NaN where none ran. views: pixels that are ready. pending_views: pixels
+    that a thread prepares. image: the decoded image, if the cache holds it. A row that is done
+    keeps its logits or error alone, since an item may hold an image's bytes.
     """
 
     item: T
     logits: np.ndarray
     views: Views = field(default_factory=dict)
-    coming: Future[Views] | None = None
-    picture: Image | None = None
+    pending_views: Future[Views] | None = None
+    image: Image | None = None
     error: str | None = None
     done: bool = False
 
 
 class _ImageCache:
-    """Memory for decoded images, which threads share."""
+    """Decoded images of rows, up to a number of bytes. Threads share it."""
 
     def __init__(self, size: int) -> None:
-        self._left, self._lock = size, threading.Lock()
+        self._free_bytes, self._lock = size, threading.Lock()
 
-    def keep(self, row: _Row[T], picture: Image) -> None:
-        """Leave the row its image, if there is room."""
-        size = _bytes(picture)
+    def put(self, row: _Row[T], image: Image) -> None:
+        """Keep the row's image, if there is room."""
+        size = _image_bytes(image)
         with self._lock:
-            if row.picture is None and size <= self._left:
-                self._left -= size
-                row.picture = picture
+            if row.image is None and size <= self._free_bytes:
+                self._free_bytes -= size
+                row.image = image
 
-    def clear(self, row: _Row[T]) -> None:
-        """Take the row's item, image and pixels: it is done."""
+    def finish(self, row: _Row[T]) -> None:
+        """Mark the row as done and drop its item, image and pixels."""
         with self._lock:
-            self._left += _bytes(row.picture) if row.picture else 0
-        row.views, row.coming, row.picture, row.done = {}, None, None, True
+            self._free_bytes += _image_bytes(row.image) if row.image else 0
+        row.views, row.pending_views, row.image, row.done = {}, None, None, True
         del row.item
 
 
@@ -76,108 +78,160 @@ def cascade_stream(
     workers: int | None = None,
     name: Callable[[T], object] = lambda item: item,
 ) -> Generator[Scored, None, None]:
-    """As `score_stream`, but a runner gets only the rows that need it; one that does not need it needs none after it.
+    """Like `score_stream`, but a runner gets only the rows that need it; a row that exits needs no later runner.
 
-    Rows gather at a runner until they fill its batches, and are handed on in their order, `chunk`
-    at a time. Threads read AHEAD chunks and prepare the first runner's view, then each later
-    one for the rows that need it. The last rows are filled up with copies of one to whole
-    batches, or to the `total` rows of the whole input where a batch has room for all: what a row
-    is given beside depends on that number alone, wherever a run goes on, and one image costs one.
+    Rows come out in their order, `chunk` at a time. AHEAD chunks are read ahead by `workers` threads.
+    total: rows of the whole input. name: what an item is called in error messages. How rows are
+    gathered into batches: `EarlyExitScheduler`.
     """
     workers = workers or min(available_cores(), 16)
-    alone, room = threading.Lock(), _ImageCache(IMAGE_CACHE_BYTES)
-    rows: deque[_Row[T]] = deque()  # not yet handed on
-    waiting: list[deque[_Row[T]]] = [deque() for _ in runners]
-    full = [rows_per_batch(runner, total) for runner in runners]
-    most = max([MAX_WAITING_ROWS, *(MAX_WAITING_BATCHES * size for size in full)])
-
-    def load(item: T) -> _Row[T]:
-        row = _Row(item, np.full(len(runners), np.nan, dtype=np.float32))
-        wanted = bool(runners) and bool(needs(0, row.logits[None], [item])[0])
-        prepared(row, lambda: prepare(row, runners[:1] if wanted else []))
-        if not (wanted or row.done):
-            room.clear(row)
-        return row
-
-    def prepare(row: _Row[T], some: Sequence[Runner]) -> Views:
-        with ExitStack() as held:
-            image = row.picture or read(row.item, lambda: held.enter_context(alone))
-            room.keep(row, image)
-            with decode.errors_with_name(name(row.item)):
-                views = preprocess.prepare(image, [runner.preprocess_config for runner in some])
-            del image  # before another large one may be decoded
-        return views
-
-    def prepared(row: _Row[T], found: Callable[[], Views]) -> None:
-        try:
-            row.views |= found()
-        except ImageError as error:
-            row.error, row.logits = str(error), np.full_like(row.logits, np.nan)
-            room.clear(row)
-
-    def arrive(number: int, some: Sequence[_Row[T]]) -> None:
-        """Rows wait at a runner that they need, and their pixels are prepared meanwhile; the others are done."""
-        stays = np.zeros(len(some), dtype=bool)
-        if some and number < len(runners):
-            stays = needs(number, np.stack([row.logits for row in some]), [row.item for row in some])
-        later = [runner.preprocess_config.view for runner in runners[number:]]
-        for row, stay in zip(some, stays, strict=True):
-            if not stay:
-                room.clear(row)
-                continue
-            row.views = {view: pixels for view, pixels in row.views.items() if view in later}
-            row.coming = None if later[0] in row.views else pool.submit(prepare, row, runners[number : number + 1])
-            waiting[number].append(row)
-
-    def run(number: int, some: Sequence[_Row[T]]) -> None:
-        runner = runners[number]
-        for row in some:
-            if row.coming:
-                prepared(row, row.coming.result)
-        sound = [row for row in some if not row.done]
-        if sound:
-            filled = sound + sound[-1:] * (0 if runner.fixed else -len(sound) % full[number])
-            pixels = np.stack([row.views[runner.preprocess_config.view] for row in filled])
-            for row, logit in zip(sound, run_views(runner, pixels), strict=False):
-                row.logits[number] = logit
-        arrive(number + 1, sound)
-
     with ExitStack() as stack:
-        pool = ThreadPoolExecutor(workers)
-        stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # Ctrl-C waits for no image that is in line
-        loads = stack.enter_context(closing(ordered_map(load, items, workers, ahead=AHEAD * chunk)))
+        scheduler = EarlyExitScheduler(read, runners, needs, total, chunk, workers, name)
+        stack.callback(scheduler.close)
+        loads = stack.enter_context(closing(ordered_map(scheduler.load, items, workers, ahead=AHEAD * chunk)))
         loaded = list(islice(loads, chunk))
-        while rows or loaded:
-            rows += loaded
-            for row in loaded:
-                if not row.done:
-                    waiting[0].append(row)
-            first = list(islice(rows, chunk if len(rows) > most else 0))  # those that wait too long
-            ready = [len(queue) for queue in waiting]  # the pixels of rows that join now are prepared while these run
-            for number, queue in enumerate(waiting):
-                late = not loaded or any(queue[0] is row for row in first if queue)
-                whole = ready[number] // full[number] * full[number]
-                run(number, [queue.popleft() for _ in range(len(queue) if late else whole)])
-            while rows and (not loaded or len(rows) >= chunk) and all(row.done for row in islice(rows, chunk)):
-                yield _scored([rows.popleft() for _ in range(min(chunk, len(rows)))])
+        while scheduler.rows or loaded:
+            scheduler.submit(loaded)
+            scheduler.run(last=not loaded)
+            yield from scheduler.emit(last=not loaded)
             loaded = list(islice(loads, chunk))
 
 
+class EarlyExitScheduler(Generic[T]):
+    """Batches rows for runners that they reach one after another, until they exit.
+
+    `load` reads a row (on any thread), `submit` takes rows in, `run` runs what is due, `emit` hands out
+    what is done. Rows wait at a runner until they fill its batches, so that a batch costs no more than it
+    scores. Their pixels are prepared on threads meanwhile, only for the runner that they wait for.
+
+    The last rows are padded with copies of one row to whole batches, or to `total` rows where a batch has room
+    for the whole input. The shape of a batch can change the last bits of a logit: so it depends on `total`
+    alone, not on where a run was interrupted and resumed.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[T, Large], Image],
+        runners: Sequence[Runner],
+        needs: NeedsRunner[T],
+        total: int,
+        chunk: int,
+        workers: int,
+        name: Callable[[T], object] = lambda item: item,
+    ) -> None:
+        self.rows: deque[_Row[T]] = deque()  # submitted, not yet emitted, in their order
+        self._read, self._runners, self._needs, self._chunk, self._name = read, runners, needs, chunk, name
+        self._waiting: list[deque[_Row[T]]] = [deque() for _ in runners]
+        self._batch_rows = [rows_per_batch(runner, total) for runner in runners]
+        self._max_rows = max([MAX_WAITING_ROWS, *(MAX_WAITING_BATCHES * size for size in self._batch_rows)])
+        self._cache, self._large_image_lock = _ImageCache(IMAGE_CACHE_BYTES), threading.Lock()
+        self._pool = ThreadPoolExecutor(workers)
+
+    def close(self) -> None:
+        """Cancel what threads have not begun; so Ctrl-C waits for no image that is queued."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def load(self, item: T) -> _Row[T]:
+        """A row with its image read, and with the first runner's pixels if it needs that runner. Thread-safe."""
+        row = _Row(item, np.full(len(self._runners), np.nan, dtype=np.float32))
+        needed = bool(self._runners) and bool(self._needs(0, row.logits[None], [item])[0])
+        self._add_views(row, lambda: self._prepare(row, self._runners[:1] if needed else []))
+        if not (needed or row.done):
+            self._cache.finish(row)
+        return row
+
+    def submit(self, rows: Sequence[_Row[T]]) -> None:
+        """Take loaded rows in: they wait at the first runner, unless they are done."""
+        self.rows += rows
+        for row in rows:
+            if not row.done:
+                self._waiting[0].append(row)
+
+    def run(self, last: bool) -> None:
+        """Each runner once, on the full batches that waited before this call; pixels of rows that join now take time.
+
+        A runner runs all its rows, in a batch that is not full, if no more rows come (last), or if too many rows
+        wait and it holds up the first chunk.
+        """
+        overdue = list(islice(self.rows, self._chunk if len(self.rows) > self._max_rows else 0))
+        ready = [len(queue) for queue in self._waiting]
+        for index, queue in enumerate(self._waiting):
+            flush = last or any(queue[0] is row for row in overdue if queue)
+            full = ready[index] // self._batch_rows[index] * self._batch_rows[index]
+            self._run_batch(index, [queue.popleft() for _ in range(len(queue) if flush else full)])
+
+    def emit(self, last: bool) -> Iterator[Scored]:
+        """Chunks whose rows are all done, as long as the first is; last: the rest may be less than a chunk."""
+        rows, chunk = self.rows, self._chunk
+        while rows and (last or len(rows) >= chunk) and all(row.done for row in islice(rows, chunk)):
+            yield _scored([rows.popleft() for _ in range(min(chunk, len(rows)))])
+
+    def _run_batch(self, index: int, rows: Sequence[_Row[T]]) -> None:
+        """Run one runner on rows, and let them go on to the next."""
+        runner = self._runners[index]
+        for row in rows:
+            if row.pending_views:
+                self._add_views(row, row.pending_views.result)
+        readable = [row for row in rows if not row.done]
+        if readable:
+            padding = 0 if runner.fixed else -len(readable) % self._batch_rows[index]
+            padded = readable + readable[-1:] * padding
+            pixels = np.stack([row.views[runner.preprocess_config.view] for row in padded])
+            for row, logit in zip(readable, run_views(runner, pixels), strict=False):
+                row.logits[index] = logit
+        self._arrive(index + 1, readable)
+
+    def _arrive(self, index: int, rows: Sequence[_Row[T]]) -> None:
+        """Rows that need this runner wait for it while threads prepare their pixels; the others are done."""
+        stays = np.zeros(len(rows), dtype=bool)
+        if rows and index < len(self._runners):
+            stays = self._needs(index, np.stack([row.logits for row in rows]), [row.item for row in rows])
+        later_views = [runner.preprocess_config.view for runner in self._runners[index:]]
+        for row, stay in zip(rows, stays, strict=True):
+            if not stay:
+                self._cache.finish(row)
+                continue
+            row.views = {view: pixels for view, pixels in row.views.items() if view in later_views}
+            ready = later_views[0] in row.views
+            row.pending_views = (
+                None if ready else self._pool.submit(self._prepare, row, self._runners[index : index + 1])
+            )
+            self._waiting[index].append(row)
+
+    def _prepare(self, row: _Row[T], runners: Sequence[Runner]) -> Views:
+        """The pixels that these runners take. Large images are read one at a time, to bound the memory."""
+        with ExitStack() as stack:
+            image = row.image or self._read(row.item, lambda: stack.enter_context(self._large_image_lock))
+            self._cache.put(row, image)
+            with decode.errors_with_name(self._name(row.item)):
+                views = preprocess.prepare(image, [runner.preprocess_config for runner in runners])
+            del image  # before another large one may be decoded
+        return views
+
+    def _add_views(self, row: _Row[T], prepare: Callable[[], Views]) -> None:
+        """Give the row its pixels; one whose image cannot be read is done, with the error and without logits."""
+        try:
+            row.views |= prepare()
+        except ImageError as error:
+            row.error, row.logits = str(error), np.full_like(row.logits, np.nan)
+            self._cache.finish(row)
+
+
 def cascade_chunk_rows(runners: Sequence[Runner], device: str) -> int:
-    """Rows to a chunk of `cascade_stream`, a power of two: most are in memory in one view at a time."""
+    """The `chunk` of `cascade_stream` for these runners, a power of two: most rows hold one view at a time."""
     return min([MAX_CHUNK_ROWS[device], *(chunk_rows([runner.preprocess_config], device) for runner in runners)])
 
 
 def rows_per_batch(runner: Runner, total: int) -> int:
-    """The fewest rows whose views fill whole batches; all rows of an input whose views are fewer than a batch."""
+    """The fewest rows whose views fill whole batches; all `total` rows if their views are fewer than a batch."""
     batch = min(runner.batch, total * runner.preprocess_config.count)
     return batch // gcd(batch, runner.preprocess_config.count)
 
 
-def _bytes(picture: Image) -> int:
-    return 4 * picture.width * picture.height  # Pillow pads RGB
+def _image_bytes(image: Image) -> int:
+    return 4 * image.width * image.height  # Pillow pads RGB
 
 
 def _scored(rows: Sequence[_Row[T]]) -> Scored:
-    errors = {place: row.error for place, row in enumerate(rows) if row.error is not None}
+    errors = {position: row.error for position, row in enumerate(rows) if row.error is not None}
     return Scored(np.stack([row.logits for row in rows]), errors)

@@ -21,6 +21,7 @@ from ensemble.stacking.cascade_stream import (
     MAX_CHUNK_ROWS,
     MAX_WAITING_BATCHES,
     MAX_WAITING_ROWS,
+    EarlyExitScheduler,
     cascade_chunk_rows,
     cascade_stream,
     rows_per_batch,
@@ -378,3 +379,74 @@ def test_rows_to_a_chunk():
     assert cascade_chunk_rows([runner()], "cpu") == MAX_CHUNK_ROWS["cpu"]
     assert cascade_chunk_rows([runner(replace(CROPS, size=512, count=16)), runner()], "cpu") == 4
     assert cascade_chunk_rows([], "cuda") == MAX_CHUNK_ROWS["cuda"]
+
+
+@pytest.fixture
+def schedule():
+    """A scheduler of two runners in chunks of two; the second takes four rows a batch and sees values above 9."""
+    given = [[], []]
+    runners = [runner(batch=2, given=given[0]), runner(SMALL, 4, given[1])]
+
+    def read(item, large):
+        if item == 5:
+            raise ImageError("5: not an image")
+        return grey(item)
+
+    scheduler = EarlyExitScheduler(read, runners, above(-1, 9), MANY, 2, 1)
+    yield scheduler, given
+    scheduler.close()
+
+
+def test_a_loaded_row_has_the_first_view_or_an_error_or_needs_nothing(schedule):
+    scheduler, _ = schedule
+    row = scheduler.load(10)
+    assert ([view.shape for view in row.views.values()], row.done) == ([(1, 8, 8, 3)], False)
+    unreadable = scheduler.load(5)
+    assert (unreadable.error, unreadable.done, hasattr(unreadable, "item")) == ("5: not an image", True, False)
+    needless = scheduler.load(-2)
+    assert (needless.views, needless.error, needless.done) == ({}, None, True)
+
+
+def test_a_submitted_row_waits_for_a_full_batch(schedule):
+    scheduler, given = schedule
+    scheduler.submit([scheduler.load(10)])
+    scheduler.run(last=False)
+    assert (given, list(scheduler.emit(last=False))) == ([[], []], [])
+    scheduler.submit([scheduler.load(1)])
+    scheduler.run(last=False)
+    assert given == [[[10, 1]], []]
+
+
+def test_a_row_that_exits_is_done_and_one_that_stays_gets_the_next_view(schedule):
+    scheduler, given = schedule
+    stays, leaves = rows = [scheduler.load(10), scheduler.load(1)]
+    scheduler.submit(rows)
+    scheduler.run(last=False)
+    assert (leaves.done, leaves.logits[0], stays.done) == (True, 1, False)
+    assert [view.shape for view in stays.pending_views.result().values()] == [(1, 4, 4, 3)]
+    assert stays.views == {}  # no later runner takes the first view
+    assert list(scheduler.emit(last=False)) == []  # in their order: the first is not done
+    scheduler.run(last=True)
+    (chunk,) = scheduler.emit(last=True)
+    np.testing.assert_array_equal(chunk.logits, [[10, 10], [1, np.nan]])
+    assert given[1] == [[10] * 4]  # padded with copies
+
+
+def test_rows_that_hold_up_a_chunk_for_too_long_run_in_less_than_a_batch(schedule, monkeypatch):
+    scheduler, given = schedule
+    monkeypatch.setattr(scheduler, "_max_rows", 3)
+    for value, ran in ((10, []), (1, []), (2, []), (3, [[10] * 4])):
+        scheduler.submit([scheduler.load(value)])
+        scheduler.run(last=False)
+        assert given[1] == ran
+    assert [len(chunk.logits) for chunk in scheduler.emit(last=False)] == [2, 2]
+
+
+def test_what_is_emitted_is_a_chunk_or_at_the_end_the_rest(schedule):
+    scheduler, _ = schedule
+    scheduler.submit([scheduler.load(item) for item in (1, 5, 2)])
+    scheduler.run(last=True)
+    chunks = list(scheduler.emit(last=False))
+    assert [(len(chunk.logits), chunk.errors) for chunk in chunks] == [(2, {1: "5: not an image"})]
+    assert [len(chunk.logits) for chunk in scheduler.emit(last=True)] == [1]
+    assert not scheduler.rows
