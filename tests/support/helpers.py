@@ -221,14 +221,13 @@ def exported_run(run: Path, cascade: bool = False) -> Path:
     write_run(run)
     write_stacker(run)
     if cascade:
-        rng = np.random.default_rng(0)
-        one = rng.uniform(-2, 2, 2000)
-        two = -one / 2 + 4 * (np.abs(one) < 0.4) * rng.normal(size=2000)
+        rng, count = np.random.default_rng(0), 600  # as few as still fit alike: a command fits them each time
+        one = rng.uniform(-2, 2, count)
+        two = -one / 2 + 4 * (np.abs(one) < 0.4) * rng.normal(size=count)
         logits = np.column_stack([one, two])
-        labels = (rng.random(2000) < sigmoid(8 * STACKER.logit(logits))).astype(int)
-        write_rows(
-            artifacts.bundle_path(run), LabelledLogits(STACKER.members, logits, labels, rng.integers(0, 400, 2000))
-        )
+        labels = (rng.random(count) < sigmoid(8 * STACKER.logit(logits))).astype(int)
+        groups = rng.integers(0, 300, count)
+        write_rows(artifacts.bundle_path(run), LabelledLogits(STACKER.members, logits, labels, groups))
     write_bundle(run)
     return run
 
