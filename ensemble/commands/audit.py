@@ -62,18 +62,18 @@ def audit(
     skipped: sources.Skipped = Counter()
     items, notes = sources.read_data(data, sources.ReadOptions(images, classes, positive, group_column, skipped))
     audited, test = audit_data(items, notes, skipped, against, images)
-    found = audited.audit.to_dict()
-    click.echo(f"{found['images']} images, {found['ai']} ai, in {found['groups']} groups")
-    for line in auditing.lines(found):
+    findings = audited.audit.to_dict()
+    click.echo(f"{findings['images']} images, {findings['ai']} ai, in {findings['groups']} groups")
+    for line in auditing.lines(findings):
         click.echo(line)
     if as_json is not None:
-        artifacts.write_json(as_json, found)
+        artifacts.write_json(as_json, findings)
     if html is not None:
         page = audit_page.render(audited, test, [str(path) for path in data], run)
         with artifacts.replacing(html) as temporary:
             temporary.write_text(page, encoding="utf-8")
         click.echo(f"-> {html}")
-    if found["blocked"] and not accept_shortcuts:
+    if findings["blocked"] and not accept_shortcuts:
         click.echo("Blocked: train-all refuses this data. Try canonicalise, or --accept-shortcuts.")
         return 1
     return 0
