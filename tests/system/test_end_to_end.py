@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import run_cli
 from small_job import HOSTILE, ROOT, SHARES, TINY, manyeyes
 
 
@@ -18,10 +20,15 @@ def copy(run, tmp_path):
     return shutil.copytree(run, tmp_path / "run")
 
 
-def infer(work, run, output, *arguments, code=0):
-    done = manyeyes(
-        "infer", "--input", work / "data" / "test.csv", "--run", run, "--output", output, *arguments, code=code
-    )
+def called(*arguments, code=0):
+    """As `manyeyes`, in this process: a new one takes seconds to load torch."""
+    found, out, err = run_cli(*arguments)
+    assert found == code, out + err
+    return SimpleNamespace(stdout=out, stderr=err)
+
+
+def infer(work, run, output, *arguments, command=called):
+    done = command("infer", "--input", work / "data" / "test.csv", "--run", run, "--output", output, *arguments)
     return done, pd.read_csv(output, dtype={"id": str}, keep_default_na=False, na_values={"target": [""]})
 
 
@@ -77,8 +84,8 @@ def test_members_open_with_from_pretrained(run):
 
 
 def test_onnx_and_torch_agree_and_keep_ids_and_order(work, run, tmp_path):
-    _, onnx = infer(work, run, tmp_path / "onnx.csv", "--onnx", "--members")
-    _, torch = infer(work, run, tmp_path / "torch.csv")
+    _, onnx = infer(work, run, tmp_path / "onnx.csv", "--onnx", "--members", command=manyeyes)
+    _, torch = infer(work, run, tmp_path / "torch.csv", command=manyeyes)
     assert list(onnx.columns) == ["id", "target", "tiny_convnext", "tiny_vit"]
     assert list(torch.columns) == ["id", "target"]
     assert list(onnx["id"]) == HOSTILE + [f"t{number}" for number in range(9)]
@@ -88,7 +95,7 @@ def test_onnx_and_torch_agree_and_keep_ids_and_order(work, run, tmp_path):
 
 
 def test_folder_input_has_relative_paths_as_ids(work, run, tmp_path):
-    manyeyes("infer", "--onnx", "--input", work / "data" / "images", "--run", run, "--output", tmp_path / "out.csv")
+    called("infer", "--onnx", "--input", work / "data" / "images", "--run", run, "--output", tmp_path / "out.csv")
     ids = pd.read_csv(tmp_path / "out.csv", dtype=str)["id"]
     assert sorted(ids) == list(ids)
     assert "a b,c.png" in set(ids)
@@ -105,17 +112,17 @@ def test_unreadable_image_is_listed_and_the_others_scored(work, run, tmp_path):
     errors = pd.read_csv(tmp_path / "out.errors.csv")
     assert list(errors["id"]) == ["t3"]
     assert "t3.png" in errors["error"][0]
-    manyeyes("infer", *arguments, "--output", tmp_path / "filled.csv", "--fill", "0.5", code=1)
+    called("infer", *arguments, "--output", tmp_path / "filled.csv", "--fill", "0.5", code=1)
     filled = pd.read_csv(tmp_path / "filled.csv", dtype={"id": str})
     assert filled.set_index("id")["target"]["t3"] == 0.5
     for path in (data / "images").iterdir():
         path.write_bytes(b"not an image")
-    manyeyes("infer", *arguments, "--output", tmp_path / "none.csv", code=2)
+    called("infer", *arguments, "--output", tmp_path / "none.csv", code=2)
 
 
 def train_again(work, run, recipes, *arguments, code=0):
     data = ("--data", work / "data" / "train.csv", "--group-column", "photo")
-    return manyeyes("train-all", recipes, *data, *SHARES, "--run", run, *arguments, code=code)
+    return called("train-all", recipes, *data, *SHARES, "--run", run, *arguments, code=code)
 
 
 def test_second_run_trains_nothing_and_a_changed_recipe_only_its_member(work, copy, tmp_path):
@@ -129,9 +136,9 @@ def test_second_run_trains_nothing_and_a_changed_recipe_only_its_member(work, co
     done = train_again(work, copy, recipes)
     assert "tiny_convnext: unchanged" in done.stdout
     assert "tiny_vit: training" in done.stdout
-    stale = manyeyes("infer", "--input", work / "data" / "test.csv", "--run", copy, "--onnx", code=2)
+    stale = called("infer", "--input", work / "data" / "test.csv", "--run", copy, "--onnx", code=2)
     assert "changed since the stack was fitted" in stale.stderr
-    manyeyes("stack", "--run", copy)
+    called("stack", "--run", copy)
     done, _ = infer(work, copy, tmp_path / "out.csv", "--onnx")
     assert "exporting first" in done.stdout
     assert "tiny_convnext: unchanged, taken over" in done.stdout
@@ -161,10 +168,10 @@ def test_one_changed_byte_in_the_bundle_is_found(work, copy, tmp_path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    done = manyeyes("infer", "--input", work / "data" / "test.csv", "--run", copy, "--onnx", code=2)
+    done = called("infer", "--input", work / "data" / "test.csv", "--run", copy, "--onnx", code=2)
     assert "tiny_vit.fp32.onnx is damaged" in done.stderr
     assert "export --force" in done.stderr
-    manyeyes("export", "--run", copy, "--force")
+    called("export", "--run", copy, "--force")
     infer(work, copy, tmp_path / "out.csv", "--onnx")
 
 
@@ -271,6 +278,6 @@ def test_export_that_fails_keeps_the_older_bundle_and_what_was_converted(copy, m
 def test_the_audit_page_takes_a_run_for_its_swap_test(work, run, tmp_path):
     page = tmp_path / "audit.html"
     data = (work / "data" / "train.csv", "--group-column", "photo")
-    done = manyeyes("audit", *data, "--html", page, "--run", run)
+    done = called("audit", *data, "--html", page, "--run", run)
     assert "no shortcut found" in done.stdout
     assert "Scored by the mean logit of tiny_convnext, tiny_vit." in page.read_text(encoding="utf-8")
