@@ -23,16 +23,13 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as tv
 
-from ensemble.images import preprocess
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from ensemble.core.preprocess_config import PreprocessConfig  # noqa: E402
-from ensemble.core.recipe import Augment  # noqa: E402
-from ensemble.core.recipe_files import find_recipes, load_recipes  # noqa: E402
+from ensemble.core.recipe import Augment, find_recipes, load_recipes  # noqa: E402
 from ensemble.data.files import list_images  # noqa: E402
 from ensemble.fetch.demo_data import packaged_photos  # noqa: E402
-from ensemble.images import decode, degradations  # noqa: E402
+from ensemble.images import decode, degradations, preprocess  # noqa: E402
 from ensemble.training.data_loader import TrainDataset  # noqa: E402
 
 TILE = 256  # pixels

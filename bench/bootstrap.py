@@ -36,7 +36,7 @@ def main() -> None:
             seconds = time.perf_counter() - start
             print(f"{title}, {groups[-1] + 1} groups: {seconds:.2f} s")
     start = time.perf_counter()
-    bootstrap.paired(labels, p, p[::-1], groups, resamples=options.resamples)
+    bootstrap.paired_difference(labels, p, p[::-1], groups, resamples=options.resamples)
     print(f"paired AUROC, {groups[-1] + 1} groups: {time.perf_counter() - start:.2f} s")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 

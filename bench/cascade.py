@@ -85,7 +85,7 @@ def main() -> None:
     auroc = {
         name: bootstrap.score_intervals(labels, p, groups, names=("auroc",))["auroc"] for name, p in targets.items()
     }
-    lost = bootstrap.paired(labels, targets["full stack"], targets["cascade"], groups).difference
+    lost = bootstrap.paired_difference(labels, targets["full stack"], targets["cascade"], groups).difference
     print("\n" + printed)
     options.table(
         pd.DataFrame(

@@ -35,8 +35,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from export.runtimes import devices
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import full_size  # noqa: E402
@@ -52,7 +50,7 @@ from ensemble.images.preprocess import to_pixels  # noqa: E402
 from export.bundle import bundle as bundles  # noqa: E402
 from export.bundle import int8  # noqa: E402
 from export.bundle.precision_search import read_layers  # noqa: E402
-from export.runtimes import capabilities  # noqa: E402
+from export.runtimes import capabilities, devices  # noqa: E402
 from export.runtimes.settings import ON_CPU, PRECISIONS  # noqa: E402
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8")

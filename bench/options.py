@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from ensemble.core import metrics  # noqa: E402
-from ensemble.core.recipe_files import load_recipes, recipes_folder  # noqa: E402
+from ensemble.core.recipe import load_recipes, recipes_folder  # noqa: E402
 from ensemble.data import dataset, sources  # noqa: E402
 from ensemble.data.splits import Fractions  # noqa: E402
 from ensemble.models.members import load_member  # noqa: E402

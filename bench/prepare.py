@@ -22,13 +22,11 @@ import numpy as np
 import PIL
 from PIL import Image, features
 
-from ensemble.images import preprocess
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from ensemble.core.preprocess_config import PreprocessConfig  # noqa: E402
 from ensemble.data.files import list_images  # noqa: E402
-from ensemble.images import decode  # noqa: E402
+from ensemble.images import decode, preprocess  # noqa: E402
 
 HALF = (0.5, 0.5, 0.5)
 SWIN = PreprocessConfig(size=224, mean=HALF, std=HALF)

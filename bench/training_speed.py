@@ -43,8 +43,7 @@ from torch.utils.data import Dataset
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from ensemble.core.errors import UnavailableError  # noqa: E402
-from ensemble.core.recipe import Recipe  # noqa: E402
-from ensemble.core.recipe_files import find_recipes, load_recipes  # noqa: E402
+from ensemble.core.recipe import Recipe, find_recipes, load_recipes  # noqa: E402
 from ensemble.data.files import list_images  # noqa: E402
 from ensemble.fetch.demo_data import packaged_photos  # noqa: E402
 from ensemble.models.backbone import Member, build_member  # noqa: E402

@@ -7,7 +7,6 @@ import click
 
 from ensemble.commands import options
 from ensemble.commands.options import require_training_packages
-from ensemble.commands.train import audit_headline
 
 if TYPE_CHECKING:
     from ensemble.stacking.stack import StackOptions, StackResult
@@ -96,6 +95,7 @@ def stack(
       python cli.py stack --external clip=clip_heldout.csv,clip_test.csv
     """
     require_training_packages()
+    from ensemble.audit.headline import audit_headline
     from ensemble.core import artifacts
     from ensemble.models import external
     from ensemble.stacking import stack as stack_run

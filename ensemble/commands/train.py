@@ -23,15 +23,3 @@ def train(recipe: Path, **settings: Any) -> int:
       python cli.py train recipes/swin_tiny.yaml --set adapt.mode=lora --set train.layer_decay=null
     """
     return run_training(recipe, TrainOptions(**settings))
-
-
-def audit_headline(run: Path) -> str:
-    """What the audit said of the data that these scores were made on."""
-    from ensemble.core import artifacts
-    from ensemble.core.errors import ArtifactError
-
-    levelled = " Images were read in their canonical form." if artifacts.canonical_path(run).exists() else ""
-    try:
-        return str(artifacts.read_json(artifacts.audit_path(run), "run train-all again")["headline"]) + levelled
-    except ArtifactError:
-        return "The data of this run was not audited."

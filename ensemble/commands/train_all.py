@@ -49,7 +49,7 @@ def run_training(source: Path, options: TrainOptions) -> int:
     """Train the recipes of a file or folder as the options say, and print the result; returns the exit code."""
     options.check_engine()
     require_training_packages()
-    from ensemble.core.recipe_files import find_recipes, load_recipes
+    from ensemble.core.recipe import find_recipes, load_recipes
 
     recipes = load_recipes(find_recipes(source), options.overrides, str(source))
     from ensemble.core import artifacts
@@ -125,7 +125,7 @@ def _dry_run(recipes: "Sequence[Recipe]", context: "TrainContext", options: Trai
 
 def report(run: Path, outcomes: "Sequence[Outcome]") -> int:
     """Print the table of members; exit code 0, or 1 if some failed, or 2 if all did."""
-    from ensemble.commands.train import audit_headline
+    from ensemble.audit.headline import audit_headline
     from ensemble.training.train_all import summary
 
     click.echo()

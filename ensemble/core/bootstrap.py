@@ -13,11 +13,11 @@ import numpy as np
 from ensemble.core import metrics
 from ensemble.core.metrics import LOWER_IS_BETTER, SCORES, Interval
 
-CHUNK = 1 << 20  # weights held at a time: 8 MiB, and a few times that in passing
+CHUNK_WEIGHTS = 1 << 20  # weights held at a time: 8 MiB, and a few times that in passing
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedDifference:
     """Model A against B on the same draws: A's score minus B's, and the share of draws in which A is better.
 
     Draws in which both are equal count half.
@@ -46,11 +46,11 @@ def score_intervals(
     fewer than two groups the ends are NaN. `ece` is raised by chance, and more so in a draw than
     in the data: its interval lies high.
     """
-    drawn = draws(labels, [p], groups, names, threshold, resamples, seed)
-    return {name: interval(metrics.score(name, labels, p, threshold), drawn[name][0]) for name in names}
+    drawn = bootstrap_scores(labels, [p], groups, names, threshold, resamples, seed)
+    return {name: percentile_interval(metrics.score(name, labels, p, threshold), drawn[name][0]) for name in names}
 
 
-def paired(
+def paired_difference(
     labels: np.ndarray,
     p_a: np.ndarray,
     p_b: np.ndarray,
@@ -59,24 +59,24 @@ def paired(
     threshold: float = 0.5,
     resamples: int = 2000,
     seed: int = 0,
-) -> Paired:
+) -> PairedDifference:
     """The named score of A minus that of B, with both drawn together."""
-    a, b = draws(labels, [p_a, p_b], groups, (name,), threshold, resamples, seed)[name]
+    a, b = bootstrap_scores(labels, [p_a, p_b], groups, (name,), threshold, resamples, seed)[name]
     value = metrics.score(name, labels, p_a, threshold) - metrics.score(name, labels, p_b, threshold)
     apart = (a - b)[np.isfinite(a - b)]
     wins = apart < 0 if name in LOWER_IS_BETTER else apart > 0
     better = float(np.mean(wins + (apart == 0) / 2)) if len(apart) else float("nan")
-    return Paired(interval(value, apart), better)
+    return PairedDifference(percentile_interval(value, apart), better)
 
 
-def interval(value: float, drawn: np.ndarray) -> Interval:
+def percentile_interval(value: float, drawn: np.ndarray) -> Interval:
     """`value` between the 2.5 % and 97.5 % points of what was drawn, NaN left out."""
     drawn = drawn[~np.isnan(drawn)]
     low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (float("nan"), float("nan"))
     return Interval(value, float(low), float(high))
 
 
-def draws(
+def bootstrap_scores(
     labels: np.ndarray,
     models: Sequence[np.ndarray] | np.ndarray,
     groups: Sequence[str] | np.ndarray,
@@ -98,7 +98,7 @@ def draws(
     found: dict[str, list[list[np.ndarray]]] = {name: [[] for _ in models] for name in names}
     for counts in _counts(codes, resamples, seed):
         for model, (truth, p, of_group) in enumerate(sorted_models):
-            for name, values in metrics.weighted(truth, p, counts[:, of_group], names, threshold).items():
+            for name, values in metrics.weighted_scores(truth, p, counts[:, of_group], names, threshold).items():
                 found[name][model].append(values)
     return {
         name: np.array([np.concatenate([*parts, np.empty(0)]) for parts in columns]) for name, columns in found.items()
@@ -109,7 +109,7 @@ def _counts(codes: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray
     """How often each group is drawn, float64 [lines, groups], in chunks of lines; nothing for one group."""
     groups = int(codes.max()) + 1
     rng = np.random.default_rng(seed)
-    step = max(1, CHUNK // len(codes))
+    step = max(1, CHUNK_WEIGHTS // len(codes))
     for start in range(0, resamples if groups > 1 else 0, step):
         lines = min(step, resamples - start)
         chosen = rng.integers(groups, size=(lines, groups)) + groups * np.arange(lines)[:, None]

@@ -1,7 +1,7 @@
 """Durations as text."""
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """As one would say it: '40 s', '3 min', '1 h 20 min', '2 d 3 h'."""
     if round(seconds) < 60:
         return f"{round(max(seconds, 0))} s"

@@ -15,7 +15,7 @@ def default_path() -> Path:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[sqlite3.Connection]:
+def open_cache(path: Path) -> Iterator[sqlite3.Connection]:
     """The cache, made if it is not there; ArtifactError says what to do with a damaged one."""
     artifacts.ensure_folder(path.parent)
     try:
@@ -30,7 +30,7 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
         ) from None
 
 
-def known(cache: sqlite3.Connection, embedder: str) -> set[bytes]:
+def cached_keys(cache: sqlite3.Connection, embedder: str) -> set[bytes]:
     """SHA-256 of every file of which this embedder's features are kept."""
     return {key for (key,) in cache.execute("SELECT key FROM features WHERE embedder = ?", (embedder,))}
 

@@ -25,12 +25,12 @@ CLASSIFIER_FILES = (
     "model-*.safetensors",
     "*.index.json",
 )
-WORKERS = 2  # files at a time: a kill loses what has arrived of these
-WAITS = (1, 2, 4)  # seconds, where the Hub asks to wait and does not say how long
-LONGEST_WAIT = 60
-TIMEOUT = 10  # seconds
-NO_SUCH_LOGIN = "your token has characters that none has; set HF_TOKEN anew, or unset it and run: hf auth login"
-REFUSALS = ("LFS batch API returned errors", "Invalid metadata in README.md")  # how such a ValueError begins
+PARALLEL_DOWNLOADS = 2  # files at a time: a kill loses what has arrived of these
+RETRY_SECONDS = (1, 2, 4)  # seconds, where the Hub asks to wait and does not say how long
+MAX_WAIT_SECONDS = 60
+TIMEOUT_SECONDS = 10  # seconds
+INVALID_LOGIN = "your token has characters that none has; set HF_TOKEN anew, or unset it and run: hf auth login"
+REFUSAL_PREFIXES = ("LFS batch API returned errors", "Invalid metadata in README.md")  # how such a ValueError begins
 
 Result = TypeVar("Result")
 
@@ -66,8 +66,8 @@ def require_hub(repo: str, revision: str | None = None) -> str:
 
     api = HfApi()
     with hub_errors(repo):
-        commit = str(patiently(lambda: api.model_info(repo, revision=revision, timeout=TIMEOUT)).sha)
-        patiently(lambda: list(api.list_repo_tree(repo, revision=commit)))
+        commit = str(retry_on_429(lambda: api.model_info(repo, revision=revision, timeout=TIMEOUT_SECONDS)).sha)
+        retry_on_429(lambda: list(api.list_repo_tree(repo, revision=commit)))
     return commit
 
 
@@ -93,7 +93,7 @@ def download(
                 revision=revision,
                 allow_patterns=list(patterns),
                 force_download=again,
-                max_workers=WORKERS,
+                max_workers=PARALLEL_DOWNLOADS,
                 tqdm_class=Bar,
             )
         )
@@ -106,30 +106,30 @@ def hub_errors(repo: str) -> Iterator[None]:
 
     handlers = logging.getLogger("huggingface_hub").handlers
     for handler in handlers:
-        handler.addFilter(_is_of_use)
+        handler.addFilter(_is_useful)
     try:
         yield
     except Exception as error:
-        reason = explain(error)
+        reason = explain_error(error)
         if reason is None:
             raise
         raise HubError(f"{repo}: {reason}") from None
     finally:
         for handler in handlers:
-            handler.removeFilter(_is_of_use)
+            handler.removeFilter(_is_useful)
 
 
-def _is_of_use(record: logging.LogRecord) -> bool:
+def _is_useful(record: logging.LogRecord) -> bool:
     """Its other warnings show addresses that are signed for a while."""
     return record.levelno >= logging.ERROR or record.getMessage().startswith("Rate limited. Waiting")
 
 
-def explain(error: BaseException) -> str | None:
+def explain_error(error: BaseException) -> str | None:
     """What a failure means and what to run, in one line; None for what neither the Hub nor the connection caused."""
     from huggingface_hub import errors
 
     if isinstance(error, (RuntimeError, errors.LocalEntryNotFoundError)) and error.__cause__ is not None:
-        return explain(error.__cause__)
+        return explain_error(error.__cause__)
     if isinstance(error, errors.LocalTokenNotFoundError):
         return "you are not logged in; run: hf auth login"
     if isinstance(error, errors.OfflineModeIsEnabled):
@@ -144,10 +144,10 @@ def explain(error: BaseException) -> str | None:
         return redacted_line(error)
     if isinstance(error, errors.HfHubHTTPError):
         return _refusal(error)
-    if isinstance(error, ValueError) and str(error).startswith(REFUSALS):
+    if isinstance(error, ValueError) and str(error).startswith(REFUSAL_PREFIXES):
         return f"the Hub refused ({redacted_line(error)} {redacted_line(str(error).partition(chr(10))[2])})"
-    if _is_of_the_token(error):
-        return NO_SUCH_LOGIN
+    if _is_token_error(error):
+        return INVALID_LOGIN
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full; make room, or move the cache with HF_HOME, and run the same command again"
     if isinstance(error, OSError) and error.filename is not None:
@@ -160,26 +160,26 @@ def explain(error: BaseException) -> str | None:
 def is_transport(error: BaseException) -> bool:
     """Whether an error may be of the connection, so that another try may help."""
     # the HTTP client's own classes change with its version
-    return (isinstance(error, OSError) or "http" in type(error).__module__) and not _is_of_the_token(error)
+    return (isinstance(error, OSError) or "http" in type(error).__module__) and not _is_token_error(error)
 
 
-def _is_of_the_token(error: BaseException) -> bool:
+def _is_token_error(error: BaseException) -> bool:
     """Whether a token does not fit into a request's head; such an error's text shows it."""
     return isinstance(error, UnicodeEncodeError) or "Illegal header value" in str(error)
 
 
-def patiently(call: Callable[[], Result]) -> Result:
+def retry_on_429(call: Callable[[], Result]) -> Result:
     """`call()`, and again after the wait that the Hub asks for where it answers 429, a few times at most.
 
     For the requests that huggingface_hub itself makes once only.
     """
     from huggingface_hub import errors
 
-    for usual in WAITS:
+    for usual in RETRY_SECONDS:
         try:
             return call()
         except errors.HfHubHTTPError as error:
-            if error.response.status_code != 429 or (wait := _wait(error) or usual) > LONGEST_WAIT:
+            if error.response.status_code != 429 or (wait := _retry_after(error) or usual) > MAX_WAIT_SECONDS:
                 raise
             time.sleep(wait)
     return call()
@@ -199,14 +199,14 @@ def _refusal(error: "errors.HfHubHTTPError") -> str:
     if status in (409, 412):
         return "it was changed meanwhile; run the same command again"
     if status == 429:
-        wait = _wait(error)
+        wait = _retry_after(error)
         return f"the Hub asks to wait{f' {wait} seconds' if wait else ''}; then run the same command again"
     if status >= 500:
         return f"the Hub is in trouble (it answers {status}); run the same command again, what is done is kept"
     return f"the Hub refused ({redacted_line(error)})"
 
 
-def _wait(error: "errors.HfHubHTTPError") -> int | None:
+def _retry_after(error: "errors.HfHubHTTPError") -> int | None:
     """Seconds that the Hub asks to wait, if it says so."""
     from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 

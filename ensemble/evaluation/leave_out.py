@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ensemble.core import artifacts
-from ensemble.core.bootstrap import interval, score_intervals
+from ensemble.core.bootstrap import percentile_interval, score_intervals
 from ensemble.core.errors import ArtifactError, DataError, join_limited
 from ensemble.core.metrics import Interval, sigmoid
 from ensemble.evaluation.leakage import UNSEEN
@@ -84,7 +84,9 @@ def leave_out_generators(run: Path, clean: pd.DataFrame, stacker: Stacker, seed:
                 int(own.sum()),
                 known[name],
                 _auroc(stacker, scored, columns, seed),
-                _auroc(refitted, scored, columns, seed) if refitted is not None else interval(np.nan, np.empty(0)),
+                _auroc(refitted, scored, columns, seed)
+                if refitted is not None
+                else percentile_interval(np.nan, np.empty(0)),
             )
         )
     return found

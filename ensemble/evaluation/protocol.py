@@ -18,7 +18,7 @@ import pandas as pd
 from PIL.Image import Image
 
 from ensemble.core import artifacts
-from ensemble.core.bootstrap import interval, score_intervals
+from ensemble.core.bootstrap import percentile_interval, score_intervals
 from ensemble.core.errors import ArtifactError, ImageError, join_limited
 from ensemble.core.metrics import SCORES, Interval, sigmoid
 from ensemble.core.parallel import ordered_map
@@ -338,7 +338,7 @@ def target_quantiles(clean: pd.DataFrame, seed: int, resamples: int = 1000) -> d
     ]
     table = np.array(drawn).reshape(-1, len(TARGET_QUANTILES))
     values = np.quantile(target, TARGET_QUANTILES)
-    return {f"{q:g}": interval(float(values[i]), table[:, i]) for i, q in enumerate(TARGET_QUANTILES)}
+    return {f"{q:g}": percentile_interval(float(values[i]), table[:, i]) for i, q in enumerate(TARGET_QUANTILES)}
 
 
 def write_evaluation(folder: Path, frame: pd.DataFrame, record: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL.Image import Image
 from tqdm import tqdm
 
-from ensemble.commands.train import audit_headline
+from ensemble.audit.headline import audit_headline
 from ensemble.core import artifacts, metrics
 from ensemble.core.errors import ArtifactError, ImageError
 from ensemble.core.metrics import Interval, sigmoid
@@ -231,7 +231,7 @@ def _plots(rows: ScoredImages, stacker: Stacker) -> list[Plot]:
     said = {"stack": p["stack"]}
     if stacker.calibration.kind != "none":
         said = {"before calibration": sigmoid(rows.raw), "after calibration": p["stack"]}
-    eces = {name: metrics.ece(labels, values) for name, values in said.items()}
+    eces = {name: metrics.expected_calibration_error(labels, values) for name, values in said.items()}
     ranked = [report_plots.roc, report_plots.precision_recall] if rows.both_classes else []
     return [
         *(plot(labels, rows.scores) for plot in ranked),

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ensemble.core import artifacts, metrics
-from ensemble.core.bootstrap import Paired, paired, score_intervals
+from ensemble.core.bootstrap import PairedDifference, paired_difference, score_intervals
 from ensemble.core.errors import ArtifactError, join_limited
 from ensemble.core.metrics import Interval
 from ensemble.core.preprocess_config import PreprocessConfig
@@ -43,7 +43,7 @@ class Comparison:
     """The stack against another, in AUROC on the same rows."""
 
     other: str
-    paired: Paired
+    paired: PairedDifference
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def comparisons(rows: ScoredImages, lines: Sequence[ScoreLine], resamples: int) 
         return []
     p = rows.p
     return [
-        Comparison(name, paired(rows.labels, p["stack"], p[name], rows.groups, resamples=resamples))
+        Comparison(name, paired_difference(rows.labels, p["stack"], p[name], rows.groups, resamples=resamples))
         for name in (best_member(lines).name, "mean")
     ]
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ensemble.core import metrics
 from ensemble.core.errors import ImageError
-from ensemble.core.metrics import BINS
+from ensemble.core.metrics import ECE_BINS
 from ensemble.core.parallel import ordered_map
 from ensemble.evaluation.report_scores import ScoredImages
 from ensemble.images import html
@@ -71,7 +71,7 @@ def precision_recall(labels: np.ndarray, scores: Mapping[str, np.ndarray]) -> Pl
 
 def operating_points(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(ai, reals) called ai at each threshold from above all scores down to the lowest."""
-    hits, alarms = metrics.roc(labels, scores)
+    hits, alarms = metrics.roc_counts(labels, scores)
     return np.append(0, hits[0]), np.append(0, alarms[0])
 
 
@@ -86,16 +86,16 @@ def reliability(labels: np.ndarray, p: Mapping[str, np.ndarray], eces: Mapping[s
         axes.scatter(said, was, 8 + 120 * count / len(labels), color=colour)
     axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper left")
     told = ", ".join(f"ECE {eces[name]:.3f} {name}" for name in p)
-    alt = f"Share of ai images over the stack's P(ai), in {BINS} bins; larger dots hold more images; {told}."
+    alt = f"Share of ai images over the stack's P(ai), in {ECE_BINS} bins; larger dots hold more images; {told}."
     return Plot("Reliability", _uri(figure), alt)
 
 
 def reliability_bins(labels: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(mean p, share of ai, images) of each bin of equal width that holds any."""
-    bins = np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], p)  # as `metrics.ece` has them
-    count = np.bincount(bins, minlength=BINS)
+    bins = np.searchsorted(np.linspace(0, 1, ECE_BINS + 1)[1:-1], p)  # as `metrics.expected_calibration_error` has them
+    count = np.bincount(bins, minlength=ECE_BINS)
     held = count > 0
-    said, was = (np.bincount(bins, weights, BINS)[held] / count[held] for weights in (p, labels))
+    said, was = (np.bincount(bins, weights, ECE_BINS)[held] / count[held] for weights in (p, labels))
     return said, was, count[held]
 
 

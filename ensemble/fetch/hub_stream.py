@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ensemble.core.errors import DataError, join_limited
-from ensemble.core.hub_download import explain, is_transport, redacted_line
+from ensemble.core.hub_download import explain_error, is_transport, redacted_line
 from ensemble.data.archives import group_parts
 from ensemble.fetch.output_folder import require_disk_space
 
@@ -52,7 +52,7 @@ def translate_hub_errors(repo: str) -> Iterator[None]:
     except errors.RemoteEntryNotFoundError:
         reason = f"the files have moved; see {url}/tree/main"
     except Exception as error:
-        if (reason := explain(error)) is None:
+        if (reason := explain_error(error)) is None:
             raise
     else:
         return

@@ -19,8 +19,7 @@ from ensemble.core import artifacts, feature_cache
 from ensemble.core.errors import BackboneError, ImageError, join_limited
 from ensemble.core.parallel import ordered_map
 from ensemble.core.preprocess_config import PreprocessConfig
-from ensemble.core.recipe import Backbone, Recipe, Train
-from ensemble.core.recipe_files import load_recipes, recipes_folder
+from ensemble.core.recipe import Backbone, Recipe, Train, load_recipes, recipes_folder
 from ensemble.data.files import expand_user
 from ensemble.images import decode, near_duplicates, preprocess
 from ensemble.models.backbone import Member, build_member
@@ -206,8 +205,8 @@ def embed_images(
     rows: list[int] = []
     errors: dict[int, str] = {}
     batch: list[_Look] = []
-    with feature_cache.opened(cache) if cache is not None else nullcontext() as kept:
-        known = feature_cache.known(kept, embedder.sha256) if kept is not None else set()
+    with feature_cache.open_cache(cache) if cache is not None else nullcontext() as kept:
+        known = feature_cache.cached_keys(kept, embedder.sha256) if kept is not None else set()
         looks = ordered_map(lambda file: _look(file, embedder.preprocess_config, known), files, workers, 2 * batch_size)
         bar = tqdm(looks, title, len(files), unit="image", leave=False, disable=None)
         for row, look in enumerate(bar):

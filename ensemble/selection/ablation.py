@@ -178,8 +178,8 @@ def paired_interval(
     p = metrics.sigmoid(a if b is None else np.concatenate([a, b]))
     weights = np.repeat([1 / len(a), -1 / len(a)], len(a))[: len(p)]
     value = weights @ [metrics.score(name, labels, row) for row in p]
-    resampled = bootstrap.draws(labels, p, groups, (name,), resamples=resamples)[name]
-    return bootstrap.interval(float(value), weights @ resampled)
+    resampled = bootstrap.bootstrap_scores(labels, p, groups, (name,), resamples=resamples)[name]
+    return bootstrap.percentile_interval(float(value), weights @ resampled)
 
 
 def as_table(report: dict[str, Any]) -> pd.DataFrame:

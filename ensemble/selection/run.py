@@ -11,8 +11,7 @@ import pandas as pd
 from ensemble.core import artifacts, feature_cache
 from ensemble.core.errors import DataError, join_limited
 from ensemble.core.log import Log
-from ensemble.core.recipe import Recipe
-from ensemble.core.recipe_files import load_recipes
+from ensemble.core.recipe import Recipe, load_recipes
 from ensemble.data.sources import UNLABELLED, LabelledImage, ReadOptions
 from ensemble.models import features
 from ensemble.models.torch_runner import choose_device

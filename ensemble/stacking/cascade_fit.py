@@ -173,7 +173,7 @@ def _within(data: CascadeData, found: np.ndarray, before: np.ndarray, tolerance:
 def _drawn(data: CascadeData, logits: np.ndarray, seed: int) -> np.ndarray:
     """The AUROC of logits [N] in draws of groups, the same for any logits: float64 [RESAMPLES]."""
     labels, groups = data.labels, data.groups
-    return bootstrap.draws(labels, [logits], groups, ("auroc",), resamples=RESAMPLES, seed=seed)["auroc"][0]
+    return bootstrap.bootstrap_scores(labels, [logits], groups, ("auroc",), resamples=RESAMPLES, seed=seed)["auroc"][0]
 
 
 MIN_ROWS, MAX_ROWS = 100, 4000
@@ -227,7 +227,7 @@ def report_cascade(
         len(labels),
         data.group_count,
         (auroc(labels, data.stack_logits), auroc(labels, found)),
-        bootstrap.paired(labels, data.stack_logits, found, groups, seed=seed).difference,
+        bootstrap.paired_difference(labels, data.stack_logits, found, groups, seed=seed).difference,
         tuple((np.bincount(left, minlength=len(spent)) / len(left)).tolist()),
         (float(spent[-1]), float(spent[left].mean())),
         float(np.mean(calls[0] != calls[1])),

@@ -188,7 +188,7 @@ def _with_cascade(study: Study, point: Point, costs: Costs, tolerance: float) ->
 def _draws(study: Study, *models: np.ndarray) -> np.ndarray:
     """AUROC [models, RESAMPLES] of logits on the half that is chosen on, over draws of its groups."""
     half = study.rows.subset(study.first)
-    return bootstrap.draws(half.labels, models, half.groups, ("auroc",), resamples=RESAMPLES)["auroc"]
+    return bootstrap.bootstrap_scores(half.labels, models, half.groups, ("auroc",), resamples=RESAMPLES)["auroc"]
 
 
 def select_frontier(
@@ -288,7 +288,7 @@ def score_point(study: Study, point: Point) -> PointScores:
     found = point.cascade.apply(logits, stacker)[0] if point.cascade else stacker.logit(logits)
     full = fit_half(study, study.rows.members).logit(other.logits)
     interval = bootstrap.score_intervals(other.labels, sigmoid(found), other.groups, names=("auroc",))["auroc"]
-    return PointScores(interval, bootstrap.paired(other.labels, full, found, other.groups).difference)
+    return PointScores(interval, bootstrap.paired_difference(other.labels, full, found, other.groups).difference)
 
 
 def refit_on_all_rows(study: Study, names: Sequence[str], calibration: str) -> Stacker:

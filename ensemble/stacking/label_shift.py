@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ensemble.core.bootstrap import interval
+from ensemble.core.bootstrap import percentile_interval
 from ensemble.core.errors import ArtifactError, DataError
 from ensemble.core.metrics import Interval, sigmoid
 
@@ -107,10 +107,12 @@ def estimate_shift(
     rng = np.random.default_rng(seed)
     drawn = [logits[rng.integers(len(logits), size=len(logits))] for _ in range(resamples)]
     if share is not None:
-        shift = interval(shift_to_prior(logits, share), np.array([shift_to_prior(draw, share) for draw in drawn]))
+        shift = percentile_interval(
+            shift_to_prior(logits, share), np.array([shift_to_prior(draw, share) for draw in drawn])
+        )
         return ShiftEstimate(shift, Interval(share, share, share), at_edge=False)
     shares = np.array([estimate_prior(draw, fitted_prior) for draw in drawn])
-    prior = interval(estimate_prior(logits, fitted_prior), shares)
+    prior = percentile_interval(estimate_prior(logits, fitted_prior), shares)
     shift = Interval(*(log_odds(value) - log_odds(fitted_prior) for value in (prior.value, prior.low, prior.high)))
     return ShiftEstimate(shift, prior, at_edge=not 1 < prior.value * (len(logits) + 2) < len(logits) + 1)
 

@@ -45,16 +45,20 @@ def score_models(
     stack's scores, but several folds, each calibrated in its own way, mix badly.
     """
     found = {"auroc": {**p, **(ranking or {})}, "log_loss": p}
-    drawn = {name: bootstrap.draws(labels, list(of.values()), groups, (name,))[name] for name, of in found.items()}
+    drawn = {
+        name: bootstrap.bootstrap_scores(labels, list(of.values()), groups, (name,))[name] for name, of in found.items()
+    }
     values = {name: [metrics.score(name, labels, column) for column in of.values()] for name, of in found.items()}
     place = list(p).index(reference)
 
     def line(row: int, name: str) -> ModelScores:
-        plain = [bootstrap.interval(values[score][row], drawn[score][row]) for score in found]
+        plain = [bootstrap.percentile_interval(values[score][row], drawn[score][row]) for score in found]
         if row == place:
             return ModelScores(name, *plain)
         apart = [
-            bootstrap.interval(values[score][row] - values[score][place], drawn[score][row] - drawn[score][place])
+            bootstrap.percentile_interval(
+                values[score][row] - values[score][place], drawn[score][row] - drawn[score][place]
+            )
             for score in found
         ]
         return ModelScores(name, *plain, *apart)

@@ -165,7 +165,10 @@ def fit_and_score(data: StackingData, options: StackOptions) -> StackResult:
         diagnostics.weight_intervals(options.method, part.logits, part.labels, part.groups, fitted.inverse_penalty),
         fitted.inverse_penalty,
         own,
-        (metrics.ece(truth[0], ranking[options.method]), metrics.ece(truth[0], p[options.method])),
+        (
+            metrics.expected_calibration_error(truth[0], ranking[options.method]),
+            metrics.expected_calibration_error(truth[0], p[options.method]),
+        ),
         score_intervals(truth[0], p[options.method], truth[1], threshold, names=("balanced_accuracy",))[
             "balanced_accuracy"
         ],

@@ -5,7 +5,7 @@ from math import floor
 import numpy as np
 
 from ensemble.core.errors import DataError
-from ensemble.core.metrics import resolvable
+from ensemble.core.metrics import check_fpr_resolvable
 
 BALANCED = "balanced"
 ROUNDING = 1e-9  # 0.05 of 20 reals is 1, whatever floating point makes of it
@@ -52,7 +52,7 @@ def choose_threshold(rule: str | float, labels: np.ndarray, target: np.ndarray) 
         best = candidates[score >= score.max() - ROUNDING]
         return float(best[np.argmin(np.abs(best - 0.5))]), "balanced_accuracy"
     share = float(str(rule).removeprefix("fpr="))
-    resolvable(labels, share)
+    check_fpr_resolvable(labels, share)
     allowed = floor(share * len(real) + ROUNDING) / len(real)
     low_enough = candidates[called_real <= allowed + ROUNDING]
     if not len(low_enough):

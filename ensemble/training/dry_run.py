@@ -140,10 +140,10 @@ def estimate_table(estimates: Sequence[tuple[str, Estimate | None]]) -> pd.DataF
             "member": name,
             "rows": str(found.rows),
             "steps": str(found.steps),
-            "time": eta.duration(found.seconds),
+            "time": eta.format_duration(found.seconds),
             "memory": f"{found.memory / 2**30:.1f} GiB",
         }
         for name, found in estimates
     ]
     total = sum(found.seconds for _, found in estimates if found is not None)
-    return pd.DataFrame([*rows, {"member": "all", "time": eta.duration(total)}]).fillna("")
+    return pd.DataFrame([*rows, {"member": "all", "time": eta.format_duration(total)}]).fillna("")

@@ -117,8 +117,8 @@ def _read_features(
     )
     keys = _cache_keys(config, rows, epoch)
     space = artifacts.json_sha256(["probe", FEATURES_VERSION, embedder.sha256, recipe.backbone.model_dump(mode="json")])
-    with feature_cache.opened(feature_cache.default_path()) as cache:
-        known = feature_cache.known(cache, space)
+    with feature_cache.open_cache(feature_cache.default_path()) as cache:
+        known = feature_cache.cached_keys(cache, space)
 
         def load(row: int) -> np.ndarray | None:
             return None if keys[row] in known else data[epoch or 0, row]["pixels"]

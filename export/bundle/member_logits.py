@@ -41,8 +41,8 @@ def compute_logits(
     A network is loaded only where the cache lacks one of its logits.
     """
     digests, errors = _digests(files)
-    with feature_cache.opened(artifacts.cache_path() / "logits.sqlite") as cache:
-        known = {column.key: feature_cache.known(cache, column.key) for column in columns}
+    with feature_cache.open_cache(artifacts.cache_path() / "logits.sqlite") as cache:
+        known = {column.key: feature_cache.cached_keys(cache, column.key) for column in columns}
         missing = {column.key: set(digests.values()) - known[column.key] for column in columns}
         runners = {column.key: column.open() for column in columns if missing[column.key]}
         # as many images at once as memory allows; a GPU pads each batch to its own size

@@ -39,7 +39,7 @@ def demo(run: Path) -> int:
 
     started = time.monotonic()
     require_training_packages()
-    from ensemble.core.recipe_files import recipes_folder
+    from ensemble.core.recipe import recipes_folder
     from ensemble.fetch.demo_data import make_demo_data
 
     data, output = run / "data", run / "submission.csv"
@@ -69,8 +69,8 @@ def _finish(run: Path, data: Path, output: Path) -> None:
     """Scores on the test photographs, and where to look."""
     import pandas as pd
 
+    from ensemble.audit.headline import audit_headline
     from ensemble.commands import options
-    from ensemble.commands.train import audit_headline
     from ensemble.core import artifacts
     from ensemble.stacking import scores as stack_table
 

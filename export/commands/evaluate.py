@@ -185,7 +185,7 @@ def _describe(job: EvaluateOptions, run: Path | None, model: "EvaluatedModel") -
 def _say_time(
     items: "Sequence[LabelledImage]", cells: "Sequence[Corruption]", known: "pd.DataFrame", model: "EvaluatedModel"
 ) -> None:
-    from ensemble.core.eta import duration
+    from ensemble.core.eta import format_duration
     from ensemble.evaluation.protocol import remaining_cells, seconds_per_image
     from ensemble.images.robustness import full_grid
 
@@ -196,8 +196,10 @@ def _say_time(
     if pace is not None:
         full = full_grid()
         whole = sum(len(lacking) for _, lacking in remaining_cells(items, full, known))
-        more = f"; the full grid of {len(full)} cells, {duration(pace * whole)}" if len(cells) < len(full) else ""
-        click.echo(f"It takes about {duration(pace * left)}{more}")
+        more = (
+            f"; the full grid of {len(full)} cells, {format_duration(pace * whole)}" if len(cells) < len(full) else ""
+        )
+        click.echo(f"It takes about {format_duration(pace * left)}{more}")
 
 
 def _with_bar(

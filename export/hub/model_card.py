@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ensemble.commands.train import audit_headline
+from ensemble.audit.headline import audit_headline
 from ensemble.core import artifacts
 from ensemble.core.errors import HubError
 from ensemble.core.preprocess_config import PreprocessConfig

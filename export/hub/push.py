@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, HubError, join_limited
-from ensemble.core.hub_download import NO_SUCH_LOGIN, download, hub_errors, patiently, redacted_line
+from ensemble.core.hub_download import INVALID_LOGIN, download, hub_errors, redacted_line, retry_on_429
 from ensemble.core.log import Log
 from ensemble.core.names import LABELS, is_member_name
 from ensemble.models import members
@@ -115,7 +115,7 @@ def check_login(repo: str, licence: str | None) -> None:
         if token is None:
             raise HubError(f"{repo}: you are not logged in; run: hf auth login, with a token that may write")
         if not (token.isascii() and token.isprintable()):
-            raise HubError(f"{repo}: {NO_SUCH_LOGIN}")
+            raise HubError(f"{repo}: {INVALID_LOGIN}")
         if licence:
             _check_card(repo, f"---\nlicense: {json.dumps(licence)}\n---\n")
 
@@ -125,7 +125,7 @@ def _check_card(repo: str, text: str) -> None:
 
     try:
         card = RepoCard(text)
-        patiently(lambda: card.validate("model"))
+        retry_on_429(lambda: card.validate("model"))
     except ValueError as error:
         raise HubError(f"{repo}: the Hub refuses the head of its card, README.md: {redacted_line(error)}") from None
 
@@ -168,7 +168,7 @@ def push(
         ]
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            commit = patiently(
+            commit = retry_on_429(
                 lambda: api.create_commit(
                     repo, operations, commit_message=message or "Push", revision=branch, parent_commit=head
                 )
@@ -202,13 +202,13 @@ def _progress_bars_on_terminals() -> Iterator[None]:
 
 def _create_repo(api: "HfApi", repo: str, private: bool, branch: str | None) -> str:
     """Create the repository and the branch where they are missing; returns the branch's commit."""
-    patiently(lambda: api.create_repo(repo, private=private or None, exist_ok=True))
-    info = patiently(lambda: api.model_info(repo))
+    retry_on_429(lambda: api.create_repo(repo, private=private or None, exist_ok=True))
+    info = retry_on_429(lambda: api.model_info(repo))
     if private and info.private is False:
         raise HubError(f"{repo} is there and public; make it private in its settings, or leave out --private")
     if branch:
-        patiently(lambda: api.create_branch(repo, branch=branch, exist_ok=True))
-        info = patiently(lambda: api.model_info(repo, revision=branch))
+        retry_on_429(lambda: api.create_branch(repo, branch=branch, exist_ok=True))
+        info = retry_on_429(lambda: api.model_info(repo, revision=branch))
     return str(info.sha)
 
 
@@ -216,7 +216,7 @@ def _list_files(api: "HfApi", repo: str, commit: str) -> dict[str, "RepoFile"]:
     """The files of a commit by path."""
     from huggingface_hub.hf_api import RepoFile
 
-    tree = patiently(lambda: list(api.list_repo_tree(repo, recursive=True, revision=commit)))
+    tree = retry_on_429(lambda: list(api.list_repo_tree(repo, recursive=True, revision=commit)))
     return {item.path: item for item in tree if isinstance(item, RepoFile)}
 
 

@@ -9,7 +9,7 @@ from helpers import PREPROCESS_CONFIG, make_frame, noisy_logits, save_graph, wri
 from PIL import Image
 
 from ensemble.core import artifacts
-from ensemble.core.recipe_files import find_recipes, load_recipes, recipes_folder
+from ensemble.core.recipe import find_recipes, load_recipes, recipes_folder
 from export.bundle import bundle
 
 LAYERS = ("first", "makes", "reads", "last")

@@ -71,7 +71,7 @@ LIGHT = {
         "ensemble.stacking.logit_table ensemble.stacking.threshold ensemble.models.external ensemble.stacking.fit "
         "ensemble.stacking.calibration ensemble.stacking.diagnostics ensemble.data.dataset ensemble.data.index "
         "ensemble.images.pixel_traces ensemble.images.canonical ensemble.images.degradations "
-        "ensemble.images.robustness ensemble.core.bootstrap ensemble.evaluation.protocol "
+        "ensemble.images.robustness ensemble.core.bootstrap ensemble.audit.headline ensemble.evaluation.protocol "
         "ensemble.evaluation.report ensemble.stacking.label_shift ensemble.data.files ensemble.data.sources "
         "ensemble.images.preprocess ensemble.stacking.cascade ensemble.stacking.cascade_fit "
         "ensemble.stacking.frontier"

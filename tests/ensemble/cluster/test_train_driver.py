@@ -23,7 +23,7 @@ from train_orders import order
 from ensemble.cluster import connect, local_ray, nodes, placement, train_driver, train_worker
 from ensemble.core import artifacts
 from ensemble.core.errors import UnavailableError
-from ensemble.core.recipe_files import load_recipes
+from ensemble.core.recipe import load_recipes
 from ensemble.training import checkpoint
 
 ray = pytest.importorskip("ray")

@@ -4,7 +4,7 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from ensemble.core import bootstrap, metrics
-from ensemble.core.bootstrap import paired, score_intervals
+from ensemble.core.bootstrap import paired_difference, score_intervals
 from ensemble.core.metrics import SCORES, sigmoid
 
 APART = 1.5  # of the classes' normal scores, in standard deviations
@@ -94,7 +94,7 @@ def test_one_group_has_no_interval():
         assert found.value == metrics.score(name, labels, p)
         assert found.to_dict() == {"value": found.value, "low": None, "high": None}
         assert str(found) == f"{found.value:.4f}"
-    assert np.isnan(paired(labels, p, p, ["same"] * len(labels), resamples=50).better)
+    assert np.isnan(paired_difference(labels, p, p, ["same"] * len(labels), resamples=50).better)
 
 
 def test_one_class_has_the_intervals_that_need_no_other():
@@ -168,7 +168,7 @@ def test_paired_intervals_of_equally_good_models_hold_zero():
     inside = 0
     for _ in range(100):
         labels, logits, names = clustered(rng, groups=100, rows=3, models=2)
-        found = paired(labels, *sigmoid(logits), names, resamples=300)
+        found = paired_difference(labels, *sigmoid(logits), names, resamples=300)
         inside += found.difference.low <= 0 <= found.difference.high
     assert 90 <= inside <= 99
 
@@ -176,7 +176,7 @@ def test_paired_intervals_of_equally_good_models_hold_zero():
 @pytest.mark.parametrize("name", SCORES)
 def test_a_model_is_as_good_as_itself(name):
     labels, p, groups = sample(0)
-    found = paired(labels, p, p, groups, name, resamples=50)
+    found = paired_difference(labels, p, p, groups, name, resamples=50)
     assert found.to_dict() == {"difference": {"value": 0, "low": 0, "high": 0}, "better": 0.5}
 
 
@@ -185,7 +185,7 @@ def test_the_better_model_wins_its_draws(name):
     labels, p, groups = sample(0, groups=60, signal=4.0)
     p = sigmoid(np.log(p / (1 - p)) - 2)
     worse = sigmoid(0.5 * np.log(p / (1 - p)) + np.random.default_rng(1).normal(size=len(p)))
-    ahead, behind = (paired(labels, *pair, groups, name, resamples=200) for pair in ((p, worse), (worse, p)))
+    ahead, behind = (paired_difference(labels, *pair, groups, name, resamples=200) for pair in ((p, worse), (worse, p)))
     assert ahead.better > 0.99
     assert ahead.better + behind.better == pytest.approx(1)
     assert ahead.difference.value == metrics.score(name, labels, p) - metrics.score(name, labels, worse)
@@ -198,4 +198,4 @@ def test_drawing_both_together_is_surer_than_either_alone():
     labels, p, groups = sample(1, groups=50)
     like = sigmoid(np.log(p / (1 - p)) + 0.1 * np.random.default_rng(2).normal(size=len(p)))
     alone = score_intervals(labels, p, groups, resamples=300, names=("auroc",))["auroc"]
-    assert width(paired(labels, p, like, groups, resamples=300).difference) < 0.5 * width(alone)
+    assert width(paired_difference(labels, p, like, groups, resamples=300).difference) < 0.5 * width(alone)

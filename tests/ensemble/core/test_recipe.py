@@ -2,8 +2,7 @@ import pytest
 from pydantic import ValidationError
 
 from ensemble.core.errors import RecipeError
-from ensemble.core.recipe import Recipe
-from ensemble.core.recipe_files import find_recipes, load_recipes, recipes_folder
+from ensemble.core.recipe import Recipe, find_recipes, load_recipes, recipes_folder
 
 RECIPE = """
 backbone:

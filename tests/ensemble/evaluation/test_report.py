@@ -9,7 +9,7 @@ from small_members import small_member
 from small_report import MEMBERS, SCRIPT, STACKER, Page, make_run, problems, write_evaluation
 
 from ensemble.core import artifacts, metrics
-from ensemble.core.bootstrap import paired, score_intervals
+from ensemble.core.bootstrap import paired_difference, score_intervals
 from ensemble.core.errors import ArtifactError
 from ensemble.core.metrics import Interval, sigmoid
 from ensemble.data.dataset import dataset_sha256
@@ -84,7 +84,7 @@ def test_the_stack_is_scored_out_of_fold(page, held):
 
 def test_the_stack_is_compared_with_the_best_member_and_the_mean(page, held):
     rows = page.table("versus")
-    found = paired(held.labels, sigmoid(held.stack), sigmoid(held.logits[:, 0]), held.groups)
+    found = paired_difference(held.labels, sigmoid(held.stack), sigmoid(held.logits[:, 0]), held.groups)
     shown = rows["one (best member)"]
     assert shown[0].split()[0] == f"{found.difference.value:+.3f}"
     assert shown[0].split()[1:] == [f"{found.difference.low:+.3f}", "to", f"{found.difference.high:+.3f}"]

@@ -40,7 +40,7 @@ def test_the_area_under_the_drawn_curve_is_the_auroc(rows):
 def test_the_gaps_of_the_drawn_bins_are_the_ece(rows):
     labels, p = np.array(rows, dtype=int).T / [[1], [20]]
     said, was, count = report_plots.reliability_bins(labels, p)
-    assert np.sum(count * abs(said - was)) / len(p) == pytest.approx(metrics.ece(labels, p))
+    assert np.sum(count * abs(said - was)) / len(p) == pytest.approx(metrics.expected_calibration_error(labels, p))
 
 
 def lost_colours(picture, members):

@@ -23,7 +23,7 @@ from fetch_cases import (
 from helpers import read_csv
 
 from ensemble.core.errors import DataError
-from ensemble.core.hub_download import NO_SUCH_LOGIN
+from ensemble.core.hub_download import INVALID_LOGIN
 from ensemble.data.archives import Tally
 from ensemble.fetch import hub_rows, hub_stream
 from ensemble.fetch.catalogue import load_catalogue
@@ -203,7 +203,7 @@ def test_a_token_that_no_request_takes_is_not_shown(hub, monkeypatch, token, cal
     }
     with pytest.raises(DataError) as caught:
         calls[call]()
-    assert str(caught.value).endswith(f": {NO_SUCH_LOGIN}")
+    assert str(caught.value).endswith(f": {INVALID_LOGIN}")
     assert hub.asked("/resolve/") == []  # nor is it tried again
 
 
@@ -212,7 +212,7 @@ def test_nor_by_a_data_set_of_rows(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_sécret")
     with pytest.raises(DataError) as caught:
         next(hub_rows.read_rows(SOURCES["human-action"], COMMIT, 0, lambda *row: True, Tally()))
-    assert str(caught.value).endswith(f": {NO_SUCH_LOGIN}")
+    assert str(caught.value).endswith(f": {INVALID_LOGIN}")
 
 
 def test_a_full_disk_and_a_fault_of_our_own_are_not_the_connections():

@@ -10,8 +10,7 @@ from safetensors.torch import load_file, save_file
 from small_nets import QUICK
 
 from ensemble.core.errors import ArtifactError, BackboneError
-from ensemble.core.recipe import Train
-from ensemble.core.recipe_files import load_recipes, recipes_folder
+from ensemble.core.recipe import Train, load_recipes, recipes_folder
 from ensemble.models import backbone
 from ensemble.models.checkpoints import check_source, locate_checkpoint
 from ensemble.models.torch_runner import torch_runner

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble.core.errors import DataError
-from ensemble.core.metrics import auroc, balanced_accuracy, ece, log_loss, sigmoid
+from ensemble.core.metrics import auroc, balanced_accuracy, expected_calibration_error, log_loss, sigmoid
 from ensemble.stacking.calibration import clustered_mean, fit_calibration
 from ensemble.stacking.grouped_cv import grouped_folds
 from ensemble.stacking.threshold import choose_threshold, parse_rule
@@ -39,8 +39,8 @@ def test_planted_miscalibration_is_found(choice, scale, shift, kind):
     assert found.kind == kind
     if kind != "none":
         assert (found.scale, found.shift) == (pytest.approx(scale, rel=0.1), pytest.approx(shift, abs=0.15))
-        assert ece(labels, sigmoid(logits)) > 0.1
-        assert ece(labels, sigmoid(found.apply(logits))) < 0.03
+        assert expected_calibration_error(labels, sigmoid(logits)) > 0.1
+        assert expected_calibration_error(labels, sigmoid(found.apply(logits))) < 0.03
         assert auroc(labels, found.apply(logits)) == auroc(labels, logits)
         before, after = (log_loss(labels, sigmoid(values)) for values in (logits, found.apply(logits)))
         assert after < before

@@ -117,7 +117,7 @@ def test_groups_that_no_quarter_can_share_are_refused(sizes, enough):
 
 def test_the_full_stack_is_drawn_once_a_fit_and_nothing_where_the_expected_loss_is_beyond(monkeypatch):
     stacker, rows, costs = noisy(0)
-    full, asked, draws = stacker.logit(rows.logits), [], bootstrap.draws
+    full, asked, draws = stacker.logit(rows.logits), [], bootstrap.bootstrap_scores
 
     def spy(labels, models, *given, **options):
         asked.append(sum(np.array_equal(full, logits) for logits in models))

@@ -207,7 +207,7 @@ def test_what_a_cascade_loses_counts_against_it_and_what_it_wins_by_chance_does_
     assert found.auroc == pytest.approx(both.auroc - max(loss, 0))
     rows, first = study.rows, study.first
     stacker, logits = frontier.fit_half(study, both.members), rows.select(both.members).logits[first]
-    whole, less = bootstrap.draws(
+    whole, less = bootstrap.bootstrap_scores(
         rows.labels[first],
         [stacker.logit(logits), early.apply(logits, stacker)[0]],
         rows.groups[first],

@@ -13,7 +13,7 @@ from hub_layouts import listing
 from hub_state import Fault
 
 from ensemble.core.errors import join_limited
-from ensemble.core.hub_download import NO_SUCH_LOGIN, explain
+from ensemble.core.hub_download import INVALID_LOGIN, explain_error
 from ensemble.stacking.stacker import Stacker
 from export import Predictor
 from export.bundle import bundle
@@ -76,7 +76,7 @@ def test_a_push_deletes_only_what_a_push_writes(hub, call, run, repo):
     ("given", "token", "message"),
     [
         ([], "", "you are not logged in; run: hf auth login, with a token that may write"),
-        ([], "sécret", NO_SUCH_LOGIN),
+        ([], "sécret", INVALID_LOGIN),
         (["--license", "forbidden"], TOKEN, "the Hub refuses the head of its card, README.md: "),
     ],
     ids=["nobody", "token", "licence"],
@@ -198,4 +198,4 @@ def test_names_that_strangers_chose_move_no_cursor(hub, call, repo, tmp_path):
 
 def test_a_token_that_no_header_takes_is_not_shown():
     for error in (UnicodeEncodeError("ascii", "Bearer é", 7, 8, "x"), OSError("Illegal header value b'Bearer x\\x01'")):
-        assert explain(error) == NO_SUCH_LOGIN
+        assert explain_error(error) == INVALID_LOGIN

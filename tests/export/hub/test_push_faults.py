@@ -12,7 +12,7 @@ from hub_client import client
 from hub_state import Fault
 
 from ensemble.core.errors import HubError
-from ensemble.core.hub_download import explain, hub_errors, redacted_line
+from ensemble.core.hub_download import explain_error, hub_errors, redacted_line
 from export.bundle import hub_bundles as hub_names
 
 WRONG = "hf_aTokenThatNobodyKnows"
@@ -192,8 +192,8 @@ def test_what_can_be_one(name):
 
 
 def test_an_error_of_our_own_is_no_fault_of_the_hub():
-    assert explain(RuntimeError("a mistake")) is None
-    assert explain(KeyError("a mistake")) is None
-    assert explain(PermissionError(13, "Permission denied", "/cache/x")) == "/cache/x: Permission denied"
-    assert explain(OSError(28, "No space left on device")).startswith("the disk is full; make room")
+    assert explain_error(RuntimeError("a mistake")) is None
+    assert explain_error(KeyError("a mistake")) is None
+    assert explain_error(PermissionError(13, "Permission denied", "/cache/x")) == "/cache/x: Permission denied"
+    assert explain_error(OSError(28, "No space left on device")).startswith("the disk is full; make room")
     assert redacted_line(ValueError(f"\n\n token {TOKEN} is bad\nmore")) == "token hf_... is bad"
