@@ -51,7 +51,7 @@ def test_intervals_are_those_of_rows_drawn_and_scored_anew(seed):
 def test_the_chunk_changes_nothing(monkeypatch, chunk):
     labels, p, groups = sample(0)
     whole = score_intervals(labels, p, groups, resamples=50)
-    monkeypatch.setattr(bootstrap, "CHUNK", chunk)
+    monkeypatch.setattr(bootstrap, "CHUNK_WEIGHTS", chunk)
     for name, interval in score_intervals(labels, p, groups, resamples=50).items():
         assert (interval.low, interval.high) == pytest.approx((whole[name].low, whole[name].high), abs=1e-12), name
 
