@@ -3,3 +3,7 @@
 from collections.abc import Callable
 
 Log = Callable[[str], object]
+
+
+def no_log(line: str) -> None:
+    """A log function that drops the line."""

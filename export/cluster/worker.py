@@ -12,6 +12,7 @@ import pyarrow as pa
 from ensemble.cluster.connect import this_node
 from ensemble.cluster.nodes import check_versions, node_versions
 from ensemble.core.errors import ArtifactError, DataError, ManyeyesError, UnavailableError, error_line
+from ensemble.core.log import no_log
 from ensemble.data.byte_ranges import ByteRange
 from ensemble.data.image_list import TEXT, ImageEntry, ImageList, read_list, write_list
 from ensemble.data.readers import Item
@@ -21,7 +22,7 @@ from export.cluster.bundle_transfer import BundleSource, local_bundle, read_chun
 from export.inference.ensemble import Ensemble
 from export.inference.infer import with_flips
 from export.inference.journal import Journal
-from export.inference.loading import build_ensemble, no_log, open_plan
+from export.inference.loading import build_ensemble, open_plan
 from export.inference.plan import Plan, open_member, plan_bundle
 from export.inference.scoring import score_shards
 from export.runtimes.capabilities import available

@@ -54,6 +54,7 @@ def adapt(source: Path, share: float | None, seed: int, run: Path, runtime: Runt
     from tqdm import tqdm
 
     from ensemble.core import artifacts
+    from ensemble.core.log import no_log
     from ensemble.core.metrics import sigmoid
     from ensemble.data.files import as_utf8
     from ensemble.data.inputs import names, read_inputs
@@ -61,7 +62,7 @@ def adapt(source: Path, share: float | None, seed: int, run: Path, runtime: Runt
     from export.bundle import bundle
     from export.bundle.export import export_run
     from export.inference.infer import member_logits
-    from export.inference.loading import load_run, no_log
+    from export.inference.loading import load_run
 
     inputs = read_inputs(source)
     if inputs.note:

@@ -67,7 +67,7 @@ def bench(
     folder = locate_bundle(bundle) if bundle else current_bundle(run)
     plan = plan_bundle(folder, replace(runtime, full=full), log).members
     with TemporaryDirectory() as place, tqdm(total=4 * measure.ROUNDS, desc="bench", leave=False, disable=None) as bar:
-        sources, what = measure.pictures(source, run if bundle is None else None, Path(place))
+        sources, what = measure.benchmark_images(source, run if bundle is None else None, Path(place))
         runners, rows = measure.measure_members(plan, log, bar.update)
         found = measure.end_to_end(folder, device_of(plan), full, runners, sources, bar.update)
     _print(rows, found, what)

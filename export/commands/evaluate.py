@@ -136,13 +136,13 @@ def _evaluate(job: EvaluateOptions, items: "Sequence[LabelledImage]", benchmarks
     from ensemble.evaluation import evaluate as evaluate_run
     from ensemble.evaluation import protocol
     from ensemble.images.robustness import choose_corruptions
-    from export.inference.evaluation_model import load_model, run_of
+    from export.inference.evaluation_model import evaluated_run, load_model
 
     cells = choose_corruptions(job.grid, job.cells)
     items = evaluate_run.sample_images(items, job.limit, job.seed)
     evaluate_run.check_classes(items, job.stress)
     name = evaluate_run.evaluation_name(job.data, job.name, job.limit, job.track)
-    run = run_of(job.run, job.model)
+    run = evaluated_run(job.run, job.model)
     folder = evaluate_run.output_folder(run, job.output, name)
     model, title = load_model(run, job.model, job.onnx, job.runtime, click.echo, job.model_positive)
     artifacts.ensure_writable(folder)

@@ -75,12 +75,12 @@ def explain(
     shown = decode(image)
     ensemble, loaded = load_networks(run, stacker, RuntimeOptions("torch", device=device))
     known = (key for key in (image.name, image.stem) if all(key in member.test.index for member in elsewhere))
-    values = explain.numbers(ensemble, inputs_from_files([next(known, image.name)], [image]))
+    values = explain.explain_scores(ensemble, inputs_from_files([next(known, image.name)], [image]))
     heats = _heats(loaded, members or tuple(trained), shown)
     _draw(image, shown, values, heats, output)
     told = values_file == Path("-")
     _print(values, err=told)
-    click.echo(f"{explain.NOTE}\n-> {output}", err=told)
+    click.echo(f"{explain.HEATMAP_NOTE}\n-> {output}", err=told)
     if values_file is not None:
         _write(values_file, image, values, heats)
 
@@ -96,26 +96,28 @@ def _heats(loaded: dict[str, Any], names: tuple[str, ...], shown: Any) -> "dict[
 
 def _draw(image: Path, shown: Any, values: dict[str, Any], heats: "dict[str, np.ndarray]", output: Path) -> None:
     from ensemble.evaluation.heatmaps import Panel, overlay, shrink, write_figure
-    from export.inference.explain import NOTE, says
+    from export.inference.explain import HEATMAP_NOTE, predicted_class
 
     verdict = f"P(ai) {values['target']:.3f}, threshold {values['threshold']:.3g}: {values['verdict']}"
     panels = [Panel(shrink(shown), "the image", f"{shown.width} x {shown.height} pixels")]
     for name, heat in heats.items():
         own = values["members"][name]
-        line = f"{says(own)}   logit {own['logit']:+.2f}   p {own['p']:.2f}   in the stack {own['share']:+.2f}"
+        line = (
+            f"{predicted_class(own)}   logit {own['logit']:+.2f}   p {own['p']:.2f}   in the stack {own['share']:+.2f}"
+        )
         panels.append(Panel(overlay(shown, heat), name, line))
-    write_figure(panels, f"{image.name}   {verdict}", NOTE, output)
+    write_figure(panels, f"{image.name}   {verdict}", HEATMAP_NOTE, output)
 
 
 def _print(values: dict[str, Any], err: bool) -> None:
     import pandas as pd
 
-    from export.inference.explain import says
+    from export.inference.explain import predicted_class
 
     rows = [
         {
             "member": name,
-            "says": says(own),
+            "says": predicted_class(own),
             "logit": f"{own['logit']:+.3f}",
             "p": f"{own['p']:.3f}",
             "in the stack": f"{own['share']:+.3f}",
@@ -131,12 +133,12 @@ def _write(file: Path, image: Path, values: dict[str, Any], heats: "dict[str, np
     from ensemble.core import artifacts
     from ensemble.data.files import as_utf8
     from ensemble.evaluation.heatmaps import downsample
-    from export.inference.explain import NOTE
+    from export.inference.explain import HEATMAP_NOTE
 
     cells = {name: downsample(heat, CELLS).round(3).tolist() for name, heat in heats.items()}
     members = {name: own | ({"heat": cells[name]} if name in cells else {}) for name, own in values["members"].items()}
     image_name = as_utf8(image)
-    result = {"image": image_name, **values, "members": members, "note": NOTE}
+    result = {"image": image_name, **values, "members": members, "note": HEATMAP_NOTE}
     if file == Path("-"):
         click.echo(json.dumps({"format_version": artifacts.FORMAT_VERSION, **result}, indent=1, ensure_ascii=False))
     else:

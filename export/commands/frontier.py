@@ -11,7 +11,7 @@ from export.commands.options import refuse_run_with, runtime_options
 from export.runtimes.settings import RuntimeOptions
 
 if TYPE_CHECKING:
-    from ensemble.stacking.frontier import Point, PointScores
+    from ensemble.stacking.frontier import PointScores, Point
     from export.inference.frontier import Frontier
 
 
@@ -116,23 +116,23 @@ def frontier(
     from tempfile import TemporaryDirectory
 
     from ensemble.stacking.frontier import drop_equal_speeds
-    from export.inference.benchmark import pictures
-    from export.inference.frontier import draw, explore, pick, write
+    from export.inference.benchmark import benchmark_images
+    from export.inference.frontier import choose_point, compute_frontier, plot_frontier, write_operating_point
 
     folder, of_run = bundle or current_bundle(run), None if bundle else run
     for written in (output.absolute().parent, *([folder] if budget else [])):
         ensure_writable(written)
     with TemporaryDirectory() as place:
-        sources, what = pictures(source, of_run, Path(place))
-        found = explore(folder, of_run, runtime, sources, click.echo)
+        sources, what = benchmark_images(source, of_run, Path(place))
+        found = compute_frontier(folder, of_run, runtime, sources, click.echo)
     listed = {point: found.best[point][0] for point in drop_equal_speeds(list(found.best))}
     _print(found, listed, what)
     fast = [point for point in found.best if budget and point.images_per_second >= budget]
-    draw(found.tried, listed, found.full[0], budget, fast[-1] if fast else None, output)
+    plot_frontier(found.tried, listed, found.full[0], budget, fast[-1] if fast else None, output)
     click.echo(f"-> {output}")
     if budget is not None:
-        point = pick(found, budget)
-        chosen = write(folder, found, point, budget)
+        point = choose_point(found, budget)
+        chosen = write_operating_point(folder, found, point, budget)
         click.echo(f"Chosen: {' + '.join(point.members)} at {point.precision}")
         click.echo(operating_point.describe(chosen, len(found.full[0].members)))
         click.echo(f"-> {folder / operating_point.FILE}; to take it away: frontier --reset")

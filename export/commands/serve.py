@@ -134,4 +134,4 @@ def _networks(run: Path, stacker: "Stacker", runtime: RuntimeOptions) -> "tuple[
 
     explain.require_captum()
     ensemble, networks = load_networks(run, stacker, runtime)
-    return ensemble, partial(explain.explained, ensemble, networks)
+    return ensemble, partial(explain.explain_image, ensemble, networks)

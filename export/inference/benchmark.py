@@ -1,22 +1,23 @@
-"""How fast a bundle is on this machine: each member, preparing pixels, end to end, beside ONNX Runtime in turn.
+"""Benchmark of a bundle on this machine: each member, preparing pixels, and end to end beside a sequential baseline.
 
-What an image takes of each member and of preparing its pixels, measured on this machine.
+`measure_costs` gives what one image takes, for the frontier of accuracy against speed.
 """
 
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
-from ensemble.core.log import Log
+from ensemble.core.log import Log, no_log
 from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.data import dataset
 from ensemble.data.inputs import read_inputs
@@ -31,25 +32,28 @@ from export.runtimes.libraries import load_openvino, openvino_core
 from export.runtimes.openvino_session import TYPES
 from export.runtimes.settings import ON_GPU, RuntimeConfig, RuntimeOptions
 
-ROUNDS = 5
-SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product is the roof
-FEWEST, MOST, SECONDS = 8, 256, 6.0  # images end to end: as many as ONNX Runtime scores in that time
-PEER_BATCH = 8
+ROUNDS = 5  # in which all that is measured takes turns; times are medians over them
+MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product gives the peak
+MIN_IMAGES, MAX_IMAGES = 8, 256  # that are scored end to end
+BASELINE_SECONDS = 6.0  # of the sequential baseline in a round, which decides how many images there are
+BASELINE_BATCH = 8
+COST_IMAGES = 64  # on which decoding and preparing pixels are timed
 
+T = TypeVar("T")
 Progress = Callable[[int], object]
 
 
 def measure_members(
     plan: Sequence[PlannedMember], log: Log, progress: Progress
 ) -> tuple[list[Runner], list[dict[str, Any]]]:
-    """The members ready to run, and a row for each; members take turns, times are medians of ROUNDS."""
+    """The members ready to run, and a row of results for each, JSON-ready."""
     runners = [open_member(member, log) for member in plan]
     timers = [timer(runner, member.setting) for runner, member in zip(runners, plan, strict=True)]
-    times = [_step(lambda: [each() for each in timers], progress) for _ in range(ROUNDS)]
-    roofs = {member.setting: roof(member.setting) for member in plan}
+    times = [_and_progress(lambda: [each() for each in timers], progress) for _ in range(ROUNDS)]
+    peaks = {member.setting: peak_gflops(member.setting) for member in plan}
     rows = []
-    for member, taken in zip(plan, np.median(times, axis=0).tolist(), strict=True):
-        setting, peak = member.setting, roofs[member.setting]
+    for member, seconds in zip(plan, np.median(times, axis=0).tolist(), strict=True):
+        setting, peak, views = member.setting, peaks[member.setting], member.preprocess_config.count
         rows.append(
             {
                 "member": member.name,
@@ -57,24 +61,25 @@ def measure_members(
                 "precision": setting.precision,
                 "batch": setting.batch,
                 "streams": setting.streams,
-                "ms": taken * member.preprocess_config.count * 1e3,
-                "images_per_second": 1 / (taken * member.preprocess_config.count),
-                "gflop": member.gflop * member.preprocess_config.count or None,
-                "share_of_roof": member.gflop / taken / peak if member.gflop and peak else None,
+                "ms": seconds * views * 1e3,
+                "images_per_second": 1 / (seconds * views),
+                "gflop": member.gflop * views or None,
+                "share_of_roof": member.gflop / seconds / peak if member.gflop and peak else None,
                 "roof_gflops": peak,
             }
         )
     return runners, rows
 
 
-def roof(setting: RuntimeConfig) -> float | None:
-    """GFLOP a second of a large square matrix product where and in what the setting computes; None if unknown."""
-    product = _gpu_product(setting) if setting.runtime in ON_GPU else _cpu_product(setting)
+def peak_gflops(setting: RuntimeConfig) -> float | None:
+    """PointScores GFLOP a second of a large square matrix product with the setting; None if it cannot be measured."""
+    on_gpu = setting.runtime in ON_GPU
+    product = _gpu_product(setting) if on_gpu else _cpu_product(setting)
     if product is None:
         return None
     product()
-    side = SIDE["cuda" if setting.runtime in ON_GPU else "cpu"]
-    return 2 * side**3 / 1e9 / statistics.median(seconds(product) for _ in range(ROUNDS))
+    side = MATRIX_SIDE["cuda" if on_gpu else "cpu"]
+    return 2 * side**3 / 1e9 / statistics.median(call_seconds(product) for _ in range(ROUNDS))
 
 
 def end_to_end(
@@ -82,39 +87,37 @@ def end_to_end(
     device: str,
     full: bool,
     runners: Sequence[Runner],
-    sources: Sequence[decode.ImageSource],
+    sources: Sequence[ImageSource],
     progress: Progress,
 ) -> dict[str, Any]:
-    """Images a second of a bundle, of preparing their pixels alone, and of ONNX Runtime in turn, alternating."""
-    peer = RuntimeOptions("cuda" if device == "cuda" else "onnxruntime", "fp32", batch=PEER_BATCH, full=full)
-    peers = [open_member(member, lambda line: None) for member in plan_bundle(folder, peer, lambda line: None).members]
-    idlers = [idle(runner.preprocess_config) for runner in runners]
-    in_turn(sources[:1], peers)
-    pace = seconds(lambda: in_turn(sources[:1], peers))
-    count = int(min(MOST, max(FEWEST, SECONDS / pace)))
+    """Images a second of a bundle, of preparing their pixels alone, and of the sequential baseline; JSON-ready."""
+    options = RuntimeOptions("cuda" if device == "cuda" else "onnxruntime", "fp32", batch=BASELINE_BATCH, full=full)
+    baseline = [open_member(member, no_log) for member in plan_bundle(folder, options, no_log).members]
+    noops = [noop_runner(runner.preprocess_config) for runner in runners]
+    sequential_baseline(sources[:1], baseline)
+    image_seconds = call_seconds(lambda: sequential_baseline(sources[:1], baseline))
+    count = int(min(MAX_IMAGES, max(MIN_IMAGES, BASELINE_SECONDS / image_seconds)))
     chosen = [sources[number % len(sources)] for number in range(count)]
-    ways: Mapping[str, Callable[[], object]] = {
-        "bundle": lambda: score(chosen, runners, device),
-        "preparing": lambda: score(chosen, idlers, device),
-        "onnxruntime_in_turn": lambda: in_turn(chosen, peers),
+    calls: Mapping[str, Callable[[], object]] = {
+        "bundle": lambda: score_images(chosen, runners, device),
+        "preparing": lambda: score_images(chosen, noops, device),
+        "onnxruntime_in_turn": lambda: sequential_baseline(chosen, baseline),
     }
     rounds = [
-        {name: _step(lambda way=way: seconds(way), progress) for name, way in ways.items()}  # type: ignore[misc]
+        {name: _and_progress(partial(call_seconds, call), progress) for name, call in calls.items()}
         for _ in range(ROUNDS)
     ]
-    speeds = {name: count / statistics.median(each[name] for each in rounds) for name in ways}
+    speeds = {name: count / statistics.median(each[name] for each in rounds) for name in calls}
     ratio = statistics.median(each["onnxruntime_in_turn"] / each["bundle"] for each in rounds)
     return {"images": count, "different_images": min(count, len(sources)), **speeds, "ratio": ratio}
 
 
-def in_turn(sources: Sequence[decode.ImageSource], runners: Sequence[Runner]) -> None:
+def sequential_baseline(sources: Sequence[ImageSource], runners: Sequence[Runner]) -> None:
     """What one writes with ONNX Runtime alone: for each member, batch by batch, read, decode, resize, run."""
     for runner in runners:
-        for start in range(0, len(sources), PEER_BATCH):
-            batch = sources[start : start + PEER_BATCH]
-            runner.run(
-                np.concatenate([preprocess.to_pixels(decode.decode(each), runner.preprocess_config) for each in batch])
-            )
+        for start in range(0, len(sources), BASELINE_BATCH):
+            batch = [decode.decode(source) for source in sources[start : start + BASELINE_BATCH]]
+            runner.run(np.concatenate([preprocess.to_pixels(image, runner.preprocess_config) for image in batch]))
 
 
 def write_photographs(folder: Path, count: int = 32) -> list[Path]:
@@ -137,26 +140,26 @@ def write_photographs(folder: Path, count: int = 32) -> list[Path]:
     return files
 
 
-def pictures(source: Path | None, run: Path | None, place: Path) -> tuple[Sequence[decode.ImageSource], str]:
-    """Images to score and what they are: those given, the run's held-out images, or generated ones in `place`."""
+def benchmark_images(source: Path | None, run: Path | None, folder: Path) -> tuple[Sequence[ImageSource], str]:
+    """Images to score, and what they are: those of `source`, the run's held-out images, or generated in `folder`."""
     if source is not None:
         inputs = read_inputs(source)
-        return [item.source for item in inputs.items(0, min(MOST, inputs.count))], str(source)
+        return [item.source for item in inputs.items(0, min(MAX_IMAGES, inputs.count))], str(source)
     if run is not None and artifacts.dataset_path(run).is_file():
         frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first")
-        held = dataset.files(frame[frame["split"] == "heldout"].head(MOST))
-        if held and all(file.is_file() for file in held):
-            return held, "the run's held-out images"
-    return write_photographs(place), "generated JPEGs of 512 x 384"
+        heldout = dataset.files(frame[frame["split"] == "heldout"].head(MAX_IMAGES))
+        if heldout and all(file.is_file() for file in heldout):
+            return heldout, "the run's held-out images"
+    return write_photographs(folder), "generated JPEGs of 512 x 384"
 
 
-def idle(preprocess_config: PreprocessConfig) -> Runner:
-    """A member for which pixels are prepared, and which does nothing with them."""
-    return Runner("idle", preprocess_config, lambda pixels: np.zeros(len(pixels), np.float32))
+def noop_runner(preprocess_config: PreprocessConfig) -> Runner:
+    """A member whose pixels are prepared, and which does nothing with them."""
+    return Runner("noop", preprocess_config, lambda pixels: np.zeros(len(pixels), np.float32))
 
 
-def score(sources: Sequence[decode.ImageSource], runners: Sequence[Runner], device: str) -> None:
-    """As `infer` does, without a cascade; ArtifactError for an image that cannot be read, which would take no time."""
+def score_images(sources: Sequence[ImageSource], runners: Sequence[Runner], device: str) -> None:
+    """Score as `infer` does, without a cascade; ArtifactError for an image that cannot be read, which takes no time."""
     chunk = chunk_rows([runner.preprocess_config for runner in runners], device)
     stream = score_stream(
         sources, lambda source, large: decode.decode(source, None, large), runners, chunk, together=device == "cuda"
@@ -167,7 +170,7 @@ def score(sources: Sequence[decode.ImageSource], runners: Sequence[Runner], devi
 
 
 def _cpu_product(setting: RuntimeConfig) -> Callable[[], object] | None:
-    matrix = np.random.default_rng(0).random((SIDE["cpu"], SIDE["cpu"]), dtype=np.float32)
+    matrix = np.random.default_rng(0).random((MATRIX_SIDE["cpu"], MATRIX_SIDE["cpu"]), dtype=np.float32)
     try:
         openvino = load_openvino()
     except ImportError:
@@ -180,15 +183,15 @@ def _cpu_product(setting: RuntimeConfig) -> Callable[[], object] | None:
 
 
 def _gpu_product(setting: RuntimeConfig) -> Callable[[], object] | None:
-    """By torch, where it is installed for this GPU; ONNX Runtime alone has no product to offer."""
+    """A product by torch, where it is installed for this GPU; ONNX Runtime has none of its own."""
     if find_spec("torch") is None:
         return None
     import torch
 
     if not torch.cuda.is_available():
         return None
-    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    matrix = torch.rand((SIDE["cuda"], SIDE["cuda"]), dtype=kinds[setting.precision], device="cuda")
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    matrix = torch.rand((MATRIX_SIDE["cuda"], MATRIX_SIDE["cuda"]), dtype=dtypes[setting.precision], device="cuda")
 
     def product() -> None:
         matrix @ matrix
@@ -197,62 +200,55 @@ def _gpu_product(setting: RuntimeConfig) -> Callable[[], object] | None:
     return product
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """That one call takes."""
+def call_seconds(call: Callable[[], object]) -> float:
+    """How long one call takes."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
 
 
-def _step(call: Callable[[], Any], progress: Progress) -> Any:
-    found = call()
+def _and_progress(call: Callable[[], T], progress: Progress) -> T:
+    result = call()
     progress(1)
-    return found
+    return result
 
 
-IMAGES, COST_ROUNDS = 64, 5
-
-
-def measure(plans: Mapping[str, Sequence[PlannedMember]], sources: Sequence[ImageSource], log: Log) -> Costs:
-    """Costs on these images. plans: the same members at each precision; members are remembered, as `--tune` is."""
+def measure_costs(plans: Mapping[str, Sequence[PlannedMember]], sources: Sequence[ImageSource], log: Log) -> Costs:
+    """What one of these images takes. plans: the same members at each precision, whose times are cached."""
     (*_, plan) = plans.values()
     device = device_of(plan)
     views = list({member.preprocess_config.view: member.preprocess_config for member in plan}.values())
-    places = {preprocess_config.view: place for place, preprocess_config in enumerate(views)}
-    with tqdm(total=sum(map(len, plans.values())) + COST_ROUNDS, desc="timing", leave=False, disable=None) as bar:
-        decode, *more = _pixels(views, sources, device, bar.update)
-        members = {precision: _members(each, log, bar.update) for precision, each in plans.items()}
+    positions = {config.view: position for position, config in enumerate(views)}
+    with tqdm(total=sum(map(len, plans.values())) + ROUNDS, desc="timing", leave=False, disable=None) as bar:
+        decoding, *preparing = _pixel_milliseconds(views, sources, device, bar.update)
+        members = {precision: _member_milliseconds(each, log, bar.update) for precision, each in plans.items()}
     return Costs(
-        decode,
-        tuple(max(taken - decode, 0.0) for taken in more),
-        {member.name: places[member.preprocess_config.view] for member in plan},
+        decoding,
+        tuple(max(milliseconds - decoding, 0.0) for milliseconds in preparing),
+        {member.name: positions[member.preprocess_config.view] for member in plan},
         members,
-        {precision: _lower(each) for precision, each in plans.items()},
+        {name: frozenset(m.name for m in each if m.setting.precision != "fp32") for name, each in plans.items()},
         overlap=device == "cuda",
     )
 
 
-def _members(plan: Sequence[PlannedMember], log: Log, progress: Callable[[int], object]) -> dict[str, float]:
-    machine, found = capabilities.available(), {}
+def _member_milliseconds(plan: Sequence[PlannedMember], log: Log, progress: Progress) -> dict[str, float]:
+    machine, milliseconds = capabilities.available(), {}
     for member in plan:  # one at a time: together they might not fit into memory
         runner = open_member(member, log)
-        found[member.name] = 1000 * autotune.seconds_per_image(runner, member.setting, member.sha256, machine)
+        milliseconds[member.name] = 1000 * autotune.seconds_per_image(runner, member.setting, member.sha256, machine)
         progress(1)
-    return found
+    return milliseconds
 
 
-def _pixels(
-    views: Sequence[PreprocessConfig], sources: Sequence[ImageSource], device: str, progress: Callable[[int], object]
+def _pixel_milliseconds(
+    views: Sequence[PreprocessConfig], sources: Sequence[ImageSource], device: str, progress: Progress
 ) -> list[float]:
-    """Milliseconds an image: to decode it, then to decode it and prepare each view; medians of rounds in turn."""
-    drawn = list(islice(cycle(sources), IMAGES))
-    ways = [[], *([idle(view)] for view in views)]
+    """Milliseconds an image: to decode it alone, then to decode it and prepare each view."""
+    images = list(islice(cycle(sources), COST_IMAGES))
+    noops = [[], *([noop_runner(view)] for view in views)]
     rounds = []
-    for _ in range(COST_ROUNDS):
-        rounds.append([seconds(lambda way=way: score(drawn, way, device)) for way in ways])  # type: ignore[misc]
+    for _ in range(ROUNDS):
+        rounds.append([call_seconds(partial(score_images, images, runners, device)) for runners in noops])
         progress(1)
-    return [1000 * statistics.median(times) / IMAGES for times in zip(*rounds, strict=True)]
-
-
-def _lower(plan: Sequence[PlannedMember]) -> frozenset[str]:
-    return frozenset(member.name for member in plan if member.setting.precision != "fp32")
+    return [1000 * statistics.median(times) / COST_IMAGES for times in zip(*rounds, strict=True)]

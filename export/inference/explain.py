@@ -1,4 +1,4 @@
-"""What the stack and its members say of one image, and where each finds it. Needs torch and captum."""
+"""Explain one image: each member's contribution to the score, and its heat map. Heat maps need torch and captum."""
 
 import io
 from base64 import b64encode
@@ -20,7 +20,7 @@ from export.inference.infer import member_logits
 if TYPE_CHECKING:
     from ensemble.models.backbone import Member
 
-NOTE = (
+HEATMAP_NOTE = (
     "Bright: where a member found what speaks for its own answer. Its attention, not proof; outside its crops, nothing."
 )
 
@@ -31,9 +31,12 @@ def require_captum() -> None:
         raise UnavailableError("heat maps need captum; run: pip install 'manyeyes[train]'")
 
 
-def numbers(ensemble: Ensemble, one: Inputs) -> dict[str, Any]:
-    """The target, and each member's logit, p and share in the stack's logit; ImageError for what is no image."""
-    logits, failed = member_logits(one, ensemble)
+def explain_scores(ensemble: Ensemble, inputs: Inputs) -> dict[str, Any]:
+    """The target of a single image, and each member's logit, p and share in the stack's logit.
+
+    ImageError for what is no image.
+    """
+    logits, failed = member_logits(inputs, ensemble)
     if failed:
         raise ImageError(failed[0])
     stacker = ensemble.stacker
@@ -47,23 +50,23 @@ def numbers(ensemble: Ensemble, one: Inputs) -> dict[str, Any]:
     }
 
 
-def says(member: Mapping[str, float]) -> str:
-    """A member's own answer, of its entry in `numbers`."""
+def predicted_class(member: Mapping[str, float]) -> str:
+    """The class that a member alone predicts. member: its entry in `explain_scores`."""
     return "ai" if member["logit"] > 0 else "real"
 
 
-def explained(ensemble: Ensemble, networks: Mapping[str, "Member"], name: str, data: bytes) -> dict[str, Any]:
-    """`numbers` of an encoded image, with every network's heat map over it as a PNG in a data URL.
+def explain_image(ensemble: Ensemble, networks: Mapping[str, "Member"], name: str, data: bytes) -> dict[str, Any]:
+    """`explain_scores` of an encoded image, with every network's heat map over it as a PNG in a data URL.
 
-    ensemble: what runs the networks by torch.
+    ensemble: runs the networks by torch.
     """
     from ensemble.evaluation.heatmaps import heatmaps, overlay
 
-    values = numbers(ensemble, inputs_from_open_files([(name, io.BytesIO(data))]))
+    values = explain_scores(ensemble, inputs_from_open_files([(name, io.BytesIO(data))]))
     shown = decode.decode(data, name)
     for member, network in networks.items():
         values["members"][member]["heat"] = _data_url(overlay(shown, heatmaps(network, shown)))
-    return {"name": name, **values, "note": NOTE}
+    return {"name": name, **values, "note": HEATMAP_NOTE}
 
 
 def _members(stacker: Stacker, logits: np.ndarray) -> dict[str, dict[str, float]]:

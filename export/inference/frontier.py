@@ -1,6 +1,7 @@
-"""Which members a bundle could do without on this machine, at which precision, in which cascade; and one is chosen.
+"""The frontier of accuracy against speed of a bundle on this machine: stacks of some members, precisions, cascades.
 
-Accuracy against speed as a picture. Points have numbers, by which the table names them.
+`choose_point` and `write_operating_point` make the bundle run at one of its points; `plot_frontier` draws them, with
+the numbers that the printed table has.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,13 +18,13 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, join_limited
-from ensemble.core.log import Log
+from ensemble.core.log import Log, no_log
 from ensemble.images.decode import ImageSource
 from ensemble.models import external
 from ensemble.stacking import frontier
 from ensemble.stacking.cascade import Cascade
 from ensemble.stacking.cascade_fit import fit_cascade
-from ensemble.stacking.frontier import Costs, Point, PointScores, Study
+from ensemble.stacking.frontier import Costs, PointScores, Point, Study
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle, check_images, heldout_rows, member_logits, operating_point
 from export.bundle.certificate import MAX_IMAGES, MIN_IMAGES, compare_scores
@@ -38,8 +39,8 @@ Plans = Mapping[str, Sequence[PlannedMember]]
 
 
 @dataclass(frozen=True)
-class Shipped:
-    """What a point is written as: fitted on all rows."""
+class FittedPoint:
+    """What is written into the bundle for a point: its stacker and cascade, fitted on all rows."""
 
     stacker: Stacker
     cascade: Cascade | None
@@ -47,17 +48,17 @@ class Shipped:
 
 @dataclass(frozen=True)
 class Frontier:
-    """What was tried, and of that, from the fastest, what nothing beats: how it does and what it ships as.
+    """All points tried, and the best: those that no other beats in both accuracy and speed, from the fastest on.
 
-    full: the stack of all members, and how it does. runtime: that was asked for, or auto. plans: how
-    members run, by precision. rows and groups: that the scores are of. left_out: why others are not
-    among the best. made_from: the bundle that this holds for, as `points.identity` gives it.
-    uncertified: precisions that the bundle allows by the user's word alone. proven: whether points
-    below fp32 passed here all the same.
+    best: with each point's scores on the other half of the rows, and its fit on all rows. full: the stack of all
+    members, and its scores. runtime: that was asked for, or auto. plans: how members run, by precision. rows and
+    groups: of the half that the scores are of. left_out: why other points are not among the best. made_from: the
+    bundle that this holds for, as `operating_point.identity` gives it. uncertified: precisions that the bundle allows
+    without a certificate. proven: whether points below fp32 passed the checks of a certificate here.
     """
 
     tried: Sequence[Point]
-    best: Mapping[Point, tuple[PointScores, Shipped]]
+    best: Mapping[Point, tuple[PointScores, FittedPoint]]
     full: tuple[Point, PointScores]
     runtime: str
     plans: Plans
@@ -70,81 +71,82 @@ class Frontier:
 
 
 @dataclass(frozen=True)
-class Proof:
-    """Logits float64 [N] of each member at fp32, below it for those that run so, and labels: to judge stacks by."""
+class CheckLogits:
+    """Logits float64 [N] of labelled images, by member, to certify a stack below fp32.
+
+    fp32: of all members. lower: of the members that run below fp32, at that precision.
+    """
 
     fp32: Mapping[str, np.ndarray]
     lower: Mapping[str, np.ndarray]
     labels: np.ndarray
 
 
-def explore(
-    folder: Path, run: Path | None, wanted: RuntimeOptions, sources: Sequence[ImageSource], log: Log
+def compute_frontier(
+    folder: Path, run: Path | None, options: RuntimeOptions, sources: Sequence[ImageSource], log: Log
 ) -> Frontier:
-    """A bundle's frontier on this machine, timed on these images. run: that it is of, if it is of one."""
+    """A bundle's frontier on this machine, timed on these images. run: the run that the bundle is of, if any."""
     values = bundle.open_bundle(folder)
-    made_from = operating_point.identity(
-        folder, values["members"], values["files"]
-    )  # now: it may change while this runs
+    # now: the bundle may change while this runs
+    made_from = operating_point.identity(folder, values["members"], values["files"])
     own = bundle.bundle_stacker(folder)
     study = frontier.prepare_study(heldout_rows.read_rows(folder, own.members, "frontier"), own)
-    plans = _plans(folder, replace(wanted, full=True), log)
-    taken = benchmark.measure(plans, sources, log)
-    proof = _proof(folder, run, plans, log)
-    stacks = frontier.subset_points(study, taken)
-    unproven = {key for key, names in taken.lower.items() if names and proof is None}
+    plans = _plans(folder, replace(options, full=True), log)
+    costs = benchmark.measure_costs(plans, sources, log)
+    logits = _check_logits(folder, run, plans, log)
+    stacks = frontier.subset_points(study, costs)
+    unproven = {key for key, names in costs.lower.items() if names and logits is None}
     stacks = [point for point in stacks if point.precision not in unproven or point.members == own.members]
-    asked = artifacts.read_json(folder / "stacker.json", bundle.REMEDY).get("calibration_asked", "none")
-    ship = _shipper(study, taken, proof, str(asked))
-    plain, _ = frontier.select_frontier(stacks, ship)
-    if not plain:
+    calibration = artifacts.read_json(folder / "stacker.json", bundle.REMEDY).get("calibration_asked", "none")
+    fit = _fitter(study, costs, logits, str(calibration))
+    best_stacks, _ = frontier.select_frontier(stacks, fit)
+    if not best_stacks:
         raise ArtifactError("no stack of these members tells ai from real beyond chance on half of the held-out images")
-    tried = [*stacks, *frontier.cascade_points(study, list(plain), taken)]
-    best, left_out = frontier.select_frontier(tried, ship)
+    tried = [*stacks, *frontier.cascade_points(study, list(best_stacks), costs)]
+    best, left_out = frontier.select_frontier(tried, fit)
     full = min((point for point in stacks if point.members == own.members), key=lambda point: point.milliseconds)
-    other = study.rows.groups[~study.first]
+    other_half = study.rows.groups[~study.first]
     return Frontier(
-        tried,
-        {point: (frontier.score_point(study, point), shipped) for point, shipped in best.items()},
-        (full, frontier.score_point(study, full)),
-        wanted.runtime,
-        plans,
-        len(other),
-        len(np.unique(other)),
-        left_out,
-        made_from,
-        frozenset(key for key, plan in plans.items() if any(_by_word(values, member) for member in plan)),
-        proof is not None,
+        tried=tried,
+        best={point: (frontier.score_point(study, point), fitted) for point, fitted in best.items()},
+        full=(full, frontier.score_point(study, full)),
+        runtime=options.runtime,
+        plans=plans,
+        rows=len(other_half),
+        groups=len(np.unique(other_half)),
+        left_out=left_out,
+        made_from=made_from,
+        uncertified=frozenset(key for key, plan in plans.items() if not all(_is_certified(values, m) for m in plan)),
+        proven=logits is not None,
     )
 
 
-def pick(found: Frontier, budget: float) -> Point:
-    """The most accurate point that is predicted to make so many images a second."""
+def choose_point(found: Frontier, budget: float) -> Point:
+    """The most accurate of the best points that are predicted to reach `budget` images a second."""
     fast = [point for point in found.best if point.images_per_second >= budget]
     if not fast:
         fastest = next(iter(found.best))
         raise ArtifactError(
             f"no point reaches {budget:g} images/s here: the fastest ({join_limited(fastest.members)} at "
-            f"{fastest.precision}) "
-            f"is predicted to make {fastest.images_per_second:.1f}; give a smaller --budget"
+            f"{fastest.precision}) is predicted to make {fastest.images_per_second:.1f}; give a smaller --budget"
         )
     return max(fast, key=lambda point: point.auroc)
 
 
-def write(folder: Path, found: Frontier, point: Point, budget: float) -> OperatingPoint:
-    """Put a point into the bundle, for what runs it from then on; ArtifactError where the bundle is another by now."""
+def write_operating_point(folder: Path, found: Frontier, point: Point, budget: float) -> OperatingPoint:
+    """Write a point into the bundle, which runs at it from then on; ArtifactError if the bundle has changed."""
     values = bundle.open_bundle(folder)
     if operating_point.identity(folder, values["members"], values["files"]) != found.made_from:
         raise ArtifactError(f"the bundle {folder} changed meanwhile; run frontier again")
-    measured, shipped = found.best[point]
+    measured, fitted = found.best[point]
     plan = [member for member in found.plans[point.precision] if member.name in point.members]
     lower = [member for member in plan if member.setting.precision != "fp32"]
     files = {member.name: member.sha256 for member in lower}
     chosen = OperatingPoint(
-        shipped.stacker,
+        fitted.stacker,
         found.runtime,
         {str(m.setting): CertifiedFiles(devices.version(m.setting.runtime), files) for m in lower[:1]},
-        shipped.cascade,
+        fitted.cascade,
         budget,
         point.images_per_second,
         measured.lost,
@@ -155,57 +157,57 @@ def write(folder: Path, found: Frontier, point: Point, budget: float) -> Operati
     return chosen
 
 
-def _plans(folder: Path, wanted: RuntimeOptions, log: Log) -> Plans:
-    """How all members run, by precision: at fp32, and where some may run below it, so."""
-    plan = plan_bundle(folder, wanted, log).members
+def _plans(folder: Path, options: RuntimeOptions, log: Log) -> Plans:
+    """How all members run, by precision: at fp32, and if some may run below it, at the lower precision."""
+    plan = plan_bundle(folder, options, log).members
     lower = sorted({member.setting.precision for member in plan} - {"fp32"})
     plans = {lower[0]: plan} if lower else {"fp32": plan}
-    if wanted.precision == "auto":  # a point without a certificate runs as if fp32 were asked for, so it is timed so
-        return {"fp32": plan_bundle(folder, replace(wanted, precision="fp32"), lambda line: None).members} | {
+    if options.precision == "auto":  # a point without a certificate runs as with --precision fp32, and is timed as such
+        return {"fp32": plan_bundle(folder, replace(options, precision="fp32"), no_log).members} | {
             precision: plan for precision, plan in plans.items() if precision != "fp32"
         }
     return plans
 
 
-def _by_word(values: Mapping[str, Any], member: PlannedMember) -> bool:
-    return not values.get("precisions", {}).get(str(member.setting), {"certified": True})["certified"]
+def _is_certified(values: Mapping[str, Any], member: PlannedMember) -> bool:
+    return bool(values.get("precisions", {}).get(str(member.setting), {"certified": True})["certified"])
 
 
-def _shipper(
-    study: Study, taken: Costs, proof: Proof | None, calibration: str
-) -> Callable[[Point], tuple[Point, Shipped]]:
-    """What gives a point the speed it ships at, and makes what is written of it.
+def _fitter(
+    study: Study, costs: Costs, logits: CheckLogits | None, calibration: str
+) -> Callable[[Point], tuple[Point, FittedPoint]]:
+    """A function that fits a point on all rows, and gives it the speed of the fit.
 
-    It raises ArtifactError where that does not hold what the point says.
+    The function raises ArtifactError if the fitted stack is not certified below fp32.
     """
     refit = cache(partial(frontier.refit_on_all_rows, study, calibration=calibration))
 
-    def ship(point: Point) -> tuple[Point, Shipped]:
+    def fit(point: Point) -> tuple[Point, FittedPoint]:
         stacker: Stacker = refit(point.members)
-        lower = taken.lower[point.precision] & set(point.members)
-        if lower and proof:
-            _judge(stacker, lower, proof, point.precision)
+        lower = costs.lower[point.precision] & set(point.members)
+        if lower and logits:
+            _certify(stacker, lower, logits, point.precision)
         if point.cascade is None:
-            return point, Shipped(stacker, None)
-        spent = taken.running(point.precision, point.members)
-        cascade = fit_cascade(stacker, study.rows.select(point.members), spent, point.cascade.tolerance)
-        milliseconds = taken.milliseconds(point.precision, cascade.order, cascade.report.shares)
-        return replace(point, milliseconds=milliseconds), Shipped(stacker, cascade)
+            return point, FittedPoint(stacker, None)
+        member_costs = costs.running(point.precision, point.members)
+        cascade = fit_cascade(stacker, study.rows.select(point.members), member_costs, point.cascade.tolerance)
+        milliseconds = costs.milliseconds(point.precision, cascade.order, cascade.report.shares)
+        return replace(point, milliseconds=milliseconds), FittedPoint(stacker, cascade)
 
-    return ship
+    return fit
 
 
-def _judge(stacker: Stacker, lower: frozenset[str], proof: Proof, precision: str) -> None:
-    """ArtifactError unless the stack passes below fp32 as `export` asks it."""
-    fp32 = np.column_stack([proof.fp32[name] for name in stacker.members])
-    mixed = np.column_stack([(proof.lower if name in lower else proof.fp32)[name] for name in stacker.members])
-    change = compare_scores(stacker.logit(fp32), stacker.logit(mixed), proof.labels, stacker.threshold)
+def _certify(stacker: Stacker, lower: frozenset[str], logits: CheckLogits, precision: str) -> None:
+    """ArtifactError unless the stack passes the checks of a certificate with its members in `lower` below fp32."""
+    fp32 = np.column_stack([logits.fp32[name] for name in stacker.members])
+    mixed = np.column_stack([(logits.lower if name in lower else logits.fp32)[name] for name in stacker.members])
+    change = compare_scores(stacker.logit(fp32), stacker.logit(mixed), logits.labels, stacker.threshold)
     if change.failed:
         raise ArtifactError(f"{' + '.join(stacker.members)} at {precision}: {', '.join(change.failed)}")
 
 
-def _proof(folder: Path, run: Path | None, plans: Plans, log: Log) -> Proof | None:
-    """Logits of the run's held-out images, as far as they are not kept from `export`; None for want of images."""
+def _check_logits(folder: Path, run: Path | None, plans: Plans, log: Log) -> CheckLogits | None:
+    """Logits of the run's held-out images, from the cache of `export` where it has them; None with too few images."""
     lower = {m.name: m for plan in plans.values() for m in plan if m.setting.precision != "fp32"}
     if not lower:
         return None
@@ -214,8 +216,7 @@ def _proof(folder: Path, run: Path | None, plans: Plans, log: Log) -> Proof | No
     if given:
         entries = bundle.read_contents(folder)["members"]
         columns = [
-            member_logits.logit_column(m.name, folder / entries[m.name]["file"], m.preprocess_config, FP32)
-            for m in plan
+            member_logits.logit_column(m.name, folder / entries[m.name]["file"], m.preprocess_config, FP32) for m in plan
         ]
         columns += [member_logits.logit_column(m.name, m.path, m.preprocess_config, m.setting) for m in lower.values()]
         logits, errors = member_logits.compute_logits(given.files, columns, "certify")
@@ -228,11 +229,9 @@ def _proof(folder: Path, run: Path | None, plans: Plans, log: Log) -> Proof | No
             f"{MIN_IMAGES} held-out images of the run or more, and {here}."
         )
         return None
-    looked_up = {
-        e.name: given.external_logits(e) for e in external.externals_of(folder, bundle.bundle_stacker(folder).members)
-    }
+    looked_up = {e.name: given.external_logits(e) for e in external.externals_of(folder, bundle.bundle_stacker(folder).members)}
     fp32 = dict(zip([m.name for m in plan], logits.T, strict=False))
-    return Proof({**fp32, **looked_up}, dict(zip(lower, logits.T[len(plan) :], strict=True)), given.labels)
+    return CheckLogits({**fp32, **looked_up}, dict(zip(lower, logits.T[len(plan) :], strict=True)), given.labels)
 
 
 INK, GRID = "#333333", "#bbbbbb"
@@ -240,7 +239,7 @@ STACKS, CASCADES, BEST, BUDGET = "#4269d0", "#2f8f5b", "#111111", "#d0632a"
 HEADROOM = 0.35  # of the frontier's own height, left free below it: far worse points are cut off
 
 
-def draw(
+def plot_frontier(
     tried: Sequence[Point],
     best: Mapping[Point, PointScores],
     full: Point,
@@ -248,7 +247,7 @@ def draw(
     chosen: Point | None,
     path: Path,
 ) -> None:
-    """Write a PNG: every point tried, faintly; the best as a line with 95 % intervals; the budget and the choice."""
+    """Write a PNG: every point tried, faint; the best as a line with 95 % intervals; budget and chosen point."""
     figure = Figure(figsize=(8.6, 5.2), dpi=120)
     figure.subplots_adjust(left=0.09, right=0.98, bottom=0.11, top=0.97)
     canvas = FigureCanvasAgg(figure)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ensemble.core import artifacts
 from ensemble.core.errors import BackboneError, UnavailableError
-from ensemble.core.log import Log
+from ensemble.core.log import Log, no_log
 from ensemble.core.names import RESERVED
 from ensemble.models import external
 from ensemble.models.runner import Runner
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
 
 TORCH = str(RuntimeConfig("torch"))
 DEFAULT_RUNTIME = RuntimeOptions()
-
-
-def no_log(line: str) -> None:
-    """A log function that drops the line."""
 
 
 def export_if_stale(run: Path, log: Log, adapted: bool = False) -> Path:
@@ -169,7 +165,7 @@ def load_folder(
     """The ensemble in `folder`, where `source` was located: what `source` names on the Hub may change meanwhile."""
     if (folder / "bundle.json").is_file():
         return load_bundle(folder, runtime, log)
-    if artifacts.stacker_path(folder).is_file() or artifacts.members_path(folder).is_dir():
+    if is_run(folder):
         onnx = runtime.runtime != "torch" and bundle.is_current(folder)
         return load_run(folder, onnx, runtime, log)
     if (folder / "config.json").is_file():
@@ -180,6 +176,13 @@ def load_folder(
             raise BackboneError(str(error).replace(str(folder), str(source))) from None
     raise BackboneError(
         f"{source} is neither a run, a bundle nor a classifier (no bundle.json, members or config.json)"
+    )
+
+
+def is_run(folder: Path) -> bool:
+    """Whether the folder is a run, and no bundle."""
+    return not (folder / "bundle.json").is_file() and (
+        artifacts.stacker_path(folder).is_file() or artifacts.members_path(folder).is_dir()
     )
 
 

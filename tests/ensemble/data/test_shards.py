@@ -364,8 +364,8 @@ def test_neighbours_are_cut_out_of_what_was_read_without_another_copy(monkeypatc
 
 
 def test_bench_takes_tars(tmp_path):
-    sources, _ = benchmark.pictures(write_shards(tmp_path), None, tmp_path)
+    sources, _ = benchmark.benchmark_images(write_shards(tmp_path), None, tmp_path)
     assert len(sources) == len(IMAGES)
-    benchmark.score(sources, [benchmark.idle(PREPROCESS_CONFIG)], "cpu")
+    benchmark.score_images(sources, [benchmark.noop_runner(PREPROCESS_CONFIG)], "cpu")
     with pytest.raises(ArtifactError, match="the file is empty"):
-        benchmark.score([*sources, b""], [benchmark.idle(PREPROCESS_CONFIG)], "cpu")
+        benchmark.score_images([*sources, b""], [benchmark.noop_runner(PREPROCESS_CONFIG)], "cpu")

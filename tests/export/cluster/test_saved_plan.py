@@ -6,6 +6,7 @@ import pytest
 from helpers import exported_run
 
 from ensemble.core.errors import ArtifactError
+from ensemble.core.log import no_log
 from export.cluster import bundle_transfer, saved_plan, worker
 from export.cluster.placement import ClusterOptions, Node, WorkerPool, resume_workers
 from export.cluster.saved_plan import SavedPlan
@@ -28,8 +29,8 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def kept(source):
     machine = replace(available(), cores=2)
-    plan = plan_bundle(source.folder, WANTED, loading.no_log, machine)
-    plan, runners = loading.open_plan(source.folder, plan, WANTED, loading.no_log, machine)
+    plan = plan_bundle(source.folder, WANTED, no_log, machine)
+    plan, runners = loading.open_plan(source.folder, plan, WANTED, no_log, machine)
     assert plan.cascade
     members = tuple(replace(member, path=member.path.relative_to(source.folder)) for member in plan.members)
     identity = loading.build_ensemble(source.folder, plan, runners).identity

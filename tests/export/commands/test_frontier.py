@@ -60,7 +60,7 @@ def timed():
     """Costs that no machine changes; cascades are left to their own tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(autotune, "seconds_per_image", lambda runner, *others: SECONDS[runner.name])
-        patch.setattr(benchmark, "_pixels", lambda *others: PIXELS)
+        patch.setattr(benchmark, "_pixel_milliseconds", lambda *others: PIXELS)
         patch.setattr(frontier.frontier, "TOLERANCES", ())
         yield
 
@@ -194,14 +194,14 @@ def test_a_point_that_is_as_good_as_another_is_not_listed_but_may_be_chosen(orig
 
 def test_a_bundle_that_changes_while_it_is_measured_gets_no_point(original, tmp_path, monkeypatch, timed):
     run = shutil.copytree(original, tmp_path / "run")
-    measure = benchmark.measure
+    measure = benchmark.measure_costs
 
     def stacked_meanwhile(*given):
         write_stacker(run, Stacker(("one", "two"), (1.0, 1.0), 0.0))
         write_bundle(run)
         return measure(*given)
 
-    monkeypatch.setattr(benchmark, "measure", stacked_meanwhile)
+    monkeypatch.setattr(benchmark, "measure_costs", stacked_meanwhile)
     code, _, err = run_cli("frontier", "--run", run, "--budget", 200, "--output", tmp_path / "f.png")
     assert code == 2
     assert err == f"Error: the bundle {run / 'bundle'} changed meanwhile; run frontier again\n"
@@ -223,7 +223,7 @@ def lower(original, tmp_path, monkeypatch):
         best = RuntimeConfig("onnxruntime", "fp32", 16, 1, 2)
         return {setting: 0.001 if setting == best else 0.01 for setting in job.candidates}
 
-    monkeypatch.setattr(autotune, "measure", measure)
+    monkeypatch.setattr(autotune, "measure_costs", measure)
     return run / "bundle"
 
 

@@ -24,8 +24,8 @@ def run(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def short(monkeypatch, tmp_path):
     monkeypatch.setattr(autotune, "MIN_TIMING_SECONDS", 0.0)
-    monkeypatch.setattr(benchmark, "SIDE", {"cpu": 64, "cuda": 64})
-    monkeypatch.setattr(benchmark, "SECONDS", 0.0)
+    monkeypatch.setattr(benchmark, "MATRIX_SIDE", {"cpu": 64, "cuda": 64})
+    monkeypatch.setattr(benchmark, "BASELINE_SECONDS", 0.0)
     monkeypatch.setenv("MANYEYES_CACHE", str(tmp_path / "cache"))
 
 
@@ -68,7 +68,7 @@ def test_the_ratio_is_of_rounds_in_which_both_took_turns(run, monkeypatch, tmp_p
     runners, _ = benchmark.measure_members(plan, lambda line: None, lambda count: None)
     # the pace; then in each round the bundle, preparing, and ONNX Runtime in turn
     seconds = iter([1.0, *(2.0, 1.0, 4.0), *(2.0, 1.0, 6.0), *(20.0, 1.0, 60.0), *(2.0, 1.0, 6.0), *(2.0, 1.0, 8.0)])
-    monkeypatch.setattr(benchmark, "seconds", lambda call: next(seconds))
+    monkeypatch.setattr(benchmark, "call_seconds", lambda call: next(seconds))
     steps = []
     found = benchmark.end_to_end(folder, "cpu", False, runners, sources, steps.append)
     assert found == {
@@ -103,8 +103,8 @@ def test_a_bundle_that_is_out_of_date_is_not_measured(run, tmp_path):
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 def test_the_roof_is_a_matrix_product_over_its_time(monkeypatch, name):
-    monkeypatch.setattr(benchmark, "seconds", lambda call: 0.5)
-    assert benchmark.roof(RuntimeConfig(name, threads=1)) == pytest.approx(2 * 64**3 / 1e9 / 0.5)
+    monkeypatch.setattr(benchmark, "call_seconds", lambda call: 0.5)
+    assert benchmark.peak_gflops(RuntimeConfig(name, threads=1)) == pytest.approx(2 * 64**3 / 1e9 / 0.5)
 
 
 def test_without_openvino_numpy_makes_the_product(monkeypatch):
@@ -119,7 +119,7 @@ def test_without_openvino_numpy_makes_the_product(monkeypatch):
 def test_a_torch_that_cannot_use_the_gpu_makes_no_product(monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert benchmark.roof(RuntimeConfig("cuda")) is None
+    assert benchmark.peak_gflops(RuntimeConfig("cuda")) is None
 
 
 def test_a_member_of_several_views_takes_as_many_times_as_long(run, monkeypatch):
@@ -129,7 +129,7 @@ def test_a_member_of_several_views_takes_as_many_times_as_long(run, monkeypatch)
         second, preprocess_config=replace(second.preprocess_config, geometry="native_crops", count=9), gflop=2.0
     )
     monkeypatch.setattr(benchmark, "timer", lambda runner, setting: lambda: 0.5)
-    monkeypatch.setattr(benchmark, "roof", lambda setting: 8.0)
+    monkeypatch.setattr(benchmark, "peak_gflops", lambda setting: 8.0)
     _, (one, other) = benchmark.measure_members([uncounted, nine], lambda line: None, lambda count: None)
     assert (one["ms"], one["gflop"], one["share_of_roof"]) == (500, None, None)
     assert (other["ms"], other["gflop"], other["share_of_roof"]) == (4500, 18, 0.5)

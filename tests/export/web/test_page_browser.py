@@ -11,7 +11,7 @@ from small_server import ENSEMBLE, expected, grey, running
 from ensemble.core.errors import UnavailableError
 from ensemble.data.inputs import inputs_from_files
 from ensemble.stacking.stack import read_stacker
-from export.inference.explain import explained
+from export.inference.explain import explain_image
 from export.inference.infer import infer
 from export.inference.loading import load_networks
 from export.runtimes.settings import RuntimeOptions
@@ -149,7 +149,7 @@ def test_heat_maps_open_and_close(browser, tmp_path, width):
         calls.append(name)
         if calls == ["photo.jpg"]:
             raise UnavailableError("out of <b>memory</b>")
-        return explained(ensemble, networks, name, data)
+        return explain_image(ensemble, networks, name, data)
 
     with opened(browser, width, ensemble, explain=explain) as (page, said):
         drop(page, [("photo.jpg", photo), ("broken.jpg", photo[:2000])])

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from ensemble.data.inputs import inputs_from_files
 from ensemble.stacking.stack import read_stacker
-from export.inference.explain import explained
+from export.inference.explain import explain_image
 from export.inference.infer import infer
 from export.inference.loading import load_networks
 from export.runtimes.settings import RuntimeOptions
@@ -36,7 +36,7 @@ def run(tmp_path_factory):
 def networks(run):
     """The ensemble, and what makes heat maps of it."""
     ensemble, networks = load_networks(run, read_stacker(run), RuntimeOptions("torch", device="cpu"))
-    return ensemble, partial(explained, ensemble, networks)
+    return ensemble, partial(explain_image, ensemble, networks)
 
 
 @pytest.fixture
