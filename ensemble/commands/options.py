@@ -1,6 +1,6 @@
 """Command-line options that several commands share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,13 @@ def decorated(command: Callable[..., Any], decorators: Sequence[Callable[..., An
     for decorator in reversed(decorators):
         command = decorator(command)
     return command
+
+
+def refuse_without_ray(engine: str, values: Mapping[str, object]) -> None:
+    """UsageError for an option of a cluster beside --engine local. values: by option; None where it is not given."""
+    for option, value in values.items():
+        if engine == "local" and value is not None:
+            raise click.UsageError(f"{option} is of a cluster: add --engine ray")
 
 
 run = click.option(

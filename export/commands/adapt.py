@@ -74,10 +74,10 @@ def adapt(source: Path, share: float | None, seed: int, run: Path, runtime: Runt
     with tqdm(total=inputs.count, desc="adapt", unit="image", leave=False, disable=None) as bar:
         scores, failed = member_logits(inputs, ensemble, progress=bar.update)
     logits = stacker.logit(np.delete(scores, list(failed), axis=0))
-    found = label_shift.estimate_shift(logits, fitted_prior, share, seed=seed)
+    estimate = label_shift.estimate_shift(logits, fitted_prior, share, seed=seed)
     stored = label_shift.LabelShift(
-        shift=found.shift.value,
-        prior=found.prior.value,
+        shift=estimate.shift.value,
+        prior=estimate.prior.value,
         images=len(logits),
         data=as_utf8(source),
         estimator="em" if share is None else "share",
@@ -89,7 +89,7 @@ def adapt(source: Path, share: float | None, seed: int, run: Path, runtime: Runt
     if failed:
         click.echo(f"{len(failed)} images could not be read and were left out.")
     before, after = ((sigmoid(logits + by) >= stacker.threshold).sum() for by in (0.0, stored.shift))
-    for line in _told(found, fitted_prior, share):
+    for line in _describe_estimate(estimate, fitted_prior, share):
         click.echo(line)
     click.echo(
         f"At the threshold {stacker.threshold:.3g}, {after} of {len(logits)} are ai; {before} without the shift."
@@ -97,15 +97,15 @@ def adapt(source: Path, share: float | None, seed: int, run: Path, runtime: Runt
     click.echo(f"-> {artifacts.stacker_path(run)}; infer --adapted applies it, infer alone does not.")
 
 
-def _told(found: "ShiftEstimate", fitted_prior: float, share: float | None) -> list[str]:
-    """The estimate and what it rests on, in lines."""
+def _describe_estimate(estimate: "ShiftEstimate", fitted_prior: float, share: float | None) -> list[str]:
+    """The estimate and what it assumes, in lines."""
     given = "as given" if share is not None else "estimated, 95 % interval over images"
-    prior = f"{share:.3g}" if share is not None else str(found.prior)
+    prior = f"{share:.3g}" if share is not None else str(estimate.prior)
     lines = [
         f"Share of ai: {prior} ({given}); {fitted_prior:.4f} where the stack was fitted.",
-        f"Shift of the stack's logit: {found.shift}",
+        f"Shift of the stack's logit: {estimate.shift}",
     ]
-    if found.at_edge:
+    if estimate.at_edge:
         lines.append(
             "Warning: by these scores nearly all images are of one class. That is right only if they are; "
             "otherwise target is now useless: give --share, or do without."

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """What the command was asked for; each field is the option of that name."""
+    """The options of `evaluate`; each field is the option of that name."""
 
     data: tuple[Path, ...]
     run: Path
@@ -122,87 +122,92 @@ def evaluate(
     from ensemble.data.sources import ReadOptions
     from ensemble.evaluation.benchmarks import read_benchmarks
 
-    job = EvaluateOptions(**settings)
-    if job.model_positive and not job.model:
+    request = EvaluateOptions(**settings)
+    if request.model_positive and not request.model:
         raise click.UsageError("--model-positive names a class of --model")
-    items, notes, benchmarks = read_benchmarks(job.data, ReadOptions(images, classes, positive, group_column))
+    items, notes, benchmarks = read_benchmarks(request.data, ReadOptions(images, classes, positive, group_column))
     for note in notes:
         click.echo(note)
-    return _evaluate(job, items, benchmarks)
+    return _evaluate(request, items, benchmarks)
 
 
-def _evaluate(job: EvaluateOptions, items: "Sequence[LabelledImage]", benchmarks: Sequence[str]) -> int:
+def _evaluate(request: EvaluateOptions, items: "Sequence[LabelledImage]", benchmarks: Sequence[str]) -> int:
     from ensemble.core import artifacts
     from ensemble.evaluation import evaluate as evaluate_run
     from ensemble.evaluation import protocol
     from ensemble.images.robustness import choose_corruptions
     from export.inference.evaluation_model import evaluated_run, load_model
 
-    cells = choose_corruptions(job.grid, job.cells)
-    items = evaluate_run.sample_images(items, job.limit, job.seed)
-    evaluate_run.check_classes(items, job.stress)
-    name = evaluate_run.evaluation_name(job.data, job.name, job.limit, job.track)
-    run = evaluated_run(job.run, job.model)
-    folder = evaluate_run.output_folder(run, job.output, name)
-    model, title = load_model(run, job.model, job.onnx, job.runtime, click.echo, job.model_positive)
+    cells = choose_corruptions(request.grid, request.cells)
+    items = evaluate_run.sample_images(items, request.limit, request.seed)
+    evaluate_run.check_classes(items, request.stress)
+    name = evaluate_run.evaluation_name(request.data, request.name, request.limit, request.track)
+    run = evaluated_run(request.run, request.model)
+    folder = evaluate_run.output_folder(run, request.output, name)
+    model, title = load_model(run, request.model, request.onnx, request.runtime, click.echo, request.model_positive)
     artifacts.ensure_writable(folder)
-    if job.leave_out is not None:
+    if request.leave_out is not None:
         evaluate_run.check_leave_out(run, items)
-    sha256s, trained = evaluate_run.check_untrained(run, items, job.track, job.allow_trained)
+    sha256s, trained = evaluate_run.check_untrained(run, items, request.track, request.allow_trained)
     if run is None:
         click.echo(f"Which images {title} was trained on is not known here, so that they are new to it is not checked.")
     key = protocol.evaluation_key(items, sha256s, model)
-    _say_time(items, cells, protocol.read_finished(folder, key, model.stacker.members), model)
-    frame, errors = _with_bar(items, sha256s, cells, model, folder)
+    _print_estimate(items, cells, protocol.read_finished(folder, key, model.stacker.members), model)
+    frame, errors = _score_with_progress(items, sha256s, cells, model, folder)
     if frame.empty:
         click.echo(f"Error: none of {len(items)} images can be read: {next(iter(errors.values()))}", err=True)
         return 2
-    evaluate_run.check_classes([item for item in items if item.id not in errors], job.stress)
-    facts = {"name": name, "track": job.track, "stress": job.stress, "trained": trained, "benchmarks": list(benchmarks)}
+    evaluate_run.check_classes([item for item in items if item.id not in errors], request.stress)
+    facts = {
+        "name": name,
+        "track": request.track,
+        "stress": request.stress,
+        "trained": trained,
+        "benchmarks": list(benchmarks),
+    }
     record = {
         **facts,
-        "data": " + ".join(map(str, job.data)),
-        "model": _describe(job, run, model),
+        "data": " + ".join(map(str, request.data)),
+        "model": _describe(request, run, model),
         "key": key,
         "rows": evaluate_run.count_images(frame, errors),
         "stacker": evaluate_run.describe_stacker(model.stacker),
-        **protocol.summarize(frame, model.stacker.threshold, job.seed, job.stress),
-        "leave_out": _left_out(job, run, frame, model),
+        **protocol.summarize(frame, model.stacker.threshold, request.seed, request.stress),
+        "leave_out": _leave_out_scores(request, run, frame, model),
     }
     protocol.write_evaluation(folder, frame, record)
     _print(record, title, run)
-    return _end(folder, errors)
+    return _print_errors(folder, errors)
 
 
-def _describe(job: EvaluateOptions, run: Path | None, model: "EvaluatedModel") -> dict[str, Any]:
+def _describe(request: EvaluateOptions, run: Path | None, model: "EvaluatedModel") -> dict[str, Any]:
     """What was scored; members: hashes of a run's, by which a model card knows whether they are the present ones."""
     from ensemble.stacking.stack import fingerprint
 
     of_run = {"members": fingerprint(run, model.stacker.members)["members"]} if run else {}
-    return {"source": str(job.model or job.run), "onnx": job.onnx, "identity": model.identity, **of_run}
+    return {"source": str(request.model or request.run), "onnx": request.onnx, "identity": model.identity, **of_run}
 
 
-def _say_time(
+def _print_estimate(
     items: "Sequence[LabelledImage]", cells: "Sequence[Corruption]", known: "pd.DataFrame", model: "EvaluatedModel"
 ) -> None:
     from ensemble.core.eta import format_duration
     from ensemble.evaluation.protocol import remaining_cells, seconds_per_image
     from ensemble.images.robustness import full_grid
 
-    every, left = len(items) * len(cells), sum(len(lacking) for _, lacking in remaining_cells(items, cells, known))
-    kept = f" ({every - left} are scored already)" if left < every else ""
-    click.echo(f"{len(items)} images in {len(cells)} cells make {every}{kept}")
-    pace = seconds_per_image(items, model) if left else None
+    total, remaining = len(items) * len(cells), sum(len(rows) for _, rows in remaining_cells(items, cells, known))
+    done = f" ({total - remaining} are scored already)" if remaining < total else ""
+    click.echo(f"{len(items)} images in {len(cells)} cells make {total}{done}")
+    pace = seconds_per_image(items, model) if remaining else None
     if pace is not None:
         full = full_grid()
-        whole = sum(len(lacking) for _, lacking in remaining_cells(items, full, known))
-        more = (
-            f"; the full grid of {len(full)} cells, {format_duration(pace * whole)}" if len(cells) < len(full) else ""
-        )
-        click.echo(f"It takes about {format_duration(pace * left)}{more}")
+        full_remaining = sum(len(rows) for _, rows in remaining_cells(items, full, known))
+        full_time = format_duration(pace * full_remaining)
+        more = f"; the full grid of {len(full)} cells, {full_time}" if len(cells) < len(full) else ""
+        click.echo(f"It takes about {format_duration(pace * remaining)}{more}")
 
 
-def _with_bar(
+def _score_with_progress(
     items: "Sequence[LabelledImage]",
     sha256s: Sequence[str],
     cells: "Sequence[Corruption]",
@@ -217,16 +222,16 @@ def _with_bar(
         return score_corruptions(items, sha256s, cells, model, folder, bar.update)
 
 
-def _left_out(
-    job: EvaluateOptions, run: Path | None, frame: "pd.DataFrame", model: "EvaluatedModel"
+def _leave_out_scores(
+    request: EvaluateOptions, run: Path | None, frame: "pd.DataFrame", model: "EvaluatedModel"
 ) -> list[dict[str, Any]] | None:
-    if job.leave_out is None or run is None:
+    if request.leave_out is None or run is None:
         return None
     from ensemble.evaluation.leave_out import leave_out_generators
     from ensemble.evaluation.protocol import CLEAN
 
     clean = frame[frame["cell"] == CLEAN]
-    return [line.to_dict() for line in leave_out_generators(run, clean, model.stacker, job.seed)]
+    return [line.to_dict() for line in leave_out_generators(run, clean, model.stacker, request.seed)]
 
 
 def _print(record: Mapping[str, Any], title: str, run: Path | None) -> None:
@@ -258,10 +263,10 @@ def _print(record: Mapping[str, Any], title: str, run: Path | None) -> None:
             click.echo(f"\n{head}: by {column}{beside}, worst first")
             options.table(tables.part_table(parts, column))
     if record["leave_out"] is not None and run is not None:
-        _print_left_out(head, record["leave_out"], run)
+        _print_leave_out_scores(head, record["leave_out"], run)
 
 
-def _print_left_out(head: str, lines: Sequence[Mapping[str, Any]], run: Path) -> None:
+def _print_leave_out_scores(head: str, lines: Sequence[Mapping[str, Any]], run: Path) -> None:
     from ensemble.evaluation import leave_out, tables
 
     click.echo(
@@ -276,7 +281,7 @@ def _print_left_out(head: str, lines: Sequence[Mapping[str, Any]], run: Path) ->
             click.echo(f"  {line}")
 
 
-def _end(folder: Path, errors: Mapping[str, str]) -> int:
+def _print_errors(folder: Path, errors: Mapping[str, str]) -> int:
     click.echo(f"-> {folder}")
     if not errors:
         return 0

@@ -65,47 +65,47 @@ def explain(
     from export.runtimes.settings import RuntimeOptions
 
     stacker = read_stacker(run)
-    elsewhere = external.externals_of(run, stacker.members)
-    trained = [name for name in stacker.members if name not in {member.name for member in elsewhere}]
+    externals = external.externals_of(run, stacker.members)
+    trained = [name for name in stacker.members if name not in {member.name for member in externals}]
     if unknown := [name for name in members if name not in trained]:
         raise ArtifactError(f"no network {unknown[0]!r} in the stack of {run}; it has: {', '.join(trained)}")
     runner.require_torch()
     explain.require_captum()
     artifacts.ensure_writable(output.absolute().parent)
-    shown = decode(image)
-    ensemble, loaded = load_networks(run, stacker, RuntimeOptions("torch", device=device))
-    known = (key for key in (image.name, image.stem) if all(key in member.test.index for member in elsewhere))
-    values = explain.explain_scores(ensemble, inputs_from_files([next(known, image.name)], [image]))
-    heats = _heats(loaded, members or tuple(trained), shown)
-    _draw(image, shown, values, heats, output)
-    told = values_file == Path("-")
-    _print(values, err=told)
-    click.echo(f"{explain.HEATMAP_NOTE}\n-> {output}", err=told)
+    decoded = decode(image)
+    ensemble, networks = load_networks(run, stacker, RuntimeOptions("torch", device=device))
+    ids = (key for key in (image.name, image.stem) if all(key in member.test.index for member in externals))
+    values = explain.explain_scores(ensemble, inputs_from_files([next(ids, image.name)], [image]))
+    heats = _heatmaps(networks, members or tuple(trained), decoded)
+    _draw(image, decoded, values, heats, output)
+    json_to_stdout = values_file == Path("-")
+    _print(values, err=json_to_stdout)
+    click.echo(f"{explain.HEATMAP_NOTE}\n-> {output}", err=json_to_stdout)
     if values_file is not None:
         _write(values_file, image, values, heats)
 
 
-def _heats(loaded: dict[str, Any], names: tuple[str, ...], shown: Any) -> "dict[str, np.ndarray]":
+def _heatmaps(networks: dict[str, Any], names: tuple[str, ...], decoded: Any) -> "dict[str, np.ndarray]":
     from tqdm import tqdm
 
     from ensemble.evaluation.heatmaps import heatmaps
 
     bar = tqdm(names, desc="explain", unit="member", leave=False, disable=None)
-    return {name: heatmaps(loaded[name], shown) for name in bar}
+    return {name: heatmaps(networks[name], decoded) for name in bar}
 
 
-def _draw(image: Path, shown: Any, values: dict[str, Any], heats: "dict[str, np.ndarray]", output: Path) -> None:
+def _draw(image: Path, decoded: Any, values: dict[str, Any], heats: "dict[str, np.ndarray]", output: Path) -> None:
     from ensemble.evaluation.heatmaps import Panel, overlay, shrink, write_figure
     from export.inference.explain import HEATMAP_NOTE, predicted_class
 
     verdict = f"P(ai) {values['target']:.3f}, threshold {values['threshold']:.3g}: {values['verdict']}"
-    panels = [Panel(shrink(shown), "the image", f"{shown.width} x {shown.height} pixels")]
+    panels = [Panel(shrink(decoded), "the image", f"{decoded.width} x {decoded.height} pixels")]
     for name, heat in heats.items():
         own = values["members"][name]
         line = (
             f"{predicted_class(own)}   logit {own['logit']:+.2f}   p {own['p']:.2f}   in the stack {own['share']:+.2f}"
         )
-        panels.append(Panel(overlay(shown, heat), name, line))
+        panels.append(Panel(overlay(decoded, heat), name, line))
     write_figure(panels, f"{image.name}   {verdict}", HEATMAP_NOTE, output)
 
 

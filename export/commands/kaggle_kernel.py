@@ -69,26 +69,26 @@ def kaggle_kernel(
     refuse_run_with(context, "--bundle", bundle)
     from export.bundle import hub_bundles
     from export.bundle.bundle import current_bundle
-    from export.kaggle import kernel as kernels
+    from export.kaggle import kernel
     from export.kaggle.wheels import WheelTarget
 
-    kernel = kernels.KernelOptions(
-        name, user or kernels.USER_PLACEHOLDER, competition, gpu, source, images, sample, uncertified
+    kernel_options = kernel.KernelOptions(
+        name, user or kernel.USER_PLACEHOLDER, competition, gpu, source, images, sample, uncertified
     )
     packed = hub_bundles.locate_bundle(bundle) if bundle else current_bundle(run)
-    sizes = kernels.make_kernel(folder, packed, kernel, WheelTarget(python, platform))
+    sizes = kernel.make_kernel(folder, packed, kernel_options, WheelTarget(python, platform))
     click.echo(
         f"{folder}: a data set of {(sizes.bundle + sizes.wheels) / 1e6:,.0f} MB (bundle {sizes.bundle / 1e6:,.1f}, "
         f"wheels for Python {python} {sizes.wheels / 1e6:,.0f}) and a notebook, {'GPU' if gpu else 'CPU'}, no internet"
     )
-    if kernel.user == kernels.USER_PLACEHOLDER:
-        click.echo(f"No --user: put your name in place of {kernels.USER_PLACEHOLDER} in both metadata files first.")
+    if kernel_options.user == kernel.USER_PLACEHOLDER:
+        click.echo(f"No --user: put your name in place of {kernel.USER_PLACEHOLDER} in both metadata files first.")
     if not competition:
         click.echo("No --competition: put its slug into competition_sources in kernel-metadata.json first.")
-    dataset, notebook = (shlex.quote(str(folder / part)) for part, _ in (kernels.DATASET, kernels.KERNEL))
+    dataset, notebook = (shlex.quote(str(folder / part)) for part, _ in (kernel.DATASET, kernel.KERNEL))
     click.echo("Upload both, the second once the data set is ready (later: `version -m WHAT` in place of `create`):")
     click.echo(f"  kaggle datasets create -p {dataset} --dir-mode zip --keep-tabular")
     click.echo(f"  kaggle kernels push -p {notebook}")
-    slug, version = competition or "COMPETITION", f"{kernel.user}/{name}{kernels.KERNEL_SUFFIX}"
+    slug, version = competition or "COMPETITION", f"{kernel_options.user}/{name}{kernel.KERNEL_SUFFIX}"
     click.echo(f"  kaggle competitions submit {slug} -f submission.csv -k {version} -v 1 -m {shlex.quote(name)}")
     return 0

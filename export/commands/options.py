@@ -14,7 +14,7 @@ full = click.option(
     "--full", is_flag=True, help="Run all members of a bundle, whatever `frontier --budget` chose for it."
 )
 
-OPTIONS = ("address", "workers", "cpus_per_worker", "gpus_per_worker")
+CLUSTER_OPTIONS = ("--address", "--workers", "--cpus-per-worker", "--gpus-per-worker")
 
 
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -30,12 +30,9 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
         gpus_per_worker: float | None,
         **others: Any,
     ) -> object:
-        given = dict(zip(OPTIONS, (address, workers, cpus_per_worker, gpus_per_worker), strict=True))
-        for name, value in given.items():
-            if engine == "local" and value is not None:
-                raise click.UsageError(f"--{name.replace('_', '-')} is of a cluster: add --engine ray")
-        cluster = ClusterOptions(address, workers, cpus_per_worker, gpus_per_worker) if engine == "ray" else None
-        return command(cluster=cluster, **others)
+        values = (address, workers, cpus_per_worker, gpus_per_worker)
+        options.refuse_without_ray(engine, dict(zip(CLUSTER_OPTIONS, values, strict=True)))
+        return command(cluster=ClusterOptions(*values) if engine == "ray" else None, **others)
 
     decorators = [
         click.option(

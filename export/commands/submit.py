@@ -91,43 +91,43 @@ def submit(
     refuse_run_with(context, "--bundle", bundle)
     if threshold is not None and not hard:
         raise click.UsageError("--threshold makes labels: add --hard")
-    _check_places(scores, sample_path, output, hard or positive == "real")
+    _check_paths(scores, sample_path, output, hard or positive == "real")
     sample = submission.read_sample(sample_path)
     table = submission.read_scores(scores, sample)
     targets, moved = submission.align_to_sample(table, sample, scores)
-    made = provenance.read_provenance(scores)
-    place = hub_bundles.locate_bundle(bundle) if bundle else run
-    stack = _stack(place, bool(bundle) or run_is_given(context), made)
-    _check_made(made, uncertified, scores)
-    wish = submission.SubmissionOptions(_threshold(stack, threshold) if hard else None, positive)
-    values = submission.submission_values(targets, sample, wish, scores)
-    for line in _notes(stack, made, moved, sample, wish, scores):
+    made_by = provenance.read_provenance(scores)
+    location = hub_bundles.locate_bundle(bundle) if bundle else run
+    stack = _stack_facts(location, bool(bundle) or run_is_given(context), made_by)
+    _check_certified(made_by, uncertified, scores)
+    submission_options = submission.SubmissionOptions(_threshold(stack, threshold) if hard else None, positive)
+    values = submission.submission_values(targets, sample, submission_options, scores)
+    for line in _notes(stack, made_by, moved, sample, submission_options, scores):
         click.echo(line)
     facts = {
-        **submission.submission_record(sample, wish, moved),
+        **submission.submission_record(sample, submission_options, moved),
         "scores_sha256": artifacts.file_sha256(scores),
         "heldout_auroc": stack["auroc"].to_dict() if stack and stack["auroc"] else None,
         "uncertified": uncertified,
     }
     submission.write_submission(output, sample, values)
-    beside = provenance.write_provenance(output, made, facts)
-    click.echo(f"{len(values)} rows as in {sample_path} -> {output}; what made it: {beside.name}")
+    provenance_file = provenance.write_provenance(output, made_by, facts)
+    click.echo(f"{len(values)} rows as in {sample_path} -> {output}; what made it: {provenance_file.name}")
     return 0
 
 
-def _check_places(scores: Path, sample: Path, output: Path, changes: bool) -> None:
+def _check_paths(scores: Path, sample: Path, output: Path, changes: bool) -> None:
     """ArtifactError for an output that is no CSV, would replace the sample, or the scores by something else."""
     from ensemble.core.errors import ArtifactError
     from export.inference.provenance import provenance_path
 
     if output.suffix.lower() != ".csv":
         raise ArtifactError(f"cannot write {output}; a submission's name ends in .csv")
-    beside = provenance_path(output)
-    if beside.is_dir():
-        raise ArtifactError(f"{beside} is a folder, and says what made {output}; choose another --output")
+    provenance_file = provenance_path(output)
+    if provenance_file.is_dir():
+        raise ArtifactError(f"{provenance_file} is a folder, and says what made {output}; choose another --output")
     for path, what in ((sample, "the sample"), (scores, "the scores")):
-        if beside.exists() and path.exists() and beside.samefile(path):
-            raise ArtifactError(f"{beside} has {what} and would be overwritten; choose another --output")
+        if provenance_file.exists() and path.exists() and provenance_file.samefile(path):
+            raise ArtifactError(f"{provenance_file} has {what} and would be overwritten; choose another --output")
     if output.exists() and sample.exists() and output.samefile(sample):
         raise ArtifactError(f"{output} is the sample and would be overwritten; choose another --output")
     if changes and output.exists() and scores.exists() and output.samefile(scores):
@@ -136,7 +136,7 @@ def _check_places(scores: Path, sample: Path, output: Path, changes: bool) -> No
         )
 
 
-def _stack(place: Path, asked: bool, made: dict[str, Any] | None) -> dict[str, Any] | None:
+def _stack_facts(location: Path, required: bool, made_by: dict[str, Any] | None) -> dict[str, Any] | None:
     """Threshold and held-out AUROC of the stack in a run or bundle; None where there is none, unless it was asked for.
 
     None too where a single classifier made the scores. ArtifactError where another stack did.
@@ -146,17 +146,17 @@ def _stack(place: Path, asked: bool, made: dict[str, Any] | None) -> dict[str, A
     from ensemble.stacking.stacker import Stacker
     from export.inference.provenance import MODEL, stacker_sha256
 
-    path = artifacts.stacker_path(place)
-    single = made is not None and made["source"] == MODEL
-    if not asked and (single or not path.is_file()):
+    path = artifacts.stacker_path(location)
+    single = made_by is not None and made_by["source"] == MODEL
+    if not required and (single or not path.is_file()):
         return None
     if single:
         raise ArtifactError(f"these scores were made by infer --model, not by {path}; leave out --run and --bundle")
     values = artifacts.read_json(path, "name the run or bundle that made the scores with --run or --bundle")
     stacker = Stacker.from_dict(values)
-    if made and made["stack"] != stacker_sha256(stacker, bool(made["options"]["adapted"])):
-        chosen = _chosen(place, path)
-        if chosen is None or made["stack"] != stacker_sha256(chosen, False):
+    if made_by and made_by["stack"] != stacker_sha256(stacker, bool(made_by["options"]["adapted"])):
+        chosen = _operating_point_stacker(location, path)
+        if chosen is None or made_by["stack"] != stacker_sha256(chosen, False):
             raise ArtifactError(
                 f"these scores were made by another stack than {path}; run infer again, or name theirs with --run or "
                 "--bundle"
@@ -182,12 +182,12 @@ def _heldout_auroc(values: dict[str, Any], path: Path) -> "Interval | None":
     raise ArtifactError(f"{path} is damaged (its scores); run stack again")
 
 
-def _chosen(place: Path, path: Path) -> "Stacker | None":
+def _operating_point_stacker(location: Path, path: Path) -> "Stacker | None":
     """The stack of the members that frontier chose in a bundle of this stack; None where it chose none."""
     from ensemble.core import artifacts
     from export.bundle import bundle, operating_point
 
-    folder = place if (place / "bundle.json").is_file() else artifacts.bundle_path(place)
+    folder = location if (location / "bundle.json").is_file() else artifacts.bundle_path(location)
     if not (folder / operating_point.FILE).is_file():
         return None
     values = bundle.read_contents(folder)
@@ -197,12 +197,12 @@ def _chosen(place: Path, path: Path) -> "Stacker | None":
     return found.stacker if found else None
 
 
-def _check_made(made: dict[str, Any] | None, uncertified: bool, scores: Path) -> None:
+def _check_certified(made_by: dict[str, Any] | None, uncertified: bool, scores: Path) -> None:
     from ensemble.core.errors import ArtifactError
 
-    if made and made["uncertified"] and not uncertified:
+    if made_by and made_by["uncertified"] and not uncertified:
         raise ArtifactError(
-            f"{scores} was scored at {', '.join(made['uncertified'])}, which has no passing certificate; run infer "
+            f"{scores} was scored at {', '.join(made_by['uncertified'])}, which has no passing certificate; run infer "
             "--precision fp32, certify it by export --certify-on DATA, or take it as it is with --uncertified"
         )
 
@@ -222,10 +222,10 @@ def _threshold(stack: dict[str, Any] | None, given: float | None) -> float:
 
 def _notes(
     stack: dict[str, Any] | None,
-    made: dict[str, Any] | None,
+    made_by: dict[str, Any] | None,
     moved: bool,
     sample: "SampleSubmission",
-    wish: "SubmissionOptions",
+    submission_options: "SubmissionOptions",
     scores: Path,
 ) -> list[str]:
     """What a competitor should know; ArtifactError where the held-out scores say that the stack is reversed."""
@@ -233,7 +233,7 @@ def _notes(
     from export.inference.provenance import MODEL
 
     notes = []
-    if made and made["source"] == MODEL:
+    if made_by and made_by["source"] == MODEL:
         notes.append("No held-out scores of a single classifier: a reversed one would not be noticed.")
     elif stack is None or stack["auroc"] is None:
         notes.append("No held-out scores of the stack here (--run or --bundle): a reversed one would not be noticed.")
@@ -246,12 +246,12 @@ def _notes(
             )
         doubt = ": perhaps no better than chance" if auroc.low <= 0.5 else ""
         notes.append(f"AUROC of the stack on held-out images: {auroc}{doubt}.")
-    if made is None:
+    if made_by is None:
         notes.append(f"Nothing beside {scores} says what made it; its fingerprint will not either.")
-    elif made["images"]["failed"]:
-        notes.append(f"{made['images']['failed']} images could not be read and have the score of --fill.")
+    elif made_by["images"]["failed"]:
+        notes.append(f"{made_by['images']['failed']} images could not be read and have the score of --fill.")
     if moved:
         notes.append("Rows were put into the sample's order.")
-    if sample.suggests == "labels" and wish.threshold is None:
+    if sample.suggests == "labels" and submission_options.threshold is None:
         notes.append("The sample holds only 0 and 1: if labels are scored (accuracy, F1), add --hard.")
     return notes
