@@ -27,6 +27,11 @@ def refuse_without_ray(engine: str, values: Mapping[str, object]) -> None:
             raise click.UsageError(f"{option} is of a cluster: add --engine ray")
 
 
+def name_list(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+    """A click callback: names that are separated by commas."""
+    return tuple(name.strip() for name in value.split(",") if name.strip())
+
+
 run = click.option(
     "--run",
     type=click.Path(path_type=Path, file_okay=False),
@@ -38,7 +43,7 @@ members = click.option(
     "--members",
     default="",
     metavar="A,B,...",
-    callback=lambda ctx, param, value: tuple(name.strip() for name in value.split(",") if name.strip()),
+    callback=name_list,
     help="Only these members.  [default: every member of the run]",
 )
 device = click.option(

@@ -7,8 +7,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -46,30 +45,23 @@ class ClusterRun:
     coordinator: Any
 
 
+@dataclass(frozen=True)
 class RayEngine:
-    """Runs a bundle's members on a Ray cluster, to which it stays connected until the `with` block ends."""
+    """Runs a bundle's members on a Ray cluster, connected to it until `stack` is closed."""
 
-    def __init__(self, options: ClusterOptions) -> None:
-        self._options, self._stack = options, ExitStack()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
+    options: ClusterOptions
+    stack: ExitStack
 
     def prepare(self, options: InferOptions, inputs: Inputs, workdir: Path, log: Log) -> PreparedEnsemble:
         """Decide on one worker what runs the bundle on all, as `load_bundle` does on one machine.
 
         The plan is stored in `workdir`, and a resumed job keeps it as long as a machine has room for its workers.
         """
-        available = nodes(self._stack.enter_context(connected(self._options.address)))
+        available = nodes(self.stack.enter_context(connected(self.options.address)))
         folder = options.source.locate_bundle(log, options.scores.adapted)
         if folder is None:
             raise UnavailableError("--engine ray runs a bundle: add --onnx, or name one with --bundle")
-        run = plan_run(folder, options.runtime, self._options, available, inputs, workdir, log)
+        run = plan_run(folder, options.runtime, self.options, available, inputs, workdir, log)
         plan = run.worker_plan.plan
         runners = [Runner(member.name, member.preprocess_config, _runs_elsewhere) for member in plan.members]
         ensemble = replace(build_ensemble(folder, plan, runners), identity=run.worker_plan.identity)

@@ -9,17 +9,13 @@ from typing import Any
 import click
 
 from ensemble.commands import options
-from export.commands.options import full, runtime_options
+from export.commands.options import bundle_option, full, runtime_options
 from export.runtimes.settings import RuntimeOptions
 
 
 @click.command("bench")
 @options.run
-@click.option(
-    "--bundle",
-    metavar="BUNDLE",
-    help="Measure this bundle instead of the run's: a folder, or hf://USER/REPO[@REVISION].",
-)
+@bundle_option("Measure this bundle instead of the run's")
 @click.option(
     "--images",
     "source",
@@ -54,7 +50,7 @@ def bench(
     from ensemble.images.decode import silence_decoder_warnings
     from export.bundle.bundle import current_bundle
     from export.bundle.hub_bundles import locate_bundle
-    from export.inference import benchmark as measure
+    from export.inference import benchmark
     from export.inference.plan import device_of, plan_bundle
 
     click.get_current_context().with_resource(silence_decoder_warnings())
@@ -66,10 +62,13 @@ def bench(
 
     folder = locate_bundle(bundle) if bundle else current_bundle(run)
     plan = plan_bundle(folder, replace(runtime, full=full), log).members
-    with TemporaryDirectory() as place, tqdm(total=4 * measure.ROUNDS, desc="bench", leave=False, disable=None) as bar:
-        sources, what = measure.benchmark_images(source, run if bundle is None else None, Path(place))
-        runners, rows = measure.measure_members(plan, log, bar.update)
-        found = measure.end_to_end(folder, device_of(plan), full, runners, sources, bar.update)
+    with (
+        TemporaryDirectory() as place,
+        tqdm(total=4 * benchmark.ROUNDS, desc="bench", leave=False, disable=None) as bar,
+    ):
+        sources, what = benchmark.benchmark_images(source, run if bundle is None else None, Path(place))
+        runners, rows = benchmark.measure_members(plan, log, bar.update)
+        found = benchmark.end_to_end(folder, device_of(plan), full, runners, sources, bar.update)
     _print(rows, found, what)
     if output:
         artifacts.write_json(output, {"chosen": lines, "members": rows, "images": what, "end_to_end": found})

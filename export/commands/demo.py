@@ -72,23 +72,23 @@ def _finish(run: Path, data: Path, output: Path) -> None:
     from ensemble.audit.headline import audit_headline
     from ensemble.commands import options
     from ensemble.core import artifacts
-    from ensemble.stacking import scores as stack_table
+    from ensemble.stacking.scores import format_scores, score_frames, verdict
 
     scores = pd.read_csv(run / "scores.csv", dtype={"id": str})
     labels = pd.read_csv(data / "labels.csv", dtype={"id": str})
-    scored = stack_table.score_frames(scores, labels)
+    scored = score_frames(scores, labels)
     click.echo()
     click.echo(f"On {len(scores)} test tiles of {labels['group'].nunique()} photographs that no network saw:")
-    options.table(stack_table.format_scores(scored))
-    click.echo(stack_table.verdict(scored))
+    options.table(format_scores(scored))
+    click.echo(verdict(scored))
     click.echo(audit_headline(run))
     click.echo()
-    places: list[tuple[str, Any]] = [
+    outputs: list[tuple[str, Any]] = [
         ("submission", output),
         ("each member's probability", run / "scores.csv"),
         ("members, open with from_pretrained", artifacts.members_path(run)),
         ("ONNX bundle", artifacts.bundle_path(run)),
         ("tiles to look at", data / "test"),
     ]
-    for what, path in places:
+    for what, path in outputs:
         click.echo(f"  {what:36}{path}")

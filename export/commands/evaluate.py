@@ -78,7 +78,7 @@ class EvaluateOptions:
     "--cells",
     default="",
     metavar="NAME,...",
-    callback=lambda ctx, param, value: tuple(name.strip() for name in value.split(",") if name.strip()),
+    callback=options.name_list,
     help="Only these cells of the full grid, such as 'jpeg 50,blur 2'.",
 )
 @click.option("--limit", type=click.IntRange(min=2), metavar="N", help="Score N images at most, half of each class.")
@@ -132,6 +132,8 @@ def evaluate(
 
 
 def _evaluate(request: EvaluateOptions, items: "Sequence[LabelledImage]", benchmarks: Sequence[str]) -> int:
+    from tqdm import tqdm
+
     from ensemble.core import artifacts
     from ensemble.evaluation import evaluate as evaluate_run
     from ensemble.evaluation import protocol
@@ -153,7 +155,8 @@ def _evaluate(request: EvaluateOptions, items: "Sequence[LabelledImage]", benchm
         click.echo(f"Which images {title} was trained on is not known here, so that they are new to it is not checked.")
     key = protocol.evaluation_key(items, sha256s, model)
     _print_estimate(items, cells, protocol.read_finished(folder, key, model.stacker.members), model)
-    frame, errors = _score_with_progress(items, sha256s, cells, model, folder)
+    with tqdm(total=len(items) * len(cells), desc="evaluate", unit="image", leave=False, disable=None) as bar:
+        frame, errors = protocol.score_corruptions(items, sha256s, cells, model, folder, bar.update)
     if frame.empty:
         click.echo(f"Error: none of {len(items)} images can be read: {next(iter(errors.values()))}", err=True)
         return 2
@@ -205,21 +208,6 @@ def _print_estimate(
         full_time = format_duration(pace * full_remaining)
         more = f"; the full grid of {len(full)} cells, {full_time}" if len(cells) < len(full) else ""
         click.echo(f"It takes about {format_duration(pace * remaining)}{more}")
-
-
-def _score_with_progress(
-    items: "Sequence[LabelledImage]",
-    sha256s: Sequence[str],
-    cells: "Sequence[Corruption]",
-    model: "EvaluatedModel",
-    folder: Path,
-) -> "tuple[pd.DataFrame, dict[str, str]]":
-    from tqdm import tqdm
-
-    from ensemble.evaluation.protocol import score_corruptions
-
-    with tqdm(total=len(items) * len(cells), desc="evaluate", unit="image", leave=False, disable=None) as bar:
-        return score_corruptions(items, sha256s, cells, model, folder, bar.update)
 
 
 def _leave_out_scores(

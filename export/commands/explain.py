@@ -8,6 +8,7 @@ import click
 
 from ensemble.commands import options
 from ensemble.core.errors import ArtifactError
+from export.commands.options import file_option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,16 +23,10 @@ CELLS = 16  # of a heat map in JSON, along its longer side
     "--members",
     default="",
     metavar="A,B,...",
-    callback=lambda ctx, param, value: tuple(name.strip() for name in value.split(",") if name.strip()),
+    callback=options.name_list,
     help="Heat maps of these members only.  [default: every member of the stack]",
 )
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("explain.png"),
-    show_default=True,
-    help="Picture to write.",
-)
+@file_option("--output", default="explain.png", help="Picture to write.")
 @click.option(
     "--json",
     "values_file",

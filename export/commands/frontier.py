@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble.commands import options
-from export.commands.options import refuse_run_with, runtime_options
+from export.commands.options import file_option, refuse_run_with, runtime_options
 from export.runtimes.settings import RuntimeOptions
 
 if TYPE_CHECKING:
-    from ensemble.stacking.frontier import PointScores, Point
+    from ensemble.stacking.frontier import Point, PointScores
     from export.inference.frontier import Frontier
 
 
@@ -47,13 +47,7 @@ def _budget(context: click.Context, parameter: click.Parameter, value: float | N
     type=click.Path(path_type=Path),
     help="Images to time decoding on, a folder or a CSV.  [default: the run's held-out images, else generated ones]",
 )
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("frontier.png"),
-    show_default=True,
-    help="The picture to write.",
-)
+@file_option("--output", default="frontier.png", help="The picture to write.")
 @runtime_options
 @click.pass_context
 def frontier(

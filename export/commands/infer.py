@@ -1,5 +1,6 @@
 """infer: parse, call one function, print."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +9,15 @@ import click
 
 from ensemble.commands import options
 from export.cluster.placement import ClusterOptions
-from export.commands.options import cascade_option, cluster_options, full, refuse_run_with, runtime_options
+from export.commands.options import (
+    bundle_option,
+    cascade_option,
+    cluster_options,
+    file_option,
+    full,
+    refuse_run_with,
+    runtime_options,
+)
 from export.runtimes.settings import RuntimeOptions
 
 if TYPE_CHECKING:
@@ -41,19 +50,9 @@ def _parse_location(context: click.Context, parameter: click.Parameter, value: s
     help="Where the images of a CSV or Parquet file lie, also s3://, gs://.  [default: images/ beside it, or its "
     "folder]",
 )
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("submission.csv"),
-    show_default=True,
-    help="What to write: CSV, or Parquet if it ends in .parquet.",
-)
+@file_option("--output", default="submission.csv", help="What to write: CSV, or Parquet if it ends in .parquet.")
 @click.option("--onnx", is_flag=True, help="Use the run's bundle, exported first if missing or out of date.")
-@click.option(
-    "--bundle",
-    metavar="BUNDLE",
-    help="Use this bundle alone in place of a run: a folder, or hf://USER/REPO[@REVISION] on the Hub.",
-)
+@bundle_option("Use this bundle alone in place of a run")
 @click.option(
     "--model",
     metavar="MODEL",
@@ -185,7 +184,7 @@ def _engine(context: click.Context, cluster: ClusterOptions | None) -> "Engine":
     if cluster:
         from export.cluster.driver import RayEngine
 
-        return context.with_resource(RayEngine(cluster))
+        return RayEngine(cluster, context.with_resource(ExitStack()))
     from export.inference.pipeline import LocalEngine
 
     return LocalEngine()

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from ensemble.commands import options
-from export.commands.options import refuse_run_with
+from export.commands.options import bundle_option, refuse_run_with
 
 PYTHON, PLATFORM = "3.12", "manylinux_2_28_x86_64"
 
@@ -31,11 +31,7 @@ def _python(context: click.Context, parameter: click.Parameter, value: str) -> s
 @click.option("--images", help="infer's --images, in the competition's folder.  [default: as infer finds them]")
 @click.option("--sample", default="sample_submission.csv", show_default=True, help="The sample, in that folder.")
 @click.option("--uncertified", is_flag=True, help="Take a bundle that may run below fp32 without a certificate.")
-@click.option(
-    "--bundle",
-    metavar="BUNDLE",
-    help="A finished bundle, in place of a run's: a folder, or hf://USER/REPO[@REVISION] on the Hub.",
-)
+@bundle_option("A finished bundle, in place of a run's")
 @options.run
 @click.pass_context
 def kaggle_kernel(

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,6 +14,19 @@ from export.runtimes.settings import PRECISIONS, RUNTIMES, RuntimeOptions
 full = click.option(
     "--full", is_flag=True, help="Run all members of a bundle, whatever `frontier --budget` chose for it."
 )
+
+
+def file_option(*names: str, default: str, help: str) -> Callable[..., Any]:
+    """An option for the path of a file, which need not exist. names: as for click.option."""
+    file = click.Path(path_type=Path, dir_okay=False)
+    return click.option(*names, type=file, default=Path(default), show_default=True, help=help)
+
+
+def bundle_option(what: str) -> Callable[..., Any]:
+    """--bundle. what: the first words of its help."""
+    help = f"{what}: a folder, or hf://USER/REPO[@REVISION] on the Hub."
+    return click.option("--bundle", metavar="BUNDLE", help=help)
+
 
 CLUSTER_OPTIONS = ("--address", "--workers", "--cpus-per-worker", "--gpus-per-worker")
 

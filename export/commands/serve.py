@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble.commands import options
-from export.commands.options import cascade_option, full, refuse_run_with, runtime_options
+from export.commands.options import bundle_option, cascade_option, full, refuse_run_with, runtime_options
 from export.runtimes.settings import RuntimeOptions
 from export.web.limits import MAX_UPLOAD_IMAGES, MAX_UPLOAD_MB, UploadLimits
 
@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 
 @click.command("serve")
 @options.run
-@click.option(
-    "--bundle",
-    metavar="BUNDLE",
-    help="Use this bundle in place of a run's: a folder, or hf://USER/REPO[@REVISION] on the Hub.",
-)
+@bundle_option("Use this bundle in place of a run's")
 @click.option(
     "--host",
     default="127.0.0.1",

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensemble.commands import options
-from export.commands.options import refuse_run_with, run_is_given
+from ensemble.core.errors import ArtifactError
+from export.commands.options import bundle_option, file_option, refuse_run_with, run_is_given
 
 if TYPE_CHECKING:
     from ensemble.core.metrics import Interval
@@ -15,28 +16,14 @@ if TYPE_CHECKING:
 
 
 @click.command("submit")
-@click.option(
-    "--scores",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("submission.csv"),
-    show_default=True,
-    help="What infer wrote, CSV or Parquet.",
-)
-@click.option(
+@file_option("--scores", default="submission.csv", help="What infer wrote, CSV or Parquet.")
+@file_option(
     "--sample",
     "sample_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("data/sample_submission.csv"),
-    show_default=True,
+    default="data/sample_submission.csv",
     help="The competition's sample: its columns, ids and their order.",
 )
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("submission.csv"),
-    show_default=True,
-    help="The CSV to upload.",
-)
+@file_option("--output", default="submission.csv", help="The CSV to upload.")
 @click.option("--hard", is_flag=True, help="Write 0 and 1 by the stack's threshold, where labels are scored.")
 @click.option(
     "--threshold", type=click.FloatRange(0, 1), metavar="P", help="With --hard, in place of the stack's threshold."
@@ -47,11 +34,7 @@ if TYPE_CHECKING:
     help="What the competition's 1 means; for real, 1 - target is written.  [default: ai]",
 )
 @click.option("--uncertified", is_flag=True, help="Take scores of a precision that has no passing certificate.")
-@click.option(
-    "--bundle",
-    metavar="BUNDLE",
-    help="The bundle that made the scores, in place of a run: a folder, or hf://USER/REPO[@REVISION] on the Hub.",
-)
+@bundle_option("The bundle that made the scores, in place of a run")
 @options.run
 @click.pass_context
 def submit(
@@ -117,7 +100,6 @@ def submit(
 
 def _check_paths(scores: Path, sample: Path, output: Path, changes: bool) -> None:
     """ArtifactError for an output that is no CSV, would replace the sample, or the scores by something else."""
-    from ensemble.core.errors import ArtifactError
     from export.inference.provenance import provenance_path
 
     if output.suffix.lower() != ".csv":
@@ -137,12 +119,11 @@ def _check_paths(scores: Path, sample: Path, output: Path, changes: bool) -> Non
 
 
 def _stack_facts(location: Path, required: bool, made_by: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Threshold and held-out AUROC of the stack in a run or bundle; None where there is none, unless it was asked for.
+    """Threshold and held-out AUROC of the stack in a run or bundle; None where there is none, unless it is required.
 
     None too where a single classifier made the scores. ArtifactError where another stack did.
     """
     from ensemble.core import artifacts
-    from ensemble.core.errors import ArtifactError
     from ensemble.stacking.stacker import Stacker
     from export.inference.provenance import MODEL, stacker_sha256
 
@@ -167,14 +148,13 @@ def _stack_facts(location: Path, required: bool, made_by: dict[str, Any] | None)
 
 def _heldout_auroc(values: dict[str, Any], path: Path) -> "Interval | None":
     """What stacker.json says of its stack's held-out images; None where it says nothing."""
-    from ensemble.core.errors import ArtifactError
     from ensemble.core.metrics import Interval
 
     try:
-        found = ((values.get("scores") or {}).get("stack") or {}).get("auroc")
-        if found is None:
+        auroc = ((values.get("scores") or {}).get("stack") or {}).get("auroc")
+        if auroc is None:
             return None
-        ends = [found[key] for key in ("value", "low", "high")]
+        ends = [auroc[key] for key in ("value", "low", "high")]
         if all(end is None or 0 <= end <= 1 for end in ends):
             return Interval(*(float("nan") if end is None else end for end in ends))
     except (AttributeError, KeyError, TypeError):
@@ -193,13 +173,11 @@ def _operating_point_stacker(location: Path, path: Path) -> "Stacker | None":
     values = bundle.read_contents(folder)
     if values["files"]["stacker.json"] != artifacts.file_sha256(path):
         return None
-    found = operating_point.read(folder, values)
-    return found.stacker if found else None
+    point = operating_point.read(folder, values)
+    return point.stacker if point else None
 
 
 def _check_certified(made_by: dict[str, Any] | None, uncertified: bool, scores: Path) -> None:
-    from ensemble.core.errors import ArtifactError
-
     if made_by and made_by["uncertified"] and not uncertified:
         raise ArtifactError(
             f"{scores} was scored at {', '.join(made_by['uncertified'])}, which has no passing certificate; run infer "
@@ -208,8 +186,6 @@ def _check_certified(made_by: dict[str, Any] | None, uncertified: bool, scores: 
 
 
 def _threshold(stack: dict[str, Any] | None, given: float | None) -> float:
-    from ensemble.core.errors import ArtifactError
-
     if given is not None:
         return given
     if stack is None:
@@ -229,7 +205,6 @@ def _notes(
     scores: Path,
 ) -> list[str]:
     """What a competitor should know; ArtifactError where the held-out scores say that the stack is reversed."""
-    from ensemble.core.errors import ArtifactError
     from export.inference.provenance import MODEL
 
     notes = []

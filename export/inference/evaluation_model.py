@@ -60,7 +60,9 @@ def load_model(
         except BackboneError as error:  # in `evaluate`, --positive is about the data
             text = str(error).replace("name it with --positive", "name it with --model-positive")
             raise BackboneError(text) from None
-    model = EvaluatedModel(image_score(ensemble.runners), ensemble.stacker, ensemble.identity, options.batch or BATCH_SIZE)
+    model = EvaluatedModel(
+        image_score(ensemble.runners), ensemble.stacker, ensemble.identity, options.batch or BATCH_SIZE
+    )
     names = ensemble.stacker.members
     title = f"the stack of {len(names)} members" if run is not None or len(names) > 1 else names[0]
     return model, title

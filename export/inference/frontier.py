@@ -24,7 +24,7 @@ from ensemble.models import external
 from ensemble.stacking import frontier
 from ensemble.stacking.cascade import Cascade
 from ensemble.stacking.cascade_fit import fit_cascade
-from ensemble.stacking.frontier import Costs, PointScores, Point, Study
+from ensemble.stacking.frontier import Costs, Point, PointScores, Study
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle, check_images, heldout_rows, member_logits, operating_point
 from export.bundle.certificate import MAX_IMAGES, MIN_IMAGES, compare_scores
@@ -121,11 +121,11 @@ def compute_frontier(
     )
 
 
-def choose_point(found: Frontier, budget: float) -> Point:
+def choose_point(computed: Frontier, budget: float) -> Point:
     """The most accurate of the best points that are predicted to reach `budget` images a second."""
-    fast = [point for point in found.best if point.images_per_second >= budget]
+    fast = [point for point in computed.best if point.images_per_second >= budget]
     if not fast:
-        fastest = next(iter(found.best))
+        fastest = next(iter(computed.best))
         raise ArtifactError(
             f"no point reaches {budget:g} images/s here: the fastest ({join_limited(fastest.members)} at "
             f"{fastest.precision}) is predicted to make {fastest.images_per_second:.1f}; give a smaller --budget"
@@ -133,25 +133,25 @@ def choose_point(found: Frontier, budget: float) -> Point:
     return max(fast, key=lambda point: point.auroc)
 
 
-def write_operating_point(folder: Path, found: Frontier, point: Point, budget: float) -> OperatingPoint:
+def write_operating_point(folder: Path, computed: Frontier, point: Point, budget: float) -> OperatingPoint:
     """Write a point into the bundle, which runs at it from then on; ArtifactError if the bundle has changed."""
     values = bundle.open_bundle(folder)
-    if operating_point.identity(folder, values["members"], values["files"]) != found.made_from:
+    if operating_point.identity(folder, values["members"], values["files"]) != computed.made_from:
         raise ArtifactError(f"the bundle {folder} changed meanwhile; run frontier again")
-    measured, fitted = found.best[point]
-    plan = [member for member in found.plans[point.precision] if member.name in point.members]
+    measured, fitted = computed.best[point]
+    plan = [member for member in computed.plans[point.precision] if member.name in point.members]
     lower = [member for member in plan if member.setting.precision != "fp32"]
     files = {member.name: member.sha256 for member in lower}
     chosen = OperatingPoint(
         fitted.stacker,
-        found.runtime,
+        computed.runtime,
         {str(m.setting): CertifiedFiles(devices.version(m.setting.runtime), files) for m in lower[:1]},
         fitted.cascade,
         budget,
         point.images_per_second,
         measured.lost,
         capabilities.available().where(plan[0].setting.runtime),
-        found.made_from,
+        computed.made_from,
     )
     operating_point.write(folder, chosen)
     return chosen

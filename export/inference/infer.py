@@ -26,7 +26,7 @@ from export.inference.journal import SHARD_ROWS, Journal, ScoredBatch, open_jour
 from export.inference.outputs import Failure, Scores, write_failures, write_scores
 from export.inference.scoring import chunk_size, concatenate, score_rows, score_shards
 
-Progress = Callable[[int], object]  # is told how many more rows are scored
+Progress = Callable[[int], object]  # called with the number of rows that were scored since the last call
 # Scores shards of a journal, in any order; yields each one's number and the content of its file.
 ShardScorer = Callable[[Journal, Sequence[int], Progress], Generator[tuple[int, bytes], None, None]]
 
@@ -89,19 +89,17 @@ def single_member_stacker(name: str) -> Stacker:
     return Stacker(members=(name,), coef=(1.0,), intercept=0.0)
 
 
-def infer(
-    inputs: Inputs, ensemble: Ensemble, with_members: bool = False, adapted: bool = False
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def infer(inputs: Inputs, ensemble: Ensemble, with_members: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Score every image once, in memory; returns the scores, and the images that could not be read.
 
     The scores have the rows and order of the input: `id`, `target` (P(ai), float64, NaN for an image that could not
     be read), and with `with_members` each member's p, which is NaN where a cascade left it out. The second frame:
-    `id`, `path`, `error`. `adapted` adds the stacker's stored shift.
+    `id`, `path`, `error`.
     """
     batch = _score_all(inputs, ensemble)
     logits = _member_logits(batch, ensemble)
     result = pd.DataFrame({"id": pd.Series(batch.ids, dtype=object)})
-    result["target"] = ensemble.stacker.target_of(ensemble.apply(logits)[0], adapted)
+    result["target"] = ensemble.stacker.target_of(ensemble.apply(logits)[0])
     if with_members:
         result[list(ensemble.stacker.members)] = metrics.sigmoid(logits)
     return result, pd.DataFrame(map(asdict, batch.failures.values()), columns=["id", "path", "error"])

@@ -49,7 +49,7 @@ def export_if_stale(run: Path, log: Log, adapted: bool = False) -> Path:
 
 
 def load_run(run: Path, onnx: bool, runtime: RuntimeOptions = DEFAULT_RUNTIME, log: Log = no_log) -> Ensemble:
-    """A run's ensemble, from its bundle or from its torch members. `log` is told what runs them, and why."""
+    """A run's ensemble, from its bundle or from its torch members. `log` gets lines on what runs them, and why."""
     if onnx:
         return load_bundle(artifacts.bundle_path(run), runtime, log)
     return load_networks(run, read_stacker(run), runtime)[0]
@@ -73,7 +73,7 @@ def load_networks(
 
 
 def load_bundle(folder: Path, runtime: RuntimeOptions = DEFAULT_RUNTIME, log: Log = no_log) -> Ensemble:
-    """A bundle's ensemble; every file's hash is checked. `log` is told what runs the members, and why."""
+    """A bundle's ensemble; every file's hash is checked. `log` gets lines on what runs the members."""
     machine = available()
     plan = plan_bundle(folder, runtime, log, machine)
     return build_ensemble(folder, *open_plan(folder, plan, runtime, log, machine))
@@ -145,16 +145,6 @@ def load_classifier(
     return Ensemble((opened,), stacker, device, identity=identity, settings=((one.name, TORCH),))
 
 
-def load(
-    source: str | Path, runtime: RuntimeOptions = DEFAULT_RUNTIME, positive: str | None = None, log: Log = no_log
-) -> Ensemble:
-    """The ensemble at `source`: a run, a bundle, a classifier's folder, or hf://USER/REPO of the last two.
-
-    Only hf:// reaches the network. A run's current bundle is preferred to its torch members.
-    """
-    return load_folder(hub_bundles.locate(source), source, runtime, positive, log)
-
-
 def load_folder(
     folder: Path,
     source: str | Path,
@@ -162,7 +152,10 @@ def load_folder(
     positive: str | None = None,
     log: Log = no_log,
 ) -> Ensemble:
-    """The ensemble in `folder`, where `source` was located: what `source` names on the Hub may change meanwhile."""
+    """The ensemble in `folder`: of a run, a bundle or a classifier. A run's current bundle goes before torch members.
+
+    folder: of `hub_bundles.locate(source)`; it is located once, since what a source on the Hub names may change.
+    """
     if (folder / "bundle.json").is_file():
         return load_bundle(folder, runtime, log)
     if is_run(folder):

@@ -1,4 +1,4 @@
-"""Scores and failures -> CSV or Parquet, written part by part."""
+"""Write scores and failures as CSV or Parquet files, batch by batch."""
 
 import csv
 import os
@@ -18,12 +18,12 @@ from ensemble.core.errors import ArtifactError
 from ensemble.data.image_list import os_file
 
 FORMATS = {".csv": "csv", ".parquet": "parquet"}
-GROUP = 1 << 16  # rows of a Parquet file's row groups
+ROW_GROUP_ROWS = 1 << 16  # of a Parquet file, at least
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Some rows of the result: ids, target float64 [N] and, if asked for, members' p float64 [N, members].
+    """Some rows of the result: ids, target float64 [N], and perhaps members' p float64 [N, members].
 
     NaN where an image could not be read; members' p also where a member did not run.
     """
@@ -51,19 +51,19 @@ def output_format(output: Path) -> str:
 
 def write_scores(
     output: Path,
-    parts: Iterable[Scores],
+    batches: Iterable[Scores],
     members: Sequence[str] = (),
     returns: bool = False,
     fill: float | None = None,
 ) -> None:
     """Write `id`, `target` and the members' columns atomically, in the format of the suffix.
 
-    NaN becomes an empty cell, or `fill` in rows without a target. returns: whether an id holds a carriage return
-    (`ImageList.has_carriage_returns`). A CSV has nine digits, a Parquet file all.
+        NaN becomes an empty cell, or `fill` in rows without a target. returns: whether an id holds a carriage return
+        (`ImageList.has_carriage_returns`). A CSV has nine significant digits, a Parquet file all.
     """
     parquet = output_format(output) == "parquet"
     columns = ["id", "target", *members]
-    frames = (_frame(part, columns, fill) for part in parts)
+    frames = (_frame(batch, columns, fill) for batch in batches)
     with artifacts.replacing(output) as temporary:
         if parquet:
             _write_parquet(temporary, columns, frames)
@@ -71,17 +71,17 @@ def write_scores(
             write_csv(temporary, columns, frames, returns)
 
 
-def _frame(part: Scores, columns: list[str], fill: float | None) -> pd.DataFrame:
-    values = part.target[:, None] if part.members is None else np.column_stack([part.target, part.members])
+def _frame(batch: Scores, columns: list[str], fill: float | None) -> pd.DataFrame:
+    values = batch.target[:, None] if batch.members is None else np.column_stack([batch.target, batch.members])
     if fill is not None:
-        values = np.where(np.isnan(part.target)[:, None] & np.isnan(values), fill, values)
+        values = np.where(np.isnan(batch.target)[:, None] & np.isnan(values), fill, values)
     frame = pd.DataFrame(values, columns=columns[1:])
-    frame.insert(0, "id", pd.Series(part.ids, dtype=object))
+    frame.insert(0, "id", pd.Series(batch.ids, dtype=object))
     return frame
 
 
 def write_csv(file: Path, columns: list[str], frames: Iterable[pd.DataFrame], returns: bool) -> None:
-    """Write frames of `columns` as one CSV, numbers with nine digits; `returns` as in `write_scores`."""
+    """Write frames of `columns` as one CSV, numbers with nine significant digits; `returns` as in `write_scores`."""
     # csv leaves a carriage return unquoted, which readers take for the end of a row
     quoting: Literal[0, 2] = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
     with file.open("w", encoding="utf-8", newline="") as opened:
@@ -91,22 +91,22 @@ def write_csv(file: Path, columns: list[str], frames: Iterable[pd.DataFrame], re
 
 
 def _write_parquet(file: Path, columns: list[str], frames: Iterable[pd.DataFrame]) -> None:
-    schema = pa.schema([(name, pa.float64() if at else pa.string()) for at, name in enumerate(columns)])
+    schema = pa.schema([(name, pa.float64() if position else pa.string()) for position, name in enumerate(columns)])
     with os_file(file, "wb") as opened, pq.ParquetWriter(opened, schema) as writer:
         for group in _groups(frames):
             writer.write_table(pa.Table.from_pandas(group, schema, preserve_index=False))
 
 
 def _groups(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-    """The same rows in frames of GROUP rows or a little more."""
-    waiting: list[pd.DataFrame] = []
+    """The same rows in frames of ROW_GROUP_ROWS rows or a little more."""
+    pending: list[pd.DataFrame] = []
     for frame in frames:
-        waiting.append(frame)
-        if sum(map(len, waiting)) >= GROUP:
-            yield pd.concat(waiting)
-            waiting = []
-    if waiting:
-        yield pd.concat(waiting)
+        pending.append(frame)
+        if sum(map(len, pending)) >= ROW_GROUP_ROWS:
+            yield pd.concat(pending)
+            pending = []
+    if pending:
+        yield pd.concat(pending)
 
 
 def failures_path(output: Path) -> Path:

@@ -1,6 +1,6 @@
 """The `infer` job: read the inputs, load an ensemble, score every image, write the output and its provenance."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,8 @@ from ensemble.data.inputs import Inputs, read_inputs
 from ensemble.data.storage import Location
 from ensemble.stacking.cascade import Cascade
 from ensemble.stacking.stack import read_stacker
+from export.bundle import hub_bundles
 from export.bundle.bundle import read_contents
-from export.bundle.hub_bundles import locate_bundle
 from export.inference import provenance
 from export.inference.ensemble import Ensemble
 from export.inference.infer import (
@@ -27,7 +27,7 @@ from export.inference.infer import (
     with_flips,
 )
 from export.inference.journal import locked_workdir
-from export.inference.loading import export_if_stale, load, load_bundle, load_run
+from export.inference.loading import export_if_stale, load_bundle, load_folder, load_run
 from export.inference.outputs import failures_path, output_format
 from export.runtimes.devices import version
 from export.runtimes.settings import RuntimeOptions, parse_config
@@ -35,7 +35,7 @@ from export.runtimes.settings import RuntimeOptions, parse_config
 
 @dataclass(frozen=True)
 class ModelSource:
-    """What scores the images: the run's torch members, or its bundle with `onnx`, or what stands in place of a run.
+    """What scores the images: the run's torch members, or its bundle with `onnx`, or a bundle or classifier alone.
 
     bundle: a bundle's folder or hf:// name. model: a classifier's folder or hf:// name. positive: the class of
     `model` that means AI-made, where its label names do not say.
@@ -53,7 +53,7 @@ class ModelSource:
         adapted: as for `export_if_stale`.
         """
         if self.bundle:
-            return locate_bundle(self.bundle)
+            return hub_bundles.locate_bundle(self.bundle)
         return export_if_stale(self.run, log, adapted) if self.onnx else None
 
 
@@ -89,7 +89,8 @@ class LocalEngine:
         if folder:
             ensemble = load_bundle(folder, runtime, log)
         elif source.model:
-            ensemble = load(source.model, runtime, source.positive, log)
+            located = hub_bundles.locate(source.model)
+            ensemble = load_folder(located, source.model, runtime, source.positive, log)
         else:
             ensemble = load_run(source.run, False, runtime, log)
         listed = read_contents(folder) if folder else None  # now: another export may replace it while images are scored
@@ -114,7 +115,8 @@ def with_tta(ensemble: Ensemble, options: InferOptions) -> Ensemble:
 def run(options: InferOptions, engine: Engine, log: Log, warn: Log) -> InferResult:
     """Score the images of `options.input`; writes the output, the list of failures and the provenance beside it.
 
-    A job that was stopped goes on from the shards that it had scored. warn: is told what was odd about the input.
+    A job that was stopped goes on from the shards that it had scored. warn: gets a line if something is odd about
+    the input.
     """
     output = options.output
     check_output(output, (options.input,))
@@ -193,14 +195,11 @@ def _describe(options: InferOptions, ensemble: Ensemble, inputs: Inputs) -> list
     lines.append(f"{inputs.count} images, {len(ensemble.runners)} members on {ensemble.device}")
     if ensemble.externals:
         lines.append(f"Looked up by id: {', '.join(member.name for member in ensemble.externals)}")
-    if not (source.bundle or source.model) and (unused := _members_not_in_stack(source.run)):
-        lines.append(f"Not in the stack: {', '.join(unused)}; run stack to weigh them too.")
+    if not (source.bundle or source.model):
+        unused = sorted(set(artifacts.list_members(source.run)) - set(read_stacker(source.run).members))
+        lines += [f"Not in the stack: {', '.join(unused)}; run stack to weigh them too."] if unused else []
     if options.scores.adapted:
         lines.append(describe_adaptation(inputs, ensemble))
     if ensemble.cascade:
         lines.extend(describe_cascade(ensemble.cascade))
     return lines
-
-
-def _members_not_in_stack(run: Path) -> Sequence[str]:
-    return sorted(set(artifacts.list_members(run)) - set(read_stacker(run).members))

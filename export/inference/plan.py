@@ -58,7 +58,7 @@ def plan_bundle(
 ) -> Plan:
     """What a bundle runs: the members that frontier chose for it, or with `options.full` all.
 
-    `log` is told what was chosen and why. Settings that were measured before are used; with `options.tune` the
+    `log` gets lines on what was chosen and why. Settings that were measured before are used; with `options.tune` the
     others are measured first. machine: what may be used, if not all of this machine. listed: of `open_bundle`, if
     the bundle was opened already; by default it is opened, which checks every file.
     """
@@ -172,7 +172,7 @@ def _fastest(measured: Sequence[Mapping[str, autotune.TimedConfig]], entries: En
 
 
 def open_member(member: PlannedMember, log: Log) -> Runner:
-    """The member, ready to run. `log` is told before TensorRT builds an engine, which takes minutes."""
+    """The member, ready to run. `log` gets a line before TensorRT builds an engine, which takes minutes."""
     if member.setting.runtime == "tensorrt" and not engine_is_built(member.path, member.setting):
         log(f"{member.name}: building its TensorRT engine, once for this GPU; that takes minutes")
     return runner.open_runner(member.name, member.path, member.preprocess_config, member.setting)

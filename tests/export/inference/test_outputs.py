@@ -72,7 +72,7 @@ def test_a_parquet_file_has_null_for_what_could_not_be_read(tmp_path):
 def test_small_parts_become_large_row_groups(tmp_path, monkeypatch):
     import pyarrow.parquet as pq
 
-    monkeypatch.setattr("export.inference.outputs.GROUP", 10)
+    monkeypatch.setattr("export.inference.outputs.ROW_GROUP_ROWS", 10)
     parts = (Scores([str(row), f"{row}b"], np.zeros(2)) for row in range(12))
     write_scores(tmp_path / "out.parquet", parts)
     metadata = pq.read_metadata(tmp_path / "out.parquet")

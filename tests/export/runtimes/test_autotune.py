@@ -295,7 +295,7 @@ def test_the_files_of_a_bundle_are_hashed_once(folder, monkeypatch):
     hashed = []
     real = artifacts.file_sha256
     monkeypatch.setattr(artifacts, "file_sha256", lambda path: hashed.append(path.name) or real(path))
-    loading.load(folder)
+    loading.load_folder(folder, folder)
     assert sorted(hashed) == ["certificate.json", "one.fp32.onnx", "stacker.json", "two.fp32.onnx"]
 
 
