@@ -223,7 +223,7 @@ def lower(original, tmp_path, monkeypatch):
         best = RuntimeConfig("onnxruntime", "fp32", 16, 1, 2)
         return {setting: 0.001 if setting == best else 0.01 for setting in job.candidates}
 
-    monkeypatch.setattr(autotune, "measure_costs", measure)
+    monkeypatch.setattr(autotune, "measure", measure)
     return run / "bundle"
 
 
@@ -405,7 +405,7 @@ def test_a_bundle_that_cannot_be_written_is_told_before_anything_is_measured(ori
             raise OSError(28, "No space left on device")
         return io.BytesIO()
 
-    monkeypatch.setattr(frontier, "explore", never)
+    monkeypatch.setattr(frontier, "compute_frontier", never)
     monkeypatch.setattr(artifacts.tempfile, "TemporaryFile", full_disk)
     given = ("frontier", "--run", original, "--output", tmp_path / "f.png")
     code, _, err = run_cli(*given, "--budget", 5)
