@@ -68,9 +68,7 @@ class TrainOptions:
         from os import environ
 
         cluster = {"--address": self.address, "--cpus-per-member": self.cpus_per_member}
-        given = [name for name, value in cluster.items() if value is not None]
-        if self.engine == "local" and given:
-            raise click.UsageError(f"{given[0]} is of a cluster: add --engine ray")
+        options.refuse_without_ray(self.engine, cluster)
         if self.engine == "ray" and self.dry_run:
             raise click.UsageError("--dry-run times steps on this machine; leave --engine ray out")
         if self.engine == "ray" and "WORLD_SIZE" in environ:
