@@ -145,8 +145,8 @@ def test_an_image_that_goes_while_the_list_is_scored_fails_alone(nodes, work, tm
     call = cluster_job.command(tmp_path, tmp_path / "out.csv", "--engine", "ray", "--address", nodes.address)
     gone = folder / "3.png"
     # it goes after the list was made, before a worker is there
-    hook = "from export.cluster import driver as cluster; import os; plan = cluster.plan\n"
-    hook += f"cluster.plan = lambda *all: (os.unlink({str(gone)!r}), plan(*all))[1]\nimport cli; cli.main()"
+    hook = "from export.cluster import driver as cluster; import os; plan = cluster.plan_run\n"
+    hook += f"cluster.plan_run = lambda *all: (os.unlink({str(gone)!r}), plan(*all))[1]\nimport cli; cli.main()"
     cluster_job.run([call[0], "-c", hook, *call[2:]], nodes.environment)
     errors = read_csv(tmp_path / "out.errors.csv")
     assert set(errors.loc[errors["path"] == str(gone), "error"]) == {f"{gone}: no such file"}
