@@ -58,8 +58,8 @@ def write_scores(
 ) -> None:
     """Write `id`, `target` and the members' columns atomically, in the format of the suffix.
 
-        NaN becomes an empty cell, or `fill` in rows without a target. returns: whether an id holds a carriage return
-        (`ImageList.has_carriage_returns`). A CSV has nine significant digits, a Parquet file all.
+    NaN becomes an empty cell, or `fill` in rows without a target. returns: whether an id holds a carriage return
+    (`ImageList.has_carriage_returns`). A CSV has nine significant digits, a Parquet file all.
     """
     parquet = output_format(output) == "parquet"
     columns = ["id", "target", *members]
