@@ -216,7 +216,8 @@ def _check_logits(folder: Path, run: Path | None, plans: Plans, log: Log) -> Che
     if given:
         entries = bundle.read_contents(folder)["members"]
         columns = [
-            member_logits.logit_column(m.name, folder / entries[m.name]["file"], m.preprocess_config, FP32) for m in plan
+            member_logits.logit_column(m.name, folder / entries[m.name]["file"], m.preprocess_config, FP32)
+            for m in plan
         ]
         columns += [member_logits.logit_column(m.name, m.path, m.preprocess_config, m.setting) for m in lower.values()]
         logits, errors = member_logits.compute_logits(given.files, columns, "certify")
@@ -229,7 +230,9 @@ def _check_logits(folder: Path, run: Path | None, plans: Plans, log: Log) -> Che
             f"{MIN_IMAGES} held-out images of the run or more, and {here}."
         )
         return None
-    looked_up = {e.name: given.external_logits(e) for e in external.externals_of(folder, bundle.bundle_stacker(folder).members)}
+    looked_up = {
+        e.name: given.external_logits(e) for e in external.externals_of(folder, bundle.bundle_stacker(folder).members)
+    }
     fp32 = dict(zip([m.name for m in plan], logits.T, strict=False))
     return CheckLogits({**fp32, **looked_up}, dict(zip(lower, logits.T[len(plan) :], strict=True)), given.labels)
 
