@@ -88,7 +88,7 @@ def test_mirrored_images(nodes, work, tmp_path):
     """What the bundle's stack says of mirroring reaches the workers: they run that member twice."""
     shutil.copytree(work / "bundle", tmp_path / "bundle")
     os.symlink(work / "images", tmp_path / "images")
-    values = bundles.contents(tmp_path / "bundle")
+    values = bundles.read_contents(tmp_path / "bundle")
     artifacts.write_json(tmp_path / "bundle" / "stacker.json", replace(STACKER, tta_members=("one",)).to_dict())
     values["files"]["stacker.json"] = artifacts.file_sha256(tmp_path / "bundle" / "stacker.json")
     bundles.write_contents(tmp_path / "bundle", values)
