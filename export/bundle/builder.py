@@ -1,6 +1,6 @@
-"""Members -> ONNX files in a work folder, each with a record that vouches for it, and from there the bundle.
+"""Build a bundle: convert members to ONNX in a work folder, record each with its hashes, certify, put it in place.
 
-A kill leaves the older bundle whole, and the next export goes on from the records that are there.
+A kill leaves the older bundle whole, and the next export continues from the records in the work folder.
 """
 
 import os
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MemberExport:
-    """A member to export. source: a hash of all that decides its file; load: its torch module."""
+    """A member to export. source: a hash of all that its file depends on. load: opens its torch module."""
 
     name: str
     source: str
@@ -37,9 +37,9 @@ class MemberExport:
 
 @dataclass(frozen=True)
 class BundleBuild:
-    """A bundle in the making: files lie in `path` and end in `folder`.
+    """A bundle that is being built in `path` and will be moved to `folder`.
 
-    older: what was certified below fp32 there. point: what frontier chose there.
+    older: certificates below fp32 of the bundle there now. point: the operating point there now.
     """
 
     path: Path
@@ -58,7 +58,7 @@ def open_workdir(path: Path, folder: Path, force: bool) -> BundleBuild:
         return BundleBuild(path, folder, {})
     values = bundle.open_bundle(folder)
     entries, point = values["members"], None
-    with suppress(ArtifactError):  # of no use: it is dropped
+    with suppress(ArtifactError):  # an invalid point is dropped
         point = operating_point.read(folder, values)
     certificates = bundle.read_certificate(folder)
     for name, entry in entries.items():
@@ -71,7 +71,7 @@ def open_workdir(path: Path, folder: Path, force: bool) -> BundleBuild:
 
 
 def export_member(job: MemberExport, work: Path, log: Log) -> dict[str, Any]:
-    """The member's record: `entry`, `files` with their hashes, `certificate`. Converting needs torch."""
+    """Convert a member, or take it over; returns its record: `entry`, `files` with hashes, `certificate`."""
     path = _record_path(work, job.name)
     if path.is_file():
         record = read_record(work, job.name)
@@ -99,43 +99,43 @@ def export_member(job: MemberExport, work: Path, log: Log) -> dict[str, Any]:
     except ArtifactError:
         file.unlink()
         raise
-    largest = ", ".join(f"{found['max_abs_difference']:.1e} in {name}" for name, found in certified["fp32"].items())
+    largest = ", ".join(f"{result['max_abs_difference']:.1e} in {name}" for name, result in certified["fp32"].items())
     log(f"{job.name}: largest difference of a logit {largest}, on {job.samples.description}")
     return _write_record(work, job.name, entry, certified)
 
 
 def read_record(work: Path, name: str) -> dict[str, Any]:
-    """A record that `begin` or `export_member` left."""
+    """A member's record in the work folder."""
     return artifacts.read_json(_record_path(work, name), bundle.REMEDY)
 
 
 def finalize(
-    work: BundleBuild, records: Mapping[str, Any], elsewhere: Sequence[str], wish: CertifyOptions, log: Log
+    work: BundleBuild, records: Mapping[str, Any], externals: Sequence[str], options: CertifyOptions, log: Log
 ) -> dict[str, Any]:
-    """Certify, write bundle.json and put the work folder in place; returns what certificate.json holds.
+    """Certify, write bundle.json and put the work folder in place; returns the values of certificate.json.
 
-    The work folder holds the records' files, stacker.json, and the scores of `elsewhere`,
-    members that were trained elsewhere.
+    The work folder holds the records' files, stacker.json, and the scores of `externals`
+    (members that were trained elsewhere).
     """
     entries = {name: record["entry"] for name, record in records.items()}
-    decision = precisions.decide_precisions(work.path, entries, work.older, wish, log)
+    decision = precisions.decide_precisions(work.path, entries, work.older, options, log)
     values = {
         "members": {name: record["certificate"] for name, record in records.items()},
         "precisions": decision.certificates,
         "limits": {"images": MIN_IMAGES, "auroc": AUROC_LIMIT, "flips": DECISION_CHANGE_LIMIT},
     }
     artifacts.write_json(work.path / "certificate.json", values)
-    kept = {work.path / file for entry in decision.entries.values() for file in bundle.model_files(entry)}
-    for path in set((work.path / "members").iterdir()) - kept:
+    used = {work.path / file for entry in decision.entries.values() for file in bundle.model_files(entry)}
+    for path in set((work.path / "members").iterdir()) - used:
         path.unlink()
     _carry_over_point(work, records, log)
-    bundle.write_bundle(work.path, decision.entries, elsewhere, decision.precisions)
+    bundle.write_bundle(work.path, decision.entries, externals, decision.precisions)
     artifacts.replace_folder(work.path, work.folder)
     return values
 
 
 def _carry_over_point(work: BundleBuild, records: Mapping[str, Any], log: Log) -> None:
-    """Take over what frontier chose for these members and this stack; what it chose for others is dropped."""
+    """Keep the older bundle's operating point if it is for these members and this stack; else drop it."""
     (work.path / operating_point.FILE).unlink(missing_ok=True)
     entries = {name: record["entry"] for name, record in records.items()}
     hashes = {file: digest for record in records.values() for file, digest in record["files"].items()}
@@ -149,18 +149,18 @@ def _carry_over_point(work: BundleBuild, records: Mapping[str, Any], log: Log) -
 
 
 def _certify(job: MemberExport, member: "Member", file: Path) -> dict[str, Any]:
-    """The file in every runtime that this machine runs at fp32, against the member."""
+    """Compare the file with the member, at fp32 in every runtime that this machine has."""
     pixels = job.samples.pixels(member.preprocess_config)
     from ensemble.models.torch_runner import torch_runner
 
     original = torch_runner(job.name, member, "cpu")
     expected = original.run(pixels)
     original = replace(original, run=lambda same: expected)
-    found = {}
-    for setting in precisions.runnable_configs(("fp32",)):
-        exported = open_runner(f"{job.name} in {setting.runtime}", file, member.preprocess_config, setting)
-        found[setting.runtime] = certify_fp32(original, exported, pixels)
-    return {"checked_on": job.samples.description, "fp32": found}
+    results = {}
+    for config in precisions.runnable_configs(("fp32",)):
+        exported = open_runner(f"{job.name} in {config.runtime}", file, member.preprocess_config, config)
+        results[config.runtime] = certify_fp32(original, exported, pixels)
+    return {"checked_on": job.samples.description, "fp32": results}
 
 
 def _link(source: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""The bundle: members as ONNX, stacker and contracts, each file listed by its hash. No torch."""
+"""Read, check and write a bundle: members as ONNX, stacker and preprocessing, each file with its hash. No torch."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,29 +17,29 @@ from export.runtimes.settings import RuntimeConfig, parse_config
 
 CONVERTER_VERSION = 4  # raised by hand when converting the same member would give another file or entry
 PRECISION = "fp32"
-POINT_FILE = "point.json"  # what frontier chose; points.py reads and writes it
-LOW_PRECISION_KINDS = ("fp16", "int8", "int8-symmetric")  # that an entry may have, the last for TensorRT
+POINT_FILE = "point.json"  # read and written by operating_point
+LOW_PRECISION_KINDS = ("fp16", "int8", "int8-symmetric")  # files beside the fp32 one; the last is for TensorRT
 REMEDY = "make it anew with: python cli.py export --force (and its --member options, if it has no run)"
 
 
 def open_bundle(folder: Path) -> dict[str, Any]:
-    """bundle.json of a bundle whose every file is as it was written, with all members; else ArtifactError."""
+    """bundle.json, after a check of every file's hash; ArtifactError where one differs or a member is missing."""
     values = read_contents(folder)
     members.check_files(folder, values["files"], REMEDY)
     names = bundle_stacker(folder).members
-    if lacking := [n for n in names if n not in values["members"] and external_file(n) not in values["files"]]:
-        raise ArtifactError(f"{folder} lacks members of its own stacker ({join_limited(lacking)}); {REMEDY}")
+    if missing := [n for n in names if n not in values["members"] and external_file(n) not in values["files"]]:
+        raise ArtifactError(f"{folder} lacks members of its own stacker ({join_limited(missing)}); {REMEDY}")
     return values
 
 
 def read_contents(folder: Path) -> dict[str, Any]:
-    """bundle.json, if it is as it was written and names no file outside the bundle; what it lists is not read."""
+    """bundle.json, if its digest is right and it names no file outside the bundle; the files are not read."""
     values = artifacts.read_json(folder / "bundle.json", REMEDY)
     digest = values.pop("digest", None)
     if digest != artifacts.json_sha256(values):
         raise ArtifactError(f"{folder / 'bundle.json'} is damaged: its digest differs; {REMEDY}")
-    if fault := _format_error(values):
-        raise ArtifactError(f"{folder / 'bundle.json'} lacks what one has, or holds what none has ({fault}); {REMEDY}")
+    if error := _format_error(values):
+        raise ArtifactError(f"{folder / 'bundle.json'} lacks what one has, or holds what none has ({error}); {REMEDY}")
     if not _names_only_own_files(values):
         raise ArtifactError(
             f"{folder / 'bundle.json'} names files that no bundle has, which may lie outside its folder; "
@@ -49,8 +49,8 @@ def read_contents(folder: Path) -> dict[str, Any]:
 
 
 def _format_error(values: Mapping[str, Any]) -> str:
-    """Where it is not of the form that `write_bundle` gives it; empty if nowhere. Anybody may have written it."""
-    files, entries, lower = values.get("files"), values.get("members"), values.get("precisions", {})
+    """The part that is not as `write_bundle` writes it; "" if all is. A stranger may have written the file."""
+    files, entries, precisions = values.get("files"), values.get("members"), values.get("precisions", {})
     if not isinstance(files, dict) or not all(
         isinstance(sha, str) and name.isprintable() for name, sha in files.items()
     ):
@@ -59,7 +59,7 @@ def _format_error(values: Mapping[str, Any]) -> str:
         return "members"
     if wrong := [name for name, entry in entries.items() if not _is_entry(entry)]:
         return f"members: {join_limited(wrong)}"
-    if not isinstance(lower, dict) or not all(_is_allowance(key, found) for key, found in lower.items()):
+    if not isinstance(precisions, dict) or not all(_is_allowance(*item) for item in precisions.items()):
         return "precisions"
     return ""
 
@@ -78,16 +78,20 @@ def _is_entry(entry: Any) -> bool:
         return False
 
 
-def _is_allowance(key: str, found: Any) -> bool:
+def _is_allowance(key: str, value: Any) -> bool:
+    """Whether a value of `precisions` is as `write_bundle` says."""
     try:
         parse_config(key)
-        return isinstance(found["certified"], bool) and all(isinstance(name, str) for name in found["members"])
+        return isinstance(value["certified"], bool) and all(isinstance(name, str) for name in value["members"])
     except (KeyError, TypeError, ValueError):
         return False
 
 
 def _names_only_own_files(values: Mapping[str, Any]) -> bool:
-    """Whether all it names lies below its folder: a digest proves nothing of who wrote it, and files are replaced."""
+    """Whether all file names lie below the bundle's folder, and entries name only their own files.
+
+    A digest does not prove who wrote it, and an export replaces files by these names.
+    """
     files = values["files"]
     return not any(_escapes_folder(name) for name in files) and all(
         is_member_name(name)
@@ -98,7 +102,7 @@ def _names_only_own_files(values: Mapping[str, Any]) -> bool:
 
 
 def _escapes_folder(name: str) -> bool:
-    """Whether a name is no plain relative path of one file, on any system; to the Hub's client, "x/" is all below x."""
+    """Whether a name is no plain relative path of one file on every system; the Hub's client reads "x/" as a folder."""
     return bool(PureWindowsPath(name).anchor) or "\\" in name or not {"", ".", ".."}.isdisjoint(name.split("/"))
 
 
@@ -108,13 +112,13 @@ def write_bundle(
     externals: Sequence[str] = (),
     precisions: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Write bundle.json last: the members' entries, every file's hash, and a digest of itself.
+    """Write bundle.json, the last file: the members' entries, every file's hash, and a digest of itself.
 
     The folder already holds stacker.json, certificate.json, the entries' files, the scores of
-    `externals`, members that were trained elsewhere, and perhaps heldout.parquet and point.json. An entry:
-    `file`, `precision` (fp32), `preprocess_config`, `source`, `gflop` of one view; where there is a second
-    file, one of SECOND_FILES with its name, and in `made` how that one was made.
-    precisions: {"openvino bf16": {"members": [...], "certified": true}}, as `may_run` reads it.
+    `externals` (members that were trained elsewhere), and perhaps heldout.parquet and point.json. An entry:
+    `file`, `precision` (fp32), `contract` (its preprocess config), `source`, `gflop` of one view; for each
+    low-precision file its name under one of LOW_PRECISION_KINDS, and in `made` how it was made.
+    precisions: {"openvino bf16": {"members": [...], "certified": true}}, as `certified_precisions` reads it.
     """
     scores = [external_file(name) for name in externals]
     exported = [file for entry in entries.values() for file in model_files(entry)]
@@ -131,19 +135,19 @@ def write_bundle(
 
 
 def write_contents(folder: Path, values: Mapping[str, Any]) -> None:
-    """Write bundle.json, with a digest of `values`, which are as `contents` gives them."""
+    """Write bundle.json with a digest of `values`, which are as `read_contents` gives them."""
     artifacts.write_json(folder / "bundle.json", {**values, "digest": artifacts.json_sha256(dict(values))})
 
 
 def certified_precisions(values: Mapping[str, Any]) -> dict[tuple[str, str], frozenset[str]]:
-    """Members that may run below fp32, by (runtime, precision): certified, or by the user's word.
+    """Members that may run below fp32, by (runtime, precision): certified, or allowed by --uncertified.
 
-    `values`: of `open_bundle`. A bundle that was written before there were certificates has none.
+    values: of `open_bundle`. A bundle from before there were certificates has none.
     """
     return {
-        (setting.runtime, setting.precision): frozenset(found["members"])
-        for key, found in values.get("precisions", {}).items()
-        for setting in [parse_config(key)]
+        (config.runtime, config.precision): frozenset(value["members"])
+        for key, value in values.get("precisions", {}).items()
+        for config in [parse_config(key)]
     }
 
 
@@ -152,30 +156,30 @@ def model_files(entry: Mapping[str, Any]) -> list[str]:
     return [str(entry[key]) for key in ("file", *LOW_PRECISION_KINDS) if key in entry]
 
 
-def model_file(entry: Mapping[str, Any], setting: RuntimeConfig) -> str:
-    """Which of an entry's files is run at this setting, relative to the bundle."""
-    return str(entry[low_precision_kind(setting) or "file"])
+def model_file(entry: Mapping[str, Any], config: RuntimeConfig) -> str:
+    """The entry's file that this config runs, relative to the bundle."""
+    return str(entry[low_precision_kind(config) or "file"])
 
 
-def low_precision_kind(setting: RuntimeConfig) -> str | None:
-    """Which of SECOND_FILES is run at this setting; None where the fp32 file is."""
-    if setting.precision == "int8":
-        return "int8-symmetric" if setting.runtime == "tensorrt" else "int8"
-    return "fp16" if (setting.runtime, setting.precision) == ("cuda", "fp16") else None
+def low_precision_kind(config: RuntimeConfig) -> str | None:
+    """Which of LOW_PRECISION_KINDS this config runs; None for the fp32 file."""
+    if config.precision == "int8":
+        return "int8-symmetric" if config.runtime == "tensorrt" else "int8"
+    return "fp16" if (config.runtime, config.precision) == ("cuda", "fp16") else None
 
 
-def has_model_file(entry: Mapping[str, Any], setting: RuntimeConfig) -> bool:
-    """Whether the entry has the file that is run at this setting."""
-    return (low_precision_kind(setting) or "file") in entry
+def has_model_file(entry: Mapping[str, Any], config: RuntimeConfig) -> bool:
+    """Whether the entry has the file that this config runs."""
+    return (low_precision_kind(config) or "file") in entry
 
 
 def bundle_stacker(folder: Path) -> Stacker:
-    """A bundle's own stacker."""
+    """The stacker of a bundle."""
     return Stacker.from_dict(artifacts.read_json(folder / "stacker.json", REMEDY))
 
 
 def read_certificate(folder: Path) -> dict[str, Any]:
-    """certificate.json of a bundle: what was found of its `members` at fp32, and at `precisions` below."""
+    """certificate.json of a bundle: its `members` at fp32, and the `precisions` below fp32."""
     values = artifacts.read_json(folder / "certificate.json", REMEDY)
     if not _is_certificate(values, read_contents(folder)["members"]):
         raise ArtifactError(f"{folder / 'certificate.json'} lacks what one has, or holds what none has; {REMEDY}")
@@ -184,8 +188,8 @@ def read_certificate(folder: Path) -> dict[str, Any]:
 
 def _is_certificate(values: Mapping[str, Any], names: Collection[str]) -> bool:
     try:
-        fp32 = [found for name in names for found in values["members"][name].get("fp32", {}).values()]
-        return all(_is_number(found["max_abs_difference"]) for found in fp32) and all(
+        fp32 = [record for name in names for record in values["members"][name].get("fp32", {}).values()]
+        return all(_is_number(record["max_abs_difference"]) for record in fp32) and all(
             isinstance(made["made_from"], str)
             and parse_config(key) is not None
             and set(made["usable"]) <= set(names)
@@ -197,7 +201,7 @@ def _is_certificate(values: Mapping[str, Any], names: Collection[str]) -> bool:
 
 
 def _is_change(change: Mapping[str, Any]) -> bool:
-    """Whether it is as `certificate.Change` gives it."""
+    """Whether it is as `certificate.ScoreChange.to_dict` gives it."""
     numbers = [change[key] for key in ("largest", "mean", "spearman", "auroc", "flips")]
     return all(number is None or _is_number(number) for number in numbers) and all(
         isinstance(limit, str) for limit in change["failed"]
@@ -210,7 +214,7 @@ def _is_number(value: Any) -> bool:
 
 @contextmanager
 def translate_damage(name: str) -> Iterator[None]:
-    """Turn what code that reads a bundle's file of this name raises, where no export wrote it, into ArtifactError."""
+    """Raise ArtifactError for any error of code that reads a bundle's file of this name, which no export wrote."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -225,21 +229,21 @@ def external_file(name: str) -> str:
 def is_current(run: Path) -> bool:
     """Whether the run's bundle was made from its members and stacker as they are now.
 
-    Raises ArtifactError if there is no valid stacker, or if bundle.json is damaged; whether
-    the other files are sound is for `open_bundle` to say.
+    Raises ArtifactError if there is no valid stacker, or if bundle.json is damaged. The other
+    files are not checked; `open_bundle` does.
     """
     stacker, folder = read_stacker(run), artifacts.bundle_path(run)
     if not (folder / "bundle.json").is_file():
         return False
     values = read_contents(folder)
     entries = values["members"]
-    elsewhere = [name for name in stacker.members if external.is_external(run, name)]
+    externals = [name for name in stacker.members if external.is_external(run, name)]
     return (
-        list(entries) == [name for name in stacker.members if name not in elsewhere]
+        list(entries) == [name for name in stacker.members if name not in externals]
         and all(entry["source"] == source_sha256(run, name) for name, entry in entries.items())
         and all(
             values["files"].get(external_file(name)) == artifacts.file_sha256(artifacts.external_path(run, name))
-            for name in elsewhere
+            for name in externals
         )
         and values["files"]["stacker.json"] == artifacts.file_sha256(artifacts.stacker_path(run))
     )
@@ -256,6 +260,6 @@ def current_bundle(run: Path) -> Path:
 
 
 def source_sha256(run: Path, name: str) -> str:
-    """Hash of all that decides a member's ONNX file; the stacker does not enter."""
+    """Hash of all that a member's ONNX file depends on; the stacker is not part of it."""
     info = members.read_info(run, name)
     return artifacts.json_sha256([info["files"], info["contract"], PRECISION, CONVERTER_VERSION])

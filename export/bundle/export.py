@@ -1,6 +1,6 @@
-"""Members of a run -> its bundle; a bundle -> the same with other certificates.
+"""Export: the members of a run, or classifiers fine-tuned elsewhere, as a bundle; certify an existing bundle again.
 
-Classifiers that were fine-tuned elsewhere -> a bundle of them, without a run. Needs torch.
+Converting needs torch.
 """
 
 import shutil
@@ -33,49 +33,49 @@ from export.bundle.precisions import DEFAULT_OPTIONS, FP32, CertifyOptions, logi
 from export.runtimes.runner import require_torch
 
 
-def export_run(run: Path, log: Log, force: bool = False, wish: CertifyOptions = DEFAULT_OPTIONS) -> dict[str, Any]:
-    """Bring the run's bundle up to date; returns what certificate.json holds.
+def export_run(run: Path, log: Log, force: bool = False, options: CertifyOptions = DEFAULT_OPTIONS) -> dict[str, Any]:
+    """Bring the run's bundle up to date; returns the values of certificate.json.
 
-    A member converted before from the same weights is taken over, unless `force`. Precisions
-    are certified on the held-out rows, unless `wish` names other images.
+    A member that was converted before from the same weights is taken over, unless `force`. Precisions
+    are certified on the held-out rows, unless the options have other images.
     """
     stacker, held, training = read_stacker(run), check_images.heldout_images(run), check_images.training_images(run)
-    if wish.int8:
+    if options.int8:
         precisions.require_int8(training)
     work = open_workdir(artifacts.work_path(run, "export"), artifacts.bundle_path(run), force)
-    elsewhere = [name for name in stacker.members if external.is_external(run, name)]
+    externals = [name for name in stacker.members if external.is_external(run, name)]
     samples = check_images.sample_images(held)
     jobs = [
         MemberExport(name, bundle.source_sha256(run, name), partial(members.load_member, run, name), samples)
         for name in stacker.members
-        if name not in elsewhere
+        if name not in externals
     ]
     records = {job.name: export_member(job, work.path, log) for job in jobs}
-    _copy_others(run, work.path, elsewhere)
+    _copy_others(run, work.path, externals)
     heldout_rows.write_rows(work.path, _scored_unseen(run, stacker.members))
-    return finalize(work, records, elsewhere, replace(wish, images=wish.images or held, training=training), log)
+    return finalize(work, records, externals, replace(options, images=options.images or held, training=training), log)
 
 
-def certify_bundle(folder: Path, log: Log, wish: CertifyOptions) -> dict[str, Any]:
-    """Decide anew which precisions a bundle's members may run at; nothing is converted. Returns as `export_run`."""
+def certify_bundle(folder: Path, log: Log, options: CertifyOptions) -> dict[str, Any]:
+    """Certify a bundle's precisions again; nothing is converted. Returns the values of certificate.json."""
     folder = folder.resolve()
     artifacts.restore_folder(folder)
     values = bundle.open_bundle(folder)
     stacker = bundle.bundle_stacker(folder)
-    place = folder.with_name(f".{folder.name}.certify")
-    shutil.rmtree(place, ignore_errors=True)  # another bundle may have been here when it was left
-    work = open_workdir(place, folder, force=False)
+    work_path = folder.with_name(f".{folder.name}.certify")
+    shutil.rmtree(work_path, ignore_errors=True)  # a killed run may have left it, for another bundle
+    work = open_workdir(work_path, folder, force=False)
     records = {name: read_record(work.path, name) for name in values["members"]}
-    elsewhere = [name for name in stacker.members if name not in records]
-    _copy_others(folder, work.path, elsewhere)
+    externals = [name for name in stacker.members if name not in records]
+    _copy_others(folder, work.path, externals)
     (work.path / heldout_rows.HELDOUT_FILE).unlink(missing_ok=True)
     if (folder / heldout_rows.HELDOUT_FILE).is_file():
         shutil.copyfile(folder / heldout_rows.HELDOUT_FILE, work.path / heldout_rows.HELDOUT_FILE)
-    return finalize(work, records, elsewhere, wish, log)
+    return finalize(work, records, externals, options, log)
 
 
 def _scored_unseen(run: Path, names: Sequence[str]) -> LabelledLogits:
-    """Every row that has logits of weights that saw no row of its group: with folds the training rows too."""
+    """Logits of every row by weights that saw no row of its group: held-out rows, and with folds the training rows."""
     parts = [members.heldout_logits(run, names)]
     fitting = members.fitting_logits(run, names)
     if not fitting[0]["split"].isin(parts[0][0]["split"]).any():
@@ -85,10 +85,10 @@ def _scored_unseen(run: Path, names: Sequence[str]) -> LabelledLogits:
     return LabelledLogits(tuple(names), logits, rows["label"].to_numpy(), rows["group"].to_numpy(dtype=str))
 
 
-def _copy_others(source: Path, target: Path, elsewhere: list[str]) -> None:
+def _copy_others(source: Path, target: Path, externals: list[str]) -> None:
     """stacker.json, and the scores of members that were trained elsewhere."""
     shutil.rmtree(target / "externals", ignore_errors=True)
-    for name in elsewhere:
+    for name in externals:
         artifacts.ensure_folder(target / "externals")
         shutil.copyfile(artifacts.external_path(source, name), artifacts.external_path(target, name))
     shutil.copyfile(artifacts.stacker_path(source), artifacts.stacker_path(target))
@@ -101,24 +101,24 @@ def export_classifiers(
     positive: str | None = None,
     force: bool = False,
     stack_on: Sequence[LabelledImage] = (),
-    wish: CertifyOptions = DEFAULT_OPTIONS,
+    options: CertifyOptions = DEFAULT_OPTIONS,
 ) -> tuple[dict[str, Any], StackResult | None]:
-    """Make or update a bundle of classifiers by name; returns what certificate.json holds, and the stack.
+    """Make or update a bundle of classifiers; returns the values of certificate.json, and the fitted stack if any.
 
-    sources: folders, or what they are called on the Hub. They weigh alike, or as a stacker
-    fitted on `stack_on` says. A kill loses no finished member.
+    sources: by name, a folder or a repository on the Hub. Weights are equal, or those of a stacker
+    fitted on `stack_on`. A kill loses no finished member.
     """
     require_torch()
     folder = folder.resolve()
     if folder.exists() and not (folder / "bundle.json").is_file() and not _is_empty(folder):
         raise ArtifactError(f"{folder} is there and is no bundle; name a new folder with --bundle")
     artifacts.ensure_writable(folder.parent)
-    found = read_classifiers({name: locate_classifier(source) for name, source in sources.items()}, positive)
-    samples = check_images.sample_images(wish.images) if wish.images else check_images.generated_images()
+    classifiers = read_classifiers({name: locate_classifier(source) for name, source in sources.items()}, positive)
+    samples = check_images.sample_images(options.images) if options.images else check_images.generated_images()
     work = open_workdir(folder.with_name(f".{folder.name}.export"), folder, force)
     jobs = [
         MemberExport(one.name, artifacts.json_sha256([one.sha256, bundle.CONVERTER_VERSION]), one.load, samples)
-        for one in found
+        for one in classifiers
     ]
     records = {job.name: export_member(job, work.path, log) for job in jobs}
     stacked = None
@@ -129,11 +129,11 @@ def export_classifiers(
         names = tuple(records)
         mean = Stacker(names, (1 / len(names),) * len(names), 0.0, method="mean")
         artifacts.write_json(artifacts.stacker_path(work.path), mean.to_dict())
-    return finalize(work, records, (), wish, log), stacked
+    return finalize(work, records, (), options, log), stacked
 
 
 def locate_classifier(source: str) -> Path:
-    """The folder that `source` names; what is no folder is looked for on the Hub."""
+    """The folder that `source` names; downloaded from the Hub where there is no such folder."""
     folder = expand_user(source)
     if folder.is_dir():
         return folder
@@ -143,27 +143,27 @@ def locate_classifier(source: str) -> Path:
 
 
 def _stack(work: Path, records: Mapping[str, Any], items: Sequence[LabelledImage], log: Log) -> StackResult:
-    """Fit a stacker on labelled images by the exported files' logits, and write stacker.json."""
+    """Fit a stacker on labelled images by the exported files' logits, and write stacker.json and heldout.parquet."""
     readable, indexed = dataset.index_items(items, skip_unreadable=True)
-    if lost := len(items) - len(readable):
-        log(f"{lost} of {len(items)} images could not be read and were left out of the stack")
+    if unreadable := len(items) - len(readable):
+        log(f"{unreadable} of {len(items)} images could not be read and were left out of the stack")
     near = dataset.near_pairs(indexed)
     rows = dataset.assemble(readable, indexed, near, Fractions(), seed=0, check=False).assign(split="heldout")
     log(f"Scoring {len(rows)} images by {len(records)} members at fp32, for the stack")
     entries = {name: record["entry"] for name, record in records.items()}
     logits, errors = member_logits.compute_logits(dataset.files(rows), logit_columns(work, entries, FP32), "stack")
-    kept = [row for row in range(len(rows)) if row not in errors]
-    labels, groups = rows["label"].to_numpy()[kept], rows["group"].to_numpy(dtype=str)[kept]
-    scored = LabelledLogits(tuple(records), logits[kept].astype(np.float64), labels, groups)
-    choices = StackOptions()
-    done = stack.fit_and_score(cross_validated(scored), choices)
+    scored_rows = [row for row in range(len(rows)) if row not in errors]
+    labels, groups = rows["label"].to_numpy()[scored_rows], rows["group"].to_numpy(dtype=str)[scored_rows]
+    scored = LabelledLogits(tuple(records), logits[scored_rows].astype(np.float64), labels, groups)
+    options = StackOptions()
+    result = stack.fit_and_score(cross_validated(scored), options)
     fitted_on = {
         "data_sha256": dataset.dataset_sha256(rows),
         "members": {name: artifacts.json_sha256(record["files"]) for name, record in records.items()},
     }
-    artifacts.write_json(artifacts.stacker_path(work), stack.stacker_record(done, choices, fitted_on))
+    artifacts.write_json(artifacts.stacker_path(work), stack.stacker_record(result, options, fitted_on))
     heldout_rows.write_rows(work, scored)
-    return done
+    return result
 
 
 def _is_empty(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Bundles and classifiers on the Hugging Face Hub, as local folders: hf://USER/REPO[@REVISION]. No torch."""
+"""Download bundles and classifiers from the Hugging Face Hub: hf://USER/REPO[@REVISION] -> a local folder. No torch."""
 
 import glob
 import re
@@ -18,7 +18,7 @@ REVISION = re.compile(r"\w[\w.+-]*(/[\w+-][\w.+-]*)*", re.ASCII)
 
 
 def locate(source: str | Path) -> Path:
-    """The folder that `source` names; what hf:// names is downloaded first, or found in the cache."""
+    """The folder that `source` names; hf:// is downloaded first, unless the cache has it."""
     text = str(source)
     if text.startswith(PREFIX):
         return _fetch(*parse(text))
@@ -29,7 +29,7 @@ def locate(source: str | Path) -> Path:
 
 
 def locate_bundle(source: str) -> Path:
-    """As `locate`, and it is a bundle; nothing else is downloaded of what is none."""
+    """As `locate`, for bundles alone; of a repository that is none, no more than a look is downloaded."""
     if is_remote(source):
         return fetch_bundle(*parse(source))
     folder = locate(source)
@@ -55,19 +55,19 @@ def parse(text: str) -> tuple[str, str | None]:
 
 
 def fetch_bundle(repo: str, revision: str | None) -> Path:
-    """A bundle's every file, of one commit and as bundle.json lists it, in the cache; HubError if it is no bundle."""
+    """Download all files of a bundle at one commit, as bundle.json lists them; HubError if it is no bundle."""
     return _complete(repo, _fetch_list(repo, revision))
 
 
 def _complete(repo: str, folder: Path) -> Path:
-    """Fetch what a commit's folder in the cache lacks of the files that its bundle.json lists."""
+    """Download the files of bundle.json that are missing or damaged in a commit's folder in the cache."""
     commit, files = folder.name, _listed(repo, folder)
-    if absent := [name for name in files if not (folder / name).is_file()]:
+    if missing := [name for name in files if not (folder / name).is_file()]:
         require_hub(repo, commit)
-        download(repo, _exactly(absent), commit)
-    if damaged := _damaged(folder, files):  # cut off by a full disk, say: the client looks at sizes only
+        download(repo, _literal_patterns(missing), commit)
+    if damaged := _damaged(folder, files):  # for example cut off by a full disk: the client checks sizes only
         require_hub(repo, commit)
-        download(repo, _exactly(damaged), commit, again=True)
+        download(repo, _literal_patterns(damaged), commit, again=True)
     if damaged := _damaged(folder, files):
         raise HubError(
             f"{repo} does not hold what its bundle.json lists ({join_limited(damaged)}); its owner should push it again"
@@ -88,10 +88,10 @@ def _fetch_list(repo: str, revision: str | None) -> Path:
 
 
 def pull(repo: str, revision: str | None, target: Path, replace: bool = False) -> tuple[str, bool]:
-    """Bring a bundle from the Hub into the folder `target`; returns its commit, and whether anything changed there.
+    """Copy a bundle from the Hub into the folder `target`; returns its commit, and whether anything changed.
 
-    A bundle with other contents is replaced only on demand, and in one step; of the same bundle, only
-    files that are damaged. What is in the cache is not fetched again.
+    Another bundle there is replaced only with `replace`, and in one step; of the same bundle, only
+    damaged files are replaced. Files in the cache are not downloaded again.
     """
     commit = _commit(repo, revision)
     target = target.resolve()
@@ -100,18 +100,18 @@ def pull(repo: str, revision: str | None, target: Path, replace: bool = False) -
         if not (target / "bundle.json").is_file():
             raise ArtifactError(f"{target} is there and is no bundle; name another folder")
         newest = _fetch_list(repo, commit)
-        if not _same(target, newest) and not replace:
+        if not _is_same_bundle(target, newest) and not replace:
             raise ArtifactError(f"{target} holds another bundle; name another folder, or replace it with --force")
-        if _same(target, newest):
+        if _is_same_bundle(target, newest):
             if damaged := _damaged(target, _listed(repo, newest)):
-                _mend(fetch_bundle(repo, commit), target, damaged)
+                _repair(fetch_bundle(repo, commit), target, damaged)
             return commit, bool(damaged)
     _copy(fetch_bundle(repo, commit), target)
     return commit, True
 
 
 def _commit(repo: str, revision: str | None) -> str:
-    """What the Hub says that a revision is; with HF_HUB_OFFLINE, what it was when last asked."""
+    """The commit of a revision on the Hub; with HF_HUB_OFFLINE, the last one that the cache noted."""
     from huggingface_hub import is_offline_mode
 
     commit = "" if is_offline_mode() else require_hub(repo, revision)
@@ -124,7 +124,7 @@ def _fetch(repo: str, revision: str | None) -> Path:
     if (folder / "bundle.json").is_file():
         return _complete(repo, folder)
     if not has_weights(folder):
-        require_hub(repo, folder.name)  # fails at once, where a download would try for long
+        require_hub(repo, folder.name)  # fails at once, where a download would retry for long
     return download_classifier(repo, folder.name)
 
 
@@ -137,8 +137,8 @@ def _listed(repo: str, folder: Path) -> Mapping[str, str]:
     return files
 
 
-def _exactly(names: Sequence[str] | Mapping[str, str]) -> list[str]:
-    """Patterns that match these names alone."""
+def _literal_patterns(names: Sequence[str] | Mapping[str, str]) -> list[str]:
+    """Patterns that match exactly these names."""
     return [glob.escape(name) for name in names]
 
 
@@ -150,20 +150,20 @@ def _damaged(folder: Path, files: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _same(target: Path, snapshot: Path) -> bool:
+def _is_same_bundle(target: Path, snapshot: Path) -> bool:
     """Whether both are the same bundle, by their bundle.json."""
     return (target / "bundle.json").read_bytes() == (snapshot / "bundle.json").read_bytes()
 
 
-def _mend(source: Path, target: Path, names: Sequence[str]) -> None:
-    """Put single files of a bundle in the place of damaged ones; all else in the folder stays."""
+def _repair(source: Path, target: Path, names: Sequence[str]) -> None:
+    """Replace damaged files of a bundle by these; all else in the folder stays."""
     for name in names:
         with artifacts.replacing(target / name) as temporary:
             shutil.copyfile(source / name, temporary)
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Put a bundle's files, which the cache links to, into a folder of their own."""
+    """Copy a bundle's files from the cache, where they are links, into a folder of their own."""
     work = target.with_name(f".{target.name}.pull")
     shutil.rmtree(work, ignore_errors=True)
     try:

@@ -1,6 +1,6 @@
-"""The point of the frontier that a bundle's members run at: some of them, their stacker, precisions, a cascade.
+"""The operating point that `frontier --budget` chose for a bundle: members, their stacker, precisions, a cascade.
 
-It lies in the bundle as point.json, and holds for the members and the stack that it was chosen for. No torch.
+It is stored in the bundle as point.json, and is valid for the members and the stack that it was chosen for. No torch.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -28,8 +28,8 @@ RECHOOSE_HINT = "choose again: python cli.py frontier --budget N"
 
 @dataclass(frozen=True)
 class CertifiedFiles:
-    """Members that may run below fp32 in a point's stack: the hashes of the files that were compared with fp32, by
-    member, and the versions of the libraries that ran them.
+    """Members that may run below fp32 in a point's stack. files: SHA-256 of each member's certified file. by: versions
+    of the libraries that ran them.
     """
 
     by: str
@@ -40,10 +40,9 @@ class CertifiedFiles:
 class OperatingPoint:
     """A point of the frontier.
 
-    runtime: that frontier was asked for, or auto. precisions: which members may run below fp32, by
-    "runtime precision".
-    images_per_second: predicted where it was chosen, on `machine`, to reach `budget`. lost: the full
-    stack's AUROC minus its, with a 95 % interval, on rows that it was not chosen on. made_from: a
+    runtime: the --runtime of frontier. precisions: which members may run below fp32, by "runtime precision".
+    images_per_second: predicted on `machine`, where it was chosen to reach `budget`. lost: AUROC of the full
+    stack minus AUROC of the point, with a 95 % interval, on rows that it was not chosen on. made_from: a
     hash of the members and the full stack, as `identity` gives it.
     """
 
@@ -62,7 +61,7 @@ class OperatingPoint:
         return {
             **vars(self),
             "stacker": self.stacker.to_dict(),
-            "precisions": {key: asdict(made) for key, made in self.precisions.items()},
+            "precisions": {key: asdict(certified) for key, certified in self.precisions.items()},
             "cascade": self.cascade and self.cascade.to_dict(),
             "lost": self.lost.to_dict(),
         }
@@ -87,7 +86,7 @@ class OperatingPoint:
 def read(folder: Path, values: Mapping[str, Any]) -> OperatingPoint | None:
     """The point of a bundle, whose bundle.json holds `values`; None if it has none.
 
-    ArtifactError for one that was not chosen for this bundle, and for one that no frontier writes.
+    ArtifactError for a damaged one, and for one that was chosen for another bundle.
     """
     if FILE not in values["files"]:
         return None
@@ -95,19 +94,20 @@ def read(folder: Path, values: Mapping[str, Any]) -> OperatingPoint | None:
     remedy = f"choose another: python cli.py frontier --bundle {folder} --budget N, or --reset to run all members"
     try:
         chosen = OperatingPoint.from_dict(artifacts.read_json(path, remedy))
-        _check(chosen)
+        if not _is_valid(chosen):
+            raise ValueError(FILE)
     except (ManyeyesError, AttributeError, KeyError, TypeError, ValueError, ArithmeticError, RecursionError):
         raise ArtifactError(f"{path} is damaged; {remedy}") from None
     known = {*values["members"], *(n for n in chosen.stacker.members if bundle.external_file(n) in values["files"])}
-    if strange := set(chosen.stacker.members) - known:
-        raise ArtifactError(f"{path} names members that the bundle lacks ({join_limited(sorted(strange))}); {remedy}")
+    if unknown := set(chosen.stacker.members) - known:
+        raise ArtifactError(f"{path} names members that the bundle lacks ({join_limited(sorted(unknown))}); {remedy}")
     if chosen.made_from != identity(folder, values["members"], values["files"]):
         raise ArtifactError(f"{path} was chosen for other members or another stack; {remedy}")
     return chosen
 
 
 def write(folder: Path, chosen: OperatingPoint) -> None:
-    """Put the point into a bundle, in place of an older one; a kill leaves the bundle without any."""
+    """Write the point into a bundle in place of an older one; a kill in between leaves the bundle without a point."""
     remove(folder)
     artifacts.write_json(folder / FILE, chosen.to_dict())
     values = bundle.read_contents(folder)
@@ -115,7 +115,7 @@ def write(folder: Path, chosen: OperatingPoint) -> None:
 
 
 def remove(folder: Path) -> bool:
-    """Take the point out of a bundle: all members run. Whether there was one."""
+    """Remove the point from a bundle, so that all members run; returns whether there was one."""
     values = bundle.read_contents(folder)
     if FILE not in values["files"]:
         return False
@@ -125,14 +125,14 @@ def remove(folder: Path) -> bool:
 
 
 def has_point(folder: Path) -> bool:
-    """Whether a bundle, if there is a sound one, has a point: one that a killed `write` left does not count."""
+    """Whether there is a valid bundle that lists a point; a file that a killed `write` left does not count."""
     with suppress(ArtifactError):
         return FILE in bundle.read_contents(folder)["files"]
     return False
 
 
 def identity(folder: Path, entries: Mapping[str, Any], hashes: Mapping[str, str]) -> str:
-    """A hash of the fp32 files, their contracts and the stacker, but for the shift that `adapt` stores beside it.
+    """A hash of the fp32 files, their preprocessing and the stacker, without the shift that `adapt` stores in it.
 
     entries and hashes: of bundle.json; the folder holds stacker.json.
     """
@@ -147,39 +147,41 @@ def certified_precisions(
 ) -> dict[tuple[str, str], frozenset[str]]:
     """As `bundle.certified_precisions`, for the point's stack at some pairs; what no longer holds is logged.
 
-    Its members were certified together, so a precision that the bundle has since withdrawn from one
-    of them, or for which it has another file, is withdrawn from all.
+    Its members were certified together: where the bundle no longer allows a precision for one of
+    them, or has another file for it, all of them run at fp32.
     """
-    may, found = bundle.certified_precisions(values), {}
-    for key, made in chosen.precisions.items():
-        setting = parse_config(key)
-        pair = (setting.runtime, setting.precision)
+    allowed, valid = bundle.certified_precisions(values), {}
+    for key, certified in chosen.precisions.items():
+        config = parse_config(key)
+        pair = (config.runtime, config.precision)
         if pair not in pairs:
             continue
-        if set(made.files) <= may.get(pair, frozenset()) and made.files == _files(made.files, values, setting):
-            found[pair] = frozenset(made.files)
-            if made.by != devices.version(setting.runtime):
+        if set(certified.files) <= allowed.get(pair, frozenset()) and certified.files == _hashes(
+            certified.files, values, config
+        ):
+            valid[pair] = frozenset(certified.files)
+            if certified.by != devices.version(config.runtime):
                 log(f"Still allowed, though certified with other versions of libraries than those here: {key}")
         else:
             log(
                 f"What frontier chose for {key} runs at fp32: its files or what the bundle allows have changed; "
                 f"{RECHOOSE_HINT}"
             )
-    return found
+    return valid
 
 
-def _files(names: Iterable[str], values: Mapping[str, Any], setting: RuntimeConfig) -> dict[str, str]:
-    """Hashes of the files that a bundle has for these members at a setting, as far as it has them."""
+def _hashes(names: Iterable[str], values: Mapping[str, Any], config: RuntimeConfig) -> dict[str, str]:
+    """Hashes of the files that a bundle has for these members at a config, as far as it has them."""
     entries = {name: values["members"][name] for name in names}
     return {
-        name: values["files"][bundle.model_file(entry, setting)]
+        name: values["files"][bundle.model_file(entry, config)]
         for name, entry in entries.items()
-        if bundle.has_model_file(entry, setting)
+        if bundle.has_model_file(entry, config)
     }
 
 
 def describe(chosen: OperatingPoint, total: int) -> str:
-    """What runs, of how many members, what is known of it, and how to run all, in one line."""
+    """One line of text: the members that run of `total`, speed and loss, and how to run all."""
     count, tolerance = len(chosen.stacker.members), chosen.cascade and chosen.cascade.tolerance
     cascade = f" in a cascade of tolerance {tolerance:g}" if tolerance else ""
     return (
@@ -193,24 +195,26 @@ def _interval(values: Mapping[str, Any]) -> Interval:
     return Interval(*(np.nan if values[end] is None else float(values[end]) for end in ("value", "low", "high")))
 
 
-def _check(chosen: OperatingPoint) -> None:
-    """ValueError or TypeError where its parts do not fit together: a digest proves nothing of who wrote it."""
+def _is_valid(chosen: OperatingPoint) -> bool:
+    """Whether all parts fit together and can be run and printed: a digest does not prove who wrote the file.
+
+    TypeError or ValueError where a number is none.
+    """
     members, cascade = chosen.stacker.members, chosen.cascade
-    sound = (
+    return (
         len(set(members)) == len(members)
         and all(map(is_member_name, members))
         and chosen.runtime in ("auto", *ON_CPU, *ON_GPU)
         and chosen.budget > 0
         and chosen.images_per_second > 0
         and chosen.machine.isprintable()
-        and all(set(dict(made.files)) <= set(members) for made in chosen.precisions.values())
-        and (cascade is None or (_fits(cascade, members) and _tells(cascade.report, len(members))))
+        and all(set(dict(certified.files)) <= set(members) for certified in chosen.precisions.values())
+        and (cascade is None or (_is_cascade_of(cascade, members) and _is_report_of(cascade.report, len(members))))
     )
-    if not sound:
-        raise ValueError
 
 
-def _fits(cascade: Cascade, members: Sequence[str]) -> bool:
+def _is_cascade_of(cascade: Cascade, members: Sequence[str]) -> bool:
+    """Whether it has a step for each of these members but the last, with finite coefficients."""
     limits = [limit for step in cascade.steps for limit in (step.low, step.high)]
     return (
         sorted(cascade.order) == sorted(members)
@@ -218,22 +222,22 @@ def _fits(cascade: Cascade, members: Sequence[str]) -> bool:
         and all(np.isfinite([*step.coef, step.intercept]).all() for step in cascade.steps)
         and not np.isnan(limits).any()
         and len(cascade.milliseconds) == len(members)
-        and _positive(cascade.milliseconds)
+        and _not_negative(cascade.milliseconds)
         and 0 < cascade.tolerance < 0.5
     )
 
 
-def _tells(report: CascadeReport, members: int) -> bool:
-    """Whether a cascade's report of so many members can be printed."""
+def _is_report_of(report: CascadeReport, members: int) -> bool:
+    """Whether a cascade's report is of this number of members, with numbers that can be printed."""
     loss = report.loss
     return (
         all(type(count) is int and count > 0 for count in (report.rows, report.groups))
         and [len(each) for each in (report.auroc, report.shares, report.milliseconds)] == [2, members, 2]
-        and _positive([*report.auroc, *report.shares, *report.milliseconds, report.decision_changes])
+        and _not_negative([*report.auroc, *report.shares, *report.milliseconds, report.decision_changes])
         and not np.isinf([loss.value, loss.low, loss.high]).any()  # NaN: it could not be resampled
     )
 
 
-def _positive(numbers: Sequence[float]) -> bool:
-    """Whether all are numbers of 0 or more."""
+def _not_negative(numbers: Sequence[float]) -> bool:
+    """Whether all are finite numbers of 0 or more."""
     return bool(np.isfinite(numbers).all()) and min(numbers) >= 0
