@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ensemble.core.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from ensemble.stacking.stack import StackResult
 
 TRAINING_PACKAGES = (
     "torch torchvision transformers timm accelerate sklearn pydantic yaml peft rich tensorboard matplotlib psutil"
@@ -117,3 +120,16 @@ def require_training_packages() -> None:
     missing = [name for name in TRAINING_PACKAGES if find_spec(name) is None]
     if missing:
         raise UnavailableError(f"training needs {', '.join(missing)}; run: pip install 'manyeyes[train]'")
+
+
+def print_scores(result: "StackResult") -> None:
+    """Print the scores of every member, of their mean and of the stack on the same rows."""
+    from ensemble.stacking import scores, stack
+
+    rows = result.data.scored
+    click.echo(
+        f"On {len(rows.labels)} held-out images in {rows.group_count} groups; "
+        f"the stack {result.data.basis}, 95 % intervals over groups."
+    )
+    table(scores.format_scores(result.scored, stack.format_weights(result)))
+    click.echo(scores.verdict(result.scored))

@@ -104,7 +104,7 @@ def stack(
     stack_options = stack_run.StackOptions(kind, calibration, threshold, loaded, tta)
     adapted = stack_run.has_shift(run)
     done = stack_run.stack_run(run, members, stack_options)
-    print_scores(done)
+    options.print_scores(done)
     _print_kinds(done)
     if drop_one:
         _print_drop_one(run, done, stack_options)
@@ -112,20 +112,6 @@ def stack(
     if adapted:
         click.echo("The adaptation of the former stacker was dropped; run adapt again where you use infer --adapted.")
     click.echo(f"-> {artifacts.stacker_path(run)}")
-
-
-def print_scores(done: "StackResult") -> None:
-    """Every member, their mean and the stack on the same rows."""
-    from ensemble.stacking import scores
-    from ensemble.stacking import stack as stack_notes
-
-    rows = done.data.scored
-    click.echo(
-        f"On {len(rows.labels)} held-out images in {rows.group_count} groups; "
-        f"the stack {done.data.basis}, 95 % intervals over groups."
-    )
-    options.table(scores.format_scores(done.scored, stack_notes.format_weights(done)))
-    click.echo(scores.verdict(done.scored))
 
 
 def _print_kinds(done: "StackResult") -> None:

@@ -54,31 +54,31 @@ def bench(
     from export.inference.plan import device_of, plan_bundle
 
     click.get_current_context().with_resource(silence_decoder_warnings())
-    lines: list[str] = []
+    notes: list[str] = []
 
     def log(line: str) -> None:
-        lines.append(line)
+        notes.append(line)
         click.echo(line)
 
     folder = locate_bundle(bundle) if bundle else current_bundle(run)
     plan = plan_bundle(folder, replace(runtime, full=full), log).members
     with (
-        TemporaryDirectory() as place,
+        TemporaryDirectory() as temporary,
         tqdm(total=4 * benchmark.ROUNDS, desc="bench", leave=False, disable=None) as bar,
     ):
-        sources, what = benchmark.benchmark_images(source, run if bundle is None else None, Path(place))
+        sources, what = benchmark.benchmark_images(source, run if bundle is None else None, Path(temporary))
         runners, rows = benchmark.measure_members(plan, log, bar.update)
-        found = benchmark.end_to_end(folder, device_of(plan), full, runners, sources, bar.update)
-    _print(rows, found, what)
+        speeds = benchmark.end_to_end(folder, device_of(plan), full, runners, sources, bar.update)
+    _print(rows, speeds, what)
     if output:
-        artifacts.write_json(output, {"chosen": lines, "members": rows, "images": what, "end_to_end": found})
+        artifacts.write_json(output, {"chosen": notes, "members": rows, "images": what, "end_to_end": speeds})
         click.echo(f"-> {output}")
 
 
-def _print(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any], what: str) -> None:
+def _print(rows: Sequence[Mapping[str, Any]], speeds: Mapping[str, Any], what: str) -> None:
     import pandas as pd
 
-    def shown(row: Mapping[str, Any]) -> dict[str, object]:
+    def line(row: Mapping[str, Any]) -> dict[str, object]:
         share, gflop = row["share_of_roof"], row["gflop"]
         return {
             **{key: row[key] for key in ("member", "runtime", "precision", "batch", "streams")},
@@ -89,18 +89,18 @@ def _print(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any], what: st
         }
 
     click.echo()
-    options.table(pd.DataFrame([shown(row) for row in rows]))
+    options.table(pd.DataFrame([line(row) for row in rows]))
     roofs = {f"{row['roof_gflops']:,.0f} GFLOP/s at {row['precision']}" for row in rows if row["roof_gflops"]}
     if roofs:
         click.echo(f"Roof: a large matrix product makes {' and '.join(sorted(roofs))} here.")
-    click.echo(f"\n{found['images']} of {what}, all members, images a second:")
+    click.echo(f"\n{speeds['images']} of {what}, all members, images a second:")
     options.table(
         pd.DataFrame(
             [
-                {"what": "preparing pixels alone", "images/s": f"{found['preparing']:.1f}"},
-                {"what": "end to end", "images/s": f"{found['bundle']:.1f}"},
-                {"what": "ONNX Runtime fp32 in turn", "images/s": f"{found['onnxruntime_in_turn']:.1f}"},
+                {"what": "preparing pixels alone", "images/s": f"{speeds['preparing']:.1f}"},
+                {"what": "end to end", "images/s": f"{speeds['bundle']:.1f}"},
+                {"what": "ONNX Runtime fp32 in turn", "images/s": f"{speeds['onnxruntime_in_turn']:.1f}"},
             ]
         )
     )
-    click.echo(f"End to end is {found['ratio']:.2f} times as fast as ONNX Runtime's sessions run in turn.")
+    click.echo(f"End to end is {speeds['ratio']:.2f} times as fast as ONNX Runtime's sessions run in turn.")

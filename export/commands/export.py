@@ -1,4 +1,4 @@
-"""export: parse, call one function, print."""
+"""export: convert a run's stack or single classifiers into a bundle, or certify a bundle again."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 def _members(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    sources: dict[str, str] = {}
     for value in values:
         name, equals, source = value.partition("=")
         if not equals or not source:
             raise click.BadParameter(f"{value!r}: write NAME=FOLDER or NAME=USER/REPO")
         if not is_member_name(name):
             raise click.BadParameter(f"{name!r} cannot be a member's name; use letters, digits, - and _")
-        if name in found:
+        if name in sources:
             raise click.BadParameter(f"{name!r} is given more than once; every member needs a name of its own")
-        found[name] = source
-    return found
+        sources[name] = source
+    return sources
 
 
 def _labelled(option: str, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -141,22 +141,22 @@ def export(
             click.echo(note)
         return items
 
-    fitting = read(stack_on) if stack_on else []
-    given = check_images.labelled_images(read(certify_on), certify_on) if certify_on else None
-    if fitting and given is None:
-        given = check_images.labelled_images(fitting, stack_on)
-    wish = CertifyOptions(given, bool(given), uncertified, int8)
+    stack_items = read(stack_on) if stack_on else []
+    certify_items, paths = (read(certify_on), certify_on) if certify_on else (stack_items, stack_on)
+    labelled = check_images.labelled_images(certify_items, paths) if paths else None
+    certify_options = CertifyOptions(labelled, bool(labelled), uncertified, int8)
     if sources and bundle:
-        from ensemble.commands.stack import print_scores
         from export.bundle.export import export_classifiers
 
-        made, stacked = export_classifiers(sources, bundle, click.echo, positive, force, fitting, wish)
-        if stacked:
-            print_scores(stacked)
+        certificates, result = export_classifiers(
+            sources, bundle, click.echo, positive, force, stack_items, certify_options
+        )
+        if result:
+            options.print_scores(result)
     elif bundle:
-        made = certify_bundle(bundle, click.echo, wish)
+        certificates = certify_bundle(bundle, click.echo, certify_options)
     else:
-        made = export_run(run, click.echo, force, wish)
-    if made["precisions"]:
-        options.table(certificate.table(made["precisions"]))
+        certificates = export_run(run, click.echo, force, certify_options)
+    if certificates["precisions"]:
+        options.table(certificate.table(certificates["precisions"]))
     click.echo(f"-> {bundle or bundle_path(run)}")

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from export.inference.frontier import Frontier
 
 
-MOST_SPEED = 1e6  # images a second: beyond any machine
+MAX_IMAGES_PER_SECOND = 1e6  # beyond any machine
 
 
 def _budget(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
-    if value is not None and not 0 < value <= MOST_SPEED:  # NaN neither
-        raise click.BadParameter(f"{value:g} is no speed: give images a second, above 0 and at most {MOST_SPEED:,.0f}")
+    if value is not None and not 0 < value <= MAX_IMAGES_PER_SECOND:  # NaN neither
+        raise click.BadParameter(
+            f"{value:g} is no speed: give images a second, above 0 and at most {MAX_IMAGES_PER_SECOND:,.0f}"
+        )
     return value
 
 
@@ -103,8 +105,8 @@ def frontier(
         raise click.UsageError("a bundle on the Hub is not changed there; get a folder of it first: pull USER/REPO")
     bundle = hub_bundles.locate_bundle(source_bundle) if source_bundle else None
     if reset:
-        gone = operating_point.remove(bundle or bundle_path(run))
-        click.echo("All members run again." if gone else "No point was chosen for this bundle: all members run.")
+        removed = operating_point.remove(bundle or bundle_path(run))
+        click.echo("All members run again." if removed else "No point was chosen for this bundle: all members run.")
         return
     require_training_packages()
     from tempfile import TemporaryDirectory
@@ -114,10 +116,10 @@ def frontier(
     from export.inference.frontier import choose_point, compute_frontier, plot_frontier, write_operating_point
 
     folder, of_run = bundle or current_bundle(run), None if bundle else run
-    for written in (output.absolute().parent, *([folder] if budget else [])):
-        ensure_writable(written)
-    with TemporaryDirectory() as place:
-        sources, what = benchmark_images(source, of_run, Path(place))
+    for target in (output.absolute().parent, *([folder] if budget else [])):
+        ensure_writable(target)
+    with TemporaryDirectory() as temporary:
+        sources, what = benchmark_images(source, of_run, Path(temporary))
         found = compute_frontier(folder, of_run, runtime, sources, click.echo)
     listed = {point: found.best[point][0] for point in drop_equal_speeds(list(found.best))}
     _print(found, listed, what)
@@ -138,9 +140,9 @@ def _print(found: "Frontier", listed: Mapping["Point", "PointScores"], what: str
     from ensemble.core.errors import join_limited
 
     full, measured = found.full
-    doubt = {precision: f"{precision} (uncertified)" for precision in found.uncertified}
+    marked = {precision: f"{precision} (uncertified)" for precision in found.uncertified}
     click.echo(
-        f"\nAll {len(full.members)} members at {doubt.get(full.precision, full.precision)}: "
+        f"\nAll {len(full.members)} members at {marked.get(full.precision, full.precision)}: "
         f"{full.images_per_second:.1f} images/s, AUROC {measured.auroc}"
     )
     click.echo(
@@ -152,7 +154,7 @@ def _print(found: "Frontier", listed: Mapping["Point", "PointScores"], what: str
         {
             "": number,
             "members": " + ".join(point.members),
-            "precision": point.precision if found.proven else doubt.get(point.precision, point.precision),
+            "precision": point.precision if found.proven else marked.get(point.precision, point.precision),
             "cascade": f"{point.cascade.tolerance:g}" if point.cascade else "-",
             "images/s": f"{point.images_per_second:.1f}",
             "AUROC": str(how.auroc),
