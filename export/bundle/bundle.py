@@ -190,11 +190,11 @@ def _is_certificate(values: Mapping[str, Any], names: Collection[str]) -> bool:
     try:
         fp32 = [record for name in names for record in values["members"][name].get("fp32", {}).values()]
         return all(_is_number(record["max_abs_difference"]) for record in fp32) and all(
-            isinstance(made["made_from"], str)
+            isinstance(record["made_from"], str)
             and parse_config(key) is not None
-            and set(made["usable"]) <= set(names)
-            and all(map(_is_change, [made["stack"], *made["members"].values()]))
-            for key, made in values.get("precisions", {}).items()
+            and set(record["usable"]) <= set(names)
+            and all(map(_is_change, [record["stack"], *record["members"].values()]))
+            for key, record in values.get("precisions", {}).items()
         )
     except (AttributeError, KeyError, TypeError, ValueError):
         return False

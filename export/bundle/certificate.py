@@ -133,9 +133,9 @@ def judge(stacker: Stacker, fp32: np.ndarray, lower: np.ndarray, labels: np.ndar
 def table(certificates: Mapping[str, Any]) -> pd.DataFrame:
     """The lower precisions of certificate.json as a table of text: a line for each member and one for the stack."""
     lines = [
-        (key, name, change, name in made["usable"] if name != "stack" else bool(made["usable"]))
-        for key, made in certificates.items()
-        for name, change in (*made["members"].items(), ("stack", made["stack"]))
+        (key, name, change, name in record["usable"] if name != "stack" else bool(record["usable"]))
+        for key, record in certificates.items()
+        for name, change in (*record["members"].items(), ("stack", record["stack"]))
     ]
     return pd.DataFrame(
         {

@@ -8,8 +8,8 @@ from typing import Any
 KEPT_FP32 = ("LayerNormalization", "ReduceMean", "Softmax")
 
 
-def write_fp16(source: Path, target: Path, kept: Collection[str] = ()) -> None:
-    """Write an fp32 file with weights and arithmetic in fp16, except KEPT_FP32 and the nodes named in `kept`.
+def write_fp16(source: Path, target: Path, excluded: Collection[str] = ()) -> None:
+    """Write an fp32 file with weights and arithmetic in fp16, except KEPT_FP32 and the nodes named in `excluded`.
 
     Input and output types stay: uint8 pixels, float32 logits.
     """
@@ -18,7 +18,7 @@ def write_fp16(source: Path, target: Path, kept: Collection[str] = ()) -> None:
 
     blocked = [*float16.DEFAULT_OP_BLOCK_LIST, *KEPT_FP32]
     model = float16.convert_float_to_float16(
-        onnx.load(source), keep_io_types=True, op_block_list=blocked, node_block_list=sorted(kept)
+        onnx.load(source), keep_io_types=True, op_block_list=blocked, node_block_list=sorted(excluded)
     )
     _merge_duplicate_casts(model.graph)
     _skip_round_trips(model.graph)

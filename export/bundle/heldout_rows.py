@@ -36,19 +36,21 @@ def read_rows(folder: Path, names: Sequence[str], asking: str = "--cascade") -> 
         raise ArtifactError(f"{asking}: the bundle {folder} has no held-out logits to fit and report on; {REMEDY}")
     frame = artifacts.read_parquet(folder / HELDOUT_FILE, REMEDY)
     columns = [f"logit {name}" for name in names]
-    if fault := _fault(frame, columns):
-        raise ArtifactError(f"{asking}: {folder / HELDOUT_FILE} {fault}; {REMEDY}")
+    if error := _format_error(frame, columns):
+        raise ArtifactError(f"{asking}: {folder / HELDOUT_FILE} {error}; {REMEDY}")
     labels, groups = (frame[name].to_numpy(np.int64) for name in ("label", "group"))
     return LabelledLogits(tuple(names), frame[columns].to_numpy(np.float64), labels, groups)
 
 
-def _fault(frame: pd.DataFrame, columns: Sequence[str]) -> str:
-    """What is wrong with a file that `write_rows` did not write, in words; nothing if nothing is."""
+def _format_error(frame: pd.DataFrame, columns: Sequence[str]) -> str:
+    """What is wrong with a file that `write_rows` did not write, as text; "" if nothing is."""
     kinds = {"label": "iu", "group": "iu", **dict.fromkeys(columns, "iuf")}
-    if lacking := [name for name in kinds if list(frame.columns).count(name) != 1]:
-        return f"has no column {join_limited(lacking)}, or more than one"
-    if other := [name for name, kind in kinds.items() if frame[name].dtype.kind not in kind]:
-        return f"has values that are no numbers in {join_limited(other)}"
-    if endless := [name for name in kinds if not np.isfinite(frame[name].to_numpy(np.float64, na_value=np.nan)).all()]:
-        return f"has values that are not finite in {join_limited(endless)}"
+    if missing := [name for name in kinds if list(frame.columns).count(name) != 1]:
+        return f"has no column {join_limited(missing)}, or more than one"
+    if not_numeric := [name for name, kind in kinds.items() if frame[name].dtype.kind not in kind]:
+        return f"has values that are no numbers in {join_limited(not_numeric)}"
+    if not_finite := [
+        name for name in kinds if not np.isfinite(frame[name].to_numpy(np.float64, na_value=np.nan)).all()
+    ]:
+        return f"has values that are not finite in {join_limited(not_finite)}"
     return "" if frame["label"].isin([0, 1]).all() else "has labels other than 0 and 1"

@@ -30,12 +30,12 @@ def quantizer(symmetric: bool) -> str:
 
 
 def write_int8(
-    source: Path, target: Path, pixels: np.ndarray, kept: Collection[str] = (), symmetric: bool = False
+    source: Path, target: Path, pixels: np.ndarray, excluded: Collection[str] = (), symmetric: bool = False
 ) -> None:
     """Quantize an fp32 file, calibrated by the ranges of its values on `pixels`, uint8 [N, S, S, 3].
 
     Weights are int8 with a scale for each channel, activations 8 bits with a scale for each tensor; nodes
-    named in `kept` and nodes that are not in PRODUCTS stay fp32. Input and output types stay.
+    named in `excluded` and nodes that are not in PRODUCTS stay fp32. Input and output types stay.
     symmetric: as TensorRT needs it, activations in int8 without zero points, and biases in fp32.
     NNCF quantizes where it is installed; for TensorRT, and without NNCF, ONNX Runtime's own tools.
     """
@@ -43,25 +43,25 @@ def write_int8(
     with contextlib.redirect_stdout(io.StringIO()):  # progress bars
         try:
             if quantizer(symmetric).startswith("nncf"):
-                _by_nncf(source, target, pixels, sorted(kept))
+                _by_nncf(source, target, pixels, sorted(excluded))
             else:
-                _by_onnxruntime(source, target, pixels, sorted(kept), symmetric)
+                _by_onnxruntime(source, target, pixels, sorted(excluded), symmetric)
         except Exception as error:  # ONNX Runtime's own share no public base
             raise ArtifactError(f"{source.name} cannot be quantized: {libraries.runtime_error_line(error)}") from error
 
 
-def _by_nncf(source: Path, target: Path, pixels: np.ndarray, kept: list[str]) -> None:
+def _by_nncf(source: Path, target: Path, pixels: np.ndarray, excluded: list[str]) -> None:
     import onnx
 
     nncf = libraries.load_nncf()
     model = onnx.load(source)
     name = model.graph.input[0].name
     images = nncf.Dataset([{name: pixels[row : row + 1]} for row in range(len(pixels))])
-    scope = nncf.IgnoredScope(names=kept) if kept else None
+    scope = nncf.IgnoredScope(names=excluded) if excluded else None
     onnx.save(nncf.quantize(model, images, subset_size=len(pixels), ignored_scope=scope), target)
 
 
-def _by_onnxruntime(source: Path, target: Path, pixels: np.ndarray, kept: list[str], symmetric: bool) -> None:
+def _by_onnxruntime(source: Path, target: Path, pixels: np.ndarray, excluded: list[str], symmetric: bool) -> None:
     """Its calibration computes minimum and maximum of each tensor in the graph, so that no tensor is stored."""
     libraries.load_onnxruntime()
     import onnx
@@ -77,7 +77,7 @@ def _by_onnxruntime(source: Path, target: Path, pixels: np.ndarray, kept: list[s
         target,
         _Images(model.graph.input[0].name, pixels),
         op_types_to_quantize=[*PRODUCTS, *(() if symmetric else BOUNDS)],
-        nodes_to_exclude=kept,
+        nodes_to_exclude=excluded,
         per_channel=True,
         activation_type=quantization.QuantType.QInt8 if symmetric else quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,

@@ -1,4 +1,4 @@
-"""Logits of many members, runtimes and precisions on the same files; each is computed once and kept in the cache."""
+"""Logits of many members, runtimes and precisions on the same files; each is computed once, and cached."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ def compute_logits(
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Logits float32 [files, columns], and why files could not be read, by row (theirs are NaN).
 
-    A network is loaded only where the cache lacks one of its logits.
+    A network is loaded only where one of its logits is not in the cache.
     """
     digests, errors = _digests(files)
     with feature_cache.open_cache(artifacts.cache_path() / "logits.sqlite") as cache:
@@ -69,10 +69,10 @@ def compute_logits(
 
 def _digests(files: Sequence[Path]) -> tuple[dict[int, bytes], dict[int, str]]:
     """SHA-256 of each file that can be opened, and why the others cannot, by row."""
-    found, errors = {}, {}
+    digests, errors = {}, {}
     for row, file in enumerate(files):
         try:
-            found[row] = bytes.fromhex(artifacts.file_sha256(file))
+            digests[row] = bytes.fromhex(artifacts.file_sha256(file))
         except OSError as error:
             errors[row] = f"{file}: {error.strerror}"
-    return found, errors
+    return digests, errors

@@ -73,7 +73,7 @@ class OperatingPoint:
         return cls(
             Stacker.from_dict(values["stacker"]),
             values["runtime"],
-            {str(parse_config(key)): CertifiedFiles(**made) for key, made in values["precisions"].items()},
+            {str(parse_config(key)): CertifiedFiles(**certified) for key, certified in values["precisions"].items()},
             None if cascade is None else Cascade.from_dict(cascade),
             float(values["budget"]),
             float(values["images_per_second"]),

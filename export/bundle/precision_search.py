@@ -1,4 +1,4 @@
-"""Low-precision files of a member: fp16 for the CUDA provider, int8. Layers that break them are found and kept in fp32.
+"""Low-precision files of a member: fp16 for the CUDA provider, int8. Layers that break them are found and stay in fp32.
 
 Reading layers needs onnx.
 """
@@ -72,7 +72,7 @@ class LowPrecisionFile:
         return layers[:-1] if self.config.precision == "int8" else layers
 
     @property
-    def kept_precision(self) -> str:
+    def excluded_precision(self) -> str:
         """The precision of layers that are not lowered."""
         return "fp16" if (self.config.runtime, self.config.precision) == ("tensorrt", "int8") else "fp32"
 
@@ -90,7 +90,7 @@ def add_files(
     training: TrainingImages | None,
     log: Log,
 ) -> dict[str, Any]:
-    """The entry with the low-precision files that `configs` need and it lacks; int8 needs training images."""
+    """The entry, with the low-precision files that `configs` need added to it; int8 needs training images."""
     extended = dict(entry)
     # where several runtimes need the same file the last decides, OpenVINO where it is installed
     needed = {kind: config for config in configs if (kind := bundle.low_precision_kind(config))}
@@ -139,11 +139,11 @@ def make(file: LowPrecisionFile, training: TrainingImages | None, log: Log) -> d
     if file.config.runtime == "tensorrt":
         log(f"{file.name}: building TensorRT engines of its files, to time them; that takes minutes")
     speed = full_speed = _speedup(file)
-    kept = [] if _passes(file, training) else search_layers(file, training, write, log)
-    names, what, cost = [layer.name for layer in kept], "", ""
-    if kept:
+    excluded = [] if _passes(file, training) else search_layers(file, training, write, log)
+    names, what, cost = [layer.name for layer in excluded], "", ""
+    if excluded:
         speed = _speedup(file)
-        what = f"kept in {file.kept_precision} {len(kept)} of {len(layers)} layers: {join_limited(names)}; "
+        what = f"kept in {file.excluded_precision} {len(excluded)} of {len(layers)} layers: {join_limited(names)}; "
         cost = f" ({full_speed:.2f} with no layer kept)"
     log(f"{file.name}: {what}{file.config} runs {speed:.2f} times as fast as fp32{cost}")
     int8 = file.config.precision == "int8"
@@ -166,7 +166,7 @@ def _writer(file: LowPrecisionFile, training: TrainingImages | None, log: Log) -
     if file.config.precision == "fp16":
         from export.bundle.fp16 import write_fp16
 
-        return lambda kept, roughly: write_fp16(file.source, file.target, kept)
+        return lambda excluded, roughly: write_fp16(file.source, file.target, excluded)
     from export.bundle.int8 import write_int8
 
     if training is None:
@@ -176,8 +176,8 @@ def _writer(file: LowPrecisionFile, training: TrainingImages | None, log: Log) -
     log(f"{file.name}: quantizing with {_quantizer(file)}, by the ranges of its values on {images.description}")
     few = pixels[:: max(1, len(pixels) // ROUGH_CALIBRATION_IMAGES)]
     head = _nodes(read_layers(file.source)[-1:])
-    return lambda kept, roughly: write_int8(
-        file.source, file.target, few if roughly else pixels, [*kept, *head], file.symmetric
+    return lambda excluded, roughly: write_int8(
+        file.source, file.target, few if roughly else pixels, [*excluded, *head], file.symmetric
     )
 
 
@@ -186,7 +186,7 @@ def search_layers(file: LowPrecisionFile, training: TrainingImages, write: Write
     layers = file.layers
     log(
         f"{file.name}: with all {len(layers)} layers in {file.config.precision} {_describe_change(file, training)}; "
-        f"searching for layers to keep in {file.kept_precision}"
+        f"searching for layers to keep in {file.excluded_precision}"
     )
     pixels = check_images.sample_images(training.comparison).pixels(file.preprocess_config)
     exact = runner.open_runner(file.name, file.source, file.preprocess_config, FP32).run(pixels)
@@ -196,15 +196,15 @@ def search_layers(file: LowPrecisionFile, training: TrainingImages, write: Write
         difference = float(np.abs(file.runner().run(pixels) - exact).mean())
         return difference if np.isfinite(difference) else np.inf
 
-    def passes(kept: Sequence[Layer]) -> bool:
-        write(_nodes(kept), False)
+    def passes(excluded: Sequence[Layer]) -> bool:
+        write(_nodes(excluded), False)
         return _passes(file, training)
 
-    kept = (fewest_layers(layers, error, passes) if layers else None) or []
-    write(_nodes(kept), False)
-    if not kept:
+    excluded = (fewest_layers(layers, error, passes) if layers else None) or []
+    write(_nodes(excluded), False)
+    if not excluded:
         log(f"{file.name}: no part of its layers would rescue it; the certificate decides about it as it is")
-    return kept
+    return excluded
 
 
 def fewest_layers(
@@ -213,19 +213,19 @@ def fewest_layers(
     """The layers to keep in fp32 so that the member passes, in order; None where most of them would be needed.
 
     The layers are split into parts, ranked by the error that each part causes alone. A bisection finds
-    how many of the worst parts must be kept; a second round does the same within those.
-    error: of these layers alone at the lower precision, infinite where a logit is. passes: with these kept.
+    how many of the worst parts must stay in fp32; a second round does the same within those.
+    error: of these layers alone at the lower precision, infinite where a logit is. passes: with these in fp32.
     """
-    kept = list(layers)
+    excluded = list(layers)
     for _ in range(SEARCH_ROUNDS):
-        positions = np.array_split(np.arange(len(kept)), min(SEARCH_PARTS, len(kept)))
-        ranked = sorted(([kept[position] for position in part] for part in positions), key=error, reverse=True)
+        positions = np.array_split(np.arange(len(excluded)), min(SEARCH_PARTS, len(excluded)))
+        ranked = sorted(([excluded[position] for position in part] for part in positions), key=error, reverse=True)
         counts = range(1, len(ranked))
         count = 1 + bisect_left(counts, True, key=lambda number: passes(list(chain(*ranked[:number]))))
         if count == len(ranked):
             break
-        kept = list(chain(*ranked[:count]))
-    return [layer for layer in layers if layer in kept] if len(kept) < len(layers) else None
+        excluded = list(chain(*ranked[:count]))
+    return [layer for layer in layers if layer in excluded] if len(excluded) < len(layers) else None
 
 
 def read_layers(path: Path) -> list[Layer]:

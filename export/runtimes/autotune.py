@@ -113,13 +113,13 @@ def timer(runner: Runner, config: RuntimeConfig, clock: Clock = time.perf_counte
 
 def cached_configs(jobs: Sequence[TuneRequest], machine: Machine) -> dict[str, TimedConfig]:
     """The fastest configs that were measured before on this machine for these files, by member."""
-    found = {}
+    configs = {}
     for job in jobs:
         answer = answer_cache.get(CACHE_FILE, _key(job, machine))
         for config in job.candidates:
             if isinstance(answer, dict) and answer.get("setting") == asdict(config):
-                found[job.name] = TimedConfig(config, float(answer["seconds"]))
-    return found
+                configs[job.name] = TimedConfig(config, float(answer["seconds"]))
+    return configs
 
 
 def seconds_per_image(

@@ -63,13 +63,13 @@ def _int8_unsupported() -> dict[str, str]:
 
 
 def _openvino_unsupported() -> dict[str, str]:
-    found = openvino_session.cpu_capabilities()
-    if not found:
+    supported = openvino_session.cpu_capabilities()
+    if not supported:
         return {"all": "OpenVINO is not installed, or has no wheel for this system; use --runtime onnxruntime"}
     missing = [] if openvino_session.native_bf16() else ["bf16"]
-    missing += [] if "FP16" in found else ["fp16"]
+    missing += [] if "FP16" in supported else ["fp16"]
     unsupported = {precision: f"this CPU has no {precision}; use --precision fp32" for precision in missing}
-    return unsupported | ({} if "INT8" in found else {"int8": NO_INT8}) | _int8_unsupported()
+    return unsupported | ({} if "INT8" in supported else {"int8": NO_INT8}) | _int8_unsupported()
 
 
 def _cuda_unsupported(gpu: str, provider: str = "CUDAExecutionProvider") -> dict[str, str]:

@@ -36,7 +36,7 @@ def load_openvino() -> Any:
 
 
 def runtime_error_line(error: Exception) -> str:
-    """An error of a runtime as one line: its first, but OpenVINO's last, which follows places in its sources."""
+    """An error of a runtime as one line: its first, but OpenVINO's last, which follows lines of its source code."""
     if (text := str(error).strip()).startswith("Exception from "):
         return error_line(text.rpartition("\n")[2]).rstrip(".:")
     return error_line(error, first=True).rstrip(".:")
@@ -48,7 +48,7 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def load_nncf() -> Any:
-    """The package nncf, which says only what went wrong; UnavailableError where it is not installed."""
+    """The package nncf, which logs errors only; UnavailableError where it is not installed."""
     load_onnxruntime()
     with suppress(ImportError):
         load_openvino()  # nncf imports both by itself
@@ -65,14 +65,14 @@ def load_nncf() -> Any:
 
 @contextmanager
 def _without_telemetry() -> Iterator[None]:
-    kept = sys.modules.get(TELEMETRY)
+    loaded = sys.modules.get(TELEMETRY)
     sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # what imports it then takes its own stand-in
     try:
         yield
     finally:
         del sys.modules[TELEMETRY]
-        if kept is not None:
-            sys.modules[TELEMETRY] = kept
+        if loaded is not None:
+            sys.modules[TELEMETRY] = loaded
 
 
 @cache
