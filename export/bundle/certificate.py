@@ -132,23 +132,22 @@ def judge(stacker: Stacker, fp32: np.ndarray, lower: np.ndarray, labels: np.ndar
 
 def table(certificates: Mapping[str, Any]) -> pd.DataFrame:
     """The lower precisions of certificate.json as a table of text: a line for each member and one for the stack."""
-    lines = [
-        (key, name, change, name in record["usable"] if name != "stack" else bool(record["usable"]))
-        for key, record in certificates.items()
-        for name, change in (*record["members"].items(), ("stack", record["stack"]))
-    ]
-    return pd.DataFrame(
-        {
-            "precision": [key for key, *_ in lines],
-            "": [name for _, name, *_ in lines],
-            "largest change": [_text(change["largest"], ".4f") for *_, change, _ in lines],
-            "mean": [_text(change["mean"], ".5f") for *_, change, _ in lines],
-            "Spearman": [_text(change["spearman"], ".5f") for *_, change, _ in lines],
-            "AUROC": [_text(change["auroc"], "+.5f") for *_, change, _ in lines],
-            "flips": [_text(change["flips"], ".2%") for *_, change, _ in lines],
-            "verdict": [_verdict(change, used) for *_, change, used in lines],
-        }
-    )
+    lines = []
+    for key, record in certificates.items():
+        for name, change in (*record["members"].items(), ("stack", record["stack"])):
+            used = bool(record["usable"]) if name == "stack" else name in record["usable"]
+            line = {
+                "precision": key,
+                "": name,
+                "largest change": _text(change["largest"], ".4f"),
+                "mean": _text(change["mean"], ".5f"),
+                "Spearman": _text(change["spearman"], ".5f"),
+                "AUROC": _text(change["auroc"], "+.5f"),
+                "flips": _text(change["flips"], ".2%"),
+                "verdict": _verdict(change, used),
+            }
+            lines.append(line)
+    return pd.DataFrame(lines)
 
 
 def _text(value: float | None, form: str) -> str:

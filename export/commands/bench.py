@@ -66,16 +66,16 @@ def bench(
         TemporaryDirectory() as temporary,
         tqdm(total=4 * benchmark.ROUNDS, desc="bench", leave=False, disable=None) as bar,
     ):
-        sources, what = benchmark.benchmark_images(source, run if bundle is None else None, Path(temporary))
+        sources, description = benchmark.benchmark_images(source, run if bundle is None else None, Path(temporary))
         runners, rows = benchmark.measure_members(plan, log, bar.update)
         speeds = benchmark.end_to_end(folder, device_of(plan), full, runners, sources, bar.update)
-    _print(rows, speeds, what)
+    _print(rows, speeds, description)
     if output:
-        artifacts.write_json(output, {"chosen": notes, "members": rows, "images": what, "end_to_end": speeds})
+        artifacts.write_json(output, {"chosen": notes, "members": rows, "images": description, "end_to_end": speeds})
         click.echo(f"-> {output}")
 
 
-def _print(rows: Sequence[Mapping[str, Any]], speeds: Mapping[str, Any], what: str) -> None:
+def _print(rows: Sequence[Mapping[str, Any]], speeds: Mapping[str, Any], description: str) -> None:
     import pandas as pd
 
     def line(row: Mapping[str, Any]) -> dict[str, object]:
@@ -93,7 +93,7 @@ def _print(rows: Sequence[Mapping[str, Any]], speeds: Mapping[str, Any], what: s
     roofs = {f"{row['roof_gflops']:,.0f} GFLOP/s at {row['precision']}" for row in rows if row["roof_gflops"]}
     if roofs:
         click.echo(f"Roof: a large matrix product makes {' and '.join(sorted(roofs))} here.")
-    click.echo(f"\n{speeds['images']} of {what}, all members, images a second:")
+    click.echo(f"\n{speeds['images']} of {description}, all members, images a second:")
     options.table(
         pd.DataFrame(
             [

@@ -119,42 +119,42 @@ def frontier(
     for target in (output.absolute().parent, *([folder] if budget else [])):
         ensure_writable(target)
     with TemporaryDirectory() as temporary:
-        sources, what = benchmark_images(source, of_run, Path(temporary))
-        found = compute_frontier(folder, of_run, runtime, sources, click.echo)
-    listed = {point: found.best[point][0] for point in drop_equal_speeds(list(found.best))}
-    _print(found, listed, what)
-    fast = [point for point in found.best if budget and point.images_per_second >= budget]
-    plot_frontier(found.tried, listed, found.full[0], budget, fast[-1] if fast else None, output)
+        sources, description = benchmark_images(source, of_run, Path(temporary))
+        result = compute_frontier(folder, of_run, runtime, sources, click.echo)
+    listed = {point: result.best[point][0] for point in drop_equal_speeds(list(result.best))}
+    _print(result, listed, description)
+    fast = [point for point in result.best if budget and point.images_per_second >= budget]
+    plot_frontier(result.tried, listed, result.full[0], budget, fast[-1] if fast else None, output)
     click.echo(f"-> {output}")
     if budget is not None:
-        point = choose_point(found, budget)
-        chosen = write_operating_point(folder, found, point, budget)
+        point = choose_point(result, budget)
+        chosen = write_operating_point(folder, result, point, budget)
         click.echo(f"Chosen: {' + '.join(point.members)} at {point.precision}")
-        click.echo(operating_point.describe(chosen, len(found.full[0].members)))
+        click.echo(operating_point.describe(chosen, len(result.full[0].members)))
         click.echo(f"-> {folder / operating_point.FILE}; to take it away: frontier --reset")
 
 
-def _print(found: "Frontier", listed: Mapping["Point", "PointScores"], what: str) -> None:
+def _print(result: "Frontier", listed: Mapping["Point", "PointScores"], description: str) -> None:
     import pandas as pd
 
     from ensemble.core.errors import join_limited
 
-    full, measured = found.full
-    marked = {precision: f"{precision} (uncertified)" for precision in found.uncertified}
+    full, measured = result.full
+    marked = {precision: f"{precision} (uncertified)" for precision in result.uncertified}
     click.echo(
         f"\nAll {len(full.members)} members at {marked.get(full.precision, full.precision)}: "
         f"{full.images_per_second:.1f} images/s, AUROC {measured.auroc}"
     )
     click.echo(
-        f"Scores are of {found.rows:,} images of {found.groups:,} groups, on which no stack or limit of the table was "
-        "fitted."
+        f"Scores are of {result.rows:,} images of {result.groups:,} groups, on which no stack or limit of the table "
+        "was fitted."
     )
-    click.echo(f"images/s are predicted, for {what}. No point tried beats these in both:")
+    click.echo(f"images/s are predicted, for {description}. No point tried beats these in both:")
     lines = [
         {
             "": number,
             "members": " + ".join(point.members),
-            "precision": point.precision if found.proven else marked.get(point.precision, point.precision),
+            "precision": point.precision if result.proven else marked.get(point.precision, point.precision),
             "cascade": f"{point.cascade.tolerance:g}" if point.cascade else "-",
             "images/s": f"{point.images_per_second:.1f}",
             "AUROC": str(how.auroc),
@@ -163,5 +163,5 @@ def _print(found: "Frontier", listed: Mapping["Point", "PointScores"], what: str
         for number, (point, how) in enumerate(listed.items(), start=1)
     ]
     options.table(pd.DataFrame(lines))
-    if found.left_out:
-        click.echo(f"Left out: {join_limited(found.left_out, 3)}")
+    if result.left_out:
+        click.echo(f"Left out: {join_limited(result.left_out, 3)}")
