@@ -5,9 +5,10 @@ float [B, N], whose lines hold how often each row counts, in whole numbers. A pl
 single line of ones. A metric is NaN where a class that it needs is missing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,11 @@ class Interval:
     def to_dict(self) -> dict[str, float | None]:
         """JSON-ready values: null for NaN."""
         return {key: None if np.isnan(value) else value for key, value in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Interval":
+        """The interval from `to_dict`'s values; TypeError for other keys, and for what is no number."""
+        return cls(**{key: np.nan if value is None else 0.0 + value for key, value in values.items()})
 
     def __str__(self) -> str:
         ends = "" if np.isnan(self.low) else f" [{self.low:.4f}, {self.high:.4f}]"

@@ -22,7 +22,6 @@ from ensemble.data import dataset
 from ensemble.evaluation import protocol
 from ensemble.evaluation.protocol import CLEAN
 from ensemble.evaluation.report_scores import ScoredImages, member_logits, split_externals
-from ensemble.evaluation.tables import read_interval
 from ensemble.stacking.stacker import Stacker
 
 MAX_PARTS = 30  # sources or generators that are listed
@@ -231,7 +230,7 @@ def read_audit(run: Path) -> dict[str, Any] | None:
 def weight_intervals(run: Path) -> list[Interval]:
     """Of the stack's weights, in the order of its members; empty where its kind estimates none."""
     told = artifacts.read_json(artifacts.stacker_path(run), "run stack again").get("weights")
-    return [read_interval(weight) for weight in told or ()]
+    return [Interval.from_dict(weight) for weight in told or ()]
 
 
 def null_scores(audit: Mapping[str, Any] | None) -> dict[str, Interval]:
@@ -240,7 +239,7 @@ def null_scores(audit: Mapping[str, Any] | None) -> dict[str, Interval]:
     if not null:
         return {}
     return {
-        "balanced_accuracy": read_interval(null["balanced_accuracy"]),
+        "balanced_accuracy": Interval.from_dict(null["balanced_accuracy"]),
         "auroc": Interval(float(null["auroc"]), float("nan"), float("nan")),
     }
 

@@ -21,11 +21,6 @@ TITLES = protocol.TITLES | {
 WORST = "<- worst"
 
 
-def read_interval(values: Mapping[str, float | None]) -> Interval:
-    """An Interval from its JSON, NaN for null."""
-    return Interval(**{key: float("nan") if value is None else value for key, value in values.items()})
-
-
 def score_table(record: Mapping[str, Any]) -> pd.DataFrame:
     """Every score of the undamaged images."""
     scores = record["cells"]["clean"]
@@ -86,7 +81,7 @@ def leave_out_table(lines: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 def stress_lines(record: Mapping[str, Any]) -> list[str]:
     """The rate of errors at the frozen threshold, and how the target is spread."""
     ((name, scores),) = record["cells"]["clean"].items()
-    right = read_interval(scores)
+    right = Interval.from_dict(scores)
     wrong = Interval(1 - right.value, 1 - right.high, 1 - right.low)
     rate = "FPR: reals called ai" if name == "accuracy_real" else "miss rate: ai images called real"
     lines = [f"{rate}, at the frozen threshold {record['stacker']['threshold']:.4g}: {wrong}"]
@@ -95,7 +90,7 @@ def stress_lines(record: Mapping[str, Any]) -> list[str]:
 
 
 def _text(values: Mapping[str, float | None]) -> str:
-    score = read_interval(values)
+    score = Interval.from_dict(values)
     if np.isnan(score.value):
         return ""
     return f"{score.value:.4f}" if np.isnan(score.low) else str(score)

@@ -83,9 +83,8 @@ class CascadeReport:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CascadeReport":
         """The report from `to_dict`'s values."""
-        loss = Interval(**{name: np.nan if end is None else end for name, end in values["loss"].items()})
         lists = {name: tuple(values[name]) for name in ("auroc", "shares", "milliseconds")}
-        values = {**values, **lists, "loss": loss}
+        values = {**values, **lists, "loss": Interval.from_dict(values["loss"])}
         return cls(**{"decision_changes" if name == "flips" else name: value for name, value in values.items()})
 
 

@@ -77,7 +77,7 @@ class OperatingPoint:
             None if cascade is None else Cascade.from_dict(cascade),
             float(values["budget"]),
             float(values["images_per_second"]),
-            _interval(values["lost"]),
+            Interval.from_dict(values["lost"]),
             str(values["machine"]),
             str(values["made_from"]),
         )
@@ -189,10 +189,6 @@ def describe(chosen: OperatingPoint, total: int) -> str:
         f"({chosen.images_per_second:.1f} predicted on {chosen.machine}; AUROC lost against all: {chosen.lost}); "
         "--full runs all"
     )
-
-
-def _interval(values: Mapping[str, Any]) -> Interval:
-    return Interval(*(np.nan if values[end] is None else float(values[end]) for end in ("value", "low", "high")))
 
 
 def _is_valid(chosen: OperatingPoint) -> bool:

@@ -13,7 +13,7 @@ from ensemble.evaluation import report_data, report_scores
 from ensemble.evaluation.evaluate import describe_stacker
 from ensemble.evaluation.leakage import TRACKS
 from ensemble.evaluation.protocol import CLEAN
-from ensemble.evaluation.tables import TITLES, read_interval
+from ensemble.evaluation.tables import TITLES
 from ensemble.stacking.stacker import Stacker
 from export.hub.markdown import escape, table
 
@@ -102,7 +102,7 @@ def _evaluation_row(record: Mapping[str, Any]) -> list[str]:
         name += f"; {escape(track)}: training images were chosen by looking at it"
     if record["trained"]:
         name += f"; {record['trained']} images were in the run's own training: **THIS IS NO TEST**"
-    clean = {score: read_interval(values) for score, values in cells[CLEAN].items()}
+    clean = {score: Interval.from_dict(values) for score, values in cells[CLEAN].items()}
     at_threshold = "balanced_accuracy" if "balanced_accuracy" in clean else next(iter(clean))
     damaged = f"{escape(worst['cell'])} of {len(cells)}: {TITLES[worst['score']]} {_interval(worst)}"
     return [
@@ -133,19 +133,19 @@ def _main_score(record: Mapping[str, Any]) -> tuple[str, Interval]:
     """AUROC; of a data set with one class only, its share on the right side of the threshold."""
     clean = record["cells"][CLEAN]
     name = "auroc" if "auroc" in clean else next(iter(clean))
-    return name, read_interval(clean[name])
+    return name, Interval.from_dict(clean[name])
 
 
 def _interval(values: Mapping[str, Any]) -> Interval:
-    return read_interval({end: values[end] for end in ("value", "low", "high")})
+    return Interval.from_dict({end: values[end] for end in ("value", "low", "high")})
 
 
 def _score(stacker: Mapping[str, Any], name: str, score: str) -> Interval | None:
     scores = stacker.get("scores", {}).get(name)
-    return read_interval(scores[score]) if scores else None
+    return Interval.from_dict(scores[score]) if scores else None
 
 
 def _balanced_accuracy(stacker: Mapping[str, Any]) -> Interval | None:
     """At the threshold; None where an older `stack` did not store it."""
     ends = stacker.get("balanced_accuracy")
-    return read_interval(ends) if ends else None
+    return Interval.from_dict(ends) if ends else None
