@@ -90,7 +90,7 @@ def test_a_member_that_is_looked_up_may_be_in_a_point(tmp_path, pictures):
 
 
 def test_bench_measures_what_runs(run, monkeypatch):
-    for name, value in (("ROUNDS", 1), ("SIDE", {"cpu": 64}), ("SECONDS", 0.01)):
+    for name, value in (("ROUNDS", 1), ("MATRIX_SIDE", {"cpu": 64}), ("BASELINE_SECONDS", 0.01)):
         monkeypatch.setattr(benchmark, name, value)
     monkeypatch.setattr(autotune, "MIN_TIMING_SECONDS", 0.01)
     _, out, _ = run_cli("bench", "--bundle", run / "bundle", "--runtime", "onnxruntime")
