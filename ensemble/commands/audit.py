@@ -11,7 +11,7 @@ from ensemble.commands.options import require_training_packages
 
 
 @click.command("audit")
-@click.argument("data", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("data", type=options.IMAGES_PATH, nargs=-1, required=True)
 @options.reading
 @options.against
 @options.accept_shortcuts

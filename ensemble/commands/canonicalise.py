@@ -11,7 +11,7 @@ from ensemble.commands.options import require_training_packages
 
 
 @click.command("canonicalise")
-@click.argument("data", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("data", type=options.IMAGES_PATH, nargs=-1, required=True)
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @options.reading
 @click.option("--skip-unreadable", is_flag=True, help="Leave out broken images instead of stopping.")

@@ -35,6 +35,17 @@ def name_list(context: click.Context, parameter: click.Parameter, value: str) ->
     return tuple(name.strip() for name in value.split(",") if name.strip())
 
 
+class _ImagesPath(click.Path):
+    """A path to images, or to a table of them, on disk; the refusal of an object store's URL says how to copy it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from ensemble.data.storage import parse_local
+
+        return super().convert(parse_local(value) if isinstance(value, str) else value, param, ctx)
+
+
+IMAGES_PATH = _ImagesPath(path_type=Path)
+
 run = click.option(
     "--run",
     type=click.Path(path_type=Path, file_okay=False),
@@ -62,7 +73,7 @@ seed = click.option(
 )
 data = click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=IMAGES_PATH,
     multiple=True,
     default=[Path("data/train")],
     show_default="data/train",
@@ -71,7 +82,7 @@ data = click.option(
 )
 against = click.option(
     "--against",
-    type=click.Path(path_type=Path),
+    type=IMAGES_PATH,
     metavar="TEST",
     help="Test images, a folder or a CSV: report what tells them from the training images, and pictures in both.",
 )
@@ -98,7 +109,7 @@ def classes(help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 def reading(command: Callable[..., Any]) -> Callable[..., Any]:
     """How labelled images are read: the same options wherever they are."""
     decorators: list[Callable[..., Any]] = [
-        click.option("--images", type=click.Path(path_type=Path), help="Where a CSV's images lie."),
+        click.option("--images", type=IMAGES_PATH, help="Where a CSV's images lie."),
         classes("What class folders or label texts mean, for example fake=ai,human=real; several may mean one."),
         click.option("--positive", metavar="NAME", help="The class that means AI-made, if its name does not say."),
         click.option(

@@ -15,16 +15,18 @@ PATH = click.Path(path_type=Path)
 
 
 @click.command("select")
-@click.option("--test", type=PATH, required=True, help="Folder of test images, or a CSV with id or path.")
+@click.option(
+    "--test", type=options.IMAGES_PATH, required=True, help="Folder of test images, or a CSV with id or path."
+)
 @click.option(
     "--pool",
     "pools",
-    type=PATH,
+    type=options.IMAGES_PATH,
     required=True,
     multiple=True,
     help="Folder or CSV to choose from; may be repeated. Labelled by class folders (ai/, real/) or a column label.",
 )
-@click.argument("more", type=PATH, nargs=-1, metavar="[POOL]...")
+@click.argument("more", type=options.IMAGES_PATH, nargs=-1, metavar="[POOL]...")
 @click.option("--count", type=click.IntRange(min=1), required=True, help="How many images to choose.")
 @click.option("--output", type=PATH, required=True, help="Folder to fill; an older selection there is replaced.")
 @click.option(
@@ -46,7 +48,7 @@ PATH = click.Path(path_type=Path)
 @click.option(
     "--ablate", "recipe", type=PATH, metavar="RECIPE", help="Train RECIPE on a selection and on a random draw."
 )
-@click.option("--test-labels", type=PATH, help="For --ablate: CSV with id, label and optionally group.")
+@click.option("--test-labels", type=options.IMAGES_PATH, help="For --ablate: CSV with id, label and optionally group.")
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="For --ablate: how often.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="For --ablate: change a recipe's value.")
 @options.seed

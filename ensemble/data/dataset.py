@@ -1,4 +1,4 @@
-"""Labelled images -> rows -> groups -> splits: the run's dataset.parquet."""
+"""Build a run's dataset.parquet: one row an image, with its group, split and what the index knows."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -40,7 +40,7 @@ def build_dataset(
 def index_items(
     data: Sequence[sources.LabelledImage], skip_unreadable: bool = False, workers: int | None = None
 ) -> tuple[list[sources.LabelledImage], FileIndex]:
-    """The readable ones of the labelled files, sorted by id, and what one pass learned of them.
+    """The readable ones of the labelled files, sorted by id, and their index.
 
     Raises DataError for unreadable files, unless they are to be skipped.
     """

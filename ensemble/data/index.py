@@ -1,8 +1,8 @@
-"""One pass over image files: each read, decoded and described once, in parallel, in flat memory.
+"""Index image files: each is read and decoded once, in parallel, with memory that does not grow with their number.
 
-What was learned of a file is kept in the user's cache, so that a killed pass goes on where
-it stopped and the next run decodes nothing again. A file counts as unchanged while its
-size and its times of modification and change are the same.
+The record of a file is kept in the user's cache, so that a killed pass goes on where it stopped
+and the next run decodes nothing again. A file counts as unchanged while its size and its times
+of modification and change are the same.
 """
 
 import builtins
@@ -29,13 +29,13 @@ from ensemble.core.parallel import ordered_map
 from ensemble.images import decode, metadata, near_duplicates
 
 VERSION = 3  # raised by hand when a pass would find other values in the same file
-COMMIT = 500  # files between two writes of the cache
-BLOCK = 4096  # files whose descriptions are held as Python objects
+COMMIT_FILES = 500  # files between two commits of the cache
+BLOCK_FILES = 4096  # files whose records are held as Python objects
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What one pass learns of a file; `thumb` is uint8 [32, 32, 3] as bytes."""
+    """What is known of one image file; `thumb` is uint8 [32, 32, 3] as bytes."""
 
     width: int
     height: int
@@ -53,7 +53,7 @@ class FileIndex:
 
     rows: their positions among the files. records: width, height, format, bytes, sha256,
     phash (16 hex digits), pixels (equal where the decoded pixels are). headers: one column a key of
-    `headers.read_header`. thumbs: uint8 [N, 32, 32, 3], on disk. errors: position -> why.
+    `metadata.read_header`. thumbs: uint8 [N, 32, 32, 3], on disk. errors: position -> why.
     """
 
     rows: np.ndarray
@@ -64,7 +64,7 @@ class FileIndex:
 
     @property
     def hashes(self) -> list[int]:
-        """The perceptual hashes as numbers, for `groups`."""
+        """The perceptual hashes as numbers, for `near_duplicates`."""
         return [int(text, 16) for text in self.records["phash"]]
 
     def take(self, keep: np.ndarray) -> "FileIndex":
@@ -74,9 +74,9 @@ class FileIndex:
 
 
 def index_files(files: Sequence[Path], workers: int | None = None, label: str = "index") -> FileIndex:
-    """Read every file once, or take what the cache knows of it; shows progress and time left."""
+    """Read every file once, or take its record from the cache; shows progress and time left."""
     rows: list[int] = []
-    looks: list[bytes] = []
+    thumbnail_hashes: list[bytes] = []
     errors: dict[int, str] = {}
     blocks: list[pd.DataFrame] = []
     block: list[dict[str, object]] = []
@@ -89,9 +89,10 @@ def index_files(files: Sequence[Path], workers: int | None = None, label: str = 
                 continue
             store.write(found.thumb)
             rows.append(row)
-            looks.append(blake2b(f"{found.width}x{found.height}".encode() + found.thumb, digest_size=16).digest())
+            size = f"{found.width}x{found.height}".encode()
+            thumbnail_hashes.append(blake2b(size + found.thumb, digest_size=16).digest())
             block.append(_flat(found))
-            if len(block) == BLOCK:
+            if len(block) == BLOCK_FILES:
                 blocks.append(_compact(block))
                 block = []
         thumbs = _mapped(store, len(rows))
@@ -100,7 +101,7 @@ def index_files(files: Sequence[Path], workers: int | None = None, label: str = 
     table = table.astype({name: "category" for name in table if name in _TEXT_COLUMNS})
     own = [name for name in table if str(name).startswith("header.")]
     if rows:
-        table["pixels"] = _pixel_names(list(table["sha256"]), looks, [files[row] for row in rows], workers)
+        table["pixels"] = _pixel_hashes(list(table["sha256"]), thumbnail_hashes, [files[row] for row in rows], workers)
     return FileIndex(
         rows=np.array(rows, dtype=np.int64),
         records=table.drop(columns=own),
@@ -111,34 +112,34 @@ def index_files(files: Sequence[Path], workers: int | None = None, label: str = 
 
 
 def _mapped(store: IO[bytes], count: int) -> np.ndarray:
-    """The thumbnails written to `store`, uint8 [count, 32, 32, 3], on disk even after it has lost its name."""
+    """The thumbnails written to the file `store`, uint8 [count, 32, 32, 3], on disk even after it has lost its name."""
     shape = (count, near_duplicates.THUMBNAIL, near_duplicates.THUMBNAIL, 3)
     store.flush()
     return np.memmap(store, dtype=np.uint8, mode="r", shape=shape) if count else np.empty(shape, dtype=np.uint8)
 
 
 def read_all(files: Sequence[Path], workers: int | None = None) -> Iterator[FileRecord | str]:
-    """Facts of each file, or why it cannot be read, in order; from the cache where it knows them."""
+    """The record of each file, or why it cannot be read, in order; from the cache where it is there."""
     with _cache() as cache:
 
-        def known() -> Iterator[tuple[Path, str, FileRecord | None]]:
+        def cached() -> Iterator[tuple[Path, str, FileRecord | None]]:
             for file in files:
                 stamp = _stamp(file)
-                yield file, stamp, _recall(cache, file, stamp)
+                yield file, stamp, _cache_get(cache, file, stamp)
 
         pending = 0
-        for file, stamp, found, new in ordered_map(_look, known(), workers):
+        for file, stamp, found, new in ordered_map(_index_one, cached(), workers):
             if new and isinstance(found, FileRecord):
-                _remember(cache, file, stamp, found)
+                _cache_put(cache, file, stamp, found)
                 pending += 1
-                if pending % COMMIT == 0:
+                if pending % COMMIT_FILES == 0:
                     with suppress(sqlite3.Error):  # a full disk: no harm
                         cache.commit()
             yield found
 
 
 def read_record(file: Path) -> FileRecord | str:
-    """What one image file holds, or why it cannot be read."""
+    """The record of one image file, or why it cannot be read."""
     try:
         data = file.read_bytes()
         image = decode.decode(data, name=str(file))
@@ -160,16 +161,16 @@ def read_record(file: Path) -> FileRecord | str:
     )
 
 
-def _pixel_names(
-    digests: Sequence[str], looks: Sequence[bytes], files: Sequence[Path], workers: int | None
+def _pixel_hashes(
+    digests: Sequence[str], thumbnail_hashes: Sequence[bytes], files: Sequence[Path], workers: int | None
 ) -> list[str]:
-    """The files' own hashes, but where unlike files have one size and thumbnail (`looks`): those of their pixels."""
-    unlike = pd.Series(digests).groupby(list(looks)).transform("nunique").to_numpy() > 1
-    doubtful: list[int] = np.flatnonzero(unlike).tolist()
-    names = list(digests)
-    for i, name in zip(doubtful, ordered_map(_pixel_hash, [files[i] for i in doubtful], workers), strict=True):
-        names[i] = name
-    return names
+    """The files' own hashes, but where different files have one size and thumbnail: those of their pixels."""
+    ambiguous = pd.Series(digests).groupby(list(thumbnail_hashes)).transform("nunique").to_numpy() > 1
+    rows: list[int] = np.flatnonzero(ambiguous).tolist()
+    hashes = list(digests)
+    for row, value in zip(rows, ordered_map(_pixel_hash, [files[row] for row in rows], workers), strict=True):
+        hashes[row] = value
+    return hashes
 
 
 def _pixel_hash(file: Path) -> str:
@@ -247,7 +248,7 @@ def _stamp(file: Path) -> str:
     return f"{VERSION}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
 
 
-def _recall(cache: sqlite3.Connection, file: Path, stamp: str) -> FileRecord | None:
+def _cache_get(cache: sqlite3.Connection, file: Path, stamp: str) -> FileRecord | None:
     with suppress(sqlite3.Error, ValueError, TypeError):  # a damaged cache knows nothing
         row = cache.execute("SELECT facts, thumb FROM facts WHERE path = ? AND stamp = ?", (_key(file), stamp))
         if (found := row.fetchone()) is not None and len(found[1]) == 3 * near_duplicates.THUMBNAIL**2:
@@ -255,7 +256,7 @@ def _recall(cache: sqlite3.Connection, file: Path, stamp: str) -> FileRecord | N
     return None
 
 
-def _remember(cache: sqlite3.Connection, file: Path, stamp: str, found: FileRecord) -> None:
+def _cache_put(cache: sqlite3.Connection, file: Path, stamp: str, found: FileRecord) -> None:
     values = {name: value for name, value in vars(found).items() if name != "thumb"}
     row = (_key(file), stamp, json.dumps(values), found.thumb)
     with suppress(sqlite3.Error, ValueError):  # a full disk, a name that is not UTF-8: no harm
@@ -266,6 +267,6 @@ def _key(file: Path) -> str:
     return str(file.absolute())
 
 
-def _look(item: tuple[Path, str, FileRecord | None]) -> tuple[Path, str, FileRecord | str, bool]:
+def _index_one(item: tuple[Path, str, FileRecord | None]) -> tuple[Path, str, FileRecord | str, bool]:
     file, stamp, found = item
     return (file, stamp, read_record(file), True) if found is None else (file, stamp, found, False)

@@ -34,48 +34,8 @@ class Item:
     source: ImageSource
 
 
-class Loader(Protocol):
-    """Gives the images of listed entries. It can be pickled, for other machines."""
-
-    def __call__(self, entries: Iterable[ImageEntry], start: int, stop: int) -> Iterator[Item]:
-        """The images of the entries [start, stop), streamed."""
-        ...
-
-    def sha256(self, entries: str) -> str:
-        """Hash of what is read: of the list's own hash, and of what that does not tell."""
-        ...
-
-
-@dataclass(frozen=True)
-class OpenedImages:
-    """What a reader opens.
-
-    entries: of all images, in order; read once. loader: their images, once the entries are read.
-    files: the folder or the files that are read from, without which no image can be; none for a
-    table, whose images may lie anywhere, and for a store.
-    distinct: whether no id can be there twice. shards: paths of tars and Parquet files among a folder's images.
-    """
-
-    entries: Iterator[ImageEntry]
-    loader: Loader
-    files: tuple[Path, ...] = ()
-    distinct: bool = False
-    shards: list[str] = field(default_factory=list)
-
-
-class Reader(Protocol):
-    """One input format."""
-
-    def matches(self, location: Location) -> bool:
-        """Whether a location is of this format."""
-        ...
-
-    def open(self, location: Location, images: Location | None = None) -> OpenedImages:
-        """List the images; `images`: where those of a table lie. DataError for what cannot be read."""
-        ...
-
-
-# ---- images that are files
+# ---- loaders: list entries -> their images. They can be pickled, for other machines.
+# sha256 is the hash of what is read: of the list's own hash, and of what that does not tell.
 
 
 @dataclass(frozen=True)
@@ -99,6 +59,46 @@ class FileLoader:
         return artifacts.json_sha256([ascii(self.root), entries])
 
 
+@dataclass(frozen=True)
+class ParquetLoader:
+    """Images in a column of Parquet files."""
+
+    files: list[tuple[Location, ParquetVersion]]
+
+    def __call__(self, entries: Iterable[ImageEntry], start: int, stop: int) -> Iterator[Item]:
+        """Encoded bytes; DataError at the first of a file that has changed."""
+        entries = iter(entries)
+        for number, first, last in shards.file_ranges([version.rows for _, version in self.files], start, stop):
+            file, version = self.files[number]
+            if parquet.read_version(file) != version:
+                raise storage.changed(file)
+            for data, entry in zip(parquet.image_bytes(file, first, last), entries, strict=False):
+                yield Item(entry.id, entry.path, data)
+
+    def sha256(self, entries: str) -> str:
+        """Hash of ids and of the files' versions, not of the images' bytes."""
+        versions = [version for _, version in self.files]
+        return artifacts.json_sha256([entries, versions if len(versions) > 1 else versions[0]])
+
+
+@dataclass(frozen=True)
+class TarLoader:
+    """Images in tars, which are full once the entries have been read."""
+
+    shards: list[shards.Shard]
+
+    def __call__(self, entries: Iterable[ImageEntry], start: int, stop: int) -> Iterator[Item]:
+        """Byte ranges of tars on disk; bytes of those in a store."""
+        located = shards.locate_bytes(self.shards, entries, start, stop)
+        if isinstance(self.shards[0].location, str):
+            return _fetched(located, byte_ranges.group_adjacent)
+        return (Item(entry.id, entry.path, each) for entry, each in located)
+
+    def sha256(self, entries: str) -> str:
+        """Hash of ids, offsets and the tars' versions, not of the images' bytes."""
+        return artifacts.json_sha256([entries, [shard.stat for shard in self.shards]])
+
+
 def _fetched(
     located: Iterable[tuple[ImageEntry, ByteRange]], group: Callable[[Iterable[ByteRange]], Iterable[list[ByteRange]]]
 ) -> Iterator[Item]:
@@ -113,6 +113,38 @@ def _fetched(
     for source in byte_ranges.fetch_ahead(group(ranges())):
         entry = waiting.popleft()
         yield Item(entry.id, entry.path, source)
+
+
+# ---- readers
+
+
+@dataclass(frozen=True)
+class OpenedImages:
+    """What a reader opens.
+
+    entries: of all images, in order; read once. loader: their images, once the entries are read.
+    files: the folder or the files that are read from, without which no image can be; none for a
+    table, whose images may lie anywhere, and for a store.
+    distinct: whether no id can be there twice. shards: paths of tars and Parquet files among a folder's images.
+    """
+
+    entries: Iterator[ImageEntry]
+    loader: FileLoader | ParquetLoader | TarLoader
+    files: tuple[Path, ...] = ()
+    distinct: bool = False
+    shards: list[str] = field(default_factory=list)
+
+
+class Reader(Protocol):
+    """One input format."""
+
+    def matches(self, location: Location) -> bool:
+        """Whether a location is of this format."""
+        ...
+
+    def open(self, location: Location, images: Location | None = None) -> OpenedImages:
+        """List the images; `images`: where those of a table lie. DataError for what cannot be read."""
+        ...
 
 
 class FolderReader:
@@ -156,31 +188,6 @@ class TableReader:
         return OpenedImages(entries, FileLoader(resolved.root))
 
 
-# ---- images inside of files
-
-
-@dataclass(frozen=True)
-class ParquetLoader:
-    """Images in a column of Parquet files."""
-
-    files: list[tuple[Location, ParquetVersion]]
-
-    def __call__(self, entries: Iterable[ImageEntry], start: int, stop: int) -> Iterator[Item]:
-        """Encoded bytes; DataError at the first of a file that has changed."""
-        entries = iter(entries)
-        for number, first, last in shards.file_ranges([version.rows for _, version in self.files], start, stop):
-            file, version = self.files[number]
-            if parquet.read_version(file) != version:
-                raise storage.changed(file)
-            for data, entry in zip(parquet.image_bytes(file, first, last), entries, strict=False):
-                yield Item(entry.id, entry.path, data)
-
-    def sha256(self, entries: str) -> str:
-        """Hash of ids and of the files' versions, not of the images' bytes."""
-        versions = [version for _, version in self.files]
-        return artifacts.json_sha256([entries, versions if len(versions) > 1 else versions[0]])
-
-
 class ParquetReader:
     """A Parquet file that holds images in a column `image`, as bytes or as structs of bytes and path."""
 
@@ -192,24 +199,6 @@ class ParquetReader:
         """Ids are the column `id`, or else the structs' paths, or the file's name and row."""
         _refuse_images(images, location)
         return _open_parquet([location])
-
-
-@dataclass(frozen=True)
-class TarLoader:
-    """Images in tars, which are full once the entries have been read."""
-
-    shards: list[shards.Shard]
-
-    def __call__(self, entries: Iterable[ImageEntry], start: int, stop: int) -> Iterator[Item]:
-        """Byte ranges of tars on disk; bytes of those in a store."""
-        located = shards.locate_bytes(self.shards, entries, start, stop)
-        if isinstance(self.shards[0].location, str):
-            return _fetched(located, byte_ranges.group_adjacent)
-        return (Item(entry.id, entry.path, each) for entry, each in located)
-
-    def sha256(self, entries: str) -> str:
-        """Hash of ids, offsets and the tars' versions, not of the images' bytes."""
-        return artifacts.json_sha256([entries, [shard.stat for shard in self.shards]])
 
 
 class ShardReader:

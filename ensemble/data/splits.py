@@ -1,6 +1,7 @@
-"""Groups -> splits: by hash, stratified by class and source, whole generators or sources kept out.
+"""Assign groups of images to splits and to folds, both stratified by class and source.
 
-Folds for out-of-fold logits: every train and tune row is scored by weights that never saw its group.
+Splits: by hash; whole generators or sources can be held out. Folds, for out-of-fold logits: every train and tune row
+is scored by weights that never saw its group.
 """
 
 import json
@@ -15,11 +16,10 @@ from ensemble.core.errors import DataError, join_limited
 from ensemble.core.names import LABELS
 
 FITTED_SPLITS = ("train", "tune")  # rows that shaped a member: by gradients, or by choice of epoch
-
 FITTED = ("train", "tune", "heldout")  # what members and stacker are made from
 SPLITS = (*FITTED, "unseen")
 HOLD_OUT_COLUMNS = ("generator", "source")
-LEEWAY = 2.5  # standard deviations that chance may take a stratum's share from what was asked
+MAX_DEVIATION = 2.5  # standard deviations of a stratum's share from the requested one, by chance
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,15 @@ class Fractions:
 def assign_splits(frame: pd.DataFrame, fractions: Fractions, seed: int, hold_out: Sequence[str] = ()) -> list[str]:
     """The split of each row, from its label, source, generator and group.
 
-    A group's place between 0 and 1 is the hash of [seed, group] alone: the same on any
-    machine and in any order. Heldout takes the places below its share, tune those above
-    that, so more images move none of those already there. Only where a stratum (groups
-    with the same classes and sources) would get too few or too many of them, by LEEWAY or
-    none at all where one is due, are its groups nearest the border moved.
+    A group's number in [0, 1) is `unit_hash`: the same on any machine and in any order.
+    Heldout takes the groups whose number is below its share, tune those next to them, so more
+    images move none of those already there. Only where a stratum (groups with the same classes
+    and sources) would get too few or too many, by MAX_DEVIATION or none at all where one is
+    expected, its groups nearest the border are moved.
 
-    `hold_out` are texts like "generator=midjourney-v5" or "source=flickr30k": groups with
-    such an image become unseen. Raises DataError for one that nothing matches, or if they
-    take a whole class.
+    hold_out: texts like "generator=midjourney-v5" or "source=flickr30k"; groups with such an
+    image become unseen. Raises DataError for a text that nothing matches, or if a whole class
+    becomes unseen.
     """
     unseen = _unseen_groups(frame, hold_out)
     for label, name in enumerate(LABELS):
@@ -74,15 +74,18 @@ def group_strata(frame: pd.DataFrame) -> dict[tuple[tuple[int, str], ...], list[
 
 
 def unit_hash(group: str, seed: int) -> float:
-    """A group's place in [0, 1), from the seed and its own name."""
+    """A number in [0, 1) for a group: the hash of the seed and its name."""
     return int.from_bytes(sha256(json.dumps([seed, group]).encode()).digest()[:8], "big") / 2**64
 
 
+def _by_hash(names: Iterable[str], seed: int) -> list[str]:
+    return sorted(names, key=lambda name: (unit_hash(name, seed), name))
+
+
 def _split_stratum(names: Sequence[str], fractions: Fractions, seed: int) -> dict[str, str]:
-    places = {name: unit_hash(name, seed) for name in names}
-    ordered = sorted(names, key=lambda name: (places[name], name))
-    values = np.array([places[name] for name in ordered])
-    below = [int((values < edge).sum()) for edge in (fractions.heldout, fractions.heldout + fractions.tune)]
+    ordered = _by_hash(names, seed)
+    hashes = np.array([unit_hash(name, seed) for name in ordered])
+    below = [int((hashes < edge).sum()) for edge in (fractions.heldout, fractions.heldout + fractions.tune)]
     spare = int(len(names) * fractions.tune >= 1)
     heldout = min(_within(below[0], len(names), fractions.heldout), len(names) - spare)
     tune = min(_within(below[1] - below[0], len(names), fractions.tune), len(names) - heldout)
@@ -91,10 +94,10 @@ def _split_stratum(names: Sequence[str], fractions: Fractions, seed: int) -> dic
 
 
 def _within(count: int, total: int, share: float) -> int:
-    """`count` of `total` groups, moved to the nearest number that chance allows for this share."""
-    due, spread = total * share, LEEWAY * (total * share * (1 - share)) ** 0.5
-    least = max(due - spread, 1 if due >= 1 else 0)
-    most = max(due + spread, 1)
+    """`count` of `total` groups, clipped to MAX_DEVIATION of the binomial distribution of this share."""
+    expected, spread = total * share, MAX_DEVIATION * (total * share * (1 - share)) ** 0.5
+    least = max(expected - spread, 1 if expected >= 1 else 0)
+    most = max(expected + spread, 1)
     return int(np.clip(count, np.ceil(least), np.floor(most)))
 
 
@@ -118,7 +121,7 @@ def assign_folds(frame: pd.DataFrame, count: int, seed: int) -> pd.Series:
     """The fold 0..count-1 (Int16) of each train and tune row, null for all others.
 
     Groups stay whole. In each stratum (groups with the same classes and sources) they are
-    dealt in the order of their places, each to the fold that has fewest of the stratum,
+    dealt in the order of their hashes, each to the fold that has fewest of the stratum,
     then fewest images. Raises DataError where groups are too few, of a class or in some fold.
     """
     fitted = frame[frame["split"].isin(FITTED_SPLITS)]
@@ -133,7 +136,7 @@ def assign_folds(frame: pd.DataFrame, count: int, seed: int) -> pd.Series:
     fold: dict[str, int] = {}
     for _, names in sorted(group_strata(fitted).items()):
         dealt = np.zeros(count, dtype=np.int64)
-        for name in sorted(names, key=lambda name: (unit_hash(name, seed), name)):
+        for name in _by_hash(names, seed):
             chosen = min(range(count), key=lambda k: (dealt[k], images[k], k))
             fold[name] = chosen
             dealt[chosen] += 1
@@ -158,7 +161,7 @@ def fold_parts(frame: pd.DataFrame, fold: int, seed: int) -> tuple[pd.DataFrame,
     share = fitted.loc[fitted["split"] == "tune", "group"].nunique() / fitted["group"].nunique()
     tune: set[str] = set()
     for _, names in sorted(group_strata(rest).items()):
-        ordered = sorted(names, key=lambda name: (unit_hash(name, seed + 1 + fold), name))
+        ordered = _by_hash(names, seed + 1 + fold)
         tune |= set(ordered[: min(max(round(share * len(ordered)), 1), len(ordered) - 1)])
     held = rest["group"].isin(tune)
     for part, name in ((rest[held], "tune"), (rest[~held], "train")):
@@ -171,5 +174,5 @@ def fold_parts(frame: pd.DataFrame, fold: int, seed: int) -> tuple[pd.DataFrame,
 
 
 def chosen_epochs(best: Iterable[int]) -> int:
-    """How long the refit trains: the median of the epochs that the folds chose, the later of two middles."""
+    """Epochs of the refit: the median of the folds' best epochs, the higher of the two middle ones."""
     return int(np.quantile(list(best), 0.5, method="higher"))

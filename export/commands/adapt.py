@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.option(
     "--images",
     "source",
-    type=click.Path(path_type=Path),
+    type=options.IMAGES_PATH,
     required=True,
     metavar="DIR_OR_CSV",
     help="Target images, 10 or more: a folder, or a CSV as for infer. Labels are not looked at.",

@@ -44,7 +44,7 @@ class EvaluateOptions:
 @click.command("evaluate")
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=options.IMAGES_PATH,
     multiple=True,
     required=True,
     help="Folder with one folder a class, a CSV with label and id or path, or a benchmark in its own layout. "

@@ -29,7 +29,7 @@ def _members(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
 
 
 def _labelled(option: str, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return click.option(option, type=click.Path(path_type=Path), multiple=True, metavar="DATA", help=help)
+    return click.option(option, type=options.IMAGES_PATH, multiple=True, metavar="DATA", help=help)
 
 
 @click.command("export")

@@ -46,7 +46,7 @@ def _budget(context: click.Context, parameter: click.Parameter, value: float | N
 @click.option(
     "--images",
     "source",
-    type=click.Path(path_type=Path),
+    type=options.IMAGES_PATH,
     help="Images to time decoding on, a folder or a CSV.  [default: the run's held-out images, else generated ones]",
 )
 @file_option("--output", default="frontier.png", help="The picture to write.")

@@ -26,7 +26,7 @@ import os, signal, sys, time
 from pathlib import Path
 from ensemble.data import index
 
-index.COMMIT = 8
+index.COMMIT_FILES = 8
 read_record = index.read_record
 def slow(file):
     time.sleep(0.005)
@@ -112,7 +112,7 @@ def test_columns_and_types(files):
 @pytest.mark.parametrize("block", [1, 4, 7, 20])
 def test_blocks_make_no_difference(files, monkeypatch, block):
     whole = index_files(files)
-    monkeypatch.setattr(index, "BLOCK", block)
+    monkeypatch.setattr(index, "BLOCK_FILES", block)
     assert same(index_files(files), whole)
 
 

@@ -1,12 +1,15 @@
 import csv
+import re
 from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from pictures import HOSTILE_NAMES, write_files
+from tar_shards import write_tar
 
 from ensemble.core.errors import DataError
+from ensemble.data.readers import FOLDER, READERS, TABLE, find_reader
 from ensemble.data.sources import ReadOptions, read_data
 from ensemble.data.tables import read_table, resolve_entries
 
@@ -322,3 +325,65 @@ def test_kinds_that_cannot_be_read_are_counted(tmp_path):
 def test_a_class_of_nothing_else_is_refused(tmp_path):
     write_files(tmp_path, "ai/1.heic", "real/1.png")
     assert refusal(tmp_path, skipped=Counter()) == f"{tmp_path / 'ai'} holds no images; both classes need some"
+
+
+# ---- tables in Parquet files, and images that are not files on disk
+
+
+def test_a_labelled_parquet_file_is_read_as_a_csv(tmp_path):
+    write_files(tmp_path, "images/007.jpg", "images/b.jpg")
+    columns = {"id": ["007", "b"], "label": [1, 0], "scene": ["s1", None], "source": ["web", "film"], "other": [0.5, 1]}
+    frame = pd.DataFrame(columns)
+    frame.to_parquet(tmp_path / "train.parquet")
+    frame.to_csv(tmp_path / "train.csv", index=False)
+    items, notes = read(tmp_path / "train.parquet", group_column="scene")
+    assert items == read(tmp_path / "train.csv", group_column="scene")[0]
+    assert notes == ["label column of train.parquet: 1 counts as ai, 0 as real"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"path": ["a.jpg"], "label": [0.5]}, "column label is double; it must hold text"),
+        ({"path": ["a.jpg"]}, "needs a column label; it has: path"),
+        ({"label": [1]}, "needs a column id or path"),
+        ({"path": ["gone.jpg", "a.jpg"], "label": [1, 0]}, "1 of 2 paths in .* do not exist"),
+        ({"path": [], "label": []}, "has no rows"),
+    ],
+)
+def test_a_parquet_file_that_leaves_a_doubt_is_refused(tmp_path, columns, message):
+    write_files(tmp_path, "a.jpg")
+    pd.DataFrame(columns).to_parquet(tmp_path / "train.parquet")
+    assert re.search(message, refusal(tmp_path / "train.parquet", one_class=True))
+
+
+def test_images_inside_of_files_are_refused(tmp_path):
+    write_tar(tmp_path / "a.tar", {"a.png": b"a"})
+    pd.DataFrame({"image": [b"a"], "label": [1]}).to_parquet(tmp_path / "a.parquet")
+    for name in ("a.tar", "a.parquet"):
+        assert refusal(tmp_path / name) == (
+            f"{tmp_path / name}: only infer reads images inside of tars and Parquet files; unpack them into folders "
+            "first, such as ai/ and real/"
+        )
+
+
+def test_a_table_whose_images_lie_in_a_store_is_refused(table):
+    path = table(("path", "label"), ("s3://bucket/ai/a.jpg", "1"), ("s3://bucket/real/b.jpg", "0"))
+    assert refusal(path) == (
+        "s3://bucket/ai/a.jpg: only infer reads images from an object store; copy them to disk first, for example: "
+        "aws s3 sync s3://bucket/ai ai"
+    )
+
+
+def test_readers_are_tried_in_turn(tmp_path):
+    write_files(tmp_path, "a.csv", "b.txt")
+    write_tar(tmp_path / "a.tar", {"a.png": b"a"})
+    pd.DataFrame({"image": [b"a"]}).to_parquet(tmp_path / "images.parquet")
+    pd.DataFrame({"path": ["a"]}).to_parquet(tmp_path / "paths.parquet")
+    readers = {
+        ".": FOLDER, "a.csv": TABLE, "b.txt": TABLE, "paths.parquet": TABLE,
+        "images.parquet": READERS[1], "a.tar": READERS[0], "*.tar": READERS[0], "{00..09}.parquet": READERS[0],
+    }  # fmt: skip
+    assert {name: find_reader(tmp_path / name) for name in readers} == readers
+    for url, reader in (("s3://b/a/", FOLDER), ("gs://b/a.csv", TABLE), ("s3://b/a.tar", READERS[0])):
+        assert find_reader(url) == reader  # without a request
