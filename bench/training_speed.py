@@ -47,7 +47,7 @@ from ensemble.core.recipe import Recipe, find_recipes, load_recipes  # noqa: E40
 from ensemble.data.files import list_images  # noqa: E402
 from ensemble.fetch.demo_data import packaged_photos  # noqa: E402
 from ensemble.models.backbone import Member, build_member  # noqa: E402
-from ensemble.training import precision as machine  # noqa: E402
+from ensemble.training import precision as train_precision  # noqa: E402
 from ensemble.training.data_loader import PREFETCH_BATCHES, TrainDataset  # noqa: E402
 from ensemble.training.distributed import ProcessGroup  # noqa: E402
 from ensemble.training.loop import FitConfig, fit  # noqa: E402
@@ -162,7 +162,7 @@ def their_rate(recipe: Recipe, files: list[Path], batch: int, steps: int, precis
 
 
 def our_rate(recipe: Recipe, files: list[Path], batch: int, steps: int, precision: str) -> float:
-    machine.keep_freed_memory()
+    train_precision.keep_freed_memory()
     processes = ProcessGroup(device="cuda" if torch.cuda.is_available() else "cpu")
     on_cpu = processes.device_type == "cpu"
     train = recipe.train.model_copy(update={"batch_size": batch, "precision": precision})
@@ -171,7 +171,7 @@ def our_rate(recipe: Recipe, files: list[Path], batch: int, steps: int, precisio
     keep = psutil.virtual_memory().available // 4 if on_cpu else 0
     member = build_member(recipe, None)
     shown = [files[row % len(files)] for row in range(count)]
-    rows = TrainDataset(shown, np.arange(count) % 2, member.preprocess_config, recipe.augment, keep=keep)
+    rows = TrainDataset(shown, np.arange(count) % 2, member.preprocess_config, recipe.augment, cache_bytes=keep)
     if on_cpu:
         for row in range(count):
             rows[0, row]  # as a first epoch leaves them
@@ -222,7 +222,7 @@ def precisions() -> list[str]:
     recipe = next(iter(families().values()))
     train = recipe.train.model_copy(update={"precision": "bf16"})
     try:
-        machine.choose_precision(build_member(recipe, None), train, device)
+        train_precision.choose_precision(build_member(recipe, None), train, device)
     except UnavailableError:
         return ["fp32"]
     return ["fp32", "bf16"]

@@ -1,4 +1,4 @@
-"""To a Ray cluster and back: one that runs, or one started on this machine for the job. Ray is imported late."""
+"""Connects to a Ray cluster: to one that runs, or to one started on this machine for the job. Ray is imported late."""
 
 import logging
 import os
@@ -17,8 +17,8 @@ from tqdm import tqdm
 from ensemble.cluster import local_ray
 from ensemble.core.errors import UnavailableError, error_line
 
-CONNECT_SECONDS, ANSWER_SECONDS = 5, 30  # seconds
-POLL_SECONDS, MAX_MISSED_POLLS = 5.0, 3  # seconds between two looks for the head; in vain, until it is gone
+CONNECT_SECONDS, ANSWER_SECONDS = 5, 30  # for a socket to open, for Ray to answer
+POLL_SECONDS, MAX_MISSED_POLLS = 5.0, 3  # checks of the head; so many in a row must fail until it counts as gone
 QUIET_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # its C++ parts write to the terminal
@@ -31,7 +31,7 @@ PROBE_CODE = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, loggin
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of the cluster, and what Ray may use of it; memory in bytes. id: Ray's own name of it."""
+    """A machine of the cluster, and what Ray may use of it; memory in bytes. id: of the node in Ray."""
 
     name: str
     cpus: int
@@ -57,7 +57,7 @@ def load_ray() -> Any:
 def connected(address: str | None) -> Iterator[Any]:
     """The package ray, connected to the cluster at `address`, or at RAY_ADDRESS, or to one started here for the block.
 
-    Afterwards all that was started is gone, after SIGTERM too. UnavailableError, within seconds, where no cluster
+    Afterwards all that was started is ended, also after SIGTERM. UnavailableError, within seconds, where no cluster
     answers.
     """
     if address is None:
@@ -81,12 +81,12 @@ def connected(address: str | None) -> Iterator[Any]:
             with local_ray.silence_stderr():
                 ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
             stack.enter_context(_head_watched(ray.get_runtime_context().gcs_address))
-        stack.enter_context(_ended_by_sigterm())  # Ray sets its own as it starts, which would leave everything behind
+        stack.enter_context(_ended_by_sigterm())  # Ray's own handler would leave everything behind
         yield ray
 
 
 def nodes(ray: Any) -> list[Node]:
-    """Those that are alive and have cores to give, by name."""
+    """The nodes that are alive and offer CPUs, by name."""
     return sorted(
         (_node(entry) for entry in ray.nodes() if entry["Alive"] and entry["Resources"].get("CPU", 0) >= 1),
         key=lambda node: (node.name, node.id),
@@ -101,7 +101,7 @@ def _node(entry: Mapping[str, Any]) -> Node:
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the block like Ctrl-C, with exit code 143; a signal is for the main thread alone."""
+    """SIGTERM ends the block like Ctrl-C, with exit code 143; only the main thread can handle signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -118,7 +118,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 @contextmanager
 def _head_watched(address: str) -> Iterator[None]:
-    """Say once on standard error if the cluster's head is gone: Ray waits for it, then ends the process without a word.
+    """Print once on standard error if the cluster's head is gone: Ray waits for it, then ends the process silently.
 
     address: HOST:PORT.
     """
@@ -126,15 +126,15 @@ def _head_watched(address: str) -> Iterator[None]:
     done = threading.Event()
 
     def watch() -> None:
-        silent = 0
-        while silent < MAX_MISSED_POLLS:
+        missed = 0
+        while missed < MAX_MISSED_POLLS:
             if done.wait(POLL_SECONDS):
                 return
             try:
                 socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
-                silent = 0
+                missed = 0
             except OSError:
-                silent += 1
+                missed += 1
         tqdm.write(
             f"The head of the cluster at {address} is gone. If it does not come back, this command ends within about "
             "a minute; what was finished is kept, and the same command goes on, on a cluster that runs.",
@@ -150,19 +150,19 @@ def _head_watched(address: str) -> Iterator[None]:
 
 
 def this_node() -> str:
-    """The machine where this runs, on a cluster, as `Node` has its name."""
+    """The name of this machine, as `Node.name`."""
     import ray
 
     return node_label(socket.gethostname(), ray.util.get_node_ip_address())
 
 
 def node_label(host: str, address: str) -> str:
-    """How a node is named wherever it is told of."""
+    """A node's name in messages."""
     return f"{host} ({address})"
 
 
 def _check_address(address: str) -> None:
-    """UnavailableError unless a cluster answers there, to which this machine belongs."""
+    """UnavailableError unless a cluster to which this machine belongs answers at the address."""
     if "://" in address:
         raise UnavailableError(
             f"--address {address}: Ray's client cannot run such a job; run the command on a machine of the cluster, "
@@ -179,7 +179,7 @@ def _check_address(address: str) -> None:
             why = error_line(getattr(error, "strerror", None) or error)
             raise UnavailableError(f"no Ray cluster at {address} ({why}); {start}") from None
     try:
-        trial = subprocess.run(  # noqa: S603  # our own words; the address is an argument
+        trial = subprocess.run(  # noqa: S603  # our own code; the address is an argument
             [sys.executable, "-P", "-c", PROBE_CODE, address],
             capture_output=True,
             text=True,

@@ -1,4 +1,4 @@
-"""A Ray started on this machine for one job: no other user reaches it, and nothing of it stays. Imports it late."""
+"""Starts Ray on this machine for one job: no other user can connect, and nothing of it is left. Imports Ray late."""
 
 import logging
 import os
@@ -17,20 +17,22 @@ from filelock import FileLock, Timeout
 from ensemble.core.errors import UnavailableError, error_line
 from ensemble.core.parallel import available_cores
 
-OBJECT_STORE_BYTES = 256 << 20  # bytes: what is on its way is small, and the rest goes to disk
-FOLDER_PREFIX = "manyeyes-ray-"  # and some characters, in the folder for temporary files
-LOCK_FILE = "held"  # in the folder, by the process whose it is
-MAX_TEMPDIR_CHARACTERS = 8  # characters of the folder for temporary files, before /tmp is taken
-LOCK_GRACE_SECONDS = 60.0  # seconds until a folder's lock is surely taken
-LOG_HINTS = re.compile(r"\s*(Last 0 lines|Please check).*", re.DOTALL)  # and where: in a folder that is gone by then
+OBJECT_STORE_BYTES = 256 << 20  # tasks exchange little; what does not fit goes to disk
+FOLDER_PREFIX = "manyeyes-ray-"  # of its folder in the folder for temporary files
+LOCK_FILE = "held"  # in the folder, locked by its process
+MAX_TEMPDIR_CHARACTERS = 8  # a longer folder for temporary files is replaced by /tmp
+LOCK_GRACE_SECONDS = 60.0  # a new folder's lock is taken within this time
+LOG_HINTS = re.compile(
+    r"\s*(Last 0 lines|Please check).*", re.DOTALL
+)  # Ray's hints at log files, which are gone by then
 REMEDY = "name a cluster that runs with --address HOST:PORT"
 
 
 @contextmanager
 def private_token() -> Iterator[None]:
-    """A token for a Ray that is started meanwhile, so that no other user reaches it; Ray would keep one at home.
+    """In the block, a token in the environment for a Ray that is started, so that no other user can connect.
 
-    Ray looks for it as it is imported.
+    Without it Ray would store one in the home folder. Ray reads it when it is imported.
     """
     own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     before = {name: os.environ.get(name) for name in own}
@@ -47,24 +49,26 @@ def private_token() -> Iterator[None]:
 
 @contextmanager
 def private_folder() -> Iterator[Path]:
-    """For logs and what does not fit into memory, this user's alone; short, since a socket has 107 bytes for its path.
+    """A folder for Ray's logs and spilled objects, readable by this user alone; removed afterwards.
 
-    Those of processes that were killed are removed.
+    Its path is short, since the path of a socket has at most 107 bytes. Folders of killed processes are removed.
     """
     base = tempfile.gettempdir() if len(tempfile.gettempdir()) <= MAX_TEMPDIR_CHARACTERS else "/tmp"  # noqa: S108
-    for left in Path(base).glob(f"{FOLDER_PREFIX}*"):
-        _remove_unlocked(left)
-    found = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=base))
+    for old in Path(base).glob(f"{FOLDER_PREFIX}*"):
+        _remove_unlocked(old)
+    created = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=base))
     try:
-        with FileLock(found / LOCK_FILE):
-            yield found
+        with FileLock(created / LOCK_FILE):
+            yield created
     finally:
-        shutil.rmtree(found, ignore_errors=True)
+        shutil.rmtree(created, ignore_errors=True)
 
 
 def start(ray: Any, folder: Path) -> None:
-    """Start Ray on this machine's cores, and connect; UnavailableError, saying why, where it cannot."""
-    os.environ.setdefault("RAY_worker_niceness", "0")  # as without Ray: its 15 gives way to all else that runs here
+    """Start Ray with this machine's cores, and connect; UnavailableError, with the reason, where that fails."""
+    os.environ.setdefault(
+        "RAY_worker_niceness", "0"
+    )  # as without Ray: with its default of 15, other processes come first
     try:
         with silence_stderr():
             ray.init(
@@ -74,7 +78,9 @@ def start(ray: Any, folder: Path) -> None:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=str(folder / "r"),  # Ray opens its own folder to all users: one that others cannot come to
+                _temp_dir=str(
+                    folder / "r"
+                ),  # Ray makes its folder readable to all users: this one is inside a private one
             )
     except Exception as error:  # of many kinds: no memory, no ports, a path that is too long
         why = error_line(LOG_HINTS.sub("", str(error)))
@@ -83,20 +89,20 @@ def start(ray: Any, folder: Path) -> None:
 
 @contextmanager
 def silence_stderr() -> Iterator[None]:
-    """Nothing on standard error meanwhile, below Python too: Ray says there that it was told to be quiet."""
-    kept = os.dup(2)
+    """In the block nothing is written to standard error, also not by C++: Ray reports there that it logs less."""
+    original = os.dup(2)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(original, 2)
+        os.close(original)
 
 
-def _remove_unlocked(left: Path) -> None:
-    """Remove a folder that no process holds, in whatever container; another user's cannot be, and stays."""
+def _remove_unlocked(folder: Path) -> None:
+    """Remove a folder that no process has locked, in any container; another user's cannot be removed, and stays."""
     with suppress(OSError, Timeout):
-        if time.time() - left.stat().st_mtime > LOCK_GRACE_SECONDS:
-            with FileLock(left / LOCK_FILE, timeout=0):
-                shutil.rmtree(left, ignore_errors=True)
+        if time.time() - folder.stat().st_mtime > LOCK_GRACE_SECONDS:
+            with FileLock(folder / LOCK_FILE, timeout=0):
+                shutil.rmtree(folder, ignore_errors=True)

@@ -1,6 +1,7 @@
 """Whether the machines of a cluster have the same manyeyes and libraries as this one. Ray is imported late.
 
-`look` needs nothing of ours where it runs, so none may be there: Ray carries it there whole.
+`node_versions` runs on machines where manyeyes may be missing: Ray sends this module's code, which must import nothing
+of ours at its top.
 """
 
 import contextlib
@@ -9,13 +10,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-ANSWER_SECONDS = 120.0  # seconds for all nodes to say what they have
+ANSWER_SECONDS = 120.0  # for all nodes together to report their versions
 
 
 def node_versions(packages: Sequence[str]) -> dict[str, str]:
-    """Versions of these packages (or Python) on this machine, and of ours with a hash of our sources.
+    """Versions of these packages (or Python) on this machine, and of manyeyes with a hash of its sources.
 
-    The standard library alone, and nothing outside the function.
+    Uses the standard library alone, and nothing outside the function.
     """
     import hashlib
     import importlib.metadata
@@ -44,46 +45,46 @@ def node_versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def check_nodes(ray: Any, nodes: Sequence[Any], packages: Sequence[str]) -> None:
-    """UnavailableError for a `Node` with other versions; what works by them cannot even be sent there."""
-    here, ours = node_versions(packages), sys.modules[__name__]
-    ray.cloudpickle.register_pickle_by_value(ours)
+    """UnavailableError for a `Node` with other versions."""
+    here, this_module = node_versions(packages), sys.modules[__name__]
+    ray.cloudpickle.register_pickle_by_value(this_module)
     try:
-        looks = {node: on_node(ray, node.id, node_versions).remote(packages) for node in nodes}
+        answers = {node: on_node(ray, node.id, node_versions).remote(packages) for node in nodes}
         get = get_with_deadline(ray)
-        for node, found in looks.items():
-            with contextlib.suppress(ray.exceptions.RayError):  # it went meanwhile
-                check_versions(node.name, here, get(found))
+        for node, answer in answers.items():
+            with contextlib.suppress(ray.exceptions.RayError):  # the node was lost meanwhile
+                check_versions(node.name, here, get(answer))
     finally:
-        ray.cloudpickle.unregister_pickle_by_value(ours)
+        ray.cloudpickle.unregister_pickle_by_value(this_module)
 
 
 def get_with_deadline(ray: Any) -> Callable[[Any], Any]:
-    """`ray.get`, whose calls wait ANSWERS seconds together."""
+    """`ray.get`; all calls together wait at most ANSWER_SECONDS."""
     until = time.monotonic() + ANSWER_SECONDS
     return lambda answer: ray.get(answer, timeout=max(until - time.monotonic(), 0))
 
 
 def on_node(ray: Any, node: str, work: Any) -> Any:
-    """A function or class that Ray runs on this node, by id, beside what else runs there."""
+    """The function or class as Ray's remote one on the node with this id; it needs no free CPU there."""
     strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
     return ray.remote(num_cpus=0, scheduling_strategy=strategy)(work)
 
 
-def check_versions(where: str, wanted: Mapping[str, str], found: Mapping[str, str]) -> None:
-    """UnavailableError if a machine has other versions than those wanted."""
+def check_versions(node: str, expected: Mapping[str, str], versions: Mapping[str, str]) -> None:
+    """UnavailableError if a machine has other versions than the expected ones."""
     from ensemble.core.errors import UnavailableError
 
     def compared(name: str, text: str) -> str:
-        # by the hash of our sources alone: they may be installed here and lie in a folder there
+        # only the hash of our sources: they may be installed here, and a plain folder there
         return text.rpartition(" ")[2] if name == "manyeyes" else text
 
     different = [
-        f"{name} {found[name]} there, {version} here"
-        for name, version in wanted.items()
-        if compared(name, found[name]) != compared(name, version)
+        f"{name} {versions[name]} there, {version} here"
+        for name, version in expected.items()
+        if compared(name, versions[name]) != compared(name, version)
     ]
     if different:
         raise UnavailableError(
-            f"{where} has other versions: {'; '.join(different)}; install the same on every machine of the cluster, "
+            f"{node} has other versions: {'; '.join(different)}; install the same on every machine of the cluster, "
             "with 'manyeyes[cluster]'"
         )

@@ -1,6 +1,6 @@
-"""Interrupted trainings: what they were of, whether they may be gone on from, and what disk space all will need.
+"""Resumable trainings: the fingerprint of a training, locks, disk space, and the saved state of a fit.
 
-The state of an unfinished fit on disk: one safetensors file, replaced whole, so that a kill loses nothing.
+The state is one safetensors file that is replaced atomically, so that a kill loses nothing.
 """
 
 import json
@@ -22,17 +22,17 @@ from ensemble.core.recipe import Recipe
 
 REMEDY = "train with --fresh to start anew"
 FINGERPRINT_FILE = "work.json"
-SPARE_BYTES = 64 * 2**20  # bytes for all that is not weights
+SPARE_BYTES = 64 * 2**20  # for all files that are not weights
 
 
 def training_fingerprint(recipe: Recipe, data_sha256: str, seed: int, version: int) -> dict[str, Any]:
-    """What decides a training; two with the same may go on from each other."""
+    """What decides the result of a training; one may resume another with the same fingerprint."""
     return {"recipe": recipe.values(), "data_sha256": data_sha256, "seed": seed, "training_version": version}
 
 
 @contextmanager
 def member_lock(run: Path, name: str, log: Log) -> Iterator[None]:
-    """The member's training for this process alone; another that has it is waited for, which is said."""
+    """A lock on the member's training; if another process holds it, logs that and waits."""
     path = artifacts.beside_work_path(run, name, "lock")
     artifacts.ensure_folder(path.parent)
     lock = FileLock(path)
@@ -50,23 +50,25 @@ def member_lock(run: Path, name: str, log: Log) -> Iterator[None]:
         lock.release()
 
 
-def open_workdir(run: Path, name: str, kind: Mapping[str, Any]) -> Path:
-    """The folder where a member is trained: as an interrupted training of this kind left it, else a new one."""
+def open_workdir(run: Path, name: str, fingerprint: Mapping[str, Any]) -> Path:
+    """The folder where a member is trained: that of an interrupted training with this fingerprint, or a new one."""
     work = artifacts.work_path(run, name)
-    if _saved_fingerprint(work) != kind:
+    if _saved_fingerprint(work) != fingerprint:
         shutil.rmtree(work, ignore_errors=True)
-        artifacts.write_json(work / FINGERPRINT_FILE, kind)
+        artifacts.write_json(work / FINGERPRINT_FILE, fingerprint)
     return work
 
 
-def find_resumable(run: Path, kinds: Mapping[str, Mapping[str, Any]], fresh: bool, log: Log = print) -> list[str]:
-    """Names of members whose interrupted training will be gone on from.
+def find_resumable(
+    run: Path, fingerprints: Mapping[str, Mapping[str, Any]], fresh: bool, log: Log = print
+) -> list[str]:
+    """Names of members whose interrupted training will be resumed.
 
-    fresh: remove what was begun, once nobody works on it. Raises ArtifactError, saying what changed,
-    for one of another kind.
+    fresh: remove interrupted trainings, once no process works on them. Raises ArtifactError, which says what changed,
+    for one with another fingerprint.
     """
-    found, problems = [], []
-    for name, kind in kinds.items():
+    resumable, problems = [], []
+    for name, fingerprint in fingerprints.items():
         work = artifacts.work_path(run, name)
         if fresh:
             with member_lock(run, name, log):
@@ -74,18 +76,18 @@ def find_resumable(run: Path, kinds: Mapping[str, Mapping[str, Any]], fresh: boo
         if not has_checkpoint(work):
             continue
         before = _saved_fingerprint(work)
-        if before == kind:
-            found.append(name)
+        if before == fingerprint:
+            resumable.append(name)
             continue
-        changes = join_limited(_changes(before or {}, kind), 4) or "its files are of another version"
+        changes = join_limited(_changes(before or {}, fingerprint), 4) or "its files are of another version"
         problems.append(f"{name}: its training was interrupted, and since then {changes}")
     if problems:
         raise ArtifactError("\n".join(problems) + "; set it back to go on, or add --fresh to train anew")
-    return found
+    return resumable
 
 
 def has_checkpoint(work: Path) -> bool:
-    """Whether anything would be lost with this folder."""
+    """Whether the folder holds a saved state or a finished fold."""
     return any(work.glob("*/*.safetensors")) or any(work.glob("*/done.json"))
 
 
@@ -102,28 +104,28 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
     names = {"data_sha256": "the data or its split", "training_version": "manyeyes' own training"}
     for key in now:
         if key == "recipe":
-            old, new = _flat(before.get(key, {})), _flat(now[key])
+            old, new = flatten(before.get(key, {})), flatten(now[key])
             yield from (f"{k} {old.get(k)} became {v}" for k, v in new.items() if old.get(k) != v)
         elif before.get(key) != now[key]:
-            told = f"{names[key]} changed" if key in names else f"{key} {before.get(key)} became {now[key]}"
-            yield told
+            yield f"{names[key]} changed" if key in names else f"{key} {before.get(key)} became {now[key]}"
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, under dotted names."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
 
 
-def check_disk(run: Path, weights: Sequence[int], at_once: int = 1) -> None:
+def check_disk(run: Path, weights: Sequence[int], parallel: int = 1) -> None:
     """ArtifactError where the run's disk cannot hold what training writes.
 
-    weights: bytes of each member's weights. at_once: how many are trained side by side.
-    While a member is trained its state holds them, their average and two moments each, once
-    more while it is replaced, and the best epoch's weights twice; afterwards its weights alone.
+    weights: bytes of each member's weights. parallel: how many members are trained at once. A member in training
+    takes ten times its weights: the state has them, their average and two moments each, twice while it is replaced,
+    and the best epoch's weights twice. Afterwards it takes its weights alone.
     """
-    needed = SPARE_BYTES + 10 * sum(sorted(weights)[-at_once:]) + sum(weights)
+    needed = SPARE_BYTES + 10 * sum(sorted(weights)[-parallel:]) + sum(weights)
     free = shutil.disk_usage(next(folder for folder in (run, *run.absolute().parents) if folder.is_dir())).free
     if weights and free < needed:
         raise ArtifactError(
@@ -132,7 +134,7 @@ def check_disk(run: Path, weights: Sequence[int], at_once: int = 1) -> None:
         )
 
 
-METADATA_KEY = "facts"  # key of our JSON in the file's header
+METADATA_KEY = "facts"  # of our JSON in the header of the safetensors file
 
 
 def write(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
@@ -142,12 +144,12 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, A
     with artifacts.replacing(path) as temporary:
         try:
             save_file(ready, temporary, {METADATA_KEY: text})
-        except SafetensorError as error:  # how a full disk shows itself here
+        except SafetensorError as error:  # such as a full disk
             raise OSError(None, str(error)) from None
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """What `write` wrote; ArtifactError for a damaged file."""
+    """The tensors and facts that `write` wrote; ArtifactError for a damaged file."""
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()[METADATA_KEY])
@@ -157,12 +159,12 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def add_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors with their names put under a prefix."""
+    """The tensors with "prefix." before their names."""
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 
 def strip_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors under a prefix, by their own names."""
+    """The tensors whose names begin with "prefix.", without it."""
     return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
 
 
@@ -171,10 +173,10 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.T
     values = optimizer.state_dict()
     entries = {**values["state"], **{f"group {n}": group for n, group in enumerate(values["param_groups"])}}
     tensors = {
-        f"{place}.{key}": torch.as_tensor(value)
-        for place, entry in entries.items()
+        f"{owner}.{key}": torch.as_tensor(value)
+        for owner, entry in entries.items()
         for key, value in entry.items()
-        if place in values["state"] or torch.is_tensor(value)  # timm's LAMB counts steps in its groups
+        if owner in values["state"] or torch.is_tensor(value)  # timm's LAMB counts steps in its groups
     }
     plain = (int, float, bool, str, type(None))
     return tensors, [{k: v for k, v in group.items() if isinstance(v, plain)} for group in values["param_groups"]]
@@ -183,18 +185,18 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.T
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], groups: list[dict[str, Any]]
 ) -> None:
-    """Give a new optimizer of the same parameters the state of `of_optimizer`."""
+    """Restore what `optimizer_state` returned, in a new optimizer of the same parameters."""
     own = optimizer.state_dict()["param_groups"]
     merged = [{**group, **saved} for group, saved in zip(own, groups, strict=True)]
     entries: dict[int, dict[str, torch.Tensor]] = {}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, tensor in tensors.items():
-        place, _, key = name.partition(".")
-        if place.startswith("group "):
-            merged[int(place.removeprefix("group "))][key] = tensor
+        owner, _, key = name.partition(".")
+        if owner.startswith("group "):
+            merged[int(owner.removeprefix("group "))][key] = tensor
             continue
-        like = parameters[int(place)].detach()
-        # Fused optimizers walk a parameter and its moments in memory order, so both need the same strides.
+        like = parameters[int(owner)].detach()
+        # Fused optimizers go through a parameter and its moments in memory order, so both need the same strides.
         value = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor) if tensor.shape == like.shape else tensor
-        entries.setdefault(int(place), {})[key] = value
+        entries.setdefault(int(owner), {})[key] = value
     optimizer.load_state_dict({"state": entries, "param_groups": merged})

@@ -1,7 +1,4 @@
-"""Rows of the data set as tensors for training: decode, degrade, crop, turn.
-
-Which rows make which optimizer step, and their tensors, loaded ahead of the network.
-"""
+"""The data loader of training: the order of rows, augmentation, and batches that are loaded ahead."""
 
 import math
 import os
@@ -24,12 +21,11 @@ Key = tuple[int, int]  # epoch, row
 
 
 class TrainDataset(Dataset[dict[str, Any]]):
-    """Images and labels under a contract: pixels uint8 [K, S, S, 3], label float.
+    """Preprocessed images and labels: pixels uint8 [K, S, S, 3], label float.
 
-    With `augment`, each image is one random view; the draw depends on seed, epoch and row
-    alone, so a run repeats whatever the number of worker processes. With `plan`, images are
-    brought to their canonical form first. `keep` bytes of decoded images stay in memory,
-    so that later epochs need not decode them again.
+    With `augment`, each image is one random view (K = 1), which depends on seed, epoch and row alone: a run repeats
+    whatever the number of worker processes. With `plan`, images are brought to their canonical form first.
+    cache_bytes: of decoded images that stay in memory, so that later epochs need not decode them again.
     """
 
     def __init__(
@@ -40,12 +36,12 @@ class TrainDataset(Dataset[dict[str, Any]]):
         augment: Augment | None = None,
         seed: int = 0,
         plan: Plan | None = None,
-        keep: int = 0,
+        cache_bytes: int = 0,
     ) -> None:
         self.plan = plan
         self.files, self.labels, self.preprocess_config = list(files), labels, preprocess_config
         self.augment, self.seed = augment, seed
-        self.room, self.kept = keep, dict[int, Image.Image]()
+        self._cache_bytes_left, self._cache = cache_bytes, dict[int, Image.Image]()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -59,36 +55,36 @@ class TrainDataset(Dataset[dict[str, Any]]):
         else:
             rng = np.random.default_rng(draw)
             changes = degradations.draw(self.augment, rng)
-            place = (float(rng.random()), float(rng.random()))
+            offset = (float(rng.random()), float(rng.random()))
             if changes and self.preprocess_config.geometry == "native_crops":
-                image = crop_region(image, self.preprocess_config.size, place, changes)
+                image = crop_region(image, self.preprocess_config.size, offset, changes)
             for change in changes:
                 image = change.apply(image)
-            pixels = degradations.turn(preprocess.to_pixels(image, self.preprocess_config, [place]), self.augment, rng)
+            pixels = degradations.turn(preprocess.to_pixels(image, self.preprocess_config, [offset]), self.augment, rng)
         return {"pixels": pixels, "labels": float(self.labels[row])}
 
     def _decoded(self, row: int) -> Image.Image:
-        if row in self.kept:
-            return self.kept[row]
+        if row in self._cache:
+            return self._cache[row]
         image = decode.decode(self.files[row])
         size = image.width * image.height * len(image.getbands())
-        if size <= self.room:
-            self.room -= size
-            self.kept[row] = image
+        if size <= self._cache_bytes_left:
+            self._cache_bytes_left -= size
+            self._cache[row] = image
         return image
 
 
 def crop_region(
-    image: Image.Image, size: int, place: tuple[float, float], changes: Sequence[degradations.Change]
+    image: Image.Image, size: int, offset: tuple[float, float], changes: Sequence[degradations.Change]
 ) -> Image.Image:
-    """The part of an image that suffices for a crop of `size` pixels at `place` after the changes.
+    """The part of an image that is enough for a crop of `size` pixels at `offset` after the changes.
 
-    Twice the length of what the crop shows, for what reaches into it from beyond its edges.
-    Cut at the same share of the free space, it holds the crop where the whole image has it
-    (unless `crop` is among the changes, which then moves it less far).
+    offset: (x, y) in 0..1 of the free space. The part is twice as long as what the crop shows, since blurs and codecs
+    reach into the crop from beyond its edges. It is cut at the same offset, so that the crop shows what it would
+    show of the whole image (unless `crop` is among the changes: then it is moved less).
     """
     side = math.ceil(2 * size / math.prod(change.scale for change in changes))
-    return degradations.cut(image, side, side, *place)
+    return degradations.cut(image, side, side, *offset)
 
 
 def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -99,17 +95,17 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
     }
 
 
-SEED_STREAM = 4  # of random draws, apart from those of augmentation and of the canonical form
-PREFETCH_BATCHES = 3  # batches that wait for the network
+SEED_STREAM = 4  # of the row order, apart from the random numbers of augmentation and of the canonical form
+PREFETCH_BATCHES = 3  # loaded ahead of the network
 
 
 def steps_per_epoch(rows: int, effective: int) -> int:
-    """Optimizer steps that go once over all rows, at most `effective` of them a step."""
+    """Optimizer steps of one epoch. effective: most rows of a step (batch size times accumulation)."""
     return -(-rows // effective)
 
 
 def epoch_steps(rows: int, effective: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The rows of each optimizer step of an epoch, int64: all rows once, in an order drawn for it.
+    """The rows of each optimizer step of an epoch, int64: all rows once, in an order drawn for this epoch.
 
     Steps differ by one row at most, so that no epoch ends on a step of a few images.
     """
@@ -118,27 +114,27 @@ def epoch_steps(rows: int, effective: int, seed: int, epoch: int) -> list[np.nda
 
 
 def micro_batches(rows: np.ndarray, most: int) -> list[np.ndarray]:
-    """The rows in parts that go through the network at once: as few as there can be, of about one size."""
+    """A step's rows in as few batches of at most `most` rows as possible, of about equal size."""
     return np.array_split(rows, max(-(-len(rows) // most), 1))
 
 
 def load_batches(
-    rows: TrainDataset, epoch: int, wanted: Sequence[np.ndarray], device: str
+    data: TrainDataset, epoch: int, batches: Sequence[np.ndarray], device: str
 ) -> Iterator[dict[str, torch.Tensor]]:
     """The batch of each array of row numbers, in that order.
 
-    For a CPU on threads, which share what was decoded before; for a GPU in processes of
-    their own, since Python's lock would let the GPU wait.
+    For a CPU on threads, which share the decoded images; for a GPU in separate processes, since the GPU would wait
+    for Python's global lock.
     """
     if device == "cpu":
-        keys = [(epoch, int(row)) for batch in wanted for row in batch]
-        loaded = ordered_map(rows.__getitem__, keys, ahead=PREFETCH_BATCHES * max(map(len, wanted)))
-        for batch in wanted:
+        keys = [(epoch, int(row)) for batch in batches for row in batch]
+        loaded = ordered_map(data.__getitem__, keys, ahead=PREFETCH_BATCHES * max(map(len, batches)))
+        for batch in batches:
             yield collate([next(loaded) for _ in batch])
         return
     yield from DataLoader(
-        rows,
-        batch_sampler=[[(epoch, int(row)) for row in batch] for batch in wanted],
+        data,
+        batch_sampler=[[(epoch, int(row)) for row in batch] for batch in batches],
         num_workers=_workers(),
         prefetch_factor=PREFETCH_BATCHES,
         collate_fn=collate,
@@ -148,5 +144,5 @@ def load_batches(
 
 def _workers() -> int:
     """Loading processes of this training process: its share of the machine's cores, at most 16."""
-    together = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # as launchers say
-    return max(min(available_cores() // together, 16), 1)
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by launchers
+    return max(min(available_cores() // local_processes, 16), 1)

@@ -1,4 +1,4 @@
-"""One or several training processes, as torchrun and accelerate launch start them."""
+"""One or several training processes, as torchrun and accelerate launch start them, and what they exchange."""
 
 import os
 from collections.abc import Callable
@@ -15,16 +15,16 @@ from ensemble.core.errors import ManyeyesError, UnavailableError
 from ensemble.models.torch_runner import choose_device
 
 T = TypeVar("T")
-GROUP_TIMEOUT = timedelta(hours=12)  # others wait while the first process reads the data
+GROUP_TIMEOUT = timedelta(hours=12)  # others wait while the main process reads the data
 
 
 class MainProcessError(ManyeyesError):
-    """The first process ended with an error that is not of ours; only that one knows more."""
+    """The main process ended with an error that is not a ManyeyesError; only that process has the details."""
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among those that train together; alone it is 0 of 1.
+    """This process among those that train together; a single process is rank 0 of 1.
 
     device: "cpu", "cuda", or "cuda:N" for the process's own GPU.
     """
@@ -35,7 +35,7 @@ class ProcessGroup:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process reads the data, talks and writes."""
+        """Whether this process reads the data, logs and writes."""
         return self.rank == 0
 
     @property
@@ -50,38 +50,38 @@ def is_launched() -> bool:
 
 
 def init_process_group(device: str) -> ProcessGroup:
-    """This process's place; in several processes the group is set up, over NCCL for GPUs and gloo for CPUs.
+    """The group of this process; several processes are connected, over NCCL for GPUs and gloo for CPUs.
 
     device: auto, cpu or cuda. Raises UnavailableError for a device that is not here.
     """
-    kind = choose_device(device)
+    chosen = choose_device(device)
     if not is_launched():
-        return ProcessGroup(device=kind)
-    rank, count, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    if kind == "cuda":
+        return ProcessGroup(device=chosen)
+    rank, world_size, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if chosen == "cuda":
         if local >= torch.cuda.device_count():
             raise UnavailableError(
                 f"process {local} of this machine has no GPU of its own ({torch.cuda.device_count()} are here); "
                 "start as many processes as there are GPUs, or add --device cpu"
             )
         torch.cuda.set_device(local)
-        kind = f"cuda:{local}"
+        chosen = f"cuda:{local}"
     if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if kind != "cpu" else "gloo", timeout=GROUP_TIMEOUT)
-    return ProcessGroup(rank, count, kind)
+        distributed.init_process_group("nccl" if chosen != "cpu" else "gloo", timeout=GROUP_TIMEOUT)
+    return ProcessGroup(rank, world_size, chosen)
 
 
 def destroy_process_group() -> None:
-    """Close the group, if there is one."""
+    """Disconnect the processes, if there are several."""
     if distributed.is_available() and distributed.is_initialized():
         with suppress(RuntimeError):  # another process may be gone already
             distributed.destroy_process_group()
 
 
 def run_on_main(processes: ProcessGroup, work: Callable[[], T]) -> T:
-    """The value of `work`, done by the first process alone; where it fails, all raise its error.
+    """The value of `work`, which the main process alone does; if it fails, all processes raise its error.
 
-    The value travels between the processes: plain data only.
+    The value is sent to the other processes: plain data only.
     """
     if processes.world_size == 1:
         return work()
@@ -105,17 +105,17 @@ def run_on_main(processes: ProcessGroup, work: Callable[[], T]) -> T:
 
 
 def broadcast(box: list[Any]) -> None:
-    """Fill every process's list with the first one's values."""
+    """Fill every process's list with the values of the main one."""
     distributed.broadcast_object_list(box, src=0)
 
 
 def shard_indices(processes: ProcessGroup, count: int) -> np.ndarray:
-    """int64: which of `count` rows this process works on."""
+    """int64: the numbers of those of `count` rows that this process works on."""
     return np.arange(processes.rank, count, processes.world_size)
 
 
 def all_gather(processes: ProcessGroup, values: np.ndarray, count: int) -> np.ndarray:
-    """All rows [count, ...] in order, from the rows `mine` of each process; none is doubled."""
+    """All rows [count, ...] in order, from each process's rows of `shard_indices`."""
     if processes.world_size == 1:
         return values
     parts: list[Any] = [None] * processes.world_size
@@ -127,7 +127,7 @@ def all_gather(processes: ProcessGroup, values: np.ndarray, count: int) -> np.nd
 
 
 def any_rank(processes: ProcessGroup, value: bool) -> bool:
-    """Whether it is so in any of the processes."""
+    """Whether the value is true in any of the processes."""
     if processes.world_size == 1:
         return value
     flag = torch.tensor(int(value), device=processes.device)

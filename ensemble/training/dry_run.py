@@ -1,4 +1,4 @@
-"""What training would take on this machine: a few timed steps of each member, nothing kept."""
+"""Estimates what training would take on this machine, from a few timed steps of each member; nothing is kept."""
 
 import time
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ from ensemble.training.precision import choose_precision_and_layout
 from ensemble.training.step import TrainState, build_train_state, optimizer_step
 from ensemble.training.validation import RowReader, predict_logits
 
-TIMED_SECONDS, TIMED_BATCHES = 5.0, 4  # enough of either ends the timing of a member; the first batch warms up
-SCORED_IMAGES = 8  # images
+TIMED_SECONDS, TIMED_BATCHES = 5.0, 4  # the first limit that is reached ends a member's timing; batch 1 warms up
+SCORED_IMAGES = 8  # that are timed without training
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """steps and seconds of the whole member with its folds, and the most memory that its steps took, in bytes."""
+    """steps and seconds of the whole member with its folds; memory: the peak of its steps, in bytes."""
 
     rows: int
     steps: int
@@ -41,7 +41,7 @@ class Estimate:
 def estimate_member(
     recipe: Recipe, checkpoint: Path | None, frame: pd.DataFrame, reader: RowReader, processes: ProcessGroup
 ) -> Estimate:
-    """Train a few batches of real rows, score one, and count the rest."""
+    """Time a few training batches and a few scored images, and extrapolate to all rows and epochs."""
     train = frame[frame["split"] == "train"]
     member = build_member(recipe, checkpoint)
     _forget_peak(processes)
@@ -61,14 +61,14 @@ def estimate_member(
 
 
 def _with_folds(work: float, frame: pd.DataFrame) -> float:
-    """With K folds the rows are gone over K - 1 times by all folds together, and once more by the refit."""
+    """With K folds each row is trained on K - 1 times by the folds, and once more by the refit."""
     return work * (int(frame["fold"].max()) + 1) if frame["fold"].notna().any() else work
 
 
 def _training_rate(
     member: Member, recipe: Recipe, train: pd.DataFrame, reader: RowReader, processes: ProcessGroup
 ) -> float:
-    """Seconds an image, with loading and augmentation."""
+    """Seconds an image of training, with loading and augmentation."""
     prepare_for_training(member, recipe)
     precision, channels_last = choose_precision_and_layout(member, recipe.train, processes.device_type)
     state = build_train_state(member, recipe.train, TIMED_BATCHES, precision, channels_last, processes)
@@ -98,7 +98,7 @@ def _training_rate(
 
 
 def _step(state: TrainState, batch: dict[str, torch.Tensor]) -> None:
-    # its values are waited for, so that a GPU has finished
+    # reading the values waits for the GPU
     optimizer_step(state, [batch], len(batch["labels"]), lambda line: None).tolist()
 
 
@@ -121,7 +121,7 @@ def _forget_peak(processes: ProcessGroup) -> None:
 
 
 def _peak(processes: ProcessGroup) -> int:
-    """Bytes: of the GPU, or of this process."""
+    """The peak memory in bytes, of the GPU or of this process."""
     if processes.device_type == "cuda":
         return torch.cuda.max_memory_allocated()
     with suppress(OSError):
@@ -132,18 +132,18 @@ def _peak(processes: ProcessGroup) -> int:
 
 
 def estimate_table(estimates: Sequence[tuple[str, Estimate | None]]) -> pd.DataFrame:
-    """One line a member, None for one that is not trained again, and the sum."""
+    """One line a member, None for one that is not trained again, and the total time."""
     rows = [
         {"member": name, "": "unchanged"}
-        if found is None
+        if estimate is None
         else {
             "member": name,
-            "rows": str(found.rows),
-            "steps": str(found.steps),
-            "time": eta.format_duration(found.seconds),
-            "memory": f"{found.memory / 2**30:.1f} GiB",
+            "rows": str(estimate.rows),
+            "steps": str(estimate.steps),
+            "time": eta.format_duration(estimate.seconds),
+            "memory": f"{estimate.memory / 2**30:.1f} GiB",
         }
-        for name, found in estimates
+        for name, estimate in estimates
     ]
-    total = sum(found.seconds for _, found in estimates if found is not None)
+    total = sum(estimate.seconds for _, estimate in estimates if estimate is not None)
     return pd.DataFrame([*rows, {"member": "all", "time": eta.format_duration(total)}]).fillna("")

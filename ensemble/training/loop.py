@@ -205,7 +205,7 @@ def _save(state: TrainState, config: FitConfig, progress: _Progress) -> None:
     tensors, groups = checkpoint.optimizer_state(state.optimizer)
     parts = {"member": state.member.state_dict(), "optimizer": tensors}
     facts: dict[str, Any] = {"progress": vars(progress), "groups": groups, "scaler": state.scaler.state_dict()}
-    facts |= {"most": state.most, "precision": state.precision, "channels_last": state.channels_last}
+    facts |= {"most": state.micro_batch, "precision": state.precision, "channels_last": state.channels_last}
     if state.ema is not None:
         parts["ema"] = state.ema.state()
         facts["ema_count"] = state.ema.count
@@ -218,7 +218,7 @@ def _restore(state: TrainState, saved: tuple[dict[str, torch.Tensor], dict[str, 
     state.member.load_state_dict(checkpoint.strip_prefix("member", tensors))
     checkpoint.load_optimizer_state(state.optimizer, checkpoint.strip_prefix("optimizer", tensors), facts["groups"])
     state.scaler.load_state_dict(facts["scaler"])
-    state.most = facts["most"]
+    state.micro_batch = facts["most"]
     if state.ema is not None:
         state.ema.load(checkpoint.strip_prefix("ema", tensors), facts["ema_count"])
     return _Progress(**facts["progress"])

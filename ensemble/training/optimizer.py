@@ -1,9 +1,4 @@
-"""Parameter groups, optimizers and the learning rate's course.
-
-How deep each parameter of a member lies, for learning rates that fall from the head to the stem.
-
-What of a built network is trained, as the recipe says, and whether it can be.
-"""
+"""Parameter groups with layer-wise learning rate decay, optimizers, learning rate schedules."""
 
 import math
 from pathlib import Path
@@ -20,7 +15,7 @@ from ensemble.models.features import head_of
 from ensemble.models.lora import add_lora
 from ensemble.models.network_edits import enable_checkpointing
 
-# Matchers in timm's form. What no pattern names is the head, and with it the last norm, as in the authors' own
+# Matchers in timm's form. What no pattern matches belongs to the head, also the last norm, as in the authors' own
 # fine-tuning code (BEiT's and ConvNeXt's optim_factory.py, SimMIM's optimizer.py for Swin).
 _PLAIN = {
     "stem": r"\w+\.(?:embeddings|pre_layrnorm|shared_position_bias)\.",
@@ -51,9 +46,9 @@ _MATCHERS: dict[str, dict[str, Any]] = {
 def parameter_depths(member: Member) -> dict[str, int]:
     """Depth of every parameter by its name in the member: 0 stem and embeddings, 1..L blocks, L+1 head.
 
-    A timm network is grouped by its own matcher, block by block; most of timm's count the
-    last norm with the last block. ConvNeXt's authors count three blocks as one layer: their
-    decay of 0.8 is 0.8 ** (1/3) = 0.93 here. Raises BackboneError for a family that is not known.
+    A timm network is grouped by its own matcher, block by block; most of them count the last norm with the last
+    block. ConvNeXt's authors count three blocks as one layer: their decay of 0.8 is 0.8 ** (1/3) = 0.93 here. Raises
+    BackboneError for an unknown family.
     """
     network: Any = member.backbone
     prefix, inner = "backbone.", network
@@ -72,7 +67,7 @@ def parameter_depths(member: Member) -> dict[str, int]:
     return {prefix + name: depth for name, depth in group_parameters(inner, matcher, reverse=True).items()}
 
 
-# Parts of names of what transformers' networks keep free of weight decay beside 1-D parameters: position tables
+# Parts of the names of parameters without weight decay in transformers' networks, beside 1-D ones: position tables
 # and learned tokens (ViT, BEiT, Swin), SwinV2's position network and temperature, ConvNeXt V2's response norm.
 _UNDECAYED = (
     "position_embedding", "relative_position_bias_table", "continuous_position_bias_mlp",
@@ -83,19 +78,19 @@ _UNDECAYED = (
 def parameter_groups(member: Member, train: Train) -> list[dict[str, Any]]:
     """Trainable parameters by depth and weight decay, from stem to head; each group has its own "lr_scale".
 
-    lr_scale = layer_decay ** (L + 1 - depth), so that the head learns at `train.lr` (Clark et
-    al. 2020, ELECTRA; Bao et al. 2021, BEiT); 1 without layer_decay.
+    lr_scale = layer_decay ** (L + 1 - depth), so that the head learns at `train.lr` (Clark et al. 2020, ELECTRA; Bao
+    et al. 2021, BEiT); 1 without layer_decay.
     """
     depths = parameter_depths(member) if train.layer_decay is not None else {}
     deepest, decay = max(depths.values(), default=0), train.layer_decay or 1.0
     undecayed = _named_undecayed(member)
-    found: dict[tuple[int, bool], list[torch.nn.Parameter]] = {}
+    by_depth: dict[tuple[int, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in member.named_parameters():
         if parameter.requires_grad:
             decays = parameter.ndim > 1 and name not in undecayed and not name.endswith(".bias")
-            found.setdefault((depths.get(name, deepest), decays), []).append(parameter)
+            by_depth.setdefault((depths.get(name, deepest), decays), []).append(parameter)
     groups = []
-    for (depth, decays), parameters in sorted(found.items(), key=lambda item: item[0]):
+    for (depth, decays), parameters in sorted(by_depth.items(), key=lambda item: item[0]):
         scale = decay ** (deepest - depth)
         weight_decay = train.weight_decay if decays else 0.0
         groups.append({"params": parameters, "lr": train.lr * scale, "weight_decay": weight_decay, "lr_scale": scale})
@@ -116,15 +111,15 @@ def make_optimizer(member: Member, train: Train) -> torch.optim.Optimizer:
 
 
 def lr_factor(step: int, total: int, warmup: float, schedule: str) -> float:
-    """Share 0..1 of the peak learning rate at `step` of 0..total-1, as transformers' schedules have it.
+    """Share 0..1 of the peak learning rate at `step` of 0..total-1, as in transformers' schedules.
 
-    warmup: share of `total` over which the rate rises linearly from 0. Then cosine or linear
-    to 0 at `total`, or constant.
+    warmup: share of `total` over which the rate rises linearly from 0. Then it falls to 0 at `total`, by a cosine or
+    linearly, or is constant.
     """
-    rising = math.ceil(total * warmup)
-    if step < rising:
-        return step / rising
-    progress = min((step - rising) / max(total - rising, 1), 1.0)
+    warmup_steps = math.ceil(total * warmup)
+    if step < warmup_steps:
+        return step / warmup_steps
+    progress = min((step - warmup_steps) / max(total - warmup_steps, 1), 1.0)
     if schedule == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * progress))
     return 1.0 - progress if schedule == "linear" else 1.0
@@ -137,7 +132,7 @@ def set_lr(optimizer: torch.optim.Optimizer, base_lr: float, factor: float) -> N
 
 
 def _named_undecayed(member: Member) -> set[str]:
-    """Names in the member of what its network itself keeps free of weight decay."""
+    """Names of the parameters that the network itself exempts from weight decay."""
     inner = getattr(member.backbone, "timm_model", None)
     if inner is None:
         return {name for name, _ in member.named_parameters() if any(part in name for part in _UNDECAYED)}
@@ -146,7 +141,7 @@ def _named_undecayed(member: Member) -> set[str]:
 
 
 def prepare_for_training(member: Member, recipe: Recipe) -> None:
-    """Make a newly built member ready to be trained by gradients, in place."""
+    """Add LoRA adapters and gradient checkpointing to a newly built member, as the recipe says, in place."""
     if recipe.adapt.mode == "lora":
         add_lora(member, recipe.adapt)
     if recipe.train.checkpointing:
@@ -154,7 +149,7 @@ def prepare_for_training(member: Member, recipe: Recipe) -> None:
 
 
 def check_network(recipe: Recipe, checkpoint: Path | None) -> None:
-    """Build the network and let it go: BackboneError for what only the network can tell."""
+    """Build the network once: BackboneError for what can only be checked on the network."""
     member = build_member(recipe, checkpoint)
     if recipe.adapt.mode == "probe":
         head_of(member)

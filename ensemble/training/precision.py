@@ -1,6 +1,6 @@
-"""What training asks of the machine: memory that is kept, memory layout, number format.
+"""Number format (fp32, bf16, fp16), memory layout and memory allocation of training.
 
-The figures behind it are in bench/results/training_speed_notes.txt.
+The measurements behind the choices are in bench/results/training_speed_notes.txt.
 """
 
 import copy
@@ -20,7 +20,7 @@ from ensemble.models.backbone import Member
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 BF16_ON_CPU = ("amx_bf16", "avx512_bf16")  # torch.cpu.get_capabilities
-MIN_BF16_SPEEDUP = 1.1  # bf16 rounds, so it has to be this much faster to be chosen
+MIN_BF16_SPEEDUP = 1.1  # bf16 is less exact, so it is chosen only if it is this much faster
 TRIAL_IMAGES, TRIALS = 4, 3
 
 CACHE_FILE = "tuned.json"
@@ -29,9 +29,9 @@ Seconds = Callable[[Member, bool], float]
 
 
 def keep_freed_memory() -> bool:
-    """Have freed blocks kept for the next step instead of given back and faulted in again; whether that was done.
+    """Make malloc keep freed memory for the next step, instead of returning it to the system; whether that was done.
 
-    For the whole process, and glibc alone. EfficientNet and MobileNet train up to 1.5 times as fast.
+    For the whole process; glibc only. EfficientNet and MobileNet train up to 1.5 times as fast.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -40,7 +40,7 @@ def keep_freed_memory() -> bool:
 
 
 def prefers_channels_last(network: nn.Module) -> bool:
-    """Whether a network is convolutional: some kernel overlaps its neighbours, unlike those that cut patches."""
+    """Whether a network is convolutional: some kernel is larger than its stride, unlike kernels that cut patches."""
     return any(
         size > step
         for module in network.modules()
@@ -58,9 +58,9 @@ def choose_precision_and_layout(member: Member, train: Train, device: str) -> tu
 def choose_precision(member: Member, train: Train, device: str, seconds: Seconds | None = None) -> str:
     """fp32, bf16 or fp16 for `train.precision` on cpu or cuda; `auto` takes what trains fastest here.
 
-    A CPU that multiplies in bf16 is timed once for each network and the answer kept in the
-    user's cache, so that a repeated run decides alike. seconds: `trial_seconds`, or a
-    stand-in. Raises UnavailableError for what the device lacks.
+    A CPU with bf16 instructions is timed once for each network and the answer stored in the user's cache, so that a
+    repeated run decides alike. seconds: `trial_seconds`, or another function in tests. Raises UnavailableError for a
+    precision that the device does not support.
     """
     check_precision(train.precision, device)
     if train.precision != "auto":
@@ -71,13 +71,13 @@ def choose_precision(member: Member, train: Train, device: str, seconds: Seconds
     return _timed_precision(member, seconds or trial_seconds) if capable else "fp32"
 
 
-def check_precision(asked: str, device: str) -> None:
-    """UnavailableError, saying what to use, for a precision that cpu or cuda lacks here."""
+def check_precision(precision: str, device: str) -> None:
+    """UnavailableError, with what to use instead, for a precision that this machine's cpu or cuda does not support."""
     capable = _bf16_capable(device)
-    if asked == "fp16" and device == "cpu":
+    if precision == "fp16" and device == "cpu":
         other = "bf16" if capable else "fp32"
         raise UnavailableError(f"train.precision fp16 needs a GPU; set it to {other}, or auto")
-    if asked == "bf16" and not capable:
+    if precision == "bf16" and not capable:
         where, other = ("CPU", "fp32") if device == "cpu" else ("GPU", "fp16")
         raise UnavailableError(
             f"train.precision bf16: this {where} does not compute in bf16; set it to {other}, or auto"
@@ -121,7 +121,7 @@ def _timed_precision(member: Member, seconds: Seconds) -> str:
 
 
 def _key(member: Member) -> str:
-    """What the answer holds for: processor, threads, torch, and the network with its input size."""
+    """The cache key: processor, threads, torch, and the network with its input size."""
     network = member.backbone
     parameters = [[name, list(p.shape), p.requires_grad] for name, p in network.named_parameters()]
     processor = torch.cpu.get_capabilities().get("cpu_name")

@@ -1,7 +1,4 @@
-"""One optimizer step: forward, backward, clip, update, whatever the batch, the precision and the processes.
-
-Exponential moving average of a member's weights and batch-norm statistics.
-"""
+"""One optimizer step, with accumulation, clipping, mixed precision and several processes; the EMA of the weights."""
 
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,20 +21,20 @@ from ensemble.training.optimizer import make_optimizer
 
 
 class Ema:
-    """The average of a member's floating weights and buffers; integer buffers are the member's last.
+    """The exponential moving average of a member's floating weights and buffers; integer buffers are copied.
 
-    decay: the wished one; its horizon 1 / (1 - decay) is kept within a tenth of `total_steps`,
-    so that the start is forgotten by the end of a short training.
+    decay: lowered where its horizon 1 / (1 - decay) is longer than a tenth of `total_steps`, so that the first
+    weights have no influence at the end of a short training.
     """
 
     def __init__(self, member: Member, decay: float, total_steps: int) -> None:
         self.decay = max(0.0, min(decay, 1.0 - 10.0 / total_steps))
-        self.count = 0  # updates so far; with `state` it is all that a resume needs
+        self.count = 0  # updates so far; saved with `state`
         self._average = {name: tensor.detach().clone() for name, tensor in member.state_dict().items()}
 
     @torch.no_grad()
     def update(self, member: Member) -> None:
-        """Take in the member's weights after an optimizer step.
+        """Average in the member's weights after an optimizer step.
 
         The decay rises as min(decay, (1 + t) / (10 + t)), as in TensorFlow's ExponentialMovingAverage.
         """
@@ -57,7 +54,7 @@ class Ema:
         return dict(self._average)
 
     def load(self, state: Mapping[str, torch.Tensor], count: int) -> None:
-        """Go on from what `state` and `count` were."""
+        """Restore a saved `state` and `count`; ArtifactError if they are of another network."""
         shapes = {name: tensor.shape for name, tensor in state.items()}
         if shapes != {name: tensor.shape for name, tensor in self._average.items()}:
             raise ArtifactError("the saved moving average is of another network; train again with --fresh")
@@ -67,7 +64,7 @@ class Ema:
 
     @contextmanager
     def applied(self, member: Member) -> Iterator[Member]:
-        """The member with the averaged weights inside the block, and with its own again after it."""
+        """In the block the member has the averaged weights, afterwards its own again."""
         self._swap(member)
         try:
             yield member
@@ -78,9 +75,9 @@ class Ema:
     def _swap(self, member: Member) -> None:
         # by value, one tensor at a time: optimizers and replicas keep pointing at the same memory
         for name, tensor in member.state_dict().items():
-            held = tensor.clone()
+            own = tensor.clone()
             tensor.copy_(self._average[name])
-            self._average[name].copy_(held)
+            self._average[name].copy_(own)
 
 
 Batch = dict[str, torch.Tensor]
@@ -88,10 +85,10 @@ Batch = dict[str, torch.Tensor]
 
 @dataclass
 class TrainState:
-    """What an optimizer step works on.
+    """A member in training, with its optimizer.
 
-    network: the member, perhaps compiled and wrapped for several processes. most: images
-    that go through it at once; halved where memory ends.
+    network: the member, maybe compiled and wrapped for several processes. micro_batch: most images of one forward
+    pass; it is halved when memory runs out.
     """
 
     member: Member
@@ -103,13 +100,13 @@ class TrainState:
     precision: str
     channels_last: bool
     processes: ProcessGroup
-    most: int
+    micro_batch: int
 
 
 def build_train_state(
     member: Member, train: Train, steps: int, precision: str, channels_last: bool, processes: ProcessGroup
 ) -> TrainState:
-    """An state for `steps` optimizer steps; the member is moved to its device in place."""
+    """The state before the first of `steps` optimizer steps; the member is moved to its device in place."""
     member.memory_format = torch.channels_last if channels_last else torch.contiguous_format
     member.to(processes.device).to(memory_format=member.memory_format)
     for module in member.modules():
@@ -135,7 +132,7 @@ def build_train_state(
 
 
 def view_logits(network: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 [N, K, S, S, 3] -> float32 [N]: the logits of an image's views averaged."""
+    """uint8 [N, K, S, S, 3] -> float32 [N]: the mean logit of each image's K views."""
     return network(pixels.flatten(0, 1)).view(pixels.shape[0], -1).mean(dim=1)
 
 
@@ -148,9 +145,9 @@ def summed_loss(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) ->
 def optimizer_step(state: TrainState, batches: Sequence[Batch], count: int, log: Log) -> torch.Tensor:
     """One update from this process's batches of a step of `count` images over all processes.
 
-    Returns float32 [2] on the device: the mean loss of this process's images, and the norm
-    of the gradient before clipping. Where memory ends, the batch is halved and the step
-    made again with more, smaller batches: the update is the same but for batch statistics.
+    Returns float32 [2] on the device: the mean loss of this process's images, and the norm of the gradient before
+    clipping. When memory runs out, the step is repeated with micro-batches of half the size: the update is the same
+    but for batch statistics.
     """
     while True:
         try:
@@ -175,14 +172,16 @@ def _gradients(state: TrainState, batches: Sequence[Batch], count: int) -> torch
     parts = [
         (pixels, labels)
         for batch in batches
-        for pixels, labels in zip(batch["pixels"].split(state.most), batch["labels"].split(state.most), strict=True)
+        for pixels, labels in zip(
+            batch["pixels"].split(state.micro_batch), batch["labels"].split(state.micro_batch), strict=True
+        )
     ]
     device, world = state.processes.device, state.processes.world_size
     total = torch.zeros((), device=device)
     for number, (pixels, labels) in enumerate(parts, start=1):
-        # gradients of several processes are averaged once, with the last part
-        waits = world > 1 and number < len(parts)
-        with state.network.no_sync() if waits else nullcontext():  # type: ignore[operator]
+        # gradients of several processes are averaged once, with the last micro-batch
+        accumulates = world > 1 and number < len(parts)
+        with state.network.no_sync() if accumulates else nullcontext():  # type: ignore[operator]
             with autocast(device, state.precision):
                 logits = view_logits(state.network, pixels.to(device, non_blocking=True))
             loss = summed_loss(logits.float(), labels.to(device, non_blocking=True), state.train.label_smoothing)
@@ -201,11 +200,11 @@ def _halve(state: TrainState, problem: str, log: Log) -> None:
     gc.collect()
     if state.processes.device_type == "cuda":
         torch.cuda.empty_cache()
-    if state.most == 1 or state.processes.world_size > 1:
+    if state.micro_batch == 1 or state.processes.world_size > 1:
         raise TrainingError(
-            f"out of memory with {state.most} images at once ({problem}); set train.checkpointing=true, "
+            f"out of memory with {state.micro_batch} images at once ({problem}); set train.checkpointing=true, "
             "a smaller image.size, or a smaller train.batch_size with a larger train.accumulate"
         )
-    before, state.most = state.most, -(-state.most // 2)
+    before, state.micro_batch = state.micro_batch, -(-state.micro_batch // 2)
     effective = state.train.batch_size * state.train.accumulate
-    log(f"  out of memory with {before} images at once: going on with {state.most}, still {effective} a step")
+    log(f"  out of memory with {before} images at once: going on with {state.micro_batch}, still {effective} a step")

@@ -1,7 +1,4 @@
-"""Numbers of training for those who watch it: TensorBoard's event files, or a tracker of accelerate's.
-
-Loss, learning rate and tune scores of a member's training, as a picture.
-"""
+"""Experiment tracking: TensorBoard, any tracker of accelerate, and a plot of a member's training curves."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ensemble.core import artifacts
 from ensemble.core.errors import UnavailableError, error_line
+from ensemble.training.checkpoint import flatten
 
 PROJECT = "manyeyes"
 # What each tracker calls the name of a run within a project; the others go by the project alone.
@@ -43,7 +41,7 @@ class Trackers:
             tracker.log(dict(values), step=step)
 
     def close(self) -> None:
-        """Write what is still held back."""
+        """Write what is not written yet."""
         if self.writer is not None:
             self.writer.close()
         for tracker in self.others:
@@ -67,18 +65,18 @@ def check_trackers(report_to: Sequence[str]) -> None:
 def open_trackers(
     report_to: Sequence[str], folder: Path, name: str, config: Mapping[str, Any], done: int = 0
 ) -> Trackers:
-    """Begin, or go on with, the logs of one fit; on the main process alone.
+    """Open, or continue, the logs of one fit; in the main process alone.
 
-    TensorBoard's events lie in folder/name, where `name` may be "NAME" or "NAME/fold-2". done:
-    steps that stand from an earlier run; TensorBoard forgets what it was told of later ones.
-    config: shown by the other trackers, nested values under dotted names.
+    TensorBoard's event files lie in folder/name, where `name` may be "NAME/fit" or "NAME/fold-2". done: steps of an
+    earlier run that are kept; TensorBoard drops what was logged of later ones. config: shown by the other trackers,
+    nested values under dotted names.
     """
     check_trackers(report_to)
-    wanted = [tracker for tracker in dict.fromkeys(report_to) if tracker != "none"]
+    names = [tracker for tracker in dict.fromkeys(report_to) if tracker != "none"]
     writer = None
-    if "tensorboard" in wanted:
+    if "tensorboard" in names:
         writer = SummaryWriter(str(folder / name), purge_step=done + 1, flush_secs=FLUSH_SECONDS)
-    return Trackers(writer, [_open(tracker, folder, name, config) for tracker in wanted if tracker != "tensorboard"])
+    return Trackers(writer, [_open(tracker, folder, name, config) for tracker in names if tracker != "tensorboard"])
 
 
 def _open(tracker: str, folder: Path, name: str, config: Mapping[str, Any]) -> GeneralTracker:
@@ -90,22 +88,16 @@ def _open(tracker: str, folder: Path, name: str, config: Mapping[str, Any]) -> G
     opened = kind(PROJECT, **options)
     try:
         opened.start()
-        opened.store_init_configuration(_flat(config))
+        opened.store_init_configuration({name: _plain(value) for name, value in flatten(config).items()})
     except Exception as error:
         # An account, a server or a setting of the tracker's own: its message says what it lacks.
         raise UnavailableError(f"the tracker {tracker} did not start: {error_line(error, first=True)}") from error
     return opened
 
 
-def _flat(values: Mapping[str, Any], lead: str = "") -> dict[str, Any]:
-    """Nested mappings as one, under dotted names; what is no number, text or None as text."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{lead}{name}.")
-        else:
-            flat[f"{lead}{name}"] = value if value is None or isinstance(value, int | float | str) else str(value)
-    return flat
+def _plain(value: Any) -> Any:
+    """The value as trackers take it: what is no number, text or None becomes text."""
+    return value if value is None or isinstance(value, int | float | str) else str(value)
 
 
 SMOOTHING_SHARE = 0.05  # share of a part's steps in the window of the moving mean

@@ -1,4 +1,4 @@
-"""Scores of a member: on the tune rows, by which its epoch is chosen, and its held-out logits."""
+"""Validation of a member: its logits on rows, and the tune scores by which the best epoch is chosen."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ Progress = Callable[[int], object]
 
 @dataclass(frozen=True)
 class RowReader:
-    """How rows are read for scoring: their canonical form, and the seed of what it draws."""
+    """Reads images for scoring. plan: brings them to their canonical form, with random numbers from `seed`."""
 
     plan: Plan | None
     seed: int
@@ -48,9 +48,10 @@ def predict_logits(
     progress: Progress = lambda count: None,
     change: Callable[[Image], Image] = lambda image: image,
 ) -> np.ndarray:
-    """Logits float32 [N] of the rows, in order; several processes share them out.
+    """Logits float32 [N] of the rows, in order; with several processes each scores a share of them.
 
-    `change` is done to each decoded image. Raises DataError for an image that cannot be read.
+    progress: gets the number of images of each batch. change: applied to each decoded image. Raises DataError for an
+    image that cannot be read.
     """
     rows = shard_indices(processes, len(frame))
     files = dataset.files(frame)
@@ -76,9 +77,9 @@ def tune_scores(
     precision: str,
     scoring: Callable[[str, int], Progress],
 ) -> dict[str, Any]:
-    """Scores on the tune rows: tune_auroc, tune_log_loss, tune_balanced_accuracy, and tune_score, the chosen one.
+    """Scores on the tune rows: tune_auroc, tune_log_loss, tune_balanced_accuracy, and tune_score: the recipe's choice.
 
-    For `worst_cell` the rows are scored under every cell of the small robustness grid.
+    For `worst_cell` the rows are scored under every corruption of the small robustness grid.
     """
     robust = recipe.train.tune_score == "worst_cell"
     cells = robustness.SMALL_GRID if robust else robustness.SMALL_GRID[:1]

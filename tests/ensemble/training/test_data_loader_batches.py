@@ -18,7 +18,7 @@ def rows(tmp_path):
     for number in range(6):
         (tmp_path / f"{number}.png").write_bytes(encoded(noise(number)))
     files = sorted(tmp_path.iterdir())
-    return TrainDataset(files, np.array([0, 1] * 3), PREPROCESS_CONFIG, Augment(jpeg=(50, 90)), keep=2**20)
+    return TrainDataset(files, np.array([0, 1] * 3), PREPROCESS_CONFIG, Augment(jpeg=(50, 90)), cache_bytes=2**20)
 
 
 @given(st.integers(1, 300), st.integers(1, 64), st.integers(0, 5))
@@ -68,10 +68,10 @@ def test_worker_processes_give_the_same_batches(rows):
 
 def test_decoded_images_are_kept_while_there_is_room(rows):
     size = 32 * 32 * 3
-    rows.room = 2 * size
+    rows._cache_bytes_left = 2 * size
     first = [rows[0, row]["pixels"] for row in range(6)]
-    assert sorted(rows.kept) == [0, 1]
-    assert rows.room == 0
+    assert sorted(rows._cache) == [0, 1]
+    assert rows._cache_bytes_left == 0
     for file in rows.files[:2]:
         file.unlink()
     np.testing.assert_array_equal(rows[0, 1]["pixels"], first[1])
