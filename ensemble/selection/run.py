@@ -20,7 +20,7 @@ from ensemble.selection.ablation import AblationOptions, ablate
 from ensemble.selection.data import SelectionData, read_pools, read_test, refuse_overlap
 from ensemble.selection.output import ABLATION, check_output, write_selection
 from ensemble.selection.select import Pool, Selection
-from ensemble.training import train_all as runs
+from ensemble.training import train_all
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _read(options: SelectOptions, log: Log) -> tuple[list[LabelledImage], list[L
     check_output(options.output, [options.test, *options.pools])
     features.find_embedder(options.embedder)
     if options.recipe is not None:
-        runs.check_ready([_recipe(options)], options.device)
+        train_all.check_ready([_recipe(options)], options.device)
     elif options.test_labels is not None:
         raise DataError("--test-labels is for --ablate; name a recipe with it, or leave it out")
     tests = read_test(options.test, options.images, options.test_labels, labelled=options.recipe is not None)

@@ -12,8 +12,7 @@ from small_members import small_member
 from ensemble.core.errors import TrainingError
 from ensemble.core.recipe import Recipe
 from ensemble.models.backbone import load_classifier
-from ensemble.training import checkpoint, step
-from ensemble.training import loop as fits
+from ensemble.training import checkpoint, loop, step
 from ensemble.training.data_loader import TrainDataset
 from ensemble.training.distributed import ProcessGroup
 from ensemble.training.progress import LiveProgress
@@ -80,14 +79,14 @@ def run(
     rows = frame[:22]
     files = [f"{root}/{path}" for root, path in zip(rows["root"], rows["path"], strict=True)]
     data = TrainDataset(
-        [*map(fits.Path, files)], rows["label"].to_numpy(), member.preprocess_config, recipe.augment, 3, None, 2**20
+        [*map(loop.Path, files)], rows["label"].to_numpy(), member.preprocess_config, recipe.augment, 3, None, 2**20
     )
     held = frame[22:] if tune else None
     last_epoch = last_epoch or recipe.train.epochs
-    job = fits.FitConfig(
+    job = loop.FitConfig(
         recipe, data, held, RowReader(None, 3), last_epoch, folder, 3, ProcessGroup(), save_seconds=save
     )
-    history = fits.fit(member, job, board, lambda done: open_trackers((), folder, "one", {}, done))
+    history = loop.fit(member, job, board, lambda done: open_trackers((), folder, "one", {}, done))
     return member, history, board
 
 
@@ -121,7 +120,7 @@ def test_lost_moments_would_show(frame, tmp_path):
     whole, _, _ = run(frame, tmp_path / "whole", tune=False)
     with pytest.raises(Killed):
         run(frame, tmp_path / "cut", Recorder(9), tune=False, save=0.0)
-    path = tmp_path / "cut" / fits.STATE_FILE
+    path = tmp_path / "cut" / loop.STATE_FILE
     tensors, facts = checkpoint.read(path)
     checkpoint.write(path, {k: torch.zeros_like(t) if "exp_avg" in k else t for k, t in tensors.items()}, facts)
     member, _, _ = run(frame, tmp_path / "cut", tune=False)
@@ -177,7 +176,7 @@ def test_worst_cell_names_the_cell(frame, tmp_path):
 def test_patience_ends_a_fit_that_gets_no_better(frame, tmp_path, monkeypatch):
     scores = iter([0.6, 0.8, 0.7, 0.75, 0.9])
     monkeypatch.setattr(
-        fits, "tune_scores", lambda *_: {"tune_auroc": (s := next(scores)), "tune_log_loss": 0.5, "tune_score": s}
+        loop, "tune_scores", lambda *_: {"tune_auroc": (s := next(scores)), "tune_log_loss": 0.5, "tune_score": s}
     )
     _, history, _ = run(frame, tmp_path, epochs=5, patience=2)
     assert [epoch["epoch"] for epoch in history["epochs"]] == [1, 2, 3, 4]
@@ -187,7 +186,7 @@ def test_patience_ends_a_fit_that_gets_no_better(frame, tmp_path, monkeypatch):
 def test_the_moving_average_is_tuned_and_kept(frame, tmp_path):
     plain, _, _ = run(frame, tmp_path / "plain", tune=False, epochs=6)
     averaged, _, _ = run(frame, tmp_path / "ema", tune=False, epochs=6, ema=0.9)
-    tensors, facts = checkpoint.read(tmp_path / "ema" / fits.STATE_FILE)
+    tensors, facts = checkpoint.read(tmp_path / "ema" / loop.STATE_FILE)
     assert facts["ema_count"] == 18
     assert equal(checkpoint.strip_prefix("member", tensors), weights(plain)), "the average does not touch the training"
     assert equal(checkpoint.strip_prefix("ema", tensors), weights(averaged))
@@ -235,7 +234,7 @@ def test_out_of_memory_halves_the_batch_and_not_the_step(frame, tmp_path, error)
     ]
     for one, other in zip(plain.parameters(), member.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
-    assert checkpoint.read(tmp_path / "small" / fits.STATE_FILE)[1]["most"] == 1
+    assert checkpoint.read(tmp_path / "small" / loop.STATE_FILE)[1]["most"] == 1
     longer, _, _ = run(frame, tmp_path / "longer", family=family, lr=2e-2)
     assert not torch.allclose(next(longer.parameters()), next(plain.parameters()), atol=1e-5)
 
@@ -253,7 +252,7 @@ def test_other_errors_are_not_taken_for_memory(frame, tmp_path, monkeypatch):
 
 
 def poisoned(number):
-    real = fits.optimizer_step
+    real = loop.optimizer_step
     calls = iter(range(1, 100))
 
     def poison(engine, *arguments):
@@ -264,7 +263,7 @@ def poisoned(number):
 
 
 def test_a_loss_that_is_no_number_keeps_the_last_good_weights(frame, tmp_path, monkeypatch):
-    monkeypatch.setattr(fits, "optimizer_step", poisoned(8))
+    monkeypatch.setattr(loop, "optimizer_step", poisoned(8))
     with pytest.raises(TrainingError) as error:
         run(frame, tmp_path, family="convnext")
     told = str(error.value)
@@ -281,7 +280,7 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_weights(frame, tmp_path, m
 
 
 def test_a_loss_that_is_no_number_at_once_says_so_too(frame, tmp_path, monkeypatch):
-    monkeypatch.setattr(fits, "optimizer_step", poisoned(1))
+    monkeypatch.setattr(loop, "optimizer_step", poisoned(1))
     with pytest.raises(TrainingError, match="in epoch 1, step 1, at lr"):
         run(frame, tmp_path)
 

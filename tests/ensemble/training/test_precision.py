@@ -8,7 +8,7 @@ from small_nets import QUICK
 from ensemble.core.errors import UnavailableError
 from ensemble.core.recipe import Train
 from ensemble.models.backbone import build_member
-from ensemble.training import precision as machine
+from ensemble.training import precision
 
 FAULTS = """
 import resource, sys
@@ -71,9 +71,9 @@ def test_freed_memory_is_faulted_in_again_until_it_is_kept():
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
-    monkeypatch.setattr(machine.platform, "libc_ver", lambda: ("", ""))
-    monkeypatch.setattr(machine.ctypes, "CDLL", never)
-    assert not machine.keep_freed_memory()
+    monkeypatch.setattr(precision.platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(precision.ctypes, "CDLL", never)
+    assert not precision.keep_freed_memory()
 
 
 @pytest.mark.parametrize(
@@ -87,37 +87,37 @@ def test_convolutional_networks_prefer_channels_last(name, expected):
     recipe = QUICK[name]
     backbone = recipe.backbone.model_copy(update={"weights": None, "weights_match": "name"})
     member = build_member(recipe.model_copy(update={"backbone": backbone}), None)
-    assert machine.prefers_channels_last(member) is expected
+    assert precision.prefers_channels_last(member) is expected
 
 
 def test_a_cpu_without_bf16_trains_in_fp32_untimed(member, cache, without_bf16):
-    assert machine.choose_precision(member, train(), "cpu", never) == "fp32"
+    assert precision.choose_precision(member, train(), "cpu", never) == "fp32"
     assert not cache.exists()
 
 
 @pytest.mark.parametrize(("bf16", "expected"), [(0.5, "bf16"), (0.9, "bf16"), (0.95, "fp32"), (20.0, "fp32")])
 def test_bf16_on_a_cpu_must_win_by_a_tenth(member, cache, with_bf16, bf16, expected):
-    assert machine.choose_precision(member, train(), "cpu", clock(1.0, bf16)) == expected
+    assert precision.choose_precision(member, train(), "cpu", clock(1.0, bf16)) == expected
 
 
 def test_a_repeated_run_decides_alike_without_timing(member, cache, with_bf16):
-    assert machine.choose_precision(member, train(), "cpu", clock(1.0, 0.5)) == "bf16"
-    assert machine.choose_precision(member, train(), "cpu", never) == "bf16"
+    assert precision.choose_precision(member, train(), "cpu", clock(1.0, 0.5)) == "bf16"
+    assert precision.choose_precision(member, train(), "cpu", never) == "bf16"
     other = build_member(QUICK["convnext_small"], None)
-    assert machine.choose_precision(other, train(), "cpu", clock(0.5, 1.0)) == "fp32"
-    assert machine.choose_precision(member, train(), "cpu", never) == "bf16"
+    assert precision.choose_precision(other, train(), "cpu", clock(0.5, 1.0)) == "fp32"
+    assert precision.choose_precision(member, train(), "cpu", never) == "bf16"
     cache.write_text("{")
-    assert machine.choose_precision(member, train(), "cpu", clock(0.5, 1.0)) == "fp32"
+    assert precision.choose_precision(member, train(), "cpu", clock(0.5, 1.0)) == "fp32"
 
 
 @pytest.mark.parametrize("change", ["threads", "frozen"])
 def test_another_job_is_timed_again(member, cache, with_bf16, monkeypatch, change):
-    machine.choose_precision(member, train(), "cpu", clock(1.0, 0.5))
+    precision.choose_precision(member, train(), "cpu", clock(1.0, 0.5))
     if change == "threads":
         monkeypatch.setattr(torch, "get_num_threads", lambda: 999)
     else:
         next(member.parameters()).requires_grad_(False)
-    assert machine.choose_precision(member, train(), "cpu", clock(0.5, 1.0)) == "fp32"
+    assert precision.choose_precision(member, train(), "cpu", clock(0.5, 1.0)) == "fp32"
 
 
 def test_timing_leaves_member_and_generator_as_they_were(cache, with_bf16):
@@ -130,34 +130,34 @@ def test_timing_leaves_member_and_generator_as_they_were(cache, with_bf16):
 
     def counted(trial, half):
         calls.append(half)
-        return machine.trial_seconds(trial, half=False)  # bf16 is slow where it is emulated
+        return precision.trial_seconds(trial, half=False)  # bf16 is slow where it is emulated
 
-    machine.choose_precision(member, train(), "cpu", counted)
+    precision.choose_precision(member, train(), "cpu", counted)
     assert calls == [False, True] * 4
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in member.state_dict().items())
     assert all(parameter.grad is None for parameter in member.parameters())
-    machine.trial_seconds(member.train(), half=False)  # the member itself would have been changed
+    precision.trial_seconds(member.train(), half=False)  # the member itself would have been changed
     assert any(not torch.equal(value, before[name]) for name, value in member.state_dict().items())
 
 
 def test_what_is_asked_for_is_kept_where_it_exists(member, cache, with_bf16):
-    assert machine.choose_precision(member, train("bf16"), "cpu", never) == "bf16"
-    assert machine.choose_precision(member, train("fp32"), "cpu", never) == "fp32"
+    assert precision.choose_precision(member, train("bf16"), "cpu", never) == "bf16"
+    assert precision.choose_precision(member, train("fp32"), "cpu", never) == "fp32"
 
 
 @pytest.mark.parametrize(
-    ("device", "precision", "message"),
+    ("device", "name", "message"),
     [("cpu", "fp16", "needs a GPU; set it to fp32"), ("cpu", "bf16", "CPU .*set it to fp32"),
      ("cuda", "bf16", "GPU .*set it to fp16")],
 )  # fmt: skip
-def test_a_precision_that_is_not_here_says_what_to_use(member, without_bf16, monkeypatch, device, precision, message):
+def test_a_precision_that_is_not_here_says_what_to_use(member, without_bf16, monkeypatch, device, name, message):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     with pytest.raises(UnavailableError, match=message):
-        machine.choose_precision(member, train(precision), device, never)
+        precision.choose_precision(member, train(name), device, never)
 
 
 @pytest.mark.parametrize(("supported", "expected"), [(True, "bf16"), (False, "fp16")])
 def test_a_gpu_takes_bf16_where_it_can(member, monkeypatch, supported, expected):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
-    assert machine.choose_precision(member, train(), "cuda", never) == expected
+    assert precision.choose_precision(member, train(), "cuda", never) == expected

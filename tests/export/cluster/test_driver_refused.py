@@ -11,7 +11,7 @@ from helpers import exported_run, run_python, write_image
 
 from ensemble.core import artifacts
 
-SHORT = "from ensemble.cluster import connect as ray_cluster; ray_cluster.ANSWER_SECONDS = 4; import cli; cli.main()"
+SHORT = "from ensemble.cluster import connect; connect.ANSWER_SECONDS = 4; import cli; cli.main()"
 
 
 @pytest.fixture(scope="module")
