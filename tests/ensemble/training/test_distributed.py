@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from small_job import ROOT, SHARES, manyeyes
+from helpers import run_cli
+from small_job import ROOT, SHARES
 
 from ensemble.training import distributed
 from ensemble.training.distributed import ProcessGroup
@@ -82,6 +83,12 @@ def arguments(work):
     return ("train", work / "recipes" / "tiny_vit.yaml", *data, *changes)
 
 
+def trained(*arguments):
+    """The command in this process, which has loaded torch already."""
+    code, out, err = run_cli(*arguments)
+    assert code == 0, out + err
+
+
 def heldout(run):
     return pd.read_parquet(run / "members" / "tiny_vit" / "heldout.parquet")
 
@@ -89,7 +96,7 @@ def heldout(run):
 @pytest.fixture(scope="module")
 def alone(arguments, tmp_path_factory):
     run = tmp_path_factory.mktemp("alone")
-    manyeyes(*arguments, "--run", run)
+    trained(*arguments, "--run", run)
     return run
 
 
@@ -106,7 +113,7 @@ def test_two_processes_train_the_member_that_one_does(arguments, alone, tmp_path
 
 
 def test_another_learning_rate_would_show(arguments, alone, tmp_path):
-    manyeyes(*arguments, "--set", "train.lr=1e-3", "--run", tmp_path)
+    trained(*arguments, "--set", "train.lr=1e-3", "--run", tmp_path)
     assert np.abs(heldout(alone)["logit"] - heldout(tmp_path)["logit"]).max() > 1e-2
 
 
