@@ -150,7 +150,7 @@ def tiles_of(photos: Sequence[Image.Image], most: int = 24) -> list[Image.Image]
     tiles = []
     for number in range(most):
         photo = photos[number % len(photos)]
-        tiles.append(degradations.cut(photo, TILE, TILE, *np.random.default_rng(number).random(2)))
+        tiles.append(degradations.crop_at(photo, TILE, TILE, *np.random.default_rng(number).random(2)))
     return tiles
 
 

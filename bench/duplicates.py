@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ensemble.images import duplicate_candidates
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from ensemble.core.parallel import ordered_map  # noqa: E402
@@ -124,16 +126,18 @@ def versions(job: tuple[int, int, Image.Image]) -> tuple[bool, np.ndarray]:
 def recall(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """bool [N]: whether image n after the change is found as image n before it."""
     rows = np.arange(len(before))
-    a, b = near_duplicates.describe(before, rows), near_duplicates.describe(after, rows)
+    a, b = duplicate_candidates.describe(before, rows), duplicate_candidates.describe(after, rows)
     found = {
-        i for x, y in ((a, b), (b, a)) for i, _ in near_duplicates.matches(x, y, lambda image, other: image == other)
+        i
+        for x, y in ((a, b), (b, a))
+        for i, _ in near_duplicates.matching_pairs(x, y, lambda image, other: image == other)
     }
     equal = (before == after).all(axis=(1, 2, 3))
     return equal | np.isin(rows, list(found))
 
 
 def groups_of(count: int, pairs: list[tuple[int, int]]) -> str:
-    sizes = [size for size in Counter(near_duplicates.connected(count, pairs)).values() if size > 1]
+    sizes = [size for size in Counter(near_duplicates.connected_components(count, pairs)).values() if size > 1]
     return f"{sum(sizes)} images in {len(sizes)} groups, the largest of {max(sizes, default=0)}"
 
 

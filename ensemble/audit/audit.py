@@ -1,39 +1,51 @@
-"""What a detector could cheat with: shortcuts of a labelled data set, found before training.
+"""Audit of a labelled data set: shortcuts that a detector could learn in place of the pictures.
 
-The zero-pixel null decides: if metadata alone tells the classes apart, training is refused
-unless the user accepts it. Everything else warns or notes.
+If metadata alone tells the classes apart, training is refused unless the user accepts it. Everything else is a
+warning or a note.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ensemble.audit import checks, metadata_classifier
+from ensemble.audit import checks, metadata_classifier, train_test_shift
 from ensemble.audit.checks import Finding
-from ensemble.audit.metadata_classifier import CONTENT_C, PROBED, SPECTRUM_C, WARN, Probe, thumb_table
+from ensemble.audit.metadata_classifier import (
+    CONTENT_C,
+    PROBED_PER_CLASS,
+    SPECTRUM_C,
+    WARN_ACCURACY,
+    CrossValidation,
+    thumbnail_table,
+)
 from ensemble.core.errors import DataError
-from ensemble.data import dataset
+from ensemble.core.names import LABELS
+from ensemble.data import dataset, sources
 from ensemble.data.index import FileIndex
 from ensemble.data.sources import LabelledImage, Skipped
 from ensemble.images import pixel_traces
 
-BLOCK = 0.60  # balanced accuracy: the null's interval must reach below it
-PROBE_WARN = 0.60  # and for what the pixels carry
+BLOCK_ACCURACY = 0.60  # balanced accuracy of metadata alone; its interval must reach below it
+PIXELS_WARN_ACCURACY = 0.60  # the same for what the pixels carry; above it, a warning
 AUDIT_VERSION = 1  # raised by hand when the same data would give another audit
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found. null: on metadata alone; null_with_bytes: and bytes per pixel."""
+    """Findings, and how well metadata alone, then with bytes per pixel, tells the classes apart.
+
+    In JSON the two are called null and null_with_bytes.
+    """
 
     images: int
     ai: int
     groups: int
-    null: Probe | None
-    null_with_bytes: Probe | None
+    metadata: CrossValidation | None
+    metadata_with_bytes: CrossValidation | None
     findings: tuple[Finding, ...]
 
     @property
@@ -49,15 +61,15 @@ class Audit:
             "groups": self.groups,
             "headline": headline(self),
             "blocked": self.blocked,
-            "null": self.null.to_dict() if self.null else None,
-            "null_with_bytes": self.null_with_bytes.to_dict() if self.null_with_bytes else None,
+            "null": self.metadata.to_dict() if self.metadata else None,
+            "null_with_bytes": self.metadata_with_bytes.to_dict() if self.metadata_with_bytes else None,
             "findings": [vars(finding) for finding in self.findings],
         }
 
 
 @dataclass(frozen=True)
-class Audited:
-    """An audit with what it was made from, for the page."""
+class AuditDetails:
+    """An audit with what it was made from, for the HTML page."""
 
     audit: Audit
     items: list[LabelledImage]
@@ -74,7 +86,7 @@ def audit(
     near: Sequence[tuple[int, int]],
     skipped: Skipped | None = None,
     notes: Sequence[str] = (),
-) -> Audited:
+) -> AuditDetails:
     """Look for shortcuts among readable, indexed images; `items` are those of `indexed.rows`.
 
     near: their near-duplicates, from `dataset.near_pairs`. skipped: images of kinds that
@@ -84,12 +96,14 @@ def audit(
     groups = np.array(dataset.group_names(items, indexed, near), dtype=object)
     features = metadata_classifier.file_features(indexed.headers, [item.path for item in items])
     names = [name for family in metadata_classifier.FAMILIES.values() for name in family]
-    blind = metadata_classifier.probe_table(features[names], labels, groups, top=5)
-    with_bytes = metadata_classifier.probe_table(features[[*names, *metadata_classifier.BYTES]], labels, groups, top=5)
+    blind = metadata_classifier.cross_validate(features[names], labels, groups, top=5)
+    with_bytes = metadata_classifier.cross_validate(
+        features[[*names, *metadata_classifier.BYTES]], labels, groups, top=5
+    )
     rows = _sample(labels)
-    traces = pixel_traces.probe_files([items[row].file for row in rows])
+    traces = pixel_traces.measure_files([items[row].file for row in rows])
     findings = [
-        *_null_findings(blind, with_bytes),
+        *_metadata_findings(blind, with_bytes),
         *_family_findings(features, labels, groups),
         *checks.duplicates(items, indexed, near),
         *checks.sources(items),
@@ -100,25 +114,27 @@ def audit(
         *_pixel_findings(indexed, labels, groups, rows, traces),
     ]
     result = Audit(len(items), int(labels.sum()), len(set(groups)), blind, with_bytes, ordered(findings))
-    return Audited(result, items, indexed, labels, groups, rows, traces)
+    return AuditDetails(result, items, indexed, labels, groups, rows, traces)
 
 
 def ordered(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    """The gravest first."""
+    """Sorted by severity: block, warn, note."""
     return tuple(sorted(findings, key=lambda finding: ("block", "warn", "note").index(finding.severity)))
 
 
 def headline(audit: Audit) -> str:
-    """The null in one line, to stand beside every score made from this data."""
-    if audit.null is None:
+    """How well metadata alone does, in one line, to stand beside every score made from this data."""
+    if audit.metadata is None:
         return "Metadata alone: too few groups to tell whether it gives the class away."
-    low = audit.null.balanced_accuracy.low
-    verdict = "a shortcut" if low > BLOCK else "a weak shortcut" if low > WARN else "no shortcut found"
-    return f"Metadata alone tells ai from real with balanced accuracy {audit.null.balanced_accuracy}: {verdict}."
+    low = audit.metadata.balanced_accuracy.low
+    verdict = (
+        "a shortcut" if low > BLOCK_ACCURACY else "a weak shortcut" if low > WARN_ACCURACY else "no shortcut found"
+    )
+    return f"Metadata alone tells ai from real with balanced accuracy {audit.metadata.balanced_accuracy}: {verdict}."
 
 
 def lines(values: Mapping[str, Any]) -> list[str]:
-    """What an audit found, for people; `values` as of `Audit.to_dict`."""
+    """An audit as lines of text; `values` as of `Audit.to_dict`."""
     return [values["headline"], *(str(Finding(**finding)) for finding in values["findings"])]
 
 
@@ -132,25 +148,27 @@ def refuse_blocked(values: Mapping[str, Any], data: str) -> None:
         )
 
 
-def _null_findings(blind: Probe | None, with_bytes: Probe | None) -> list[Finding]:
+def _metadata_findings(blind: CrossValidation | None, with_bytes: CrossValidation | None) -> list[Finding]:
     if blind is None or with_bytes is None:
         return [Finding("null", "note", "too few groups a class to cross-validate what metadata alone can tell")]
     found = []
-    if blind.balanced_accuracy.low > BLOCK:
+    if blind.balanced_accuracy.low > BLOCK_ACCURACY:
         features = ", ".join(name for name, _ in blind.features) or "several together"
         text = f"metadata alone reaches balanced accuracy {blind.balanced_accuracy}, mostly by {features}"
         found.append(Finding("null", "block", text))
-    if with_bytes.balanced_accuracy.low > max(WARN, blind.balanced_accuracy.value + 0.02):
+    if with_bytes.balanced_accuracy.low > max(WARN_ACCURACY, blind.balanced_accuracy.value + 0.02):
         text = f"with bytes per pixel metadata reaches {with_bytes.balanced_accuracy}; content drives it too"
-        found.append(Finding("bytes", "warn" if with_bytes.balanced_accuracy.low > PROBE_WARN else "note", text))
+        found.append(
+            Finding("bytes", "warn" if with_bytes.balanced_accuracy.low > PIXELS_WARN_ACCURACY else "note", text)
+        )
     return found
 
 
 def _family_findings(features: pd.DataFrame, labels: np.ndarray, groups: np.ndarray) -> list[Finding]:
     found = []
     for family, columns in metadata_classifier.FAMILIES.items():
-        probe = metadata_classifier.probe_table(features[list(columns)], labels, groups, top=3)
-        if probe is not None and probe.balanced_accuracy.low > WARN:
+        probe = metadata_classifier.cross_validate(features[list(columns)], labels, groups, top=3)
+        if probe is not None and probe.balanced_accuracy.low > WARN_ACCURACY:
             seen = checks.by_class(features, labels, [name for name, _ in probe.features] or columns)
             found.append(
                 Finding(family, "warn", f"balanced accuracy {probe.balanced_accuracy} by {family} alone: {seen}")
@@ -166,14 +184,14 @@ _PIXEL_PROBES = {
             "grid_7",
             "grid_most",
             "grid_off",
-            *(name for name in pixel_traces.GRID if name.startswith("dct")),
+            *(name for name in pixel_traces.GRID_COLUMNS if name.startswith("dct")),
         ],
         "traces of earlier JPEG compression in the pixels",
         "canonicalise levels them",
         None,
     ),
     "resampling": (
-        [*pixel_traces.RESAMPLING, *pixel_traces.SPECTRUM],
+        [*pixel_traces.RESAMPLING_COLUMNS, *pixel_traces.SPECTRUM_COLUMNS],
         "spectra of the pixels",
         "this may be the generator's own trace, or that one class was resized",
         SPECTRUM_C,
@@ -185,19 +203,19 @@ def _pixel_findings(
     indexed: FileIndex, labels: np.ndarray, groups: np.ndarray, rows: np.ndarray, traces: pd.DataFrame
 ) -> list[Finding]:
     found = list(checks.jpeg_in_lossless(indexed.headers.iloc[rows], traces, labels[rows]))
-    content = metadata_classifier.probe_table(
-        thumb_table(indexed.thumbs[rows]), labels[rows], groups[rows], linear=CONTENT_C
+    content = metadata_classifier.cross_validate(
+        thumbnail_table(indexed.thumbs[rows]), labels[rows], groups[rows], linear=CONTENT_C
     )
-    if content is not None and content.balanced_accuracy.low > PROBE_WARN:
+    if content is not None and content.balanced_accuracy.low > PIXELS_WARN_ACCURACY:
         text = f"a thumbnail of 8x8 pixels tells {content.balanced_accuracy}: the classes show different things"
         found.append(Finding("content", "warn", text))
     measured = traces.notna().all(axis=1).to_numpy()
     for kind, (columns, what, meaning, strength) in _PIXEL_PROBES.items():
         part = rows[measured]
-        probe = metadata_classifier.probe_table(
+        probe = metadata_classifier.cross_validate(
             traces.loc[measured, columns], labels[part], groups[part], linear=strength
         )
-        if probe is not None and probe.balanced_accuracy.low > WARN:
+        if probe is not None and probe.balanced_accuracy.low > WARN_ACCURACY:
             found.append(Finding(kind, "note", f"{what} tell {probe.balanced_accuracy}; {meaning}"))
     return found
 
@@ -205,5 +223,28 @@ def _pixel_findings(
 def _sample(labels: np.ndarray) -> np.ndarray:
     """Rows of at most PROBED images of each class, the same at every call."""
     rng = np.random.default_rng(0)
-    parts = [rng.permutation(np.flatnonzero(labels == label))[:PROBED] for label in (0, 1)]
+    parts = [rng.permutation(np.flatnonzero(labels == label))[:PROBED_PER_CLASS] for label in (0, 1)]
     return np.sort(np.concatenate(parts))
+
+
+def audit_data(
+    items: Sequence[sources.LabelledImage],
+    notes: Sequence[str],
+    skipped: sources.Skipped | None = None,
+    against: Path | None = None,
+    images: Path | None = None,
+) -> tuple[AuditDetails, train_test_shift.TestSet | None]:
+    """Index and audit labelled images, with a test set if one is given; broken files are findings."""
+    test = train_test_shift.read_test(against, images) if against is not None else None
+    kept, indexed = dataset.index_items(items, skip_unreadable=True)
+    for label, name in enumerate(LABELS):
+        if not any(item.label == label for item in kept):
+            raise DataError(f"no {name} image can be read: {next(iter(indexed.errors.values()))}")
+    audited = audit(kept, indexed, dataset.near_pairs(indexed), skipped, notes)
+    if test is None:
+        return audited, None
+    more = train_test_shift.compare_train_test(
+        kept, indexed, audited.groups, test, train_test_shift.overlapping_pairs(indexed, test)
+    )
+    found = ordered([*audited.audit.findings, *more])
+    return replace(audited, audit=replace(audited.audit, findings=found)), test

@@ -1,12 +1,9 @@
-"""Write a data set anew in its canonical form.
-
-Audit and canonical form of data as the user names it: read, index, and hand on.
-"""
+"""canonicalise: write a labelled data set anew in its canonical form, files of both classes alike."""
 
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -16,8 +13,6 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ensemble.audit import audit
-from ensemble.audit import train_test_shift as other
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError, ImageError
 from ensemble.core.names import LABELS
@@ -25,18 +20,18 @@ from ensemble.core.parallel import ordered_map
 from ensemble.data import dataset, sources
 from ensemble.data.splits import Fractions
 from ensemble.images import decode
-from ensemble.images.canonical import JPEGS, Plan, canonical, last_compression, make_plan
+from ensemble.images.canonical import JPEG_FORMATS, CanonicalPlan, canonical, last_compression, make_plan
 
 
 @dataclass(frozen=True)
-class Written:
-    """What `canonicalise` wrote: its table, and why images were left out, by id."""
+class CanonicaliseResult:
+    """The table that `canonicalise` wrote, and why images were left out, by id."""
 
     table: pd.DataFrame
     left_out: dict[str, str]
 
 
-def canonicalise(frame: pd.DataFrame, plan: Plan, output: Path, seed: int) -> Written:
+def canonicalise(frame: pd.DataFrame, plan: CanonicalPlan, output: Path, seed: int) -> CanonicaliseResult:
     """Write each row's image to ai/ or real/ below `output`, and data.csv, which --data reads.
 
     frame: rows of a data set. File names are hashes; the table keeps id, group, source and
@@ -69,16 +64,16 @@ def canonicalise(frame: pd.DataFrame, plan: Plan, output: Path, seed: int) -> Wr
     done.to_csv(work / "data.csv", index=False)
     artifacts.write_json(work / "canonical.json", {"plan": plan.to_dict(), "seed": seed, "images": len(done)})
     artifacts.replace_folder(work, output)
-    return Written(done, left_out)
+    return CanonicaliseResult(done, left_out)
 
 
-def _write(row: dict[Any, Any], plan: Plan, folder: Path, seed: int) -> str | ImageError:
+def _write(row: dict[Any, Any], plan: CanonicalPlan, folder: Path, seed: int) -> str | ImageError:
     # By content and id, not by class or order: what is drawn must not tell the class.
     digest = sha256(f"{seed}/{row['sha256']}/{row['id']}".encode()).digest()
     rng = np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
     file = Path(row["root"]) / row["path"]
     try:
-        image = canonical(decode.decode(file), row["format"] in JPEGS, plan, rng)
+        image = canonical(decode.decode(file), row["format"] in JPEG_FORMATS, plan, rng)
     except ImageError as error:
         return error
     quality, subsampling = last_compression(plan, rng)
@@ -93,7 +88,7 @@ def check_output(output: Path) -> None:
         raise ArtifactError(f"{output} is not empty and was not written by canonicalise; name another folder")
 
 
-def explain(written: Written, frame: pd.DataFrame) -> list[str]:
+def describe_result(written: CanonicaliseResult, frame: pd.DataFrame) -> list[str]:
     """Lines that say what was written and left out, by class."""
     counts = Counter(written.table["label"])
     lines = [f"{counts[1]} ai and {counts[0]} real images"]
@@ -102,27 +97,6 @@ def explain(written: Written, frame: pd.DataFrame) -> list[str]:
         first = next(iter(written.left_out.values()))
         lines.append(f"left out: {lost[1]} ai and {lost[0]} real images ({first}, for example)")
     return lines
-
-
-def audit_data(
-    items: Sequence[sources.LabelledImage],
-    notes: Sequence[str],
-    skipped: sources.Skipped | None = None,
-    against: Path | None = None,
-    images: Path | None = None,
-) -> tuple[audit.Audited, other.Test | None]:
-    """Index and audit labelled images, with a test set if one is given; broken files are findings."""
-    test = other.read_test(against, images) if against is not None else None
-    kept, indexed = dataset.index_items(items, skip_unreadable=True)
-    for label, name in enumerate(LABELS):
-        if not any(item.label == label for item in kept):
-            raise DataError(f"no {name} image can be read: {next(iter(indexed.errors.values()))}")
-    audited = audit.audit(kept, indexed, dataset.near_pairs(indexed), skipped, notes)
-    if test is None:
-        return audited, None
-    more = other.compare(kept, indexed, audited.groups, test, other.overlapping(indexed, test))
-    found = audit.ordered([*audited.audit.findings, *more])
-    return replace(audited, audit=replace(audited.audit, findings=found)), test
 
 
 def canonicalise_data(
@@ -134,7 +108,7 @@ def canonicalise_data(
     quality: tuple[int, int] | None,
     seed: int,
 ) -> list[str]:
-    """Write the canonical form of labelled data; returns what should be said of it."""
+    """Write the canonical form of labelled data; returns lines that describe it."""
     if quality is not None and quality[0] > quality[1]:
         raise DataError(f"--quality {quality[0]} {quality[1]}: the lower one comes first")
     target = folder.resolve()
@@ -152,6 +126,6 @@ def canonicalise_data(
     return [
         *notes,
         f"crops of {plan.size} pixels, JPEG quality {low} to {high}",
-        *explain(written, frame),
+        *describe_result(written, frame),
         *(f"left out: {message}" for message in indexed.errors.values()),
     ]

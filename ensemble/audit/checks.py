@@ -15,11 +15,11 @@ from ensemble.data import dataset
 from ensemble.data.index import FileIndex
 from ensemble.data.sources import LabelledImage, Skipped
 
-NUMBERED = 0.9  # AUROC of the numbers in file names that is worth a note
-BOUND = 0.30  # Cramer's V between class and source that is worth a warning
-FEW = 0.01  # near-duplicates across the classes, as a share of all images, that are no more than a note
-IMBALANCE = 4.0  # images of one class for one of the other
-COMB = 0.35  # mean fit of DCT coefficients to a comb from which a JPEG lies below lossless pixels
+NUMBERING_AUROC = 0.9  # AUROC of the numbers in file names that is worth a note
+SOURCE_CRAMERS_V = 0.30  # Cramer's V between class and source that is worth a warning
+FEW_PAIRS_SHARE = 0.01  # near-duplicates across the classes, as a share of all images, that are no more than a note
+IMBALANCE_RATIO = 4.0  # images of one class for one of the other
+COMB_FIT = 0.35  # mean fit of DCT coefficients to a comb from which a JPEG lies below lossless pixels
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def duplicates(items: Sequence[LabelledImage], indexed: FileIndex, near: Sequenc
     across = [(a, b) for a, b in near if items[a].label != items[b].label]
     if across:
         text = f"{len(across)} near-duplicate pairs across the classes, kept in one split ({_pairs(items, across)})"
-        found.append(Finding("duplicates", "warn" if len(across) > FEW * len(items) else "note", text))
+        found.append(Finding("duplicates", "warn" if len(across) > FEW_PAIRS_SHARE * len(items) else "note", text))
     straddling = [
         (a, b) for a, b in (*copies, *near) if items[a].group and items[b].group not in (None, items[a].group)
     ]
@@ -83,7 +83,7 @@ def sources(items: Sequence[LabelledImage]) -> list[Finding]:
         )
         text = f"{len(single)} of {len(table)} sources hold one class alone: {names}; Cramer's V {strength:.2f}"
         found.append(Finding("source", "warn", text))
-    elif strength > BOUND:
+    elif strength > SOURCE_CRAMERS_V:
         found.append(Finding("source", "warn", f"class and source go together: Cramer's V {strength:.2f}"))
     return found
 
@@ -141,7 +141,7 @@ def numbering(items: Sequence[LabelledImage]) -> list[Finding]:
     labels = np.array([item.label for item in items])
     digits = ["".join(re.findall(r"\d", item.path.rpartition("/")[2]))[-12:] for item in items]
     order = metrics.auroc(labels, np.array([float(text or -1) for text in digits]))
-    if max(order, 1 - order) < NUMBERED:
+    if max(order, 1 - order) < NUMBERING_AUROC:
         return []
     first, last = ("real", "ai") if order > 0.5 else ("ai", "real")
     return [
@@ -166,7 +166,7 @@ def left_out(indexed: FileIndex, skipped: Skipped | None) -> list[Finding]:
 def balance(labels: np.ndarray) -> list[Finding]:
     """Classes of very different size."""
     counts = np.bincount(labels, minlength=2)
-    if counts.max() <= IMBALANCE * counts.min():
+    if counts.max() <= IMBALANCE_RATIO * counts.min():
         return []
     return [Finding("balance", "note", f"{counts[1]} ai against {counts[0]} real images")]
 
@@ -174,7 +174,7 @@ def balance(labels: np.ndarray) -> list[Finding]:
 def jpeg_in_lossless(headers: pd.DataFrame, traces: pd.DataFrame, labels: np.ndarray) -> Iterable[Finding]:
     """Lossless files whose pixels went through JPEG, by class."""
     lossless = (headers["lossless"] > 0).to_numpy()
-    hidden = (traces["comb"] > COMB).to_numpy()
+    hidden = (traces["comb"] > COMB_FIT).to_numpy()
     sides = [hidden[lossless & (labels == label)] for label in (0, 1)]
     if not (len(sides[0]) and len(sides[1])):
         return

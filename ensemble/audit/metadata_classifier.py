@@ -25,11 +25,11 @@ from ensemble.core.metrics import Interval
 from ensemble.core.names import NEGATIVE_NAMES, POSITIVE_NAMES
 
 FOLDS = 5
-LEVELS = 24  # distinct texts of a column that are kept; rarer ones count as one
-WARN = 0.55  # balanced accuracy that an interval must reach below, or it is worth a warning
+MAX_CATEGORIES = 24  # distinct texts of a column that are kept; rarer ones count as one
+WARN_ACCURACY = 0.55  # balanced accuracy that an interval must reach below, or it is worth a warning
 CONTENT_C, SPECTRUM_C = 0.01, 1.0  # of logistic regression on 192 colours, and on some 50 powers
-PROBED = 500  # images of a class whose pixels are probed
-MOST_ROWS = 20_000  # more tell nothing more about whether the classes differ
+PROBED_PER_CLASS = 500  # images of a class whose pixels are probed
+MAX_ROWS = 20_000  # more tell nothing more about whether the classes differ
 
 # What the null is asked about. Bytes per pixel are apart: content drives them too.
 FAMILIES = {
@@ -48,7 +48,7 @@ _CLASS_WORDS = re.compile(rf"(?<![^\W\d_])({'|'.join(POSITIVE_NAMES | NEGATIVE_N
 
 
 @dataclass(frozen=True)
-class Probe:
+class CrossValidation:
     """How well a table of features tells two classes apart on rows it was not fitted on.
 
     balanced_accuracy: with its 95 % interval over groups. features: the most useful columns,
@@ -88,15 +88,15 @@ def _name_features(path: str) -> dict[str, object]:
     }
 
 
-def thumb_table(thumbs: np.ndarray) -> pd.DataFrame:
+def thumbnail_table(thumbs: np.ndarray) -> pd.DataFrame:
     """uint8 [N, 32, 32, 3] -> the colours of 8x8 fields, [N, 192]: what is shown, not how it was made."""
     fields = thumbs.reshape(len(thumbs), 8, 4, 8, 4, 3).mean(axis=(2, 4), dtype=np.float32)
     return pd.DataFrame(fields.reshape(len(thumbs), -1))
 
 
-def probe_table(
+def cross_validate(
     table: pd.DataFrame, labels: np.ndarray, groups: np.ndarray, top: int = 0, linear: float | None = None
-) -> Probe | None:
+) -> CrossValidation | None:
     """Fit on four fifths of the groups, predict the fifth, five times; None where no fifth can have both classes.
 
     table: [N, features], numbers and texts. labels: int [N], 0 or 1. groups: [N]; rows of one
@@ -110,7 +110,7 @@ def probe_table(
     if folds is None:
         return None
     if not varying.any():
-        return Probe(len(labels), Interval(0.5, 0.5, 0.5), 0.5)
+        return CrossValidation(len(labels), Interval(0.5, 0.5, 0.5), 0.5)
     p = np.full(len(labels), 0.5)
     losses = np.zeros(values.shape[1])
     with threadpool_limits(1 if len(labels) < 5000 else None):
@@ -122,13 +122,13 @@ def probe_table(
     accuracy = score_intervals(labels, p, groups, names=("balanced_accuracy",))["balanced_accuracy"]
     order = [i for i in np.argsort(-losses) if losses[i] > 0.005 * len(folds)][:top]
     named = tuple((str(table.columns[i]), round(float(losses[i]) / len(folds), 4)) for i in order)
-    return Probe(len(labels), accuracy, metrics.auroc(labels, p), named)
+    return CrossValidation(len(labels), accuracy, metrics.auroc(labels, p), named)
 
 
 def _sample(table: pd.DataFrame, labels: np.ndarray, groups: np.ndarray) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    if len(labels) <= MOST_ROWS:
+    if len(labels) <= MAX_ROWS:
         return table, labels, groups
-    keep = np.sort(np.random.default_rng(0).choice(len(labels), MOST_ROWS, replace=False))
+    keep = np.sort(np.random.default_rng(0).choice(len(labels), MAX_ROWS, replace=False))
     return table.iloc[keep], labels[keep], groups[keep]
 
 
@@ -143,7 +143,8 @@ def _encode(table: pd.DataFrame) -> np.ndarray:
         texts = column.astype(str)
         counts = texts.value_counts()
         ranks = {
-            text: min(rank, LEVELS) for rank, text in enumerate(sorted(counts.index, key=lambda t: (-counts[t], t)))
+            text: min(rank, MAX_CATEGORIES)
+            for rank, text in enumerate(sorted(counts.index, key=lambda t: (-counts[t], t)))
         }
         columns.append(texts.map(ranks).to_numpy(dtype=np.float32))
     return np.nan_to_num(np.stack(columns, axis=1), posinf=1e9, neginf=-1e9)

@@ -7,9 +7,9 @@ import numpy as np
 from markupsafe import Markup
 
 from ensemble.audit import storage_swap
-from ensemble.audit.audit import BLOCK, Audited
-from ensemble.audit.metadata_classifier import PROBED
-from ensemble.audit.train_test_shift import Test
+from ensemble.audit.audit import BLOCK_ACCURACY, AuditDetails
+from ensemble.audit.metadata_classifier import PROBED_PER_CLASS
+from ensemble.audit.train_test_shift import TestSet
 from ensemble.core import artifacts
 from ensemble.core.parallel import ordered_map
 from ensemble.images import decode, html, pixel_traces
@@ -18,36 +18,36 @@ SHEET = 32  # images of a contact sheet
 COLOURS = {"ai": "#b3261e", "real": "#1f5fae"}
 
 
-def render(audited: Audited, test: Test | None, data: Sequence[str], run: Path | None = None) -> str:
+def render(audited: AuditDetails, test: TestSet | None, data: Sequence[str], run: Path | None = None) -> str:
     """The page as HTML. With `run`, its members score the swap test instead of a small probe."""
-    named = (("metadata alone", audited.audit.null), ("and bytes per pixel", audited.audit.null_with_bytes))
+    named = (("metadata alone", audited.audit.metadata), ("and bytes per pixel", audited.audit.metadata_with_bytes))
     return html.render(
         "audit.html",
         data=data,
         audit=audited.audit.to_dict(),
         probes=[(name, probe.to_dict()) for name, probe in named if probe is not None],
-        limit=BLOCK,
-        probed=PROBED,
+        limit=BLOCK_ACCURACY,
+        probed=PROBED_PER_CLASS,
         spectra=Markup(spectra(audited)),  # noqa: S704 - numbers and our own words
         swap=_swap(audited, run),
         sheets=_sheets(audited, test),
     )
 
 
-def _swap(audited: Audited, run: Path | None) -> storage_swap.Swap | None:
+def _swap(audited: AuditDetails, run: Path | None) -> storage_swap.StorageSwap | None:
     rows, labels = audited.probed, audited.labels[audited.probed]
     files = [audited.items[row].file for row in rows]
     if run is not None:
         names = artifacts.list_members(run)
         return storage_swap.swap_test(
-            files, labels, storage_swap.member_score(run, names), f"the mean logit of {', '.join(names)}"
+            files, labels, storage_swap.member_score_function(run, names), f"the mean logit of {', '.join(names)}"
         )
     measured = audited.traces.notna().all(axis=1).to_numpy()
     if len(set(labels[measured])) < 2 or len(set(audited.groups[rows][measured])) < 4:
         return None
     files = [file for file, kept in zip(files, measured, strict=True) if kept]
     traces, groups = audited.traces[measured].to_numpy(), audited.groups[rows][measured]
-    found = storage_swap.small_probe(labels[measured], traces, groups)
+    found = storage_swap.fit_small_classifier(labels[measured], traces, groups)
     if found is None:
         return None
     score, judged = found
@@ -55,7 +55,7 @@ def _swap(audited: Audited, run: Path | None) -> storage_swap.Swap | None:
     return storage_swap.swap_test([files[row] for row in judged], labels[measured][judged], score, scorer)
 
 
-def _sheets(audited: Audited, test: Test | None) -> list[tuple[str, list[tuple[str, str]]]]:
+def _sheets(audited: AuditDetails, test: TestSet | None) -> list[tuple[str, list[tuple[str, str]]]]:
     rng = np.random.default_rng(0)
     sheets = []
     for label, name in ((1, "ai"), (0, "real")):
@@ -78,9 +78,9 @@ def _picture(file: Path) -> str:
     return html.picture(decode.decode(file))
 
 
-def spectra(audited: Audited) -> str:
+def spectra(audited: AuditDetails) -> str:
     """Mean log10 power by radius for both classes, as SVG."""
-    values = audited.traces[pixel_traces.SPECTRUM].to_numpy()
+    values = audited.traces[pixel_traces.SPECTRUM_COLUMNS].to_numpy()
     labels = audited.labels[audited.probed]
     kept = ~np.isnan(values).any(axis=1)
     values, labels = values[kept], labels[kept]
@@ -90,7 +90,7 @@ def spectra(audited: Audited) -> str:
     width, height, left, bottom = 720, 320, 50, 40
 
     def x(index: float) -> float:
-        return left + index / (pixel_traces.BINS - 1) * (width - left - 10)
+        return left + index / (pixel_traces.SPECTRUM_BINS - 1) * (width - left - 10)
 
     def y(value: float) -> float:
         return (height - bottom) - (value - low) / (high - low) * (height - bottom - 10)
@@ -101,7 +101,7 @@ def spectra(audited: Audited) -> str:
         for tick in np.arange(low, high + 1, max(1, round((high - low) / 6)))
     ]
     for share in (0, 0.125, 0.25, 0.375, 0.5):
-        place = x(share * 2 * (pixel_traces.BINS - 1))
+        place = x(share * 2 * (pixel_traces.SPECTRUM_BINS - 1))
         parts.append(f'<text x="{place:.1f}" y="{height - bottom + 18}" text-anchor="middle">{share:g}</text>')
     for label, name in ((1, "ai"), (0, "real")):
         mean, spread = values[labels == label].mean(axis=0), values[labels == label].std(axis=0)

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ensemble.audit import audit
-from ensemble.audit import train_test_shift as other
+from ensemble.audit import audit, train_test_shift
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
 from ensemble.core.log import Log
@@ -22,7 +21,7 @@ from ensemble.images import canonical
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """What the user asks of a run's data; the names are those of the options."""
+    """Options of `prepare_dataset`, named as on the command line."""
 
     fractions: Fractions
     seed: int = 0
@@ -38,28 +37,30 @@ class DatasetOptions:
     notes: tuple[str, ...] = ()
 
 
-def prepare(run: Path, data: Sequence[LabelledImage], wanted: DatasetOptions, log: Log) -> pd.DataFrame:
-    """Index and audit the data, write the run's dataset.parquet and audit.json, say what is in it.
+def prepare_dataset(run: Path, data: Sequence[LabelledImage], options: DatasetOptions, log: Log) -> pd.DataFrame:
+    """Index, audit and split the data; write the run's dataset.parquet and audit.json; log what is in it.
 
     Raises DataError for data that cannot be used, also where metadata alone gives the class
     away, unless that is accepted or taken away on the fly.
     """
     artifacts.ensure_writable(run)
-    items, indexed = dataset.index_items(data, wanted.skip_unreadable)
+    items, indexed = dataset.index_items(data, options.skip_unreadable)
     for message in indexed.errors.values():
         log(f"left out: {message}")
-    if wanted.against is not None:
-        items, indexed = _compare(items, indexed, other.read_test(wanted.against, wanted.images), wanted, log)
+    if options.against is not None:
+        items, indexed = _compare(
+            items, indexed, train_test_shift.read_test(options.against, options.images), options, log
+        )
     near = dataset.near_pairs(indexed)
-    frame = dataset.assemble(items, indexed, near, wanted.fractions, wanted.seed, wanted.hold_out)
-    if wanted.folds is not None:
-        frame["fold"] = splits.assign_folds(frame, wanted.folds, wanted.seed)
-    found = _audit(run, frame, items, indexed, near, wanted.notes)
+    frame = dataset.assemble(items, indexed, near, options.fractions, options.seed, options.hold_out)
+    if options.folds is not None:
+        frame["fold"] = splits.assign_folds(frame, options.folds, options.seed)
+    found = _audit(run, frame, items, indexed, near, options.notes)
     for line in audit.lines(found):
         log(line)
-    if not (wanted.accept_shortcuts or wanted.canonical):
-        audit.refuse_blocked(found, " ".join(map(str, wanted.data)) or items[0].root)
-    _write_plan(run, frame, indexed, wanted.canonical, log)
+    if not (options.accept_shortcuts or options.canonical):
+        audit.refuse_blocked(found, " ".join(map(str, options.data)) or items[0].root)
+    _write_plan(run, frame, indexed, options.canonical, log)
     artifacts.write_parquet(artifacts.dataset_path(run), frame)
     log(f"{len(frame)} images")
     log(dataset.describe(frame))
@@ -67,17 +68,17 @@ def prepare(run: Path, data: Sequence[LabelledImage], wanted: DatasetOptions, lo
 
 
 def _compare(
-    items: list[LabelledImage], indexed: FileIndex, test: other.Test, wanted: DatasetOptions, log: Log
+    items: list[LabelledImage], indexed: FileIndex, test: train_test_shift.TestSet, options: DatasetOptions, log: Log
 ) -> tuple[list[LabelledImage], FileIndex]:
-    """Say what tells the data from the test, and leave out what they share if that is asked for."""
-    shared = other.overlapping(indexed, test)
+    """Log what tells the data from the test set; leave out shared images if `exclude_overlap` is set."""
+    shared = train_test_shift.overlapping_pairs(indexed, test)
     names = np.array([item.group or item.id for item in items], dtype=object)
-    for finding in other.compare(items, indexed, names, test, shared):
+    for finding in train_test_shift.compare_train_test(items, indexed, names, test, shared):
         log(str(finding))
-    if not wanted.exclude_overlap or not shared:
+    if not options.exclude_overlap or not shared:
         return items, indexed
     log(f"left out: {len({row for row, _ in shared})} images that the test shows too")
-    return other.without(items, indexed, shared)
+    return train_test_shift.exclude_overlap(items, indexed, shared)
 
 
 def _audit(
@@ -102,9 +103,9 @@ def _audit(
     return found
 
 
-def _write_plan(run: Path, frame: pd.DataFrame, indexed: FileIndex, wanted: bool, log: Log) -> None:
+def _write_plan(run: Path, frame: pd.DataFrame, indexed: FileIndex, enabled: bool, log: Log) -> None:
     path = artifacts.canonical_path(run)
-    if not wanted:
+    if not enabled:
         path.unlink(missing_ok=True)
         return
     plan = canonical.make_plan(indexed.headers, frame["label"].to_numpy(), left_out=0.0)

@@ -18,13 +18,13 @@ from ensemble.images import decode, pixel_traces, preprocess
 from ensemble.images.canonical import WHITE
 from ensemble.images.decode import FORMATS
 
-SWAPPED = 100  # images of a class
+IMAGES_PER_CLASS = 100  # images of a class
 
-Score = Callable[[Sequence[Image.Image]], np.ndarray]  # decoded images -> logits [N]
+ScoreFunction = Callable[[Sequence[Image.Image]], np.ndarray]  # decoded images -> logits [N]
 
 
 @dataclass(frozen=True)
-class Swap:
+class StorageSwap:
     """AUROC of one scorer on the same images, stored in three ways, and how far the logits moved.
 
     as_is: as they are. own: each stored anew as another image of its own class, the control.
@@ -41,8 +41,13 @@ class Swap:
 
 
 def swap_test(
-    files: Sequence[Path], labels: np.ndarray, score: Score, scorer: str, seed: int = 0, most: int = SWAPPED
-) -> Swap | None:
+    files: Sequence[Path],
+    labels: np.ndarray,
+    score: ScoreFunction,
+    scorer: str,
+    seed: int = 0,
+    most: int = IMAGES_PER_CLASS,
+) -> StorageSwap | None:
     """Store images as the other class is stored, and see whether the scores follow; None without both classes."""
     rng = np.random.default_rng(seed)
     sides = [rng.permutation(np.flatnonzero(labels == label))[:most] for label in (0, 1)]
@@ -60,7 +65,7 @@ def swap_test(
     moved = logits["swapped"] - logits["own"]
     scores = {way: metrics.auroc(labels[rows], values) for way, values in logits.items()}
     shifts = tuple(float(moved[labels[rows] == label].mean()) for label in (0, 1))
-    return Swap(scorer, len(rows), **scores, shifts=(shifts[0], shifts[1]))
+    return StorageSwap(scorer, len(rows), **scores, shifts=(shifts[0], shifts[1]))
 
 
 def _stored_as(pair: tuple[Path, Path]) -> Image.Image:
@@ -95,7 +100,9 @@ def _options(like: Image.Image) -> dict[str, Any] | None:
     return None
 
 
-def small_probe(labels: np.ndarray, traces: np.ndarray, groups: np.ndarray) -> tuple[Score, np.ndarray] | None:
+def fit_small_classifier(
+    labels: np.ndarray, traces: np.ndarray, groups: np.ndarray
+) -> tuple[ScoreFunction, np.ndarray] | None:
     """A detector for want of a better: logistic regression on pixel traces, fitted on half of the groups.
 
     Returns it with the rows of the other half, on which it may be judged; None where a half
@@ -109,13 +116,13 @@ def small_probe(labels: np.ndarray, traces: np.ndarray, groups: np.ndarray) -> t
     model.fit(traces[half], labels[half])
 
     def score(pictures: Sequence[Image.Image]) -> np.ndarray:
-        values = np.stack(list(ordered_map(pixel_traces.probe, pictures)))
+        values = np.stack(list(ordered_map(pixel_traces.measure, pictures)))
         return np.asarray(model.decision_function(np.nan_to_num(values)))
 
     return score, np.flatnonzero(~half)
 
 
-def member_score(run: Path, names: Sequence[str]) -> Score:
+def member_score_function(run: Path, names: Sequence[str]) -> ScoreFunction:
     """The mean logit of a run's members. Needs torch."""
     import torch
 

@@ -126,7 +126,7 @@ def _prepare_tasks(engine: RayEngine, plan: TrainPlan) -> list[Task]:
                 data_sha256=data_sha256,
                 versions=versions,
                 folder=str(Path.cwd()),
-                local_paths=checkpoints.local_places(recipe.backbone),
+                local_paths=checkpoints.local_paths(recipe.backbone),
                 device=engine.device,
                 processes=max(resources[recipe.name].gpus, 1),
                 cpus=resources[recipe.name].cpus,

@@ -49,7 +49,7 @@ def audit(
     require_training_packages()
     from ensemble.audit import audit as auditing
     from ensemble.audit import page as audit_page
-    from ensemble.audit.canonicalise import audit_data
+    from ensemble.audit.audit import audit_data
     from ensemble.core import artifacts
     from ensemble.data import sources
 

@@ -100,7 +100,7 @@ def stack(
     from ensemble.models import external
     from ensemble.stacking import stack as stack_run
 
-    loaded = tuple(external.load_external(*value) for value in externals)
+    loaded = tuple(external.read_external_csv(*value) for value in externals)
     stack_options = stack_run.StackOptions(kind, calibration, threshold, loaded, tta)
     adapted = stack_run.has_shift(run)
     done = stack_run.stack_run(run, members, stack_options)

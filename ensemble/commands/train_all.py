@@ -99,7 +99,7 @@ def _prepare(run: Path, recipes: "Sequence[Recipe]", device: str, options: Train
         click.echo(note)
     dataset_options, remote = options.dataset_options(notes), options.engine == "ray"
     check_ready(recipes, device if remote else options.device, options.report_to, remote=remote)
-    prepare_dataset.prepare(run, labelled, dataset_options, click.echo)
+    prepare_dataset.prepare_dataset(run, labelled, dataset_options, click.echo)
     if not options.dry_run:
         click.echo(f"-> {artifacts.dataset_path(run)}")
 

@@ -154,7 +154,7 @@ def group_names(
     """One name a row. Equal names, identical pixels and near-duplicates are joined."""
     records = indexed.records
     pairs = equal_pairs(item.group for item in items) + equal_pairs(records["pixels"]) + list(near)
-    roots = near_duplicates.connected(len(items), pairs)
+    roots = near_duplicates.connected_components(len(items), pairs)
     # Named after what it holds, not where that lies: the user's group, or else the smallest hash.
     best: dict[int, tuple[bool, str]] = {}
     for root, item, digest in zip(roots, items, records["sha256"], strict=True):

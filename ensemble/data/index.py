@@ -113,7 +113,7 @@ def index_files(files: Sequence[Path], workers: int | None = None, label: str = 
 
 def _mapped(store: IO[bytes], count: int) -> np.ndarray:
     """The thumbnails written to the file `store`, uint8 [count, 32, 32, 3], on disk even after it has lost its name."""
-    shape = (count, near_duplicates.THUMBNAIL, near_duplicates.THUMBNAIL, 3)
+    shape = (count, near_duplicates.THUMBNAIL_SIDE, near_duplicates.THUMBNAIL_SIDE, 3)
     store.flush()
     return np.memmap(store, dtype=np.uint8, mode="r", shape=shape) if count else np.empty(shape, dtype=np.uint8)
 
@@ -251,7 +251,7 @@ def _stamp(file: Path) -> str:
 def _cache_get(cache: sqlite3.Connection, file: Path, stamp: str) -> FileRecord | None:
     with suppress(sqlite3.Error, ValueError, TypeError):  # a damaged cache knows nothing
         row = cache.execute("SELECT facts, thumb FROM facts WHERE path = ? AND stamp = ?", (_key(file), stamp))
-        if (found := row.fetchone()) is not None and len(found[1]) == 3 * near_duplicates.THUMBNAIL**2:
+        if (found := row.fetchone()) is not None and len(found[1]) == 3 * near_duplicates.THUMBNAIL_SIDE**2:
             return FileRecord(**json.loads(found[0]), thumb=found[1])
     return None
 

@@ -21,7 +21,7 @@ from ensemble.core.parallel import ordered_map
 from ensemble.evaluation.report_scores import ScoredImages
 from ensemble.images import html
 from ensemble.images.canonical import WHITE
-from ensemble.images.pixel_traces import SIDE, SMALLEST, radial_spectrum
+from ensemble.images.pixel_traces import CROP_SIDE, MIN_SIDE, radial_spectrum
 from ensemble.images.preprocess import flatten
 
 INK, QUIET, GRID = "#333333", "#8a8a8a", "#bbbbbb"
@@ -202,7 +202,7 @@ def mean_spectra(rows: ScoredImages, most: int = MAX_SPECTRUM_IMAGES, seed: int 
 
     def grey(row: int) -> np.ndarray | None:
         try:
-            return center_square(np.asarray(flatten(rows.read(row), WHITE).convert("L")), SIDE)
+            return center_square(np.asarray(flatten(rows.read(row), WHITE).convert("L")), CROP_SIDE)
         except ImageError:
             return None
 
@@ -216,7 +216,7 @@ def mean_spectra(rows: ScoredImages, most: int = MAX_SPECTRUM_IMAGES, seed: int 
         (label, center_square(pixels, side).astype(np.float64)) for label, pixels in read if min(pixels.shape) >= side
     ]
     by_class = {label: [pixels for own, pixels in kept if own == label] for label in (0, 1)}
-    if side < SMALLEST or not all(by_class.values()):
+    if side < MIN_SIDE or not all(by_class.values()):
         return None
     return Spectra(
         side,

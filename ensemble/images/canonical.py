@@ -22,17 +22,17 @@ from ensemble.images.decode import decode, format_name
 from ensemble.images.degradations import jpeg
 from ensemble.images.preprocess import flatten
 
-LEFT_OUT = 0.05  # share of a class that may be too small for the common crop
-JPEGS = ("JPEG", "MPO")  # formats whose files have a JPEG history
-JITTER = 7  # pixels every image can spare, for a random place on the 8x8 grid
-SMALLEST = 32  # pixels of a canonical image
+MAX_LEFT_OUT_SHARE = 0.05  # share of a class that may be too small for the common crop
+JPEG_FORMATS = ("JPEG", "MPO")  # formats whose files have a JPEG history
+GRID_JITTER = 7  # pixels every image can spare, for a random place on the 8x8 grid
+MIN_SIZE = 32  # pixels of a canonical image
 WHITE = (255, 255, 255)
-CHANNEL = 3  # of random draws, apart from those of augmentation
-SAMPLINGS = (0, 2)  # 4:4:4 and 4:2:0
+RNG_STREAM = 3  # of random draws, apart from those of augmentation
+SUBSAMPLINGS = (0, 2)  # 4:4:4 and 4:2:0
 
 
 @dataclass(frozen=True)
-class Plan:
+class CanonicalPlan:
     """How every image is made canonical.
 
     size: side of the crop in pixels. first: (quality, subsampling) of JPEGs seen in the
@@ -49,18 +49,18 @@ class Plan:
         return {"size": self.size, "first": [list(pair) for pair in self.first], "quality": list(self.quality)}
 
     @staticmethod
-    def from_dict(values: dict[str, Any]) -> "Plan":
+    def from_dict(values: dict[str, Any]) -> "CanonicalPlan":
         """From `to_dict`."""
         first = tuple((int(quality), int(sampling)) for quality, sampling in values["first"])
         low, high = values["quality"]
-        return Plan(int(values["size"]), first, (int(low), int(high)))
+        return CanonicalPlan(int(values["size"]), first, (int(low), int(high)))
 
 
-def read_plan(path: Path) -> Plan | None:
+def read_plan(path: Path) -> CanonicalPlan | None:
     """The plan in a canonical.json, None where there is no such file."""
     if not path.exists():
         return None
-    return Plan.from_dict(artifacts.read_json(path, "remove it and run train-all again")["plan"])
+    return CanonicalPlan.from_dict(artifacts.read_json(path, "remove it and run train-all again")["plan"])
 
 
 def make_plan(
@@ -68,8 +68,8 @@ def make_plan(
     labels: np.ndarray,
     size: int | None = None,
     quality: tuple[int, int] | None = None,
-    left_out: float = LEFT_OUT,
-) -> Plan:
+    left_out: float = MAX_LEFT_OUT_SHARE,
+) -> CanonicalPlan:
     """A plan from the headers of both classes.
 
     The size is the largest multiple of 8 that all but `left_out` of either class can spare a
@@ -79,11 +79,11 @@ def make_plan(
     short = headers[["width", "height"]].to_numpy().min(axis=1)
     if size is None:
         least = min(float(np.quantile(short[labels == label], left_out, method="lower")) for label in (0, 1))
-        size = int(least - JITTER) // 8 * 8
-    if size < SMALLEST:
+        size = int(least - GRID_JITTER) // 8 * 8
+    if size < MIN_SIZE:
         raise DataError(
-            f"images are too small for a common crop of {SMALLEST} pixels; the smallest side is {short.min():g}; "
-            f"remove what is below {SMALLEST + JITTER}"
+            f"images are too small for a common crop of {MIN_SIZE} pixels; the smallest side is {short.min():g}; "
+            f"remove what is below {MIN_SIZE + GRID_JITTER}"
         )
     stored = (headers["quality"] > 0).to_numpy()
     if quality is None:
@@ -96,7 +96,7 @@ def make_plan(
         (int(q), s if s in (0, 1, 2) else 2)
         for q, s in zip(seen["quality"], map(_sampling, seen["sampling"]), strict=True)
     ]
-    return Plan(size, _thinned(pairs), quality)
+    return CanonicalPlan(size, _thinned(pairs), quality)
 
 
 def _sampling(text: str) -> int:
@@ -110,7 +110,7 @@ def _thinned(pairs: Sequence[tuple[int, int]], most: int = 100) -> tuple[tuple[i
     return tuple(ordered[int(i * step)] for i in range(min(len(ordered), most)))
 
 
-def canonical(image: Image.Image, was_jpeg: bool, plan: Plan, rng: np.random.Generator) -> Image.Image:
+def canonical(image: Image.Image, was_jpeg: bool, plan: CanonicalPlan, rng: np.random.Generator) -> Image.Image:
     """An image in canonical form: RGB, plan.size square, before its last compression is stored.
 
     was_jpeg: whether the file was a JPEG. Raises ImageError for an image too small for the plan.
@@ -126,17 +126,17 @@ def canonical(image: Image.Image, was_jpeg: bool, plan: Plan, rng: np.random.Gen
     return crop
 
 
-def last_compression(plan: Plan, rng: np.random.Generator) -> tuple[int, int]:
+def last_compression(plan: CanonicalPlan, rng: np.random.Generator) -> tuple[int, int]:
     """(quality, subsampling) of the last JPEG compression, drawn alike for both classes."""
-    return int(rng.integers(plan.quality[0], plan.quality[1] + 1)), int(rng.choice(SAMPLINGS))
+    return int(rng.integers(plan.quality[0], plan.quality[1] + 1)), int(rng.choice(SUBSAMPLINGS))
 
 
-def read_canonical(file: Path, plan: Plan, seed: Sequence[int]) -> Image.Image:
+def read_canonical(file: Path, plan: CanonicalPlan, seed: Sequence[int]) -> Image.Image:
     """An image file as it would be read back from its canonical form; `seed` decides what is drawn."""
-    rng = np.random.default_rng([*seed, CHANNEL])  # not the draws of what comes after
+    rng = np.random.default_rng([*seed, RNG_STREAM])  # not the draws of what comes after
     try:
         data = file.read_bytes()
     except OSError as error:
         raise ImageError(f"{file}: {error.strerror}") from None
     image = decode(data, name=str(file))
-    return jpeg(canonical(image, format_name(data) in JPEGS, plan, rng), *last_compression(plan, rng))
+    return jpeg(canonical(image, format_name(data) in JPEG_FORMATS, plan, rng), *last_compression(plan, rng))

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
-SMALLEST = 32  # pixels of the shorter side that no resize and no crop goes below
-LARGEST = 50_000_000  # pixels of an image that a resize enlarged
+MIN_SIDE = 32  # pixels of the shorter side that no resize and no crop goes below
+MAX_RESIZED_PIXELS = 50_000_000  # pixels of an image that a resize enlarged
 JPEG_SIDE, WEBP_SIDE = 65_500, 16_383  # the longest that the formats hold; longer images stay as they are
-SAMPLINGS = (0, 2)  # 4:4:4 and 4:2:0
+SUBSAMPLINGS = (0, 2)  # 4:4:4 and 4:2:0
 FAST_WEBP = 2  # half the time of libwebp's default 4, and within 3 % of its error
 SMOOTH_FILTERS = FILTERS[1:]  # photographs are not resized by "nearest"
-BLOCK = 32  # rows blurred at a time, so that they stay in the processor's cache
+BLUR_ROWS = 32  # rows blurred at a time, so that they stay in the processor's cache
 
 
 def _on_colours(
@@ -93,10 +93,10 @@ def blur(image: Image.Image, sigma: float) -> Image.Image:
     height, width, bands = pixels.shape
     padded = np.pad(pixels, ((reach, reach), (reach, reach), (0, 0)), mode="edge").reshape(height + 2 * reach, -1)
     blurred = np.empty((height, width * bands), dtype=np.uint8)
-    for top in range(0, height, BLOCK):
-        block = padded[top : top + BLOCK + 2 * reach].astype(np.float32)
+    for top in range(0, height, BLUR_ROWS):
+        block = padded[top : top + BLUR_ROWS + 2 * reach].astype(np.float32)
         down = _weighted(block, taps, 1)
-        blurred[top : top + BLOCK] = _weighted(down.T, taps, bands).T + np.float32(0.5)
+        blurred[top : top + BLUR_ROWS] = _weighted(down.T, taps, bands).T + np.float32(0.5)
     return Image.fromarray(blurred.reshape(pixels.shape))
 
 
@@ -141,8 +141,8 @@ def resize(image: Image.Image, scale: float, filter_name: str) -> Image.Image:
 
     The shorter side is not reduced below SMALLEST, nor the image enlarged beyond LARGEST.
     """
-    scale = max(scale, min(1.0, SMALLEST / min(image.size)))
-    scale = min(scale, max(1.0, math.sqrt(LARGEST / (image.width * image.height))))
+    scale = max(scale, min(1.0, MIN_SIDE / min(image.size)))
+    scale = min(scale, max(1.0, math.sqrt(MAX_RESIZED_PIXELS / (image.width * image.height))))
     return image.resize(
         (round(image.width * scale), round(image.height * scale)), Image.Resampling[filter_name.upper()]
     )
@@ -150,11 +150,11 @@ def resize(image: Image.Image, scale: float, filter_name: str) -> Image.Image:
 
 def crop(image: Image.Image, scale: float, y: float, x: float) -> Image.Image:
     """The share `scale` of each side, at (y, x) in [0, 1] of the free space; no side is cut below SMALLEST."""
-    width, height = (max(round(side * scale), min(side, SMALLEST)) for side in image.size)
-    return cut(image, width, height, y, x)
+    width, height = (max(round(side * scale), min(side, MIN_SIDE)) for side in image.size)
+    return crop_at(image, width, height, y, x)
 
 
-def cut(image: Image.Image, width: int, height: int, y: float, x: float) -> Image.Image:
+def crop_at(image: Image.Image, width: int, height: int, y: float, x: float) -> Image.Image:
     """`width` by `height` pixels, or what there is of them, at (y, x) in [0, 1] of the free space."""
     width, height = min(width, image.width), min(height, image.height)
     left, top = round((image.width - width) * x), round((image.height - height) * y)
@@ -162,7 +162,7 @@ def cut(image: Image.Image, width: int, height: int, y: float, x: float) -> Imag
 
 
 @dataclass(frozen=True)
-class Change:
+class Degradation:
     """A degradation with all it needs already drawn. scale: what becomes of the length of a side."""
 
     name: str
@@ -170,7 +170,7 @@ class Change:
     scale: float = 1.0
 
 
-def draw(augment: "Augment", rng: np.random.Generator) -> list[Change]:
+def draw_degradations(augment: "Augment", rng: np.random.Generator) -> list[Degradation]:
     """The random degradations of one image, in order; none but to a share `augment.chance` of images.
 
     Without replacement, any number within `augment.chain` (as far as so many are enabled) and
@@ -184,13 +184,13 @@ def draw(augment: "Augment", rng: np.random.Generator) -> list[Change]:
     return [_drawn(str(name), getattr(augment, name), rng) for name in rng.permutation(names)[:count]]
 
 
-def _drawn(name: str, limits: tuple[float, float], rng: np.random.Generator) -> Change:
+def _drawn(name: str, limits: tuple[float, float], rng: np.random.Generator) -> Degradation:
     low, high = limits
     value = int(rng.integers(int(low), int(high) + 1)) if name in ("jpeg", "webp") else float(rng.uniform(low, high))
     bound: Callable[[Image.Image], Image.Image]
     match name:
         case "jpeg":
-            bound = functools.partial(jpeg, quality=int(value), subsampling=int(rng.choice(SAMPLINGS)))
+            bound = functools.partial(jpeg, quality=int(value), subsampling=int(rng.choice(SUBSAMPLINGS)))
         case "webp":
             bound = functools.partial(webp, quality=int(value), method=FAST_WEBP)
         case "blur":
@@ -203,17 +203,17 @@ def _drawn(name: str, limits: tuple[float, float], rng: np.random.Generator) -> 
             bound = functools.partial(crop, scale=value, y=float(rng.random()), x=float(rng.random()))
         case _:
             raise ValueError(f"no degradation is called {name!r}")
-    return Change(name, bound, value if name in ("resize", "crop") else 1.0)
+    return Degradation(name, bound, value if name in ("resize", "crop") else 1.0)
 
 
 def degrade(image: Image.Image, augment: "Augment", rng: np.random.Generator) -> Image.Image:
     """An image after the random degradations of `augment`, the same draws for both classes."""
-    for change in draw(augment, rng):
+    for change in draw_degradations(augment, rng):
         image = change.apply(image)
     return image
 
 
-def turn(pixels: np.ndarray, augment: "Augment", rng: np.random.Generator) -> np.ndarray:
+def random_flip(pixels: np.ndarray, augment: "Augment", rng: np.random.Generator) -> np.ndarray:
     """uint8 [K, S, S, 3] after a random flip and quarter turns; every view turns alike."""
     if augment.flip and rng.random() < 0.5:
         pixels = pixels[:, :, ::-1]

@@ -1,204 +1,50 @@
-"""Which images are the same picture: exact copies and near-duplicates share a group.
+"""Near-duplicates: which images show the same picture, also turned, mirrored, recompressed or a little cropped.
 
-Which thumbnails show one picture, also turned, mirrored, recompressed or a little cropped.
-
-Two sieves propose pairs of which one is a window of the other in any of the eight turns:
-sorted colours, which turns leave alone and small crops hardly change, then low frequencies
-of the grey picture seen through windows. What they propose is laid onto each other and the
-pixels of the overlap are compared. All goes by blocks: no array grows with the square of N.
+`duplicate_candidates` proposes pairs of thumbnails; `registration` lays one onto the other; the overlap is compared
+here, by the thresholds below. Images that are joined share a group, which no split divides.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import product
 
 import numpy as np
 from PIL import Image
 
 from ensemble.core.parallel import ordered_map
-from ensemble.images.registration import one_picture
+from ensemble.images.duplicate_candidates import (
+    BLOCK,
+    LUMA,
+    ROWS_AT_ONCE,
+    ThumbnailFeatures,
+    apply_turns,
+    describe,
+    propose,
+    reach_factors,
+)
+from ensemble.images.registration import (
+    STEPS,
+    blur_planes,
+    fine_detail,
+    halve_planes,
+    plane_similarity,
+    register,
+    warp_planes,
+)
 
-# How far sorted colours may lie apart, in grey values, by their spread: a crop changes plain pictures less.
-REACH, REACH_PER_SPREAD, MAX_REACH = 8.0, 0.8, 48.0
-SPECTRUM_COSINE = 0.7  # smallest cosine between weighted low frequencies
-CUTS = ((0.0, 0.0), (0.08, 0.0), (0.0, 0.08), (0.04, 0.04), (0.09, 0.09))  # (first, last) part cut off an axis
-FREQUENCIES = 8  # on each axis
-TURNS = 8  # turn t: transpose if t & 4, then upside down if t & 2, then mirror if t & 1
-BINS = 8  # of the sorted values of each colour plane
-ROWS = 64  # images compared with all others at a time
-BLOCK = 1024  # images described, or pairs registered, at a time
-LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+# A pair is a near-duplicate if the overlap of its thumbnails, in grey values 0..255, meets all of these.
+MIN_CORRELATION = 0.88  # the near-duplicate threshold: correlation of grey values
+MIN_COARSE_CORRELATION = 0.8  # the same at half size, or the pair is dropped early
+MAX_GAIN = 1.2  # of grey values, either way
+MAX_COLOUR_DIFFERENCE = 6.0  # mean absolute difference of a smoothed channel
+MIN_DETAIL_CORRELATION = 0.3  # of grey values without their broad shading
+MAX_DETAIL_ERROR = 0.65  # root mean square difference of that detail, as a share of its strength, beside:
+RECOMPRESSION_NOISE = 0.3  # root mean square that recompression leaves in a thumbnail's detail
+MIN_OVERLAP = 0.6  # of the area
 
-_RADIUS = np.hypot(*np.mgrid[:FREQUENCIES, :FREQUENCIES])
-_KEPT = (_RADIUS > 0) & (_RADIUS < FREQUENCIES)
-_WEIGHTS = _RADIUS[_KEPT].astype(np.float32) ** 1.5  # amplitudes of photographs fall about so
+THUMBNAIL_SIDE = 32  # pixels of the thumbnails that are compared
+MAX_COMPARED_GROUP = 64  # images; in larger groups what is joined is not compared again
 
 Needed = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Described:
-    """Images and what the sieves compare of them.
-
-    thumbs: uint8 [N, n, n, 3], possibly on disk; n a multiple of 4. rows: int64 [M], those of
-    `thumbs` that are meant. colours: float32 [M, 24], and their reach, float32 [M, 1]: two may
-    be one picture if their squared distance is below the product of their reaches. spectra:
-    float32 [M, 55] of length <= 1.
-    """
-
-    thumbs: np.ndarray
-    rows: np.ndarray
-    colours: np.ndarray
-    reach: np.ndarray
-    spectra: np.ndarray
-
-    def pixels(self, places: np.ndarray | slice) -> np.ndarray:
-        """float32 [C, n, n, 3] in 0..255 of these places in `rows`."""
-        return self.thumbs[self.rows[places]].astype(np.float32)
-
-
-@dataclass(frozen=True)
-class Proposed:
-    """Pairs where `other` may show a window of `image` after a turn.
-
-    image, other: int64 [C], places in `rows`. turn: int64 [C]. windows: float32 [C, 4], the
-    parts of 0..1 cut off the left, right, top and bottom of the turned image.
-    """
-
-    image: np.ndarray
-    other: np.ndarray
-    turn: np.ndarray
-    windows: np.ndarray
-
-    def __getitem__(self, part: np.ndarray | slice) -> "Proposed":
-        return Proposed(self.image[part], self.other[part], self.turn[part], self.windows[part])
-
-
-def describe(thumbs: np.ndarray, rows: np.ndarray) -> Described:
-    """Describe `rows` of uint8 thumbnails [N, n, n, 3]."""
-    colours, spectra = [np.empty((0, 3 * BINS), np.float32)], [np.empty((0, _WEIGHTS.size), np.float32)]
-    whole = _cosines(0, 0, thumbs.shape[1])
-    for start in range(0, len(rows), BLOCK):
-        pixels = thumbs[rows[start : start + BLOCK]].astype(np.float32)
-        colours.append(_sorted_colours(pixels))
-        spectra.append(_weighted((whole @ (pixels @ LUMA) @ whole.T)[:, _KEPT]))
-    sorted_colours = np.concatenate(colours)
-    return Described(thumbs, rows, sorted_colours, _reach(sorted_colours), np.concatenate(spectra))
-
-
-def matches(images: Described, others: Described, needed: Needed) -> Iterator[tuple[int, int]]:
-    """Places (image, other) of which the other shows a window of the image.
-
-    `needed(image, other)`, int64 [C] each, says which pairs to look at, bool [C]. It is asked
-    late, so that it can leave out what earlier answers have settled.
-    """
-    from threadpoolctl import threadpool_limits
-
-    starts = range(0, len(images.rows), ROWS)
-    key = _sides(others, slice(None))[1]
-    with threadpool_limits(1):  # products this small are many times slower when BLAS spreads each over threads
-        for proposed in ordered_map(lambda start: _propose(images, others, key, start), starts):
-            for start in range(0, len(proposed.image), BLOCK):
-                part = proposed[start : start + BLOCK]
-                part = part[needed(part.image, part.other)]
-                if len(part.image):
-                    pixels = turned(images.pixels(part.image), part.turn)
-                    same = one_picture(pixels, others.pixels(part.other), part.windows)
-                    yield from zip(part.image[same].tolist(), part.other[same].tolist(), strict=True)
-
-
-def turned(images: np.ndarray, turns: np.ndarray) -> np.ndarray:
-    """[C, n, n, 3] after the turn, int [C], of each."""
-    result = np.empty_like(images)
-    for turn in range(TURNS):
-        here = turns == turn
-        part = images[here].swapaxes(1, 2) if turn & 4 else images[here]
-        part = part[:, ::-1] if turn & 2 else part
-        result[here] = part[:, :, ::-1] if turn & 1 else part
-    return result
-
-
-def _propose(images: Described, others: Described, key: np.ndarray, start: int) -> Proposed:
-    block = slice(start, start + ROWS)
-    near = _sides(images, block)[0] @ key.T < 0
-    windows = _turned_windows(images.pixels(block))
-    image, other, best = [], [], []
-    for row in range(len(near)):
-        columns = np.flatnonzero(near[row])
-        cosines = others.spectra[columns] @ windows[row].T
-        kept = np.flatnonzero(cosines.max(axis=1) > SPECTRUM_COSINE)
-        image.append(np.full(len(kept), start + row))
-        other.append(columns[kept])
-        best.append(cosines[kept].argmax(axis=1))
-    cut, turn = np.divmod(np.concatenate(best), TURNS)
-    return Proposed(np.concatenate(image), np.concatenate(other), turn, _window(cut, turn))
-
-
-def _sides(described: Described, part: slice) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [M, 27] twice: the product of one's first and another's second is negative within reach."""
-    colours, reach = described.colours[part], described.reach[part]
-    squares, ones = (colours**2).sum(axis=1, keepdims=True), np.ones_like(reach)
-    return np.hstack([-2 * colours, -reach, squares, ones]), np.hstack([colours, reach, ones, squares])
-
-
-def _window(cut: np.ndarray, turn: np.ndarray) -> np.ndarray:
-    """float32 [C, 4] as in Proposed, of window numbers and turns, int [C]."""
-    both = np.array(CUTS, dtype=np.float32)[np.stack(np.divmod(cut, len(CUTS)), axis=1)]  # [C, (y, x), (first, last)]
-    both = np.where((turn & 4 > 0)[:, None, None], both[:, ::-1], both)
-    vertical = np.where((turn & 2 > 0)[:, None], both[:, 0, ::-1], both[:, 0])
-    horizontal = np.where((turn & 1 > 0)[:, None], both[:, 1, ::-1], both[:, 1])
-    return np.concatenate([horizontal, vertical], axis=1)
-
-
-def _sorted_colours(pixels: np.ndarray) -> np.ndarray:
-    grey = pixels @ LUMA
-    planes = (grey, (pixels[..., 2] - grey) * 1.13, (pixels[..., 0] - grey) * 1.43)  # twice Cb and Cr
-    means = [
-        np.sort(plane.reshape(len(plane), -1), axis=1).reshape(len(plane), BINS, -1).mean(axis=2) for plane in planes
-    ]
-    return np.concatenate(means, axis=1) / np.float32(np.sqrt(BINS))
-
-
-def _reach(colours: np.ndarray) -> np.ndarray:
-    planes = colours.reshape(len(colours), 3, BINS)
-    spread = np.sqrt(((planes - planes.mean(axis=2, keepdims=True)) ** 2).sum(axis=(1, 2)))
-    return np.asarray(np.minimum(REACH + REACH_PER_SPREAD * spread, MAX_REACH)[:, None], dtype=np.float32)
-
-
-def _cosines(first: float, last: float, size: int) -> np.ndarray:
-    """float32 [FREQUENCIES, size]: from a row of pixels to the cosine series of what is left between two cuts.
-
-    The cosines are integrated over each pixel, so a cut may fall inside one.
-    """
-    edges = (np.clip(np.arange(size + 1) / size, first, 1 - last) - first) / (1 - first - last)
-    k = np.arange(1, FREQUENCIES)[:, None]
-    integrals = np.concatenate([edges[None], np.sin(np.pi * k * edges) / (np.pi * k) * np.sqrt(2)])
-    return np.diff(integrals, axis=1).astype(np.float32)
-
-
-def _turned_windows(pixels: np.ndarray) -> np.ndarray:
-    """float32 [B, windows * TURNS, 55]: the spectra of all windows, as if each were turned and seen whole."""
-    axes = np.stack([_cosines(*cut, pixels.shape[1]) for cut in CUTS])
-    rows = np.einsum("akp,npq->nakq", axes, pixels @ LUMA, optimize=True)
-    windows = np.einsum("nakq,blq->nabkl", rows, axes, optimize=True)
-    odd = np.float32(-1) ** np.arange(FREQUENCIES, dtype=np.float32)  # a mirrored cosine changes its sign, or not
-    spectra = []
-    for transposed, down, mirrored in product((False, True), repeat=3):
-        turn = windows.swapaxes(-1, -2) if transposed else windows
-        turn = turn * odd[:, None] if down else turn
-        spectra.append((turn * odd if mirrored else turn)[..., _KEPT])
-    return _weighted(np.stack(spectra, axis=3)).reshape(len(pixels), -1, _WEIGHTS.size)
-
-
-def _weighted(spectra: np.ndarray) -> np.ndarray:
-    weighted = spectra * _WEIGHTS
-    length = np.sqrt((weighted**2).sum(axis=-1, keepdims=True) + 1)  # a plain picture comes out short, like nothing
-    return np.asarray(weighted / length, dtype=np.float32)
-
-
-THUMBNAIL = 32  # side of the thumbnail that is compared, in pixels
-LARGE_GROUP = 64  # images; in larger groups what is joined is not compared again
 
 
 def _dct_matrix(size: int) -> np.ndarray:
@@ -206,12 +52,14 @@ def _dct_matrix(size: int) -> np.ndarray:
     return np.cos(np.arange(size)[:, None] * positions[None, :])
 
 
-_DCT = _dct_matrix(THUMBNAIL)[:8]
+_DCT = _dct_matrix(THUMBNAIL_SIDE)[:8]
 
 
 def thumbnail(image: Image.Image) -> np.ndarray:
     """uint8 [32, 32, 3] of a decoded image, for `near_duplicates`."""
-    return np.asarray(image.convert("RGB").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX, reducing_gap=2.0))
+    return np.asarray(
+        image.convert("RGB").resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX, reducing_gap=2.0)
+    )
 
 
 def perceptual_hash(thumb: np.ndarray) -> int:
@@ -232,14 +80,14 @@ def near_duplicates(hashes: Sequence[int], thumbs: np.ndarray) -> list[tuple[int
     Also when one is mirrored, turned by quarter turns, recompressed, resized, or has lost up to
     a tenth at its sides. A group of more than 64 is joined, but not each pair in it listed.
     hashes: N values of `perceptual_hash`; beside the thumbnails they tell equal ones. Changed
-    ones lie too far apart in them, so `near` compares the thumbnails, uint8 [N, 32, 32, 3],
-    which may lie on disk.
+    ones lie too far apart in them, so the thumbnails, uint8
+    [N, 32, 32, 3], are compared; they may lie on disk.
     """
     copies = _copies(hashes, thumbs)
     described = describe(thumbs, np.array(list(copies), dtype=np.int64))
     found = _Groups(len(copies))
     pairs = {(first, other) for first, same in copies.items() for other in same[1:]}
-    for a, b in matches(described, described, lambda image, other: found.needed(image, other)):
+    for a, b in matching_pairs(described, described, lambda image, other: found.needed(image, other)):
         found.add(a, b)
         pairs |= {(min(pair), max(pair)) for pair in _with_copies(copies, described.rows[a], copies, described.rows[b])}
     return sorted(pairs)
@@ -265,11 +113,80 @@ def near_duplicates_between(
     for i, j in both:
         if i is not None:
             add(i, j)
-    for i, j in matches(a, b, lambda image, other: found.needed(image, count + other)):
+    for i, j in matching_pairs(a, b, lambda image, other: found.needed(image, count + other)):
         add(i, j)
-    for j, i in matches(b, a, lambda image, other: found.needed(other, count + image)):
+    for j, i in matching_pairs(b, a, lambda image, other: found.needed(other, count + image)):
         add(i, j)
     return sorted(pairs)
+
+
+def connected_components(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
+    """For each of `count` items the smallest index of its connected component."""
+    parent = list(range(count))
+    for a, b in pairs:
+        a, b = sorted((_root(parent, a), _root(parent, b)))
+        parent[b] = a
+    return [_root(parent, i) for i in range(count)]
+
+
+def matching_pairs(images: ThumbnailFeatures, others: ThumbnailFeatures, needed: Needed) -> Iterator[tuple[int, int]]:
+    """Positions (image, other) in `rows` of pairs of which the other shows a window of the image.
+
+    `needed(image, other)`, int64 [C] each, says which pairs to look at, bool [C]. It is called
+    late, so that it can leave out pairs that earlier ones have settled.
+    """
+    from threadpoolctl import threadpool_limits  # comes with scikit-learn, which inference does without
+
+    starts = range(0, len(images.rows), ROWS_AT_ONCE)
+    key = reach_factors(others, slice(None))[1]
+    with threadpool_limits(1):  # products this small are many times slower when BLAS spreads each over threads
+        for candidates in ordered_map(lambda start: propose(images, others, key, start), starts):
+            for start in range(0, len(candidates.image), BLOCK):
+                part = candidates[start : start + BLOCK]
+                part = part[needed(part.image, part.other)]
+                if len(part.image):
+                    pixels = apply_turns(images.pixels(part.image), part.turn)
+                    same = same_picture(pixels, others.pixels(part.other), part.windows)
+                    yield from zip(part.image[same].tolist(), part.other[same].tolist(), strict=True)
+
+
+def same_picture(images: np.ndarray, others: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """bool [C]: whether each other is its image's window, give or take, in shading, detail and colour.
+
+    images, others: float32 [C, n, n, 3] in 0..255. windows: float32 [C, 4], the parts cut off
+    the image's left, right, top and bottom, to start from; below 0 the other shows more.
+    """
+    result = np.zeros(len(images), dtype=bool)
+    grey, target = blur_planes(images @ LUMA), blur_planes(others @ LUMA)
+    small, small_target = halve_planes(grey), halve_planes(target)
+    windows = register(small, small_target, windows, STEPS[0])
+    seen, overlap = warp_planes(small, windows)
+    passed = np.flatnonzero(plane_similarity(seen, small_target, overlap).correlation >= MIN_COARSE_CORRELATION)
+    if len(passed):
+        windows = register(grey[passed], target[passed], windows[passed], STEPS[1])
+        result[passed] = _alike(images[passed], others[passed], windows)
+    return result
+
+
+def _alike(images: np.ndarray, others: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    channels = [warp_planes(images[..., channel], windows) for channel in range(3)]
+    seen, overlap = np.stack([plane for plane, _ in channels], axis=3), channels[0][1]
+    area = np.maximum(overlap.sum(axis=(1, 2)), 1)
+    off = np.moveaxis((seen - others) * overlap[..., None], 3, 0)
+    colour = np.max(
+        [np.abs(blur_planes(blur_planes(plane)) * overlap).sum(axis=(1, 2)) / area for plane in off], axis=0
+    )
+    grey, target = blur_planes(blur_planes(seen @ LUMA)), blur_planes(blur_planes(others @ LUMA))
+    shading = plane_similarity(grey, target, overlap)
+    detail = plane_similarity(fine_detail(grey), fine_detail(target), overlap)
+    return (
+        (area >= MIN_OVERLAP * overlap[0].size)
+        & (shading.correlation >= MIN_CORRELATION)
+        & (np.maximum(shading.gain, 1 / np.maximum(shading.gain, 1e-3)) <= MAX_GAIN)
+        & (colour <= MAX_COLOUR_DIFFERENCE)
+        & (detail.correlation >= MIN_DETAIL_CORRELATION)
+        & (detail.difference**2 <= (MAX_DETAIL_ERROR * detail.strength) ** 2 + RECOMPRESSION_NOISE**2)
+    )
 
 
 def _copies(hashes: Sequence[int], thumbs: np.ndarray) -> dict[int, list[int]]:
@@ -317,19 +234,10 @@ class _Groups:
         if a == b or (a, b) in self._pairs:
             return False
         root = self._root(a)
-        return self._size[root] <= LARGE_GROUP or root != self._root(b)
+        return self._size[root] <= MAX_COMPARED_GROUP or root != self._root(b)
 
     def _root(self, place: int) -> int:
         return _root(self._parent, place)
-
-
-def connected(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
-    """For each of `count` items the smallest index of its connected component."""
-    parent = list(range(count))
-    for a, b in pairs:
-        a, b = sorted((_root(parent, a), _root(parent, b)))
-        parent[b] = a
-    return [_root(parent, i) for i in range(count)]
 
 
 def _root(parent: list[int], i: int) -> int:

@@ -15,42 +15,49 @@ from ensemble.core.errors import ImageError
 from ensemble.core.parallel import ordered_map
 from ensemble.images import decode
 
-SIDE = 256  # pixels; the middle of an image is looked at, at its own resolution
-BINS = 48  # of the radial spectrum
-STEPS = np.arange(2, 25)  # quantisation steps that are tried
-SMALLEST = 32  # pixels; below that there is nothing to measure
+CROP_SIDE = 256  # pixels; the middle of an image is looked at, at its own resolution
+SPECTRUM_BINS = 48  # of the radial spectrum
+QUANTISATION_STEPS = np.arange(2, 25)  # quantisation steps that are tried
+MIN_SIDE = 32  # pixels; below that there is nothing to measure
 
-SPECTRUM = [f"spectrum_{i:02}" for i in range(BINS)]
-GRID = [*(f"grid_{i}" for i in range(8)), "grid_most", "grid_off", "comb", "step", *(f"dct_{i:02}" for i in range(24))]
-RESAMPLING = ["periodic", "period"]
+SPECTRUM_COLUMNS = [f"spectrum_{i:02}" for i in range(SPECTRUM_BINS)]
+GRID_COLUMNS = [
+    *(f"grid_{i}" for i in range(8)),
+    "grid_most",
+    "grid_off",
+    "comb",
+    "step",
+    *(f"dct_{i:02}" for i in range(24)),
+]
+RESAMPLING_COLUMNS = ["periodic", "period"]
 
 
-def probe_files(files: Sequence[Path], workers: int | None = None, label: str = "probe") -> pd.DataFrame:
+def measure_files(files: Sequence[Path], workers: int | None = None, label: str = "probe") -> pd.DataFrame:
     """One row a file with the columns SPECTRUM, GRID, RESAMPLING; NaN where it cannot be measured."""
     bar = tqdm(ordered_map(_probe_file, files, workers), label, len(files), unit="image", leave=False, disable=None)
-    return pd.DataFrame(np.stack(list(bar)), columns=[*SPECTRUM, *GRID, *RESAMPLING])
+    return pd.DataFrame(np.stack(list(bar)), columns=[*SPECTRUM_COLUMNS, *GRID_COLUMNS, *RESAMPLING_COLUMNS])
 
 
 def _probe_file(file: Path) -> np.ndarray:
     try:
-        return probe(decode.decode(file))
+        return measure(decode.decode(file))
     except ImageError:
-        return np.full(len(SPECTRUM) + len(GRID) + len(RESAMPLING), np.nan, dtype=np.float32)
+        return np.full(len(SPECTRUM_COLUMNS) + len(GRID_COLUMNS) + len(RESAMPLING_COLUMNS), np.nan, dtype=np.float32)
 
 
-def probe(image: Image.Image) -> np.ndarray:
+def measure(image: Image.Image) -> np.ndarray:
     """float32 features of one image, in the order SPECTRUM, GRID, RESAMPLING."""
     grey = _middle(image)
-    if min(grey.shape) < SMALLEST:
-        return np.full(len(SPECTRUM) + len(GRID) + len(RESAMPLING), np.nan, dtype=np.float32)
+    if min(grey.shape) < MIN_SIDE:
+        return np.full(len(SPECTRUM_COLUMNS) + len(GRID_COLUMNS) + len(RESAMPLING_COLUMNS), np.nan, dtype=np.float32)
     parts = (radial_spectrum(grey), grid_traces(grey), resampling_traces(grey))
     return np.concatenate(parts).astype(np.float32)
 
 
 def _middle(image: Image.Image) -> np.ndarray:
     """float32 luminance [H, W] of at most SIDE, cut on the 8x8 grid of the image's corner."""
-    left, top = (max(side - SIDE, 0) // 16 * 8 for side in image.size)
-    width, height = (min(side, SIDE) // 8 * 8 for side in image.size)
+    left, top = (max(side - CROP_SIDE, 0) // 16 * 8 for side in image.size)
+    width, height = (min(side, CROP_SIDE) // 8 * 8 for side in image.size)
     return np.asarray(image.crop((left, top, left + width, top + height)).convert("L"), dtype=np.float32)
 
 
@@ -60,11 +67,13 @@ def radial_spectrum(grey: np.ndarray) -> np.ndarray:
     window = np.hanning(height)[:, None] * np.hanning(width)[None, :]
     power = np.abs(np.fft.rfft2((grey - grey.mean()) * window)) ** 2 / (window**2).sum()
     radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
-    bins = np.minimum((radius * 2 * BINS).astype(int), BINS).ravel()  # corners beyond 0.5 are left out
-    sums = np.bincount(bins, power.ravel(), BINS + 1)[:BINS]
-    counts = np.bincount(bins, minlength=BINS + 1)[:BINS]
+    bins = np.minimum(
+        (radius * 2 * SPECTRUM_BINS).astype(int), SPECTRUM_BINS
+    ).ravel()  # corners beyond 0.5 are left out
+    sums = np.bincount(bins, power.ravel(), SPECTRUM_BINS + 1)[:SPECTRUM_BINS]
+    counts = np.bincount(bins, minlength=SPECTRUM_BINS + 1)[:SPECTRUM_BINS]
     filled = np.flatnonzero(counts)  # a small image leaves radii out
-    return np.interp(np.arange(BINS), filled, np.log10(sums[filled] / counts[filled] + 1e-3))
+    return np.interp(np.arange(SPECTRUM_BINS), filled, np.log10(sums[filled] / counts[filled] + 1e-3))
 
 
 def _dct_matrix() -> np.ndarray:
@@ -107,7 +116,7 @@ def _phases(grey: np.ndarray) -> np.ndarray:
 def _comb(values: np.ndarray) -> tuple[float, float]:
     """How well coefficients lie on multiples of some step, -1 to 1, and the largest such step."""
     best, step = 0.0, 0.0
-    for q in STEPS:
+    for q in QUANTISATION_STEPS:
         beyond = values[np.abs(values) > 0.75 * q]
         if len(beyond) < 12:
             break

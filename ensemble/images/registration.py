@@ -1,56 +1,27 @@
-"""Lay one small picture onto another, and say whether what overlaps is the same.
+"""Registration of thumbnails: the window of one picture that another shows, and how alike two planes are.
 
-Registration is Gauss-Newton on the four edges of a window, with gain and offset (Lucas and
-Kanade 1981; Baker and Matthews 2004), first at half size. All functions take C pairs at once.
+Gauss-Newton on the four edges of a window, with gain and offset (Lucas and Kanade 1981; Baker and Matthews 2004).
+All functions take C pairs at once.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-STEPS = (4, 3)  # at half size, at full size
+STEPS = (4, 3)  # Gauss-Newton steps at half size, at full size
 MAX_STEP = 0.06  # of the side, per step and edge
 MAX_CUT = 0.2  # of the side, per edge
 RIDGE = 1.0  # keeps edges where they are that the picture says nothing about, in (grey values / pixel)^2
 
-COARSE_CORRELATION = 0.8  # of grey values at half size, to go on
-CORRELATION = 0.88  # of grey values
-MAX_GAIN = 1.2  # of grey values, either way
-MAX_COLOUR = 6.0  # mean absolute difference of a smoothed channel, in 0..255
-DETAIL_CORRELATION = 0.3  # of grey values without their broad shading
-DETAIL_ERROR = 0.65  # of the detail's own strength, beside:
-NOISE = 0.3  # root mean square that recompression leaves in a thumbnail's detail, in 0..255
-MIN_OVERLAP = 0.6  # of the area
-
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-
 
 @dataclass(frozen=True)
-class _Fit:
+class PlaneSimilarity:
     """Two float32 planes [C, n, n] over their overlap: correlation, gain, strengths and difference, each [C]."""
 
     correlation: np.ndarray
     gain: np.ndarray
     strength: np.ndarray  # root mean square about the mean, of the fainter
     difference: np.ndarray  # root mean square
-
-
-def one_picture(images: np.ndarray, others: np.ndarray, windows: np.ndarray) -> np.ndarray:
-    """bool [C]: whether each other is its image's window, give or take, in shading, detail and colour.
-
-    images, others: float32 [C, n, n, 3] in 0..255. windows: float32 [C, 4], the parts cut off
-    the image's left, right, top and bottom, to start from; below 0 the other shows more.
-    """
-    result = np.zeros(len(images), dtype=bool)
-    grey, target = _blurred(images @ _LUMA), _blurred(others @ _LUMA)
-    small, small_target = _halved(grey), _halved(target)
-    windows = register(small, small_target, windows, STEPS[0])
-    seen, overlap = warped(small, windows)
-    left = np.flatnonzero(_fit(seen, small_target, overlap).correlation >= COARSE_CORRELATION)
-    if len(left):
-        windows = register(grey[left], target[left], windows[left], STEPS[1])
-        result[left] = _alike(images[left], others[left], windows)
-    return result
 
 
 def register(images: np.ndarray, others: np.ndarray, windows: np.ndarray, steps: int) -> np.ndarray:
@@ -77,7 +48,7 @@ def register(images: np.ndarray, others: np.ndarray, windows: np.ndarray, steps:
     return windows
 
 
-def warped(images: np.ndarray, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def warp_planes(images: np.ndarray, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What float32 [C, n, n] shows in its windows, and where it shows anything (1, else 0), both of that shape."""
     vertical, horizontal, overlap = _samplers(windows, images.shape[1])
     return vertical @ images @ horizontal, overlap
@@ -94,32 +65,14 @@ def _samplers(windows: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, n
     return y, x.swapaxes(1, 2), inside[:, 1, :, None] * inside[:, 0, None, :]
 
 
-def _alike(images: np.ndarray, others: np.ndarray, windows: np.ndarray) -> np.ndarray:
-    channels = [warped(images[..., channel], windows) for channel in range(3)]
-    seen, overlap = np.stack([plane for plane, _ in channels], axis=3), channels[0][1]
-    area = np.maximum(overlap.sum(axis=(1, 2)), 1)
-    off = np.moveaxis((seen - others) * overlap[..., None], 3, 0)
-    colour = np.max([np.abs(_blurred(_blurred(plane)) * overlap).sum(axis=(1, 2)) / area for plane in off], axis=0)
-    grey, target = _blurred(_blurred(seen @ _LUMA)), _blurred(_blurred(others @ _LUMA))
-    shading = _fit(grey, target, overlap)
-    detail = _fit(_detail(grey), _detail(target), overlap)
-    return (
-        (area >= MIN_OVERLAP * overlap[0].size)
-        & (shading.correlation >= CORRELATION)
-        & (np.maximum(shading.gain, 1 / np.maximum(shading.gain, 1e-3)) <= MAX_GAIN)
-        & (colour <= MAX_COLOUR)
-        & (detail.correlation >= DETAIL_CORRELATION)
-        & (detail.difference**2 <= (DETAIL_ERROR * detail.strength) ** 2 + NOISE**2)
-    )
-
-
-def _fit(a: np.ndarray, b: np.ndarray, overlap: np.ndarray) -> _Fit:
+def plane_similarity(a: np.ndarray, b: np.ndarray, overlap: np.ndarray) -> PlaneSimilarity:
+    """Compare planes float32 [C, n, n] where `overlap`, of that shape, is 1 and not 0."""
     axes = (1, 2)
     area = np.maximum(overlap.sum(axis=axes, keepdims=True), 1)
     x, y = ((p - (p * overlap).sum(axis=axes, keepdims=True) / area) * overlap for p in (a, b))
     xx, yy, xy = (x * x).sum(axis=axes), (y * y).sum(axis=axes), (x * y).sum(axis=axes)
     area = area[:, 0, 0]
-    return _Fit(
+    return PlaneSimilarity(
         correlation=xy / np.sqrt(xx * yy + 1e-6),
         gain=xy / np.maximum(xx, 1e-6),
         strength=np.sqrt(np.minimum(xx, yy) / area),
@@ -127,20 +80,23 @@ def _fit(a: np.ndarray, b: np.ndarray, overlap: np.ndarray) -> _Fit:
     )
 
 
-def _detail(planes: np.ndarray) -> np.ndarray:
+def fine_detail(planes: np.ndarray) -> np.ndarray:
+    """Planes float32 [C, n, n] without their broad shading."""
     broad = planes
     for _ in range(6):
-        broad = _blurred(broad)
+        broad = blur_planes(broad)
     return planes - broad
 
 
-def _blurred(planes: np.ndarray) -> np.ndarray:
+def blur_planes(planes: np.ndarray) -> np.ndarray:
+    """Planes [C, n, n] after a 3x3 binomial filter."""
     # Odd reflection goes on with a slope, so that a plain gradient has no detail at its borders.
     padded = np.pad(planes, ((0, 0), (1, 1), (1, 1)), mode="reflect", reflect_type="odd")
     rows = (padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]) / 4
     return np.asarray((rows[:, :, :-2] + 2 * rows[:, :, 1:-1] + rows[:, :, 2:]) / 4)
 
 
-def _halved(planes: np.ndarray) -> np.ndarray:
+def halve_planes(planes: np.ndarray) -> np.ndarray:
+    """Planes [C, n, n] at half size: means of 2x2 pixels."""
     count, size, _ = planes.shape
     return np.asarray(planes.reshape(count, size // 2, 2, size // 2, 2).mean(axis=(2, 4)))

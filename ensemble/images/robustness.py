@@ -23,14 +23,14 @@ class Corruption:
     apply: Callable[[Image.Image], Image.Image]
 
 
-def unchanged(image: Image.Image) -> Image.Image:
+def identity(image: Image.Image) -> Image.Image:
     """The image itself."""
     return image
 
 
 # What a picture meets on the web, each once and not at its worst: few enough to score every epoch on.
 SMALL_GRID = (
-    Corruption("clean", unchanged),
+    Corruption("clean", identity),
     Corruption("jpeg 70", partial(degradations.jpeg, quality=70)),
     Corruption("jpeg 50", partial(degradations.jpeg, quality=50)),
     Corruption("webp 70", partial(degradations.webp, quality=70)),
@@ -55,7 +55,7 @@ def full_grid() -> tuple[Corruption, ...]:
     qualities, scales, filters = (95, 90, 70, 50, 30), (0.75, 0.5, 0.25), ("bilinear", "bicubic", "lanczos")
     half = partial(degradations.resize, scale=0.5, filter_name="bicubic")
     cells = [
-        Corruption("clean", unchanged),
+        Corruption("clean", identity),
         *(Corruption(f"jpeg {quality}", partial(degradations.jpeg, quality=quality)) for quality in qualities),
         *(Corruption(f"webp {quality}", partial(degradations.webp, quality=quality)) for quality in qualities),
         *(Corruption(f"blur {sigma:g}", partial(degradations.blur, sigma=sigma)) for sigma in (0.5, 1.0, 2.0)),

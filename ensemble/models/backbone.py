@@ -68,21 +68,21 @@ def build_member(recipe: Recipe, checkpoint: Path | None) -> Member:
     """
     if checkpoint is not None:
         config = load_config(checkpoint)
-        preprocess_config = _overridden(processor.from_checkpoint(checkpoint, config), recipe)
+        preprocess_config = _with_overrides(processor.from_checkpoint(checkpoint, config), recipe)
         network = _from_checkpoint(checkpoint, config, recipe.backbone, preprocess_config)
     else:
         network, preprocess_config = _from_architecture(recipe)
     set_stem_stride(network, recipe.backbone.stem_stride)
     scale_head(network, _head_names(network), recipe.backbone.head_init_scale)
     member = Member(network, preprocess_config)
-    _try_pixels(member)
+    _check_forward(member)
     return member
 
 
 def load_classifier(folder: Path) -> tuple[nn.Module, Any]:
     """A finished two-class classifier and its config, exactly as saved; nothing may mismatch."""
     config = load_config(folder)
-    with _quiet(folder):
+    with _quiet_transformers(folder):
         network, info = transformers.AutoModelForImageClassification.from_pretrained(
             folder,
             config=config,
@@ -90,7 +90,7 @@ def load_classifier(folder: Path) -> tuple[nn.Module, Any]:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    _refuse_mismatch(folder, info, extra=_buffers(network))
+    _check_weights(folder, info, extra=_buffers(network))
     set_stem_stride(network)
     return network.eval(), config
 
@@ -98,7 +98,7 @@ def load_classifier(folder: Path) -> tuple[nn.Module, Any]:
 def save_classifier(member: Member, folder: Path) -> None:
     """Write config.json, model.safetensors and the processor, so that `from_pretrained` opens it."""
     network: Any = member.backbone
-    with _quiet(folder):
+    with _quiet_transformers(folder):
         network.save_pretrained(folder)
     if network.config.model_type == "timm_wrapper":
         # transformers reads a timm checkpoint's pixels from pretrained_cfg in its config.json
@@ -126,7 +126,7 @@ def _from_checkpoint(folder: Path, config: Any, backbone: Backbone, preprocess_c
     config = copy.deepcopy(config)
     network_edits.check_classifier(config)
     _configure(config, backbone, preprocess_config)
-    with _quiet(folder):
+    with _quiet_transformers(folder):
         network, info = transformers.AutoModelForImageClassification.from_pretrained(
             folder,
             config=config,
@@ -136,8 +136,8 @@ def _from_checkpoint(folder: Path, config: Any, backbone: Backbone, preprocess_c
             output_loading_info=True,
         )
     head = _head_names(network)
-    extra = _buffers(network) | network_edits.left_out(config, info["unexpected_keys"])
-    _refuse_mismatch(folder, info, head, extra)
+    extra = _buffers(network) | network_edits.unused_weights(config, info["unexpected_keys"])
+    _check_weights(folder, info, head, extra)
     _new_head(network, head)
     return network
 
@@ -156,7 +156,7 @@ def _from_architecture(recipe: Recipe) -> tuple[nn.Module, PreprocessConfig]:
             )
         else:
             config = transformers.AutoConfig.for_model(kind, **backbone.config, **LABEL_MAPS)
-        preprocess_config = _overridden(processor.from_config(config), recipe)
+        preprocess_config = _with_overrides(processor.from_config(config), recipe)
         _configure(config, backbone, preprocess_config)
         network = transformers.AutoModelForImageClassification.from_config(config, trust_remote_code=False)
     except BackboneError:
@@ -189,7 +189,7 @@ def _configure(config: Any, backbone: Backbone, preprocess_config: PreprocessCon
     network_edits.set_image_size(config, preprocess_config.size)
 
 
-def _overridden(preprocess_config: PreprocessConfig, recipe: Recipe) -> PreprocessConfig:
+def _with_overrides(preprocess_config: PreprocessConfig, recipe: Recipe) -> PreprocessConfig:
     """The checkpoint's contract with the recipe's `image` values in place of its own."""
     changes = {key: value for key, value in recipe.image.model_dump().items() if value is not None}
     try:
@@ -223,7 +223,7 @@ def _new_head(network: nn.Module, head: frozenset[str]) -> None:
                 nn.init.trunc_normal_(parameter, std=0.02)  # as ViT, Swin and ConvNeXt draw theirs
 
 
-def _refuse_mismatch(
+def _check_weights(
     source: Path, info: Mapping[str, Any], head: frozenset[str] = frozenset(), extra: frozenset[str] = frozenset()
 ) -> None:
     """BackboneError listing every key that does not fit: only `head` may be missing or of another shape.
@@ -250,7 +250,7 @@ def _buffers(network: nn.Module) -> frozenset[str]:
 
 def _load_weights(network: Any, backbone: Backbone) -> None:
     path = weights_file(backbone.weights or "")
-    with _quiet(path):
+    with _quiet_transformers(path):
         if path.suffix == ".safetensors":
             given = load_file(path)
         else:
@@ -268,11 +268,11 @@ def _load_weights(network: Any, backbone: Backbone) -> None:
     missing, unexpected = body - set(given), set(given) - set(own)
     shapes = {name for name in body & set(given) if given[name].shape != own[name].shape}
     info = {"missing_keys": missing, "unexpected_keys": unexpected, "mismatched_keys": shapes}
-    _refuse_mismatch(path, info)
+    _check_weights(path, info)
     inner.load_state_dict({name: given[name] if name in body else own[name] for name in own})
 
 
-def _try_pixels(member: Member) -> None:
+def _check_forward(member: Member) -> None:
     size = member.preprocess_config.size
     member.eval()
     try:
@@ -287,7 +287,7 @@ def _try_pixels(member: Member) -> None:
 
 
 @contextmanager
-def _quiet(folder: Path) -> Iterator[None]:
+def _quiet_transformers(folder: Path) -> Iterator[None]:
     """transformers without its reports and bars: we list what does not fit ourselves, in one line."""
     verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()

@@ -31,13 +31,13 @@ def locate_checkpoint(name: str) -> Path:
     return download_classifier(name)
 
 
-def local_places(backbone: Backbone) -> tuple[str, ...]:
+def local_paths(backbone: Backbone) -> tuple[str, ...]:
     """Absolute paths of what the backbone names in this machine's files."""
     names = [name for name in (backbone.checkpoint, backbone.weights) if name is not None]
     return tuple(str(path.absolute()) for name in names if (path := expand_user(name)).exists())
 
 
-def hub_name(name: str | None, located: Path | None) -> str | None:
+def hub_id(name: str | None, located: Path | None) -> str | None:
     """`name`, where `locate_checkpoint` found it on the Hub; None for a folder of this machine, or no checkpoint."""
     return name if name and located and located != expand_user(name) else None
 

@@ -38,7 +38,7 @@ def parse_external(text: str) -> tuple[str, Path, Path]:
     return name, *found[0]
 
 
-def load_external(name: str, heldout: Path, test: Path) -> External:
+def read_external_csv(name: str, heldout: Path, test: Path) -> External:
     """Read both CSVs; DataError for ids given twice and for scores that are no numbers."""
     return External(name, _read_scores(heldout), _read_scores(test))
 
@@ -82,7 +82,7 @@ def is_external(folder: Path, name: str) -> bool:
     return artifacts.external_path(folder, name).is_file() and not artifacts.member_path(folder, name).is_dir()
 
 
-def externals_of(folder: Path, names: Iterable[str]) -> tuple[External, ...]:
+def read_externals(folder: Path, names: Iterable[str]) -> tuple[External, ...]:
     """Those of a stacker's members that a run or a bundle knows by their scores alone."""
     return tuple(read_external(folder, name) for name in names if is_external(folder, name))
 

@@ -49,7 +49,7 @@ def called_layers(member: Member) -> tuple[list[Layer], int]:
     return called, logits.shape[-1]
 
 
-def head_of(member: Member) -> Layer:
+def classifier_head(member: Member) -> Layer:
     """The linear layer that gives the logits: the last one called that has as many outputs."""
     called, logits = called_layers(member)
     for layer in reversed(called):
@@ -58,7 +58,7 @@ def head_of(member: Member) -> Layer:
     raise BackboneError("the network's last linear layer was not found; choose another checkpoint")
 
 
-DEFAULT = "efficientnet_lite0"  # of recipes/quick: its weights come with a package
+DEFAULT_RECIPE = "efficientnet_lite0"  # of recipes/quick: its weights come with a package
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def find_embedder(name: str | None) -> Recipe | tuple[Path, str]:
     name: "RUN:MEMBER", a recipe's YAML file, a checkpoint's folder or its Hub id "org/name";
     None: the quick EfficientNet-Lite0. Raises for what is known to fail without reading weights.
     """
-    path = recipes_folder() / "quick" / f"{DEFAULT}.yaml" if name is None else expand_user(name)
+    path = recipes_folder() / "quick" / f"{DEFAULT_RECIPE}.yaml" if name is None else expand_user(name)
     if path.suffix.lower() in {".yaml", ".yml"}:
         recipe = load_recipes([path])[0]
         check_source(recipe.backbone)
@@ -137,13 +137,13 @@ def load_embedder(name: str | None, device: str) -> Embedder:
         member = build_member(found, locate_checkpoint(checkpoint) if checkpoint is not None else None)
     else:
         member = load_member(*found)
-    return embedder_of(member, name or DEFAULT, device)
+    return make_embedder(member, name or DEFAULT_RECIPE, device)
 
 
-def embedder_of(member: Member, name: str, device: str) -> Embedder:
+def make_embedder(member: Member, name: str, device: str) -> Embedder:
     """The features that enter the last linear layer of a member; maps and tokens are averaged."""
     member.eval().to(device)
-    head = head_of(member)
+    head = classifier_head(member)
     caught: list[torch.Tensor] = []
 
     def catch(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -180,7 +180,7 @@ def _identity(member: Member, head: nn.Module) -> str:
 
 
 @dataclass(frozen=True)
-class _Look:
+class _DecodedFile:
     """One file: its SHA-256, and (views, thumbnail, pixels' SHA-256) unless its features are kept already."""
 
     key: bytes
@@ -204,10 +204,12 @@ def embed_images(
     found = np.empty(len(files), dtype=_record(embedder.width))
     rows: list[int] = []
     errors: dict[int, str] = {}
-    batch: list[_Look] = []
+    batch: list[_DecodedFile] = []
     with feature_cache.open_cache(cache) if cache is not None else nullcontext() as kept:
         known = feature_cache.cached_keys(kept, embedder.sha256) if kept is not None else set()
-        looks = ordered_map(lambda file: _look(file, embedder.preprocess_config, known), files, workers, 2 * batch_size)
+        looks = ordered_map(
+            lambda file: _decode_file(file, embedder.preprocess_config, known), files, workers, 2 * batch_size
+        )
         bar = tqdm(looks, title, len(files), unit="image", leave=False, disable=None)
         for row, look in enumerate(bar):
             if isinstance(look, str):
@@ -227,16 +229,16 @@ def embed_images(
 
 def _record(width: int) -> np.dtype[np.void]:
     """One image's features, in memory and in the cache."""
-    side = near_duplicates.THUMBNAIL
+    side = near_duplicates.THUMBNAIL_SIDE
     return np.dtype([("thumb", "u1", (side, side, 3)), ("hash", "<u8"), ("pixels", "u1", 32), ("vector", "<f4", width)])
 
 
-def _look(file: Path, preprocess_config: PreprocessConfig, known: set[bytes]) -> _Look | str:
+def _decode_file(file: Path, preprocess_config: PreprocessConfig, known: set[bytes]) -> _DecodedFile | str:
     try:
         data = file.read_bytes()
         key = sha256(data).digest()
         if key in known:
-            return _Look(key)
+            return _DecodedFile(key)
         image = decode.decode(data, name=str(file))
         views = preprocess.to_pixels(image, preprocess_config)
     except OSError as error:
@@ -244,10 +246,10 @@ def _look(file: Path, preprocess_config: PreprocessConfig, known: set[bytes]) ->
     except ImageError as error:
         return str(error)
     pixels = sha256(str(image.size).encode() + image.convert("RGBA").tobytes()).digest()
-    return _Look(key, (views, near_duplicates.thumbnail(image), pixels))
+    return _DecodedFile(key, (views, near_duplicates.thumbnail(image), pixels))
 
 
-def _embed_batch(batch: Sequence[_Look], embedder: Embedder, cache: Any) -> np.ndarray:
+def _embed_batch(batch: Sequence[_DecodedFile], embedder: Embedder, cache: Any) -> np.ndarray:
     """The records of a batch: computed, and kept, or read from the cache."""
     found = np.empty(len(batch), dtype=_record(embedder.width))
     old = [place for place, look in enumerate(batch) if look.seen is None]

@@ -10,7 +10,7 @@ from torch import nn
 from ensemble.core.errors import BackboneError, join_limited
 from ensemble.core.recipe import Adapt
 from ensemble.models.backbone import Member
-from ensemble.models.features import called_layers, head_of
+from ensemble.models.features import called_layers, classifier_head
 
 
 def add_lora(member: Member, adapt: Adapt) -> None:
@@ -20,7 +20,7 @@ def add_lora(member: Member, adapt: Adapt) -> None:
     (all of them, as in Dettmers et al., "QLoRA", 2023). BackboneError names the layers that
     exist where a target matches none.
     """
-    head = head_of(member)
+    head = classifier_head(member)
     called = {id(layer) for layer in called_layers(member)[0]}
     names = [
         name

@@ -59,7 +59,7 @@ def enable_checkpointing(member: nn.Module) -> None:
 
 
 # Of an image-text model: what a classifier of images has no place for.
-LEFT_OUT = {"siglip": ("text_model.", "logit_scale", "logit_bias", "vision_model.head.")}
+UNUSED_WEIGHTS = {"siglip": ("text_model.", "logit_scale", "logit_bias", "vision_model.head.")}
 # They resize the positions they were trained with in their own forward, whatever the image's size.
 RESIZE_POSITIONS = {"dinov2", "dinov2_with_registers"}
 
@@ -82,7 +82,7 @@ def set_image_size(config: Any, size: int) -> None:
         config.image_size = size
 
 
-def left_out(config: Any, names: Collection[str]) -> frozenset[str]:
+def unused_weights(config: Any, names: Collection[str]) -> frozenset[str]:
     """Those of a file's weights that belong to another tower than the image network's."""
-    prefixes = LEFT_OUT.get(config.model_type)
+    prefixes = UNUSED_WEIGHTS.get(config.model_type)
     return frozenset(name for name in names if prefixes and name.startswith(prefixes))

@@ -22,10 +22,10 @@ from ensemble.images import preprocess
 
 T = TypeVar("T")
 Views = dict[tuple[Any, ...], np.ndarray]  # pixels by PreprocessConfig.view
-Large = Callable[[], object]  # what `images.decode` calls before it takes memory for a large image
+OnLarge = Callable[[], object]  # what `images.decode` calls before it takes memory for a large image
 
-AHEAD = 2  # chunks decoded before the one that runs is done
-MOST_ROWS = 128  # to a chunk
+AHEAD_CHUNKS = 2  # chunks decoded before the one that runs is done
+MAX_CHUNK_ROWS = 128  # to a chunk
 CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}  # 64 rows and more of five full-size members; 128 on a GPU
 
 
@@ -45,7 +45,7 @@ class Runner:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredBatch:
     """A chunk of rows: logits float32 [rows, runners], NaN where `errors` says, by row in the chunk, why.
 
     NaN too where a cascade left a runner out.
@@ -57,13 +57,13 @@ class Scored:
 
 def score_stream(
     items: Iterable[T],
-    read: Callable[[T, Large], Image],
+    read: Callable[[T, OnLarge], Image],
     runners: Sequence[Runner],
     chunk: int,
     together: bool = False,
     workers: int | None = None,
     name: Callable[[T], object] = lambda item: item,
-) -> Generator[Scored, None, None]:
+) -> Generator[ScoredBatch, None, None]:
     """Score items of any number in their order, `chunk` rows at a time; memory holds a few chunks.
 
     Threads read, decode and prepare the rows of up to AHEAD chunks while the members run: in
@@ -92,7 +92,7 @@ def score_stream(
     with ExitStack() as stack:
         threads = [stack.enter_context(ThreadPoolExecutor(1)) for _ in runners] if together else []
         places = _places(items, preprocess_configs, chunk)
-        loads = stack.enter_context(closing(ordered_map(load, places, workers, ahead=AHEAD * chunk)))
+        loads = stack.enter_context(closing(ordered_map(load, places, workers, ahead=AHEAD_CHUNKS * chunk)))
         running: deque[tuple[list[str | None], list[Callable[[], np.ndarray]]]] = deque()
         while loaded := list(islice(loads, chunk)):
             failed = [error for _, error in loaded]
@@ -116,7 +116,7 @@ def chunk_rows(preprocess_configs: Iterable[PreprocessConfig], device: str) -> i
         for preprocess_config in preprocess_configs
     }
     rows = CHUNK_BYTES[device] // max(1, sum(views.values()))
-    return 1 << (max(1, min(rows, MOST_ROWS)).bit_length() - 1)
+    return 1 << (max(1, min(rows, MAX_CHUNK_ROWS)).bit_length() - 1)
 
 
 def score_images(
@@ -133,7 +133,7 @@ def score_images(
     called with the number of images done; `read` turns (row, file) into a decoded image.
     """
 
-    def decode(item: tuple[int, Path], large: Large) -> Image:
+    def decode(item: tuple[int, Path], large: OnLarge) -> Image:
         return read(*item) if read else images.decode(item[1], large=large)
 
     logits = np.full((len(files), len(runners)), np.nan, dtype=np.float32)
@@ -147,7 +147,7 @@ def score_images(
     return logits, errors
 
 
-def image_score(runners: Sequence[Runner]) -> Callable[[Sequence[Image]], np.ndarray]:
+def image_scorer(runners: Sequence[Runner]) -> Callable[[Sequence[Image]], np.ndarray]:
     """Decoded images -> logits float32 [images, runners]; ImageError for one that a contract cannot take."""
     preprocess_configs = {runner.preprocess_config.view: runner.preprocess_config for runner in runners}
 
@@ -196,9 +196,9 @@ def run_views(runner: Runner, views: np.ndarray) -> np.ndarray:
     return logits.reshape(len(views), -1).mean(axis=1)
 
 
-def _scored(failed: Sequence[str | None], calls: Sequence[Callable[[], np.ndarray]]) -> Scored:
+def _scored(failed: Sequence[str | None], calls: Sequence[Callable[[], np.ndarray]]) -> ScoredBatch:
     logits = np.full((len(failed), len(calls)), np.nan, dtype=np.float32)
     readable = np.array([error is None for error in failed])
     for column, call in enumerate(calls):
         logits[readable, column] = call()
-    return Scored(logits, {row: error for row, error in enumerate(failed) if error is not None})
+    return ScoredBatch(logits, {row: error for row, error in enumerate(failed) if error is not None})

@@ -58,7 +58,7 @@ def test_groups(items: Sequence[LabelledImage], test: Features) -> list[int]:
     for row, (item, pixels) in enumerate(zip(items, test.pixels, strict=True)):
         keys = [pixels.tobytes()] + ([item.group] if item.group is not None else [])
         pairs += [(first.setdefault(key, row), row) for key in keys]
-    return near_duplicates.connected(len(items), pairs)
+    return near_duplicates.connected_components(len(items), pairs)
 
 
 def split_halves(groups: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:

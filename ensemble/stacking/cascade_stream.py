@@ -16,7 +16,7 @@ from PIL.Image import Image
 from ensemble.core.errors import ImageError
 from ensemble.core.parallel import available_cores, ordered_map
 from ensemble.images import decode, preprocess
-from ensemble.models.runner import AHEAD, Large, Runner, Scored, T, Views, chunk_rows, run_views
+from ensemble.models.runner import AHEAD_CHUNKS, OnLarge, Runner, ScoredBatch, T, Views, chunk_rows, run_views
 
 # index of a runner, logits float32 [N, runners] so far (NaN where none ran), items -> bool [N]: who needs that runner
 NeedsRunner = Callable[[int, np.ndarray, Sequence[T]], np.ndarray]
@@ -70,14 +70,14 @@ class _ImageCache:
 
 def cascade_stream(
     items: Iterable[T],
-    read: Callable[[T, Large], Image],
+    read: Callable[[T, OnLarge], Image],
     runners: Sequence[Runner],
     chunk: int,
     needs: NeedsRunner[T],
     total: int,
     workers: int | None = None,
     name: Callable[[T], object] = lambda item: item,
-) -> Generator[Scored, None, None]:
+) -> Generator[ScoredBatch, None, None]:
     """Like `score_stream`, but a runner gets only the rows that need it; a row that exits needs no later runner.
 
     Rows come out in their order, `chunk` at a time. AHEAD chunks are read ahead by `workers` threads.
@@ -88,7 +88,7 @@ def cascade_stream(
     with ExitStack() as stack:
         scheduler = EarlyExitScheduler(read, runners, needs, total, chunk, workers, name)
         stack.callback(scheduler.close)
-        loads = stack.enter_context(closing(ordered_map(scheduler.load, items, workers, ahead=AHEAD * chunk)))
+        loads = stack.enter_context(closing(ordered_map(scheduler.load, items, workers, ahead=AHEAD_CHUNKS * chunk)))
         loaded = list(islice(loads, chunk))
         while scheduler.rows or loaded:
             scheduler.submit(loaded)
@@ -111,7 +111,7 @@ class EarlyExitScheduler(Generic[T]):
 
     def __init__(
         self,
-        read: Callable[[T, Large], Image],
+        read: Callable[[T, OnLarge], Image],
         runners: Sequence[Runner],
         needs: NeedsRunner[T],
         total: int,
@@ -160,7 +160,7 @@ class EarlyExitScheduler(Generic[T]):
             full = ready[index] // self._batch_rows[index] * self._batch_rows[index]
             self._run_batch(index, [queue.popleft() for _ in range(len(queue) if flush else full)])
 
-    def emit(self, last: bool) -> Iterator[Scored]:
+    def emit(self, last: bool) -> Iterator[ScoredBatch]:
         """Chunks whose rows are all done, as long as the first is; last: the rest may be less than a chunk."""
         rows, chunk = self.rows, self._chunk
         while rows and (last or len(rows) >= chunk) and all(row.done for row in islice(rows, chunk)):
@@ -232,6 +232,6 @@ def _image_bytes(image: Image) -> int:
     return 4 * image.width * image.height  # Pillow pads RGB
 
 
-def _scored(rows: Sequence[_Row[T]]) -> Scored:
+def _scored(rows: Sequence[_Row[T]]) -> ScoredBatch:
     errors = {position: row.error for position, row in enumerate(rows) if row.error is not None}
-    return Scored(np.stack([row.logits for row in rows]), errors)
+    return ScoredBatch(np.stack([row.logits for row in rows]), errors)

@@ -15,7 +15,7 @@ from ensemble.core.parallel import available_cores, ordered_map
 from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.core.recipe import Augment
 from ensemble.images import decode, degradations, preprocess
-from ensemble.images.canonical import Plan, read_canonical
+from ensemble.images.canonical import CanonicalPlan, read_canonical
 
 Key = tuple[int, int]  # epoch, row
 
@@ -54,13 +54,13 @@ class TrainDataset(Dataset[dict[str, Any]]):
             pixels = preprocess.to_pixels(image, self.preprocess_config)
         else:
             rng = np.random.default_rng(draw)
-            changes = degradations.draw(self.augment, rng)
+            changes = degradations.draw_degradations(self.augment, rng)
             offset = (float(rng.random()), float(rng.random()))
             if changes and self.preprocess_config.geometry == "native_crops":
                 image = crop_region(image, self.preprocess_config.size, offset, changes)
             for change in changes:
                 image = change.apply(image)
-            pixels = degradations.turn(preprocess.to_pixels(image, self.preprocess_config, [offset]), self.augment, rng)
+            pixels = degradations.random_flip(preprocess.to_pixels(image, self.preprocess_config, [offset]), self.augment, rng)
         return {"pixels": pixels, "labels": float(self.labels[row])}
 
     def _decoded(self, row: int) -> Image.Image:
@@ -75,7 +75,7 @@ class TrainDataset(Dataset[dict[str, Any]]):
 
 
 def crop_region(
-    image: Image.Image, size: int, offset: tuple[float, float], changes: Sequence[degradations.Change]
+    image: Image.Image, size: int, offset: tuple[float, float], changes: Sequence[degradations.Degradation]
 ) -> Image.Image:
     """The part of an image that is enough for a crop of `size` pixels at `offset` after the changes.
 
@@ -84,7 +84,7 @@ def crop_region(
     show of the whole image (unless `crop` is among the changes: then it is moved less).
     """
     side = math.ceil(2 * size / math.prod(change.scale for change in changes))
-    return degradations.cut(image, side, side, *offset)
+    return degradations.crop_at(image, side, side, *offset)
 
 
 def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:

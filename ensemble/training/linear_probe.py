@@ -21,9 +21,9 @@ from ensemble.core.errors import BackboneError
 from ensemble.core.parallel import ordered_map
 from ensemble.core.recipe import Recipe
 from ensemble.data import dataset
-from ensemble.images.canonical import Plan
+from ensemble.images.canonical import CanonicalPlan
 from ensemble.models.backbone import Member
-from ensemble.models.features import Embedder, embedder_of, head_of
+from ensemble.models.features import Embedder, classifier_head, make_embedder
 from ensemble.training.data_loader import TrainDataset
 from ensemble.training.validation import named_scores
 
@@ -43,7 +43,7 @@ class ProbeConfig:
     recipe: Recipe
     train: pd.DataFrame
     tune: pd.DataFrame | None
-    plan: Plan | None
+    plan: CanonicalPlan | None
     seed: int
     device: str
     C: float = 1.0
@@ -69,7 +69,7 @@ def fit_probe(member: Member, config: ProbeConfig, scoring: Scoring) -> dict[str
     is reported instead. The features of all train rows are held in memory.
     """
     recipe, train, tune = config.recipe, config.train, config.tune
-    embedder = embedder_of(member, recipe.name, config.device)
+    embedder = make_embedder(member, recipe.name, config.device)
     own, width = embedder.preprocess_config.count, embedder.width
     features = np.empty((len(train), own + recipe.adapt.views, width), dtype=np.float32)
     tune_features = np.empty((len(tune), own, width), dtype=np.float32) if tune is not None else None
@@ -191,7 +191,7 @@ def _fit(
 
 def _write_head(member: Member, fitted: _LinearHead, embedder: Embedder) -> None:
     """Write the fitted line into the head, half to each class; BackboneError where the head is more than one layer."""
-    head = head_of(member)
+    head = classifier_head(member)
     if head.bias is None:
         raise BackboneError("the classifier has no bias; use adapt.mode lora or full")
     weight = torch.from_numpy(fitted.weight)

@@ -11,7 +11,7 @@ from timm.optim import Lamb, Lion
 from ensemble.core.errors import BackboneError
 from ensemble.core.recipe import Recipe, Train
 from ensemble.models.backbone import Member, build_member
-from ensemble.models.features import head_of
+from ensemble.models.features import classifier_head
 from ensemble.models.lora import add_lora
 from ensemble.models.network_edits import enable_checkpointing
 
@@ -152,7 +152,7 @@ def check_network(recipe: Recipe, checkpoint: Path | None) -> None:
     """Build the network once: BackboneError for what can only be checked on the network."""
     member = build_member(recipe, checkpoint)
     if recipe.adapt.mode == "probe":
-        head_of(member)
+        classifier_head(member)
         return
     prepare_for_training(member, recipe)
     parameter_groups(member, recipe.train)

@@ -20,9 +20,9 @@ from ensemble.core.recipe import Recipe
 from ensemble.data import dataset, splits
 from ensemble.data.splits import FITTED_SPLITS
 from ensemble.images import canonical
-from ensemble.images.canonical import Plan
+from ensemble.images.canonical import CanonicalPlan
 from ensemble.models.backbone import Member, build_member, save_classifier
-from ensemble.models.checkpoints import hub_name
+from ensemble.models.checkpoints import hub_id
 from ensemble.models.lora import merge_lora
 from ensemble.training import checkpoint, tracking
 from ensemble.training.data_loader import TrainDataset
@@ -73,7 +73,7 @@ class MemberRun:
     recipe: Recipe
     checkpoint: Path | None
     context: TrainContext
-    plan: Plan | None
+    plan: CanonicalPlan | None
     run: Path
     workdir: Path
     callback: TrainingCallback
@@ -154,7 +154,7 @@ def _save_member(
         "best": _best(histories),
         "folds": len(histories) - 1 or None,
         "recipe_sha256": recipe.sha256,
-        "hub_checkpoint": hub_name(recipe.backbone.checkpoint, member_run.checkpoint),
+        "hub_checkpoint": hub_id(recipe.backbone.checkpoint, member_run.checkpoint),
         **fingerprint,
         "files": {path.name: artifacts.file_sha256(path) for path in sorted(folder.iterdir())},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},

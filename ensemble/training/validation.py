@@ -15,7 +15,7 @@ from ensemble.core.errors import DataError
 from ensemble.core.recipe import Recipe
 from ensemble.data import dataset
 from ensemble.images import canonical, decode, robustness
-from ensemble.images.canonical import Plan
+from ensemble.images.canonical import CanonicalPlan
 from ensemble.models.backbone import Member
 from ensemble.models.runner import score_images
 from ensemble.models.torch_runner import torch_runner
@@ -28,7 +28,7 @@ Progress = Callable[[int], object]
 class RowReader:
     """Reads images for scoring. plan: brings them to their canonical form, with random numbers from `seed`."""
 
-    plan: Plan | None
+    plan: CanonicalPlan | None
     seed: int
 
     def image(self, row: int, file: Path) -> Image:

@@ -195,7 +195,7 @@ def certify(
         )
         return {}
     stacker = bundle.bundle_stacker(folder)
-    externals = {one.name: sample.external_logits(one) for one in external.externals_of(folder, stacker.members)}
+    externals = {one.name: sample.external_logits(one) for one in external.read_externals(folder, stacker.members)}
     # columns in the stacker's order, a table [images, members] for fp32 and one for each config
     fp32, *tables = (
         np.column_stack([{**dict(zip(entries, table.T, strict=True)), **externals}[name] for name in stacker.members])

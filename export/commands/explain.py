@@ -60,7 +60,7 @@ def explain(
     from export.runtimes.settings import RuntimeOptions
 
     stacker = read_stacker(run)
-    externals = external.externals_of(run, stacker.members)
+    externals = external.read_externals(run, stacker.members)
     trained = [name for name in stacker.members if name not in {member.name for member in externals}]
     if unknown := [name for name in members if name not in trained]:
         raise ArtifactError(f"no network {unknown[0]!r} in the stack of {run}; it has: {', '.join(trained)}")

@@ -7,7 +7,7 @@ from ensemble.core.errors import ArtifactError, BackboneError, join_limited
 from ensemble.core.log import Log
 from ensemble.evaluation.protocol import EvaluatedModel
 from ensemble.models import external
-from ensemble.models.runner import image_score
+from ensemble.models.runner import image_scorer
 from ensemble.stacking.stack import read_stacker
 from export.bundle import bundle, hub_bundles
 from export.inference.loading import is_run, load_folder, load_run
@@ -61,7 +61,7 @@ def load_model(
             text = str(error).replace("name it with --positive", "name it with --model-positive")
             raise BackboneError(text) from None
     model = EvaluatedModel(
-        image_score(ensemble.runners), ensemble.stacker, ensemble.identity, options.batch or BATCH_SIZE
+        image_scorer(ensemble.runners), ensemble.stacker, ensemble.identity, options.batch or BATCH_SIZE
     )
     names = ensemble.stacker.members
     title = f"the stack of {len(names)} members" if run is not None or len(names) > 1 else names[0]

@@ -231,7 +231,7 @@ def _check_logits(folder: Path, run: Path | None, plans: Plans, log: Log) -> Che
         )
         return None
     looked_up = {
-        e.name: given.external_logits(e) for e in external.externals_of(folder, bundle.bundle_stacker(folder).members)
+        e.name: given.external_logits(e) for e in external.read_externals(folder, bundle.bundle_stacker(folder).members)
     }
     fp32 = dict(zip([m.name for m in plan], logits.T, strict=False))
     return CheckLogits({**fp32, **looked_up}, dict(zip(lower, logits.T[len(plan) :], strict=True)), given.labels)

@@ -25,12 +25,12 @@ from filelock import FileLock, Timeout
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
 from ensemble.data.image_list import os_file
-from ensemble.models.runner import MOST_ROWS
+from ensemble.models.runner import MAX_CHUNK_ROWS
 from export.inference.outputs import Failure
 
 # Fixed, so that the list alone decides which rows share a shard: a minute's work at 2 images per
 # second, and at 2,000 no more than 16 small files per second. Chunks divide it.
-SHARD_ROWS = MOST_ROWS
+SHARD_ROWS = MAX_CHUNK_ROWS
 LOCK, JOURNAL = "lock", "journal.json"
 SHARD_NAME = re.compile(r"\d{5,}\.parquet")
 

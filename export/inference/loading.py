@@ -63,7 +63,7 @@ def load_networks(
     from ensemble.models.members import load_member
     from ensemble.models.torch_runner import torch_runner
 
-    externals = external.externals_of(run, stacker.members)
+    externals = external.read_externals(run, stacker.members)
     trained = [name for name in stacker.members if name not in {member.name for member in externals}]
     networks = {name: load_member(run, name) for name in trained}
     runners = tuple(torch_runner(name, member, device, batch=runtime.torch_batch) for name, member in networks.items())
@@ -117,7 +117,7 @@ def build_ensemble(folder: Path, plan: Plan, runners: Iterable[Runner]) -> Ensem
     used = [
         [m.preprocess_config.to_dict(), m.sha256, asdict(m.setting), version(m.setting.runtime)] for m in plan.members
     ]
-    externals = external.externals_of(folder, plan.stacker.members)
+    externals = external.read_externals(folder, plan.stacker.members)
     identity, settings = artifacts.json_sha256(used), tuple((m.name, str(m.setting)) for m in plan.members)
     device = device_of(plan.members)
     return Ensemble(tuple(ordered), plan.stacker, device, externals, identity, plan.cascade, settings)

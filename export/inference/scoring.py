@@ -10,7 +10,8 @@ from PIL.Image import Image
 from ensemble.core.errors import ArtifactError, join_limited
 from ensemble.data.readers import Item
 from ensemble.images import decode
-from ensemble.models.runner import Large, Scored, chunk_rows, score_stream
+from ensemble.models.runner import OnLarge, chunk_rows, score_stream
+from ensemble.models.runner import ScoredBatch as Scored
 from ensemble.stacking.cascade_stream import cascade_chunk_rows, cascade_stream
 from export.inference.ensemble import Ensemble
 from export.inference.journal import ScoredBatch
@@ -69,7 +70,7 @@ def score_rows(
 def _stream(
     items: Iterable[Item], total: int, ensemble: Ensemble, threads: int | None
 ) -> Generator[Scored, None, None]:
-    def read(item: Item, large: Large) -> Image:
+    def read(item: Item, large: OnLarge) -> Image:
         return decode.decode(item.source, item.path, large)
 
     def path(item: Item) -> str:

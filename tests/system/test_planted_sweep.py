@@ -8,8 +8,7 @@ from pathlib import Path
 import planted
 import pytest
 
-from ensemble.audit.audit import Audit
-from ensemble.audit.canonicalise import audit_data
+from ensemble.audit.audit import Audit, audit_data
 from ensemble.data.sources import ReadOptions, read_data
 
 VARIANTS = range(10)

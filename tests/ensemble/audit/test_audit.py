@@ -10,7 +10,7 @@ from pictures import SIDE, crops, encoded
 from PIL import Image
 
 from ensemble.audit import audit, checks, storage_swap
-from ensemble.audit.canonicalise import audit_data
+from ensemble.audit.audit import audit_data
 from ensemble.core.errors import DataError
 from ensemble.data import dataset
 from ensemble.data.sources import read_data
@@ -46,7 +46,7 @@ def findings(data: Path) -> tuple[audit.Audit, dict[str, audit.Finding]]:
 def test_files_stored_alike_pass(tmp_path, pictures):
     found, kinds = findings(write(tmp_path, pictures, JPEG90))
     assert not found.blocked
-    assert found.null.balanced_accuracy.low < 0.6
+    assert found.metadata.balanced_accuracy.low < 0.6
     assert not {"format", "size", "compression", "metadata", "names"} & set(kinds)
     assert audit.headline(found).endswith("no shortcut found.")
 
@@ -64,7 +64,7 @@ def test_files_stored_alike_pass(tmp_path, pictures):
 def test_files_stored_unlike_block_and_are_named(tmp_path, pictures, real, kind, said):
     found, kinds = findings(write(tmp_path, pictures, JPEG90, real))
     assert found.blocked
-    assert found.null.balanced_accuracy.value == 1.0
+    assert found.metadata.balanced_accuracy.value == 1.0
     assert said in kinds[kind].text
     assert audit.headline(found).endswith("a shortcut.")
     with pytest.raises(DataError, match="--accept-shortcuts") as caught:
@@ -186,7 +186,10 @@ def test_scores_that_follow_the_storage_are_found_out(tmp_path, pictures):
 
     def by_storage(images_: list[Image.Image]) -> np.ndarray:
         return np.array(
-            [-pixel_traces.probe(image)[pixel_traces.BINS + pixel_traces.GRID.index("step")] for image in images_]
+            [
+                -pixel_traces.measure(image)[pixel_traces.SPECTRUM_BINS + pixel_traces.GRID_COLUMNS.index("step")]
+                for image in images_
+            ]
         )  # the comb's step
 
     def by_picture(images_: list[Image.Image]) -> np.ndarray:

@@ -11,7 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ensemble.audit import canonicalise, metadata_classifier
-from ensemble.audit.audit import BLOCK
+from ensemble.audit.audit import BLOCK_ACCURACY
 from ensemble.audit.canonicalise import canonicalise_data
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError
@@ -19,7 +19,7 @@ from ensemble.data import dataset
 from ensemble.data.index import index_files
 from ensemble.data.sources import ReadOptions, read_data
 from ensemble.images import decode
-from ensemble.images.canonical import Plan, read_plan
+from ensemble.images.canonical import CanonicalPlan, read_plan
 
 COLUMNS = ["id", "path", "label", "group", "source", "generator", "original"]
 TILE = 40
@@ -89,7 +89,7 @@ def null_of(data):
     features = metadata_classifier.file_features(indexed.headers, [item.path for item in items])
     columns = [name for family in metadata_classifier.FAMILIES.values() for name in family]
     groups = np.array(dataset.group_names(items, indexed, dataset.near_pairs(indexed)), dtype=object)
-    return metadata_classifier.probe_table(features[columns], np.array([item.label for item in items]), groups)
+    return metadata_classifier.cross_validate(features[columns], np.array([item.label for item in items]), groups)
 
 
 # ---- the shortcut goes
@@ -102,7 +102,7 @@ def test_the_null_is_high_before_and_at_chance_after(shortcut, made, tmp_path):
         run(shortcut, tmp_path / str(seed), seed=seed)
         after.append(null_of(tmp_path / str(seed) / "data.csv"))
     assert before.balanced_accuracy.low > 0.95
-    assert all(probe.balanced_accuracy.low < BLOCK for probe in after)
+    assert all(probe.balanced_accuracy.low < BLOCK_ACCURACY for probe in after)
     # Over 12 seeds the mean was 0.496, the standard deviation of one 0.032.
     assert np.mean([probe.balanced_accuracy.value for probe in after]) == pytest.approx(0.5, abs=0.09)
     assert {probe.rows for probe in after} == {before.rows}
@@ -347,7 +347,7 @@ def test_a_written_row_keeps_what_the_plan_says(small, tmp_path):
     items, _ = read_data([small])
     kept, indexed = dataset.index_items(items)
     frame = dataset.assemble(kept, indexed, [], dataset.Fractions(), 0, check=False)
-    plan = Plan(48, (), (90, 90))
+    plan = CanonicalPlan(48, (), (90, 90))
     written = canonicalise.canonicalise(frame, plan, tmp_path / "out", seed=3)
     pd.testing.assert_series_equal(written.table["id"], frame["id"])
     assert written.left_out == {}

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from ensemble.audit import metadata_classifier
-from ensemble.audit.metadata_classifier import file_features, probe_table
+from ensemble.audit.metadata_classifier import cross_validate, file_features
 from ensemble.core import metrics
 
 RNG = np.random.default_rng(0)
@@ -17,7 +17,7 @@ def numbers(signal: float) -> pd.DataFrame:
 
 
 def test_a_column_that_tells_the_class_is_found_and_named():
-    probe = probe_table(numbers(4.0), LABELS, ALONE, top=2)
+    probe = cross_validate(numbers(4.0), LABELS, ALONE, top=2)
     assert probe.balanced_accuracy.value > 0.9
     assert probe.balanced_accuracy.low > 0.85
     assert probe.auroc > 0.95
@@ -27,18 +27,18 @@ def test_a_column_that_tells_the_class_is_found_and_named():
 
 
 def test_columns_that_tell_nothing_stay_at_chance():
-    probe = probe_table(numbers(0.0), LABELS, ALONE)
+    probe = cross_validate(numbers(0.0), LABELS, ALONE)
     assert probe.balanced_accuracy.low < 0.55
     assert abs(probe.balanced_accuracy.value - 0.5) < 0.12
 
 
 def test_texts_tell_as_well_as_numbers():
     table = pd.DataFrame({"format": np.where(LABELS == 1, "PNG", "JPEG")})
-    assert probe_table(table, LABELS, ALONE).balanced_accuracy.low == 1.0
+    assert cross_validate(table, LABELS, ALONE).balanced_accuracy.low == 1.0
 
 
 def test_columns_without_variation_are_exactly_chance():
-    probe = probe_table(pd.DataFrame({"format": ["JPEG"] * 200}), LABELS, ALONE)
+    probe = cross_validate(pd.DataFrame({"format": ["JPEG"] * 200}), LABELS, ALONE)
     assert (probe.balanced_accuracy.value, probe.auroc, probe.features) == (0.5, 0.5, ())
 
 
@@ -46,26 +46,26 @@ def test_what_only_marks_a_group_tells_nothing_since_groups_stay_together():
     names = np.repeat([f"g{i}" for i in range(20)], 10)
     labels = np.repeat(np.arange(20) % 2, 10)
     told = pd.DataFrame({"place": np.repeat(RNG.permutation(20), 10)})
-    assert probe_table(told, labels, names.astype(object)).balanced_accuracy.low < 0.55
+    assert cross_validate(told, labels, names.astype(object)).balanced_accuracy.low < 0.55
     # the same column with rows of a group on both sides gives the label away
-    assert probe_table(told, labels, ALONE).balanced_accuracy.low > 0.9
+    assert cross_validate(told, labels, ALONE).balanced_accuracy.low > 0.9
 
 
 def test_too_few_groups_give_no_answer():
-    assert probe_table(numbers(4.0), LABELS, LABELS.astype(str)) is None
+    assert cross_validate(numbers(4.0), LABELS, LABELS.astype(str)) is None
 
 
 def test_more_rows_than_needed_are_sampled(monkeypatch):
-    monkeypatch.setattr(metadata_classifier, "MOST_ROWS", 150)
-    assert probe_table(numbers(4.0), LABELS, ALONE).rows == 150
+    monkeypatch.setattr(metadata_classifier, "MAX_ROWS", 150)
+    assert cross_validate(numbers(4.0), LABELS, ALONE).rows == 150
 
 
 def test_missing_and_infinite_values_are_no_error():
     table = numbers(4.0)
     table.loc[:20, "told"] = np.nan
     table.loc[30, "noise"] = np.inf
-    assert probe_table(table, LABELS, ALONE).balanced_accuracy.value > 0.85
-    assert probe_table(table, LABELS, ALONE, linear=0.1).balanced_accuracy.value > 0.7
+    assert cross_validate(table, LABELS, ALONE).balanced_accuracy.value > 0.85
+    assert cross_validate(table, LABELS, ALONE, linear=0.1).balanced_accuracy.value > 0.7
 
 
 def test_balanced_accuracy_by_hand():

@@ -48,7 +48,7 @@ def run(folder, source, **wanted):
     """The frame, and what was said."""
     said = []
     items, _ = sources.read_data([source] if not isinstance(source, list) else source)
-    frame = prepare_dataset.prepare(folder, items, DatasetOptions(SHARES, **wanted), said.append)
+    frame = prepare_dataset.prepare_dataset(folder, items, DatasetOptions(SHARES, **wanted), said.append)
     return frame, said
 
 

@@ -30,8 +30,8 @@ def compare(train, test):
     items, seen = indexed(train)
     found = train_test_shift.read_test(test)
     names = np.array([item.id for item in items], dtype=object)
-    shared = train_test_shift.overlapping(seen, found)
-    return shared, {f.kind: f for f in train_test_shift.compare(items, seen, names, found, shared)}
+    shared = train_test_shift.overlapping_pairs(seen, found)
+    return shared, {f.kind: f for f in train_test_shift.compare_train_test(items, seen, names, found, shared)}
 
 
 def test_alike_sets_cannot_be_told_apart(tmp_path, pictures):
@@ -57,7 +57,7 @@ def test_pictures_in_both_are_found_though_turned_and_stored_anew(tmp_path, pict
     assert shared == [(3, 0), (7, 1)]
     assert "003.jpg and 000.jpg, 007.jpg and 001.jpg" in found["overlap"].text
     items, seen = indexed(train)
-    left, rest = train_test_shift.without(items, seen, shared)
+    left, rest = train_test_shift.exclude_overlap(items, seen, shared)
     assert [item.id for item in left] == [f"{n:03}.jpg" for n in range(50) if n not in (3, 7)]
     assert list(rest.records["sha256"]) == [seen.records["sha256"][n] for n in range(50) if n not in (3, 7)]
 
@@ -65,7 +65,7 @@ def test_pictures_in_both_are_found_though_turned_and_stored_anew(tmp_path, pict
 def test_nothing_left_is_an_error(tmp_path, pictures):
     items, seen = indexed(put(tmp_path / "train", pictures[:4]))
     with pytest.raises(DataError, match="every training image is in the test too"):
-        train_test_shift.without(items, seen, [(n, 0) for n in range(4)])
+        train_test_shift.exclude_overlap(items, seen, [(n, 0) for n in range(4)])
 
 
 def test_a_csv_of_ids_is_a_test_set(tmp_path, pictures):

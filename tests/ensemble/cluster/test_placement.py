@@ -190,11 +190,11 @@ def test_checkpoints_and_weights_of_this_machine_are_named_with_their_place(tmp_
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "net").mkdir(parents=True)
     (tmp_path / "w.safetensors").write_bytes(b"")
-    assert checkpoints.local_places(Backbone(checkpoint="org/net")) == (str(tmp_path / "org" / "net"),)
+    assert checkpoints.local_paths(Backbone(checkpoint="org/net")) == (str(tmp_path / "org" / "net"),)
     weights = Backbone(architecture="resnet", weights="w.safetensors")
-    assert checkpoints.local_places(weights) == (str(tmp_path / "w.safetensors"),)
+    assert checkpoints.local_paths(weights) == (str(tmp_path / "w.safetensors"),)
     for elsewhere in (Backbone(checkpoint="org/other"), Backbone(architecture="resnet", weights="package:timm/x")):
-        assert checkpoints.local_places(elsewhere) == ()
+        assert checkpoints.local_paths(elsewhere) == ()
 
 
 def test_a_file_that_appears_late_is_waited_for(tmp_path):

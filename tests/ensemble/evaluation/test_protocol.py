@@ -12,7 +12,8 @@ from ensemble.data.sources import LabelledImage
 from ensemble.evaluation import protocol
 from ensemble.evaluation.protocol import EvaluatedModel, score_corruptions, summarize
 from ensemble.images import decode as images
-from ensemble.images.robustness import Corruption, unchanged
+from ensemble.images.robustness import Corruption
+from ensemble.images.robustness import identity as unchanged
 from ensemble.stacking.stacker import Stacker
 
 STACKER = Stacker(members=("light", "dark"), coef=(2.0, -1.0), intercept=0.5)

@@ -17,7 +17,7 @@ from ensemble.core.errors import ArtifactError, DataError, ImageError
 from ensemble.core.recipe import Augment, Recipe
 from ensemble.data import dataset
 from ensemble.images import canonical, decode
-from ensemble.images.canonical import Plan, last_compression, make_plan, read_canonical, read_plan
+from ensemble.images.canonical import CanonicalPlan, last_compression, make_plan, read_canonical, read_plan
 from ensemble.images.metadata import read_header
 from ensemble.models import members
 from ensemble.models.runner import Runner, score_images
@@ -27,7 +27,7 @@ from ensemble.training.distributed import ProcessGroup
 from ensemble.training.train_member import TrainContext
 from ensemble.training.validation import RowReader, predict_logits
 
-PLAN = Plan(size=40, first=((60, 2), (90, 0)), quality=(70, 80))
+PLAN = CanonicalPlan(size=40, first=((60, 2), (90, 0)), quality=(70, 80))
 LABELS = np.array([0, 1] * 20)
 RECIPE = Recipe.model_validate(
     {
@@ -215,7 +215,7 @@ def files(tmp_path):
 
 def test_reading_gives_what_the_canonical_file_would(files):
     for number, file in enumerate(files):
-        draws = np.random.default_rng([0, 0, number, canonical.CHANNEL])
+        draws = np.random.default_rng([0, 0, number, canonical.RNG_STREAM])
         crop = canonical.canonical(decode.decode(file), number % 2 == 1, PLAN, draws)
         quality, subsampling = last_compression(PLAN, draws)
         data = encoded(crop, "JPEG", quality=quality, subsampling=subsampling)

@@ -160,7 +160,7 @@ def test_resize_multiplies_both_sides(size, scale, expected):
 
 
 def test_resize_stops_at_what_memory_holds(monkeypatch):
-    monkeypatch.setattr(degradations, "LARGEST", 10_000)
+    monkeypatch.setattr(degradations, "MAX_RESIZED_PIXELS", 10_000)
     assert degradations.resize(noise(0, 50, 50), 8, "box").size == (100, 100)
     assert degradations.resize(noise(0, 200, 100), 8, "box").size == (200, 100)
 
@@ -205,8 +205,8 @@ def test_transparency_is_kept_and_colours_change(name):
 # ---- chains
 
 
-def drawn(augment: Augment, seeds: int = 300) -> list[list[degradations.Change]]:
-    return [degradations.draw(augment, rng(seed)) for seed in range(seeds)]
+def drawn(augment: Augment, seeds: int = 300) -> list[list[degradations.Degradation]]:
+    return [degradations.draw_degradations(augment, rng(seed)) for seed in range(seeds)]
 
 
 def test_every_enabled_degradation_occurs_and_no_other():
@@ -233,7 +233,7 @@ def test_a_chain_is_its_changes_in_order(photos):
     image = photos[0].crop((0, 0, 96, 96))
     for seed in range(20):
         expected = image
-        for change in degradations.draw(ALL, rng(seed)):
+        for change in degradations.draw_degradations(ALL, rng(seed)):
             expected = change.apply(expected)
         assert degradations.degrade(image, ALL, rng(seed)).tobytes() == expected.tobytes()
 
@@ -258,7 +258,7 @@ def test_a_seed_repeats_and_another_differs(photos):
 def test_draws_stay_within_their_ranges(enabled, fewest, more, chance, seed):
     chain = (fewest, min(fewest + more, 6))
     augment = Augment(chance=chance, chain=chain, **{name: RANGES[name] for name in enabled})
-    changes = degradations.draw(augment, rng(seed))
+    changes = degradations.draw_degradations(augment, rng(seed))
     names = [change.name for change in changes]
     assert len(set(names)) == len(names)
     assert set(names) <= enabled
@@ -279,7 +279,7 @@ def test_any_image_survives_any_chain(width, height, transparent, seed):
         image.putalpha(128)
     changed = degradations.degrade(image, ALL, rng(seed))
     assert changed.mode == image.mode
-    assert min(changed.size) >= min(width, height, degradations.SMALLEST)
+    assert min(changed.size) >= min(width, height, degradations.MIN_SIDE)
 
 
 def test_jpeg_alone_takes_the_same_draws_as_before_there_were_others():
@@ -296,7 +296,7 @@ def test_jpeg_alone_takes_the_same_draws_as_before_there_were_others():
 
 
 def turns(augment: Augment, pixels: np.ndarray) -> list[np.ndarray]:
-    return [degradations.turn(pixels, augment, rng(seed)) for seed in range(80)]
+    return [degradations.random_flip(pixels, augment, rng(seed)) for seed in range(80)]
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ from hypothesis import strategies as st
 from pictures import encoded
 from PIL import Image
 
-from ensemble.images import decode, registration
+from ensemble.images import decode, duplicate_candidates, registration
 from ensemble.images import near_duplicates as near
 from ensemble.images.near_duplicates import (
-    LARGE_GROUP,
-    connected,
+    MAX_COMPARED_GROUP,
+    connected_components,
     near_duplicates,
     near_duplicates_between,
     perceptual_hash,
@@ -173,12 +173,19 @@ def test_too_few_pictures_have_no_pairs(count):
 
 def test_thumbnails_on_disk_are_compared_across_blocks(tmp_path):
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (near.ROWS + 40, 8, 8, 3), dtype=np.uint8).repeat(4, axis=1).repeat(4, axis=2)
-    pictures[near.ROWS + 30] = pictures[5, ::-1]
-    pictures[near.ROWS + 31] = np.clip(pictures[6].astype(int) + 2, 0, 255)
+    pictures = (
+        rng.integers(0, 256, (duplicate_candidates.ROWS_AT_ONCE + 40, 8, 8, 3), dtype=np.uint8)
+        .repeat(4, axis=1)
+        .repeat(4, axis=2)
+    )
+    pictures[duplicate_candidates.ROWS_AT_ONCE + 30] = pictures[5, ::-1]
+    pictures[duplicate_candidates.ROWS_AT_ONCE + 31] = np.clip(pictures[6].astype(int) + 2, 0, 255)
     np.save(tmp_path / "thumbs.npy", pictures)
     thumbs = np.load(tmp_path / "thumbs.npy", mmap_mode="r")
-    assert near_duplicates([0] * len(thumbs), thumbs) == [(5, near.ROWS + 30), (6, near.ROWS + 31)]
+    assert near_duplicates([0] * len(thumbs), thumbs) == [
+        (5, duplicate_candidates.ROWS_AT_ONCE + 30),
+        (6, duplicate_candidates.ROWS_AT_ONCE + 31),
+    ]
 
 
 def test_each_copy_is_paired_with_what_the_first_is_paired_with(photos):
@@ -187,11 +194,11 @@ def test_each_copy_is_paired_with_what_the_first_is_paired_with(photos):
 
 
 def test_a_large_group_is_joined_without_pairing_all(photos):
-    count = LARGE_GROUP + 26
+    count = MAX_COMPARED_GROUP + 26
     thumb = thumbnail(photos[0]).astype(np.int16)
     noise = np.random.default_rng(0).integers(-2, 3, (count, *thumb.shape))
     pairs = near_duplicates([0] * count, (thumb + noise).clip(0, 255).astype(np.uint8))
-    assert set(connected(count, pairs)) == {0}
+    assert set(connected_components(count, pairs)) == {0}
     assert len(pairs) < count * (count - 1) / 2
 
 
@@ -211,12 +218,12 @@ def test_hashes_must_be_as_many_as_thumbnails():
         near_duplicates([1, 2, 3], np.zeros((2, 32, 32, 3), np.uint8))
 
 
-@pytest.mark.parametrize("turn", range(near.TURNS))
+@pytest.mark.parametrize("turn", range(duplicate_candidates.TURNS))
 @pytest.mark.parametrize("cut", [(0.0, 0.0, 0.0, 0.0), (0.06, -0.02, 0.0, 0.05)])
 def test_registration_recovers_a_window(photos, turn, cut):
     thumb = thumbnail(photos[3]).astype(np.float32)[None]
-    image = near.turned(thumb, np.array([turn]))[..., 0]
-    other, _ = registration.warped(image, np.array([cut], dtype=np.float32))
+    image = duplicate_candidates.apply_turns(thumb, np.array([turn]))[..., 0]
+    other, _ = registration.warp_planes(image, np.array([cut], dtype=np.float32))
     found = registration.register(image, other, np.zeros((1, 4), np.float32), 8)
     np.testing.assert_allclose(found[0], cut, atol=0.004)
 
@@ -242,16 +249,16 @@ def merged(count: int, pairs: list[tuple[int, int]]) -> list[int]:
 
 @given(graphs())
 def test_connected_is_the_partition_by_relabelling(graph):
-    assert connected(*graph) == merged(*graph)
+    assert connected_components(*graph) == merged(*graph)
 
 
 @given(graphs(), st.randoms(use_true_random=False))
 def test_the_order_of_pairs_does_not_matter(graph, random):
     count, pairs = graph
     shuffled = [tuple(random.sample(pair, 2)) for pair in random.sample(pairs, len(pairs))]
-    assert connected(count, shuffled) == connected(count, pairs)
+    assert connected_components(count, shuffled) == connected_components(count, pairs)
 
 
 def test_a_chain_is_one_component():
-    assert connected(5, [(3, 4), (1, 2), (2, 3)]) == [0, 1, 1, 1, 1]
-    assert connected(0, []) == []
+    assert connected_components(5, [(3, 4), (1, 2), (2, 3)]) == [0, 1, 1, 1, 1]
+    assert connected_components(0, []) == []

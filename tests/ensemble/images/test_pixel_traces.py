@@ -17,7 +17,7 @@ def jpeg(photo: Image.Image, quality: int) -> Image.Image:
 
 
 def traces(plane: np.ndarray) -> dict[str, float]:
-    return dict(zip(pixel_traces.GRID, pixel_traces.grid_traces(plane), strict=True))
+    return dict(zip(pixel_traces.GRID_COLUMNS, pixel_traces.grid_traces(plane), strict=True))
 
 
 @pytest.mark.parametrize("quality", [50, 75, 90])
@@ -56,7 +56,7 @@ def test_an_enlarged_image_has_a_period(photos):
 
 def test_the_spectrum_of_noise_is_flat_and_blurring_lowers_its_end():
     flat = pixel_traces.radial_spectrum(np.asarray(noise(0, 256, 256).convert("L"), dtype=np.float32))
-    assert flat.shape == (pixel_traces.BINS,)
+    assert flat.shape == (pixel_traces.SPECTRUM_BINS,)
     assert np.ptp(flat[2:]) < 0.35
     soft = noise(0, 256, 256).resize((128, 128), Image.Resampling.BOX).resize((256, 256), Image.Resampling.BICUBIC)
     low = pixel_traces.radial_spectrum(np.asarray(soft.convert("L"), dtype=np.float32))
@@ -67,16 +67,16 @@ def test_probe_files_keeps_order_and_leaves_the_unmeasurable_empty(tmp_path):
     noise(1, 64, 64).save(tmp_path / "a.png")
     noise(2, 20, 20).save(tmp_path / "small.png")
     (tmp_path / "broken.png").write_bytes(b"no")
-    found = pixel_traces.probe_files([tmp_path / name for name in ("a.png", "small.png", "broken.png", "a.png")])
-    assert list(found) == [*pixel_traces.SPECTRUM, *pixel_traces.GRID, *pixel_traces.RESAMPLING]
+    found = pixel_traces.measure_files([tmp_path / name for name in ("a.png", "small.png", "broken.png", "a.png")])
+    assert list(found) == [*pixel_traces.SPECTRUM_COLUMNS, *pixel_traces.GRID_COLUMNS, *pixel_traces.RESAMPLING_COLUMNS]
     assert found.notna().all(axis=1).tolist() == [True, False, False, True]
     assert found.iloc[0].tolist() == found.iloc[3].tolist()
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 300), (300, 33), (1000, 40), (64, 65)])
 def test_any_shape_is_measured(size):
-    assert np.isfinite(pixel_traces.probe(noise(3, *size))).all()
-    assert np.isfinite(pixel_traces.probe(Image.new("RGB", size, "white"))).all()
+    assert np.isfinite(pixel_traces.measure(noise(3, *size))).all()
+    assert np.isfinite(pixel_traces.measure(Image.new("RGB", size, "white"))).all()
 
 
 def test_a_large_image_is_seen_at_its_own_resolution():
@@ -85,4 +85,4 @@ def test_a_large_image_is_seen_at_its_own_resolution():
     wide.save(buffer, "PNG")
     left, top = (900 - 256) // 16 * 8, (700 - 256) // 16 * 8
     cut = wide.crop((left, top, left + 256, top + 256))
-    assert pixel_traces.probe(decode.decode(buffer.getvalue())).tolist() == pixel_traces.probe(cut).tolist()
+    assert pixel_traces.measure(decode.decode(buffer.getvalue())).tolist() == pixel_traces.measure(cut).tolist()

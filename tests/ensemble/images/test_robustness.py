@@ -83,7 +83,7 @@ def test_a_cell_repeats_in_other_processes_and_keeps_transparency(cell):
 
 def test_a_cell_is_frozen():
     with pytest.raises(AttributeError):
-        Corruption("clean", robustness.unchanged).name = "other"
+        Corruption("clean", robustness.identity).name = "other"
 
 
 def test_the_worst_cell_has_the_lowest_auroc():

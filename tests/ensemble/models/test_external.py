@@ -174,7 +174,7 @@ def test_ids_that_do_not_match_are_named(run, change, message):
 def test_scores_that_are_none_are_refused(tmp_path, columns, message):
     path = write_csv(tmp_path / "s.csv", **columns)
     with pytest.raises(DataError, match=f"{re.escape(str(path))}.*{message}"):
-        external.load_external("clip", path, path)
+        external.read_external_csv("clip", path, path)
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../a", "mean", "stack", "id", "é"])
@@ -211,7 +211,7 @@ def test_with_folds_it_is_refused(tmp_path):
 def test_certain_probabilities_are_clipped_and_ids_stay_as_they_are(tmp_path):
     ids = list(HOSTILE_NAMES)
     path = write_csv(tmp_path / "s.csv", id=ids, score=["0", "1"] * (len(ids) // 2))
-    found = external.load_external("clip", path, path)
+    found = external.read_external_csv("clip", path, path)
     assert list(found.test.index) == ids
     np.testing.assert_allclose(sigmoid(found.test.to_numpy()[:2]), [1e-6, 1 - 1e-6])
     external.write_external(tmp_path, found)

@@ -19,7 +19,7 @@ from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.images import decode, preprocess
 from ensemble.models import features as embed
 from ensemble.models.backbone import Member
-from ensemble.models.features import embed_images, embedder_of, find_embedder, load_embedder
+from ensemble.models.features import embed_images, find_embedder, load_embedder, make_embedder
 
 TINY_SWIN = Layout(
     "tiny_swin",
@@ -102,7 +102,7 @@ def test_maps_that_enter_a_convolution_are_averaged_over_places():
     network = _Maps()
     member = Member(network, PreprocessConfig(8, (0.0,) * 3, (1.0,) * 3))
     pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
-    found = embedder_of(member, "maps", "cpu").run(pixels)
+    found = make_embedder(member, "maps", "cpu").run(pixels)
     with torch.inference_mode():
         wanted = network.body(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255).mean(dim=(2, 3)).numpy()
     assert found.shape == (2, 2)
@@ -266,4 +266,4 @@ def test_the_offline_default_finds_tiles_of_one_photograph_alike(photos, tmp_pat
     vectors = embed_images(files, load_embedder(None, "cpu")).vectors
     cosines = vectors @ vectors.T - 2 * np.eye(len(files))
     assert (cosines.argmax(axis=1) // 2 == np.arange(len(files)) // 2).all()
-    assert embed.DEFAULT == "efficientnet_lite0"
+    assert embed.DEFAULT_RECIPE == "efficientnet_lite0"

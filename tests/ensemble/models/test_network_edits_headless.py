@@ -11,7 +11,7 @@ from small_pool import one_thread
 from ensemble.core.errors import BackboneError
 from ensemble.core.recipe import Backbone, Image, Recipe, Train
 from ensemble.models import backbone
-from ensemble.models.features import embedder_of
+from ensemble.models.features import make_embedder
 from ensemble.models.torch_runner import torch_runner
 
 SIZES = {"timm_dinov2": 518, "timm_dinov3": 256, "timm_siglip": 224, "dinov2": 224, "siglip": 224}
@@ -51,7 +51,7 @@ def test_a_checkpoint_without_a_classifier_gets_one_and_opens_again(name, folder
     assert member.preprocess_config.size == SIZES[name]
     pixels = pixels_of(member)
     before = logits(member, pixels)
-    assert embedder_of(member, name, "cpu").width == HEADLESS[name][1]
+    assert make_embedder(member, name, "cpu").width == HEADLESS[name][1]
 
     backbone.save_classifier(member, tmp_path)
     saved = load_file(tmp_path / "model.safetensors")

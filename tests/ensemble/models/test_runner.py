@@ -14,12 +14,12 @@ from ensemble.core.preprocess_config import CROP_COUNTS, PreprocessConfig
 from ensemble.images import decode as images
 from ensemble.images import preprocess
 from ensemble.models.runner import (
-    AHEAD,
+    AHEAD_CHUNKS,
     CHUNK_BYTES,
-    MOST_ROWS,
+    MAX_CHUNK_ROWS,
     Runner,
     chunk_rows,
-    image_score,
+    image_scorer,
     score_images,
     score_stream,
 )
@@ -157,13 +157,13 @@ def test_decoded_images_are_scored_as_their_files_are(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 30, 3), dtype=np.uint8)).save(files[-1])
     runners = [brightness(), brightness("crops", CROPS, scale=-1)]
     logits, _ = score_images(files, runners)
-    np.testing.assert_array_equal(image_score(runners)([images.decode(file) for file in files]), logits)
+    np.testing.assert_array_equal(image_scorer(runners)([images.decode(file) for file in files]), logits)
 
 
 def test_a_decoded_image_that_no_contract_can_take_is_an_image_error():
     thin = replace(PREPROCESS_CONFIG, geometry="center_crop", size=224)
     with pytest.raises(ImageError, match="too thin"):
-        image_score([brightness(preprocess_config=thin)])([Image.new("RGB", (1, 5000))])
+        image_scorer([brightness(preprocess_config=thin)])([Image.new("RGB", (1, 5000))])
 
 
 def test_a_file_that_no_contract_can_take_is_named(tmp_path):
@@ -204,7 +204,7 @@ def test_images_are_decoded_while_a_member_runs():
     def run(pixels):
         first = int(pixels[0, 0, 0, 0])
         # as this chunk runs, threads read the next ones to their last row
-        assert all(event.wait(10) for event in decoded[: first + (1 + AHEAD) * 2 - 1])
+        assert all(event.wait(10) for event in decoded[: first + (1 + AHEAD_CHUNKS) * 2 - 1])
         return pixels[:, 0, 0, 0].astype(np.float32)
 
     assert scored(score_stream(range(12), read, [Runner("one", PREPROCESS_CONFIG, run)], 2)) == [
@@ -234,7 +234,7 @@ def test_no_more_is_read_ahead_than_a_few_chunks(together):
     stream = score_stream(counted(taken), grey, [brightness()], 4, together)
     for done in range(1, 6):
         next(stream)
-        assert len(taken) <= 4 * (done + AHEAD + together)
+        assert len(taken) <= 4 * (done + AHEAD_CHUNKS + together)
     stream.close()
 
 
@@ -267,7 +267,7 @@ def test_a_failing_member_ends_the_stream_at_once(together):
     endless = counted(taken)
     with pytest.raises(RuntimeError, match="out of memory"):
         list(score_stream(endless, grey, [brightness(), Runner("two", PREPROCESS_CONFIG, fail)], 4, together))
-    assert len(taken) <= 4 * (2 + AHEAD)
+    assert len(taken) <= 4 * (2 + AHEAD_CHUNKS)
 
 
 def test_a_failing_thread_ends_the_stream_at_once():
@@ -300,16 +300,16 @@ PREPROCESS_CONFIGS = st.builds(replace, st.just(CROPS), size=st.integers(1, 1024
 
 
 def test_a_chunk_of_full_size_members_is_smaller_than_one_of_small_members():
-    assert chunk_rows([PREPROCESS_CONFIG], "cpu") == MOST_ROWS
+    assert chunk_rows([PREPROCESS_CONFIG], "cpu") == MAX_CHUNK_ROWS
     assert (chunk_rows(FULL, "cpu"), chunk_rows(FULL, "cuda")) == (32, 128)
     assert chunk_rows([*FULL, replace(CROPS, size=384, count=16)], "cpu") == 8
-    assert chunk_rows([], "cpu") == MOST_ROWS
+    assert chunk_rows([], "cpu") == MAX_CHUNK_ROWS
 
 
 @given(st.lists(PREPROCESS_CONFIGS, max_size=5), st.sampled_from(["cpu", "cuda"]))
 def test_a_chunk_divides_a_shard_and_is_bounded_in_bytes(preprocess_configs, device):
     rows = chunk_rows(preprocess_configs, device)
-    assert MOST_ROWS % rows == 0
+    assert MAX_CHUNK_ROWS % rows == 0
     pixels = sum(
         {
             preprocess_config.view: 3 * preprocess_config.count * preprocess_config.size**2

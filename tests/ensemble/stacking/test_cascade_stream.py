@@ -15,7 +15,7 @@ from PIL import Image
 
 from ensemble.core.errors import ImageError
 from ensemble.images import preprocess
-from ensemble.models.runner import AHEAD, Runner
+from ensemble.models.runner import AHEAD_CHUNKS, Runner
 from ensemble.stacking import cascade_stream as module
 from ensemble.stacking.cascade_stream import (
     MAX_CHUNK_ROWS,
@@ -206,7 +206,7 @@ def test_rows_that_wait_for_a_full_batch_do_not_hold_up_others_for_ever(batch):
     with closing(stream):
         for done in range(1, 400):
             next(stream)
-            assert len(taken) <= 8 * done + most + 8 * (AHEAD + 2)
+            assert len(taken) <= 8 * done + most + 8 * (AHEAD_CHUNKS + 2)
     assert {len(call) for call in given} == {batch}  # filled up
 
 
@@ -267,7 +267,7 @@ def test_images_are_read_while_a_member_runs():
 
     def run(pixels):
         first = int(pixels[0, 0, 0, 0])
-        assert all(event.wait(10) for event in read[: first + (1 + AHEAD) * 2 - 1])
+        assert all(event.wait(10) for event in read[: first + (1 + AHEAD_CHUNKS) * 2 - 1])
         return pixels[:, 0, 0, 0].astype(np.float32)
 
     logits, *_ = scored(range(12), [Runner("one", PREPROCESS_CONFIG, run)], 2, above(-1), reads)
@@ -372,7 +372,7 @@ def test_what_is_done_holds_no_item():
         return grey(item.row)
 
     scored(items(), [Runner("one", PREPROCESS_CONFIG, run, 8), runner(SMALL, 1000)], 8, needs, reads)
-    assert max(most) < 8 * (AHEAD + 3) + 20  # those on their way, and those that wait
+    assert max(most) < 8 * (AHEAD_CHUNKS + 3) + 20  # those on their way, and those that wait
 
 
 def test_rows_to_a_chunk():

@@ -21,7 +21,7 @@ def ramp() -> Image.Image:
 
 
 def blurred(sigma):
-    return degradations.Change("blur", lambda image: degradations.blur(image, sigma))
+    return degradations.Degradation("blur", lambda image: degradations.blur(image, sigma))
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -36,7 +36,7 @@ def test_what_is_cut_for_a_crop_holds_it_where_the_whole_image_has_it(ramp, plac
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_resize_is_given_as_many_more_pixels(ramp, place):
-    change = degradations.Change("resize", lambda image: degradations.resize(image, 0.5, "box"), 0.5)
+    change = degradations.Degradation("resize", lambda image: degradations.resize(image, 0.5, "box"), 0.5)
     part = crop_region(ramp, 32, place, [blurred(0), change])
     assert part.size == (128, 128)
     whole, cropped = (
@@ -55,12 +55,13 @@ def seen_sizes(tmp_path, monkeypatch, geometry):
     """Sizes of what is degraded in 20 rows of a large image."""
     noise(0, 400, 300).save(tmp_path / "a.png")
     seen = []
-    draw = degradations.draw
+    draw = degradations.draw_degradations
 
     def watched(augment, rng):
         changes = draw(augment, rng)
         return [
-            degradations.Change(c.name, lambda i, c=c: (seen.append(i.size), c.apply(i))[1], c.scale) for c in changes
+            degradations.Degradation(c.name, lambda i, c=c: (seen.append(i.size), c.apply(i))[1], c.scale)
+            for c in changes
         ]
 
     monkeypatch.setattr(data_loader.degradations, "draw", watched)

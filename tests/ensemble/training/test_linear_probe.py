@@ -14,9 +14,9 @@ from ensemble.core import artifacts, metrics
 from ensemble.core.errors import BackboneError
 from ensemble.core.recipe import Adapt, Augment, Backbone, Image, Recipe, Train
 from ensemble.data import dataset
-from ensemble.images.canonical import Plan
+from ensemble.images.canonical import CanonicalPlan
 from ensemble.models import backbone
-from ensemble.models.features import embedder_of
+from ensemble.models.features import make_embedder
 from ensemble.models.runner import score_images
 from ensemble.models.torch_runner import torch_runner
 from ensemble.training import linear_probe
@@ -127,7 +127,7 @@ def test_logits_are_the_regressions_decisions_and_would_not_be_without_the_scale
     member = build(recipe)
     fit(member, recipe, frame)
     train, tune = (frame[frame["split"] == split] for split in ("train", "tune"))
-    embedder = embedder_of(member, "m", "cpu")
+    embedder = make_embedder(member, "m", "cpu")
     seen = []
     for augment, epoch in ((None, 0), (recipe.augment, 0), (recipe.augment, 1)):
         data = TrainDataset(dataset.files(train), train["label"].to_numpy(), member.preprocess_config, augment)
@@ -228,7 +228,7 @@ def test_what_changes_is_computed_again_and_nothing_else(change, count, frame, r
 
 
 def test_a_canonical_plan_draws_anew_for_each_row_and_seed(frame, reads):
-    recipe, plan = recipe_of(), Plan(40, (), (80, 90))
+    recipe, plan = recipe_of(), CanonicalPlan(40, (), (80, 90))
     for seed, count in ((0, ALL), (0, 0), (1, ALL)):
         reads.clear()
         fit(build(recipe), recipe, frame, plan, seed)
