@@ -131,7 +131,7 @@ def test_the_page_shows_pictures_spectra_and_the_swap_test_and_escapes_names(tmp
 
 
 def item(path: str, label: int, source: str | None = None, group: str | None = None):
-    return checks.Labelled(path, "root", path, label, group, source)
+    return checks.LabelledImage(path, "root", path, label, group, source)
 
 
 def test_a_source_of_one_class_is_named():
@@ -217,7 +217,7 @@ def test_near_duplicates_that_the_user_grouped_are_only_noted(tmp_path, pictures
     for number, (name, picture) in enumerate(files.items()):
         (tmp_path / name).write_bytes(encoded(picture, "JPEG", quality=90 - 20 * number))
     places = [("a.jpg", 1, "g"), ("b.jpg", 0, "g"), ("c.jpg", 1, "h"), ("d.jpg", 0, "i")]
-    items = [checks.Labelled(name, str(tmp_path), name, label, group) for name, label, group in places]
+    items = [checks.LabelledImage(name, str(tmp_path), name, label, group) for name, label, group in places]
     kept, indexed = dataset.index_items(items)
     found = checks.duplicates(kept, indexed, dataset.near_pairs(indexed))
     assert [(one.severity, one.text) for one in found] == [

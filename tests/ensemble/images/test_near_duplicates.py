@@ -106,9 +106,9 @@ def test_a_crop_needs_the_windows_and_a_mirrored_copy_the_turns(photos, monkeypa
     chelsea = photos[0]
     crop, mirror = cropped(chelsea, 0.1, 0.1, 0.1, 0.1), mirrored(chelsea)
     assert pairs_of([chelsea, crop]) == pairs_of([chelsea, mirror]) == [(0, 1)]
-    monkeypatch.setattr(near, "CUTS", ((0.0, 0.0),))
+    monkeypatch.setattr(duplicate_candidates, "CUTS", ((0.0, 0.0),))
     assert pairs_of([chelsea, crop]) == []
-    monkeypatch.setattr(registration, "MAX_GAIN", 0.5)
+    monkeypatch.setattr(near, "MAX_GAIN", 0.5)
     assert pairs_of([chelsea, mirror]) == []
 
 
@@ -135,8 +135,8 @@ def test_unrelated_flat_pictures_do_not_chain(draw):
 
 
 def test_skies_would_chain_without_their_detail(monkeypatch):
-    monkeypatch.setattr(registration, "DETAIL_CORRELATION", -1.0)
-    monkeypatch.setattr(registration, "NOISE", 20.0)
+    monkeypatch.setattr(near, "MIN_DETAIL_CORRELATION", -1.0)
+    monkeypatch.setattr(near, "RECOMPRESSION_NOISE", 20.0)
     rng = np.random.default_rng(0)
     assert pairs_of([sky(rng) for _ in range(60)]) != []
 
