@@ -35,7 +35,7 @@ class TrainDataset(Dataset[dict[str, Any]]):
         preprocess_config: PreprocessConfig,
         augment: Augment | None = None,
         seed: int = 0,
-        plan: Plan | None = None,
+        plan: CanonicalPlan | None = None,
         cache_bytes: int = 0,
     ) -> None:
         self.plan = plan
@@ -60,7 +60,9 @@ class TrainDataset(Dataset[dict[str, Any]]):
                 image = crop_region(image, self.preprocess_config.size, offset, changes)
             for change in changes:
                 image = change.apply(image)
-            pixels = degradations.random_flip(preprocess.to_pixels(image, self.preprocess_config, [offset]), self.augment, rng)
+            pixels = degradations.random_flip(
+                preprocess.to_pixels(image, self.preprocess_config, [offset]), self.augment, rng
+            )
         return {"pixels": pixels, "labels": float(self.labels[row])}
 
     def _decoded(self, row: int) -> Image.Image:
