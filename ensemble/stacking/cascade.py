@@ -1,6 +1,7 @@
-"""The cascade: members run from cheap to dear, and an image leaves once the rest could hardly change its score.
+"""The cascade: members run one after another, and an image exits early once the rest could hardly change its score.
 
-NumPy only; cascade_fit.py fits it.
+NumPy only; cascade_fit.py fits it. The idea of early exits: Viola and Jones, "Rapid object detection using a boosted
+cascade of simple features" (2001).
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,10 +16,10 @@ from ensemble.stacking.stacker import Stacker, weighted_sum
 
 @dataclass(frozen=True)
 class CascadeStep:
-    """What is known after `member`: a guess at the stack's logit, and the limits beyond which an image leaves with it.
+    """After `member`: a linear surrogate of the stack's logit, and the limits beyond which an image exits with it.
 
-    The guess is intercept + sum of coef * logit over the members so far, in the cascade's
-    order. An image leaves where it is <= low or >= high; infinite limits let nobody leave.
+    surrogate logit = intercept + sum of coef * logit over the members so far, in the cascade's order. An image
+    exits where it is <= low or >= high; with infinite limits none exits.
     """
 
     member: str
@@ -28,15 +29,15 @@ class CascadeStep:
     high: float = np.inf
 
     def surrogate_logit(self, logits: np.ndarray) -> np.ndarray:
-        """float64 [N] from member logits [N, members] in the cascade's order; NaN without one that it needs."""
+        """float64 [N] from member logits [N, members] in the cascade's order; NaN where one it needs is missing."""
         return weighted_sum(logits, self.coef, self.intercept)
 
     def exits(self, logit: np.ndarray) -> np.ndarray:
-        """Which images with these guesses [N] leave: bool [N]; NaN stays."""
+        """Which images with these surrogate logits [N] exit: bool [N]; NaN does not."""
         return (logit <= self.low) | (logit >= self.high)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values: null for a limit that lets nobody leave."""
+        """JSON-ready values: null for an infinite limit."""
         limits = {
             name: limit if np.isfinite(limit) else None for name, limit in (("low", self.low), ("high", self.high))
         }
@@ -57,10 +58,10 @@ class CascadeStep:
 
 @dataclass(frozen=True)
 class CascadeReport:
-    """What a cascade did on rows, each by limits that were fitted on others.
+    """Scores of a cascade on rows, each by limits that were fitted on other rows.
 
     auroc: of the full stack, and of the cascade. loss: the first minus the second, with its
-    95 % interval over groups. shares: of the images that leave after each member, in the
+    95 % interval over groups. shares: of the images that exit after each member, in the
     cascade's order, summing to 1. milliseconds: of the members an image, by the full stack and
     by the cascade. decision_changes: the share of images whose class at the stacker's threshold changes.
     """
@@ -90,10 +91,10 @@ class CascadeReport:
 
 @dataclass(frozen=True)
 class Cascade:
-    """Steps after all members but the last, then `last`, after which the stacker itself speaks.
+    """A step after each member but the last, then `last`, after which the stacker itself gives the score.
 
-    milliseconds: of each member an image, in this order. tolerance: the loss in AUROC that it
-    was fitted to stay within.
+    milliseconds: of each member an image, in this order. tolerance: the loss of AUROC that the
+    cascade was fitted to stay within.
     """
 
     steps: tuple[CascadeStep, ...]
@@ -104,7 +105,7 @@ class Cascade:
 
     @property
     def order(self) -> tuple[str, ...]:
-        """Member names from cheap to dear."""
+        """Member names in the order in which they run."""
         return (*(step.member for step in self.steps), self.last)
 
     def to_dict(self) -> dict[str, Any]:
@@ -129,10 +130,10 @@ class Cascade:
         )
 
     def apply(self, logits: np.ndarray, stacker: Stacker) -> tuple[np.ndarray, np.ndarray]:
-        """The stack's calibrated logit float64 [N], and the step int [N] after which each image leaves.
+        """The logit float64 [N], calibrated, and the step int [N] after which each image exits.
 
         logits: [N, members] in the stacker's order, NaN for members that did not run. An image
-        that no limit lets leave has the last step, and the stacker's own logit: NaN while a
+        that does not exit early has the last step and the stacker's own logit: NaN while a
         member is missing.
         """
         ordered = logits[:, [stacker.members.index(name) for name in self.order]]
@@ -140,10 +141,10 @@ class Cascade:
 
 
 def early_exit(steps: Sequence[CascadeStep], ordered: np.ndarray, full: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """As `Cascade.apply`, from logits [N, members] in the cascade's order and the full stack's [N]."""
-    found, left = full, np.full(len(full), len(steps))
-    for number, step in reversed(list(enumerate(steps))):  # the first that lets an image leave has it
-        guess = step.surrogate_logit(ordered)
-        leaves = step.exits(guess)
-        found, left = np.where(leaves, guess, found), np.where(leaves, number, left)
-    return found, left
+    """As `Cascade.apply`, from logits [N, members] in the cascade's order and the full stack's logits [N]."""
+    logits, exits = full, np.full(len(full), len(steps))
+    for number, step in reversed(list(enumerate(steps))):  # backwards: the first step at which an image exits wins
+        surrogate = step.surrogate_logit(ordered)
+        leaves = step.exits(surrogate)
+        logits, exits = np.where(leaves, surrogate, logits), np.where(leaves, number, exits)
+    return logits, exits

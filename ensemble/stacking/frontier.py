@@ -1,6 +1,14 @@
-"""Accuracy against speed: stacks of some members, with and without a cascade, chosen on one half of labelled rows.
+"""Accuracy against speed: the Pareto front of stacks of some members, with and without a cascade.
 
-Needs scikit-learn. What an image costs is handed in.
+Labelled rows are halved by groups. Stacks and cascades are fitted and points are selected on the first half, out of
+fold; what is reported of them is their AUROC on the other half, which nothing was fitted or selected on. So the
+selection among many points does not flatter the scores.
+
+A point is a stack of a subset of members at a precision. It is on the front if no point reaches its AUROC in as little
+time (`pareto_front`), and it stays there only if its AUROC is higher than the faster point's in 90 % of bootstrap
+draws of groups (`drop_uncertain`): by the draw of images alone, members that are noise would win by a single pair.
+
+Needs scikit-learn. What an image costs is measured by the caller.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,11 +32,10 @@ from ensemble.stacking.stacker import Stacker
 from ensemble.stacking.threshold import choose_threshold, rule_of_threshold
 
 EXHAUSTIVE_MEMBERS = 8  # members up to which every subset is tried
-TOLERANCES = (0.0005, 0.001, 0.002, 0.005, 0.01)  # of the cascades tried
-SAME_SPEED_RATIO = 1.02
-# a slower point is better in this share of draws of groups: by a single pair of images, members of noise would be too
-MIN_CONFIDENCE, RESAMPLES = 0.9, 500
-MIN_ROWS, MIN_GROUPS = 100, 4  # in both halves together, and with rows of a class in each
+TOLERANCES = (0.0005, 0.001, 0.002, 0.005, 0.01)  # losses of AUROC that cascades are fitted to
+SAME_SPEED_RATIO = 1.02  # no timing separates speeds that are closer
+MIN_CONFIDENCE, RESAMPLES = 0.9, 500  # share of bootstrap draws in which a slower point is better; draws
+MIN_ROWS, MIN_GROUPS = 100, 4  # rows in both halves together; groups with rows of a class in each half
 
 T = TypeVar("T")
 
@@ -37,10 +44,10 @@ T = TypeVar("T")
 class Costs:
     """What an image takes on one machine, in milliseconds.
 
-    decode: reading and decoding it. views: preparing it for each image contract, beyond that;
-    view_of: the place there of each member that runs. members: what each of them takes, by
-    precision; lower: those that then run below fp32. Members that are not named are looked up,
-    for nothing. overlap: pixels are prepared while members run, on another chip.
+    decode: reading and decoding it. views: preparing it for each preprocessing, beyond that.
+    view_of: the index in `views` of each member that runs. members: milliseconds of each, by
+    precision. lower: the members that run below fp32 at a precision. Members that are not named are looked
+    up, at no cost. overlap: pixels are prepared while members run, on another device.
     """
 
     decode: float
@@ -55,7 +62,7 @@ class Costs:
         return {name: self.members[precision].get(name, 0.0) for name in names}
 
     def milliseconds(self, precision: str, names: Sequence[str], shares: Sequence[float] | None = None) -> float:
-        """All of it. shares: of the images that leave after each member, in the order of names; without, none do.
+        """An image in all. shares: of the images that exit after each member, in the order of names; default: none.
 
         An image is prepared for a member only once it gets there.
         """
@@ -71,10 +78,10 @@ class Costs:
 
 @dataclass(frozen=True)
 class Study:
-    """Labelled rows, the half of them that points are chosen on, bool [N], and how stacks are fitted there.
+    """Labelled rows, and how stacks are fitted on the half of them that points are selected on.
 
-    nests: of all rows. folds: of that half. own: the stacker of all members, whose kind and threshold rule each
-    stack has.
+    nests: of all rows. first: that half, bool [N]. folds: of that half. own: the bundle's stacker of all
+    members; each stack has its method and threshold rule. inverse_penalty: scikit-learn's C, chosen on that half.
     """
 
     rows: LabelledLogits
@@ -89,17 +96,17 @@ class Study:
 class Point:
     """A stack of some members at a precision, perhaps with a cascade.
 
-    auroc: on the half that is chosen on, out of fold, less what the cascade loses there; drawn:
-    the same of RESAMPLES draws of its groups, alike for all points. other: on the other half.
-    milliseconds: predicted for an image; for a cascade by the shares of images that leave the one
-    fitted on the half, and once `settle` had it shipped, the one fitted on all rows.
+    auroc: on the first half, out of fold, minus what the cascade loses there. auroc_draws: the same in
+    RESAMPLES bootstrap draws of its groups, the same draws for all points. other_auroc: on the other half.
+    milliseconds: predicted for an image; for a cascade by the shares of images that exit it: of the cascade
+    fitted on the first half, and after `select_frontier` of the one fitted on all rows.
     """
 
     members: tuple[str, ...]
     precision: str
     auroc: float
-    drawn: np.ndarray = field(repr=False, compare=False)
-    other: float
+    auroc_draws: np.ndarray = field(repr=False, compare=False)
+    other_auroc: float
     milliseconds: float
     cascade: Cascade | None = None
 
@@ -111,15 +118,16 @@ class Point:
 
 @dataclass(frozen=True)
 class PointScores:
-    """On the half that nothing was fitted or chosen on, with 95 % intervals: AUROC, and the full stack's minus it."""
+    """AUROC on the other half, and the full stack's AUROC minus it, with 95 % intervals."""
 
     auroc: Interval
-    lost: Interval
+    loss: Interval
 
 
 def prepare_study(rows: LabelledLogits, own: Stacker) -> Study:
-    """Halve rows, each with logits of weights that saw no row of its group; ArtifactError where they, or the
-    members, are too few.
+    """Halve rows, whose logits are of weights that saw no row of their group.
+
+    ArtifactError where rows or members are too few.
     """
     if len(own.members) < 2:
         raise ArtifactError("the bundle has one member: there is nothing to choose from; train another, and stack")
@@ -141,10 +149,13 @@ def subset_points(study: Study, costs: Costs) -> list[Point]:
 
     def measure(names: tuple[str, ...]) -> Point:
         logits = study.rows.select(names).logits
-        held = cross_val_logits(study.own.method, logits[first], labels[first], study.folds, study.inverse_penalty)
+        oof_logits = cross_val_logits(
+            study.own.method, logits[first], labels[first], study.folds, study.inverse_penalty
+        )
         other = auroc(labels[~first], fit_half(study, names).logit(logits[~first]))
-        (drawn,) = _draws(study, held)
-        return Point(names, plain, auroc(labels[first], held), drawn, other, costs.milliseconds(plain, names))
+        (draws,) = _auroc_draws(study, oof_logits)
+        milliseconds = costs.milliseconds(plain, names)
+        return Point(names, plain, auroc(labels[first], oof_logits), draws, other, milliseconds)
 
     with single_threaded_blas():
         every = [point for point in search_subsets(study.rows.members, measure) if {*point.members} & {*costs.view_of}]
@@ -173,20 +184,19 @@ def _with_cascade(study: Study, point: Point, costs: Costs, tolerance: float) ->
     half = rows.subset(first)
     cascade = fit_cascade(stacker, half, costs.running(point.precision, point.members), tolerance)
     # less than nothing is lost but by chance
-    full, found = stacker.logit(half.logits), cascade.apply(half.logits, stacker)[0]
-    whole, less = _draws(study, full, found)
+    full, early = _auroc_draws(study, stacker.logit(half.logits), cascade.apply(half.logits, stacker)[0])
     return replace(
         point,
         auroc=point.auroc - max(cascade.report.loss.value, 0.0),
-        drawn=point.drawn - np.maximum(whole - less, 0.0),
-        other=auroc(rows.labels[~first], cascade.apply(rows.logits[~first], stacker)[0]),
+        auroc_draws=point.auroc_draws - np.maximum(full - early, 0.0),
+        other_auroc=auroc(rows.labels[~first], cascade.apply(rows.logits[~first], stacker)[0]),
         milliseconds=costs.milliseconds(point.precision, cascade.order, cascade.report.shares),
         cascade=cascade,
     )
 
 
-def _draws(study: Study, *models: np.ndarray) -> np.ndarray:
-    """AUROC [models, RESAMPLES] of logits on the half that is chosen on, over draws of its groups."""
+def _auroc_draws(study: Study, *models: np.ndarray) -> np.ndarray:
+    """AUROC [models, RESAMPLES] of logits on the first half, in bootstrap draws of its groups."""
     half = study.rows.subset(study.first)
     return bootstrap.bootstrap_scores(half.labels, models, half.groups, ("auroc",), resamples=RESAMPLES)["auroc"]
 
@@ -194,21 +204,22 @@ def _draws(study: Study, *models: np.ndarray) -> np.ndarray:
 def select_frontier(
     points: Sequence[Point], ship: Callable[[Point], tuple[Point, T]]
 ) -> tuple[dict[Point, T], list[str]]:
-    """The points that nothing beats, from the fastest, with what `ship` makes of each, and why others were left out.
+    """The frontier, from the fastest point, with what `ship` makes of each, and why others were left out.
 
-    A slower point has to be `better` than the faster ones. `ship` also says at what speed a point
-    runs as it ships, which then counts. One for which it raises is left out, and what it had beaten
-    may take its place.
+    `ship` refits a point on all rows, as it will be used, and returns it with its final speed. That can move a point
+    off the frontier, and a point for which `ship` raises is dropped: in both cases points that it had dominated
+    may return. So this repeats until every point of the front has shipped. It ends, since each round ships or drops
+    at least one point.
     """
     waiting = list(points)
     made: dict[Point, T] = {}
     refused: list[str] = []
     while True:
         best = drop_uncertain(pareto_front([*made, *waiting]))
-        wanted = [point for point in best if point not in made]
-        if not wanted:
+        unshipped = [point for point in best if point not in made]
+        if not unshipped:
             return {point: made[point] for point in best}, refused
-        for point in tqdm(wanted, desc="refit", unit="stack", leave=False, disable=None):
+        for point in tqdm(unshipped, desc="refit", unit="stack", leave=False, disable=None):
             waiting.remove(point)
             try:
                 shipped, what = ship(point)
@@ -259,14 +270,17 @@ def drop_uncertain(front: Sequence[Point]) -> list[Point]:
 
 
 def is_better(slow: Point, fast: Point | None) -> bool:
-    """Whether a point is better than another, or than chance, beyond what the choice of images explains."""
-    apart = slow.drawn - (fast.drawn if fast else 0.5)
-    apart = apart[~np.isnan(apart)]  # a draw may lack a class
-    return bool(np.mean((apart > 0) + (apart == 0) / 2) >= MIN_CONFIDENCE)
+    """Whether a point has the higher AUROC, than another or than chance, in MIN_CONFIDENCE of the paired draws.
+
+    Equal draws count half.
+    """
+    gain = slow.auroc_draws - (fast.auroc_draws if fast else 0.5)
+    gain = gain[~np.isnan(gain)]  # a draw may lack a class
+    return bool(np.mean((gain > 0) + (gain == 0) / 2) >= MIN_CONFIDENCE)
 
 
 def drop_equal_speeds(points: Sequence[Point]) -> list[Point]:
-    """Of points from the fastest, ever more accurate: the most accurate of those that no timing tells apart."""
+    """Of points from the fastest, each more accurate: the most accurate of those whose speeds are as good as equal."""
     kept: list[Point] = []
     for point in reversed(points):
         if not kept or point.milliseconds * SAME_SPEED_RATIO < kept[-1].milliseconds:
@@ -275,27 +289,27 @@ def drop_equal_speeds(points: Sequence[Point]) -> list[Point]:
 
 
 def fit_half(study: Study, names: Sequence[str]) -> Stacker:
-    """A stack of some members, fitted on the half that is chosen on."""
+    """A stack of some members, fitted on the first half."""
     half = study.rows.select(names).subset(study.first)
     coef, intercept = solve_weights(study.own.method, half.logits, half.labels, study.inverse_penalty)
     return Stacker(tuple(names), tuple(coef.tolist()), intercept, method=study.own.method)
 
 
 def score_point(study: Study, point: Point) -> PointScores:
-    """How a point does on the other half, beside the stack of all members fitted on the same rows."""
+    """A point's scores on the other half, beside those of the stack of all members fitted on the same rows."""
     other, stacker = study.rows.subset(~study.first), fit_half(study, point.members)
     logits = other.select(point.members).logits
-    found = point.cascade.apply(logits, stacker)[0] if point.cascade else stacker.logit(logits)
+    own = point.cascade.apply(logits, stacker)[0] if point.cascade else stacker.logit(logits)
     full = fit_half(study, study.rows.members).logit(other.logits)
-    interval = bootstrap.score_intervals(other.labels, sigmoid(found), other.groups, names=("auroc",))["auroc"]
-    return PointScores(interval, bootstrap.paired_difference(other.labels, full, found, other.groups).difference)
+    interval = bootstrap.score_intervals(other.labels, sigmoid(own), other.groups, names=("auroc",))["auroc"]
+    return PointScores(interval, bootstrap.paired_difference(other.labels, full, own, other.groups).difference)
 
 
 def refit_on_all_rows(study: Study, names: Sequence[str], calibration: str) -> Stacker:
     """The stack of some members fitted on all rows, its threshold set out of fold; of all members, the bundle's own.
 
-    So `stack` does without folds. With them it fits on the training rows alone and keeps the
-    held-out ones for the threshold and the scores; here both are fitted on.
+    This is what `stack` does without folds. With folds it fits on the training rows alone and keeps the
+    held-out rows for the threshold and the scores; here all rows are fitted on.
     """
     own, nests = study.own, study.nests
     if tuple(names) == own.members:
@@ -304,14 +318,21 @@ def refit_on_all_rows(study: Study, names: Sequence[str], calibration: str) -> S
     folds = [(nest.fit, nest.held_out) for nest in nests]
     with single_threaded_blas():
         fitted = fit_weights(own.method, logits, labels, folds)
-        found = fit_calibration(calibration, fitted.oof_logits, labels, groups, folds)
-        held = nested_cv_logits(logits, labels, groups, own.method, calibration, nests)
+        calibrator = fit_calibration(calibration, fitted.oof_logits, labels, groups, folds)
+        scores = nested_cv_logits(logits, labels, groups, own.method, calibration, nests)
     threshold, rule = choose_threshold(
-        rule_of_threshold(own.threshold, own.threshold_rule), labels, sigmoid(held.calibrated)
+        rule_of_threshold(own.threshold, own.threshold_rule), labels, sigmoid(scores.calibrated)
     )
     tta_members = None if own.tta_members is None else tuple(name for name in own.tta_members if name in names)
     return Stacker(
-        tuple(names), tuple(fitted.coef.tolist()), fitted.intercept, threshold, own.method, found, rule, tta_members
+        tuple(names),
+        tuple(fitted.coef.tolist()),
+        fitted.intercept,
+        threshold,
+        own.method,
+        calibrator,
+        rule,
+        tta_members,
     )
 
 
@@ -320,8 +341,8 @@ def _check(rows: LabelledLogits, first: np.ndarray) -> None:
         raise ArtifactError(
             f"frontier chooses on {MIN_ROWS} held-out images or more, and here are {len(rows.labels)}: {MORE_ROWS_HINT}"
         )
-    if lack := describe_missing_groups(rows, (first, ~first), MIN_GROUPS):
+    if missing := describe_missing_groups(rows, (first, ~first), MIN_GROUPS):
         raise ArtifactError(
             "frontier chooses on half of the held-out images and reports on the other half; one half has "
-            f"{lack}, and {MIN_GROUPS} are needed: {MORE_ROWS_HINT}"
+            f"{missing}, and {MIN_GROUPS} are needed: {MORE_ROWS_HINT}"
         )

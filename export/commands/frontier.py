@@ -158,7 +158,7 @@ def _print(result: "Frontier", listed: Mapping["Point", "PointScores"], descript
             "cascade": f"{point.cascade.tolerance:g}" if point.cascade else "-",
             "images/s": f"{point.images_per_second:.1f}",
             "AUROC": str(how.auroc),
-            "lost against all": str(how.lost),
+            "lost against all": str(how.loss),
         }
         for number, (point, how) in enumerate(listed.items(), start=1)
     ]

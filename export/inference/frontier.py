@@ -149,7 +149,7 @@ def write_operating_point(folder: Path, computed: Frontier, point: Point, budget
         fitted.cascade,
         budget,
         point.images_per_second,
-        measured.lost,
+        measured.loss,
         capabilities.available().where(plan[0].setting.runtime),
         computed.made_from,
     )
@@ -276,13 +276,15 @@ def plot_frontier(
     )
     for number, (speed, value) in enumerate(zip(speeds, values, strict=True), start=1):
         axes.annotate(str(number), (speed, value), (5, 5), textcoords="offset points", color=BEST, fontsize=9, zorder=5)
-    axes.plot(full.images_per_second, full.other, "s", color=INK, markersize=9, fillstyle="none", label="all members")
+    axes.plot(
+        full.images_per_second, full.other_auroc, "s", color=INK, markersize=9, fillstyle="none", label="all members"
+    )
     if budget:
         axes.axvline(budget, color=BUDGET, linestyle="--", linewidth=1.2, label=f"budget: {budget:g} images/s")
     if chosen:
         axes.plot(
             chosen.images_per_second,
-            chosen.other,
+            chosen.other_auroc,
             "o",
             color=BUDGET,
             markersize=14,
@@ -296,7 +298,7 @@ def plot_frontier(
 
 
 def _faint(axes: Axes, points: Sequence[Point], colour: str, marker: str, label: str) -> None:
-    speeds, values = [point.images_per_second for point in points], [point.other for point in points]
+    speeds, values = [point.images_per_second for point in points], [point.other_auroc for point in points]
     axes.scatter(speeds, values, 14, color=colour, marker=marker, alpha=0.3, linewidths=0, label=label, zorder=2)
 
 

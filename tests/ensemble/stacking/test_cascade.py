@@ -12,7 +12,6 @@ from ensemble.core import bootstrap
 from ensemble.core.errors import ArtifactError
 from ensemble.core.metrics import Interval, auroc
 from ensemble.stacking import cascade_fit
-from ensemble.stacking import cascade_fit as cascade_limits
 from ensemble.stacking.cascade import Cascade, CascadeReport, early_exit
 from ensemble.stacking.cascade_fit import check_rows, fit_cascade, fit_steps, split_halves, subsample
 from ensemble.stacking.logit_table import LabelledLogits
@@ -124,7 +123,7 @@ def test_the_full_stack_is_drawn_once_a_fit_and_nothing_where_the_expected_loss_
         return draws(labels, models, *given, **options)
 
     monkeypatch.setattr(bootstrap, "draws", spy)
-    material = cascade_limits.CascadeData(
+    material = cascade_fit.CascadeData(
         stacker.members, rows.logits, rows.labels, rows.groups, full, np.array(list(costs.values()))
     )
     folds = cascade_fit.split_quarters(rows.labels, rows.groups, 0)
@@ -133,7 +132,7 @@ def test_the_full_stack_is_drawn_once_a_fit_and_nothing_where_the_expected_loss_
     first = asked.index(0)  # until then nobody leaves
     assert sum(asked[first:]) == 0
     asked.clear()
-    monkeypatch.setattr(cascade_limits, "FEW_ROWS", 1e9)  # too few rows for any loss
+    monkeypatch.setattr(cascade_fit, "FEW_ROWS", 1e9)  # too few rows for any loss
     fit_steps(material, folds, 0.01, 0)
     assert 1 <= len(asked) <= first
 

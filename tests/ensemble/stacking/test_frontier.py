@@ -156,18 +156,18 @@ def test_nothing_of_the_half_that_is_reported_on_is_used(own):
     twin = prepare_study(replace(rows, logits=turned), own)
     for point, other in zip(subset_points(study, COSTS), subset_points(twin, COSTS), strict=True):
         assert (point.members, point.auroc) == (other.members, other.auroc)
-        assert point.other == pytest.approx(1 - other.other)
+        assert point.other_auroc == pytest.approx(1 - other.other_auroc)
 
 
 def test_the_loss_is_against_all_members_on_the_same_rows():
     study, found = best_of(planted())
     full = next(point for point in subset_points(study, COSTS) if point.members == NAMES)
-    assert score_point(study, full).lost.value == 0
+    assert score_point(study, full).loss.value == 0
     best = list(found)[-1]
     told = score_point(study, best)
-    assert told.lost.value == pytest.approx(full.other - best.other)
-    assert told.auroc.value == pytest.approx(best.other)
-    assert told.lost.low < told.lost.value < told.lost.high
+    assert told.loss.value == pytest.approx(full.other_auroc - best.other_auroc)
+    assert told.auroc.value == pytest.approx(best.other_auroc)
+    assert told.loss.low < told.loss.value < told.loss.high
 
 
 def test_a_cascade_of_the_best_is_tried_and_costs_what_its_images_need():
@@ -187,7 +187,7 @@ def test_a_cascade_of_the_best_is_tried_and_costs_what_its_images_need():
     assert left > 0.5
     # decoding, the cheap member with its view, and for those that stay the dear one with its own
     assert point.milliseconds == pytest.approx(2 + 0.5 + 1 + (1 - left) * (1.5 + 10))
-    assert score_point(study, point).lost.value < 0.01
+    assert score_point(study, point).loss.value < 0.01
     assert (
         frontier.cascade_points(
             study, [point for point in subset_points(study, COSTS) if len(point.members) == 1], COSTS
@@ -215,10 +215,10 @@ def test_what_a_cascade_loses_counts_against_it_and_what_it_wins_by_chance_does_
         resamples=frontier.RESAMPLES,
     )["auroc"]
     assert np.sign(loss) * np.mean(whole - less) > 0.01
-    np.testing.assert_allclose(found.drawn, both.drawn - np.maximum(whole - less, 0))
+    np.testing.assert_allclose(found.auroc_draws, both.auroc_draws - np.maximum(whole - less, 0))
     # and on the other half it is the cascade that is scored
-    assert found.other == pytest.approx(score_point(study, found).auroc.value)
-    assert np.sign(loss) * (both.other - found.other) > 0.01
+    assert found.other_auroc == pytest.approx(score_point(study, found).auroc.value)
+    assert np.sign(loss) * (both.other_auroc - found.other_auroc) > 0.01
 
 
 def test_costs_add_up():
