@@ -17,7 +17,6 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from ensemble.stacking import scores as stack_table  # noqa: E402
 
 
 def stage(name: str, *arguments: object) -> dict[str, object]:
@@ -64,11 +63,11 @@ def report(onnx: Path, torch: Path, labels: Path) -> None:
     """Scores of members, mean and stack on the test labels; the largest difference of ONNX and torch."""
     scores, other = (pd.read_csv(path, dtype={"id": str}) for path in (onnx, torch))
     truth = pd.read_csv(labels, dtype={"id": str})
-    scored = stack_table.score_frames(scores, truth)
+    scored = score_frames(scores, truth)
     groups = truth["group" if "group" in truth else "id"].nunique()
     print(f"\nOn {len(scores)} test images in {groups} groups, 95 % intervals over groups:")
-    print(stack_table.format_scores(scored).to_string(index=False))
-    print(stack_table.verdict(scored))
+    print(format_scores(scored).to_string(index=False))
+    print(verdict(scored))
     difference = np.abs(scores["target"] - other["target"]).max()
     print(f"Largest difference of target, ONNX against torch: {difference:.1e}")
 

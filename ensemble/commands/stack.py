@@ -98,12 +98,12 @@ def stack(
     from ensemble.audit.headline import audit_headline
     from ensemble.core import artifacts
     from ensemble.models import external
-    from ensemble.stacking import stack as stack_run
+    from ensemble.stacking.stack import StackOptions, has_shift, stack_run
 
     loaded = tuple(external.read_external_csv(*value) for value in externals)
-    stack_options = stack_run.StackOptions(kind, calibration, threshold, loaded, tta)
-    adapted = stack_run.has_shift(run)
-    done = stack_run.stack_run(run, members, stack_options)
+    stack_options = StackOptions(kind, calibration, threshold, loaded, tta)
+    adapted = has_shift(run)
+    done = stack_run(run, members, stack_options)
     options.print_scores(done)
     _print_kinds(done)
     if drop_one:
@@ -116,11 +116,11 @@ def stack(
 
 def _print_kinds(done: "StackResult") -> None:
     from ensemble.stacking import scores
-    from ensemble.stacking import stack as stack_notes
+    from ensemble.stacking.stack import describe_stack
 
     click.echo("\nKinds of stack, each chosen, calibrated and scored alike:")
     options.table(scores.format_differences(done.kinds, done.stacker.method, "kind"))
-    for line in stack_notes.describe_stack(done):
+    for line in describe_stack(done):
         click.echo(line)
 
 

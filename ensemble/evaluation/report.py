@@ -1,7 +1,4 @@
-"""The report: one page that shows someone whether to trust a run's stack, and where not to.
-
-The images that a stack gets most wrong, with what every member said of them.
-"""
+"""The report page of a run: scores, curves, calls by source, spectra, and a gallery of the worst errors."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,13 +14,11 @@ from ensemble.core import artifacts, metrics
 from ensemble.core.errors import ArtifactError, ImageError
 from ensemble.core.metrics import Interval, sigmoid
 from ensemble.evaluation import protocol, report_data, report_plots, report_scores
-from ensemble.evaluation import report_data as report_facts
 from ensemble.evaluation.report_data import ColorTable, Comparison, ScoreLine
 from ensemble.evaluation.report_plots import Plot, mean_spectra
 from ensemble.evaluation.report_scores import ScoredImages
 from ensemble.evaluation.tables import TITLES
 from ensemble.images import html
-from ensemble.images import html as page
 from ensemble.images.canonical import WHITE
 from ensemble.images.preprocess import flatten
 from ensemble.models import members
@@ -121,24 +116,24 @@ def write_report(
             raise
         cautions.append(f"Not shown: {error}.")
     frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first")
-    audit = report_facts.read_audit(run)
+    audit = report_data.read_audit(run)
     infos = [members.read_info(run, name) for name in report_scores.split_externals(run, stacker)[0]]
     sections = [_section(rows, stacker, look, resamples) for rows in sets]
     said = verdict(sets[0], sections[0]["lines"], sections[0]["versus"])
-    html = page.render(
+    page = html.render(
         "report.html",
         run=run.resolve().name,
         verdict=said,
         headline=audit_headline(run),
-        cautions=[*report_facts.cautions(run, frame, stacker, sets, audit), *cautions],
+        cautions=[*report_data.cautions(run, frame, stacker, sets, audit), *cautions],
         findings=(audit or {}).get("findings", []),
         counts=report_data.counts(frame),
         listed=report_data.MAX_PARTS,
-        members=[report_facts.member_facts(info) for info in infos],
-        recipes=[(info["name"], report_facts.recipe_text(info)) for info in infos],
+        members=[report_data.member_facts(info) for info in infos],
+        recipes=[(info["name"], report_data.recipe_text(info)) for info in infos],
         stacker=stacker,
-        weights=report_facts.weight_intervals(run),
-        null=report_facts.null_scores(audit),
+        weights=report_data.weight_intervals(run),
+        null=report_data.null_scores(audit),
         columns=TITLES,
         part_columns=protocol.TITLES,
         heaviest=largest_weight_member(run, stacker),
@@ -146,7 +141,7 @@ def write_report(
         sections=sections,
     )
     with artifacts.replacing(output) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8")
     return said
 
 

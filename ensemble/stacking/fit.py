@@ -1,4 +1,4 @@
-"""Fit stackers of every kind, and score them on rows that they were not fitted on. Needs scikit-learn and SciPy."""
+"""Fit a stacker's weights by each method, and score it by (nested) cross-validation. Needs scikit-learn and SciPy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,7 +102,7 @@ def cross_val_logits(
 def solve_weights(
     method: str, logits: np.ndarray, labels: np.ndarray, inverse_penalty: float, weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, float]:
-    """Weights float64 [members] and intercept of one kind, at one penalty; `weights`: how often each row counts."""
+    """Weights float64 [members] and intercept by one method, at one penalty; `weights`: how often each row counts."""
     count = logits.shape[1]
     if method == "mean":
         return np.full(count, 1 / count), 0.0

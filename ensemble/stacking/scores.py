@@ -1,4 +1,4 @@
-"""Models scored side by side on the same rows: members, their mean and the stack, or kinds of stack."""
+"""Models scored side by side on the same rows: members, their mean and the stack, or stacks by different methods."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,8 +1,7 @@
-"""Fit a run's stacker on its members' held-out logits, score it, and write stacker.json.
+"""Fit a run's stacker on its members' held-out logits, score it, describe it in words, and write stacker.json.
 
-Whether averaging a member's logit with that of the mirrored image helps it, on held-out rows.
-
-What should be said of a fitted stack, in words.
+Test-time augmentation (TTA) is measured here too: whether averaging a member's logit with that of the mirrored
+image lowers its log-loss on held-out rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,21 +22,19 @@ from ensemble.images import canonical, decode
 from ensemble.models import external, members
 from ensemble.models.external import External
 from ensemble.models.runner import Runner, score_images, with_flip
-from ensemble.stacking import calibration as calibrate
-from ensemble.stacking import diagnostics, fit
-from ensemble.stacking import scores as stack_table
-from ensemble.stacking.diagnostics import COLLINEAR_CORRELATION, WEIGHT_DRAWS, collinear_pairs
-from ensemble.stacking.fit import StackLogits
+from ensemble.stacking.calibration import fit_calibration
+from ensemble.stacking.diagnostics import COLLINEAR_CORRELATION, WEIGHT_DRAWS, collinear_pairs, weight_intervals
+from ensemble.stacking.fit import StackLogits, fit_weights
 from ensemble.stacking.grouped_cv import grouped_folds, single_threaded_blas
 from ensemble.stacking.label_shift import LabelShift
 from ensemble.stacking.logit_table import StackingData, read_stacking_data, stack_scores
-from ensemble.stacking.scores import ModelScores, format_signed, score_models
+from ensemble.stacking.scores import ModelScores, format_signed, score_models, score_stack
 from ensemble.stacking.stacker import METHODS, Stacker
 from ensemble.stacking.threshold import BALANCED, choose_threshold
 
 
 def measure_tta(run: Path, names: Sequence[str], ids: Sequence[str]) -> list[ModelScores]:
-    """A line for each member: its scores with flips, and how far they lie from those without. Needs torch."""
+    """A line for each member: its scores with TTA, and their difference from those without. Needs torch."""
     import torch
 
     from ensemble.models.members import load_member
@@ -49,7 +46,7 @@ def measure_tta(run: Path, names: Sequence[str], ids: Sequence[str]) -> list[Mod
 
 
 def compare_tta(runners: Sequence[Runner], run: Path, ids: Sequence[str]) -> list[ModelScores]:
-    """As `measure`, for members ready to run; images are read as in training, in their canonical form if so."""
+    """As `measure_tta`, for runners; images are read as in training, in canonical form if that was used."""
     frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first").set_index("id", drop=False)
     rows = frame.loc[list(ids)]
     plan = canonical.read_plan(artifacts.canonical_path(run))
@@ -72,7 +69,7 @@ def compare_tta(runners: Sequence[Runner], run: Path, ids: Sequence[str]) -> lis
 
 
 def members_helped_by_tta(lines: Sequence[ModelScores]) -> tuple[str, ...]:
-    """Members whose log-loss flips lower, with an interval that excludes 0."""
+    """Members whose log-loss TTA lowers, with a 95 % interval that excludes 0."""
     return tuple(
         line.name for line in lines if line.log_loss_difference is not None and line.log_loss_difference.high < 0
     )
@@ -80,8 +77,8 @@ def members_helped_by_tta(lines: Sequence[ModelScores]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class StackOptions:
-    """How a stacker is made: its kind, calibration and threshold rule, members from elsewhere, and whether
-    flips are measured.
+    """How a stacker is fitted: method, calibration, threshold rule (`threshold.parse_rule`), members trained elsewhere,
+    and whether TTA is measured.
     """
 
     method: str = METHODS[0]
@@ -93,12 +90,12 @@ class StackOptions:
 
 @dataclass(frozen=True)
 class StackResult:
-    """A fitted stacker and what is known of it.
+    """A fitted stacker and its scores.
 
-    scored: it beside its members. kinds: beside the other kinds. weights: with intervals, None
-    for a kind that estimates none. inverse_penalty: scikit-learn's C. stack_logits: its logits of
+    scored: the stack beside its members. kinds: beside the stacks of other methods. weights: with intervals, None
+    for a method that estimates none. inverse_penalty: scikit-learn's C. stack_logits: its logits of
     `data.scored`. ece: before and after calibration. balanced_accuracy: of the stack at its threshold.
-    flipped: None if not measured.
+    flipped: scores with TTA, None if not measured.
     """
 
     stacker: Stacker
@@ -142,12 +139,12 @@ def stack_run(run: Path, names: tuple[str, ...] = (), options: StackOptions | No
 
 
 def fit_and_score(data: StackingData, options: StackOptions) -> StackResult:
-    """Everything that needs no image."""
+    """Fit, calibrate, set the threshold and score: all that needs no image."""
     part, truth = data.fitting, (data.scored.labels, data.scored.groups)
     with single_threaded_blas():
         folds = grouped_folds(part.labels, part.groups)
-        fitted = fit.fit_weights(options.method, part.logits, part.labels, folds)
-        calibration = calibrate.fit_calibration(options.calibration, fitted.oof_logits, part.labels, part.groups, folds)
+        fitted = fit_weights(options.method, part.logits, part.labels, folds)
+        calibration = fit_calibration(options.calibration, fitted.oof_logits, part.labels, part.groups, folds)
     kinds = tqdm(METHODS, desc="stack", unit="kind", leave=False, disable=None)
     scores = {kind: stack_scores(data, kind, options.calibration) for kind in kinds}
     p = {kind: metrics.sigmoid(found.calibrated) for kind, found in scores.items()}
@@ -160,9 +157,9 @@ def fit_and_score(data: StackingData, options: StackOptions) -> StackResult:
     return StackResult(
         stacker,
         data,
-        stack_table.score_stack(data.members, data.scored.logits, own.calibrated, *truth, own.raw),
-        stack_table.score_models(p, options.method, *truth, ranking),
-        diagnostics.weight_intervals(options.method, part.logits, part.labels, part.groups, fitted.inverse_penalty),
+        score_stack(data.members, data.scored.logits, own.calibrated, *truth, own.raw),
+        score_models(p, options.method, *truth, ranking),
+        weight_intervals(options.method, part.logits, part.labels, part.groups, fitted.inverse_penalty),
         fitted.inverse_penalty,
         own,
         (
@@ -263,7 +260,7 @@ def format_weights(done: StackResult) -> dict[str, str]:
 
 
 def describe_stack(done: StackResult) -> list[str]:
-    """A better kind, twins among the members, calibration, threshold, and flips."""
+    """Lines on a better method, collinear members, calibration, threshold and TTA."""
     return [*_kind(done), *_weights(done), *_calibration(done), _threshold_note(done), *_flips(done)]
 
 

@@ -1,4 +1,4 @@
-"""The stacker: a weighted sum of member logits, calibrated, with its threshold. NumPy only; stackers.py fits it."""
+"""The stacker: a weighted sum of member logits, calibrated, with its threshold. NumPy only; fit.py fits it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -14,7 +14,6 @@ from ensemble.core.errors import ArtifactError
 from ensemble.core.metrics import Interval, sigmoid
 from ensemble.data.dataset import dataset_sha256
 from ensemble.evaluation import report, report_scores
-from ensemble.evaluation import report as gallery
 
 CELLS = ("clean", "jpeg 30", "$blur$ <2>")
 AUDIT = {
@@ -286,5 +285,5 @@ def test_the_run_must_have_a_stack(tmp_path):
 
 def test_worst_is_by_class_and_stable():
     labels, logits = np.array([0, 1, 0, 1, 0]), np.array([1.0, 2.0, 3.0, -1.0, 3.0])
-    assert gallery.most_wrong(labels, logits, 0).tolist() == [2, 4, 0]
-    assert gallery.most_wrong(labels, logits, 1, 1).tolist() == [3]
+    assert report.most_wrong(labels, logits, 0).tolist() == [2, 4, 0]
+    assert report.most_wrong(labels, logits, 1, 1).tolist() == [3]
