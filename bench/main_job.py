@@ -17,6 +17,7 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from ensemble.stacking.scores import format_scores, score_frames, verdict  # noqa: E402
 
 
 def stage(name: str, *arguments: object) -> dict[str, object]:
