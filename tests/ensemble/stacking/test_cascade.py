@@ -122,7 +122,7 @@ def test_the_full_stack_is_drawn_once_a_fit_and_nothing_where_the_expected_loss_
         asked.append(sum(np.array_equal(full, logits) for logits in models))
         return draws(labels, models, *given, **options)
 
-    monkeypatch.setattr(bootstrap, "draws", spy)
+    monkeypatch.setattr(bootstrap, "bootstrap_scores", spy)
     material = cascade_fit.CascadeData(
         stacker.members, rows.logits, rows.labels, rows.groups, full, np.array(list(costs.values()))
     )
