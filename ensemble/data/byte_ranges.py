@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ensemble.core.parallel import ordered_map
 from ensemble.data import storage
-from ensemble.data.storage import Location, storage_of
+from ensemble.data.storage import Location
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ByteRange:
         if not self.size:
             return b""
         try:  # one byte more, to see that a file has not grown
-            data = storage_of(self.location).read_range(self.offset, self.size + whole)
+            data = storage.read_range(self.location, self.offset, self.size + whole)
         except FileNotFoundError:
             if whole:
                 raise

@@ -10,7 +10,7 @@ import pandas as pd
 from ensemble.core.errors import DataError, join_limited
 from ensemble.data import shards
 from ensemble.data.image_list import ImageEntry, ImageList, read_list, repeated_ids, write_list
-from ensemble.data.readers import TABLE, FileLoader, Item, OpenedImages, find_reader, open_shards
+from ensemble.data.readers import FileLoader, Item, OpenedImages, open_images, open_shards, open_table
 from ensemble.data.storage import Location
 from ensemble.data.tables import stat_entry
 
@@ -62,7 +62,7 @@ def read_inputs(source: Location, images: Location | None = None, spill: Path | 
     or ids missing, doubled or ambiguous.
     """
     path = spill / "rows.arrow" if spill else None
-    opened = find_reader(source).open(source, images)
+    opened = open_images(source, images)
     rows = write_list(opened.entries, path)
     note = shards.describe_skipped(source, opened.shards)
     if not rows.count and opened.shards:  # a folder of them
@@ -83,7 +83,7 @@ def _inputs(rows: ImageList, opened: OpenedImages, source: Location, note: str =
 
 def inputs_from_table(frame: pd.DataFrame, table: Path, images: Location | None) -> Inputs:
     """Ids and files of a table's rows, in memory; `table` is where relative paths count from."""
-    opened = TABLE.open_batches(iter([frame]), table, images)
+    opened = open_table(iter([frame]), table, images)
     return _inputs(write_list(opened.entries, None), opened, table)
 
 

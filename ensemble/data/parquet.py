@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from ensemble.core.errors import DataError
 from ensemble.data import storage
 from ensemble.data.image_list import BATCH_ROWS, ImageEntry, os_file
-from ensemble.data.storage import Location, storage_of
+from ensemble.data.storage import Location
 
 IMAGE = "image"  # the column
 IMAGES_AT_ONCE = 16  # in memory
@@ -38,8 +38,8 @@ class ParquetVersion(NamedTuple):
 @contextmanager
 def _opened(file: Location) -> Iterator[pq.ParquetFile]:
     try:
-        size = storage_of(file).stat().size
-        source = os_file(file) if isinstance(file, Path) else storage_of(file).open(size)
+        size = storage.stat(file).size
+        source = os_file(file) if isinstance(file, Path) else storage.open_file(file, size)
         options = {"buffer_size": BUFFER_BYTES, "pre_buffer": False}
         with closing(source) as readable, pq.ParquetFile(readable, **options) as opened:
             yield opened
@@ -114,7 +114,7 @@ def image_bytes(file: Location, start: int, stop: int) -> Iterator[bytes]:
 def read_version(file: Location) -> ParquetVersion:
     """The file's version now."""
     with _opened(file) as parquet:
-        return ParquetVersion(*storage_of(file).stat(), _group_rows(parquet))
+        return ParquetVersion(*storage.stat(file), _group_rows(parquet))
 
 
 def _group_rows(parquet: pq.ParquetFile) -> list[int]:

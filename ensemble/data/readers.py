@@ -1,8 +1,4 @@
-"""The formats that images are read from, each by a reader: tars and patterns, Parquet files, tables, folders.
-
-A reader says whether a location `matches` it, and can `open` one; the first of READERS that matches is taken, as in
-timm's reader_factory. A new format is a class here.
-"""
+"""The formats that images are read from: tars and patterns, Parquet files, tables, folders."""
 
 import os
 from collections import deque
@@ -10,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
 import pandas as pd
 
@@ -115,12 +111,12 @@ def _fetched(
         yield Item(entry.id, entry.path, source)
 
 
-# ---- readers
+# ---- formats
 
 
 @dataclass(frozen=True)
 class OpenedImages:
-    """What a reader opens.
+    """A source of images, opened.
 
     entries: of all images, in order; read once. loader: their images, once the entries are read.
     files: the folder or the files that are read from, without which no image can be; none for a
@@ -135,84 +131,46 @@ class OpenedImages:
     shards: list[str] = field(default_factory=list)
 
 
-class Reader(Protocol):
-    """One input format."""
+def find_format(location: Location) -> str:
+    """How a location is read: as "shards", "parquet" (with images), "table" or "folder"; DataError for nothing there.
 
-    def matches(self, location: Location) -> bool:
-        """Whether a location is of this format."""
-        ...
-
-    def open(self, location: Location, images: Location | None = None) -> OpenedImages:
-        """List the images; `images`: where those of a table lie. DataError for what cannot be read."""
-        ...
-
-
-class FolderReader:
-    """A folder of images, also in a store; ids are relative POSIX paths."""
-
-    def matches(self, location: Location) -> bool:
-        """Any URL that no reader before took, or a folder."""
-        return isinstance(location, str) or os.path.isdir(location)
-
-    def open(self, location: Location, images: Location | None = None) -> OpenedImages:
-        """DataError, at the end of the entries, for images of kinds that cannot be read."""
-        _refuse_images(images, location)
-        others: list[str] = []
-        found = walk_images(location, other_file=lambda path: others.append(path) if shards.kind(path) else None)
-        if isinstance(location, Path):
-            entries = (tables.stat_entry(file.path, location, file.path) for file in found)
-        else:
-            entries = (ImageEntry(file.path, *file) for file in found)
-        return OpenedImages(entries, FileLoader(location), _local([location]), distinct=True, shards=others)
+    A URL is told by its name alone, but for a Parquet file.
+    """
+    if shards.names_shards(location):
+        return "shards"
+    if location.lower().endswith((".csv", ".parquet")) if isinstance(location, str) else os.path.isfile(location):
+        return "parquet" if shards.kind(location) == ".parquet" and parquet.holds_images(location) else "table"
+    if isinstance(location, str) or os.path.isdir(location):
+        return "folder"
+    raise DataError(f"no input at {location}; give a CSV with a column id, or a folder of images")
 
 
-class TableReader:
-    """A CSV, or a Parquet file without images, with a column id or path."""
-
-    def matches(self, location: Location) -> bool:
-        """A URL by its suffix; any file."""
-        if isinstance(location, str):
-            return location.lower().endswith((".csv", ".parquet"))
-        return os.path.isfile(location)  # False where a name is too long to be one
-
-    def open(self, location: Location, images: Location | None = None) -> OpenedImages:
-        """`images` is what paths count from and where ids are looked up."""
-        return self.open_batches(tables.read_batches(location), location, images)
-
-    def open_batches(
-        self, batches: Iterator[pd.DataFrame], location: Location, images: Location | None
-    ) -> OpenedImages:
-        """`open`, of a table that has been read; `location` is where relative paths count from."""
-        resolved = tables.resolve_entries(batches, location, images)
-        entries = _require_ids(resolved.entries, location) if resolved.has_ids else resolved.entries
-        return OpenedImages(entries, FileLoader(resolved.root))
+def open_images(location: Location, images: Location | None = None) -> OpenedImages:
+    """List the images at a location; `images`: where those of a table lie. DataError for what cannot be read."""
+    found = find_format(location)
+    if found == "table":
+        return open_table(tables.read_batches(location), location, images)
+    files = shards.find_shards(location) if found == "shards" else [location]
+    if images is not None:
+        raise DataError(f"{location} has the images itself, none are looked for in {images}; leave out --images")
+    return _open_folder(location) if found == "folder" else open_shards(files, location)
 
 
-class ParquetReader:
-    """A Parquet file that holds images in a column `image`, as bytes or as structs of bytes and path."""
-
-    def matches(self, location: Location) -> bool:
-        """A Parquet file with that column."""
-        return TABLE.matches(location) and shards.kind(location) == ".parquet" and parquet.holds_images(location)
-
-    def open(self, location: Location, images: Location | None = None) -> OpenedImages:
-        """Ids are the column `id`, or else the structs' paths, or the file's name and row."""
-        _refuse_images(images, location)
-        return _open_parquet([location])
+def _open_folder(folder: Location) -> OpenedImages:
+    """Ids are relative POSIX paths. DataError, at the end of the entries, for images of kinds that cannot be read."""
+    others: list[str] = []
+    found = walk_images(folder, other_file=lambda path: others.append(path) if shards.kind(path) else None)
+    if isinstance(folder, Path):
+        entries = (tables.stat_entry(file.path, folder, file.path) for file in found)
+    else:
+        entries = (ImageEntry(file.path, *file) for file in found)
+    return OpenedImages(entries, FileLoader(folder), _local([folder]), distinct=True, shards=others)
 
 
-class ShardReader:
-    """A tar in webdataset's layout, or a pattern for several tars or Parquet files as one list."""
-
-    def matches(self, location: Location) -> bool:
-        """By its name; a file or folder whose name only looks like a pattern is none."""
-        return shards.names_shards(location)
-
-    def open(self, location: Location, images: Location | None = None) -> OpenedImages:
-        """DataError for tars and other files mixed, and for compressed tars."""
-        files = shards.find_shards(location)
-        _refuse_images(images, location)
-        return open_shards(files, location)
+def open_table(batches: Iterator[pd.DataFrame], location: Location, images: Location | None) -> OpenedImages:
+    """The images of a table; paths count from `location`, or from `images`, where ids are looked up."""
+    entries, root, has_ids = tables.resolve_entries(batches, location, images)
+    return OpenedImages(_require_ids(entries, location) if has_ids else entries, FileLoader(root))
 
 
 def open_shards(files: Sequence[Location], location: Location) -> OpenedImages:
@@ -224,10 +182,6 @@ def open_shards(files: Sequence[Location], location: Location) -> OpenedImages:
         raise DataError(
             f"{location}: no column image in {join_limited(others)}; several files are read for their images"
         )
-    return _open_parquet(files)
-
-
-def _open_parquet(files: Sequence[Location]) -> OpenedImages:
     loader = ParquetLoader([(file, parquet.read_version(file)) for file in files])
     entries = chain.from_iterable(_require_ids(parquet.image_entries(file), file) for file in files)
     return OpenedImages(entries, loader, _local(files))
@@ -237,27 +191,8 @@ def _local(locations: Iterable[Location]) -> tuple[Path, ...]:
     return tuple(location for location in locations if isinstance(location, Path))
 
 
-def _refuse_images(images: Location | None, location: Location) -> None:
-    if images is not None:
-        raise DataError(f"{location} has the images itself, none are looked for in {images}; leave out --images")
-
-
 def _require_ids(entries: Iterator[ImageEntry], table: Location) -> Iterator[ImageEntry]:
     for number, entry in enumerate(entries, 1):
         if not entry.id:
             raise DataError(f"{table}: row {number} has no id; give every image one")
         yield entry
-
-
-# ---- the registry
-
-TABLE, FOLDER = TableReader(), FolderReader()
-READERS: tuple[Reader, ...] = (ShardReader(), ParquetReader(), TABLE, FOLDER)
-
-
-def find_reader(location: Location) -> Reader:
-    """The reader of a location; DataError for a path where there is nothing."""
-    for reader in READERS:
-        if reader.matches(location):
-            return reader
-    raise DataError(f"no input at {location}; give a CSV with a column id, or a folder of images")

@@ -20,7 +20,7 @@ from ensemble.data.archives import DamagedArchiveError, Tally, list_tar
 from ensemble.data.byte_ranges import ByteRange
 from ensemble.data.files import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES
 from ensemble.data.image_list import ImageEntry
-from ensemble.data.storage import FileStat, Location, storage_of
+from ensemble.data.storage import FileStat, Location
 
 MAX_FILES = 1_000_000  # files that braces may name
 COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
@@ -41,7 +41,7 @@ def names_shards(location: Location) -> bool:
     if _is_pattern(location):
         return True
     may_be_folder = isinstance(location, Path) or has_magic(location)  # of a store's tar nothing is requested
-    return kind(location) == ".tar" and not (may_be_folder and storage_of(location).is_dir())
+    return kind(location) == ".tar" and not (may_be_folder and storage.is_dir(location))
 
 
 def find_shards(location: Location) -> list[Location]:
@@ -55,7 +55,7 @@ def find_shards(location: Location) -> list[Location]:
     wrap = Path if isinstance(location, Path) else str
     found: set[Location] = set()
     for pattern in expand(text):
-        found.update(storage_of(wrap(pattern)).glob() if has_magic(pattern) else [wrap(pattern)])
+        found.update(storage.find_matches(wrap(pattern)) if has_magic(pattern) else [wrap(pattern)])
     if not found:
         raise DataError(f"no file matches {text}")
     return _of_one_kind(sorted(found, key=str), text)
@@ -66,7 +66,7 @@ def _is_pattern(location: Location) -> bool:
     text = str(location)
     if not (has_magic(text) or _BRACES.search(text)):
         return False
-    return not ((isinstance(location, Path) or has_magic(text)) and storage_of(location).exists())
+    return not ((isinstance(location, Path) or has_magic(text)) and storage.exists(location))
 
 
 def shards_in(folder: Location, paths: Sequence[str]) -> list[Location]:
@@ -155,7 +155,7 @@ def tar_entries(files: Sequence[Location], shards: list[Shard]) -> Iterator[Imag
 
 def _list_lazily(file: Location, stop: Event) -> tuple[FileStat, Iterator[ImageEntry]]:
     try:
-        stat = storage_of(file).stat()
+        stat = storage.stat(file)
     except OSError as error:
         raise DataError(f"no tar at {file} ({error.strerror or 'not found'})") from None
     return stat, _entries(file, stat.size, stop)
@@ -179,7 +179,7 @@ def _entries(file: Location, size: int, stop: Event) -> Iterator[ImageEntry]:
         return suffix in IMAGE_SUFFIXES
 
     try:
-        with storage_of(file).open(size) as opened:
+        with storage.open_file(file, size) as opened:
             if opened.read(6).startswith(_COMPRESSED_MAGIC):
                 raise _compressed(file)
             opened.seek(0)

@@ -14,7 +14,7 @@ import pandas as pd
 from ensemble.core.errors import DataError, join_limited
 from ensemble.core.names import LABELS, class_labels
 from ensemble.data.files import IMAGE_SUFFIXES, list_images
-from ensemble.data.readers import FOLDER, TABLE, Reader, find_reader
+from ensemble.data.readers import find_format
 from ensemble.data.storage import is_url, not_on_disk
 from ensemble.data.tables import KEY_COLUMNS, read_batches, read_table, resolve_entries
 
@@ -92,13 +92,13 @@ def read_data(paths: Sequence[Path], options: ReadOptions | None = None) -> tupl
 def _read_one(path: Path, options: ReadOptions, prefix: str | None) -> tuple[list[LabelledImage], list[str]]:
     if not path.exists():
         raise DataError(f"no data at {path}; put images in {path}/ai and {path}/real, or name another folder or a CSV")
-    read = _from_folder if _require_files(path) == FOLDER else _from_table
+    read = _from_folder if _files_format(path) == "folder" else _from_table
     return read(path, options, prefix)
 
 
 def read_unlabelled(path: Path, images: Path | None = None, prefix: str = "") -> list[LabelledImage]:
     """The images of a folder or a table without their labels, which are UNLABELLED; ids begin with `prefix`."""
-    if _require_files(path) == FOLDER:
+    if _files_format(path) == "folder":
         return [LabelledImage(prefix + name, str(path.resolve()), name, UNLABELLED) for name in list_images(path)]
     table = read_table(path, (*KEY_COLUMNS, *OPTIONAL_COLUMNS))
     return _images_of(table, path, images, [UNLABELLED] * len(table), "group", prefix)
@@ -106,14 +106,13 @@ def read_unlabelled(path: Path, images: Path | None = None, prefix: str = "") ->
 
 def has_labels(table: Path) -> bool:
     """Whether a table has a column label."""
-    return _require_files(table) == TABLE and "label" in next(read_batches(table, ["label"]))
+    return _files_format(table) == "table" and "label" in next(read_batches(table, ["label"]))
 
 
-def _require_files(path: Path) -> Reader:
-    """The reader of a folder or a table; DataError where images lie inside of files, which training cannot open."""
-    reader = find_reader(path)
-    if reader in (FOLDER, TABLE):
-        return reader
+def _files_format(path: Path) -> str:
+    """ "folder" or "table"; DataError where images lie inside of files, which training cannot open."""
+    if (found := find_format(path)) in ("folder", "table"):
+        return found
     raise DataError(
         f"{path}: only infer reads images inside of tars and Parquet files; unpack them into folders first, such as "
         "ai/ and real/"
@@ -185,19 +184,14 @@ def _images_of(
     """The rows of a table; without ids, paths are the ids."""
     if url := next(filter(is_url, table.get("path", ())), None):
         raise not_on_disk(url)
-    resolved = resolve_entries(iter([table]), path, images)
-    root = str(Path(resolved.root).resolve())
-    extra = [_optional(table, column) for column in (group_column, *OPTIONAL_COLUMNS[1:])]
+    entries, root, _ = resolve_entries(iter([table]), path, images)
+    root = str(Path(root).resolve())
+    empty = [""] * len(table)
+    optional = [table.get(column, empty) for column in (group_column, *OPTIONAL_COLUMNS[1:])]
     return [
-        LabelledImage(prefix + entry.id, root, entry.path, label, *rest)
-        for entry, label, *rest in zip(resolved.entries, labels, *extra, strict=True)
+        LabelledImage(prefix + entry.id, root, entry.path, label, *(value or None for value in rest))
+        for entry, label, *rest in zip(entries, labels, *optional, strict=True)
     ]
-
-
-def _optional(frame: pd.DataFrame, column: str) -> Sequence[str | None]:
-    if column not in frame:
-        return [None] * len(frame)
-    return [value or None for value in frame[column]]
 
 
 def _labels(column: pd.Series, data: Path, options: ReadOptions) -> tuple[list[int], list[str]]:

@@ -1,6 +1,6 @@
 """Where bytes lie: paths on disk, and URLs of object stores (s3://, gs://), which fsspec reads.
 
-`storage_of` gives either the same methods. Nothing but URLs reaches fsspec.
+Nothing but URLs reaches fsspec.
 """
 
 import glob
@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from errno import ENOENT
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
 from stat import S_ISREG
@@ -125,61 +125,105 @@ def name(location: Location) -> str:
     return location.rstrip("/").rpartition("/")[2] if isinstance(location, str) else location.name
 
 
-# ---- storage
+# ---- files and folders
 
 
-class LocalStorage:
-    """A file, a folder or a pattern on disk."""
+def stat(location: Location) -> FileStat:
+    """Size and version of a file; FileNotFoundError where there is none."""
+    if isinstance(location, str):
+        with translate_errors(location):
+            info = filesystem(location).info(location)
+        if info["type"] != "file":
+            raise FileNotFoundError(location)
+        return FileStat(info["size"] or 0, _version(info))
+    found = location.stat()
+    if not S_ISREG(found.st_mode):  # a pipe may never end
+        raise FileNotFoundError(ENOENT, "not a regular file", str(location))
+    return FileStat(found.st_size, found.st_mtime_ns)
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
 
-    def stat(self) -> FileStat:
-        """Size and version of a file; FileNotFoundError where there is none."""
-        found = self._path.stat()
-        if not S_ISREG(found.st_mode):  # a pipe may never end
-            raise FileNotFoundError(ENOENT, "not a regular file", str(self._path))
-        return FileStat(found.st_size, found.st_mtime_ns)
+def exists(location: Location) -> bool:
+    """Whether a file or a folder is there; False also for a name that is too long to be one."""
+    return bool(_object_type(location)) if isinstance(location, str) else os.path.exists(location)
 
-    def exists(self) -> bool:
-        """Whether a file or a folder is there; False also for a name that is too long to be one."""
-        return os.path.exists(self._path)
 
-    def is_dir(self) -> bool:
-        """Whether it is a folder."""
-        return os.path.isdir(self._path)
+def is_dir(location: Location) -> bool:
+    """Whether it is a folder; in a store, whether something lies below it."""
+    return _object_type(location) == "directory" if isinstance(location, str) else os.path.isdir(location)
 
-    def open(self, size: int | None = None) -> IO[bytes]:
-        """A file for reading with seeks."""
-        return self._path.open("rb")
 
-    def read_range(self, offset: int, size: int) -> bytes:
-        """Bytes [offset, offset + size), fewer where the file ends before; FileNotFoundError."""
-        with self._path.open("rb") as file:
+def _object_type(url: str) -> str:
+    try:
+        with translate_errors(url):
+            return filesystem(url).info(url)["type"]
+    except FileNotFoundError:
+        return ""
+
+
+def open_file(location: Location, size: int | None = None) -> IO[bytes]:
+    """A file, of `size` bytes if known, for reading with seeks; of an object BLOCK_BYTES are requested at a time."""
+    if isinstance(location, Path):
+        return location.open("rb")
+    return io.BufferedReader(_ObjectFile(location, stat(location).size if size is None else size), BLOCK_BYTES)
+
+
+def read_range(location: Location, offset: int, size: int) -> bytes:
+    """Bytes [offset, offset + size), fewer where the file ends before; FileNotFoundError. Of an object: one request."""
+    if isinstance(location, Path):
+        with location.open("rb") as file:
             file.seek(offset)
             return file.read(size)
-
-    def glob(self) -> list[Location]:
-        """The files that match it as a pattern."""
-        return [Path(path) for path in glob.glob(str(self._path), recursive=True) if os.path.isfile(path)]
-
-    def list_dir(self, below: str = "") -> Iterator[ListedFile]:
-        """What lies in a folder, sorted; paths of folders end in /.
-
-        Hidden names, special files, and links that lead back to a folder above are left out.
-        """
-        folder = self._path / below
+    if not size:
+        return b""
+    with translate_errors(location):
         try:
-            with os.scandir(folder) as entries:
-                kinds = ((entry, _is_folder(entry)) for entry in entries if not entry.name.startswith("."))
-                paths = sorted(
-                    below + entry.name + "/" * is_folder
-                    for entry, is_folder in kinds
-                    if (not _loops(folder, entry.name) if is_folder else not _is_special(entry))
-                )
-        except OSError as error:
-            raise DataError(f"cannot read the folder {folder}: {error.strerror}") from None
-        return map(ListedFile, paths)
+            return filesystem(location).cat_file(location, start=offset, end=offset + size)
+        except Exception as error:  # s3fs and gcsfs have no kind of their own for status 416
+            if getattr(error, "code", None) == 416 or "not satisfiable" in str(error).lower():
+                return b""
+            raise
+
+
+def find_matches(pattern: Location) -> list[Location]:
+    """The files that match a pattern."""
+    if isinstance(pattern, Path):
+        return [Path(path) for path in glob.glob(str(pattern), recursive=True) if os.path.isfile(path)]
+    scheme = pattern.partition("://")[0]
+    with translate_errors(pattern):
+        return [f"{scheme}://{path.lstrip('/')}" for path in filesystem(pattern).glob(pattern)]
+
+
+def walk(folder: Location) -> Iterator[ListedFile]:
+    """All files below a folder in the order of their paths, names that begin with a dot left out.
+
+    Holds the names of one folder and of those above it. Raises DataError where the folder cannot be listed.
+    """
+    list_dir = partial(_list_store, folder) if isinstance(folder, str) else partial(_list_disk, folder)
+    open_folders = [list_dir("")]
+    while open_folders:
+        entry = next(open_folders[-1], None)
+        if entry is None:
+            open_folders.pop()
+        elif entry.path.endswith("/"):
+            open_folders.append(list_dir(entry.path))
+        else:
+            yield entry
+
+
+def _list_disk(root: Path, below: str) -> Iterator[ListedFile]:
+    """A folder's entries, sorted, without special files and links to a folder above; paths of folders end in /."""
+    folder = root / below
+    try:
+        with os.scandir(folder) as entries:
+            kinds = ((entry, _is_folder(entry)) for entry in entries if not entry.name.startswith("."))
+            paths = sorted(
+                below + entry.name + "/" * is_folder
+                for entry, is_folder in kinds
+                if (not _loops(folder, entry.name) if is_folder else not _is_special(entry))
+            )
+    except OSError as error:
+        raise DataError(f"cannot read the folder {folder}: {error.strerror}") from None
+    return map(ListedFile, paths)
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
@@ -203,97 +247,23 @@ def _loops(folder: Path, name: str) -> bool:
     return link.is_symlink() and folder.resolve().is_relative_to(link.resolve())
 
 
-class ObjectStorage:
-    """An object, what lies below a prefix, or a pattern of them, in a store; methods as of `LocalStorage`."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    def stat(self) -> FileStat:
-        """Size and version of an object; FileNotFoundError where there is none."""
-        with translate_errors(self._url):
-            info = filesystem(self._url).info(self._url)
-        if info["type"] != "file":
-            raise FileNotFoundError(self._url)
-        return FileStat(info["size"] or 0, _version(info))
-
-    def _type(self) -> str:
-        try:
-            with translate_errors(self._url):
-                return filesystem(self._url).info(self._url)["type"]
-        except FileNotFoundError:
-            return ""
-
-    def exists(self) -> bool:
-        """Whether it is an object, or something lies below it."""
-        return bool(self._type())
-
-    def is_dir(self) -> bool:
-        """Whether something lies below it."""
-        return self._type() == "directory"
-
-    def open(self, size: int | None = None) -> IO[bytes]:
-        """An object, of `size` bytes if known, for reading with seeks; BLOCK_BYTES are requested at a time."""
-        return io.BufferedReader(_ObjectFile(self, self._url, self.stat().size if size is None else size), BLOCK_BYTES)
-
-    def read_range(self, offset: int, size: int) -> bytes:
-        """Bytes [offset, offset + size), fewer where the object ends before; one request. FileNotFoundError."""
-        if not size:
-            return b""
-        with translate_errors(self._url):
-            try:
-                return filesystem(self._url).cat_file(self._url, start=offset, end=offset + size)
-            except Exception as error:  # s3fs and gcsfs have no kind of their own for status 416
-                if getattr(error, "code", None) == 416 or "not satisfiable" in str(error).lower():
-                    return b""
-                raise
-
-    def glob(self) -> list[Location]:
-        """The objects that match it as a pattern."""
-        scheme = self._url.partition("://")[0]
-        with translate_errors(self._url):
-            return [f"{scheme}://{path.lstrip('/')}" for path in filesystem(self._url).glob(self._url)]
-
-    def list_dir(self, below: str = "") -> Iterator[ListedFile]:
-        """What lies in a folder, sorted; paths of folders end in /. Hidden names are left out."""
-        store = filesystem(self._url)
-        folder = f"{store._strip_protocol(self._url).rstrip('/')}/{below}".rstrip("/")
-        try:
-            with translate_errors(self._url):
-                listed = store.ls(folder, detail=True)
-        except FileNotFoundError:
-            raise DataError(f"nothing lies at {self._url}; check the bucket and the path") from None
-        entries = []
-        for info in listed:
-            last = info["name"].rstrip("/")[len(folder) + 1 :].rpartition("/")[2]
-            is_folder = info["type"] == "directory"
-            if not last and is_folder and not _version_value(info):  # a folder that is an object has a version
-                raise DataError(f"{self._url}: keys that begin with {folder}// cannot be listed; rename them")
-            if last and not last.startswith("."):
-                entries.append(ListedFile(below + last + "/" * is_folder, info["size"] or 0, _version(info)))
-        return iter(sorted(entries))
-
-
-def storage_of(location: Location) -> LocalStorage | ObjectStorage:
-    """The storage of a path or a URL."""
-    return LocalStorage(location) if isinstance(location, Path) else ObjectStorage(location)
-
-
-def walk(folder: Location) -> Iterator[ListedFile]:
-    """All files below a folder in the order of their paths, names that begin with a dot left out.
-
-    Holds the names of one folder and of those above it. Raises DataError where the folder cannot be listed.
-    """
-    storage = storage_of(folder)
-    open_folders = [storage.list_dir()]
-    while open_folders:
-        entry = next(open_folders[-1], None)
-        if entry is None:
-            open_folders.pop()
-        elif entry.path.endswith("/"):
-            open_folders.append(storage.list_dir(entry.path))
-        else:
-            yield entry
+def _list_store(url: str, below: str) -> Iterator[ListedFile]:
+    store = filesystem(url)
+    folder = f"{store._strip_protocol(url).rstrip('/')}/{below}".rstrip("/")
+    try:
+        with translate_errors(url):
+            listed = store.ls(folder, detail=True)
+    except FileNotFoundError:
+        raise DataError(f"nothing lies at {url}; check the bucket and the path") from None
+    entries = []
+    for info in listed:
+        last = info["name"].rstrip("/")[len(folder) + 1 :].rpartition("/")[2]
+        is_folder = info["type"] == "directory"
+        if not last and is_folder and not _version_value(info):  # a folder that is an object has a version
+            raise DataError(f"{url}: keys that begin with {folder}// cannot be listed; rename them")
+        if last and not last.startswith("."):
+            entries.append(ListedFile(below + last + "/" * is_folder, info["size"] or 0, _version(info)))
+    return iter(sorted(entries))
 
 
 def changed(location: Location) -> DataError:
@@ -304,7 +274,7 @@ def changed(location: Location) -> DataError:
 def check_unchanged(location: Location, known: FileStat) -> None:
     """DataError where a file is not the version that is known, or it is gone."""
     try:
-        same = storage_of(location).stat() == known
+        same = stat(location) == known
     except OSError as error:
         raise DataError(
             f"{location} is gone ({error.strerror or 'not found'}); run the command on what is there"
@@ -377,8 +347,8 @@ def _version_value(info: dict[str, Any]) -> Any:
 class _ObjectFile(io.RawIOBase):
     """An object as a file: every read is a request."""
 
-    def __init__(self, storage: ObjectStorage, url: str, size: int) -> None:
-        self._storage, self._url, self._size, self._at = storage, url, size, 0
+    def __init__(self, url: str, size: int) -> None:
+        self._url, self._size, self._at = url, size, 0
 
     def readable(self) -> bool:
         return True
@@ -392,7 +362,7 @@ class _ObjectFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         size = max(0, min(len(buffer), self._size - self._at))
-        data = self._storage.read_range(self._at, size)
+        data = read_range(self._url, self._at, size)
         if len(data) != size:
             raise changed(self._url)
         buffer[:size] = data

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
@@ -15,7 +15,7 @@ from ensemble.core.parallel import ordered_map
 from ensemble.data import parquet, storage
 from ensemble.data.files import compact, find_files, texts
 from ensemble.data.image_list import ImageEntry
-from ensemble.data.storage import Location, is_url, join, storage_of
+from ensemble.data.storage import Location, is_url, join
 
 BATCH_ROWS = 4096  # of a CSV in memory
 KEY_COLUMNS = ("id", "path")
@@ -33,7 +33,7 @@ def read_batches(table: Location, columns: Collection[str] | None = KEY_COLUMNS)
         return
     try:
         # pandas opens a path itself, and unpacks .csv.gz by its name
-        opened = nullcontext(table) if isinstance(table, Path) else storage_of(table).open()
+        opened = nullcontext(table) if isinstance(table, Path) else storage.open_file(table)
         options: dict[str, Any] = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
         with opened as file, pd.read_csv(file, chunksize=BATCH_ROWS, **options) as batches:
             for batch in batches:
@@ -48,16 +48,10 @@ def read_batches(table: Location, columns: Collection[str] | None = KEY_COLUMNS)
         raise DataError(f"{table} is not a readable CSV: {' '.join(str(error).split())}") from None
 
 
-class TableEntries(NamedTuple):
-    """The images that a table names; paths count from `root`. has_ids: whether the table has a column id."""
-
-    entries: Iterator[ImageEntry]
-    root: Location
-    has_ids: bool
-
-
-def resolve_entries(batches: Iterator[pd.DataFrame], table: Location, images: Location | None) -> TableEntries:
-    """The image of each row of a table.
+def resolve_entries(
+    batches: Iterator[pd.DataFrame], table: Location, images: Location | None
+) -> tuple[Iterator[ImageEntry], Location, bool]:
+    """The image of each row of a table, the root that its paths count from, and whether it has a column id.
 
     A `path` column counts from the table's folder, or from `images` if given. Without one, `id` is looked up in
     `images`, by default the folder `images` beside the table, or else the table's own folder. Raises DataError,
@@ -66,7 +60,7 @@ def resolve_entries(batches: Iterator[pd.DataFrame], table: Location, images: Lo
     first = next(batches)
     root = _images_root(first, table, images)
     resolve = _entries_by_path if "path" in first else _entries_by_id
-    return TableEntries(resolve(chain([first], batches), table, root), root, "id" in first)
+    return resolve(chain([first], batches), table, root), root, "id" in first
 
 
 def _images_root(frame: pd.DataFrame, table: Location, images: Location | None) -> Location:
@@ -82,13 +76,16 @@ def _images_root(frame: pd.DataFrame, table: Location, images: Location | None) 
             return folder
         return images or folder
     beside = join(folder, "images")
-    return images or (beside if storage_of(beside).is_dir() else folder)
+    return images or (beside if storage.is_dir(beside) else folder)
 
 
 def _entries_by_path(batches: Iterator[pd.DataFrame], table: Location, root: Location) -> Iterator[ImageEntry]:
+    def batch_entries(batch: pd.DataFrame) -> Iterator[ImageEntry]:
+        ids, paths = batch["id" if "id" in batch else "path"].tolist(), batch["path"].tolist()
+        return _stat_entries(zip(ids, paths, strict=True), root, isinstance(root, str) or any(map(is_url, paths)))
+
     missing, count = LimitedList(), 0
-    for entry in chain.from_iterable(_batch_entries(batch, root) for batch in batches):
-        count += 1
+    for count, entry in enumerate(chain.from_iterable(map(batch_entries, batches)), 1):  # noqa: B007  # counts what was given out
         if entry.size < 0:
             missing.add(repr(entry.path))
         yield entry  # also of what is missing, so that rows keep their numbers
@@ -97,11 +94,6 @@ def _entries_by_path(batches: Iterator[pd.DataFrame], table: Location, root: Loc
             f"{missing.count} of {count} paths in {table} do not exist below {root}: {missing}; "
             "name their folder with --images"
         )
-
-
-def _batch_entries(batch: pd.DataFrame, root: Location) -> Iterator[ImageEntry]:
-    ids, paths = batch["id" if "id" in batch else "path"].tolist(), batch["path"].tolist()
-    return _stat_entries(zip(ids, paths, strict=True), root, isinstance(root, str) or any(map(is_url, paths)))
 
 
 def _entries_by_id(batches: Iterator[pd.DataFrame], table: Location, root: Location) -> Iterator[ImageEntry]:
@@ -120,7 +112,7 @@ def stat_entry(key: str, root: Location, path: str) -> ImageEntry:
     """An entry with the size and version of its file: -1 where there is no file."""
     try:
         if isinstance(root, str) or is_url(path):
-            return ImageEntry(key, path, *storage_of(join(root, path)).stat())
+            return ImageEntry(key, path, *storage.stat(join(root, path)))
         found = os.stat(os.path.join(root, path))  # for many files quicker than Path.stat
     except (OSError, ValueError):  # a name with a null byte is a ValueError
         return ImageEntry(key, path)

@@ -9,7 +9,7 @@ from pictures import HOSTILE_NAMES, write_files
 from tar_shards import write_tar
 
 from ensemble.core.errors import DataError
-from ensemble.data.readers import FOLDER, READERS, TABLE, find_reader
+from ensemble.data.readers import find_format
 from ensemble.data.sources import ReadOptions, read_data
 from ensemble.data.tables import read_table, resolve_entries
 
@@ -34,8 +34,8 @@ def read(path, **options):
 
 def located(table, images=None):
     """The root of a table's images, and their paths."""
-    found = resolve_entries(iter([read_table(table)]), table, images)
-    return found.root, [entry.path for entry in found.entries]
+    entries, root, _ = resolve_entries(iter([read_table(table)]), table, images)
+    return root, [entry.path for entry in entries]
 
 
 def refusal(*arguments, **options) -> str:
@@ -214,7 +214,7 @@ def test_a_cell_that_can_be_no_file_name_is_missing_like_any_other(tmp_path, cel
     frame = pd.DataFrame({"path": [cell]})
     for images in (None, tmp_path):
         with pytest.raises(DataError, match=r"1 of 1 paths in .*t\.csv do not exist below"):
-            list(resolve_entries(iter([frame]), tmp_path / "t.csv", images).entries)
+            list(resolve_entries(iter([frame]), tmp_path / "t.csv", images)[0])
 
 
 def test_ids_count_from_images_beside_the_csv_or_from_its_folder(tmp_path):
@@ -375,15 +375,15 @@ def test_a_table_whose_images_lie_in_a_store_is_refused(table):
     )
 
 
-def test_readers_are_tried_in_turn(tmp_path):
+def test_formats_are_told_apart(tmp_path):
     write_files(tmp_path, "a.csv", "b.txt")
     write_tar(tmp_path / "a.tar", {"a.png": b"a"})
     pd.DataFrame({"image": [b"a"]}).to_parquet(tmp_path / "images.parquet")
     pd.DataFrame({"path": ["a"]}).to_parquet(tmp_path / "paths.parquet")
-    readers = {
-        ".": FOLDER, "a.csv": TABLE, "b.txt": TABLE, "paths.parquet": TABLE,
-        "images.parquet": READERS[1], "a.tar": READERS[0], "*.tar": READERS[0], "{00..09}.parquet": READERS[0],
+    formats = {
+        ".": "folder", "a.csv": "table", "b.txt": "table", "paths.parquet": "table",
+        "images.parquet": "parquet", "a.tar": "shards", "*.tar": "shards", "{00..09}.parquet": "shards",
     }  # fmt: skip
-    assert {name: find_reader(tmp_path / name) for name in readers} == readers
-    for url, reader in (("s3://b/a/", FOLDER), ("gs://b/a.csv", TABLE), ("s3://b/a.tar", READERS[0])):
-        assert find_reader(url) == reader  # without a request
+    assert {name: find_format(tmp_path / name) for name in formats} == formats
+    for url, expected in (("s3://b/a/", "folder"), ("gs://b/a.csv", "table"), ("s3://b/a.tar", "shards")):
+        assert find_format(url) == expected  # without a request

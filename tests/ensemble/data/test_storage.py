@@ -165,14 +165,14 @@ def test_a_tar_that_is_refused_is_told_of_before_the_others_are_read(bucket, tmp
     for number in range(8):
         upload(many, f"{bucket}/{number}.tar")
     upload(write_tar(tmp_path / "bad.tar", {"../a.png": b"a"}), f"{bucket}/0.tar")
-    read_range, reads = storage.ObjectStorage.read_range, []
+    read_range, reads = storage.read_range, []
 
     def slow(*arguments):
         reads.append(arguments)
         time.sleep(0.05)
         return read_range(*arguments)
 
-    monkeypatch.setattr(storage.ObjectStorage, "read_range", slow)
+    monkeypatch.setattr(storage, "read_range", slow)
     monkeypatch.setattr(storage, "BLOCK_BYTES", 10_000)
     with pytest.raises(DataError, match=r"0\.tar: images would be left out"):
         read_inputs(f"{bucket}/")
@@ -307,14 +307,14 @@ def test_tars_are_read_in_few_requests_and_images_in_one_each(bucket, s3_server,
     frame.to_parquet(tmp_path / "s.parquet", compression=None, row_group_size=50)
     upload(tmp_path / "s.parquet", f"{bucket}/s.parquet")
     few = size // storage.BLOCK_BYTES + 4
-    read_range, sizes = storage.ObjectStorage.read_range, []
+    read_range, sizes = storage.read_range, []
 
     def counted(*arguments):
         data = read_range(*arguments)
         sizes.append(len(data))
         return data
 
-    monkeypatch.setattr(storage.ObjectStorage, "read_range", counted)
+    monkeypatch.setattr(storage, "read_range", counted)
 
     for name, most, ten in (("s.tar", few, 2), ("s.parquet", 3 * few, 8), ("many", 200, 10)):
         inputs = read_inputs(f"{bucket}/{name}")
