@@ -64,7 +64,7 @@ def seen_sizes(tmp_path, monkeypatch, geometry):
             for c in changes
         ]
 
-    monkeypatch.setattr(data_loader.degradations, "draw", watched)
+    monkeypatch.setattr(data_loader.degradations, "draw_degradations", watched)
     preprocess_config = PreprocessConfig(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, geometry=geometry)
     rows = TrainDataset([tmp_path / "a.png"] * 20, np.zeros(20), preprocess_config, Augment(chance=1.0, jpeg=(50, 90)))
     assert all(rows[0, row]["pixels"].shape == (1, 32, 32, 3) for row in range(20))
