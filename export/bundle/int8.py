@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from ensemble.core.errors import ArtifactError, UnavailableError
-from export.bundle.precision_search import PRODUCTS
 from export.runtimes import devices, libraries
 
 # the bounds of these activations become the range of the 8 bits
 BOUNDS = ("Clip", "Relu")
 SUM_PRODUCTS = ("Gemm", "MatMul")
+PRODUCTS = ("Conv", "ConvTranspose", *SUM_PRODUCTS)
 
 
 def quantizer(symmetric: bool) -> str:

@@ -21,10 +21,11 @@ from ensemble.models.runner import Runner
 from export.bundle import bundle, check_images, member_logits
 from export.bundle.certificate import AUROC_LIMIT, DECISION_CHANGE_LIMIT, ScoreChange, compare_scores
 from export.bundle.check_images import TrainingImages
+from export.bundle.fp16 import write_fp16
+from export.bundle.int8 import PRODUCTS, quantizer, write_int8
 from export.runtimes import autotune, runner
 from export.runtimes.settings import ON_CPU, RuntimeConfig
 
-PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # at most 2 rounds of 16 measurements and 4 trials, however many layers there are
 SEARCH_PARTS, SEARCH_ROUNDS = 16, 2
 FP32 = RuntimeConfig("onnxruntime")
@@ -151,29 +152,19 @@ def make(file: LowPrecisionFile, training: TrainingImages | None, log: Log) -> d
         "layers": len(layers),
         "kept": names,
         "compared_on": len(training.comparison.labels),
-        **({"by": _quantizer(file), "calibrated_on": len(training.calibration.labels)} if int8 else {}),
+        **({"by": quantizer(file.symmetric), "calibrated_on": len(training.calibration.labels)} if int8 else {}),
         "times_fp32": {"whole": full_speed, "made": speed},
     }
 
 
-def _quantizer(file: LowPrecisionFile) -> str:
-    from export.bundle.int8 import quantizer
-
-    return quantizer(file.symmetric)
-
-
 def _writer(file: LowPrecisionFile, training: TrainingImages | None, log: Log) -> Write:
     if file.config.precision == "fp16":
-        from export.bundle.fp16 import write_fp16
-
         return lambda excluded, roughly: write_fp16(file.source, file.target, excluded)
-    from export.bundle.int8 import write_int8
-
     if training is None:
         raise ValueError("int8 is calibrated by training images")
     images = check_images.all_images(training.calibration)
     pixels = images.pixels(file.preprocess_config)
-    log(f"{file.name}: quantizing with {_quantizer(file)}, by the ranges of its values on {images.description}")
+    log(f"{file.name}: quantizing with {quantizer(file.symmetric)}, by the ranges of its values on {images.description}")
     few = pixels[:: max(1, len(pixels) // ROUGH_CALIBRATION_IMAGES)]
     head = _nodes(read_layers(file.source)[-1:])
     return lambda excluded, roughly: write_int8(

@@ -10,8 +10,7 @@ from small_nets import PIXELS, write_image_run, write_network
 
 from ensemble.core.errors import UnavailableError
 from export.bundle import bundle, check_images, precision_search, precisions
-from export.bundle.int8 import write_int8
-from export.bundle.precision_search import PRODUCTS
+from export.bundle.int8 import PRODUCTS, write_int8
 from export.runtimes import libraries
 from export.runtimes.capabilities import Machine
 from export.runtimes.runner import open_runner
