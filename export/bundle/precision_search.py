@@ -164,7 +164,9 @@ def _writer(file: LowPrecisionFile, training: TrainingImages | None, log: Log) -
         raise ValueError("int8 is calibrated by training images")
     images = check_images.all_images(training.calibration)
     pixels = images.pixels(file.preprocess_config)
-    log(f"{file.name}: quantizing with {quantizer(file.symmetric)}, by the ranges of its values on {images.description}")
+    log(
+        f"{file.name}: quantizing with {quantizer(file.symmetric)}, by the ranges of its values on {images.description}"
+    )
     few = pixels[:: max(1, len(pixels) // ROUGH_CALIBRATION_IMAGES)]
     head = _nodes(read_layers(file.source)[-1:])
     return lambda excluded, roughly: write_int8(
