@@ -57,7 +57,10 @@ class _LazyGroup(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"show_default": True, "help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="manyeyes")
 def cli() -> None:
     """Tell AI-made images from real photographs with an ensemble of fine-tuned vision models.

@@ -30,9 +30,9 @@ def refuse_without_ray(engine: str, values: Mapping[str, object]) -> None:
             raise click.UsageError(f"{option} is of a cluster: add --engine ray")
 
 
-def name_list(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+def name_list(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
     """A click callback: names that are separated by commas."""
-    return tuple(name.strip() for name in value.split(",") if name.strip())
+    return tuple(name.strip() for name in (value or "").split(",") if name.strip())
 
 
 class _ImagesPath(click.Path):
@@ -50,27 +50,19 @@ run = click.option(
     "--run",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("runs/default"),
-    show_default=True,
     help="Folder of the run: data set, members, stacker, bundle.",
 )
 members = click.option(
     "--members",
-    default="",
     metavar="A,B,...",
     callback=name_list,
     help="Only these members.  [default: every member of the run]",
 )
 device = click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="auto takes a GPU where there is one.",
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="auto takes a GPU where there is one."
 )
 
-seed = click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of whatever is drawn at random."
-)
+seed = click.option("--seed", type=click.IntRange(min=0), default=0, help="Of whatever is drawn at random.")
 data = click.option(
     "--data",
     type=IMAGES_PATH,
@@ -91,11 +83,11 @@ accept_shortcuts = click.option(
 )
 
 
-def _classes(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, str]:
+def _classes(ctx: click.Context, param: click.Parameter, value: str | None) -> dict[str, str]:
     from ensemble.core.names import parse_classes
 
     try:
-        return parse_classes(value)
+        return parse_classes(value or "")
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
 
@@ -103,7 +95,7 @@ def _classes(ctx: click.Context, param: click.Parameter, value: str) -> dict[str
 def classes(help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """--classes as a dict of class names to "ai" or "real"."""
     metavar = "NAME=ai,NAME=real,..."
-    return click.option("--classes", default="", metavar=metavar, callback=_classes, help=help)
+    return click.option("--classes", metavar=metavar, callback=_classes, help=help)
 
 
 def reading(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -112,9 +104,7 @@ def reading(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--images", type=IMAGES_PATH, help="Where a CSV's images lie."),
         classes("What class folders or label texts mean, for example fake=ai,human=real; several may mean one."),
         click.option("--positive", metavar="NAME", help="The class that means AI-made, if its name does not say."),
-        click.option(
-            "--group-column", default="group", show_default=True, help="CSV column whose equal values stay together."
-        ),
+        click.option("--group-column", default="group", help="CSV column whose equal values stay together."),
     ]
     return decorated(command, decorators)
 

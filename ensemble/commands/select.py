@@ -44,12 +44,12 @@ PATH = click.Path(path_type=Path)
 @click.option("--copy", is_flag=True, help="Copy the images instead of linking to them.")
 @options.reading
 @click.option("--skip-unreadable", is_flag=True, help="Leave out broken test images instead of stopping.")
-@click.option("--cache/--no-cache", default=True, show_default=True, help="Keep embeddings for the next time.")
+@click.option("--cache/--no-cache", default=True, help="Keep embeddings for the next time.")
 @click.option(
     "--ablate", "recipe", type=PATH, metavar="RECIPE", help="Train RECIPE on a selection and on a random draw."
 )
 @click.option("--test-labels", type=options.IMAGES_PATH, help="For --ablate: CSV with id, label and optionally group.")
-@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="For --ablate: how often.")
+@click.option("--seeds", type=click.IntRange(min=1), default=3, help="For --ablate: how often.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="For --ablate: change a recipe's value.")
 @options.seed
 @options.device

@@ -37,20 +37,17 @@ def _externals(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
     "--kind",
     type=click.Choice(["logistic", "nonnegative", "mean", "best"]),
     default="logistic",
-    show_default=True,
     help="Logistic regression; the same without negative weights; the mean of the logits; the best member alone.",
 )
 @click.option(
     "--calibration",
     type=click.Choice(["auto", "none", "temperature", "shift"]),
     default="auto",
-    show_default=True,
     help="Scale or shift the stack's logit; auto does only where the log-loss falls beyond noise.",
 )
 @click.option(
     "--threshold",
     default="balanced",
-    show_default=True,
     metavar="balanced|fpr=SHARE|NUMBER",
     callback=_threshold,
     help="Target at or above it means ai: by balanced accuracy, by the share of reals called ai, or as given.",

@@ -80,12 +80,8 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     decorators: list[Callable[..., Any]] = [
         options.data,
         options.reading,
-        click.option(
-            "--tune", type=float, default=0.10, show_default=True, help="Share of groups to choose epochs on."
-        ),
-        click.option(
-            "--heldout", type=float, default=0.15, show_default=True, help="Share of groups kept for the stacker."
-        ),
+        click.option("--tune", type=float, default=0.10, help="Share of groups to choose epochs on."),
+        click.option("--heldout", type=float, default=0.15, help="Share of groups kept for the stacker."),
         click.option("--skip-unreadable", is_flag=True, help="Leave out broken images instead of stopping."),
         click.option(
             "--hold-out",
@@ -120,14 +116,12 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--save-every",
             type=click.FloatRange(min=0),
             default=10.0,
-            show_default=True,
             metavar="MINUTES",
             help="How often the state of a long epoch is saved; it is after every epoch too.",
         ),
         click.option(
             "--report-to",
             default="tensorboard",
-            show_default=True,
             metavar="NAME,...",
             callback=lambda ctx, param, value: tuple(
                 n for n in value.replace(" ", "").split(",") if n not in ("", "none")
@@ -141,7 +135,6 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--engine",
             type=click.Choice(["local", "ray"]),
             default="local",
-            show_default=True,
             help="ray trains members side by side on a Ray cluster, each with the GPUs of its recipe's train.gpus.",
         ),
         click.option(

@@ -20,7 +20,6 @@ TRAINING = (
     "--run",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("runs/demo"),
-    show_default=True,
     help="Folder for the data, the run and the submission.",
 )
 def demo(run: Path) -> int:

@@ -71,12 +71,10 @@ class EvaluateOptions:
     "--grid",
     type=click.Choice(["small", "full", "none"]),
     default="small",
-    show_default=True,
     help="Damage to score under: 6 kinds, all 30, or none.",
 )
 @click.option(
     "--cells",
-    default="",
     metavar="NAME,...",
     callback=options.name_list,
     help="Only these cells of the full grid, such as 'jpeg 50,blur 2'.",
@@ -86,7 +84,6 @@ class EvaluateOptions:
     "--track",
     type=click.Choice(["inductive", "transductive"]),
     default="inductive",
-    show_default=True,
     help="transductive: training images were chosen by looking at this test.",
 )
 @click.option(

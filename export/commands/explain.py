@@ -21,7 +21,6 @@ CELLS = 16  # of a heat map in JSON, along its longer side
 @options.run
 @click.option(
     "--members",
-    default="",
     metavar="A,B,...",
     callback=options.name_list,
     help="Heat maps of these members only.  [default: every member of the stack]",

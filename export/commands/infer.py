@@ -37,7 +37,6 @@ def _parse_location(context: click.Context, parameter: click.Parameter, value: s
     "source",
     metavar="PATH",
     default="data/test.csv",
-    show_default=True,
     callback=_parse_location,
     help="A folder of images; a CSV or Parquet file with a column id or path; Parquet files with images in them, in a "
     "column image; tars in webdataset's layout. Several by their folder or a quoted pattern, such as "

@@ -21,15 +21,13 @@ def _python(context: click.Context, parameter: click.Parameter, value: str) -> s
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--user", envvar="KAGGLE_USERNAME", show_envvar=True, help="Your name on Kaggle, as in its addresses.")
 @click.option("--competition", metavar="SLUG", help="The competition, as in its address.")
-@click.option("--name", default="manyeyes", show_default=True, help="What to call the data set, as in addresses.")
-@click.option("--python", callback=_python, default=PYTHON, show_default=True, help="Python of Kaggle's image.")
-@click.option("--platform", default=PLATFORM, show_default=True, help="Its platform; older wheels are taken too.")
-@click.option("--gpu/--cpu", default=False, help="Score on a T4: 1.5 GB more of CUDA libraries.  [default: cpu]")
-@click.option(
-    "--input", "source", default="test.csv", show_default=True, help="infer's --input, in the competition's folder."
-)
+@click.option("--name", default="manyeyes", help="What to call the data set, as in addresses.")
+@click.option("--python", callback=_python, default=PYTHON, help="Python of Kaggle's image.")
+@click.option("--platform", default=PLATFORM, help="Its platform; older wheels are taken too.")
+@click.option("--gpu/--cpu", default=False, help="Score on a T4: 1.5 GB more of CUDA libraries.")
+@click.option("--input", "source", default="test.csv", help="infer's --input, in the competition's folder.")
 @click.option("--images", help="infer's --images, in the competition's folder.  [default: as infer finds them]")
-@click.option("--sample", default="sample_submission.csv", show_default=True, help="The sample, in that folder.")
+@click.option("--sample", default="sample_submission.csv", help="The sample, in that folder.")
 @click.option("--uncertified", is_flag=True, help="Take a bundle that may run below fp32 without a certificate.")
 @bundle_option("A finished bundle, in place of a run's")
 @options.run

@@ -19,7 +19,7 @@ full = click.option(
 def file_option(*names: str, default: str, help: str) -> Callable[..., Any]:
     """An option for the path of a file, which need not exist. names: as for click.option."""
     file = click.Path(path_type=Path, dir_okay=False)
-    return click.option(*names, type=file, default=Path(default), show_default=True, help=help)
+    return click.option(*names, type=file, default=Path(default), help=help)
 
 
 def bundle_option(what: str) -> Callable[..., Any]:
@@ -53,7 +53,6 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--engine",
             type=click.Choice(["local", "ray"]),
             default="local",
-            show_default=True,
             help="ray scores a bundle on all machines of a Ray cluster: the same file results. Needs --onnx or "
             "--bundle, and pip install 'manyeyes[cluster]' on every machine.",
         ),
@@ -121,14 +120,12 @@ def runtime_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--runtime",
             type=click.Choice(["auto", *RUNTIMES]),
             default="auto",
-            show_default=True,
             help="What runs the members. auto takes what is fastest on this machine, and says what and why.",
         ),
         click.option(
             "--precision",
             type=click.Choice(["auto", *PRECISIONS]),
             default="auto",
-            show_default=True,
             help="auto goes below fp32 only where the bundle's certificate allows it.",
         ),
         click.option(

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 @click.option(
     "--host",
     default="127.0.0.1",
-    show_default=True,
     help="Address to listen on; any but this machine's own lets others use the page, without a password.",
 )
 @click.option(
@@ -35,16 +34,10 @@ if TYPE_CHECKING:
     help="Another name that the page is reached by, such as a proxy's; repeatable. Requests to unknown names are "
     "refused. Known: localhost, --host, and for 0.0.0.0 or :: this machine's name and any IP address.",
 )
-@click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0 takes a free one.")
+@click.option("--port", type=click.IntRange(0, 65535), default=7860, help="0 takes a free one.")
+@click.option("--max-images", type=click.IntRange(1), default=MAX_UPLOAD_IMAGES, help="In one request.")
 @click.option(
-    "--max-images", type=click.IntRange(1), default=MAX_UPLOAD_IMAGES, show_default=True, help="In one request."
-)
-@click.option(
-    "--max-mb",
-    type=click.IntRange(1),
-    default=MAX_UPLOAD_MB,
-    show_default=True,
-    help="MB in one request, all its images together.",
+    "--max-mb", type=click.IntRange(1), default=MAX_UPLOAD_MB, help="MB in one request, all its images together."
 )
 @click.option(
     "--explain",
