@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from ensemble.core.errors import ImageError  # noqa: E402
 from ensemble.data.files import list_images  # noqa: E402
+from ensemble.data.sources import ReadOptions  # noqa: E402
 from ensemble.images import decode  # noqa: E402
 from ensemble.selection import ablation, select  # noqa: E402
 from ensemble.selection.run import SelectionResult, SelectOptions, ablate_selection, select_images  # noqa: E402
@@ -55,6 +56,7 @@ def main() -> None:
             pools=[train, distractors],
             count=options.count,
             output=work / "selection",
+            reading=ReadOptions(),
             embedder=options.embedder,
             recipe=options.ablate,
             test_labels=options.data / "test" / "labels.csv",

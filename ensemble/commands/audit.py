@@ -2,12 +2,17 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ensemble.commands import options
 from ensemble.commands.options import require_training_packages
+
+if TYPE_CHECKING:
+    from ensemble.data.sources import ReadOptions
 
 
 @click.command("audit")
@@ -15,19 +20,16 @@ from ensemble.commands.options import require_training_packages
 @options.reading
 @options.against
 @options.accept_shortcuts
-@click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Also write a page to look at.")
-@click.option("--json", "as_json", type=click.Path(path_type=Path, dir_okay=False), help="Also write the findings.")
+@click.option("--html", type=options.FILE, help="Also write a page to look at.")
+@click.option("--json", "as_json", type=options.FILE, help="Also write the findings.")
 @click.option(
     "--run",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=options.FOLDER,
     help="For the page's swap test: score with this run's members instead of a small probe.",
 )
 def audit(
     data: Sequence[Path],
-    images: Path | None,
-    classes: dict[str, str],
-    positive: str | None,
-    group_column: str,
+    reading: "ReadOptions",
     against: Path | None,
     accept_shortcuts: bool,
     html: Path | None,
@@ -60,8 +62,8 @@ def audit(
             raise click.UsageError("--run scores the swap test of the page; name that with --html")
         artifacts.list_members(run)
     skipped: sources.Skipped = Counter()
-    items, notes = sources.read_data(data, sources.ReadOptions(images, classes, positive, group_column, skipped))
-    audited, test = audit_data(items, notes, skipped, against, images)
+    items, notes = sources.read_data(data, replace(reading, skipped=skipped))
+    audited, test = audit_data(items, notes, skipped, against, reading.images)
     findings = audited.audit.to_dict()
     click.echo(f"{findings['images']} images, {findings['ai']} ai, in {findings['groups']} groups")
     for line in auditing.lines(findings):

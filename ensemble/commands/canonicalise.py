@@ -2,17 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ensemble.commands import options
 from ensemble.commands.options import require_training_packages
 
+if TYPE_CHECKING:
+    from ensemble.data.sources import ReadOptions
+
 
 @click.command("canonicalise")
 @click.argument("data", type=options.IMAGES_PATH, nargs=-1, required=True)
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("folder", type=options.FOLDER)
 @options.reading
 @click.option("--skip-unreadable", is_flag=True, help="Leave out broken images instead of stopping.")
 @click.option(
@@ -26,15 +29,7 @@ from ensemble.commands.options import require_training_packages
     help="Lowest and highest quality of the last JPEG.  [default: below what the classes have]",
 )
 @options.seed
-def canonicalise(
-    data: Sequence[Path],
-    folder: Path,
-    images: Path | None,
-    classes: dict[str, str],
-    positive: str | None,
-    group_column: str,
-    **settings: Any,
-) -> int:
+def canonicalise(data: Sequence[Path], folder: Path, reading: "ReadOptions", **settings: Any) -> int:
     """Write labelled images anew, stored alike for both classes, into FOLDER.
 
     Metadata and names go, every image becomes a crop of one size at its own resolution and
@@ -46,9 +41,8 @@ def canonicalise(
     """
     require_training_packages()
     from ensemble.audit.canonicalise import canonicalise_data
-    from ensemble.data.sources import ReadOptions
 
-    for line in canonicalise_data(data, folder, ReadOptions(images, classes, positive, group_column), **settings):
+    for line in canonicalise_data(data, folder, reading, **settings):
         click.echo(line)
     click.echo(f"-> {folder / 'data.csv'}; next: python cli.py audit {folder / 'data.csv'}")
     return 0

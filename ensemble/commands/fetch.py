@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.argument("name", required=False)
 @click.option("--list", "show_list", is_flag=True, help="Print the catalogue.")
 @click.option("--limit", type=click.IntRange(min=0), default=5000, help="How many images; 0 for all.")
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="[default: data/fetched/NAME]")
+@click.option("--output", type=options.FOLDER, help="[default: data/fetched/NAME]")
 @click.option(
     "--keep-archive", is_flag=True, help="Keep what was downloaded, so that a larger --limit reads on from it."
 )

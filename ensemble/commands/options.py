@@ -1,5 +1,6 @@
 """Command-line options that several commands share."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,18 +46,14 @@ class _ImagesPath(click.Path):
 
 
 IMAGES_PATH = _ImagesPath(path_type=Path)
+FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
 
 run = click.option(
-    "--run",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("runs/default"),
-    help="Folder of the run: data set, members, stacker, bundle.",
+    "--run", type=FOLDER, default=Path("runs/default"), help="Folder of the run: data set, members, stacker, bundle."
 )
 members = click.option(
-    "--members",
-    metavar="A,B,...",
-    callback=name_list,
-    help="Only these members.  [default: every member of the run]",
+    "--members", metavar="A,B,...", callback=name_list, help="Only these members.  [default: every member of the run]"
 )
 device = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="auto takes a GPU where there is one."
@@ -99,14 +96,23 @@ def classes(help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def reading(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How labelled images are read: the same options wherever they are."""
+    """How labelled images are read, handed to the command as one `reading`: a `ReadOptions`."""
+
+    @functools.wraps(command)
+    def call(
+        *, images: Path | None, classes: dict[str, str], positive: str | None, group_column: str, **others: Any
+    ) -> object:
+        from ensemble.data.sources import ReadOptions
+
+        return command(reading=ReadOptions(images, classes, positive, group_column), **others)
+
     decorators: list[Callable[..., Any]] = [
         click.option("--images", type=IMAGES_PATH, help="Where a CSV's images lie."),
         classes("What class folders or label texts mean, for example fake=ai,human=real; several may mean one."),
         click.option("--positive", metavar="NAME", help="The class that means AI-made, if its name does not say."),
         click.option("--group-column", default="group", help="CSV column whose equal values stay together."),
     ]
-    return decorated(command, decorators)
+    return decorated(call, decorators)
 
 
 def table(frame: object) -> None:

@@ -11,11 +11,7 @@ from ensemble.commands.options import require_training_packages
 @click.command("report")
 @options.run
 @click.option("--evaluation", metavar="NAME", help="Which of the run's evaluations to show.  [default: the latest]")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="HTML file to write.  [default: report.html in the run]",
-)
+@click.option("--output", type=options.FILE, help="HTML file to write.  [default: report.html in the run]")
 @click.option("--no-heatmaps", is_flag=True, help="Leave out where a member finds its evidence, which takes longest.")
 def report(run: Path, evaluation: str | None, output: Path | None, no_heatmaps: bool) -> None:
     """Write one page that shows whether to trust the stack, and where not to.

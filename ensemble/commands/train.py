@@ -5,12 +5,13 @@ from typing import Any
 
 import click
 
+from ensemble.commands import options
 from ensemble.commands.train_all import run_training
 from ensemble.commands.training_options import TrainOptions, training_options
 
 
 @click.command("train")
-@click.argument("recipe", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("recipe", type=options.FILE)
 @training_options
 def train(recipe: Path, **settings: Any) -> int:
     """Train one member from its RECIPE, a YAML file.

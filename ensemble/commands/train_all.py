@@ -93,8 +93,7 @@ def _prepare(run: Path, recipes: "Sequence[Recipe]", device: str, options: Train
     from ensemble.data import sources
     from ensemble.training.train_all import check_ready
 
-    reading = sources.ReadOptions(options.images, options.classes, options.positive, options.group_column)
-    labelled, notes = sources.read_data(options.data, reading)
+    labelled, notes = sources.read_data(options.data, options.reading)
     for note in notes:
         click.echo(note)
     dataset_options, remote = options.dataset_options(notes), options.engine == "ray"

@@ -11,6 +11,7 @@ from ensemble.commands import options
 
 if TYPE_CHECKING:
     from ensemble.audit.prepare_dataset import DatasetOptions
+    from ensemble.data.sources import ReadOptions
 
 
 @dataclass(frozen=True)
@@ -18,10 +19,7 @@ class TrainOptions:
     """What the user asks of train or train-all; each field is an option, whose help describes it."""
 
     data: tuple[Path, ...]
-    images: Path | None
-    classes: dict[str, str]
-    positive: str | None
-    group_column: str
+    reading: "ReadOptions"
     tune: float
     heldout: float
     skip_unreadable: bool
@@ -58,7 +56,7 @@ class TrainOptions:
             exclude_overlap=self.exclude_overlap,
             accept_shortcuts=self.accept_shortcuts,
             canonical=self.canonical,
-            images=self.images,
+            images=self.reading.images,
             data=self.data,
             notes=tuple(notes),
         )

@@ -1,6 +1,6 @@
 """The `select` job: read, embed, choose, write; then the ablation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,11 @@ class SelectOptions:
     pools: Sequence[Path]
     count: int
     output: Path
+    reading: ReadOptions
     embedder: str | None = None
     balance: float | None = None
     clusters: int | None = None
     copy: bool = False
-    images: Path | None = None
-    classes: Mapping[str, str] | None = None
-    positive: str | None = None
-    group_column: str = "group"
     skip_unreadable: bool = False
     cache: bool = True
     recipe: Path | None = None
@@ -115,9 +112,8 @@ def _read(options: SelectOptions, log: Log) -> tuple[list[LabelledImage], list[L
         train_all.check_ready([_recipe(options)], options.device)
     elif options.test_labels is not None:
         raise DataError("--test-labels is for --ablate; name a recipe with it, or leave it out")
-    tests = read_test(options.test, options.images, options.test_labels, labelled=options.recipe is not None)
-    reading = ReadOptions(options.images, options.classes, options.positive, options.group_column)
-    items, notes = read_pools(options.pools, reading)
+    tests = read_test(options.test, options.reading.images, options.test_labels, labelled=options.recipe is not None)
+    items, notes = read_pools(options.pools, options.reading)
     for note in notes:
         log(note)
     neighbours.check_search(len(items))

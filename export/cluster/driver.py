@@ -1,4 +1,4 @@
-"""RayEngine: `infer` on a Ray cluster. One worker plans, Ray Data gives shards to workers, the journal is written here.
+"""`infer` on a Ray cluster. One worker plans, Ray Data gives shards to workers, the journal is written here.
 
 The files that result are those of one machine.
 """
@@ -45,28 +45,24 @@ class ClusterRun:
     coordinator: Any
 
 
-@dataclass(frozen=True)
-class RayEngine:
-    """Runs a bundle's members on a Ray cluster, connected to it until `stack` is closed."""
+def prepare_on_cluster(
+    cluster: ClusterOptions, stack: ExitStack, options: InferOptions, inputs: Inputs, workdir: Path, log: Log
+) -> PreparedEnsemble:
+    """Decide on one worker what runs the bundle on all, as `load_bundle` does on one machine.
 
-    options: ClusterOptions
-    stack: ExitStack
-
-    def prepare(self, options: InferOptions, inputs: Inputs, workdir: Path, log: Log) -> PreparedEnsemble:
-        """Decide on one worker what runs the bundle on all, as `load_bundle` does on one machine.
-
-        The plan is stored in `workdir`, and a resumed job keeps it as long as a machine has room for its workers.
-        """
-        available = nodes(self.stack.enter_context(connected(self.options.address)))
-        folder = options.source.locate_bundle(log, options.scores.adapted)
-        if folder is None:
-            raise UnavailableError("--engine ray runs a bundle: add --onnx, or name one with --bundle")
-        run = plan_run(folder, options.runtime, self.options, available, inputs, workdir, log)
-        plan = run.worker_plan.plan
-        runners = [Runner(member.name, member.preprocess_config, _runs_elsewhere) for member in plan.members]
-        ensemble = replace(build_ensemble(folder, plan, runners), identity=run.worker_plan.identity)
-        scorer = cluster_scorer(run, inputs, options.scores.tta)
-        return PreparedEnsemble(with_tta(ensemble, options), run.job.bundle.listed, run.worker_plan.libraries, scorer)
+    The plan is stored in `workdir`, and a resumed job keeps it as long as a machine has room for its workers. This
+    process stays connected to the cluster until `stack` is closed.
+    """
+    available = nodes(stack.enter_context(connected(cluster.address)))
+    folder = options.source.locate_bundle(log, options.scores.adapted)
+    if folder is None:
+        raise UnavailableError("--engine ray runs a bundle: add --onnx, or name one with --bundle")
+    run = plan_run(folder, options.runtime, cluster, available, inputs, workdir, log)
+    plan = run.worker_plan.plan
+    runners = [Runner(member.name, member.preprocess_config, _runs_elsewhere) for member in plan.members]
+    ensemble = replace(build_ensemble(folder, plan, runners), identity=run.worker_plan.identity)
+    scorer = cluster_scorer(run, inputs, options.scores.tta)
+    return PreparedEnsemble(with_tta(ensemble, options), run.job.bundle.listed, run.worker_plan.libraries, scorer)
 
 
 def plan_run(

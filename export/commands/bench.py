@@ -22,7 +22,7 @@ from export.runtimes.settings import RuntimeOptions
     type=options.IMAGES_PATH,
     help="Images to score, a folder or a CSV.  [default: the run's held-out images, else generated ones]",
 )
-@click.option("--json", "output", type=click.Path(path_type=Path, dir_okay=False), help="Also write the figures there.")
+@click.option("--json", "output", type=options.FILE, help="Also write the figures there.")
 @full
 @runtime_options
 def bench(

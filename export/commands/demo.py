@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from ensemble.commands import options
+
 # recipes/quick made smaller and shorter, for minutes on two cores; nine photographs: 4 train, 1 tunes, 4 are held out.
 TRAINING = (
     "--tune 0.15 --heldout 0.4 --seed 4 "
@@ -17,10 +19,7 @@ TRAINING = (
 
 @click.command("demo")
 @click.option(
-    "--run",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("runs/demo"),
-    help="Folder for the data, the run and the submission.",
+    "--run", type=options.FOLDER, default=Path("runs/demo"), help="Folder for the data, the run and the submission."
 )
 def demo(run: Path) -> int:
     """The whole job on small real data, offline: train-all, stack, export, infer, submit, scores.
@@ -29,7 +28,6 @@ def demo(run: Path) -> int:
     neural network trained on the spot. Minutes on two cores. Run again, it goes on from
     what is finished.
     """
-    from ensemble.commands.options import require_training_packages
     from ensemble.commands.stack import stack
     from ensemble.commands.train_all import train_all
     from export.commands.export import export
@@ -37,7 +35,7 @@ def demo(run: Path) -> int:
     from export.commands.submit import submit
 
     started = time.monotonic()
-    require_training_packages()
+    options.require_training_packages()
     from ensemble.core.recipe import recipes_folder
     from ensemble.fetch.demo_data import make_demo_data
 
@@ -69,7 +67,6 @@ def _finish(run: Path, data: Path, output: Path) -> None:
     import pandas as pd
 
     from ensemble.audit.headline import audit_headline
-    from ensemble.commands import options
     from ensemble.core import artifacts
     from ensemble.stacking.scores import format_scores, score_frames, verdict
 

@@ -14,7 +14,7 @@ from export.runtimes.settings import RuntimeOptions
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ensemble.data.sources import LabelledImage
+    from ensemble.data.sources import LabelledImage, ReadOptions
     from ensemble.evaluation.protocol import EvaluatedModel
     from ensemble.images.robustness import Corruption
 
@@ -63,7 +63,7 @@ class EvaluateOptions:
 @click.option("--onnx", is_flag=True, help="Use the run's bundle, all of it, in place of its torch members.")
 @click.option(
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=options.FOLDER,
     help="Folder to write; required with a --model that is no run.  [default: RUN/evaluations/NAME]",
 )
 @click.option("--name", metavar="NAME", help="Of this evaluation.  [default: from the data's name]")
@@ -95,9 +95,7 @@ class EvaluateOptions:
 @click.option("--allow-trained", is_flag=True, help="Score images of the run's own training too; no test, and said so.")
 @options.seed
 @runtime_options
-def evaluate(
-    images: Path | None, classes: dict[str, str], positive: str | None, group_column: str, **settings: Any
-) -> int:
+def evaluate(reading: "ReadOptions", **settings: Any) -> int:
     """Score labelled images: as they are, and damaged as pictures are on the web.
 
     Prints every score with its 95 % interval over groups, the robustness grid with its worst
@@ -116,13 +114,12 @@ def evaluate(
       python cli.py evaluate --data phone_photos.csv --stress
       python cli.py evaluate --model hf://USER/REPO --data test/labels.csv --output evaluated
     """
-    from ensemble.data.sources import ReadOptions
     from ensemble.evaluation.benchmarks import read_benchmarks
 
     request = EvaluateOptions(**settings)
     if request.model_positive and not request.model:
         raise click.UsageError("--model-positive names a class of --model")
-    items, notes, benchmarks = read_benchmarks(request.data, ReadOptions(images, classes, positive, group_column))
+    items, notes, benchmarks = read_benchmarks(request.data, reading)
     for note in notes:
         click.echo(note)
     return _evaluate(request, items, benchmarks)

@@ -1,6 +1,7 @@
 """export: convert a run's stack or single classifiers into a bundle, or certify a bundle again."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from ensemble.core.names import is_member_name
 from export.commands.options import refuse_run_with
 
 if TYPE_CHECKING:
-    from ensemble.data.sources import LabelledImage
+    from ensemble.data.sources import LabelledImage, ReadOptions
 
 
 def _members(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -52,7 +53,7 @@ def _labelled(option: str, help: str) -> Callable[[Callable[..., Any]], Callable
 )
 @click.option(
     "--bundle",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=options.FOLDER,
     metavar="DIR",
     help="A bundle of its own, in place of the run's: to make with --member, or to certify anew.",
 )
@@ -77,10 +78,7 @@ def export(
     bundle: Path | None,
     sources: dict[str, str],
     stack_on: tuple[Path, ...],
-    images: Path | None,
-    classes: dict[str, str],
-    positive: str | None,
-    group_column: str,
+    reading: "ReadOptions",
 ) -> None:
     """Convert the stack's members to ONNX and put them into the run's bundle.
 
@@ -127,7 +125,7 @@ def export(
     if bundle is not None and force and not sources:
         raise click.UsageError("--force converts members anew: name them with --member, or leave it out")
     from ensemble.core.artifacts import bundle_path
-    from ensemble.data.sources import ReadOptions, read_data
+    from ensemble.data.sources import read_data
     from ensemble.images.decode import silence_decoder_warnings
     from export.bundle import certificate, check_images
     from export.bundle.export import certify_bundle, export_run
@@ -136,7 +134,7 @@ def export(
     context.with_resource(silence_decoder_warnings())
 
     def read(paths: tuple[Path, ...]) -> "list[LabelledImage]":
-        items, notes = read_data(paths, ReadOptions(images, classes, None if sources else positive, group_column))
+        items, notes = read_data(paths, replace(reading, positive=None) if sources else reading)
         for note in notes:
             click.echo(note)
         return items
@@ -149,7 +147,7 @@ def export(
         from export.bundle.export import export_classifiers
 
         certificates, result = export_classifiers(
-            sources, bundle, click.echo, positive, force, stack_items, certify_options
+            sources, bundle, click.echo, reading.positive, force, stack_items, certify_options
         )
         if result:
             options.print_scores(result)

@@ -2,6 +2,7 @@
 
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,6 @@ from export.runtimes.settings import RuntimeOptions
 
 if TYPE_CHECKING:
     from ensemble.data.storage import Location
-    from export.inference.pipeline import Engine
 
 
 def _parse_location(context: click.Context, parameter: click.Parameter, value: str | None) -> "Location | None":
@@ -122,51 +122,9 @@ def infer(
       python cli.py infer --model hf://USER/REPO --positive fake --input photos/
       python cli.py infer --onnx --input photos/ --engine ray --address auto
     """
-    _check_options(context, onnx, bundle, model, positive, cascade is not None, tta, adapted)
-    if cluster and not (onnx or bundle):
-        raise click.UsageError("--engine ray runs a bundle: add --onnx, or name one with --bundle")
-    if cluster and any(str(location).startswith("memory://") for location in (source, images)):
-        raise click.UsageError("memory:// is of one process alone, and a cluster has several: leave out --engine ray")
-    from ensemble.images.decode import silence_decoder_warnings
-    from export.inference.infer import ScoreOptions
-    from export.inference.pipeline import InferOptions, ModelSource, describe_exits
-    from export.inference.pipeline import run as run_infer
-
-    context.with_resource(silence_decoder_warnings())
-    chosen = InferOptions(
-        source,
-        images,
-        output,
-        ModelSource(run, onnx, bundle, model, positive),
-        replace(runtime, cascade=cascade, full=full or adapted),
-        ScoreOptions(members, tta, adapted, fill),
-    )
-    result = run_infer(chosen, _engine(context, cluster), click.echo, lambda line: click.echo(line, err=True))
-    speed = f", {result.images_per_second:,.1f} images per second" if result.images_per_second else ""
-    click.echo(f"{result.scored} images scored -> {click.format_filename(output)}{speed}")
-    if result.exits:
-        click.echo(describe_exits(result.exits))
-    if result.listing is None:
-        return 0
-    listing = click.format_filename(result.listing)
-    click.echo(f"Error: {result.failed} images could not be read, listed in {listing}", err=True)
-    return 1 if result.scored else 2
-
-
-def _check_options(
-    context: click.Context,
-    onnx: bool,
-    bundle: str | None,
-    model: str | None,
-    positive: str | None,
-    cascade: bool,
-    tta: bool,
-    adapted: bool,
-) -> None:
-    """UsageError for options that name two things to score by, or that do not go together."""
-    if cascade and not (onnx or bundle):
+    if cascade is not None and not (onnx or bundle):
         raise click.UsageError("--cascade runs a bundle: add --onnx, or name one with --bundle")
-    if cascade and tta:
+    if cascade is not None and tta:
         raise click.UsageError("--cascade and --tta exclude each other: the cascade is fitted on images as they are")
     if bundle and model:
         raise click.UsageError("--bundle and --model exclude each other")
@@ -176,14 +134,35 @@ def _check_options(
         raise click.UsageError("--model runs a classifier as it is: leave out --onnx, --tta and --adapted")
     if positive and not model:
         raise click.UsageError("--positive names a class of --model")
+    if cluster and not (onnx or bundle):
+        raise click.UsageError("--engine ray runs a bundle: add --onnx, or name one with --bundle")
+    if cluster and any(str(location).startswith("memory://") for location in (source, images)):
+        raise click.UsageError("memory:// is of one process alone, and a cluster has several: leave out --engine ray")
+    from ensemble.images.decode import silence_decoder_warnings
+    from export.inference import pipeline
+    from export.inference.infer import ScoreOptions
 
-
-def _engine(context: click.Context, cluster: ClusterOptions | None) -> "Engine":
-    """What runs the members; a cluster stays connected until the command ends."""
+    context.with_resource(silence_decoder_warnings())
+    chosen = pipeline.InferOptions(
+        source,
+        images,
+        output,
+        pipeline.ModelSource(run, onnx, bundle, model, positive),
+        replace(runtime, cascade=cascade, full=full or adapted),
+        ScoreOptions(members, tta, adapted, fill),
+    )
+    prepare = pipeline.prepare_locally
     if cluster:
-        from export.cluster.driver import RayEngine
+        from export.cluster.driver import prepare_on_cluster
 
-        return RayEngine(cluster, context.with_resource(ExitStack()))
-    from export.inference.pipeline import LocalEngine
-
-    return LocalEngine()
+        prepare = partial(prepare_on_cluster, cluster, context.with_resource(ExitStack()))
+    result = pipeline.run(chosen, prepare, click.echo, lambda line: click.echo(line, err=True))
+    speed = f", {result.images_per_second:,.1f} images per second" if result.images_per_second else ""
+    click.echo(f"{result.scored} images scored -> {click.format_filename(output)}{speed}")
+    if result.exits:
+        click.echo(pipeline.describe_exits(result.exits))
+    if result.listing is None:
+        return 0
+    listing = click.format_filename(result.listing)
+    click.echo(f"Error: {result.failed} images could not be read, listed in {listing}", err=True)
+    return 1 if result.scored else 2

@@ -18,7 +18,7 @@ def _python(context: click.Context, parameter: click.Parameter, value: str) -> s
 
 
 @click.command("kaggle-kernel")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("folder", metavar="DIR", type=options.FOLDER)
 @click.option("--user", envvar="KAGGLE_USERNAME", show_envvar=True, help="Your name on Kaggle, as in its addresses.")
 @click.option("--competition", metavar="SLUG", help="The competition, as in its address.")
 @click.option("--name", default="manyeyes", help="What to call the data set, as in addresses.")

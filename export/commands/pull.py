@@ -4,10 +4,12 @@ from pathlib import Path
 
 import click
 
+from ensemble.commands import options
+
 
 @click.command("pull")
 @click.argument("repo", metavar="USER/REPO[@REVISION]")
-@click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path, file_okay=False))
+@click.argument("folder", metavar="[DIR]", required=False, type=options.FOLDER)
 @click.option("--revision", metavar="NAME", help="A branch, a tag or a commit.  [default: main]")
 @click.option("--force", is_flag=True, help="Replace another bundle in DIR.")
 def pull(repo: str, folder: Path | None, revision: str | None, force: bool) -> None:

@@ -1,10 +1,9 @@
 """The `infer` job: read the inputs, load an ensemble, score every image, write the output and its provenance."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, UnavailableError
@@ -72,32 +71,26 @@ class InferOptions:
     scores: ScoreOptions
 
 
-class Engine(Protocol):
-    """Runs the members: in this process (`LocalEngine`), or elsewhere."""
-
-    def prepare(self, options: InferOptions, inputs: Inputs, workdir: Path, log: Log) -> PreparedEnsemble:
-        """Load the ensemble. workdir: the journal's folder, which may hold what the engine keeps for a resumed job."""
+# Makes the ensemble ready to score the inputs, here or elsewhere. The path: the journal's folder, for what a resumed job
+# needs.
+Prepare = Callable[[InferOptions, Inputs, Path, Log], PreparedEnsemble]
 
 
-class LocalEngine:
-    """Runs the members in this process."""
-
-    def prepare(self, options: InferOptions, inputs: Inputs, workdir: Path, log: Log) -> PreparedEnsemble:
-        """Load the bundle, the run's torch members, or the classifier."""
-        source, runtime = options.source, options.runtime
-        folder = source.locate_bundle(log, options.scores.adapted)
-        if folder:
-            ensemble = load_bundle(folder, runtime, log)
-        elif source.model:
-            located = hub_bundles.locate(source.model)
-            ensemble = load_folder(located, source.model, runtime, source.positive, log)
-        else:
-            ensemble = load_run(source.run, False, runtime, log)
-        listed = read_contents(folder) if folder else None  # now: another export may replace it while images are scored
-        ensemble = with_tta(ensemble, options)
-        runtimes = {parse_config(setting).runtime for _, setting in ensemble.settings}
-        libraries = {runtime: version(runtime) for runtime in runtimes}
-        return PreparedEnsemble(ensemble, listed, libraries, local_scorer(inputs, ensemble))
+def prepare_locally(options: InferOptions, inputs: Inputs, workdir: Path, log: Log) -> PreparedEnsemble:
+    """Load the bundle, the run's torch members, or the classifier, to run in this process."""
+    source, runtime = options.source, options.runtime
+    folder = source.locate_bundle(log, options.scores.adapted)
+    if folder:
+        ensemble = load_bundle(folder, runtime, log)
+    elif source.model:
+        ensemble = load_folder(hub_bundles.locate(source.model), source.model, runtime, source.positive, log)
+    else:
+        ensemble = load_run(source.run, False, runtime, log)
+    listed = read_contents(folder) if folder else None  # now: another export may replace it while images are scored
+    ensemble = with_tta(ensemble, options)
+    runtimes = {parse_config(setting).runtime for _, setting in ensemble.settings}
+    libraries = {runtime: version(runtime) for runtime in runtimes}
+    return PreparedEnsemble(ensemble, listed, libraries, local_scorer(inputs, ensemble))
 
 
 def with_tta(ensemble: Ensemble, options: InferOptions) -> Ensemble:
@@ -112,7 +105,7 @@ def with_tta(ensemble: Ensemble, options: InferOptions) -> Ensemble:
     return with_flips(ensemble, remedy)
 
 
-def run(options: InferOptions, engine: Engine, log: Log, warn: Log) -> InferResult:
+def run(options: InferOptions, prepare: Prepare, log: Log, warn: Log) -> InferResult:
     """Score the images of `options.input`; writes the output, the list of failures and the provenance beside it.
 
     A job that was stopped goes on from the shards that it had scored. warn: gets a line if something is odd about
@@ -126,7 +119,7 @@ def run(options: InferOptions, engine: Engine, log: Log, warn: Log) -> InferResu
         check_output(output, inputs.files)
         if inputs.note:
             warn(inputs.note)
-        prepared = engine.prepare(options, inputs, workdir, log)
+        prepared = prepare(options, inputs, workdir, log)
         for line in _describe(options, prepared.ensemble, inputs):
             log(line)
         result = infer_to_file(inputs, prepared.ensemble, output, workdir, options.scores, log, prepared.scorer)
