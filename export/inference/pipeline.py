@@ -71,8 +71,7 @@ class InferOptions:
     scores: ScoreOptions
 
 
-# Makes the ensemble ready to score the inputs, here or elsewhere. The path: the journal's folder, for what a resumed job
-# needs.
+# Makes the ensemble ready to score the inputs. The path is of the journal's folder.
 Prepare = Callable[[InferOptions, Inputs, Path, Log], PreparedEnsemble]
 
 

@@ -10,9 +10,13 @@ import numpy as np
 import pandas as pd
 
 from ensemble.core import artifacts
-from ensemble.core.errors import DataError, join_limited
+from ensemble.core.errors import ArtifactError, DataError, join_limited
+from ensemble.core.metrics import Interval
 from ensemble.core.names import LABELS, NEGATIVE, NEGATIVE_NAMES, POSITIVE, POSITIVE_NAMES
 from ensemble.data.tables import read_table
+from ensemble.stacking.stacker import Stacker
+from export.bundle import bundle, operating_point
+from export.inference import provenance
 from export.inference.outputs import write_csv
 
 LABELS_ONLY, PROBABILITIES = "labels", "probabilities"  # what a sample's values suggest that it accepts
@@ -39,6 +43,15 @@ class SubmissionOptions:
 
     threshold: float | None = None
     positive: str | None = None
+
+
+@dataclass(frozen=True)
+class SubmittedStack:
+    """The stack that made the scores: its file, its threshold, and its held-out AUROC, None where none is known."""
+
+    path: Path
+    threshold: float
+    auroc: Interval | None
 
 
 def read_sample(path: Path) -> SampleSubmission:
@@ -186,3 +199,105 @@ def submission_record(sample: SampleSubmission, options: SubmissionOptions, move
         "threshold": options.threshold,
         "positive": _positive_class(sample, options),
     }
+
+
+def check_paths(scores: Path, sample: Path, output: Path, changes: bool) -> None:
+    """ArtifactError for an output that is no CSV, would replace the sample, or the scores by something else."""
+    if output.suffix.lower() != ".csv":
+        raise ArtifactError(f"cannot write {output}; a submission's name ends in .csv")
+    provenance_file = provenance.provenance_path(output)
+    if provenance_file.is_dir():
+        raise ArtifactError(f"{provenance_file} is a folder, and says what made {output}; choose another --output")
+    for path, what in ((sample, "the sample"), (scores, "the scores")):
+        if provenance_file.exists() and path.exists() and provenance_file.samefile(path):
+            raise ArtifactError(f"{provenance_file} has {what} and would be overwritten; choose another --output")
+    if output.exists() and sample.exists() and output.samefile(sample):
+        raise ArtifactError(f"{output} is the sample and would be overwritten; choose another --output")
+    if changes and output.exists() and scores.exists() and output.samefile(scores):
+        raise ArtifactError(
+            f"{output} has the scores, which would be lost; choose another --output, or let infer write scores.csv"
+        )
+
+
+def read_stack(location: Path, required: bool, made_by: dict[str, Any] | None) -> SubmittedStack | None:
+    """Threshold and held-out AUROC of the stack in a run or bundle; None where there is none, unless it is required.
+
+    None too where a single classifier made the scores. ArtifactError where another stack did.
+    """
+    path = artifacts.stacker_path(location)
+    single = made_by is not None and made_by["source"] == provenance.MODEL
+    if not required and (single or not path.is_file()):
+        return None
+    if single:
+        raise ArtifactError(f"these scores were made by infer --model, not by {path}; leave out --run and --bundle")
+    values = artifacts.read_json(path, "name the run or bundle that made the scores with --run or --bundle")
+    stacker = Stacker.from_dict(values)
+    if made_by and made_by["stack"] != provenance.stacker_sha256(stacker, bool(made_by["options"]["adapted"])):
+        chosen = _operating_point_stacker(location, path)
+        if chosen is None or made_by["stack"] != provenance.stacker_sha256(chosen, False):
+            raise ArtifactError(
+                f"these scores were made by another stack than {path}; run infer again, or name theirs with --run or "
+                "--bundle"
+            )
+        return SubmittedStack(path, chosen.threshold, None)
+    return SubmittedStack(path, stacker.threshold, _heldout_auroc(values, path))
+
+
+def _heldout_auroc(values: dict[str, Any], path: Path) -> Interval | None:
+    """What stacker.json says of its stack's held-out images; None where it says nothing."""
+    try:
+        auroc = ((values.get("scores") or {}).get("stack") or {}).get("auroc")
+        if auroc is None:
+            return None
+        ends = [auroc[key] for key in ("value", "low", "high")]
+        if all(end is None or 0 <= end <= 1 for end in ends):
+            return Interval(*(float("nan") if end is None else end for end in ends))
+    except (AttributeError, KeyError, TypeError):
+        pass
+    raise ArtifactError(f"{path} is damaged (its scores); run stack again")
+
+
+def _operating_point_stacker(location: Path, path: Path) -> Stacker | None:
+    """The stack of the members that frontier chose in a bundle of this stack; None where it chose none."""
+    folder = location if (location / "bundle.json").is_file() else artifacts.bundle_path(location)
+    if not (folder / operating_point.FILE).is_file():
+        return None
+    values = bundle.read_contents(folder)
+    if values["files"]["stacker.json"] != artifacts.file_sha256(path):
+        return None
+    point = operating_point.read(folder, values)
+    return point.stacker if point else None
+
+
+def notes(
+    stack: SubmittedStack | None,
+    made_by: dict[str, Any] | None,
+    moved: bool,
+    sample: SampleSubmission,
+    options: SubmissionOptions,
+    scores: Path,
+) -> list[str]:
+    """What a competitor should know; ArtifactError where the held-out scores say that the stack is reversed."""
+    lines = []
+    if made_by and made_by["source"] == provenance.MODEL:
+        lines.append("No held-out scores of a single classifier: a reversed one would not be noticed.")
+    elif stack is None or stack.auroc is None:
+        lines.append("No held-out scores of the stack here (--run or --bundle): a reversed one would not be noticed.")
+    else:
+        auroc = stack.auroc
+        if auroc.high < 0.5:
+            raise ArtifactError(
+                f"the stack ranks its held-out images backwards (AUROC {auroc}, {stack.path}): ai and real are "
+                "probably swapped in the training labels; set --classes, train and stack again"
+            )
+        doubt = ": perhaps no better than chance" if auroc.low <= 0.5 else ""
+        lines.append(f"AUROC of the stack on held-out images: {auroc}{doubt}.")
+    if made_by is None:
+        lines.append(f"Nothing beside {scores} says what made it; its fingerprint will not either.")
+    elif made_by["images"]["failed"]:
+        lines.append(f"{made_by['images']['failed']} images could not be read and have the score of --fill.")
+    if moved:
+        lines.append("Rows were put into the sample's order.")
+    if sample.suggests == "labels" and options.threshold is None:
+        lines.append("The sample holds only 0 and 1: if labels are scored (accuracy, F1), add --hard.")
+    return lines
