@@ -5,7 +5,6 @@ Nothing here writes to disk, and no name of an archive becomes a path.
 
 import fnmatch
 import gzip
-import math
 import re
 import stat
 import tarfile
@@ -14,7 +13,8 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any, Protocol, Self, cast
+from types import SimpleNamespace
+from typing import IO, Any, Self, cast
 
 from ensemble.core.errors import DataError, error_line, join_limited
 
@@ -25,20 +25,13 @@ MAX_HEADER_BYTES = 1 << 20
 MAX_NAME = 1024
 TOO_LARGE = f"over {MAX_IMAGE_BYTES >> 20} MiB"
 _NAMED = 3
+_KINDS_REFUSED = {"link": "that are links", "special": "that are devices, pipes or sparse files"}
 # tarfile parses their numbers unguarded, and calls itself for each of many headers of one member
 _FROM_DAMAGED_HEADERS = (ValueError, ArithmeticError, LookupError, RecursionError)
 
 
 class DamagedArchiveError(DataError):
     """The bytes are not those of a whole archive."""
-
-
-class Readable(Protocol):
-    """Anything with read(size), such as a download."""
-
-    def read(self, size: int = -1, /) -> bytes:
-        """At most `size` bytes; none at the end."""
-        ...
 
 
 @dataclass
@@ -54,10 +47,6 @@ class Tally:
         self.refused[reason] += 1
         if len(self.names[reason]) < _NAMED:
             self.names[reason].append(ascii(name[:200]))
-
-    def pass_over(self, reason: str) -> None:
-        """Count a member that is not wanted."""
-        self.passed[reason] += 1
 
     def refusals(self) -> list[str]:
         """One line a reason: "2 with '..' in the path: 'a/../b', 'c/../d'"."""
@@ -84,7 +73,7 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
-def read_tar(stream: Readable, wanted: Callable[[str], bool], tally: Tally) -> Iterator[tuple[str, bytes]]:
+def read_tar(stream: IO[bytes], wanted: Callable[[str], bool], tally: Tally) -> Iterator[tuple[str, bytes]]:
     """(name, bytes) of the wanted files of a tar.gz stream, in its order, to its end or until the caller stops.
 
     Links, devices, sparse files, unsafe names and files over MAX_IMAGE_BYTES are refused and counted.
@@ -95,7 +84,8 @@ def read_tar(stream: Readable, wanted: Callable[[str], bool], tally: Tally) -> I
         with tarfile.open(fileobj=cast(Any, unpacked), mode="r|", tarinfo=_Member) as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # else every header of a million files stays in memory
-                if _tar_member_is_fine(member, wanted, tally, MAX_IMAGE_BYTES) and (file := tar.extractfile(member)):
+                fine = _is_fine(member.name, _tar_kind(member), member.size, wanted, tally)
+                if fine and (file := tar.extractfile(member)):
                     yield member.name, file.read()
         while unpacked.read(1 << 20):
             pass  # the end of the stream holds its checksum
@@ -103,20 +93,27 @@ def read_tar(stream: Readable, wanted: Callable[[str], bool], tally: Tally) -> I
         raise DamagedArchiveError(error_line(error)) from None
 
 
-def _tar_member_is_fine(member: tarfile.TarInfo, wanted: Callable[[str], bool], tally: Tally, most: float) -> bool:
-    if reason := unsafe_reason(member.name):
-        tally.refuse(reason, member.name)
-    elif member.isdir():
-        pass
-    elif member.issym() or member.islnk():
-        tally.refuse("that are links", member.name)
-    elif not member.isreg() or member.issparse():
-        tally.refuse("that are devices, pipes or sparse files", member.name)
-    elif wanted(member.name):
-        if member.size <= most:
+def _is_fine(name: str, kind: str, size: int, wanted: Callable[[str], bool], tally: Tally) -> bool:
+    """Whether to read a member: a wanted file, not too large. What must not be trusted is counted as refused."""
+    if kind == "folder" and not unsafe_reason(name):
+        return False
+    reason = unsafe_reason(name) or _KINDS_REFUSED.get(kind)
+    if not reason:
+        if not wanted(name):
+            return False
+        if size <= MAX_IMAGE_BYTES:
             return True
-        tally.refuse(TOO_LARGE, member.name)
+        reason = TOO_LARGE
+    tally.refuse(reason, name)
     return False
+
+
+def _tar_kind(member: tarfile.TarInfo) -> str:
+    if member.isdir():
+        return "folder"
+    if member.issym() or member.islnk():
+        return "link"
+    return "file" if member.isreg() and not member.issparse() else "special"
 
 
 def list_tar(file: IO[bytes], size: int, wanted: Callable[[str], bool], tally: Tally) -> Iterator[tuple[str, int, int]]:
@@ -131,7 +128,7 @@ def list_tar(file: IO[bytes], size: int, wanted: Callable[[str], bool], tally: T
                 tar.members.clear()  # type: ignore[attr-defined]  # as in read_tar
                 if member.size < 0:  # the next would lie before it, and so round and round
                     raise DamagedArchiveError(f"a member of {member.size} bytes")
-                if wanted(member.name) and _tar_member_is_fine(member, wanted, tally, math.inf):
+                if wanted(member.name) and _is_fine(member.name, _tar_kind(member), 0, wanted, tally):
                     if member.offset_data + member.size > size:  # no int64 may hold it
                         raise DamagedArchiveError("unexpected end of data")
                     yield member.name, member.offset_data, member.size
@@ -145,29 +142,21 @@ def list_tar(file: IO[bytes], size: int, wanted: Callable[[str], bool], tally: T
 class _Bounded:
     """Reads a gzip stream, and stops when it expands beyond all photographs."""
 
-    def __init__(self, packed: Readable) -> None:
+    def __init__(self, packed: IO[bytes]) -> None:
         self._packed = packed
         self._in = self._out = 0
-        self._gzip = gzip.GzipFile(fileobj=cast(Any, _Counted(packed, self._count)), mode="rb")
+        self._gzip = gzip.GzipFile(fileobj=cast(Any, SimpleNamespace(read=self._read_packed)), mode="rb")
 
-    def _count(self, size: int) -> None:
-        self._in += size
+    def _read_packed(self, size: int = -1) -> bytes:
+        data = self._packed.read(size)
+        self._in += len(data)
+        return data
 
     def read(self, size: int = -1, /) -> bytes:
         data = self._gzip.read(size)
         self._out += len(data)
         if self._out > RATIO_SLACK + MAX_RATIO * self._in:
             raise DataError(f"an archive that expands more than {MAX_RATIO}-fold is refused as a bomb")
-        return data
-
-
-class _Counted:
-    def __init__(self, packed: Readable, count: Callable[[int], None]) -> None:
-        self._packed, self._tell = packed, count
-
-    def read(self, size: int = -1, /) -> bytes:
-        data = self._packed.read(size)
-        self._tell(len(data))
         return data
 
 
@@ -207,28 +196,13 @@ def read_zip(file: IO[bytes], wanted: Callable[[str], bool], tally: Tally) -> It
         if sum(member.file_size for member in members) > RATIO_SLACK + MAX_RATIO * packed:
             raise DataError(f"an archive that expands more than {MAX_RATIO}-fold is refused as a bomb")
         for member in members:
-            if _zip_member_is_fine(member, wanted, tally):
+            mode = stat.S_IFMT(member.external_attr >> 16)  # 0 where the ZIP was not made on Unix
+            kind = {0: "file", stat.S_IFREG: "file", stat.S_IFLNK: "link"}.get(mode, "special")
+            if _is_fine(member.filename, "folder" if member.is_dir() else kind, member.file_size, wanted, tally):
                 try:
                     yield member.filename, archive.read(member)
                 except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
                     tally.refuse("that are damaged, encrypted or packed in an unknown way", member.filename)
-
-
-def _zip_member_is_fine(member: zipfile.ZipInfo, wanted: Callable[[str], bool], tally: Tally) -> bool:
-    kind = stat.S_IFMT(member.external_attr >> 16)
-    if reason := unsafe_reason(member.filename):
-        tally.refuse(reason, member.filename)
-    elif member.is_dir():
-        pass
-    elif kind == stat.S_IFLNK:
-        tally.refuse("that are links", member.filename)
-    elif kind not in (0, stat.S_IFREG):
-        tally.refuse("that are devices, pipes or sparse files", member.filename)
-    elif wanted(member.filename):
-        if member.file_size <= MAX_IMAGE_BYTES:
-            return True
-        tally.refuse(TOO_LARGE, member.filename)
-    return False
 
 
 def group_parts(paths: Sequence[str], pattern: str) -> dict[str, list[str]]:

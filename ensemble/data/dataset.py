@@ -1,7 +1,7 @@
 """Build a run's dataset.parquet: one row an image, with its group, split and what the index knows."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,6 @@ def build_dataset(
     fractions: Fractions,
     seed: int,
     skip_unreadable: bool = False,
-    workers: int | None = None,
     hold_out: Sequence[str] = (),
 ) -> tuple[pd.DataFrame, list[str]]:
     """Index labelled files: one row an image with the columns of `COLUMNS`.
@@ -33,19 +32,19 @@ def build_dataset(
     Raises DataError for unreadable files, identical pixels in both classes, or a split
     that lacks a class.
     """
-    items, indexed = index_items(data, skip_unreadable, workers)
+    items, indexed = index_items(data, skip_unreadable)
     return assemble(items, indexed, near_pairs(indexed), fractions, seed, hold_out), list(indexed.errors.values())
 
 
 def index_items(
-    data: Sequence[sources.LabelledImage], skip_unreadable: bool = False, workers: int | None = None
+    data: Sequence[sources.LabelledImage], skip_unreadable: bool = False
 ) -> tuple[list[sources.LabelledImage], FileIndex]:
     """The readable ones of the labelled files, sorted by id, and their index.
 
     Raises DataError for unreadable files, unless they are to be skipped.
     """
     data = sorted(data, key=lambda item: item.id)
-    indexed = index_files([item.file for item in data], workers)
+    indexed = index_files([item.file for item in data])
     bad = indexed.errors
     if bad and not skip_unreadable:
         raise DataError(
@@ -72,11 +71,9 @@ def assemble(
     both classes, or, with `check`, a split that lacks a class.
     """
     records = indexed.records
-    conflicts = conflicting(items, list(records["pixels"]))
-    if conflicts:
+    if conflicts := conflicting(items, records["pixels"]):
         pairs = join_limited((f"{items[a].file} and {items[b].file}" for a, b in conflicts), 3)
         raise DataError(f"identical pixels are labelled both ai and real: {pairs}; remove one of each")
-    names = group_names(items, indexed, near)
     frame = pd.DataFrame(
         {
             "id": [item.id for item in items],
@@ -85,12 +82,11 @@ def assemble(
             "label": np.array([item.label for item in items], dtype=np.int8),
             "source": [item.source for item in items],
             "generator": [item.generator for item in items],
-            "group": names,
+            "group": group_names(items, indexed, near),
             "split": "",
             "fold": pd.array([None] * len(items), dtype="Int16"),
-            **{name: records[name].to_numpy() for name in "width height".split()},
+            **{name: records[name].to_numpy() for name in "width height bytes sha256 phash".split()},
             "format": records["format"].astype(object).to_numpy(),
-            **{name: records[name].to_numpy() for name in "bytes sha256 phash".split()},
         },
         columns=COLUMNS,
     )
@@ -138,7 +134,7 @@ def describe(frame: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def conflicting(items: Sequence[sources.LabelledImage], pixels: Sequence[str]) -> list[tuple[int, int]]:
+def conflicting(items: Sequence[sources.LabelledImage], pixels: Iterable[str]) -> list[tuple[int, int]]:
     """Positions (first, other) of images whose pixels are equal and whose labels differ."""
     return [(a, b) for a, b in equal_pairs(pixels) if items[a].label != items[b].label]
 
@@ -163,9 +159,9 @@ def group_names(
     return [best[root][1] for root in roots]
 
 
-def equal_pairs(values: Iterable[str | None]) -> list[tuple[int, int]]:
+def equal_pairs(values: Iterable[Hashable]) -> list[tuple[int, int]]:
     """Positions (first, other) of equal values; None equals nothing."""
-    first: dict[str, int] = {}
+    first: dict[Hashable, int] = {}
     pairs = [(first.setdefault(value, i), i) for i, value in enumerate(values) if value is not None]
     return [(a, b) for a, b in pairs if a != b]
 

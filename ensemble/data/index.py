@@ -16,11 +16,9 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b, sha256
 from pathlib import Path
 from sys import intern
-from typing import IO
 
 import numpy as np
 import pandas as pd
-from PIL.Image import Image
 from tqdm import tqdm
 
 from ensemble.core import artifacts
@@ -95,7 +93,10 @@ def index_files(files: Sequence[Path], workers: int | None = None, label: str = 
             if len(block) == BLOCK_FILES:
                 blocks.append(_compact(block))
                 block = []
-        thumbs = _mapped(store, len(rows))
+        store.flush()
+        shape = (len(rows), near_duplicates.THUMBNAIL_SIDE, near_duplicates.THUMBNAIL_SIDE, 3)
+        # on disk even after the file has lost its name
+        thumbs = np.memmap(store, dtype=np.uint8, mode="r", shape=shape) if rows else np.empty(shape, dtype=np.uint8)
     blocks.append(_compact(block))
     table = pd.concat(blocks, ignore_index=True)
     table = table.astype({name: "category" for name in table if name in _TEXT_COLUMNS})
@@ -111,13 +112,6 @@ def index_files(files: Sequence[Path], workers: int | None = None, label: str = 
     )
 
 
-def _mapped(store: IO[bytes], count: int) -> np.ndarray:
-    """The thumbnails written to the file `store`, uint8 [count, 32, 32, 3], on disk even after it has lost its name."""
-    shape = (count, near_duplicates.THUMBNAIL_SIDE, near_duplicates.THUMBNAIL_SIDE, 3)
-    store.flush()
-    return np.memmap(store, dtype=np.uint8, mode="r", shape=shape) if count else np.empty(shape, dtype=np.uint8)
-
-
 def read_all(files: Sequence[Path], workers: int | None = None) -> Iterator[FileRecord | str]:
     """The record of each file, or why it cannot be read, in order; from the cache where it is there."""
     with _cache() as cache:
@@ -125,12 +119,16 @@ def read_all(files: Sequence[Path], workers: int | None = None) -> Iterator[File
         def cached() -> Iterator[tuple[Path, str, FileRecord | None]]:
             for file in files:
                 stamp = _stamp(file)
-                yield file, stamp, _cache_get(cache, file, stamp)
+                yield file, stamp, _cache_get(cache, str(file.absolute()), stamp)
+
+        def read(item: tuple[Path, str, FileRecord | None]) -> tuple[Path, str, FileRecord | str, bool]:
+            file, stamp, found = item
+            return file, stamp, found or read_record(file), found is None
 
         pending = 0
-        for file, stamp, found, new in ordered_map(_index_one, cached(), workers):
+        for file, stamp, found, new in ordered_map(read, cached(), workers):
             if new and isinstance(found, FileRecord):
-                _cache_put(cache, file, stamp, found)
+                _cache_put(cache, str(file.absolute()), stamp, found)
                 pending += 1
                 if pending % COMMIT_FILES == 0:
                     with suppress(sqlite3.Error):  # a full disk: no harm
@@ -174,15 +172,10 @@ def _pixel_hashes(
 
 
 def _pixel_hash(file: Path) -> str:
-    image = _opaque(decode.decode(file))
-    return sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-
-
-def _opaque(image: Image) -> Image:
-    """RGB where an alpha channel hides nothing: it is no difference then."""
+    image = decode.decode(file)
     if image.mode == "RGBA" and image.getchannel("A").getextrema() == (255, 255):
-        return image.convert("RGB")
-    return image
+        image = image.convert("RGB")  # an alpha channel that hides nothing is no difference
+    return sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
 
 
 _TEXT_COLUMNS = {"format"} | {
@@ -248,25 +241,16 @@ def _stamp(file: Path) -> str:
     return f"{VERSION}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
 
 
-def _cache_get(cache: sqlite3.Connection, file: Path, stamp: str) -> FileRecord | None:
+def _cache_get(cache: sqlite3.Connection, path: str, stamp: str) -> FileRecord | None:
     with suppress(sqlite3.Error, ValueError, TypeError):  # a damaged cache knows nothing
-        row = cache.execute("SELECT facts, thumb FROM facts WHERE path = ? AND stamp = ?", (_key(file), stamp))
+        row = cache.execute("SELECT facts, thumb FROM facts WHERE path = ? AND stamp = ?", (path, stamp))
         if (found := row.fetchone()) is not None and len(found[1]) == 3 * near_duplicates.THUMBNAIL_SIDE**2:
             return FileRecord(**json.loads(found[0]), thumb=found[1])
     return None
 
 
-def _cache_put(cache: sqlite3.Connection, file: Path, stamp: str, found: FileRecord) -> None:
+def _cache_put(cache: sqlite3.Connection, path: str, stamp: str, found: FileRecord) -> None:
     values = {name: value for name, value in vars(found).items() if name != "thumb"}
-    row = (_key(file), stamp, json.dumps(values), found.thumb)
+    row = (path, stamp, json.dumps(values), found.thumb)
     with suppress(sqlite3.Error, ValueError):  # a full disk, a name that is not UTF-8: no harm
         cache.execute("INSERT OR REPLACE INTO facts VALUES (?, ?, ?, ?)", row)
-
-
-def _key(file: Path) -> str:
-    return str(file.absolute())
-
-
-def _index_one(item: tuple[Path, str, FileRecord | None]) -> tuple[Path, str, FileRecord | str, bool]:
-    file, stamp, found = item
-    return (file, stamp, read_record(file), True) if found is None else (file, stamp, found, False)

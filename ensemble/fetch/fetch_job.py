@@ -45,7 +45,7 @@ class FetchJob:
     def needs(self, name: str, label: int | None) -> bool:
         """Whether to read an image: it is not stored yet, and its class is not full. Others are counted."""
         if label is None:
-            self.tally.pass_over(OTHER_CLASS)
+            self.tally.passed[OTHER_CLASS] += 1
         elif printable(name) in self.output.rows:
             pass
         elif self.output.counts[label] >= self.quotas[label]:
@@ -60,7 +60,7 @@ class FetchJob:
             self.output.add(printable(name), label, data)
             self.bar.update()
         except ImageError:
-            self.tally.pass_over(NOT_IMAGES)
+            self.tally.passed[NOT_IMAGES] += 1
 
     def needs_file(self, name: str, prefix: str = "") -> bool:
         """Whether to read a file of an archive; `prefix` goes before its name where images are stored."""
@@ -103,7 +103,7 @@ def file_label(source: ImageSource, name: str, tally: Tally) -> int | None:
     """The label of a file in an archive, by its folders; None, counted, for a file that is no image of the source."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith(".") or "__MACOSX" in path.parts:
-        tally.pass_over(NOT_IMAGES)
+        tally.passed[NOT_IMAGES] += 1
         return None
     folders = [part.casefold() for part in path.parts[:-1]]
     inside = f"/{source.folder.strip('/').casefold()}/" in f"/{'/'.join(folders)}/" if source.folder else True
@@ -111,7 +111,7 @@ def file_label(source: ImageSource, name: str, tally: Tally) -> int | None:
     labels = [by_name[folder] for folder in folders if folder in by_name] if source.classes else [source.label]
     if inside and labels:
         return labels[-1]
-    tally.pass_over(OTHER_CLASS)
+    tally.passed[OTHER_CLASS] += 1
     return None
 
 
