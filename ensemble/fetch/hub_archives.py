@@ -37,10 +37,15 @@ def fetch_archives(job: FetchJob, limit: int) -> bool:
 def _read_archive(job: FetchJob, commit: str, name: str, parts: Sequence[ArchivePart], prefix: str) -> bool:
     """Store images of one archive. Returns whether it was read to its end."""
     with PartStream(job.source.hub, commit, parts, job.output.partial_folder, job.count_bytes) as stream:
-        unverified = _UnverifiedMembers(stream)
+        unverified: list[str] = []  # members that may hold bytes of the part whose SHA-256 is not checked yet
+        verified = 0
 
         def needs(member: str) -> bool:
-            unverified.add(printable(prefix + member))
+            nonlocal verified
+            if stream.verified != verified:
+                verified = stream.verified
+                del unverified[:-1]  # the last member may extend into the next part
+            unverified.append(printable(prefix + member))
             return job.needs_file(member, prefix)
 
         try:
@@ -61,24 +66,10 @@ def _read_archive(job: FetchJob, commit: str, name: str, parts: Sequence[Archive
     return True
 
 
-class _UnverifiedMembers:
-    """Names of the members that may hold bytes of the part whose SHA-256 is not checked yet."""
-
-    def __init__(self, stream: PartStream) -> None:
-        self._stream, self._verified = stream, 0
-        self.names: list[str] = []
-
-    def add(self, name: str) -> None:
-        if self._stream.verified != self._verified:
-            self._verified = self._stream.verified
-            del self.names[:-1]  # the last member may extend into the next part
-        self.names.append(name)
-
-
-def _remove_unverified(job: FetchJob, unverified: _UnverifiedMembers, problem: str) -> DataError:
+def _remove_unverified(job: FetchJob, unverified: Sequence[str], problem: str) -> DataError:
     """Remove the images that may come from a corrupt part; returns the error to raise."""
     before = len(job.output.rows)
-    job.output.remove(unverified.names)
+    job.output.remove(unverified)
     remaining = len(job.output.rows)
     return DataError(
         f"{problem}; what was kept of it is deleted, {before - remaining} images that touch it are taken back, "

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from fsspec.spec import AbstractBufferedFile
 
@@ -50,13 +50,18 @@ def open_zip(
     require_package("kagglehub", "a data set on Kaggle")
     from kagglehub.clients import build_kaggle_client, download_file
     from kagglehub.handle import parse_dataset_handle
+    from kagglesdk.datasets.types import dataset_api_service as api
 
     _require_credentials(source)
     logging.getLogger("kagglehub").setLevel(logging.WARNING)  # it prints to the console by itself
     with translate_kaggle_errors(source), build_kaggle_client() as client:
-        version = version or _newest_version(client, source)
-        handle = parse_dataset_handle(f"{source.kaggle}/versions/{version}")
-        response = _request(client, source, version)
+        datasets = client.datasets.dataset_api_client
+        about, download = api.ApiGetDatasetRequest(), api.ApiDownloadDatasetRequest()
+        for request in (about, download):
+            request.owner_slug, request.dataset_slug = source.kaggle.split("/")
+        version = version or int(datasets.get_dataset(about).current_version_number)
+        download.dataset_version_number = version
+        response = datasets.download_dataset(download)
         size = int(response.headers.get("Content-Length", 0))
         if size and response.headers.get("Accept-Ranges") == "bytes":
             response.close()
@@ -65,7 +70,7 @@ def open_zip(
             return
         partial_folder.mkdir(parents=True, exist_ok=True)
         path = partial_folder / f"{source.name}-{version}.zip"
-        download_file(response, str(path), handle)
+        download_file(response, str(path), parse_dataset_handle(f"{source.kaggle}/versions/{version}"))
         with path.open("rb") as file:
             yield file, version
 
@@ -83,23 +88,6 @@ def _require_credentials(source: ImageSource) -> None:
             "token at https://www.kaggle.com/settings, and save it as ~/.kaggle/kaggle.json, or set KAGGLE_API_TOKEN, "
             "or KAGGLE_USERNAME and KAGGLE_KEY"
         )
-
-
-def _newest_version(client: Any, source: ImageSource) -> int:
-    from kagglesdk.datasets.types.dataset_api_service import ApiGetDatasetRequest
-
-    request = ApiGetDatasetRequest()
-    request.owner_slug, request.dataset_slug = source.kaggle.split("/")
-    return int(client.datasets.dataset_api_client.get_dataset(request).current_version_number)
-
-
-def _request(client: Any, source: ImageSource, version: int) -> Any:
-    from kagglesdk.datasets.types.dataset_api_service import ApiDownloadDatasetRequest
-
-    request = ApiDownloadDatasetRequest()
-    request.owner_slug, request.dataset_slug = source.kaggle.split("/")
-    request.dataset_version_number = version
-    return client.datasets.dataset_api_client.download_dataset(request)
 
 
 @contextmanager

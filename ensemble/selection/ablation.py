@@ -54,10 +54,8 @@ class AblationOptions:
 def test_groups(items: Sequence[LabelledImage], test: Features) -> list[int]:
     """The group number of each test image: the user's groups, merged where they share near-duplicates."""
     pairs = near_duplicates.near_duplicates(test.hashes.tolist(), test.thumbs)
-    first: dict[object, int] = {}
-    for row, (item, pixels) in enumerate(zip(items, test.pixels, strict=True)):
-        keys = [pixels.tobytes()] + ([item.group] if item.group is not None else [])
-        pairs += [(first.setdefault(key, row), row) for key in keys]
+    pairs += dataset.equal_pairs(digest.tobytes() for digest in test.pixels)
+    pairs += dataset.equal_pairs(item.group for item in items)
     return near_duplicates.connected_components(len(items), pairs)
 
 
@@ -188,8 +186,7 @@ def as_table(report: dict[str, Any]) -> pd.DataFrame:
     for arm in (*ARMS, "difference"):
         row = {"": arm}
         for name, title in (("auroc", "AUROC"), ("log_loss", "log-loss")):
-            ends = {key: float("nan") if end is None else end for key, end in report[name][arm].items()}
-            row[title] = str(Interval(**ends))
+            row[title] = str(Interval.from_dict(report[name][arm]))
         rows.append(row)
     return pd.DataFrame(rows)
 

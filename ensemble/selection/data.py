@@ -31,9 +31,8 @@ def read_pools(paths: Sequence[Path], options: ReadOptions | None = None) -> tup
     pool holds an image.
     """
     options = options or ReadOptions()
-    for path in paths:
-        if not path.exists():
-            raise DataError(f"no pool at {path}; --pool takes a folder of images or a CSV")
+    if missing := [path for path in paths if not path.exists()]:
+        raise DataError(f"no pool at {missing[0]}; --pool takes a folder of images or a CSV")
     labelled = [_has_labels(path, bool(options.classes or options.positive)) for path in paths]
     if all(labelled):
         items, notes = read_data(paths, replace(options, one_class=True))
@@ -72,12 +71,12 @@ def read_test(
             remedy = "" if labels is not None else "; name a CSV of them with --test-labels"
             raise DataError(f"--ablate needs the test's labels: {error}{remedy}") from None
         by_file = {item.file.resolve(): item for item in known}
-        if missing := [item.id for item in items if item.file.resolve() not in by_file]:
+        pairs = [(item, by_file.get(item.file.resolve())) for item in items]
+        if missing := [item.id for item, row in pairs if row is None]:
             raise DataError(
                 f"{source} has no label for {len(missing)} of {len(items)} test images: {join_limited(missing)}"
             )
-        pairs = [(item, by_file[item.file.resolve()]) for item in items]
-        items = [replace(item, label=row.label, group=row.group, source=row.source) for item, row in pairs]
+        items = [replace(item, label=row.label, group=row.group, source=row.source) for item, row in pairs if row]
     return sorted(items, key=lambda item: item.id)
 
 
@@ -99,12 +98,11 @@ def _has_labels(path: Path, named: bool) -> bool:
 
 def _without_labels(paths: Sequence[Path], images: Path | None) -> list[LabelledImage]:
     names = [path.resolve().name for path in paths]
-    if len(paths) == 1:
-        return [replace(item, source=item.source or names[0]) for item in _read_one(paths[0], images, "")]
     items = []
     for path, name in zip(paths, names, strict=True):
-        prefix = name if names.count(name) == 1 else path.resolve().as_posix()
-        items += [replace(item, source=item.source or prefix) for item in _read_one(path, images, f"{prefix}/")]
+        source = name if names.count(name) == 1 else path.resolve().as_posix()
+        prefix = f"{source}/" if len(paths) > 1 else ""
+        items += [replace(item, source=item.source or source) for item in _read_one(path, images, prefix)]
     return items
 
 

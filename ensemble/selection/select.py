@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from ensemble.core.errors import DataError
 from ensemble.core.names import LABELS
+from ensemble.data.dataset import equal_pairs
 from ensemble.data.sources import UNLABELLED
 from ensemble.images import near_duplicates
 from ensemble.models.features import Features
@@ -50,10 +52,6 @@ class Selection:
     duplicates: int
 
 
-class _PoolExhaustedError(Exception):
-    """The pool has no more images of a class."""
-
-
 def class_counts(labels: np.ndarray, count: int, balance: float | None = None) -> dict[int, int]:
     """How many images of each class to choose. balance: the share of ai, by default a half.
 
@@ -81,10 +79,8 @@ def duplicates_of_test(pool: Features, test: Features) -> np.ndarray:
 
 def conflicting_labels(pool: Features, labels: np.ndarray) -> np.ndarray:
     """bool [M]: images whose exact pixels are in the pool both as ai and as real."""
-    labels_by_pixels: dict[bytes, set[int]] = {}
-    for digest, label in zip(pool.pixels, labels, strict=True):
-        labels_by_pixels.setdefault(digest.tobytes(), set()).add(int(label))
-    return np.array([len(labels_by_pixels[digest.tobytes()]) > 1 for digest in pool.pixels], dtype=bool)
+    by_pixels = pd.Series(labels).groupby([digest.tobytes() for digest in pool.pixels])
+    return (by_pixels.transform("nunique") > 1).to_numpy()
 
 
 def kmeans_labels(vectors: np.ndarray, count: int | None, seed: int) -> np.ndarray:
@@ -151,18 +147,21 @@ def assign_nearest(turns: np.ndarray, vectors: np.ndarray, search: Search, avail
     return rows
 
 
-def choose_distinct(choose: Callable[[np.ndarray], np.ndarray], count: int, pool: Features) -> tuple[np.ndarray, int]:
-    """`count` pool rows without near-duplicates among them, and how many near-duplicates were skipped.
+def choose_distinct(
+    choose: Callable[[np.ndarray], np.ndarray], pool: Pool, label: int, counts: dict[int, int]
+) -> tuple[np.ndarray, int]:
+    """counts[label] pool rows without near-duplicates among them, and how many near-duplicates were skipped.
 
     choose: indices of turns -> a pool row for each, never the same row twice, -1 where none is left.
+    Raises DataError where there are too few.
     """
-    chosen = np.full(count, -1, dtype=np.int64)
-    open_turns, skipped = np.arange(count), 0
+    chosen = np.full(counts[label], -1, dtype=np.int64)
+    open_turns, skipped = np.arange(counts[label]), 0
     while len(open_turns):
         rows = choose(open_turns)
         if (rows < 0).any():
-            raise _PoolExhaustedError
-        duplicate = _duplicate_mask(pool, chosen[chosen >= 0], rows)
+            raise _too_few(pool, counts)
+        duplicate = _duplicate_mask(pool.features, chosen[chosen >= 0], rows)
         chosen[open_turns[~duplicate]] = rows[~duplicate]
         open_turns, skipped = open_turns[duplicate], skipped + int(duplicate.sum())
     return chosen, skipped
@@ -177,7 +176,7 @@ def _duplicate_mask(pool: Features, chosen: np.ndarray, rows: np.ndarray) -> np.
             hashes, thumbs, pool.hashes[chosen].tolist(), pool.thumbs[chosen]
         )
         duplicate[[i for i, _ in pairs]] = True
-    pairs = _identical_pairs(pool.pixels[rows])
+    pairs = equal_pairs(digest.tobytes() for digest in pool.pixels[rows])
     while True:  # near_duplicates gives only some pairs of a large group, so the remaining images are compared again
         remaining = np.flatnonzero(~duplicate)
         if len(remaining) < 2:
@@ -189,13 +188,6 @@ def _duplicate_mask(pool: Features, chosen: np.ndarray, rows: np.ndarray) -> np.
         for i, j in sorted(pairs):
             duplicate[j] |= not duplicate[i]
         pairs = []
-
-
-def _identical_pairs(pixels: np.ndarray) -> list[tuple[int, int]]:
-    """(first, later) of each image whose pixels are exactly those of an earlier one."""
-    first: dict[bytes, int] = {}
-    pairs = ((first.setdefault(digest.tobytes(), row), row) for row, digest in enumerate(pixels))
-    return [(i, j) for i, j in pairs if i != j]
 
 
 def select(
@@ -224,7 +216,7 @@ def select(
         def choose(todo: np.ndarray, turns: np.ndarray = turns, available: np.ndarray = available) -> np.ndarray:
             return assign_nearest(turns[todo], test, search, available)
 
-        rows, skipped = _choose_or_raise(choose, pool, label, counts)
+        rows, skipped = choose_distinct(choose, pool, label, counts)
         parts.append((rows, turns))
         duplicates += skipped
     rows, turns = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -242,23 +234,16 @@ def random_rows(pool: Pool, counts: dict[int, int], seed: int) -> np.ndarray:
         def choose(todo: np.ndarray, shuffled: Iterator[int] = shuffled) -> np.ndarray:
             return np.array([next(shuffled, -1) for _ in todo], dtype=np.int64)
 
-        parts.append(_choose_or_raise(choose, pool, label, counts)[0])
+        parts.append(choose_distinct(choose, pool, label, counts)[0])
     return np.concatenate(parts)
 
 
-def _choose_or_raise(
-    choose: Callable[[np.ndarray], np.ndarray], pool: Pool, label: int, counts: dict[int, int]
-) -> tuple[np.ndarray, int]:
-    """`choose_distinct` for one class; DataError where the pool has too few images without duplicates."""
-    try:
-        return choose_distinct(choose, counts[label], pool.features)
-    except _PoolExhaustedError:
-        pass
+def _too_few(pool: Pool, counts: dict[int, int]) -> DataError:
     distinct = {}
-    for each in counts:
-        rows = np.flatnonzero(pool.candidates(each))
-        distinct[each] = len(rows) - int(_duplicate_mask(pool.features, rows[:0], rows).sum()) if len(rows) else 0
-    raise DataError(
+    for label in counts:
+        rows = np.flatnonzero(pool.candidates(label))
+        distinct[label] = len(rows) - int(_duplicate_mask(pool.features, rows[:0], rows).sum())
+    return DataError(
         f"--count {sum(counts.values())} needs {describe_counts(counts)}, but without near-duplicates of the test and "
         f"of each other the pool holds {describe_counts(distinct)}; lower --count, change --balance, or add a --pool"
     )
