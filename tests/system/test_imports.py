@@ -53,7 +53,7 @@ print(frame.to_csv(index=False))
 # No module loads these as it is imported, but for those named: patterns of modules.
 HEAVY = "torch,sklearn,transformers,onnx,onnxruntime,openvino,nncf,ray"
 MAY_BE_HEAVY = (
-    "ensemble.audit.*", "ensemble.cluster.train_driver", "ensemble.cluster.train_process", "ensemble.data.demo_data",
+    "ensemble.audit.*", "ensemble.cluster.train_driver", "ensemble.cluster.train_process", "ensemble.fetch.demo_data",
     "ensemble.evaluation.heatmaps", "ensemble.models.backbone", "ensemble.models.features", "ensemble.models.lora",
     "ensemble.models.network_edits", "ensemble.models.processor", "ensemble.models.spectrum",
     "ensemble.models.torch_runner", "ensemble.selection.*", "ensemble.training.*", "export.bundle.convert",
