@@ -29,11 +29,11 @@ def report(run: Path, evaluation: str | None, output: Path | None, no_heatmaps: 
     """
     require_training_packages()
     from ensemble.core import artifacts
-    from ensemble.evaluation import report as page
+    from ensemble.evaluation.report import heatmap_overlay, largest_weight_member, write_report
     from ensemble.stacking.stack import read_stacker
 
-    target = output or page.default_path(run)
-    name = page.largest_weight_member(run, read_stacker(run))
+    target = output or run / "report.html"
+    name = largest_weight_member(run, read_stacker(run))
     artifacts.ensure_writable(target.resolve().parent)
-    click.echo(page.write_report(run, target, evaluation, None if no_heatmaps else page.heatmap_overlay(run, name)))
+    click.echo(write_report(run, target, evaluation, None if no_heatmaps else heatmap_overlay(run, name)))
     click.echo(f"-> {target}")

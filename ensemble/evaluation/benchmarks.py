@@ -67,7 +67,7 @@ class Layout:
 
 
 def recognize_layout(path: Path, options: ReadOptions | None = None) -> Layout | None:
-    """The benchmark whose folders lie at `path`, or None; DataError for one that cannot be told apart by class.
+    """The benchmark whose folders lie at `path`, or None; DataError for one whose classes cannot be known.
 
     What counts is the folders' names. Where there are validation images, those alone are taken.
     """
@@ -81,18 +81,18 @@ def read_benchmarks(
 ) -> tuple[list[LabelledImage], list[str], tuple[str, ...]]:
     """Labelled images of any data, benchmarks in their own layout included.
 
-    Returns the images, what the user should be told, and the names of the benchmarks. A single class is
+    Returns the images, notes for the user, and the names of the benchmarks. A single class is
     enough. Ids of several are prefixed by the folder's name, as `read_data` does.
     """
-    found = {path: layout for path in paths if (layout := recognize_layout(path, options)) is not None}
-    others = [path for path in paths if path not in found]
+    layouts = {path: layout for path in paths if (layout := recognize_layout(path, options)) is not None}
+    others = [path for path in paths if path not in layouts]
     items: list[LabelledImage] = []
     notes: list[str] = []
     if others:
         items, notes = read_data(others, replace(options, one_class=True))
-        if found and len(others) == 1:
+        if layouts and len(others) == 1:
             items = [replace(item, id=f"{others[0].resolve().name}/{item.id}") for item in items]
-    for path, layout in found.items():
+    for path, layout in layouts.items():
         prefix = f"{path.resolve().name}/" if len(paths) > 1 else ""
         items += [replace(item, id=prefix + item.id) for item in _read(layout)]
         notes += [f"{path}: {note}" for note in (f"recognised as {layout.name} by its folders", *layout.notes)]
@@ -100,7 +100,7 @@ def read_benchmarks(
         raise DataError(
             f"ids given more than once: {join_limited(map(repr, repeated))}; give one of the folders another name"
         )
-    return items, notes, tuple(dict.fromkeys(layout.name for layout in found.values()))
+    return items, notes, tuple(dict.fromkeys(layout.name for layout in layouts.values()))
 
 
 def _read(layout: Layout) -> list[LabelledImage]:
@@ -155,7 +155,7 @@ def _genimage_name(folder: Path) -> str:
 
 
 def _fake_image_dataset(path: Path, options: ReadOptions) -> Layout | None:
-    """ImageData/val/NAME/, ai each of them; folders of reals beside them are told by name or by --classes."""
+    """ImageData/val/NAME/, ai each of them; folders of reals beside them get their class by name or by --classes."""
     candidates = [path / "ImageData" / "val", path / "val", path]
     folder = next(
         (each for each in candidates if any(child.name in FAKE_IMAGE_DATASET for child in _folders(each))), None

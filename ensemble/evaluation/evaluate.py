@@ -1,4 +1,4 @@
-"""One evaluation from its rows to its record: what is scored, whether it may be, and what is written of it."""
+"""The images and the name of an evaluation, checked, and its record of images and stacker."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +11,7 @@ from ensemble.core import artifacts
 from ensemble.core.errors import DataError
 from ensemble.core.names import LABELS
 from ensemble.data.sources import LabelledImage
-from ensemble.evaluation import leakage
-from ensemble.evaluation.leave_out import known_generators
+from ensemble.evaluation.leakage import TRACKS
 from ensemble.evaluation.protocol import CLEAN
 from ensemble.stacking.stacker import Stacker
 
@@ -23,11 +22,11 @@ def sample_images(items: Sequence[LabelledImage], limit: int | None, seed: int) 
     if limit is None or limit >= len(items):
         return items
     rng = np.random.default_rng(seed)
-    drawn = [rng.permutation([i for i, item in enumerate(items) if item.label == label]) for label in (0, 1)]
-    fewer = min(drawn, key=len)
+    by_class = [rng.permutation([i for i, item in enumerate(items) if item.label == label]) for label in (0, 1)]
+    fewer = min(by_class, key=len)
     few = min(len(fewer), limit // 2)
-    kept = [part[: few if part is fewer else limit - few] for part in drawn]
-    return [items[int(i)] for i in np.sort(np.concatenate(kept))]
+    sample = [part[: few if part is fewer else limit - few] for part in by_class]
+    return [items[int(i)] for i in np.sort(np.concatenate(sample))]
 
 
 def check_classes(items: Sequence[LabelledImage], stress: bool) -> None:
@@ -47,12 +46,12 @@ def check_classes(items: Sequence[LabelledImage], stress: bool) -> None:
 def evaluation_name(data: Sequence[Path], name: str | None, limit: int | None, track: str) -> str:
     """The evaluation's name, safe as a folder's: as given, or from the data's own names, the limit and the track."""
     if name is None:
-        places = [path.resolve() for path in data]
-        name = "+".join(path.stem if path.is_file() else path.name for path in places)
-        if len(places) == 1 and places[0].is_file() and name.casefold() in ("labels", "test", "data", "images"):
-            name = f"{places[0].parent.name}-{name}"
+        paths = [path.resolve() for path in data]
+        name = "+".join(path.stem if path.is_file() else path.name for path in paths)
+        if len(paths) == 1 and paths[0].is_file() and name.casefold() in ("labels", "test", "data", "images"):
+            name = f"{paths[0].parent.name}-{name}"
         name += f"-{limit}" if limit is not None else ""  # a quick look replaces no full evaluation
-        name += f"-{track}" if track != leakage.TRACKS[0] else ""
+        name += f"-{track}" if track != TRACKS[0] else ""
     return artifacts.safe_name(name)
 
 
@@ -63,27 +62,6 @@ def output_folder(run: Path | None, output: Path | None, name: str) -> Path:
     if run is None:
         raise DataError("a model outside a run has no place for its evaluations; name a folder with --output")
     return artifacts.evaluation_path(run, name)
-
-
-def check_untrained(
-    run: Path | None, items: Sequence[LabelledImage], track: str, allow_trained: bool
-) -> tuple[list[str], int]:
-    """SHA-256 of each file, and how many the run was trained on, or DataError where they cannot be a test."""
-    sha256s = leakage.hash_files(items)
-    if run is None:
-        return sha256s, 0
-    trained = leakage.trained_rows(run, sha256s)
-    if not allow_trained:
-        leakage.refuse_trained(items, trained)
-    leakage.check_track(track, leakage.selected_for(run, items))
-    return sha256s, int(trained.sum())
-
-
-def check_leave_out(run: Path | None, items: Sequence[LabelledImage]) -> None:
-    """DataError where no generator can be left out of a run's stacker."""
-    if run is None:
-        raise DataError("--leave-out generator refits a run's stacker; name the run with --run")
-    known_generators(run, [item.generator for item in items if item.label == 1])
 
 
 def count_images(frame: pd.DataFrame, errors: Mapping[str, str]) -> dict[str, Any]:

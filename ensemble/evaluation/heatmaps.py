@@ -1,11 +1,9 @@
-"""Where in an image a member's evidence lies: its attention, not proof. Needs torch and captum.
+"""Heat maps of a member's evidence in an image, and a figure of them. Needs torch, captum and matplotlib.
 
-Activation times gradient at the last layer that still has places, summed over channels: the
-form of Grad-CAM that also suits tokens, and equals it where the head averages over places
-(Draelos and Carin, "Use HiResCAM instead of Grad-CAM", 2020). A network without such a layer
-is shown a picture with one part after another covered.
-
-One image and its members' heat maps, as a picture. Needs matplotlib.
+HiResCAM: activation times gradient at the last layer with spatial positions, summed over channels. It also suits
+tokens, and equals Grad-CAM where the head averages over positions (Draelos and Carin, "Use HiResCAM instead of
+Grad-CAM", 2020). A network without such a layer is explained by occlusion: one part of the image after another is
+covered. A heat map shows attention; it proves nothing.
 """
 
 import math

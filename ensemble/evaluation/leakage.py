@@ -1,4 +1,4 @@
-"""What a run already knows of the images it is scored on: its own rows, and tests that training images resemble."""
+"""Leakage checks: test images that a run was trained on, or that its training images were selected by."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,15 +36,22 @@ def trained_rows(run: Path, sha256s: Sequence[str]) -> np.ndarray:
     return np.array([digest in fitted for digest in sha256s], dtype=bool)
 
 
-def refuse_trained(items: Sequence[LabelledImage], trained: np.ndarray) -> None:
-    """DataError if images to be scored are the run's own training images."""
-    if not trained.any():
-        return
-    names = join_limited(item.id for item, seen in zip(items, trained, strict=True) if seen)
-    raise DataError(
-        f"{trained.sum()} of {len(items)} images were in this run's training, so scores on them are no test ({names}); "
-        "remove them, or score them all the same with --allow-trained"
-    )
+def check_untrained(
+    run: Path | None, items: Sequence[LabelledImage], track: str, allow_trained: bool
+) -> tuple[list[str], int]:
+    """SHA-256 of each file, and how many the run was trained on, or DataError where they cannot be a test."""
+    sha256s = hash_files(items)
+    if run is None:
+        return sha256s, 0
+    trained = trained_rows(run, sha256s)
+    if trained.any() and not allow_trained:
+        names = join_limited(item.id for item, seen in zip(items, trained, strict=True) if seen)
+        raise DataError(
+            f"{trained.sum()} of {len(items)} images were in this run's training, so scores on them are no test "
+            f"({names}); remove them, or score them all the same with --allow-trained"
+        )
+    check_track(track, selected_for(run, items))
+    return sha256s, int(trained.sum())
 
 
 def selected_for(run: Path, items: Sequence[LabelledImage]) -> list[str]:
@@ -56,7 +63,7 @@ def selected_for(run: Path, items: Sequence[LabelledImage]) -> list[str]:
     frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first")
     files = [item.file.resolve() for item in items]
     ids = {item.id for item in items} | {Path(item.path).stem for item in items} | {item.path for item in items}
-    found = []
+    records = []
     for root in sorted(set(frame["root"])):
         record = Path(root) / "selection.json"
         if not record.is_file():
@@ -66,11 +73,11 @@ def selected_for(run: Path, items: Sequence[LabelledImage]) -> list[str]:
             drew = set(read_table(record.with_name("selection.csv")).get("test_id", pd.Series(dtype=str)))
         except (ArtifactError, DataError):
             continue
-        place = (test if test.is_dir() else test.parent).resolve()
-        named = test.exists() and any(file.is_relative_to(place) for file in files)
+        folder = (test if test.is_dir() else test.parent).resolve()
+        named = test.exists() and any(file.is_relative_to(folder) for file in files)
         if named or (drew and drew <= ids):
-            found.append(str(record))
-    return found
+            records.append(str(record))
+    return records
 
 
 def check_track(track: str, selections: Sequence[str]) -> None:

@@ -1,6 +1,6 @@
-"""Leave one generator out, at the stacker: refitted without a generator's held-out rows, scored on that generator.
+"""Leave-one-generator-out scores of the stacker: refitted without a generator's held-out rows, scored on its images.
 
-The members did see it in training; what they would do without it only training again can tell.
+The members stay as they are, trained on that generator; `training_commands` trains them without it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -42,11 +42,13 @@ class LeftOutGenerator:
         return vars(self) | {"full": self.full.to_dict(), "without": self.without.to_dict()}
 
 
-def known_generators(run: Path, generators: Iterable[str | None]) -> dict[str, bool]:
+def known_generators(run: Path | None, generators: Iterable[str | None]) -> dict[str, bool]:
     """The generators named, sorted, and whether the run was fitted on each.
 
-    Raises DataError if none is named, or the run was fitted on none of them.
+    DataError if there is no run, none is named, or the run was fitted on none of them.
     """
+    if run is None:
+        raise DataError("--leave-out generator refits a run's stacker; name the run with --run")
     names = sorted({name for name in generators if name})
     if not names:
         raise DataError("--leave-out generator: the images name no generators; add a column generator to the CSV")
@@ -72,12 +74,12 @@ def leave_out_generators(run: Path, clean: pd.DataFrame, stacker: Stacker, seed:
     generator = frame.loc[rows["id"], "generator"].to_numpy(dtype=object)
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy(dtype=str)
     columns = [LOGIT_PREFIX + name for name in stacker.members]
-    found = []
+    lines = []
     for name in known:
         own = (generator == name) & (labels == 1)
         scored = clean[(clean["label"] == 0) | (clean["generator"] == name)]
         refitted = _refit(stacker, logits[~own], labels[~own], groups[~own]) if own.any() else stacker
-        found.append(
+        lines.append(
             LeftOutGenerator(
                 name,
                 int((scored["label"] == 1).sum()),
@@ -89,7 +91,7 @@ def leave_out_generators(run: Path, clean: pd.DataFrame, stacker: Stacker, seed:
                 else percentile_interval(np.nan, np.empty(0)),
             )
         )
-    return found
+    return lines
 
 
 def _refit(stacker: Stacker, logits: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Stacker | None:

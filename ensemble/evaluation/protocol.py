@@ -1,8 +1,6 @@
-"""The protocol: labelled images, as they are and damaged cell by cell, through any scorer, into a table and scores.
+"""Evaluation of a model on labelled images, undamaged and under corruptions: the table of logits, and its scores.
 
-Killed and run again it goes on: what is scored of unchanged data by unchanged members is kept, cell by cell.
-
-Scores part by part: by generator, by source, by degradation.
+An interrupted evaluation resumes: logits of unchanged images by unchanged members are read from finished parts.
 """
 
 import shutil
@@ -27,12 +25,19 @@ from ensemble.images import decode
 from ensemble.images.robustness import GRID_VERSION, Corruption
 from ensemble.stacking.stacker import Stacker
 
+LOGIT_PREFIX = "logit:"  # of the members' columns
+CLEAN = "clean"
+SAVE_SECONDS = 10.0
+MAX_BATCH_PIXELS = 50_000_000  # of the images that wait to be scored together
+TARGET_QUANTILES = (0.05, 0.5, 0.95, 0.99)
 TITLES = {
     "auroc": "AUROC",
     "balanced_accuracy": "balanced accuracy",
     "accuracy_real": "accuracy on real",
     "accuracy_ai": "accuracy on ai",
 }
+
+ScoreImages = Callable[[Sequence[Image]], np.ndarray]  # decoded images -> the members' logits [N, members]
 
 
 @dataclass(frozen=True)
@@ -76,14 +81,6 @@ def score_parts(
     return parts
 
 
-ScoreImages = Callable[[Sequence[Image]], np.ndarray]  # decoded images -> the members' logits [N, members]
-LOGIT_PREFIX = "logit:"  # of the members' columns
-CLEAN = "clean"
-SAVE_SECONDS = 10.0  # seconds
-MAX_BATCH_PIXELS = 50_000_000  # of the images that wait to be scored together
-TARGET_QUANTILES = (0.05, 0.5, 0.95, 0.99)
-
-
 @dataclass(frozen=True)
 class EvaluatedModel:
     """What is scored. identity: a hash of all that decides the members' logits; the stacker does not enter."""
@@ -105,20 +102,21 @@ def score_corruptions(
     """One row an image and cell, image by image, and why images could not be scored, by id.
 
     Each image is decoded once. An image that cannot be read, or not in one of the cells, is in none, so
-    that all cells are of the same images. Finished parts are kept in `folder`; `progress` is called with
+    that all cells are of the same images. Finished parts are stored in `folder`; `progress` is called with
     the number of damaged images done.
     """
     key = evaluation_key(items, sha256s, model)
-    found = [read_finished(folder, key, model.stacker.members)]
-    todo = remaining_cells(items, cells, found[0])
+    names = model.stacker.members
+    parts = [read_finished(folder, key, names)]
+    todo = remaining_cells(items, cells, parts[0])
     progress(len(items) * len(cells) - sum(len(left) for _, left in todo))
     errors: dict[str, str] = {}
     rows: list[tuple[str, str, np.ndarray]] = []
 
-    def keep() -> None:
+    def save() -> None:
         if rows:
-            found.append(_frame([row[:2] for row in rows], np.stack([row[2] for row in rows]), model.stacker.members))
-            _keep(folder, key, found[-1])
+            parts.append(_frame([row[:2] for row in rows], np.stack([row[2] for row in rows]), names))
+            _save_part(folder, key, parts[-1])
             rows.clear()
 
     saved = perf_counter()
@@ -126,18 +124,18 @@ def score_corruptions(
         for row in _scored(todo, model, errors, progress):
             rows.append(row)
             if perf_counter() - saved > SAVE_SECONDS:
-                keep()
+                save()
                 saved = perf_counter()
     finally:
-        keep()
-    known = pd.concat(found, ignore_index=True)
+        save()
+    known = pd.concat(parts, ignore_index=True)
     return build_score_table(items, [cell.name for cell in cells], known, model.stacker, set(errors)), errors
 
 
 def remaining_cells(
     items: Sequence[LabelledImage], cells: Sequence[Corruption], known: pd.DataFrame
 ) -> list[tuple[LabelledImage, list[Corruption]]]:
-    """The images that are not in all of these cells yet, each with the cells it lacks. known: from `stored`."""
+    """The images that are not in all of these cells yet, each with the cells it lacks. known: from `read_finished`."""
     done = set(known[["id", "cell"]].itertuples(index=False, name=None))
     todo = [(item, [cell for cell in cells if (item.id, cell.name) not in done]) for item in items]
     return [(item, left) for item, left in todo if left]
@@ -224,11 +222,11 @@ def _frame(keys: Sequence[tuple[str, str]], logits: np.ndarray, names: Sequence[
 
 
 def parts_path(folder: Path) -> Path:
-    """Where an evaluation in progress keeps its finished parts."""
+    """The folder of the finished parts of an evaluation in progress."""
     return folder / "parts"
 
 
-def _keep(folder: Path, key: str, part: pd.DataFrame) -> None:
+def _save_part(folder: Path, key: str, part: pd.DataFrame) -> None:
     parts = parts_path(folder)
     number = len(list(parts.glob("*.parquet")))
     artifacts.write_parquet(parts / f"{number:06d}.parquet", part)
@@ -236,17 +234,17 @@ def _keep(folder: Path, key: str, part: pd.DataFrame) -> None:
 
 
 def read_finished(folder: Path, key: str, names: Sequence[str]) -> pd.DataFrame:
-    """What is scored already under this key, of a finished evaluation and of one that was cut short."""
-    wanted = ["id", "cell", *(LOGIT_PREFIX + name for name in names)]
-    found = [_frame([], np.empty((0, len(names))), names)]
+    """The rows scored already under this key, by a finished evaluation and by an interrupted one."""
+    columns = ["id", "cell", *(LOGIT_PREFIX + name for name in names)]
+    frames = [_frame([], np.empty((0, len(names))), names)]
     parts = parts_path(folder)
     if _key(folder / "evaluation.json") == key:
-        found.append(artifacts.read_parquet(folder / "scores.parquet", "remove it and run evaluate again")[wanted])
+        frames.append(artifacts.read_parquet(folder / "scores.parquet", "remove it and run evaluate again")[columns])
     if _key(parts / "key.json") == key:
-        found += [artifacts.read_parquet(path, f"remove {parts}")[wanted] for path in sorted(parts.glob("*.parquet"))]
+        frames += [artifacts.read_parquet(path, f"remove {parts}")[columns] for path in sorted(parts.glob("*.parquet"))]
     else:
         shutil.rmtree(parts, ignore_errors=True)
-    return pd.concat(found, ignore_index=True).drop_duplicates(["id", "cell"])
+    return pd.concat(frames, ignore_index=True).drop_duplicates(["id", "cell"])
 
 
 def _key(path: Path) -> str | None:
@@ -298,10 +296,10 @@ def summarize(frame: pd.DataFrame, threshold: float, seed: int, stress: bool) ->
     one_sided = ("accuracy_real",) if present == [0] else ("accuracy_ai",)
     cells: dict[str, dict[str, Interval]] = {}
     for name, rows in frame.groupby("cell", sort=False):
-        wanted = one_sided if stress else SCORES if name == CLEAN else tuple(TITLES)
+        names = one_sided if stress else SCORES if name == CLEAN else tuple(TITLES)
         labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy(dtype=str)
         cells[str(name)] = score_intervals(
-            labels, sigmoid(rows["logit"].to_numpy()), groups, threshold, seed=seed, names=wanted
+            labels, sigmoid(rows["logit"].to_numpy()), groups, threshold, seed=seed, names=names
         )
     deciding = one_sided[0] if stress else "auroc"
     worst = min(cells, key=lambda name: cells[name][deciding].value)
@@ -320,8 +318,8 @@ def _dicts(scores: dict[str, Interval]) -> dict[str, dict[str, float | None]]:
 
 def _parts(clean: pd.DataFrame, column: str, threshold: float, seed: int) -> list[PartScores]:
     """Scores part by part, where the images have such parts at all."""
-    told = clean.loc[clean["label"] == 1, column] if column == "generator" else clean[column]
-    return score_parts(clean, column, threshold, seed=seed) if told.notna().any() else []
+    named = clean.loc[clean["label"] == 1, column] if column == "generator" else clean[column]
+    return score_parts(clean, column, threshold, seed=seed) if named.notna().any() else []
 
 
 def target_quantiles(clean: pd.DataFrame, seed: int, resamples: int = 1000) -> dict[str, Interval]:
@@ -342,7 +340,7 @@ def target_quantiles(clean: pd.DataFrame, seed: int, resamples: int = 1000) -> d
 
 
 def write_evaluation(folder: Path, frame: pd.DataFrame, record: dict[str, Any]) -> None:
-    """Write scores.parquet, then evaluation.json, and let the finished parts go."""
+    """Write scores.parquet, then evaluation.json, and remove the finished parts."""
     (folder / "evaluation.json").unlink(missing_ok=True)
     artifacts.write_parquet(folder / "scores.parquet", frame)
     artifacts.write_json(folder / "evaluation.json", record)

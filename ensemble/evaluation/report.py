@@ -1,20 +1,21 @@
 """The report page of a run: scores, curves, calls by source, spectra, and a gallery of the worst errors."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from PIL.Image import Image
 from tqdm import tqdm
 
 from ensemble.audit.headline import audit_headline
 from ensemble.core import artifacts, metrics
+from ensemble.core.bootstrap import PairedDifference
 from ensemble.core.errors import ArtifactError, ImageError
 from ensemble.core.metrics import Interval, sigmoid
 from ensemble.evaluation import protocol, report_data, report_plots, report_scores
-from ensemble.evaluation.report_data import ColorTable, Comparison, ScoreLine
 from ensemble.evaluation.report_plots import Plot, mean_spectra
 from ensemble.evaluation.report_scores import ScoredImages
 from ensemble.evaluation.tables import TITLES
@@ -26,28 +27,11 @@ from ensemble.stacking.stack import read_stacker
 from ensemble.stacking.stacker import Stacker
 
 GALLERY_IMAGES = 12  # images of each kind
+RESAMPLES = 2000
+POOR, GOOD, PLAIN, DEEP = (250, 185, 160), (190, 222, 245), (255, 255, 255), (120, 170, 230)  # red, green, blue
 GALLERY_TITLES = ("False positives: reals called ai", "False negatives: ai called real")  # by label
 
 Overlay = Callable[[Image], Image]  # an RGB image -> the same with its heat map laid on
-
-
-@dataclass(frozen=True)
-class GalleryImage:
-    """One image of the gallery. wrong: it lies beyond the threshold; else it fills up as one of the nearest.
-
-    target: the stack's P(ai). members: each member's. picture, heat: data URIs, None where there is none.
-    missing: why the image cannot be shown.
-    """
-
-    id: str
-    source: str
-    generator: str
-    target: float
-    wrong: bool
-    members: tuple[tuple[str, float], ...]
-    picture: str | None
-    heat: str | None
-    missing: str
 
 
 def most_wrong(labels: np.ndarray, logits: np.ndarray, label: int, count: int = GALLERY_IMAGES) -> np.ndarray:
@@ -57,16 +41,17 @@ def most_wrong(labels: np.ndarray, logits: np.ndarray, label: int, count: int = 
 
 
 def gallery_images(
-    rows: ScoredImages, threshold: float, label: int, look: Overlay | None = None, count: int = GALLERY_IMAGES
-) -> list[GalleryImage]:
+    rows: ScoredImages, threshold: float, label: int, look: Overlay | None = None
+) -> list[dict[str, Any]]:
     """The most confident errors among images of a class; then, if too few are wrong, the nearest to the threshold."""
-    chosen = most_wrong(rows.labels, rows.stack, label, count)
+    chosen = most_wrong(rows.labels, rows.stack, label)
     bar = tqdm(chosen, "pictures", unit="image", leave=False, disable=None)
     return [_card(rows, int(row), threshold, look) for row in bar]
 
 
-def _card(rows: ScoredImages, row: int, threshold: float, look: Overlay | None) -> GalleryImage:
-    told, p = rows.frame.iloc[row], rows.p
+def _card(rows: ScoredImages, row: int, threshold: float, look: Overlay | None) -> dict[str, Any]:
+    """One image of the gallery; picture and heat are data URIs, missing is why the image cannot be shown."""
+    facts, p = rows.frame.iloc[row], rows.p
     picture = heat = None
     missing = ""
     try:
@@ -76,26 +61,15 @@ def _card(rows: ScoredImages, row: int, threshold: float, look: Overlay | None) 
     except ImageError as error:
         missing = str(error)
     target = float(p["stack"][row])
-    return GalleryImage(
-        str(told["id"]),
-        str(told["source"]),
-        str(told["generator"]),
-        target,
-        bool((target >= threshold) != bool(told["label"])),
-        tuple((name, float(p[name][row])) for name in rows.names),
-        picture,
-        heat,
-        missing,
-    )
-
-
-RESAMPLES = 2000
-POOR, GOOD, PLAIN, DEEP = (250, 185, 160), (190, 222, 245), (255, 255, 255), (120, 170, 230)  # red, green, blue
-
-
-def default_path(run: Path) -> Path:
-    """Where a run's report is written unless told otherwise."""
-    return run / "report.html"
+    return {
+        **{column: str(facts[column]) for column in ("id", "source", "generator")},
+        "target": target,
+        "wrong": bool((target >= threshold) != bool(facts["label"])),
+        "members": [(name, float(p[name][row])) for name in rows.names],
+        "picture": picture,
+        "heat": heat,
+        "missing": missing,
+    }
 
 
 def write_report(
@@ -119,19 +93,20 @@ def write_report(
     audit = report_data.read_audit(run)
     infos = [members.read_info(run, name) for name in report_scores.split_externals(run, stacker)[0]]
     sections = [_section(rows, stacker, look, resamples) for rows in sets]
-    said = verdict(sets[0], sections[0]["lines"], sections[0]["versus"])
+    sentence = verdict(sets[0], stacker.threshold, sections[0]["scores"], sections[0]["versus"])
     page = html.render(
         "report.html",
         run=run.resolve().name,
-        verdict=said,
+        verdict=sentence,
         headline=audit_headline(run),
         cautions=[*report_data.cautions(run, frame, stacker, sets, audit), *cautions],
         findings=(audit or {}).get("findings", []),
         counts=report_data.counts(frame),
         listed=report_data.MAX_PARTS,
         members=[report_data.member_facts(info) for info in infos],
-        recipes=[(info["name"], report_data.recipe_text(info)) for info in infos],
+        recipes=[(info["name"], _recipe_json(info)) for info in infos],
         stacker=stacker,
+        coef=dict(zip(stacker.members, stacker.coef, strict=True)),
         weights=report_data.weight_intervals(run),
         null=report_data.null_scores(audit),
         columns=TITLES,
@@ -142,7 +117,11 @@ def write_report(
     )
     with artifacts.replacing(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
-    return said
+    return sentence
+
+
+def _recipe_json(info: Mapping[str, Any]) -> str:
+    return json.dumps({key: info[key] for key in ("recipe", "contract")}, indent=1, ensure_ascii=False)
 
 
 def largest_weight_member(run: Path, stacker: Stacker) -> str:
@@ -159,15 +138,20 @@ def heatmap_overlay(run: Path, name: str) -> Overlay:
     return lambda image: heatmaps.overlay(image, heatmaps.heatmaps(member, image))
 
 
-def verdict(rows: ScoredImages, lines: Sequence[ScoreLine], versus: Sequence[Comparison]) -> str:
+def verdict(
+    rows: ScoredImages,
+    threshold: float,
+    scores: Mapping[str, Mapping[str, Interval]],
+    versus: Mapping[str, PairedDifference],
+) -> str:
     """Whether the stack earns its place on these rows, in one sentence."""
-    stack = next(line for line in lines if line.name == "stack")
-    best, mean = (_outcome(one.paired.difference) for one in versus)
-    apart = [_signed(one.paired.difference) for one in versus]
+    stack, best_name = scores["stack"], next(iter(versus))
+    best, mean = (_outcome(paired.difference) for paired in versus.values())
+    apart = [_signed(paired.difference) for paired in versus.values()]
     return (
         f"On {len(rows.frame)} held-out images in {len(set(rows.groups))} groups the stack reaches an AUROC of "
-        f"{_range(stack.scores['auroc'])} and, at its threshold of {stack.threshold:.3f}, a balanced accuracy of "
-        f"{_range(stack.scores['balanced_accuracy'])}; it {best} its best member {versus[0].other} ({apart[0]}), "
+        f"{_range(stack['auroc'])} and, at its threshold of {threshold:.3f}, a balanced accuracy of "
+        f"{_range(stack['balanced_accuracy'])}; it {best} its best member {best_name} ({apart[0]}), "
         f"and {mean} the members' mean ({apart[1]})."
     )
 
@@ -188,21 +172,25 @@ def _range(interval: Interval) -> str:
 
 def _section(rows: ScoredImages, stacker: Stacker, look: Overlay | None, resamples: int) -> dict[str, Any]:
     """All that the page shows of one set of rows."""
-    lines = report_data.scores(rows, stacker, resamples)
+    threshold = stacker.threshold
+    scores = report_data.scores(rows, threshold, resamples)
     spectra = mean_spectra(rows)
     heat = report_data.robustness(rows, stacker)
-    threshold = stacker.threshold
+    worst = ""
+    if heat is not None:
+        auroc = heat["stack"]
+        worst = f"The stack fares worst under {auroc.idxmin()}, with an AUROC of {auroc.min():.3f}."
     return {
         "title": rows.title,
         "where": rows.where(),
-        "lines": lines,
-        "versus": report_data.comparisons(rows, lines, resamples),
+        "scores": scores,
+        "versus": report_data.comparisons(rows, scores, resamples),
         "plots": _plots(rows, stacker),
         "legend": report_plots.colours([*rows.scores]),
         "confusion": report_data.confusion(rows, threshold),
         "parts": {column: report_data.parts(rows, column, threshold, resamples) for column in ("generator", "source")},
         "robustness": None if heat is None else _shaded(heat, 0.5, 1.0, POOR, GOOD),
-        "worst": "" if heat is None else _worst(heat),
+        "worst": worst,
         "correlations": _shaded(report_data.correlations(rows), 0.0, 1.0, PLAIN, DEEP),
         "disagreements": _shaded(report_data.disagreements(rows, threshold), 0.0, 0.5, PLAIN, POOR),
         "divided": report_data.divided(rows, threshold),
@@ -215,34 +203,28 @@ def _section(rows: ScoredImages, stacker: Stacker, look: Overlay | None, resampl
     }
 
 
-def _worst(heat: ColorTable) -> str:
-    """The cell in which the stack, the last column, fares worst."""
-    row = int(np.argmin(heat.values[:, -1]))
-    return f"The stack fares worst under {heat.rows[row]}, with an AUROC of {heat.values[row, -1]:.3f}."
-
-
 def _plots(rows: ScoredImages, stacker: Stacker) -> list[Plot]:
     labels, p = rows.labels, rows.p
-    said = {"stack": p["stack"]}
+    stack = {"stack": p["stack"]}
     if stacker.calibration.kind != "none":
-        said = {"before calibration": sigmoid(rows.raw), "after calibration": p["stack"]}
-    eces = {name: metrics.expected_calibration_error(labels, values) for name, values in said.items()}
+        stack = {"before calibration": sigmoid(rows.raw), "after calibration": p["stack"]}
+    eces = {name: metrics.expected_calibration_error(labels, values) for name, values in stack.items()}
     ranked = [report_plots.roc, report_plots.precision_recall] if rows.both_classes else []
     return [
         *(plot(labels, rows.scores) for plot in ranked),
-        report_plots.reliability(labels, said, eces),
+        report_plots.reliability(labels, stack, eces),
         report_plots.histograms(labels, p["stack"], stacker.threshold),
     ]
 
 
 def _shaded(
-    heat: ColorTable, low: float, high: float, first: tuple[int, int, int], last: tuple[int, int, int]
+    table: pd.DataFrame, low: float, high: float, first: tuple[int, int, int], last: tuple[int, int, int]
 ) -> dict[str, Any]:
     """A table of numbers with a colour for each, from `first` at `low` to `last` at `high`."""
-    shares = np.clip((np.nan_to_num(heat.values, nan=low) - low) / (high - low), 0, 1)
+    shares = np.clip((np.nan_to_num(table.to_numpy(), nan=low) - low) / (high - low), 0, 1)
     mixed = np.round(np.array(first) + shares[..., None] * (np.array(last) - np.array(first))).astype(int)
     lines = []
-    for name, values, colours in zip(heat.rows, heat.values.tolist(), mixed.tolist(), strict=True):
+    for name, values, colours in zip(table.index, table.to_numpy().tolist(), mixed.tolist(), strict=True):
         cells = [(value, "rgb({}, {}, {})".format(*colour)) for value, colour in zip(values, colours, strict=True)]
         lines.append((name, cells))
-    return {"columns": heat.columns, "lines": lines}
+    return {"columns": list(table.columns), "lines": lines}

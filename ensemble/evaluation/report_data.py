@@ -1,11 +1,6 @@
-"""What a report says of a set of rows, as plain values for the page.
+"""The values of the report page: scores, decisions and robustness of each set of rows, and facts of the run."""
 
-What a report says of a run apart from scores: members, versions, and what to know before trusting it.
-"""
-
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -25,81 +20,29 @@ from ensemble.evaluation.report_scores import ScoredImages, member_logits, split
 from ensemble.stacking.stacker import Stacker
 
 MAX_PARTS = 30  # sources or generators that are listed
+FEW_GROUPS = 30  # below, intervals over groups are rough
 
 
-@dataclass(frozen=True)
-class ScoreLine:
-    """The scores of one member, the mean or the stack; NaN where a class is missing."""
-
-    name: str
-    weight: float | None
-    threshold: float
-    scores: dict[str, Interval]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The stack against another, in AUROC on the same rows."""
-
-    other: str
-    paired: PairedDifference
-
-
-@dataclass(frozen=True)
-class DecisionCounts:
-    """A part of the rows: how many were called ai and real at the stack's threshold."""
-
-    name: str
-    of: str
-    images: int
-    groups: int
-    called_ai: int
-    called_real: int
-
-    @property
-    def right(self) -> float:
-        """The share on its own side."""
-        return (self.called_ai if self.of == "ai" else self.called_real) / self.images
-
-
-@dataclass(frozen=True)
-class ColorTable:
-    """A table of numbers that is shown in colour: values float [rows, columns], NaN where there is none."""
-
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-    values: np.ndarray
-
-
-def scores(rows: ScoredImages, stacker: Stacker, resamples: int) -> list[ScoreLine]:
-    """Every score of every member, of the mean and of the stack, with 95 % intervals over groups."""
-    weights, thresholds = dict(zip(stacker.members, stacker.coef, strict=True)), rows.thresholds(stacker.threshold)
-    return [
-        ScoreLine(
-            name,
-            weights.get(name),
-            thresholds[name],
-            score_intervals(rows.labels, p, rows.groups, threshold=thresholds[name], resamples=resamples),
-        )
+def scores(rows: ScoredImages, threshold: float, resamples: int) -> dict[str, dict[str, Interval]]:
+    """Every score of each member, the mean and the stack, with 95 % intervals over groups; NaN for want of a class."""
+    thresholds = rows.thresholds(threshold)
+    return {
+        name: score_intervals(rows.labels, p, rows.groups, threshold=thresholds[name], resamples=resamples)
         for name, p in rows.p.items()
-    ]
+    }
 
 
-def best_member(lines: Sequence[ScoreLine]) -> ScoreLine:
-    """The member of the highest AUROC."""
-    members = [line for line in lines if line.name not in ("mean", "stack")]
-    return max(members, key=lambda line: line.scores["auroc"].value)
-
-
-def comparisons(rows: ScoredImages, lines: Sequence[ScoreLine], resamples: int) -> list[Comparison]:
-    """The stack against its best member and against the mean; nothing where a class is missing."""
+def comparisons(
+    rows: ScoredImages, scores: Mapping[str, Mapping[str, Interval]], resamples: int
+) -> dict[str, PairedDifference]:
+    """AUROC of the stack minus that of its best member, then of the mean; empty where a class is missing."""
     if not rows.both_classes:
-        return []
-    p = rows.p
-    return [
-        Comparison(name, paired_difference(rows.labels, p["stack"], p[name], rows.groups, resamples=resamples))
-        for name in (best_member(lines).name, "mean")
-    ]
+        return {}
+    p, best = rows.p, max(rows.names, key=lambda name: scores[name]["auroc"].value)
+    return {
+        name: paired_difference(rows.labels, p["stack"], p[name], rows.groups, resamples=resamples)
+        for name in (best, "mean")
+    }
 
 
 def parts(rows: ScoredImages, column: str, threshold: float, resamples: int) -> list[protocol.PartScores]:
@@ -107,44 +50,52 @@ def parts(rows: ScoredImages, column: str, threshold: float, resamples: int) -> 
     frame = rows.frame.assign(logit=rows.stack)
     counted = frame[frame["label"] == 1] if column == "generator" else frame
     largest = set(counted[column].fillna("").astype(str).value_counts().index[:MAX_PARTS])
-    kept = frame[column].fillna("").astype(str).isin(largest)
+    shown = frame[column].fillna("").astype(str).isin(largest)
     if column == "generator":
-        kept |= frame["label"] == 0
-    return protocol.score_parts(frame[kept], column, threshold, resamples)
+        shown |= frame["label"] == 0
+    return protocol.score_parts(frame[shown], column, threshold, resamples)
 
 
-def confusion(rows: ScoredImages, threshold: float) -> dict[str, list[DecisionCounts]]:
-    """Calls at the stack's threshold: of all rows, and by source and generator, the largest first."""
+def confusion(rows: ScoredImages, threshold: float) -> dict[str, list[dict[str, Any]]]:
+    """Decisions at the stack's threshold by class: of all rows, by source and by generator, the largest first."""
     frame = rows.frame.assign(called=rows.p["stack"] >= threshold)
-    parts = {"all": [_called("all", part) for _, part in frame.groupby("label", sort=False)]}
+    parts = {"all": [_decisions("all", part) for _, part in frame.groupby("label", sort=False)]}
     for column in ("generator", "source"):
         named = frame.assign(name=frame[column].fillna("not named").astype(str))
-        found = [_called(str(name), part) for (name, _), part in named.groupby(["name", "label"], sort=True)]
-        parts[column] = sorted(found, key=lambda part: -part.images)
+        table = [_decisions(str(name), part) for (name, _), part in named.groupby(["name", "label"], sort=True)]
+        parts[column] = sorted(table, key=itemgetter("images"), reverse=True)
     return parts
 
 
-def _called(name: str, part: pd.DataFrame) -> DecisionCounts:
-    ai = int(part["called"].sum())
-    of = "ai" if part["label"].iloc[0] else "real"
-    return DecisionCounts(name, of, len(part), part["group"].nunique(), ai, len(part) - ai)
+def _decisions(name: str, part: pd.DataFrame) -> dict[str, Any]:
+    """How many images of one class were called ai and real, and which share is right."""
+    images, ai, label = len(part), int(part["called"].sum()), part["label"].iloc[0]
+    return {
+        "name": name,
+        "of": "ai" if label else "real",
+        "images": images,
+        "groups": part["group"].nunique(),
+        "called_ai": ai,
+        "called_real": images - ai,
+        "right": (ai if label else images - ai) / images,
+    }
 
 
-def correlations(rows: ScoredImages) -> ColorTable:
-    """Pearson correlation of the logits of members and stack."""
+def correlations(rows: ScoredImages) -> pd.DataFrame:
+    """Pearson correlation of the logits of members and stack; NaN for one that does not vary."""
     names = (*rows.names, "stack")
     columns = np.column_stack([rows.logits, rows.stack])
     moved = columns.std(axis=0) > 0
     values = np.full((len(names), len(names)), np.nan)
     values[np.ix_(moved, moved)] = np.atleast_2d(np.corrcoef(columns[:, moved], rowvar=False))
-    return ColorTable(names, names, values)
+    return pd.DataFrame(values, names, names)
 
 
-def disagreements(rows: ScoredImages, threshold: float) -> ColorTable:
+def disagreements(rows: ScoredImages, threshold: float) -> pd.DataFrame:
     """Share of images that two of members and stack call differently, each at its own threshold."""
     names = (*rows.names, "stack")
     called = _calls(rows, threshold)
-    return ColorTable(names, names, (called[:, :, None] != called[:, None, :]).mean(axis=0))
+    return pd.DataFrame((called[:, :, None] != called[:, None, :]).mean(axis=0), names, names)
 
 
 def divided(rows: ScoredImages, threshold: float) -> dict[str, int]:
@@ -159,12 +110,10 @@ def _calls(rows: ScoredImages, threshold: float) -> np.ndarray:
     return np.column_stack([p[name] >= thresholds[name] for name in (*rows.names, "stack")])
 
 
-def robustness(rows: ScoredImages, stacker: Stacker) -> ColorTable | None:
-    """AUROC of members and stack under each degradation, in the order of the evaluation;
-    None without any, or without a class."""
+def robustness(rows: ScoredImages, stacker: Stacker) -> pd.DataFrame | None:
+    """AUROC of members and stack under each degradation, in the evaluation's order; None without both classes."""
     if rows.cells is None or not rows.both_classes:
         return None
-    names = (*rows.names, "stack")
     cells = list(dict.fromkeys([CLEAN, *rows.cells["cell"]]))
     values = []
     for cell in cells:
@@ -172,24 +121,21 @@ def robustness(rows: ScoredImages, stacker: Stacker) -> ColorTable | None:
         logits = member_logits(part, rows.names)
         columns = np.column_stack([logits, stacker.logit(logits)])
         values.append([metrics.auroc(part["label"].to_numpy(), column) for column in columns.T])
-    return ColorTable(tuple(cells), names, np.array(values))
+    return pd.DataFrame(values, cells, [*rows.names, "stack"])
 
 
 def counts(frame: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
     """Images and groups of a run's data set by split and class, by source and by generator."""
     named = frame.assign(of=np.where(frame["label"] == 1, "ai", "real"))
-    found = {}
+    tables = {}
     for column in ("split", "source", "generator"):
         part = named.assign(name=named[column].fillna("not named").astype(str))
         table = [
             {"name": name, "of": of, "images": len(rows), "groups": rows["group"].nunique()}
             for (name, of), rows in part.groupby(["name", "of"], sort=True)
         ]
-        found[column] = sorted(table, key=itemgetter("images"), reverse=True)
-    return found
-
-
-FEW_GROUPS = 30  # below, intervals over groups are rough
+        tables[column] = sorted(table, key=itemgetter("images"), reverse=True)
+    return tables
 
 
 def member_facts(info: Mapping[str, Any]) -> dict[str, str]:
@@ -214,11 +160,6 @@ def member_facts(info: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def recipe_text(info: Mapping[str, Any]) -> str:
-    """A member's recipe and image contract as JSON."""
-    return json.dumps({"recipe": info["recipe"], "contract": info["contract"]}, indent=1, ensure_ascii=False)
-
-
 def read_audit(run: Path) -> dict[str, Any] | None:
     """The run's audit.json, None where its data was not audited."""
     try:
@@ -229,8 +170,8 @@ def read_audit(run: Path) -> dict[str, Any] | None:
 
 def weight_intervals(run: Path) -> list[Interval]:
     """Of the stack's weights, in the order of its members; empty where its kind estimates none."""
-    told = artifacts.read_json(artifacts.stacker_path(run), "run stack again").get("weights")
-    return [Interval.from_dict(weight) for weight in told or ()]
+    weights = artifacts.read_json(artifacts.stacker_path(run), "run stack again").get("weights")
+    return [Interval.from_dict(weight) for weight in weights or ()]
 
 
 def null_scores(audit: Mapping[str, Any] | None) -> dict[str, Interval]:
@@ -248,31 +189,31 @@ def cautions(
     run: Path, frame: pd.DataFrame, stacker: Stacker, sets: Sequence[ScoredImages], audit: Mapping[str, Any] | None
 ) -> list[str]:
     """What to know before trusting the scores, a sentence each."""
-    said = []
+    lines = []
     if audit is None:
-        said.append("The data was not audited, so a shortcut in how it is stored may stand behind every score.")
+        lines.append("The data was not audited, so a shortcut in how it is stored may stand behind every score.")
     elif audit["blocked"]:
-        said.append("The audit would have stopped this training: it was accepted that shortcuts may drive the scores.")
+        lines.append("The audit would have stopped this training: it was accepted that shortcuts may drive the scores.")
     held = sets[0]
     if (groups := len(set(held.groups))) < FEW_GROUPS:
-        said.append(f"{groups} groups of held-out images are few: the intervals are rough, and rather too short.")
+        lines.append(f"{groups} groups of held-out images are few: the intervals are rough, and rather too short.")
     if (reals := int((held.labels == 0).sum())) < 100:
-        said.append(f"{reals} held-out reals cannot resolve a false positive rate of 1 %; 100 would be the least.")
+        lines.append(f"{reals} held-out reals cannot resolve a false positive rate of 1 %; 100 would be the least.")
     if all(rows.cells is None for rows in sets):
-        said.append(
+        lines.append(
             "Nothing here was degraded, and held-out images come from the sources of the training images: "
             "run evaluate on images as you will meet them."
         )
-    said += [
+    lines += [
         f"{trained} images of {rows.title} were in this run's training: that is no test."
         for rows in sets
         if (trained := rows.record.get("trained"))
     ]
     if elsewhere := split_externals(run, stacker)[1]:
-        said.append(f"Trained elsewhere, and known by their scores alone: {join_limited(elsewhere)}.")
+        lines.append(f"Trained elsewhere, and known by their scores alone: {join_limited(elsewhere)}.")
     if outside := [name for name in artifacts.list_members(run) if name not in stacker.members]:
-        said.append(f"Not in the stack, and not shown: {join_limited(outside)}.")
+        lines.append(f"Not in the stack, and not shown: {join_limited(outside)}.")
     files = dataset.files(frame)
     if lost := sum(not file.is_file() for file in files):
-        said.append(f"{lost} of the run's {len(files)} image files are no longer where they were; scores need none.")
-    return said
+        lines.append(f"{lost} of the run's {len(files)} image files are no longer where they were; scores need none.")
+    return lines

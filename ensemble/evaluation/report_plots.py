@@ -1,6 +1,6 @@
-"""The figures of a report. They hold no word of the user's: names stand in the page's own legend.
+"""The figures of a report as SVG, and the mean spectra of its images.
 
-Mean spectra of the images that a report speaks of: what generators leave behind, and what storing does.
+A figure holds no text of the user's: names are in the page's own legend.
 """
 
 import io
@@ -29,6 +29,8 @@ AI, REAL = "#b3261e", "#1f5fae"
 STACK, MEAN = "#111111", "#8a8a8a"
 COLOURS = ("#4269d0", "#d0632a", "#2f8f5b", "#7a4fb0", "#c2a018", "#c2417c", "#3aa6b9", "#8c5a3c", "#9bb04a", "#5c6b7a")
 SIZE = (4.4, 3.6)  # inches: it still reads on a phone
+MAX_SPECTRUM_IMAGES = 300  # images a class
+TOO_SMALL_SHARE = 0.10  # share of images that may be too small for the common square
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,10 @@ def precision_recall(labels: np.ndarray, scores: Mapping[str, np.ndarray]) -> Pl
     axes.axhline(float(np.mean(labels)), color=GRID, linestyle=":")
     for name, values in scores.items():
         hits, alarms = operating_points(labels, values)
-        found = hits > 0  # before, precision is 0 or undefined
-        axes.step(hits[found] / hits[-1], (hits / (hits + alarms).clip(1))[found], where="pre", **_style(name, scores))
+        called = hits > 0  # before, precision is 0 or undefined
+        axes.step(
+            hits[called] / hits[-1], (hits / (hits + alarms).clip(1))[called], where="pre", **_style(name, scores)
+        )
     alt = "Precision over recall of the stack, the mean and each member; the dotted line is the share of ai."
     return Plot("Precision and recall", _uri(figure), alt)
 
@@ -76,17 +80,17 @@ def operating_points(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray
 
 
 def reliability(labels: np.ndarray, p: Mapping[str, np.ndarray], eces: Mapping[str, float]) -> Plot:
-    """How often images were ai, over what was said of them; `p` and `eces` by "stack" and "before calibration"."""
-    figure, axes = _figure("P(ai) as said", "share that was ai")
+    """The share of ai images over the predicted P(ai); `p` and `eces` by "stack" and "before calibration"."""
+    figure, axes = _figure("predicted P(ai)", "share that was ai")
     axes.plot([0, 1], [0, 1], color=GRID, linestyle=":")
     for number, (name, values) in enumerate(p.items()):
-        said, was, count = reliability_bins(labels, values)
+        mean_p, share, count = reliability_bins(labels, values)
         colour = (STACK, COLOURS[1])[number]
-        axes.plot(said, was, color=colour, linewidth=1.2, label=f"{name}: ECE {eces[name]:.3f}")
-        axes.scatter(said, was, 8 + 120 * count / len(labels), color=colour)
+        axes.plot(mean_p, share, color=colour, linewidth=1.2, label=f"{name}: ECE {eces[name]:.3f}")
+        axes.scatter(mean_p, share, 8 + 120 * count / len(labels), color=colour)
     axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper left")
-    told = ", ".join(f"ECE {eces[name]:.3f} {name}" for name in p)
-    alt = f"Share of ai images over the stack's P(ai), in {ECE_BINS} bins; larger dots hold more images; {told}."
+    summary = ", ".join(f"ECE {eces[name]:.3f} {name}" for name in p)
+    alt = f"Share of ai images over the stack's P(ai), in {ECE_BINS} bins; larger dots hold more images; {summary}."
     return Plot("Reliability", _uri(figure), alt)
 
 
@@ -94,9 +98,9 @@ def reliability_bins(labels: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.
     """(mean p, share of ai, images) of each bin of equal width that holds any."""
     bins = np.searchsorted(np.linspace(0, 1, ECE_BINS + 1)[1:-1], p)  # as `metrics.expected_calibration_error` has them
     count = np.bincount(bins, minlength=ECE_BINS)
-    held = count > 0
-    said, was = (np.bincount(bins, weights, ECE_BINS)[held] / count[held] for weights in (p, labels))
-    return said, was, count[held]
+    filled = count > 0
+    mean_p, share = (np.bincount(bins, weights, ECE_BINS)[filled] / count[filled] for weights in (p, labels))
+    return mean_p, share, count[filled]
 
 
 def histograms(labels: np.ndarray, target: np.ndarray, threshold: float) -> Plot:
@@ -128,11 +132,11 @@ def planes(spectra: Mapping[int, np.ndarray]) -> list[Plot]:
     """Mean log-spectra [H, W] of real (0) and of ai (1), zero frequency in the middle, and ai minus real."""
     low, high = (float(f(np.concatenate(list(spectra.values())))) for f in (np.min, np.max))
     most = max(float(np.abs(spectra[1] - spectra[0]).max()), 1e-6)
-    said = "zero frequency in the middle, half a cycle a pixel at the edges"
+    axes = "zero frequency in the middle, half a cycle a pixel at the edges"
     return [
-        _plane("Mean spectrum of reals", spectra[0], "magma", low, high, f"Mean log power of real images, {said}."),
-        _plane("Mean spectrum of ai", spectra[1], "magma", low, high, f"Mean log power of ai images, {said}."),
-        _plane("ai minus real", spectra[1] - spectra[0], "RdBu_r", -most, most, f"Difference of the two, {said}."),
+        _plane("Mean spectrum of reals", spectra[0], "magma", low, high, f"Mean log power of real images, {axes}."),
+        _plane("Mean spectrum of ai", spectra[1], "magma", low, high, f"Mean log power of ai images, {axes}."),
+        _plane("ai minus real", spectra[1] - spectra[0], "RdBu_r", -most, most, f"Difference of the two, {axes}."),
     ]
 
 
@@ -176,10 +180,6 @@ def _uri(figure: Figure) -> str:
     return html.data_uri("image/svg+xml", buffer.getvalue())
 
 
-MAX_SPECTRUM_IMAGES = 300  # images a class
-TOO_SMALL_SHARE = 0.10  # share of images that may be too small for the common square
-
-
 @dataclass(frozen=True)
 class Spectra:
     """Of the middle squares of `side` pixels, by label.
@@ -212,17 +212,17 @@ def mean_spectra(rows: ScoredImages, most: int = MAX_SPECTRUM_IMAGES, seed: int 
         return None
     shorter = np.quantile([min(pixels.shape) for _, pixels in read], TOO_SMALL_SHARE, method="higher")
     side = 2 ** int(np.log2(shorter))
-    kept = [
+    squares = [
         (label, center_square(pixels, side).astype(np.float64)) for label, pixels in read if min(pixels.shape) >= side
     ]
-    by_class = {label: [pixels for own, pixels in kept if own == label] for label in (0, 1)}
+    by_class = {label: [pixels for own, pixels in squares if own == label] for label in (0, 1)}
     if side < MIN_SIDE or not all(by_class.values()):
         return None
     return Spectra(
         side,
-        {label: np.mean([log_spectrum(pixels) for pixels in squares], axis=0) for label, squares in by_class.items()},
-        {label: np.stack([radial_spectrum(pixels) for pixels in squares]) for label, squares in by_class.items()},
-        len(chosen) - len(kept),
+        {label: np.mean([log_spectrum(pixels) for pixels in images], axis=0) for label, images in by_class.items()},
+        {label: np.stack([radial_spectrum(pixels) for pixels in images]) for label, images in by_class.items()},
+        len(chosen) - len(squares),
     )
 
 

@@ -1,4 +1,4 @@
-"""The rows that a report speaks of, with every member's logit and the stack's."""
+"""The images of a report, of a run or of an evaluation, with every member's logit and the stack's."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,25 +89,21 @@ def read_run_images(run: Path, stacker: Stacker) -> list[ScoredImages]:
     Members trained elsewhere have no scores of unseen rows.
     """
     frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first")
-    found = [_held_out(run, stacker, frame)]
-    if (frame["split"] == "unseen").any() and not split_externals(run, stacker)[1]:
-        rows, logits = members.heldout_logits(run, stacker.members, ("unseen",))
-        title = "Generators and sources never trained on"
-        stack = stacker.logit(logits), stacker.raw_logit(logits)
-        found.append(
-            _of_run(run, frame, rows["id"].tolist(), title, "was fitted on other rows", logits, stack, stacker)
-        )
-    return found
-
-
-def _held_out(run: Path, stacker: Stacker, frame: pd.DataFrame) -> ScoredImages:
     own, elsewhere = split_externals(run, stacker)
     data = read_stacking_data(run, own, [external.read_external(run, name) for name in elsewhere])
-    told = artifacts.read_json(artifacts.stacker_path(run), "run stack again")
-    found = stack_scores(data, stacker.method, told.get("calibration_asked", stacker.calibration.kind))
+    record = artifacts.read_json(artifacts.stacker_path(run), "run stack again")
+    stack = stack_scores(data, stacker.method, record.get("calibration_asked", stacker.calibration.kind))
     basis = f"is scored {data.basis}" if data.basis == "out of fold" else f"was {data.basis}"
-    stack, title = (found.calibrated, found.raw), "The run's held-out rows"
-    return _of_run(run, frame, data.ids, title, basis, data.scored.logits, stack, stacker)
+    rows, read = _run_images(run, frame, data.ids, own[0])
+    logits, title = data.scored.logits, "The run's held-out rows"
+    sets = [ScoredImages(title, basis, rows, stacker.members, logits, stack.calibrated, stack.raw, read)]
+    if (frame["split"] == "unseen").any() and not elsewhere:
+        unseen, logits = members.heldout_logits(run, stacker.members, ("unseen",))
+        rows, read = _run_images(run, frame, unseen["id"].tolist(), own[0])
+        title, basis = "Generators and sources never trained on", "was fitted on other rows"
+        both = stacker.logit(logits), stacker.raw_logit(logits)
+        sets.append(ScoredImages(title, basis, rows, stacker.members, logits, *both, read))
+    return sets
 
 
 def split_externals(run: Path, stacker: Stacker) -> tuple[list[str], list[str]]:
@@ -116,29 +112,23 @@ def split_externals(run: Path, stacker: Stacker) -> tuple[list[str], list[str]]:
     return [name for name in stacker.members if name not in elsewhere], elsewhere
 
 
-def _of_run(
-    run: Path,
-    frame: pd.DataFrame,
-    ids: Sequence[str],
-    title: str,
-    basis: str,
-    logits: np.ndarray,
-    stack: tuple[np.ndarray, np.ndarray],
-    stacker: Stacker,
-) -> ScoredImages:
+def _run_images(
+    run: Path, frame: pd.DataFrame, ids: Sequence[str], member: str
+) -> tuple[pd.DataFrame, Callable[[int], Image]]:
+    """DESCRIBED of a run's rows that no member was fitted on, and a reader of their images as `member` saw them."""
     scored = frame[~frame["split"].isin(splits.FITTED_SPLITS)].reset_index(drop=True)
-    places = pd.Series(scored.index, index=scored["id"])[list(ids)].to_numpy()  # canonical forms are drawn by them
-    described = scored.loc[places, DESCRIBED].reset_index(drop=True)
-    files = dataset.files(described)
+    positions = pd.Series(scored.index, index=scored["id"])[list(ids)].to_numpy()  # canonical forms are drawn by them
+    rows = scored.loc[positions, DESCRIBED].reset_index(drop=True)
+    files = dataset.files(rows)
     plan = canonical.read_plan(artifacts.canonical_path(run))
-    seed = members.read_info(run, split_externals(run, stacker)[0][0]).get("seed", 0)
+    seed = members.read_info(run, member).get("seed", 0)
 
     def read(row: int) -> Image:
         if plan is None:
             return decode.decode(files[row])
-        return canonical.read_canonical(files[row], plan, [seed, 0, int(places[row])])
+        return canonical.read_canonical(files[row], plan, [seed, 0, int(positions[row])])
 
-    return ScoredImages(title, basis, described, stacker.members, logits, *stack, read)
+    return rows, read
 
 
 def list_evaluations(run: Path) -> list[str]:

@@ -129,22 +129,29 @@ def _evaluate(request: EvaluateOptions, items: "Sequence[LabelledImage]", benchm
     from tqdm import tqdm
 
     from ensemble.core import artifacts
-    from ensemble.evaluation import evaluate as evaluate_run
-    from ensemble.evaluation import protocol
+    from ensemble.evaluation import leakage, leave_out, protocol
+    from ensemble.evaluation.evaluate import (
+        check_classes,
+        count_images,
+        describe_stacker,
+        evaluation_name,
+        output_folder,
+        sample_images,
+    )
     from ensemble.images.robustness import choose_corruptions
     from export.inference.evaluation_model import evaluated_run, load_model
 
     cells = choose_corruptions(request.grid, request.cells)
-    items = evaluate_run.sample_images(items, request.limit, request.seed)
-    evaluate_run.check_classes(items, request.stress)
-    name = evaluate_run.evaluation_name(request.data, request.name, request.limit, request.track)
+    items = sample_images(items, request.limit, request.seed)
+    check_classes(items, request.stress)
+    name = evaluation_name(request.data, request.name, request.limit, request.track)
     run = evaluated_run(request.run, request.model)
-    folder = evaluate_run.output_folder(run, request.output, name)
+    folder = output_folder(run, request.output, name)
     model, title = load_model(run, request.model, request.onnx, request.runtime, click.echo, request.model_positive)
     artifacts.ensure_writable(folder)
     if request.leave_out is not None:
-        evaluate_run.check_leave_out(run, items)
-    sha256s, trained = evaluate_run.check_untrained(run, items, request.track, request.allow_trained)
+        leave_out.known_generators(run, [item.generator for item in items if item.label == 1])
+    sha256s, trained = leakage.check_untrained(run, items, request.track, request.allow_trained)
     if run is None:
         click.echo(f"Which images {title} was trained on is not known here, so that they are new to it is not checked.")
     key = protocol.evaluation_key(items, sha256s, model)
@@ -154,7 +161,7 @@ def _evaluate(request: EvaluateOptions, items: "Sequence[LabelledImage]", benchm
     if frame.empty:
         click.echo(f"Error: none of {len(items)} images can be read: {next(iter(errors.values()))}", err=True)
         return 2
-    evaluate_run.check_classes([item for item in items if item.id not in errors], request.stress)
+    check_classes([item for item in items if item.id not in errors], request.stress)
     facts = {
         "name": name,
         "track": request.track,
@@ -167,8 +174,8 @@ def _evaluate(request: EvaluateOptions, items: "Sequence[LabelledImage]", benchm
         "data": " + ".join(map(str, request.data)),
         "model": _describe(request, run, model),
         "key": key,
-        "rows": evaluate_run.count_images(frame, errors),
-        "stacker": evaluate_run.describe_stacker(model.stacker),
+        "rows": count_images(frame, errors),
+        "stacker": describe_stacker(model.stacker),
         **protocol.summarize(frame, model.stacker.threshold, request.seed, request.stress),
         "leave_out": _leave_out_scores(request, run, frame, model),
     }
