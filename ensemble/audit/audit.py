@@ -1,10 +1,10 @@
 """Audit of a labelled data set: shortcuts that a detector could learn in place of the pictures.
 
-If metadata alone tells the classes apart, training is refused unless the user accepts it. Everything else is a
-warning or a note.
+If metadata alone tells the classes apart, training is refused unless the user accepts it. Everything else is a warning
+or a note.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from ensemble.audit.metadata_classifier import (
     SPECTRUM_C,
     WARN_ACCURACY,
     CrossValidation,
+    cross_validate,
     thumbnail_table,
 )
 from ensemble.core.errors import DataError
 from ensemble.core.names import LABELS
-from ensemble.data import dataset, sources
+from ensemble.data import dataset
 from ensemble.data.index import FileIndex
 from ensemble.data.sources import LabelledImage, Skipped
 from ensemble.images import pixel_traces
@@ -36,10 +37,7 @@ AUDIT_VERSION = 1  # raised by hand when the same data would give another audit
 
 @dataclass(frozen=True)
 class Audit:
-    """Findings, and how well metadata alone, then with bytes per pixel, tells the classes apart.
-
-    In JSON the two are called null and null_with_bytes.
-    """
+    """Findings, and the accuracy of metadata alone, and with bytes per pixel ("null" and "null_with_bytes" in JSON)."""
 
     images: int
     ai: int
@@ -89,21 +87,21 @@ def audit(
 ) -> AuditDetails:
     """Look for shortcuts among readable, indexed images; `items` are those of `indexed.rows`.
 
-    near: their near-duplicates, from `dataset.near_pairs`. skipped: images of kinds that
-    cannot be read, left out. notes: how labels were read.
+    near: their near-duplicates, from `dataset.near_pairs`. skipped: images of kinds that cannot be read. notes: how
+    labels were read.
     """
     labels = np.array([item.label for item in items])
     groups = np.array(dataset.group_names(items, indexed, near), dtype=object)
     features = metadata_classifier.file_features(indexed.headers, [item.path for item in items])
     names = [name for family in metadata_classifier.FAMILIES.values() for name in family]
-    blind = metadata_classifier.cross_validate(features[names], labels, groups, top=5)
-    with_bytes = metadata_classifier.cross_validate(
-        features[[*names, *metadata_classifier.BYTES]], labels, groups, top=5
-    )
-    rows = _sample(labels)
+    alone = cross_validate(features[names], labels, groups, top=5)
+    with_bytes = cross_validate(features[[*names, *metadata_classifier.BYTES]], labels, groups, top=5)
+    rng = np.random.default_rng(0)
+    classes = [rng.permutation(np.flatnonzero(labels == label))[:PROBED_PER_CLASS] for label in (0, 1)]
+    rows = np.sort(np.concatenate(classes))
     traces = pixel_traces.measure_files([items[row].file for row in rows])
     findings = [
-        *_metadata_findings(blind, with_bytes),
+        *_metadata_findings(alone, with_bytes),
         *_family_findings(features, labels, groups),
         *checks.duplicates(items, indexed, near),
         *checks.sources(items),
@@ -113,7 +111,7 @@ def audit(
         *checks.balance(labels),
         *_pixel_findings(indexed, labels, groups, rows, traces),
     ]
-    result = Audit(len(items), int(labels.sum()), len(set(groups)), blind, with_bytes, ordered(findings))
+    result = Audit(len(items), int(labels.sum()), len(set(groups)), alone, with_bytes, ordered(findings))
     return AuditDetails(result, items, indexed, labels, groups, rows, traces)
 
 
@@ -126,11 +124,10 @@ def headline(audit: Audit) -> str:
     """How well metadata alone does, in one line, to stand beside every score made from this data."""
     if audit.metadata is None:
         return "Metadata alone: too few groups to tell whether it gives the class away."
-    low = audit.metadata.balanced_accuracy.low
-    verdict = (
-        "a shortcut" if low > BLOCK_ACCURACY else "a weak shortcut" if low > WARN_ACCURACY else "no shortcut found"
-    )
-    return f"Metadata alone tells ai from real with balanced accuracy {audit.metadata.balanced_accuracy}: {verdict}."
+    accuracy = audit.metadata.balanced_accuracy
+    weak = "a weak shortcut" if accuracy.low > WARN_ACCURACY else "no shortcut found"
+    verdict = "a shortcut" if accuracy.low > BLOCK_ACCURACY else weak
+    return f"Metadata alone tells ai from real with balanced accuracy {accuracy}: {verdict}."
 
 
 def lines(values: Mapping[str, Any]) -> list[str]:
@@ -148,44 +145,33 @@ def refuse_blocked(values: Mapping[str, Any], data: str) -> None:
         )
 
 
-def _metadata_findings(blind: CrossValidation | None, with_bytes: CrossValidation | None) -> list[Finding]:
-    if blind is None or with_bytes is None:
-        return [Finding("null", "note", "too few groups a class to cross-validate what metadata alone can tell")]
-    found = []
-    if blind.balanced_accuracy.low > BLOCK_ACCURACY:
-        features = ", ".join(name for name, _ in blind.features) or "several together"
-        text = f"metadata alone reaches balanced accuracy {blind.balanced_accuracy}, mostly by {features}"
-        found.append(Finding("null", "block", text))
-    if with_bytes.balanced_accuracy.low > max(WARN_ACCURACY, blind.balanced_accuracy.value + 0.02):
-        text = f"with bytes per pixel metadata reaches {with_bytes.balanced_accuracy}; content drives it too"
-        found.append(
-            Finding("bytes", "warn" if with_bytes.balanced_accuracy.low > PIXELS_WARN_ACCURACY else "note", text)
-        )
-    return found
+def _metadata_findings(alone: CrossValidation | None, with_bytes: CrossValidation | None) -> Iterator[Finding]:
+    if alone is None or with_bytes is None:
+        yield Finding("null", "note", "too few groups a class to cross-validate what metadata alone can tell")
+        return
+    accuracy, more = alone.balanced_accuracy, with_bytes.balanced_accuracy
+    if accuracy.low > BLOCK_ACCURACY:
+        features = ", ".join(name for name, _ in alone.features) or "several together"
+        text = f"metadata alone reaches balanced accuracy {accuracy}, mostly by {features}"
+        yield Finding("null", "block", text)
+    if more.low > max(WARN_ACCURACY, accuracy.value + 0.02):
+        severity = "warn" if more.low > PIXELS_WARN_ACCURACY else "note"
+        yield Finding("bytes", severity, f"with bytes per pixel metadata reaches {more}; content drives it too")
 
 
-def _family_findings(features: pd.DataFrame, labels: np.ndarray, groups: np.ndarray) -> list[Finding]:
-    found = []
+def _family_findings(features: pd.DataFrame, labels: np.ndarray, groups: np.ndarray) -> Iterator[Finding]:
     for family, columns in metadata_classifier.FAMILIES.items():
-        probe = metadata_classifier.cross_validate(features[list(columns)], labels, groups, top=3)
-        if probe is not None and probe.balanced_accuracy.low > WARN_ACCURACY:
-            seen = checks.by_class(features, labels, [name for name, _ in probe.features] or columns)
-            found.append(
-                Finding(family, "warn", f"balanced accuracy {probe.balanced_accuracy} by {family} alone: {seen}")
-            )
-    return found
+        result = cross_validate(features[list(columns)], labels, groups, top=3)
+        if result is not None and result.balanced_accuracy.low > WARN_ACCURACY:
+            values = checks.by_class(features, labels, [name for name, _ in result.features] or columns)
+            text = f"balanced accuracy {result.balanced_accuracy} by {family} alone: {values}"
+            yield Finding(family, "warn", text)
 
 
+# kind of finding: columns, what they are, what it may mean, C of the logistic regression (None: boosted trees)
 _PIXEL_PROBES = {
     "hidden_jpeg": (
-        [
-            "comb",
-            "step",
-            "grid_7",
-            "grid_most",
-            "grid_off",
-            *(name for name in pixel_traces.GRID_COLUMNS if name.startswith("dct")),
-        ],
+        ["comb", "step", "grid_7", "grid_most", "grid_off", *pixel_traces.DCT_COLUMNS],
         "traces of earlier JPEG compression in the pixels",
         "canonicalise levels them",
         None,
@@ -201,50 +187,37 @@ _PIXEL_PROBES = {
 
 def _pixel_findings(
     indexed: FileIndex, labels: np.ndarray, groups: np.ndarray, rows: np.ndarray, traces: pd.DataFrame
-) -> list[Finding]:
-    found = list(checks.jpeg_in_lossless(indexed.headers.iloc[rows], traces, labels[rows]))
-    content = metadata_classifier.cross_validate(
-        thumbnail_table(indexed.thumbs[rows]), labels[rows], groups[rows], linear=CONTENT_C
-    )
+) -> Iterator[Finding]:
+    yield from checks.jpeg_in_lossless(indexed.headers.iloc[rows], traces, labels[rows])
+    content = cross_validate(thumbnail_table(indexed.thumbs[rows]), labels[rows], groups[rows], linear=CONTENT_C)
     if content is not None and content.balanced_accuracy.low > PIXELS_WARN_ACCURACY:
         text = f"a thumbnail of 8x8 pixels tells {content.balanced_accuracy}: the classes show different things"
-        found.append(Finding("content", "warn", text))
+        yield Finding("content", "warn", text)
     measured = traces.notna().all(axis=1).to_numpy()
+    part = rows[measured]
     for kind, (columns, what, meaning, strength) in _PIXEL_PROBES.items():
-        part = rows[measured]
-        probe = metadata_classifier.cross_validate(
-            traces.loc[measured, columns], labels[part], groups[part], linear=strength
-        )
-        if probe is not None and probe.balanced_accuracy.low > WARN_ACCURACY:
-            found.append(Finding(kind, "note", f"{what} tell {probe.balanced_accuracy}; {meaning}"))
-    return found
-
-
-def _sample(labels: np.ndarray) -> np.ndarray:
-    """Rows of at most PROBED images of each class, the same at every call."""
-    rng = np.random.default_rng(0)
-    parts = [rng.permutation(np.flatnonzero(labels == label))[:PROBED_PER_CLASS] for label in (0, 1)]
-    return np.sort(np.concatenate(parts))
+        result = cross_validate(traces.loc[measured, columns], labels[part], groups[part], linear=strength)
+        if result is not None and result.balanced_accuracy.low > WARN_ACCURACY:
+            yield Finding(kind, "note", f"{what} tell {result.balanced_accuracy}; {meaning}")
 
 
 def audit_data(
-    items: Sequence[sources.LabelledImage],
+    items: Sequence[LabelledImage],
     notes: Sequence[str],
-    skipped: sources.Skipped | None = None,
+    skipped: Skipped | None = None,
     against: Path | None = None,
     images: Path | None = None,
 ) -> tuple[AuditDetails, train_test_shift.TestSet | None]:
     """Index and audit labelled images, with a test set if one is given; broken files are findings."""
     test = train_test_shift.read_test(against, images) if against is not None else None
-    kept, indexed = dataset.index_items(items, skip_unreadable=True)
+    readable, indexed = dataset.index_items(items, skip_unreadable=True)
     for label, name in enumerate(LABELS):
-        if not any(item.label == label for item in kept):
+        if not any(item.label == label for item in readable):
             raise DataError(f"no {name} image can be read: {next(iter(indexed.errors.values()))}")
-    audited = audit(kept, indexed, dataset.near_pairs(indexed), skipped, notes)
+    audited = audit(readable, indexed, dataset.near_pairs(indexed), skipped, notes)
     if test is None:
         return audited, None
-    more = train_test_shift.compare_train_test(
-        kept, indexed, audited.groups, test, train_test_shift.overlapping_pairs(indexed, test)
-    )
-    found = ordered([*audited.audit.findings, *more])
-    return replace(audited, audit=replace(audited.audit, findings=found)), test
+    overlap = train_test_shift.overlapping_pairs(indexed, test)
+    more = train_test_shift.compare_train_test(readable, indexed, audited.groups, test, overlap)
+    findings = ordered([*audited.audit.findings, *more])
+    return replace(audited, audit=replace(audited.audit, findings=findings)), test

@@ -3,7 +3,6 @@
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -23,23 +22,15 @@ from ensemble.images import decode
 from ensemble.images.canonical import JPEG_FORMATS, CanonicalPlan, canonical, last_compression, make_plan
 
 
-@dataclass(frozen=True)
-class CanonicaliseResult:
-    """The table that `canonicalise` wrote, and why images were left out, by id."""
+def canonicalise(
+    frame: pd.DataFrame, plan: CanonicalPlan, output: Path, seed: int
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Write each row's image to ai/ or real/ below `output`, and data.csv, which --data reads; replaces `output`.
 
-    table: pd.DataFrame
-    left_out: dict[str, str]
-
-
-def canonicalise(frame: pd.DataFrame, plan: CanonicalPlan, output: Path, seed: int) -> CanonicaliseResult:
-    """Write each row's image to ai/ or real/ below `output`, and data.csv, which --data reads.
-
-    frame: rows of a data set. File names are hashes; the table keeps id, group, source and
-    generator, and `original`, the file each image came from. The folder appears once it is
-    whole. Raises ArtifactError if `output` holds anything but an earlier result, DataError if
-    a class has no image large enough.
+    frame: rows of a data set. Returns the rows of data.csv, and why images were left out, by id. File names are
+    hashes; the table has id, group, source and generator, and `original`, the file each image came from. The folder
+    appears once it is whole. DataError if a class has no image large enough.
     """
-    check_output(output)
     work = output.with_name(f".{output.name}.work")
     shutil.rmtree(work, ignore_errors=True)
     for name in LABELS:
@@ -47,15 +38,14 @@ def canonicalise(frame: pd.DataFrame, plan: CanonicalPlan, output: Path, seed: i
     rows: list[dict[Any, Any]] = frame.to_dict("records")
     results = ordered_map(partial(_write, plan=plan, folder=work, seed=seed), rows)
     table, left_out = [], {}
-    for row, result in zip(
-        rows, tqdm(results, "canonicalise", len(rows), unit="image", leave=False, disable=None), strict=True
-    ):
+    bar = tqdm(results, "canonicalise", len(rows), unit="image", leave=False, disable=None)
+    for row, result in zip(rows, bar, strict=True):
         if isinstance(result, ImageError):
             left_out[str(row["id"])] = str(result)
             continue
         original = str(Path(row["root"]) / row["path"])
-        kept = {name: row[name] for name in ("label", "group", "source", "generator")}
-        table.append({"id": row["id"], "path": result, **kept, "original": original})
+        same = {name: row[name] for name in ("label", "group", "source", "generator")}
+        table.append({"id": row["id"], "path": result, **same, "original": original})
     for label, name in enumerate(LABELS):
         if not any(row["label"] == label for row in table):
             shutil.rmtree(work, ignore_errors=True)
@@ -64,11 +54,11 @@ def canonicalise(frame: pd.DataFrame, plan: CanonicalPlan, output: Path, seed: i
     done.to_csv(work / "data.csv", index=False)
     artifacts.write_json(work / "canonical.json", {"plan": plan.to_dict(), "seed": seed, "images": len(done)})
     artifacts.replace_folder(work, output)
-    return CanonicaliseResult(done, left_out)
+    return done, left_out
 
 
 def _write(row: dict[Any, Any], plan: CanonicalPlan, folder: Path, seed: int) -> str | ImageError:
-    # By content and id, not by class or order: what is drawn must not tell the class.
+    # by content and id, not by class or order: random draws must not give the class away
     digest = sha256(f"{seed}/{row['sha256']}/{row['id']}".encode()).digest()
     rng = np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
     file = Path(row["root"]) / row["path"]
@@ -80,23 +70,6 @@ def _write(row: dict[Any, Any], plan: CanonicalPlan, folder: Path, seed: int) ->
     name = f"{LABELS[int(str(row['label']))]}/{digest.hex()[:20]}.jpg"
     image.save(folder / name, "JPEG", quality=quality, subsampling=subsampling)
     return name
-
-
-def check_output(output: Path) -> None:
-    """Raise ArtifactError for a folder that holds anything but an earlier result."""
-    if output.exists() and any(output.iterdir()) and not (output / "canonical.json").is_file():
-        raise ArtifactError(f"{output} is not empty and was not written by canonicalise; name another folder")
-
-
-def describe_result(written: CanonicaliseResult, frame: pd.DataFrame) -> list[str]:
-    """Lines that say what was written and left out, by class."""
-    counts = Counter(written.table["label"])
-    lines = [f"{counts[1]} ai and {counts[0]} real images"]
-    if written.left_out:
-        lost = Counter(frame.loc[frame["id"].isin(written.left_out), "label"])
-        first = next(iter(written.left_out.values()))
-        lines.append(f"left out: {lost[1]} ai and {lost[0]} real images ({first}, for example)")
-    return lines
 
 
 def canonicalise_data(
@@ -115,17 +88,20 @@ def canonicalise_data(
     if any(path.resolve().is_relative_to(target) or target.is_relative_to(path.resolve()) for path in data):
         raise DataError(f"{folder} holds the data itself, or lies in it; name another folder")
     artifacts.ensure_writable(target.parent)
-    check_output(folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / "canonical.json").is_file():
+        raise ArtifactError(f"{folder} is not empty and was not written by canonicalise; name another folder")
     items, notes = sources.read_data(data, options)
-    kept, indexed = dataset.index_items(items, skip_unreadable)
-    plan = make_plan(indexed.headers, np.array([item.label for item in kept]), size, quality)
-    near = dataset.near_pairs(indexed)
-    frame = dataset.assemble(kept, indexed, near, Fractions(), seed, check=False)
-    written = canonicalise(frame, plan, folder, seed)
+    items, indexed = dataset.index_items(items, skip_unreadable)
+    plan = make_plan(indexed.headers, np.array([item.label for item in items]), size, quality)
+    frame = dataset.assemble(items, indexed, dataset.near_pairs(indexed), Fractions(), seed, check=False)
+    table, left_out = canonicalise(frame, plan, folder, seed)
     low, high = plan.quality
+    counts, lost = Counter(table["label"]), Counter(frame.loc[frame["id"].isin(left_out), "label"])
+    reasons = [*left_out.values()][:1]
     return [
         *notes,
         f"crops of {plan.size} pixels, JPEG quality {low} to {high}",
-        *describe_result(written, frame),
+        f"{counts[1]} ai and {counts[0]} real images",
+        *(f"left out: {lost[1]} ai and {lost[0]} real images ({reason}, for example)" for reason in reasons),
         *(f"left out: {message}" for message in indexed.errors.values()),
     ]

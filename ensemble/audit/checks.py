@@ -1,8 +1,8 @@
-"""The audit's checks that need no classifier: duplicates, sources, polarity, files left out."""
+"""The audit's checks that need no classifier: duplicates, sources, polarity, file numbers, unreadable files."""
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ NUMBERING_AUROC = 0.9  # AUROC of the numbers in file names that is worth a note
 SOURCE_CRAMERS_V = 0.30  # Cramer's V between class and source that is worth a warning
 FEW_PAIRS_SHARE = 0.01  # near-duplicates across the classes, as a share of all images, that are no more than a note
 IMBALANCE_RATIO = 4.0  # images of one class for one of the other
-COMB_FIT = 0.35  # mean fit of DCT coefficients to a comb from which a JPEG lies below lossless pixels
+COMB_FIT = 0.35  # mean fit of DCT coefficients to multiples of a step; above it, lossless pixels were once a JPEG
 
 
 @dataclass(frozen=True)
@@ -34,35 +34,31 @@ class Finding:
         return f"  {self.severity:5}  {self.kind}: {self.text}"
 
 
-def duplicates(items: Sequence[LabelledImage], indexed: FileIndex, near: Sequence[tuple[int, int]]) -> list[Finding]:
+def duplicates(
+    items: Sequence[LabelledImage], indexed: FileIndex, near: Sequence[tuple[int, int]]
+) -> Iterator[Finding]:
     """Copies and near-duplicates: across the classes, and across groups that the user gave."""
     pixels = list(indexed.records["pixels"])
     copies, conflicts = dataset.equal_pairs(pixels), dataset.conflicting(items, pixels)
-    found = []
     if conflicts:
         text = f"{len(conflicts)} images stand in both classes with equal pixels ({_pairs(items, conflicts)})"
-        found.append(Finding("conflicts", "block", text))
-    known = [(a, b) for a, b in near if items[a].group is not None and items[a].group == items[b].group]
-    near = sorted((a, b) for a, b in set(near) - set(known) if pixels[a] != pixels[b])
+        yield Finding("conflicts", "block", text)
+    known = {(a, b) for a, b in near if items[a].group is not None and items[a].group == items[b].group}
+    near = sorted((a, b) for a, b in set(near) - known if pixels[a] != pixels[b])
     if known:
-        found.append(Finding("duplicates", "note", f"{len(known)} near-duplicate pairs lie within groups of yours"))
+        yield Finding("duplicates", "note", f"{len(known)} near-duplicate pairs lie within groups of yours")
     across = [(a, b) for a, b in near if items[a].label != items[b].label]
     if across:
         text = f"{len(across)} near-duplicate pairs across the classes, kept in one split ({_pairs(items, across)})"
-        found.append(Finding("duplicates", "warn" if len(across) > FEW_PAIRS_SHARE * len(items) else "note", text))
-    straddling = [
-        (a, b) for a, b in (*copies, *near) if items[a].group and items[b].group not in (None, items[a].group)
-    ]
-    if straddling:
-        pairs = _pairs(items, straddling)
-        text = f"{len(straddling)} copies or near-duplicates lie in different groups of yours, now joined ({pairs})"
-        found.append(Finding("duplicates", "warn", text))
-    same = len(copies) + len(near) - len(conflicts) - len(across)
-    if same:
-        share = same / len(items)
+        yield Finding("duplicates", "warn" if len(across) > FEW_PAIRS_SHARE * len(items) else "note", text)
+    joined = [(a, b) for a, b in (*copies, *near) if items[a].group and items[b].group not in (None, items[a].group)]
+    if joined:
+        pairs = _pairs(items, joined)
+        text = f"{len(joined)} copies or near-duplicates lie in different groups of yours, now joined ({pairs})"
+        yield Finding("duplicates", "warn", text)
+    if same := len(copies) + len(near) - len(conflicts) - len(across):
         text = f"{same} copies or near-duplicates within a class, each kept in one split with its twin"
-        found.append(Finding("duplicates", "warn" if share > 0.05 else "note", text))
-    return found
+        yield Finding("duplicates", "warn" if same / len(items) > 0.05 else "note", text)
 
 
 def _pairs(items: Sequence[LabelledImage], pairs: Sequence[tuple[int, int]]) -> str:
@@ -74,7 +70,6 @@ def sources(items: Sequence[LabelledImage]) -> list[Finding]:
     table = pd.crosstab(np.array([item.source or "" for item in items]), np.array([item.label for item in items]))
     if len(table) < 2 or table.shape[1] < 2:
         return []
-    found = []
     single = table[(table == 0).any(axis=1)]
     strength = cramers_v(table.to_numpy())
     if len(single):
@@ -82,10 +77,11 @@ def sources(items: Sequence[LabelledImage]) -> list[Finding]:
             f"{name} ({LABELS[int(row.to_numpy().argmax())]} {int(row.sum())})" for name, row in single.iterrows()
         )
         text = f"{len(single)} of {len(table)} sources hold one class alone: {names}; Cramer's V {strength:.2f}"
-        found.append(Finding("source", "warn", text))
     elif strength > SOURCE_CRAMERS_V:
-        found.append(Finding("source", "warn", f"class and source go together: Cramer's V {strength:.2f}"))
-    return found
+        text = f"class and source go together: Cramer's V {strength:.2f}"
+    else:
+        return []
+    return [Finding("source", "warn", text)]
 
 
 def cramers_v(counts: np.ndarray) -> float:
@@ -105,33 +101,29 @@ def cramers_v(counts: np.ndarray) -> float:
     return float(min(1.0, (phi2 / max(min(r - 1, k - 1), 1e-12)) ** 0.5))
 
 
-def polarity(items: Sequence[LabelledImage], headers: pd.DataFrame, notes: Sequence[str]) -> list[Finding]:
+def polarity(items: Sequence[LabelledImage], headers: pd.DataFrame, notes: Sequence[str]) -> Iterator[Finding]:
     """Signs that the labels are the wrong way round, and a request to confirm how they were read."""
     labels = np.array([item.label for item in items])
-    found = []
-    made = (headers["generator_text"] > 0).to_numpy()
-    shot = (headers["camera"] >= 2).to_numpy()
-    named = np.array([_named(item) for item in items])
+    class_in_path = np.array([_class_in_path(item.path) for item in items])
     signs = (
-        (made, 0, "name a generator in their metadata, yet are labelled real"),
-        (shot, 1, "carry a camera's EXIF, yet are labelled ai"),
-        (named == 1, 0, "lie in folders or have names that say ai, yet are labelled real"),
-        (named == 0, 1, "lie in folders or have names that say real, yet are labelled ai"),
+        (headers["generator_text"].to_numpy() > 0, 0, "name a generator in their metadata, yet are labelled real"),
+        (headers["camera"].to_numpy() >= 2, 1, "carry a camera's EXIF, yet are labelled ai"),
+        (class_in_path == 1, 0, "lie in folders or have names that say ai, yet are labelled real"),
+        (class_in_path == 0, 1, "lie in folders or have names that say real, yet are labelled ai"),
     )
     for marked, wrong, text in signs:
         count, right = int((marked & (labels == wrong)).sum()), int((marked & (labels != wrong)).sum())
         if count:
             swapped = count > 2 * right and count >= 0.05 * (labels == wrong).sum()
             hint = "; are the labels swapped? See --classes" if swapped else ""
-            found.append(Finding("polarity", "warn" if swapped else "note", f"{count} images {text}{hint}"))
+            yield Finding("polarity", "warn" if swapped else "note", f"{count} images {text}{hint}")
     if notes:
-        found.append(Finding("polarity", "note", f"confirm how the labels were read: {'; '.join(notes)}"))
-    return found
+        yield Finding("polarity", "note", f"confirm how the labels were read: {'; '.join(notes)}")
 
 
-def _named(item: LabelledImage) -> int:
-    """1 or 0 if the words of an image's path speak of one class alone, else -1."""
-    words = set("".join(c if c.isalnum() else " " for c in item.path.rpartition(".")[0]).casefold().split())
+def _class_in_path(path: str) -> int:
+    """1 or 0 if the words of an image's path name one class alone, else -1."""
+    words = set("".join(c if c.isalnum() else " " for c in path.rpartition(".")[0]).casefold().split())
     ai, real = bool(words & POSITIVE_NAMES), bool(words & NEGATIVE_NAMES)
     return -1 if ai == real else int(ai)
 
@@ -144,23 +136,18 @@ def numbering(items: Sequence[LabelledImage]) -> list[Finding]:
     if max(order, 1 - order) < NUMBERING_AUROC:
         return []
     first, last = ("real", "ai") if order > 0.5 else ("ai", "real")
-    return [
-        Finding("names", "note", f"numbers in the names of {first} come before those of {last}; no detector reads them")
-    ]
+    text = f"numbers in the names of {first} come before those of {last}; no detector reads them"
+    return [Finding("names", "note", text)]
 
 
-def left_out(indexed: FileIndex, skipped: Skipped | None) -> list[Finding]:
+def left_out(indexed: FileIndex, skipped: Skipped | None) -> Iterator[Finding]:
     """Broken files, and kinds of images that cannot be read."""
-    found = []
     if indexed.errors:
         text = f"{len(indexed.errors)} images cannot be read: {join_limited(indexed.errors.values(), 3)}"
-        found.append(Finding("corrupt", "warn", text))
+        yield Finding("corrupt", "warn", text)
     if skipped:
         kinds = join_limited(f"{count} {suffix} in {folder}" for (folder, suffix), count in sorted(skipped.items()))
-        found.append(
-            Finding("skipped", "warn", f"images of a kind that cannot be read are left out: {kinds}; convert them")
-        )
-    return found
+        yield Finding("skipped", "warn", f"images of a kind that cannot be read are left out: {kinds}; convert them")
 
 
 def balance(labels: np.ndarray) -> list[Finding]:
@@ -171,7 +158,7 @@ def balance(labels: np.ndarray) -> list[Finding]:
     return [Finding("balance", "note", f"{counts[1]} ai against {counts[0]} real images")]
 
 
-def jpeg_in_lossless(headers: pd.DataFrame, traces: pd.DataFrame, labels: np.ndarray) -> Iterable[Finding]:
+def jpeg_in_lossless(headers: pd.DataFrame, traces: pd.DataFrame, labels: np.ndarray) -> Iterator[Finding]:
     """Lossless files whose pixels went through JPEG, by class."""
     lossless = (headers["lossless"] > 0).to_numpy()
     hidden = (traces["comb"] > COMB_FIT).to_numpy()
@@ -188,7 +175,7 @@ def jpeg_in_lossless(headers: pd.DataFrame, traces: pd.DataFrame, labels: np.nda
 def by_class(
     features: pd.DataFrame, labels: np.ndarray, columns: Sequence[str], sides: tuple[str, str] = ("ai", "real")
 ) -> str:
-    """What the two sides, labelled 1 and 0, have in these columns: medians of numbers, the commonest texts."""
+    """What the rows labelled 1 and 0 have in these columns, as text: medians of numbers, the commonest texts."""
     parts = []
     for name in list(columns)[:3]:
         values = features[name]

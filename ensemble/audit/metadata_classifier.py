@@ -1,8 +1,7 @@
-"""Can the classes be told apart without looking at them? Cross-validated classifiers over plain tables.
+"""Cross-validated classifiers on tables of metadata: do they tell the classes apart without the pictures?
 
-A detector trained on files whose storage gives the class away learns the storage: one that
-read only metadata reached AUROC 0.9998 on a public data set, and 0.500 once both classes
-were stored alike. So the same question is asked here of the data set at hand.
+A detector trained on files whose storage gives the class away learns the storage: one that read only metadata reached
+AUROC 0.9998 on a public data set, and 0.500 once both classes were stored alike.
 """
 
 import re
@@ -31,7 +30,7 @@ CONTENT_C, SPECTRUM_C = 0.01, 1.0  # of logistic regression on 192 colours, and 
 PROBED_PER_CLASS = 500  # images of a class whose pixels are probed
 MAX_ROWS = 20_000  # more tell nothing more about whether the classes differ
 
-# What the null is asked about. Bytes per pixel are apart: content drives them too.
+# Columns of the metadata classifier by family. Bytes per pixel are apart: content drives them too.
 FAMILIES = {
     "format": ("format", "mode", "lossless"),
     "size": ("width", "height", "area"),
@@ -51,8 +50,8 @@ _CLASS_WORDS = re.compile(rf"(?<![^\W\d_])({'|'.join(POSITIVE_NAMES | NEGATIVE_N
 class CrossValidation:
     """How well a table of features tells two classes apart on rows it was not fitted on.
 
-    balanced_accuracy: with its 95 % interval over groups. features: the most useful columns,
-    each with the balanced accuracy that is lost when its values are shuffled.
+    balanced_accuracy: with its 95 % interval over groups. features: the most useful columns, each with the balanced
+    accuracy that is lost when its values are shuffled.
     """
 
     rows: int
@@ -69,8 +68,7 @@ def file_features(headers: pd.DataFrame, paths: Sequence[str]) -> pd.DataFrame:
     """Headers and file names as the columns of FAMILIES and BYTES; folders do not enter."""
     frame = headers.copy()
     frame["area"] = frame["width"] * frame["height"]
-    named = [_name_features(path) for path in paths]
-    return pd.concat([frame, pd.DataFrame(named, index=frame.index)], axis=1)
+    return pd.concat([frame, pd.DataFrame([_name_features(path) for path in paths], index=frame.index)], axis=1)
 
 
 def _name_features(path: str) -> dict[str, object]:
@@ -97,13 +95,15 @@ def thumbnail_table(thumbs: np.ndarray) -> pd.DataFrame:
 def cross_validate(
     table: pd.DataFrame, labels: np.ndarray, groups: np.ndarray, top: int = 0, linear: float | None = None
 ) -> CrossValidation | None:
-    """Fit on four fifths of the groups, predict the fifth, five times; None where no fifth can have both classes.
+    """Five-fold cross-validation over groups, of boosted trees; None with too few groups of a class.
 
-    table: [N, features], numbers and texts. labels: int [N], 0 or 1. groups: [N]; rows of one
-    are never on both sides. `top` is how many features to name. `linear` takes logistic
-    regression with this C for the boosted trees: better for many alike columns.
+    table: [N, features], numbers and texts; above MAX_ROWS rows, a random sample of them. labels: int [N], 0 or 1.
+    groups: [N]; rows of one group are never in training and test part at once. top: how many features to name.
+    linear: use logistic regression with this C instead, better for many alike columns.
     """
-    table, labels, groups = _sample(table, np.asarray(labels), np.asarray(groups))
+    if len(labels) > MAX_ROWS:
+        rows = np.sort(np.random.default_rng(0).choice(len(labels), MAX_ROWS, replace=False))
+        table, labels, groups = table.iloc[rows], labels[rows], groups[rows]
     values = _encode(table)
     folds = _folds(labels, groups)
     varying = values.std(axis=0) > 0
@@ -125,13 +125,6 @@ def cross_validate(
     return CrossValidation(len(labels), accuracy, metrics.auroc(labels, p), named)
 
 
-def _sample(table: pd.DataFrame, labels: np.ndarray, groups: np.ndarray) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    if len(labels) <= MAX_ROWS:
-        return table, labels, groups
-    keep = np.sort(np.random.default_rng(0).choice(len(labels), MAX_ROWS, replace=False))
-    return table.iloc[keep], labels[keep], groups[keep]
-
-
 def _encode(table: pd.DataFrame) -> np.ndarray:
     """float32 [N, features]: texts become the rank of how common they are, rare ones share one."""
     columns = []
@@ -142,21 +135,17 @@ def _encode(table: pd.DataFrame) -> np.ndarray:
             continue
         texts = column.astype(str)
         counts = texts.value_counts()
-        ranks = {
-            text: min(rank, MAX_CATEGORIES)
-            for rank, text in enumerate(sorted(counts.index, key=lambda t: (-counts[t], t)))
-        }
+        order = sorted(counts.index, key=lambda text: (-counts[text], text))
+        ranks = {text: min(rank, MAX_CATEGORIES) for rank, text in enumerate(order)}
         columns.append(texts.map(ranks).to_numpy(dtype=np.float32))
     return np.nan_to_num(np.stack(columns, axis=1), posinf=1e9, neginf=-1e9)
 
 
 def _folds(labels: np.ndarray, groups: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]] | None:
-    per_class = [len(set(groups[labels == label])) for label in (0, 1)]
-    count = min(FOLDS, *per_class)
+    count = min(FOLDS, *(len(set(groups[labels == label])) for label in (0, 1)))
     if count < 2:
         return None
-    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=0)
-    folds = list(splitter.split(labels, labels, groups))
+    folds = list(StratifiedGroupKFold(count, shuffle=True, random_state=0).split(labels, labels, groups))
     usable = all(len(set(labels[train])) == 2 and len(test) for train, test in folds)
     return folds if usable else None
 
@@ -179,11 +168,9 @@ def _model(rows: int, linear: float | None) -> Any:
 def _losses(model: Any, values: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Balanced accuracy lost by shuffling each column (Breiman, Random Forests, 2001)."""
     rng = np.random.default_rng(0)
-    predict = model.predict_proba
-    whole = metrics.balanced_accuracy(labels, predict(values)[:, 1])
-    lost = np.zeros(values.shape[1])
+    scores = [metrics.balanced_accuracy(labels, model.predict_proba(values)[:, 1])]
     for column in range(values.shape[1]):
         shuffled = values.copy()
         shuffled[:, column] = rng.permutation(shuffled[:, column])
-        lost[column] = whole - metrics.balanced_accuracy(labels, predict(shuffled)[:, 1])
-    return np.nan_to_num(lost)
+        scores.append(metrics.balanced_accuracy(labels, model.predict_proba(shuffled)[:, 1]))
+    return np.nan_to_num(scores[0] - np.array(scores[1:]))

@@ -1,4 +1,4 @@
-"""The swap test: each class stored as the other one is. Scores that move follow the files, not the pictures."""
+"""The storage-swap test: each class is stored as the other one. Scores that move follow the files, not the pictures."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from ensemble.images import decode, pixel_traces, preprocess
 from ensemble.images.canonical import WHITE
 from ensemble.images.decode import FORMATS
 
-IMAGES_PER_CLASS = 100  # images of a class
+IMAGES_PER_CLASS = 100
 
 ScoreFunction = Callable[[Sequence[Image.Image]], np.ndarray]  # decoded images -> logits [N]
 
@@ -27,9 +27,8 @@ ScoreFunction = Callable[[Sequence[Image.Image]], np.ndarray]  # decoded images 
 class StorageSwap:
     """AUROC of one scorer on the same images, stored in three ways, and how far the logits moved.
 
-    as_is: as they are. own: each stored anew as another image of its own class, the control.
-    swapped: each stored as an image of the other class. shifts: mean change of the logit from
-    own to swapped, of real and of ai images.
+    as_is: as they are. own: each stored again as another image of its own class, the control. swapped: each stored as
+    an image of the other class. shifts: mean change of the logit from own to swapped, of real and of ai images.
     """
 
     scorer: str
@@ -60,16 +59,13 @@ def swap_test(
     }
     chosen = [files[row] for row in rows]
     logits = {"as_is": score([decode.decode(file) for file in chosen])}
-    for way, files_of in donors.items():
-        logits[way] = score(list(ordered_map(_stored_as, list(zip(chosen, files_of, strict=True)))))
+    for way, likes in donors.items():
+        pairs = zip(chosen, likes, strict=True)
+        logits[way] = score(list(ordered_map(lambda pair: stored_as(decode.decode(pair[0]), pair[1]), pairs)))
     moved = logits["swapped"] - logits["own"]
     scores = {way: metrics.auroc(labels[rows], values) for way, values in logits.items()}
     shifts = tuple(float(moved[labels[rows] == label].mean()) for label in (0, 1))
     return StorageSwap(scorer, len(rows), **scores, shifts=(shifts[0], shifts[1]))
-
-
-def _stored_as(pair: tuple[Path, Path]) -> Image.Image:
-    return stored_as(decode.decode(pair[0]), pair[1])
 
 
 def stored_as(image: Image.Image, donor: Path) -> Image.Image:
@@ -103,10 +99,10 @@ def _options(like: Image.Image) -> dict[str, Any] | None:
 def fit_small_classifier(
     labels: np.ndarray, traces: np.ndarray, groups: np.ndarray
 ) -> tuple[ScoreFunction, np.ndarray] | None:
-    """A detector for want of a better: logistic regression on pixel traces, fitted on half of the groups.
+    """A small detector, where there is no trained member: logistic regression on pixel traces of half of the groups.
 
-    Returns it with the rows of the other half, on which it may be judged; None where a half
-    lacks a class.
+    labels: int [N]. traces: float [N, D]. groups: [N]. Returns it with the rows of the other half, to test it on; None
+    where a half has one class only.
     """
     names = groups.astype(str)
     half = np.isin(names, np.random.default_rng(0).permutation(np.unique(names))[::2])
@@ -127,16 +123,10 @@ def member_score_function(run: Path, names: Sequence[str]) -> ScoreFunction:
     import torch
 
     from ensemble.models.members import load_member
+    from ensemble.models.runner import image_scorer
     from ensemble.models.torch_runner import choose_device, torch_runner
 
     device = torch.device(choose_device("auto"))
-    runners = [torch_runner(name, load_member(run, name), device) for name in names]
-
-    def score(pictures: Sequence[Image.Image]) -> np.ndarray:
-        found = []
-        for picture in pictures:
-            views = [runner.run(preprocess.to_pixels(picture, runner.preprocess_config)).mean() for runner in runners]
-            found.append(float(np.mean(views)))
-        return np.array(found)
-
-    return score
+    score = image_scorer([torch_runner(name, load_member(run, name), device) for name in names])
+    # one image at a time, so that a logit does not depend on the others in its batch
+    return lambda pictures: np.array([float(score([picture]).mean()) for picture in pictures])

@@ -21,35 +21,30 @@ QUANTISATION_STEPS = np.arange(2, 25)  # quantisation steps that are tried
 MIN_SIDE = 32  # pixels; below that there is nothing to measure
 
 SPECTRUM_COLUMNS = [f"spectrum_{i:02}" for i in range(SPECTRUM_BINS)]
-GRID_COLUMNS = [
-    *(f"grid_{i}" for i in range(8)),
-    "grid_most",
-    "grid_off",
-    "comb",
-    "step",
-    *(f"dct_{i:02}" for i in range(24)),
-]
+DCT_COLUMNS = [f"dct_{i:02}" for i in range(24)]
+GRID_COLUMNS = [*(f"grid_{i}" for i in range(8)), "grid_most", "grid_off", "comb", "step", *DCT_COLUMNS]
 RESAMPLING_COLUMNS = ["periodic", "period"]
+COLUMNS = [*SPECTRUM_COLUMNS, *GRID_COLUMNS, *RESAMPLING_COLUMNS]
 
 
 def measure_files(files: Sequence[Path], workers: int | None = None, label: str = "probe") -> pd.DataFrame:
-    """One row a file with the columns SPECTRUM, GRID, RESAMPLING; NaN where it cannot be measured."""
+    """One row a file with the columns COLUMNS; NaN where it cannot be measured."""
     bar = tqdm(ordered_map(_probe_file, files, workers), label, len(files), unit="image", leave=False, disable=None)
-    return pd.DataFrame(np.stack(list(bar)), columns=[*SPECTRUM_COLUMNS, *GRID_COLUMNS, *RESAMPLING_COLUMNS])
+    return pd.DataFrame(np.stack(list(bar)), columns=COLUMNS)
 
 
 def _probe_file(file: Path) -> np.ndarray:
     try:
         return measure(decode.decode(file))
     except ImageError:
-        return np.full(len(SPECTRUM_COLUMNS) + len(GRID_COLUMNS) + len(RESAMPLING_COLUMNS), np.nan, dtype=np.float32)
+        return np.full(len(COLUMNS), np.nan, dtype=np.float32)
 
 
 def measure(image: Image.Image) -> np.ndarray:
-    """float32 features of one image, in the order SPECTRUM, GRID, RESAMPLING."""
+    """float32 features of one image, in the order of COLUMNS; NaN for an image below MIN_SIDE."""
     grey = _middle(image)
     if min(grey.shape) < MIN_SIDE:
-        return np.full(len(SPECTRUM_COLUMNS) + len(GRID_COLUMNS) + len(RESAMPLING_COLUMNS), np.nan, dtype=np.float32)
+        return np.full(len(COLUMNS), np.nan, dtype=np.float32)
     parts = (radial_spectrum(grey), grid_traces(grey), resampling_traces(grey))
     return np.concatenate(parts).astype(np.float32)
 
@@ -67,9 +62,8 @@ def radial_spectrum(grey: np.ndarray) -> np.ndarray:
     window = np.hanning(height)[:, None] * np.hanning(width)[None, :]
     power = np.abs(np.fft.rfft2((grey - grey.mean()) * window)) ** 2 / (window**2).sum()
     radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
-    bins = np.minimum(
-        (radius * 2 * SPECTRUM_BINS).astype(int), SPECTRUM_BINS
-    ).ravel()  # corners beyond 0.5 are left out
+    # corners beyond half a cycle go to a last bin, which is left out
+    bins = np.minimum((radius * 2 * SPECTRUM_BINS).astype(int), SPECTRUM_BINS).ravel()
     sums = np.bincount(bins, power.ravel(), SPECTRUM_BINS + 1)[:SPECTRUM_BINS]
     counts = np.bincount(bins, minlength=SPECTRUM_BINS + 1)[:SPECTRUM_BINS]
     filled = np.flatnonzero(counts)  # a small image leaves radii out
@@ -102,9 +96,8 @@ def grid_traces(grey: np.ndarray) -> np.ndarray:
     combs, steps = zip(*(_comb(coefficients[:, y, x]) for y, x in _LOW), strict=True)
     lowest = np.abs(np.concatenate([coefficients[:, 0, 1], coefficients[:, 1, 0]]))
     histogram = np.bincount(np.minimum(np.round(lowest).astype(int), 24), minlength=25)[:24] / len(lowest)
-    # A grid that was shifted by cropping stands beside the last one, which ends at phase 7.
-    beside = phases[:7].max()
-    return np.concatenate([phases, [phases.max(), beside, np.mean(combs), np.mean(steps)], histogram])
+    # the last grid is at phase 7; an earlier one, shifted by a crop, at another
+    return np.concatenate([phases, [phases.max(), phases[:7].max(), np.mean(combs), np.mean(steps)], histogram])
 
 
 def _phases(grey: np.ndarray) -> np.ndarray:
@@ -133,7 +126,7 @@ def resampling_traces(grey: np.ndarray) -> np.ndarray:
     linear and cubic interpolation in JPEG compressed images", 2005). Multiples of 1/8 are
     JPEG's own and left out.
     """
-    heights, places = [], []
+    heights, frequencies = [], []
     for plane in (grey, grey.T):
         second = np.abs(plane[:, :-2] - 2 * plane[:, 1:-1] + plane[:, 2:]).mean(axis=0)
         second = second - np.convolve(np.pad(second, 4, mode="edge"), np.ones(9) / 9, mode="valid")
@@ -142,5 +135,5 @@ def resampling_traces(grey: np.ndarray) -> np.ndarray:
         own = np.abs(frequency * 8 - np.round(frequency * 8)) < 16 / len(second)
         size[(frequency < 0.06) | (own & (frequency < 0.49))] = 0
         heights.append(np.log(size.max() / (np.median(size[size > 0]) + 1e-6) + 1e-6) if (size > 0).any() else 0.0)
-        places.append(frequency[size.argmax()])
-    return np.array([np.mean(heights), np.mean(places)])
+        frequencies.append(frequency[size.argmax()])
+    return np.array([np.mean(heights), np.mean(frequencies)])

@@ -45,7 +45,7 @@ class Runner:
 
 
 @dataclass(frozen=True)
-class ScoredBatch:
+class LogitBatch:
     """A chunk of rows: logits float32 [rows, runners], NaN where `errors` says, by row in the chunk, why.
 
     NaN too where a cascade left a runner out.
@@ -63,7 +63,7 @@ def score_stream(
     together: bool = False,
     workers: int | None = None,
     name: Callable[[T], object] = lambda item: item,
-) -> Generator[ScoredBatch, None, None]:
+) -> Generator[LogitBatch, None, None]:
     """Score items of any number in their order, `chunk` rows at a time; memory holds a few chunks.
 
     Threads read, decode and prepare the rows of up to AHEAD chunks while the members run: in
@@ -196,9 +196,9 @@ def run_views(runner: Runner, views: np.ndarray) -> np.ndarray:
     return logits.reshape(len(views), -1).mean(axis=1)
 
 
-def _scored(failed: Sequence[str | None], calls: Sequence[Callable[[], np.ndarray]]) -> ScoredBatch:
+def _scored(failed: Sequence[str | None], calls: Sequence[Callable[[], np.ndarray]]) -> LogitBatch:
     logits = np.full((len(failed), len(calls)), np.nan, dtype=np.float32)
     readable = np.array([error is None for error in failed])
     for column, call in enumerate(calls):
         logits[readable, column] = call()
-    return ScoredBatch(logits, {row: error for row, error in enumerate(failed) if error is not None})
+    return LogitBatch(logits, {row: error for row, error in enumerate(failed) if error is not None})

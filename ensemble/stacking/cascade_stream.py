@@ -16,7 +16,7 @@ from PIL.Image import Image
 from ensemble.core.errors import ImageError
 from ensemble.core.parallel import available_cores, ordered_map
 from ensemble.images import decode, preprocess
-from ensemble.models.runner import AHEAD_CHUNKS, OnLarge, Runner, ScoredBatch, T, Views, chunk_rows, run_views
+from ensemble.models.runner import AHEAD_CHUNKS, LogitBatch, OnLarge, Runner, T, Views, chunk_rows, run_views
 
 # index of a runner, logits float32 [N, runners] so far (NaN where none ran), items -> bool [N]: who needs that runner
 NeedsRunner = Callable[[int, np.ndarray, Sequence[T]], np.ndarray]
@@ -77,7 +77,7 @@ def cascade_stream(
     total: int,
     workers: int | None = None,
     name: Callable[[T], object] = lambda item: item,
-) -> Generator[ScoredBatch, None, None]:
+) -> Generator[LogitBatch, None, None]:
     """Like `score_stream`, but a runner gets only the rows that need it; a row that exits needs no later runner.
 
     Rows come out in their order, `chunk` at a time. AHEAD chunks are read ahead by `workers` threads.
@@ -160,7 +160,7 @@ class EarlyExitScheduler(Generic[T]):
             full = ready[index] // self._batch_rows[index] * self._batch_rows[index]
             self._run_batch(index, [queue.popleft() for _ in range(len(queue) if flush else full)])
 
-    def emit(self, last: bool) -> Iterator[ScoredBatch]:
+    def emit(self, last: bool) -> Iterator[LogitBatch]:
         """Chunks whose rows are all done, as long as the first is; last: the rest may be less than a chunk."""
         rows, chunk = self.rows, self._chunk
         while rows and (last or len(rows) >= chunk) and all(row.done for row in islice(rows, chunk)):
@@ -232,6 +232,6 @@ def _image_bytes(image: Image) -> int:
     return 4 * image.width * image.height  # Pillow pads RGB
 
 
-def _scored(rows: Sequence[_Row[T]]) -> ScoredBatch:
+def _scored(rows: Sequence[_Row[T]]) -> LogitBatch:
     errors = {position: row.error for position, row in enumerate(rows) if row.error is not None}
-    return ScoredBatch(np.stack([row.logits for row in rows]), errors)
+    return LogitBatch(np.stack([row.logits for row in rows]), errors)

@@ -11,7 +11,7 @@ import pandas as pd
 import psutil
 import torch
 
-from ensemble.core import eta
+from ensemble.core.log import format_duration
 from ensemble.core.recipe import Recipe
 from ensemble.data import dataset
 from ensemble.images import robustness
@@ -140,10 +140,10 @@ def estimate_table(estimates: Sequence[tuple[str, Estimate | None]]) -> pd.DataF
             "member": name,
             "rows": str(estimate.rows),
             "steps": str(estimate.steps),
-            "time": eta.format_duration(estimate.seconds),
+            "time": format_duration(estimate.seconds),
             "memory": f"{estimate.memory / 2**30:.1f} GiB",
         }
         for name, estimate in estimates
     ]
     total = sum(estimate.seconds for _, estimate in estimates if estimate is not None)
-    return pd.DataFrame([*rows, {"member": "all", "time": eta.format_duration(total)}]).fillna("")
+    return pd.DataFrame([*rows, {"member": "all", "time": format_duration(total)}]).fillna("")

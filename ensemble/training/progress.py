@@ -13,8 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from ensemble.core import eta
-from ensemble.core.log import Log
+from ensemble.core.log import Log, format_duration
 
 REFRESH_SECONDS = 1.0  # between two drawings of the table, each of which takes some milliseconds
 LOG_SECONDS = 180.0  # between two log lines without a terminal
@@ -157,7 +156,7 @@ class MemberProgress:
             loss = "" if self.loss is None else f", loss {self.loss:.4f}"
             parts.append(f"step {self.step}/{self.steps}{loss}, lr {self.lr:.2g}")
         left = self.seconds_left(now)
-        parts += [self.speed(now), "" if left is None else f"{eta.format_duration(left)} left"]
+        parts += [self.speed(now), "" if left is None else f"{format_duration(left)} left"]
         return ", ".join(filter(None, parts))
 
     @property
@@ -336,7 +335,7 @@ class LiveProgress:
         if running := row.status == "running":
             status, seconds = self._progress.status(), self._progress.seconds_left(self._clock())
         status = f"{status}: {row.error}" if row.error else status
-        length = "" if seconds is None else eta.format_duration(seconds) + (" left" if running else "")
+        length = "" if seconds is None else format_duration(seconds) + (" left" if running else "")
         return row.name, status, row.tune, row.heldout, length
 
     def _footer(self) -> str:
@@ -345,11 +344,11 @@ class LiveProgress:
         waiting = sum(row.status == "waiting" for row in self._rows.values())
         running = sum(row.status == "running" for row in self._rows.values())
         text = f"{len(self._rows) - waiting - running} of {len(self._rows)} members, "
-        text += f"{eta.format_duration(now - self._began)} so far"
+        text += f"{format_duration(now - self._began)} so far"
         whole, left = self._progress.seconds_whole(now), self._progress.seconds_left(now)
         known = [*self._trained_seconds, *([whole] if whole is not None else [])]
         if not known or not waiting + running:
             return text
         mean = sum(known) / len(known)
         total = waiting * mean + (mean if left is None else left) * running
-        return f"{text}, about {eta.format_duration(total)} left"
+        return f"{text}, about {format_duration(total)} left"

@@ -195,7 +195,7 @@ def _describe(request: EvaluateOptions, run: Path | None, model: "EvaluatedModel
 def _print_estimate(
     items: "Sequence[LabelledImage]", cells: "Sequence[Corruption]", known: "pd.DataFrame", model: "EvaluatedModel"
 ) -> None:
-    from ensemble.core.eta import format_duration
+    from ensemble.core.log import format_duration
     from ensemble.evaluation.protocol import remaining_cells, seconds_per_image
     from ensemble.images.robustness import full_grid
 

@@ -10,8 +10,7 @@ from PIL.Image import Image
 from ensemble.core.errors import ArtifactError, join_limited
 from ensemble.data.readers import Item
 from ensemble.images import decode
-from ensemble.models.runner import OnLarge, chunk_rows, score_stream
-from ensemble.models.runner import ScoredBatch as Scored
+from ensemble.models.runner import LogitBatch, OnLarge, chunk_rows, score_stream
 from ensemble.stacking.cascade_stream import cascade_chunk_rows, cascade_stream
 from export.inference.ensemble import Ensemble
 from export.inference.journal import ScoredBatch
@@ -69,7 +68,7 @@ def score_rows(
 
 def _stream(
     items: Iterable[Item], total: int, ensemble: Ensemble, threads: int | None
-) -> Generator[Scored, None, None]:
+) -> Generator[LogitBatch, None, None]:
     def read(item: Item, large: OnLarge) -> Image:
         return decode.decode(item.source, item.path, large)
 

@@ -155,7 +155,7 @@ def test_swapped_labels_are_suspected_from_metadata(swapped, severity):
     items = [item(f"{i}.png", int(label)) for i, label in enumerate(labels)]
     made = (labels == 0) if swapped else (labels == 1)
     headers = pd.DataFrame({"generator_text": made.astype(float), "camera": np.where(made, 0.0, 3.0)})
-    found = checks.polarity(items, headers, [])
+    found = list(checks.polarity(items, headers, []))
     assert {finding.severity for finding in found} == ({severity} if severity else set())
     if swapped:
         assert "20 images name a generator in their metadata, yet are labelled real" in found[0].text
@@ -219,7 +219,7 @@ def test_near_duplicates_that_the_user_grouped_are_only_noted(tmp_path, pictures
     places = [("a.jpg", 1, "g"), ("b.jpg", 0, "g"), ("c.jpg", 1, "h"), ("d.jpg", 0, "i")]
     items = [checks.LabelledImage(name, str(tmp_path), name, label, group) for name, label, group in places]
     kept, indexed = dataset.index_items(items)
-    found = checks.duplicates(kept, indexed, dataset.near_pairs(indexed))
+    found = list(checks.duplicates(kept, indexed, dataset.near_pairs(indexed)))
     assert [(one.severity, one.text) for one in found] == [
         ("note", "1 near-duplicate pairs lie within groups of yours"),
         ("warn", "1 near-duplicate pairs across the classes, kept in one split (c.jpg and d.jpg)"),

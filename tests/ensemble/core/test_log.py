@@ -1,6 +1,6 @@
 import pytest
 
-from ensemble.core import eta
+from ensemble.core.log import format_duration
 
 
 @pytest.mark.parametrize(
@@ -12,4 +12,4 @@ from ensemble.core import eta
     ],
 )  # fmt: skip
 def test_durations_read_as_one_would_say_them(seconds, text):
-    assert eta.format_duration(seconds) == text
+    assert format_duration(seconds) == text
