@@ -30,7 +30,7 @@ from ensemble.training.validation import named_scores
 FEATURES_VERSION = 1  # raised by hand when the same image and random draw would give other features
 C_GRID = np.logspace(-6, 1, 15)  # Radford et al. ("CLIP", 2021) search 1e-6 to 1e6; above 10 it overfits here
 
-Scoring = Callable[[str, int], Callable[[int], object]]  # `TrainingCallback.on_scoring`
+Scoring = Callable[[str, int], Callable[[int], object]]  # `LiveProgress.on_scoring`
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
-from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Column, Table
 from rich.text import Text
 
 from ensemble.core.log import Log, format_duration
@@ -19,34 +20,11 @@ REFRESH_SECONDS = 1.0  # between two drawings of the table, each of which takes 
 LOG_SECONDS = 180.0  # between two log lines without a terminal
 SPEED_STEPS = 30  # images per second are averaged over the last steps
 STATUS_COLUMNS = (23, 40)  # width of the status on a terminal of 80 columns, and at most
+BAR_COLUMNS = 40
 OTHER_COLUMNS = 37  # width of scores and time, with the gaps
 OTHER_LINES = 6  # two of the heading, the count of hidden members, the bar, the footer, the cursor
 STYLES = {"trained": "green", "unchanged": "dim", "waiting": "dim", "failed": "red"}
 SCORE_NAMES = {"train_loss": "train loss", "tune_auroc": "tune AUROC", "tune_log_loss": "tune log-loss"}
-
-
-class TrainingCallback(Protocol):
-    """What the training of a member calls as it goes."""
-
-    def log(self, line: str) -> None:
-        """A line for the user."""
-
-    def on_fit_begin(self, title: str, epochs: int, steps: int, done: int = 0, share: float = 1.0) -> None:
-        """A fit begins; its title is "", "fold 2/5" or "refit".
-
-        steps: of the whole fit; an earlier run did `done` of them. share: of the member's work, in (0, 1]. A fold
-        that an earlier run finished is reported too, with done = steps. A fit that begins again, with a smaller
-        batch, is reported again under the same title.
-        """
-
-    def on_step(self, step: int, loss: float | None, lr: float, images: int) -> None:
-        """The optimizer step number `step` of the fit, from 1, is done; `images`: since the last call."""
-
-    def on_epoch_end(self, record: Mapping[str, float], better: bool) -> None:
-        """The numbers of an epoch; `better`: than every earlier epoch of the fit."""
-
-    def on_scoring(self, title: str, total: int) -> Callable[[int], object]:
-        """Scoring of `total` images begins, "tune" or "held-out"; call the returned function with each batch's size."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +78,7 @@ class MemberProgress:
         return f"{self.title}, " if self.title else ""
 
     def begin_fit(self, title: str, epochs: int, steps: int, done: int, share: float) -> None:
-        """See `TrainingCallback.on_fit_begin`."""
+        """See `LiveProgress.on_fit_begin`."""
         if title != self.title:
             self.before += self.share
         self.title, self.epochs, self.steps, self.step, self.share = title, epochs, steps, done, share
@@ -109,7 +87,7 @@ class MemberProgress:
         self.end_scoring()
 
     def end_step(self, step: int, loss: float | None, lr: float, images: int, now: float) -> None:
-        """See `TrainingCallback.on_step`."""
+        """See `LiveProgress.on_step`."""
         self.step, self.lr, self.scoring = step, lr, None
         self.loss = self.loss if loss is None else loss
         self._timed_from = self._timed_from or (step, now)
@@ -119,7 +97,7 @@ class MemberProgress:
             self._speed = (sum(count for _, count in self._recent) - self._recent[0][1]) / passed
 
     def begin_scoring(self, title: str, total: int, now: float) -> _Scoring:
-        """See `TrainingCallback.on_scoring`."""
+        """See `LiveProgress.on_scoring`."""
         self._recent.clear()
         self.scoring = _Scoring(title, total, now)
         return self.scoring
@@ -184,25 +162,8 @@ class MemberProgress:
         return max(whole * (1 - self.before - self.share), 0.0) + rest
 
 
-class _View(Progress):
-    """rich's progress bar for the member that is trained, below the table of all members and above the footer."""
-
-    def __init__(self, console: Console, around: Callable[[], tuple[RenderableType, RenderableType]]) -> None:
-        self._around = around
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[speed]}"))
-        super().__init__(*columns, console=console, auto_refresh=False)
-        self.bar = self.add_task("", total=1.0, visible=False, speed="")
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        above, below = self._around()
-        yield above
-        if any(task.visible for task in self.tasks):
-            yield self.make_tasks_table(self.tasks)
-        yield below
-
-
 class LiveProgress:
-    """A `TrainingCallback` that shows how the members of a run are trained, one after the other; a context manager.
+    """Shows how the members of a run are trained, one after the other; a context manager, and the fits' callback.
 
     names: all members, in order. log: takes the lines where there is no terminal. Nothing is drawn by a thread, so
     what is shown is as old as the last call. While it is entered, lines must come through its `log`: others would
@@ -220,31 +181,28 @@ class LiveProgress:
         self._log, self._clock = log, clock
         # A colour that is forced (FORCE_COLOR) does not make a log file a terminal.
         self._console = console or Console(force_terminal=sys.stdout.isatty())
-        self._view: _View | None = None
         self._name, self._progress = "", MemberProgress()
         self._trained_seconds: list[float] = []  # of whole members
         self._began = self._shown = clock()
+        self._live = Live(console=self._console, auto_refresh=False, get_renderable=self._renderable)
 
     def __enter__(self) -> "LiveProgress":
         if self._console.is_terminal and self._console.is_interactive:
-            self._view = _View(self._console, lambda: (self._table(), Text(self._footer())))
-            self._view.start()
+            self._live.start(refresh=True)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._view is not None:
-            self._view.live.transient = kind is None  # results follow, unless the run was broken off
-            self._view.stop()
-            self._view = None
+        self._live.transient = kind is None  # results follow, unless the run was broken off
+        self._live.stop()
 
     def log(self, line: str) -> None:
         """A line above the table, or to `log`."""
-        if self._view is None:
-            self._log(line)
-        else:
+        if self._live.is_started:
             self._console.print(Text(line))
+        else:
+            self._log(line)
 
     def begin_member(self, name: str, device: str) -> None:
         """The following calls are about this member."""
@@ -260,15 +218,22 @@ class LiveProgress:
         self._update(name, status=status, heldout=score, error=error, seconds=seconds or None)
 
     def on_fit_begin(self, title: str, epochs: int, steps: int, done: int = 0, share: float = 1.0) -> None:
-        """See `TrainingCallback`, as for the next three."""
+        """A fit begins; its title is "", "fold 2/5" or "refit".
+
+        steps: of the whole fit; an earlier run did `done` of them. share: of the member's work, in (0, 1]. A fold
+        that an earlier run finished is reported too, with done = steps. A fit that begins again, with a smaller
+        batch, is reported again under the same title.
+        """
         self._progress.begin_fit(title, epochs, steps, done, share)
         self._show(always=True)
 
-    def on_step(self, step: int, loss: float | None, lr: float, images: int) -> None:  # noqa: D102
+    def on_step(self, step: int, loss: float | None, lr: float, images: int) -> None:
+        """The optimizer step number `step` of the fit, from 1, is done; `images`: since the last call."""
         self._progress.end_step(step, loss, lr, images, self._clock())
         self._show()
 
-    def on_epoch_end(self, record: Mapping[str, float], better: bool) -> None:  # noqa: D102
+    def on_epoch_end(self, record: Mapping[str, float], better: bool) -> None:
+        """The numbers of an epoch; `better`: than every earlier epoch of the fit."""
         progress = self._progress
         progress.end_scoring()
         scores = {key: name for key, name in SCORE_NAMES.items() if key in record}
@@ -280,7 +245,8 @@ class LiveProgress:
         if better and self._name and "tune_auroc" in record:
             self._update(self._name, tune=f"{record['tune_auroc']:.4f}")
 
-    def on_scoring(self, title: str, total: int) -> Callable[[int], object]:  # noqa: D102
+    def on_scoring(self, title: str, total: int) -> Callable[[int], object]:
+        """Scoring of `total` images begins, "tune" or "held-out"; call the returned function with each batch's size."""
         scoring = self._progress.begin_scoring(title, total, self._clock())
         self._show(always=True)
 
@@ -296,20 +262,26 @@ class LiveProgress:
 
     def _show(self, always: bool = False) -> None:
         """Draw the table, or log a line, if it is time; always: draw the table now."""
-        now, progress = self._clock(), self._progress
-        if self._view is not None and (always or now - self._shown >= REFRESH_SECONDS):
+        now = self._clock()
+        if self._live.is_started and (always or now - self._shown >= REFRESH_SECONDS):
             self._shown = now
-            status, speed = progress.status(), progress.speed(now)
-            visible = bool(progress.steps or progress.scoring)
-            done = min(progress.fraction(), 1.0)
-            self._view.update(self._view.bar, description=status, completed=done, visible=visible, speed=speed)
-            self._view.refresh()
-        elif self._view is None and not always and self._name and now - self._shown >= LOG_SECONDS:
+            self._live.refresh()
+        elif not self._live.is_started and not always and self._name and now - self._shown >= LOG_SECONDS:
             self._shown = now
             run = f"; {self._footer()}" if len(self._rows) > 1 else ""
-            self.log(f"  {self._name}: {progress.line(now)}{run}")
+            self.log(f"  {self._name}: {self._progress.line(now)}{run}")
 
-    def _table(self) -> RenderableType:
+    def _renderable(self) -> Group:
+        """The table of all members, the bar of the one that is trained, and the footer."""
+        parts, progress = [self._table()], self._progress
+        if progress.steps or progress.scoring:
+            bar = Table.grid(Column(no_wrap=True), Column(), Column(no_wrap=True), padding=(0, 1))
+            done = ProgressBar(total=1.0, completed=min(progress.fraction(), 1.0), width=BAR_COLUMNS)
+            bar.add_row(Text(progress.status()), done, progress.speed(self._clock()))
+            parts.append(bar)
+        return Group(*parts, Text(self._footer()))
+
+    def _table(self) -> Table:
         """As many rows as the terminal has room for, with that of the running member among them."""
         rows, size, (least, most) = list(self._rows.values()), self._console.size, STATUS_COLUMNS
         widest = max((len(row.name) for row in rows), default=0)

@@ -29,8 +29,8 @@ class Ema:
 
     def __init__(self, member: Member, decay: float, total_steps: int) -> None:
         self.decay = max(0.0, min(decay, 1.0 - 10.0 / total_steps))
-        self.count = 0  # updates so far; saved with `state`
-        self._average = {name: tensor.detach().clone() for name, tensor in member.state_dict().items()}
+        self.count = 0  # updates so far; saved with `average`
+        self.average = {name: tensor.detach().clone() for name, tensor in member.state_dict().items()}
 
     @torch.no_grad()
     def update(self, member: Member) -> None:
@@ -40,25 +40,19 @@ class Ema:
         """
         decay = min(self.decay, (1 + self.count) / (10 + self.count))
         current = member.state_dict()
-        floating = [name for name, tensor in self._average.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_(
-            [self._average[name] for name in floating], [current[name] for name in floating], 1 - decay
-        )
-        for name, tensor in self._average.items():
+        floating = [name for name, tensor in self.average.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_([self.average[name] for name in floating], [current[name] for name in floating], 1 - decay)
+        for name, tensor in self.average.items():
             if not tensor.is_floating_point():
                 tensor.copy_(current[name])
         self.count += 1
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """The average under the names of `member.state_dict()`; the tensors are not copies."""
-        return dict(self._average)
-
     def load(self, state: Mapping[str, torch.Tensor], count: int) -> None:
-        """Restore a saved `state` and `count`; ArtifactError if they are of another network."""
+        """Restore a saved `average` and `count`; ArtifactError if they are of another network."""
         shapes = {name: tensor.shape for name, tensor in state.items()}
-        if shapes != {name: tensor.shape for name, tensor in self._average.items()}:
+        if shapes != {name: tensor.shape for name, tensor in self.average.items()}:
             raise ArtifactError("the saved moving average is of another network; train again with --fresh")
-        for name, tensor in self._average.items():
+        for name, tensor in self.average.items():
             tensor.copy_(state[name])
         self.count = count
 
@@ -76,8 +70,8 @@ class Ema:
         # by value, one tensor at a time: optimizers and replicas keep pointing at the same memory
         for name, tensor in member.state_dict().items():
             own = tensor.clone()
-            tensor.copy_(self._average[name])
-            self._average[name].copy_(own)
+            tensor.copy_(self.average[name])
+            self.average[name].copy_(own)
 
 
 Batch = dict[str, torch.Tensor]
@@ -169,25 +163,21 @@ def optimizer_step(state: TrainState, batches: Sequence[Batch], count: int, log:
 
 
 def _gradients(state: TrainState, batches: Sequence[Batch], count: int) -> torch.Tensor:
-    parts = [
-        (pixels, labels)
-        for batch in batches
-        for pixels, labels in zip(
-            batch["pixels"].split(state.micro_batch), batch["labels"].split(state.micro_batch), strict=True
-        )
-    ]
+    pixels, labels = (
+        [part for batch in batches for part in batch[key].split(state.micro_batch)] for key in ("pixels", "labels")
+    )
     device, world = state.processes.device, state.processes.world_size
     total = torch.zeros((), device=device)
-    for number, (pixels, labels) in enumerate(parts, start=1):
+    for number, (images, targets) in enumerate(zip(pixels, labels, strict=True), start=1):
         # gradients of several processes are averaged once, with the last micro-batch
-        accumulates = world > 1 and number < len(parts)
+        accumulates = world > 1 and number < len(labels)
         with state.network.no_sync() if accumulates else nullcontext():  # type: ignore[operator]
             with autocast(device, state.precision):
-                logits = view_logits(state.network, pixels.to(device, non_blocking=True))
-            loss = summed_loss(logits.float(), labels.to(device, non_blocking=True), state.train.label_smoothing)
+                logits = view_logits(state.network, images.to(device, non_blocking=True))
+            loss = summed_loss(logits.float(), targets.to(device, non_blocking=True), state.train.label_smoothing)
             state.scaler.scale(loss * (world / count)).backward()
         total += loss.detach()
-    return total / sum(len(labels) for _, labels in parts)
+    return total / sum(map(len, labels))
 
 
 def _out_of_memory(error: BaseException) -> bool:

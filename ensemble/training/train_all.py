@@ -26,9 +26,9 @@ from ensemble.training import checkpoint, precision
 from ensemble.training.distributed import run_on_main
 from ensemble.training.dry_run import Estimate, estimate_member
 from ensemble.training.optimizer import check_network
-from ensemble.training.progress import LiveProgress, TrainingCallback
+from ensemble.training.progress import LiveProgress
 from ensemble.training.tracking import check_trackers
-from ensemble.training.train_member import TRAINING_VERSION, Outcome, TrainContext, train_member
+from ensemble.training.train_member import TRAINING_VERSION, Outcome, TrainContext, member_fingerprint, train_member
 from ensemble.training.validation import RowReader
 
 T = TypeVar("T")
@@ -126,12 +126,7 @@ def train_all(
     """
     engine, processes = engine or LocalEngine(), context.processes
     log = log if processes.is_main else discard
-    precision.keep_freed_memory()
-    fingerprints = training_fingerprints(recipes, frame, run, context)
-    todo = [recipe for recipe in recipes if not members.is_current(run, recipe.name, fingerprints[recipe.name])]
-    unfinished = {recipe.name: fingerprints[recipe.name] for recipe in todo}
-    resumed = run_on_main(processes, lambda: checkpoint.find_resumable(run, unfinished, fresh, log))
-    plan = _plan(recipes, todo, frame, run, context, resumed)
+    plan = _plan(recipes, frame, run, run, context, lambda todo: checkpoint.find_resumable(run, todo, fresh, log))
     if processes.is_main:
         checkpoint.check_disk(run, list(plan.weight_bytes.values()), max(engine.parallel_members(plan), 1))
     run_on_main(processes, lambda: _check_networks(plan))
@@ -145,16 +140,13 @@ def dry_run(
 
     data_run: a run's folder with the rows of `frame`; nothing is written in `run`.
     """
-    precision.keep_freed_memory()
-    fingerprints = training_fingerprints(recipes, frame, data_run, context)
-    todo = [recipe for recipe in recipes if not members.is_current(run, recipe.name, fingerprints[recipe.name])]
-    plan = _plan(recipes, todo, frame, run, context)
+    plan = _plan(recipes, frame, run, data_run, context)
     checkpoint.check_disk(run, list(plan.weight_bytes.values()))
     _check_networks(plan)
     reader = RowReader(canonical.read_plan(artifacts.canonical_path(data_run)), context.seed)
 
     def estimate(recipe: Recipe) -> Estimate | None:
-        if recipe not in todo:
+        if recipe not in plan.todo:
             return None
         return estimate_member(recipe, plan.checkpoints[recipe.name], frame, reader, context.processes)
 
@@ -162,22 +154,20 @@ def dry_run(
     return [(recipe.name, estimate(recipe)) for recipe in bar]
 
 
-def training_fingerprints(
-    recipes: Sequence[Recipe], frame: pd.DataFrame, run: Path, context: TrainContext
-) -> dict[str, dict[str, object]]:
-    """What decides each recipe's training, by member name."""
-    data = dataset.run_sha256(frame, run)
-    return {r.name: checkpoint.training_fingerprint(r, data, context.seed, TRAINING_VERSION) for r in recipes}
-
-
 def _plan(
     recipes: Sequence[Recipe],
-    todo: Sequence[Recipe],
     frame: pd.DataFrame,
     run: Path,
+    data_run: Path,
     context: TrainContext,
-    resumed: Sequence[str] = (),
+    resumable: Callable[[Mapping[str, Mapping[str, object]]], Sequence[str]] = lambda todo: (),
 ) -> TrainPlan:
+    """What `run` lacks. resumable: names of members to resume, from the fingerprints by name of what is to do."""
+    precision.keep_freed_memory()
+    data = dataset.run_sha256(frame, data_run)
+    fingerprints = {r.name: checkpoint.training_fingerprint(r, data, context.seed, TRAINING_VERSION) for r in recipes}
+    todo = [recipe for recipe in recipes if not members.is_current(run, recipe.name, fingerprints[recipe.name])]
+    resumed = run_on_main(context.processes, lambda: resumable({r.name: fingerprints[r.name] for r in todo}))
     checkpoints = run_on_main(context.processes, lambda: _for_each(todo, recipe_checkpoint))
     weight_bytes = {recipe.name: _weight_bytes(recipe, checkpoints[recipe.name]) for recipe in todo}
     return TrainPlan(recipes, todo, frame, run, context, checkpoints, weight_bytes, resumed)
@@ -225,14 +215,14 @@ def train_one(
     frame: pd.DataFrame,
     run: Path,
     context: TrainContext,
-    callback: TrainingCallback,
+    callback: LiveProgress,
 ) -> Outcome:
     """Train a member of a prepared run, unless another process has just done so.
 
     An error becomes a failed outcome; where several processes train together it is raised.
     """
     started = time.monotonic()
-    fingerprint = training_fingerprints([recipe], frame, run, context)[recipe.name]
+    fingerprint = member_fingerprint(recipe, frame, run, context)
     try:
         with ExitStack() as stack:
 
@@ -262,10 +252,12 @@ def summary(run: Path, outcomes: Sequence[Outcome]) -> pd.DataFrame:
     """One row a recipe: status, best epoch, tune and held-out scores, minutes."""
     finished = [outcome.name for outcome in outcomes if outcome.status != "failed"]
     scores: dict[str, np.ndarray] = {}
-    labels, unseen = np.empty(0), np.empty(0, dtype=bool)
+    labels, unseen, unseen_rows = np.empty(0), np.empty(0, dtype=bool), np.empty(0, dtype=bool)
     if finished:
         held, columns = members.heldout_logits(run, finished, ("heldout", "unseen"))
         labels, unseen = held["label"].to_numpy(), (held["split"] == "unseen").to_numpy()
+        # a class that --hold-out did not keep out is taken from the held-out rows
+        unseen_rows = unseen | ~np.isin(labels, labels[unseen])
         scores = dict(zip(finished, columns.T, strict=True))
     rows = []
     for outcome in outcomes:
@@ -277,17 +269,13 @@ def summary(run: Path, outcomes: Sequence[Outcome]) -> pd.DataFrame:
                 "tune AUROC": f"{info['best']['tune_auroc']:.4f}",
                 "held-out AUROC": f"{metrics.auroc(labels[~unseen], logits[~unseen]):.4f}",
                 "held-out log-loss": f"{metrics.log_loss(labels[~unseen], metrics.sigmoid(logits[~unseen])):.4f}",
-                **_unseen_score(labels, logits, unseen),
+                **(
+                    {"unseen AUROC": f"{metrics.auroc(labels[unseen_rows], logits[unseen_rows]):.4f}"}
+                    if unseen.any()
+                    else {}
+                ),
                 "parameters": f"{info['parameters'] / 1e6:.2f} M",
                 "minutes": f"{info['seconds'] / 60:.1f}",
             }
         rows.append(row)
     return pd.DataFrame(rows).fillna("")
-
-
-def _unseen_score(labels: np.ndarray, logits: np.ndarray, unseen: np.ndarray) -> dict[str, str]:
-    """AUROC of what --hold-out kept out; a class it lacks is taken from the held-out rows."""
-    if not unseen.any():
-        return {}
-    rows = unseen | ~np.isin(labels, labels[unseen])
-    return {"unseen AUROC": f"{metrics.auroc(labels[rows], logits[rows]):.4f}"}

@@ -30,7 +30,7 @@ from ensemble.training.distributed import ProcessGroup, run_on_main
 from ensemble.training.linear_probe import ProbeConfig, fit_probe
 from ensemble.training.loop import FitConfig, fit
 from ensemble.training.optimizer import prepare_for_training
-from ensemble.training.progress import TrainingCallback
+from ensemble.training.progress import LiveProgress
 from ensemble.training.tracking import open_trackers
 from ensemble.training.validation import RowReader, predict_logits
 
@@ -76,7 +76,7 @@ class MemberRun:
     plan: CanonicalPlan | None
     run: Path
     workdir: Path
-    callback: TrainingCallback
+    callback: LiveProgress
 
     @property
     def seed(self) -> int:
@@ -106,13 +106,19 @@ class _Part:
     C: float = 1.0
 
 
+def member_fingerprint(recipe: Recipe, frame: pd.DataFrame, run: Path, context: TrainContext) -> dict[str, Any]:
+    """What decides the result of the member's training on the rows of the run."""
+    data_sha256 = dataset.run_sha256(frame, run)
+    return checkpoint.training_fingerprint(recipe, data_sha256, context.seed, TRAINING_VERSION)
+
+
 def train_member(
     recipe: Recipe,
     checkpoint_folder: Path | None,
     frame: pd.DataFrame,
     run: Path,
     context: TrainContext,
-    callback: TrainingCallback,
+    callback: LiveProgress,
 ) -> dict[str, Any]:
     """Train one member and move it to its folder in the run; returns its member.json.
 
@@ -120,8 +126,7 @@ def train_member(
     is continued. An older member of the same name is replaced only once this one is complete.
     """
     started = time.monotonic()
-    data_sha256 = dataset.run_sha256(frame, run)
-    fingerprint = checkpoint.training_fingerprint(recipe, data_sha256, context.seed, TRAINING_VERSION)
+    fingerprint = member_fingerprint(recipe, frame, run, context)
     workdir = run_on_main(context.processes, lambda: checkpoint.open_workdir(run, recipe.name, fingerprint))
     plan = canonical.read_plan(artifacts.canonical_path(run))
     member_run = MemberRun(recipe, checkpoint_folder, context, plan, run, workdir, callback)

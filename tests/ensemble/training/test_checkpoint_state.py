@@ -85,11 +85,9 @@ def test_an_optimizer_goes_on_as_if_never_stopped(tmp_path, name):
     network, optimizer = fresh()
     walk(network, optimizer, 3)
     tensors, groups = checkpoint.optimizer_state(optimizer)
-    checkpoint.write(
-        tmp_path / "s",
-        {**checkpoint.add_prefix("o", tensors), **checkpoint.add_prefix("n", network.state_dict())},
-        {"g": groups},
-    )
+    parts = {"o": tensors, "n": network.state_dict()}
+    named = {f"{prefix}.{key}": tensor for prefix, part in parts.items() for key, tensor in part.items()}
+    checkpoint.write(tmp_path / "s", named, {"g": groups})
     walk(network, optimizer, 3)
 
     other, again = fresh()

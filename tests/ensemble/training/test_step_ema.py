@@ -38,9 +38,9 @@ def test_average_follows_the_formula_for_weights_and_statistics():
         for name in expected:
             expected[name] = decay * expected[name] + (1 - decay) * member.state_dict()[name]
     for name, value in expected.items():
-        torch.testing.assert_close(ema.state()[name], value, rtol=1e-5, atol=1e-4)
-    assert torch.equal(ema.state()[COUNT], member.state_dict()[COUNT])  # an integer: no average of it
-    assert ema.state().keys() == member.state_dict().keys()
+        torch.testing.assert_close(ema.average[name], value, rtol=1e-5, atol=1e-4)
+    assert torch.equal(ema.average[COUNT], member.state_dict()[COUNT])  # an integer: no average of it
+    assert ema.average.keys() == member.state_dict().keys()
     assert ema.count == 12
 
 
@@ -58,14 +58,14 @@ def test_goes_on_exactly_where_it_was(carried):
     for step in range(3):
         move(member, step)
         ema.update(member)
-    saved = {name: tensor.clone() for name, tensor in ema.state().items()}
+    saved = {name: tensor.clone() for name, tensor in ema.average.items()}
     resumed = Ema(small_member(FAMILY, seed=1), 0.99, 1000)
     resumed.load(saved, ema.count if carried else 0)
     for step in range(3, 6):
         move(member, step)
         ema.update(member)
         resumed.update(member)
-    assert same(resumed.state(), ema.state()) is carried  # a lost count starts the warm-up again
+    assert same(resumed.average, ema.average) is carried  # a lost count starts the warm-up again
 
 
 def test_state_of_another_network_is_refused():
@@ -78,7 +78,7 @@ def test_applied_gives_the_average_and_then_the_weights_back():
     ema = Ema(member, 0.9, 1000)
     move(member, 0)
     ema.update(member)
-    raw, average = snapshot(member), {name: tensor.clone() for name, tensor in ema.state().items()}
+    raw, average = snapshot(member), {name: tensor.clone() for name, tensor in ema.average.items()}
     places = [parameter.data_ptr() for parameter in member.parameters()]
     pixels = torch.randint(0, 255, (1, 32, 32, 3), dtype=torch.uint8)
     with torch.inference_mode():
@@ -88,7 +88,7 @@ def test_applied_gives_the_average_and_then_the_weights_back():
             assert not same(snapshot(inside), raw)
             assert not torch.equal(inside(pixels), before)
     assert same(snapshot(member), raw)
-    assert same(ema.state(), average)
+    assert same(ema.average, average)
     assert [parameter.data_ptr() for parameter in member.parameters()] == places
 
 
@@ -113,6 +113,6 @@ def test_average_on_a_gpu_is_that_of_the_cpu():
         for step in range(3):
             move(member, step)
             ema.update(member)
-        assert {tensor.device.type for tensor in ema.state().values()} == {device}
-        averages[device] = {name: tensor.cpu() for name, tensor in ema.state().items()}
+        assert {tensor.device.type for tensor in ema.average.values()} == {device}
+        averages[device] = {name: tensor.cpu() for name, tensor in ema.average.items()}
     torch.testing.assert_close(averages["cuda"], averages["cpu"])
