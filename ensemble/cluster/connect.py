@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -87,16 +87,15 @@ def connected(address: str | None) -> Iterator[Any]:
 
 def nodes(ray: Any) -> list[Node]:
     """The nodes that are alive and offer CPUs, by name."""
-    return sorted(
-        (_node(entry) for entry in ray.nodes() if entry["Alive"] and entry["Resources"].get("CPU", 0) >= 1),
-        key=lambda node: (node.name, node.id),
-    )
-
-
-def _node(entry: Mapping[str, Any]) -> Node:
-    has = entry["Resources"]
-    name = node_label(entry["NodeManagerHostname"], entry["NodeManagerAddress"])
-    return Node(name, int(has["CPU"]), int(has.get("GPU", 0)), int(has.get("memory", 0)), entry["NodeID"])
+    found = []
+    for entry in ray.nodes():
+        has = entry["Resources"]
+        if entry["Alive"] and has.get("CPU", 0) >= 1:
+            name = node_label(entry["NodeManagerHostname"], entry["NodeManagerAddress"])
+            found.append(
+                Node(name, int(has["CPU"]), int(has.get("GPU", 0)), int(has.get("memory", 0)), entry["NodeID"])
+            )
+    return sorted(found, key=lambda node: (node.name, node.id))
 
 
 @contextmanager
@@ -122,7 +121,6 @@ def _head_watched(address: str) -> Iterator[None]:
 
     address: HOST:PORT.
     """
-    host, _, port = address.rpartition(":")
     done = threading.Event()
 
     def watch() -> None:
@@ -131,7 +129,7 @@ def _head_watched(address: str) -> Iterator[None]:
             if done.wait(POLL_SECONDS):
                 return
             try:
-                socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+                _open_socket(address)
                 missed = 0
             except OSError:
                 missed += 1
@@ -141,12 +139,17 @@ def _head_watched(address: str) -> Iterator[None]:
             file=sys.stderr,
         )
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
         done.set()
+
+
+def _open_socket(address: str) -> None:
+    """OSError unless something listens at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
 
 
 def this_node() -> str:
@@ -174,7 +177,7 @@ def _check_address(address: str) -> None:
         if not host or not (port.isascii() and port.isdigit()):
             raise UnavailableError(f"--address {address} is not HOST:PORT, and not auto")
         try:
-            socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+            _open_socket(address)
         except (OSError, OverflowError, ValueError) as error:  # ValueError: a port of thousands of digits, a bad name
             why = error_line(getattr(error, "strerror", None) or error)
             raise UnavailableError(f"no Ray cluster at {address} ({why}); {start}") from None

@@ -20,28 +20,21 @@ class ResourceRequest:
     memory: int
 
 
-def choose_device(device: str, nodes: Sequence[Node]) -> str:
-    """cpu or cuda, for auto, cpu or cuda: `auto` takes GPUs if any node has one."""
-    gpus = max((node.gpus for node in nodes), default=0)
-    if device == "cuda" and not gpus:
-        raise UnavailableError(
-            f"the cluster has no GPU ({describe_nodes(nodes)}); use --device cpu, or start Ray where GPUs are"
-        )
-    return ("cuda" if gpus else "cpu") if device == "auto" else device
-
-
 def check_resources(
     recipes: Sequence[Recipe], nodes: Sequence[Node], device: str, cpus_per_member: int | None = None
 ) -> str:
     """The device that members are trained on, cpu or cuda; UnavailableError for what no node can give.
 
-    device: auto, cpu or cuda.
+    device: auto, cpu or cuda; `auto` takes GPUs if any node has one.
     """
     most_cpus = max((node.cpus for node in nodes), default=0)
     if most_cpus < 1:
         raise UnavailableError("no node of the cluster has a CPU for tasks; add one: ray start --num-cpus N")
-    chosen = choose_device(device, nodes)
-    most_gpus = max((node.gpus for node in nodes), default=0)
+    most_gpus = max(node.gpus for node in nodes)
+    if device == "cuda" and not most_gpus:
+        raise UnavailableError(
+            f"the cluster has no GPU ({describe_nodes(nodes)}); use --device cpu, or start Ray where GPUs are"
+        )
     too_large = [recipe for recipe in recipes if recipe.train.gpus > max(most_gpus, 1)] if device != "cpu" else []
     if too_large:
         names = ", ".join(f"{recipe.name} asks for {recipe.train.gpus} GPUs" for recipe in too_large)
@@ -52,7 +45,7 @@ def check_resources(
         raise UnavailableError(
             f"--cpus-per-member {cpus_per_member}: the cluster has {describe_nodes(nodes)}; choose fewer"
         )
-    return chosen
+    return ("cuda" if most_gpus else "cpu") if device == "auto" else device
 
 
 def resource_requests(
@@ -72,7 +65,9 @@ def resource_requests(
     requests = {}
     for recipe in recipes:
         gpus = recipe.train.gpus if device == "cuda" else 0
-        cpus = cpus_per_member or (cpus_with_gpus(gpus, nodes) if gpus else cpus_alone)
+        # their share of a node's CPUs, on the node with the fewest a GPU
+        with_gpus = [max(node.cpus * gpus // node.gpus, 1) for node in nodes if node.gpus >= gpus > 0]
+        cpus = cpus_per_member or (min(with_gpus, default=1) if gpus else cpus_alone)
         most = max((node.memory for node in nodes if node.cpus >= cpus and node.gpus >= gpus), default=0)
         requests[recipe.name] = ResourceRequest(cpus, gpus, min(memory[recipe.name], most))
     return requests
@@ -90,11 +85,6 @@ def cpus_for_parallel(members: int, nodes: Sequence[Node], memory: int = 0) -> i
 
     most_cpus = max((node.cpus for node in nodes), default=1)
     return max((cpus for cpus in range(1, most_cpus + 1) if parallel(cpus) >= parallel(1)), default=1)
-
-
-def cpus_with_gpus(gpus: int, nodes: Sequence[Node]) -> int:
-    """The CPUs of a member with this many GPUs: their share of a node's CPUs, on the node with the fewest a GPU."""
-    return min((max(node.cpus * gpus // node.gpus, 1) for node in nodes if node.gpus >= gpus), default=1)
 
 
 def members_per_node(request: ResourceRequest, members: int, nodes: Sequence[Node]) -> int:

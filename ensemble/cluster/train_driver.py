@@ -65,8 +65,11 @@ class RayEngine:
                 if outcome.status == "failed":
                     log(f"  {outcome.name}: failed: {outcome.error}")
                 outcomes[outcome.name] = outcome
-        except BaseException:
-            _cancel(self.ray, list(running))
+        except BaseException:  # the members' processes are ended; what they saved is kept
+            for reference in running:
+                self.ray.cancel(reference)
+            if running:
+                self.ray.wait(list(running), num_returns=len(running), timeout=train_worker.KILL_SECONDS)
             raise
         finally:
             for task in tasks:
@@ -160,7 +163,7 @@ def _check_nodes(ray: Any, tasks: Sequence[Task]) -> None:
         try:
             problem = get(answer)
         except ray.exceptions.RayError as error:
-            problem = f"does not answer: {error_line(getattr(error, 'cause', None) or error, first=True)}"
+            problem = f"does not answer: {_cause(error)}"
         if problem:
             raise UnavailableError(f"{node.name} {problem}")
 
@@ -196,7 +199,12 @@ def _follow(ray: Any, tasks: dict[Any, Task], log: Log) -> Iterator[Outcome]:
             needs, has = placement.describe_request(task.resources), placement.describe_nodes(connect.nodes(ray))
             log(f"  waiting for room: {task.name} needs {needs}; the cluster has {has}, which others may use")
         for reference in ready:
-            yield _outcome(ray, reference, tasks.pop(reference))
+            task = tasks.pop(reference)
+            try:
+                outcome = Outcome(**ray.get(reference))
+            except (ray.exceptions.RayError, ManyeyesError) as error:
+                outcome = Outcome(task.name, "failed", error=_cause(error))
+            yield outcome
         if time.monotonic() - checked > NODE_CHECK_SECONDS:
             checked = time.monotonic()
             _report_lost_nodes(ray, list(tasks.values()), log)
@@ -213,11 +221,9 @@ def _print_log(task: Task, log: Log) -> None:
             log(f"  {task.name}: {line.strip().removeprefix(f'{task.name}: ')}")
 
 
-def _outcome(ray: Any, reference: Any, task: Task) -> Outcome:
-    try:
-        return Outcome(**ray.get(reference))
-    except (ray.exceptions.RayError, ManyeyesError) as error:
-        return Outcome(task.name, "failed", error=error_line(getattr(error, "cause", None) or error, first=True))
+def _cause(error: Exception) -> str:
+    """The line of an error, or of the one that Ray wraps in it."""
+    return error_line(getattr(error, "cause", None) or error, first=True)
 
 
 def _report_lost_nodes(ray: Any, tasks: Sequence[Task], log: Log) -> None:
@@ -237,11 +243,3 @@ def _remove_stale_logs(run: Path, names: Sequence[str]) -> None:
             with suppress(OSError):  # another command may remove it at the same time
                 if time.time() - old.stat().st_mtime > STALE_LOG_SECONDS:
                     old.unlink()
-
-
-def _cancel(ray: Any, references: Sequence[Any]) -> None:
-    """End the members' processes; what they saved is kept."""
-    for reference in references:
-        ray.cancel(reference)
-    if references:
-        ray.wait(list(references), num_returns=len(references), timeout=train_worker.KILL_SECONDS)

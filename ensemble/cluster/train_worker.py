@@ -176,16 +176,16 @@ def environment(request: TrainRequest) -> dict[str, str]:
 
 def end_with_input() -> None:
     """From now on, the end of standard input interrupts this process: the worker that started it is gone."""
+
+    def wait_for_end() -> None:
+        while os.read(0, 4096):
+            pass
+        _thread.interrupt_main()
+        time.sleep(CLOSE_SECONDS)
+        os._exit(130)
+
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
-    threading.Thread(target=_wait_for_end, daemon=True).start()
-
-
-def _wait_for_end() -> None:
-    while os.read(0, 4096):
-        pass
-    _thread.interrupt_main()
-    time.sleep(CLOSE_SECONDS)
-    os._exit(130)
+    threading.Thread(target=wait_for_end, daemon=True).start()
 
 
 def _run(command: list[str], environment: dict[str, str], folder: Path, output: Path) -> int:
@@ -205,18 +205,13 @@ def _run(command: list[str], environment: dict[str, str], folder: Path, output: 
             with suppress(subprocess.TimeoutExpired):
                 return process.wait(0.5)  # in short waits: Ray interrupts between them
     finally:
-        _end(process)
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Close the pipe, which makes the training end, and kill it if it does not."""
-    if process.stdin is not None:
-        process.stdin.close()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(KILL_SECONDS)
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+        if process.stdin is not None:
+            process.stdin.close()  # which makes the training end; it is killed if it does not
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(KILL_SECONDS)
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _node() -> tuple[str, str]:

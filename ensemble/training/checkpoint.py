@@ -73,8 +73,8 @@ def find_resumable(
         if fresh:
             with member_lock(run, name, log):
                 shutil.rmtree(work, ignore_errors=True)
-        if not has_checkpoint(work):
-            continue
+        if not (any(work.glob("*/*.safetensors")) or any(work.glob("*/done.json"))):
+            continue  # neither a saved state nor a finished fold
         before = _saved_fingerprint(work)
         if before == fingerprint:
             resumable.append(name)
@@ -84,11 +84,6 @@ def find_resumable(
     if problems:
         raise ArtifactError("\n".join(problems) + "; set it back to go on, or add --fresh to train anew")
     return resumable
-
-
-def has_checkpoint(work: Path) -> bool:
-    """Whether the folder holds a saved state or a finished fold."""
-    return any(work.glob("*/*.safetensors")) or any(work.glob("*/done.json"))
 
 
 def _saved_fingerprint(work: Path) -> dict[str, Any] | None:

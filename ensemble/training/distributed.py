@@ -86,27 +86,19 @@ def run_on_main(processes: ProcessGroup, work: Callable[[], T]) -> T:
     if processes.world_size == 1:
         return work()
     box: list[Any] = [None, None]
-    if processes.is_main:
-        try:
+    try:
+        if processes.is_main:
             box[0] = work()
-        except ManyeyesError as error:
-            box[1] = (True, str(error))
-            broadcast(box)
-            raise
-        except BaseException as error:
-            box[1] = (False, f"the first process failed: {error}")
-            broadcast(box)
-            raise
-    broadcast(box)
+    except BaseException as error:
+        ours = isinstance(error, ManyeyesError)
+        box[1] = (ours, str(error) if ours else f"the first process failed: {error}")
+        raise
+    finally:
+        distributed.broadcast_object_list(box, src=0)
     if box[1] is not None:
         ours, text = box[1]
         raise (ManyeyesError if ours else MainProcessError)(text)
     return box[0]
-
-
-def broadcast(box: list[Any]) -> None:
-    """Fill every process's list with the values of the main one."""
-    distributed.broadcast_object_list(box, src=0)
 
 
 def shard_indices(processes: ProcessGroup, count: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from ensemble.training.data_loader import TrainDataset
 from ensemble.training.distributed import ProcessGroup
 from ensemble.training.optimizer import prepare_for_training
 from ensemble.training.precision import choose_precision_and_layout
-from ensemble.training.step import TrainState, build_train_state, optimizer_step
+from ensemble.training.step import build_train_state, optimizer_step
 from ensemble.training.validation import RowReader, predict_logits
 
 TIMED_SECONDS, TIMED_BATCHES = 5.0, 4  # the first limit that is reached ends a member's timing; batch 1 warms up
@@ -44,7 +44,10 @@ def estimate_member(
     """Time a few training batches and a few scored images, and extrapolate to all rows and epochs."""
     train = frame[frame["split"] == "train"]
     member = build_member(recipe, checkpoint)
-    _forget_peak(processes)
+    if processes.device_type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):  # Linux alone; the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5")
     scoring = _scoring_rate(member, recipe, train, reader, processes)
     in_epoch = data_loader.steps_per_epoch(len(train), recipe.train.batch_size * recipe.train.accumulate)
     if recipe.adapt.mode == "probe":
@@ -81,13 +84,12 @@ def _training_rate(
         reader.plan,
     )
     size = min(recipe.train.batch_size, len(rows))
-    order = [
-        part[:size] for part in data_loader.micro_batches(np.resize(np.arange(len(rows)), TIMED_BATCHES * size), size)
-    ]
+    order = list(np.resize(np.arange(len(rows)), (TIMED_BATCHES, size)))
     state.network.train()
     started, done = time.monotonic(), 0
     for number, batch in enumerate(data_loader.load_batches(rows, 0, order, processes.device_type)):
-        _step(state, batch)
+        # reading the values waits for the GPU
+        optimizer_step(state, [batch], len(batch["labels"]), lambda line: None).tolist()
         if number == 0:
             started = time.monotonic()
             continue
@@ -95,11 +97,6 @@ def _training_rate(
         if time.monotonic() - started > TIMED_SECONDS:
             break
     return (time.monotonic() - started) / max(done, 1)
-
-
-def _step(state: TrainState, batch: dict[str, torch.Tensor]) -> None:
-    # reading the values waits for the GPU
-    optimizer_step(state, [batch], len(batch["labels"]), lambda line: None).tolist()
 
 
 def _scoring_rate(
@@ -111,13 +108,6 @@ def _scoring_rate(
     started = time.monotonic()
     predict_logits(member, recipe, few, reader, processes)
     return (time.monotonic() - started) / len(few)
-
-
-def _forget_peak(processes: ProcessGroup) -> None:
-    if processes.device_type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):  # Linux alone
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak(processes: ProcessGroup) -> int:

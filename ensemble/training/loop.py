@@ -130,7 +130,9 @@ class _Loop:
             factor = lr_factor(number, self.total, self.train.warmup, self.train.schedule)
             lr = self.train.lr * factor
             set_lr(state.optimizer, self.train.lr, factor)
-            torch.manual_seed(_step_seed(config.seed, number, processes.rank))
+            # of drop path and dropout; the same when the step is repeated after a kill
+            step_seed = np.random.SeedSequence([config.seed, number, processes.rank, SEED_STREAM]).generate_state(1)
+            torch.manual_seed(int(step_seed[0]))
             waiting.append(optimizer_step(state, [next(loaded) for _ in part], len(rows), self.callback.log))
             progress.step += 1
             if progress.step % every and progress.step < self.epoch_steps:
@@ -232,11 +234,6 @@ class _Loop:
             f"{lr:.2g} in {self.state.precision}{saved}; lower train.lr or train.clip, or set train.precision=fp32, "
             "and add --fresh"
         )
-
-
-def _step_seed(seed: int, number: int, rank: int) -> int:
-    """The seed of drop path and dropout in one step; the same when the step is repeated after a kill."""
-    return int(np.random.SeedSequence([seed, number, rank, SEED_STREAM]).generate_state(1)[0])
 
 
 def _finite(values: list[list[float]], precision: str) -> bool:

@@ -21,7 +21,6 @@ from ensemble.training.checkpoint import flatten
 PROJECT = "manyeyes"
 # What each tracker calls the name of a run within a project; the others go by the project alone.
 RUN_NAMES = {"wandb": "name", "mlflow": "run_name", "trackio": "name", "swanlab": "experiment_name"}
-PACKAGES = {"comet_ml": "comet-ml"}  # where the package has another name
 FLUSH_SECONDS = 30  # seconds; what a kill may lose of the event file
 
 
@@ -58,7 +57,7 @@ def check_trackers(report_to: Sequence[str]) -> None:
         if name != "none" and name not in available:
             ready = ", ".join(available)
             raise UnavailableError(
-                f"the tracker {name} is not installed (there is: {ready}); run: pip install {PACKAGES.get(name, name)}"
+                f"the tracker {name} is not installed (there is: {ready}); run: pip install {name.replace('_', '-')}"
             )
 
 
@@ -88,16 +87,16 @@ def _open(tracker: str, folder: Path, name: str, config: Mapping[str, Any]) -> G
     opened = kind(PROJECT, **options)
     try:
         opened.start()
-        opened.store_init_configuration({name: _plain(value) for name, value in flatten(config).items()})
+        # trackers take numbers, text and None
+        values = {
+            name: value if value is None or isinstance(value, int | float | str) else str(value)
+            for name, value in flatten(config).items()
+        }
+        opened.store_init_configuration(values)
     except Exception as error:
         # An account, a server or a setting of the tracker's own: its message says what it lacks.
         raise UnavailableError(f"the tracker {tracker} did not start: {error_line(error, first=True)}") from error
     return opened
-
-
-def _plain(value: Any) -> Any:
-    """The value as trackers take it: what is no number, text or None becomes text."""
-    return value if value is None or isinstance(value, int | float | str) else str(value)
 
 
 SMOOTHING_SHARE = 0.05  # share of a part's steps in the window of the moving mean
