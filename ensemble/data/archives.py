@@ -68,11 +68,6 @@ def unsafe_reason(name: str) -> str | None:
     return None
 
 
-def printable(name: str) -> str:
-    """A member's name with control characters and bytes that are not UTF-8 escaped, so that it fits one CSV line."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-
-
 def read_tar(stream: IO[bytes], wanted: Callable[[str], bool], tally: Tally) -> Iterator[tuple[str, bytes]]:
     """(name, bytes) of the wanted files of a tar.gz stream, in its order, to its end or until the caller stops.
 

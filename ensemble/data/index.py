@@ -203,6 +203,7 @@ def _cache() -> Iterator[sqlite3.Connection]:
     """The user's cache; one in a temporary file where that cannot be written."""
     file = artifacts.cache_path() / "index.sqlite"
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         connection = _open(str(file))
     except (sqlite3.Error, OSError) as error:
         if getattr(error, "sqlite_errorname", None) == "SQLITE_NOTADB":
@@ -218,8 +219,6 @@ def _cache() -> Iterator[sqlite3.Connection]:
 
 
 def _open(name: str) -> sqlite3.Connection:
-    if name:
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(name, timeout=60)
     try:
         connection.execute("PRAGMA journal_mode=WAL")

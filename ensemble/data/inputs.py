@@ -8,7 +8,7 @@ from typing import BinaryIO
 import pandas as pd
 
 from ensemble.core.errors import DataError, join_limited
-from ensemble.data import shards
+from ensemble.data import shards, storage
 from ensemble.data.image_list import ImageEntry, ImageList, read_list, repeated_ids, write_list
 from ensemble.data.readers import FileLoader, Item, OpenedImages, open_images, open_shards, open_table
 from ensemble.data.storage import Location
@@ -66,7 +66,8 @@ def read_inputs(source: Location, images: Location | None = None, spill: Path | 
     rows = write_list(opened.entries, path)
     note = shards.describe_skipped(source, opened.shards)
     if not rows.count and opened.shards:  # a folder of them
-        opened, note = open_shards(shards.shards_in(source, opened.shards), source), ""
+        files = shards.require_one_kind([storage.join(source, path) for path in opened.shards], str(source))
+        opened, note = open_shards(files, source), ""
         rows = write_list(opened.entries, path)
     if not rows.count:
         raise DataError(f"{source} holds no images")

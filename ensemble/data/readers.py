@@ -153,7 +153,9 @@ def open_images(location: Location, images: Location | None = None) -> OpenedIma
     files = shards.find_shards(location) if found == "shards" else [location]
     if images is not None:
         raise DataError(f"{location} has the images itself, none are looked for in {images}; leave out --images")
-    return _open_folder(location) if found == "folder" else open_shards(files, location)
+    if found == "folder":
+        return _open_folder(location)
+    return _open_parquet(files) if found == "parquet" else open_shards(files, location)
 
 
 def _open_folder(folder: Location) -> OpenedImages:
@@ -182,6 +184,10 @@ def open_shards(files: Sequence[Location], location: Location) -> OpenedImages:
         raise DataError(
             f"{location}: no column image in {join_limited(others)}; several files are read for their images"
         )
+    return _open_parquet(files)
+
+
+def _open_parquet(files: Sequence[Location]) -> OpenedImages:
     loader = ParquetLoader([(file, parquet.read_version(file)) for file in files])
     entries = chain.from_iterable(_require_ids(parquet.image_entries(file), file) for file in files)
     return OpenedImages(entries, loader, _local(files))

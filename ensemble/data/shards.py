@@ -51,14 +51,14 @@ def find_shards(location: Location) -> list[Location]:
     """
     text = str(location)
     if not _is_pattern(location):
-        return _of_one_kind([location], text)
+        return require_one_kind([location], text)
     wrap = Path if isinstance(location, Path) else str
     found: set[Location] = set()
     for pattern in expand(text):
         found.update(storage.find_matches(wrap(pattern)) if has_magic(pattern) else [wrap(pattern)])
     if not found:
         raise DataError(f"no file matches {text}")
-    return _of_one_kind(sorted(found, key=str), text)
+    return require_one_kind(sorted(found, key=str), text)
 
 
 def _is_pattern(location: Location) -> bool:
@@ -67,11 +67,6 @@ def _is_pattern(location: Location) -> bool:
     if not (has_magic(text) or _BRACES.search(text)):
         return False
     return not ((isinstance(location, Path) or has_magic(text)) and storage.exists(location))
-
-
-def shards_in(folder: Location, paths: Sequence[str]) -> list[Location]:
-    """The tars, or the Parquet files, at these paths below a folder without images; DataError if there are both."""
-    return _of_one_kind([storage.join(folder, path) for path in paths], str(folder)) if paths else []
 
 
 def describe_skipped(folder: Location, paths: Sequence[str]) -> str:
@@ -115,7 +110,8 @@ def kind(location: Location) -> str:
     return ".tar" if name.endswith((".tar", *COMPRESSED)) else ".parquet" if name.endswith(".parquet") else ""
 
 
-def _of_one_kind(files: list[Location], given: str) -> list[Location]:
+def require_one_kind(files: list[Location], given: str) -> list[Location]:
+    """The files, if all are tars or all are Parquet files; else DataError, which calls them `given`."""
     kinds = {kind(file) for file in files}
     if len(kinds) > 1 or "" in kinds:
         others = join_limited(
@@ -145,7 +141,12 @@ def tar_entries(files: Sequence[Location], shards: list[Shard]) -> Iterator[Imag
         listings: Iterable[tuple[FileStat, Iterable[ImageEntry]]] = (_list_lazily(file, stop) for file in files)
     else:
         requests = storage.CONCURRENT_REQUESTS
-        listings = ordered_map(lambda file: _list_whole(file, stop), files, requests, requests, stop)
+
+        def list_whole(file: Location) -> tuple[FileStat, list[ImageEntry]]:
+            stat, entries = _list_lazily(file, stop)
+            return stat, list(entries)
+
+        listings = ordered_map(list_whole, files, requests, requests, stop)
     for file, (stat, entries) in zip(files, listings, strict=True):
         count = 0
         for count, entry in enumerate(entries, 1):  # noqa: B007  # counts what was given out
@@ -159,11 +160,6 @@ def _list_lazily(file: Location, stop: Event) -> tuple[FileStat, Iterator[ImageE
     except OSError as error:
         raise DataError(f"no tar at {file} ({error.strerror or 'not found'})") from None
     return stat, _entries(file, stat.size, stop)
-
-
-def _list_whole(file: Location, stop: Event) -> tuple[FileStat, list[ImageEntry]]:
-    stat, entries = _list_lazily(file, stop)
-    return stat, list(entries)
 
 
 def _entries(file: Location, size: int, stop: Event) -> Iterator[ImageEntry]:

@@ -76,7 +76,12 @@ def read_data(paths: Sequence[Path], options: ReadOptions | None = None) -> tupl
     items: list[LabelledImage] = []
     notes: list[str] = []
     for path, name in zip(paths, _names(paths), strict=True):
-        found, its_notes = _read_one(path, each, name if several else None)
+        if not path.exists():
+            raise DataError(
+                f"no data at {path}; put images in {path}/ai and {path}/real, or name another folder or a CSV"
+            )
+        read = _from_folder if _files_format(path) == "folder" else _from_table
+        found, its_notes = read(path, each, f"{name}/" if several else "")
         items += [item if item.source else replace(item, source=name) for item in found]
         notes += [f"{path}: {note}" for note in its_notes] if several else its_notes
     where = join_limited(paths) if several else str(paths[0])
@@ -87,13 +92,6 @@ def read_data(paths: Sequence[Path], options: ReadOptions | None = None) -> tupl
         if not options.one_class and not any(item.label == label for item in items):
             raise DataError(f"{where} holds no {name} images; both classes need some")
     return items, notes
-
-
-def _read_one(path: Path, options: ReadOptions, prefix: str | None) -> tuple[list[LabelledImage], list[str]]:
-    if not path.exists():
-        raise DataError(f"no data at {path}; put images in {path}/ai and {path}/real, or name another folder or a CSV")
-    read = _from_folder if _files_format(path) == "folder" else _from_table
-    return read(path, options, prefix)
 
 
 def read_unlabelled(path: Path, images: Path | None = None, prefix: str = "") -> list[LabelledImage]:
@@ -131,7 +129,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def _from_folder(data: Path, options: ReadOptions, prefix: str | None) -> tuple[list[LabelledImage], list[str]]:
+def _from_folder(data: Path, options: ReadOptions, prefix: str) -> tuple[list[LabelledImage], list[str]]:
     folders = sorted(p.name for p in data.iterdir() if p.is_dir() and not p.name.startswith("."))
     try:
         labels = class_labels(folders, options.classes, options.positive, options.one_class)
@@ -150,14 +148,13 @@ def _from_folder(data: Path, options: ReadOptions, prefix: str | None) -> tuple[
         if not paths:
             raise DataError(f"{data / name} holds no images; both classes need some")
         ids = [f"{name}/{path}" for path in paths]
-        start = f"{prefix}/" if prefix else ""
-        items += [LabelledImage(start + path, str(data.resolve()), path, label) for path in ids]
+        items += [LabelledImage(prefix + path, str(data.resolve()), path, label) for path in ids]
     return items, _describe_labels(labels)
 
 
 def _describe_labels(labels: Mapping[str, int]) -> list[str]:
     """How class names were read, unless they are just what we call them."""
-    if set(labels) <= set(LABELS) and all(LABELS[label] == name for name, label in labels.items()):
+    if all(LABELS[label] == name for name, label in labels.items()):
         return []
     by_label = [[name for name, label in labels.items() if label == wanted] for wanted in (1, 0)]
     parts = [
@@ -166,16 +163,15 @@ def _describe_labels(labels: Mapping[str, int]) -> list[str]:
     return [", ".join(parts)]
 
 
-def _from_table(data: Path, options: ReadOptions, prefix: str | None) -> tuple[list[LabelledImage], list[str]]:
+def _from_table(data: Path, options: ReadOptions, prefix: str) -> tuple[list[LabelledImage], list[str]]:
     group_column = options.group_column
     table = read_table(data, (*KEY_COLUMNS, "label", group_column, *OPTIONAL_COLUMNS))
     if "label" not in table:
         raise DataError(f"{data} needs a column label; it has: {', '.join(table.columns)}")
-    if group_column != "group" and group_column not in table and prefix is None:
+    if group_column != "group" and group_column not in table and not prefix:
         raise DataError(f"{data} has no column {group_column!r}; it has: {', '.join(table.columns)}")
     labels, notes = _labels(table["label"], data, options)
-    start = f"{prefix}/" if prefix and "id" not in table else ""
-    return _images_of(table, data, options.images, labels, group_column, start), notes
+    return _images_of(table, data, options.images, labels, group_column, "" if "id" in table else prefix), notes
 
 
 def _images_of(

@@ -141,11 +141,7 @@ def hub_source(address: str, options: HubOptions) -> ImageSource:
         hub=repo,
         label=parse_label(options.label, "--class") if options.label else None,
         classes=mapping,
-        generator=options.generator,
         url=f"https://huggingface.co/datasets/{repo}",
         revision=revision,
-        config=options.config,
-        split=options.split,
-        image_column=options.image_column,
-        label_column=options.label_column,
+        **{name: value for name, value in vars(options).items() if name not in ("label", "classes")},
     )

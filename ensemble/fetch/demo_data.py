@@ -47,19 +47,18 @@ def make_demo_data(folder: Path, log: Log, seed: int = 0) -> None:
     photos = packaged_photos()
     rng = np.random.default_rng(seed)
     generator = _train_generator([photo for name, photo in photos.items() if name not in TEST_PHOTOS], seed)
-    train: list[Tile] = []
-    test: list[Tile] = []
+    tiles: dict[str, list[Tile]] = {"train": [], "test": []}
     for name, photo in photos.items():
         split = "test" if name in TEST_PHOTOS else "train"
         for label in (0, 1):
             for _ in range(TILES[split]):
                 tile = _tile(photo, rng)
                 tile = _rebuild(generator, tile) if label else tile
-                (test if split == "test" else train).append((name, label, tile, int(rng.integers(85, 99))))
-    _write(folder, "train", [train[i] for i in rng.permutation(len(train))])
-    _write(folder, "test", [test[i] for i in rng.permutation(len(test))])
+                tiles[split].append((name, label, tile, int(rng.integers(85, 99))))
+    for split, each in tiles.items():
+        _write(folder, split, [each[i] for i in rng.permutation(len(each))])
     log(
-        f"{len(train)} training and {len(test)} test tiles of {len(photos)} photographs "
+        f"{len(tiles['train'])} training and {len(tiles['test'])} test tiles of {len(photos)} photographs "
         f"({len(TEST_PHOTOS)} for the test alone) -> {folder}"
     )
 

@@ -43,9 +43,7 @@ class FetchResult:
     licence: str
 
 
-def fetch(
-    source: ImageSource, folder: Path, limit: int, keep_archive: bool = False, progress: bool = True
-) -> FetchResult:
+def fetch(source: ImageSource, folder: Path, limit: int, keep_archive: bool = False) -> FetchResult:
     """Fetch the first `limit` images (0: all) of a source, half of each class where it has two, into `folder`.
 
     What is there is not fetched again; an interrupted fetch goes on. Raises DataError where the
@@ -55,8 +53,7 @@ def fetch(
         state, quotas, before = output.read_state(), class_quotas(limit, source.labels), len(output.rows)
         total = sum(quotas.values())
         expected = source.images if math.isinf(total) else int(total)
-        disable = None if progress else True  # None: no bar where stderr is not a terminal
-        with tqdm(total=expected, initial=before, unit=" images", desc=source.name, disable=disable) as bar:
+        with tqdm(total=expected, initial=before, unit=" images", desc=source.name, disable=None) as bar:
             job = FetchJob(source, output, quotas, bar, state)
             exhausted = bool(state.get("ended")) and (not state["left_out"] or state["limit"] == limit)
             if not job.is_full and not exhausted:

@@ -9,8 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ensemble.core.errors import ImageError, UnavailableError
-from ensemble.data.archives import Tally, printable
+from ensemble.core.errors import ImageError, UnavailableError, escape_control
+from ensemble.data.archives import Tally
 from ensemble.data.files import IMAGE_SUFFIXES
 from ensemble.fetch.catalogue import ImageSource
 from ensemble.fetch.hub_stream import resolve_revision
@@ -46,7 +46,7 @@ class FetchJob:
         """Whether to read an image: it is not stored yet, and its class is not full. Others are counted."""
         if label is None:
             self.tally.passed[OTHER_CLASS] += 1
-        elif printable(name) in self.output.rows:
+        elif escape_control(name) in self.output.rows:
             pass
         elif self.output.counts[label] >= self.quotas[label]:
             self.skipped_full = True
@@ -57,7 +57,7 @@ class FetchJob:
     def store(self, name: str, label: int, data: bytes) -> None:
         """Store an image; what is not one is counted instead."""
         try:
-            self.output.add(printable(name), label, data)
+            self.output.add(escape_control(name), label, data)
             self.bar.update()
         except ImageError:
             self.tally.passed[NOT_IMAGES] += 1

@@ -4,8 +4,8 @@ import io
 import math
 from collections.abc import Sequence
 
-from ensemble.core.errors import DataError
-from ensemble.data.archives import DamagedArchiveError, printable, read_tar
+from ensemble.core.errors import DataError, escape_control
+from ensemble.data.archives import DamagedArchiveError, read_tar
 from ensemble.fetch.fetch_job import FetchJob
 from ensemble.fetch.hub_stream import ArchivePart, CorruptPartError, PartStream, list_archives, partial_file
 from ensemble.fetch.output_folder import require_disk_space
@@ -45,7 +45,7 @@ def _read_archive(job: FetchJob, commit: str, name: str, parts: Sequence[Archive
             if stream.verified != verified:
                 verified = stream.verified
                 del unverified[:-1]  # the last member may extend into the next part
-            unverified.append(printable(prefix + member))
+            unverified.append(escape_control(prefix + member))
             return job.needs_file(member, prefix)
 
         try:

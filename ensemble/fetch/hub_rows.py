@@ -1,11 +1,13 @@
 """Image columns of data sets on the Hub, streamed by `datasets` as the bytes that the files hold."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from typing import Any
 
-from ensemble.core.errors import DataError, error_line, join_limited
-from ensemble.data.archives import MAX_IMAGE_BYTES, TOO_LARGE, Tally, printable
+from ensemble.core.errors import DataError, error_line, escape_control, join_limited
+from ensemble.data.archives import MAX_IMAGE_BYTES, TOO_LARGE
 from ensemble.fetch.catalogue import ImageSource
 from ensemble.fetch.fetch_job import FetchJob, require_package
 from ensemble.fetch.hub_stream import translate_hub_errors
@@ -15,27 +17,28 @@ MAX_UNLABELLED_ROWS = 1000  # if none of so many first rows has a known label, t
 
 def fetch_rows(job: FetchJob, limit: int) -> bool:
     """Fetch from an image column on the Hub. Returns whether it was read to its end."""
-    source = job.source
+    source, tally = job.source, job.tally
     commit, start = job.pinned_commit(), _first_row(job, limit)
     by_value = {value.casefold(): label for value, label in source.classes.items()}
-    unknown: dict[str, int] = {}
-
-    def label_of(value: str) -> int | None:
-        return source.label if source.label is not None else by_value.get(value.casefold())
-
-    def needs(name: str, value: str) -> bool:
-        if label_of(value) is None:
-            unknown[value] = unknown.get(value, 0) + 1
-            if not job.output.rows and sum(unknown.values()) >= MAX_UNLABELLED_ROWS:
+    unknown = Counter[str]()
+    for name, value, image in read_rows(source, commit, start):
+        label = source.label if source.label is not None else by_value.get(value.casefold())
+        if label is None:
+            unknown[value] += 1
+            if not job.output.rows and unknown.total() >= MAX_UNLABELLED_ROWS:
                 raise _unknown_labels(source, unknown)
-        return job.needs(name, label_of(value))
-
-    for name, value, data in read_rows(source, commit, start, needs, job.tally):
-        label = label_of(value)
-        if label is not None:
+        if not job.needs(name, label) or label is None:
+            continue
+        with translate_hub_errors(source.hub):
+            data = _image_bytes(image, source)
+        if data is None:
+            tally.refuse("that lie outside the data set", image.get("path") or name)
+        elif len(data) > MAX_IMAGE_BYTES:
+            tally.refuse(TOO_LARGE, name)
+        else:
             job.store(name, label, data)
-        if job.is_full:
-            return False
+            if job.is_full:
+                return False
     if unknown and not job.output.rows:
         raise _unknown_labels(source, unknown)
     return True
@@ -59,10 +62,8 @@ def _first_row(job: FetchJob, limit: int) -> int:
     return last + 1 if len(rows) > state["rows_begun"] else 0
 
 
-def read_rows(
-    source: ImageSource, commit: str, start: int, needs: Callable[[str, str], bool], tally: Tally
-) -> Iterator[tuple[str, str, bytes]]:
-    """Yield (name, value of the label column or "", image bytes) from row `start` on, where `needs(name, value)`.
+def read_rows(source: ImageSource, commit: str, start: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield (name, value of the label column or "", image as `datasets` stores it) of the rows from `start` on.
 
     The name is SPLIT/ROW, followed by the file's own name if the data set has one. A ClassLabel
     is read as its name.
@@ -71,29 +72,18 @@ def read_rows(
     with translate_hub_errors(source.hub):
         rows, name_of = _open(source, commit)
         rows = iter(rows.skip(start) if start else rows)
-    number = start - 1
-    while True:
+    for number in count(start):
         try:
             with translate_hub_errors(source.hub):
                 row = next(rows, None)
         except ValueError as error:  # pyarrow's, of a damaged file
-            raise DataError(f"{source.hub}: after row {number} a file is damaged ({error})") from None
+            raise DataError(f"{source.hub}: after row {number - 1} a file is damaged ({error})") from None
         if row is None:
             return
-        number += 1
         image = row[source.image_column] or {}
         value = name_of(row[source.label_column]) if source.label_column else ""
-        base = os.path.basename(printable(image.get("path") or ""))
-        name = "/".join(filter(None, [source.split, f"{number:08}", base]))
-        if needs(name, value):
-            with translate_hub_errors(source.hub):
-                data = _image_bytes(image, source)
-            if data is None:
-                tally.refuse("that lie outside the data set", image.get("path") or name)
-            elif len(data) > MAX_IMAGE_BYTES:
-                tally.refuse(TOO_LARGE, name)
-            else:
-                yield name, value, data
+        base = os.path.basename(escape_control(image.get("path") or ""))
+        yield "/".join(filter(None, [source.split, f"{number:08}", base])), value, image
 
 
 def _open(source: ImageSource, commit: str) -> tuple[Any, Callable[[Any], str]]:

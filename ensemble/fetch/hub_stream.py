@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ensemble.core.errors import DataError, join_limited
 from ensemble.core.hub_download import explain_error, is_transport, redacted_line
@@ -81,11 +81,8 @@ def list_archives(repo: str, commit: str, pattern: str) -> dict[str, list[Archiv
     grouped = group_parts(list(files), pattern)
     if not grouped:
         raise DataError(f"{repo} has no {pattern} any more; {folder} holds {join_limited(sorted(files)) or 'nothing'}")
-    return {name: [_part(files[path]) for path in paths] for name, paths in grouped.items()}
-
-
-def _part(file: Any) -> ArchivePart:
-    return ArchivePart(file.path, file.size, file.lfs.sha256 if file.lfs else None)
+    parts = {path: ArchivePart(path, file.size, file.lfs.sha256 if file.lfs else None) for path, file in files.items()}
+    return {name: [parts[path] for path in paths] for name, paths in grouped.items()}
 
 
 class PartStream(io.RawIOBase):

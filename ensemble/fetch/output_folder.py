@@ -152,11 +152,9 @@ def _read_rows(folder: Path) -> list[dict[str, str]]:
     if tuple(header) != COLUMNS:
         raise DataError(f"{folder / 'data.csv'} was not written by fetch; choose another --output")
     complete = [dict(zip(COLUMNS, row, strict=True)) for row in rows if len(row) == len(COLUMNS)]
-    return [row for row in complete if _is_valid_row(row) and (folder / row["path"]).is_file()]
-
-
-def _is_valid_row(row: Mapping[str, str]) -> bool:
-    return row["label"] in ("0", "1") and re.fullmatch(rf"({'|'.join(LABELS)})/[\w-]+\.\w+", row["path"]) is not None
+    valid_path = re.compile(rf"({'|'.join(LABELS)})/[\w-]+\.\w+")
+    valid = [row for row in complete if row["label"] in ("0", "1") and valid_path.fullmatch(row["path"])]
+    return [row for row in valid if (folder / row["path"]).is_file()]
 
 
 def _to_csv(rows: Iterable[Mapping[str, str]]) -> str:

@@ -166,9 +166,7 @@ def compare(labels: np.ndarray, groups: np.ndarray, selected: np.ndarray, random
     return report
 
 
-def paired_interval(
-    name: str, labels: np.ndarray, a: np.ndarray, b: np.ndarray | None, groups: np.ndarray, resamples: int = 1000
-) -> Interval:
+def paired_interval(name: str, labels: np.ndarray, a: np.ndarray, b: np.ndarray | None, groups: np.ndarray) -> Interval:
     """Mean over seeds of the score `name` of a, minus that of b if given, with its interval over groups.
 
     a and b: logits float [S, N]; each resample takes the same groups of both.
@@ -176,7 +174,7 @@ def paired_interval(
     p = metrics.sigmoid(a if b is None else np.concatenate([a, b]))
     weights = np.repeat([1 / len(a), -1 / len(a)], len(a))[: len(p)]
     value = weights @ [metrics.score(name, labels, row) for row in p]
-    resampled = bootstrap.bootstrap_scores(labels, p, groups, (name,), resamples=resamples)[name]
+    resampled = bootstrap.bootstrap_scores(labels, p, groups, (name,), resamples=1000)[name]
     return bootstrap.percentile_interval(float(value), weights @ resampled)
 
 

@@ -27,45 +27,27 @@ class SheetRow:
 def write_contact_sheet(rows: Sequence[SheetRow], path: Path) -> None:
     """Write the sheet as a JPEG: each test image framed on the left, the images chosen for it on its right."""
     columns = max([3, *(1 + len(row.matches) for row in rows)])  # the headings need the width of three
-    height = CELL_PIXELS + LINE_PIXELS + GAP_PIXELS
-    sheet = Image.new(
-        "RGB",
-        (
-            GAP_PIXELS + columns * (CELL_PIXELS + GAP_PIXELS) + GAP_PIXELS,
-            LINE_PIXELS + 2 * GAP_PIXELS + len(rows) * height,
-        ),
-        BACKGROUND,
-    )
+    header, row_height = LINE_PIXELS + 2 * GAP_PIXELS, CELL_PIXELS + LINE_PIXELS + GAP_PIXELS
+    width = 2 * GAP_PIXELS + columns * (CELL_PIXELS + GAP_PIXELS)
+    sheet = Image.new("RGB", (width, header + len(rows) * row_height), BACKGROUND)
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(FONT_PIXELS)
+
+    def draw_cell(left: int, top: int, file: Path, caption: str) -> None:
+        fitted = ImageOps.contain(decode.decode(file).convert("RGB"), (CELL_PIXELS, CELL_PIXELS))
+        sheet.paste(fitted, (left + (CELL_PIXELS - fitted.width) // 2, top + (CELL_PIXELS - fitted.height) // 2))
+        pen.text((left, top + CELL_PIXELS + 4), _shorten(caption, pen, font), TEXT_COLOUR, font)
+
     pen.text((GAP_PIXELS, GAP_PIXELS), "test image", FRAME_COLOUR, font)
     pen.text((CELL_PIXELS + 3 * GAP_PIXELS, GAP_PIXELS), "what it drew from the pool (1 - cosine)", TEXT_COLOUR, font)
     for number, row in enumerate(rows):
-        top = LINE_PIXELS + 2 * GAP_PIXELS + number * height
-        pen.rectangle(
-            (GAP_PIXELS - 3, top - 3, GAP_PIXELS + CELL_PIXELS + 2, top + CELL_PIXELS + 2),
-            outline=FRAME_COLOUR,
-            width=3,
-        )
-        _draw_cell(sheet, pen, font, (GAP_PIXELS, top), row.file, row.name)
+        top = header + number * row_height
+        frame = (GAP_PIXELS - 3, top - 3, GAP_PIXELS + CELL_PIXELS + 2, top + CELL_PIXELS + 2)
+        pen.rectangle(frame, outline=FRAME_COLOUR, width=3)
+        draw_cell(GAP_PIXELS, top, row.file, row.name)
         for column, (file, caption) in enumerate(row.matches, start=1):
-            _draw_cell(sheet, pen, font, (2 * GAP_PIXELS + column * (CELL_PIXELS + GAP_PIXELS), top), file, caption)
+            draw_cell(2 * GAP_PIXELS + column * (CELL_PIXELS + GAP_PIXELS), top, file, caption)
     sheet.save(path, "JPEG", quality=90)
-
-
-def _draw_cell(
-    sheet: Image.Image,
-    pen: ImageDraw.ImageDraw,
-    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
-    corner: tuple[int, int],
-    file: Path,
-    caption: str,
-) -> None:
-    image = decode.decode(file).convert("RGB")
-    fitted = ImageOps.contain(image, (CELL_PIXELS, CELL_PIXELS))
-    left, top = corner
-    sheet.paste(fitted, (left + (CELL_PIXELS - fitted.width) // 2, top + (CELL_PIXELS - fitted.height) // 2))
-    pen.text((left, top + CELL_PIXELS + 4), _shorten(caption, pen, font), TEXT_COLOUR, font)
 
 
 def _shorten(text: str, pen: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:

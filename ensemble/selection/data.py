@@ -80,13 +80,6 @@ def read_test(
     return sorted(items, key=lambda item: item.id)
 
 
-def refuse_overlap(test: Path, pools: Sequence[Path]) -> None:
-    """DataError where a pool is the test itself."""
-    for pool in pools:
-        if pool.resolve() == test.resolve():
-            raise DataError(f"{pool} is both --test and --pool; name a pool of other images")
-
-
 def _has_labels(path: Path, named: bool) -> bool:
     if path.is_file():
         return has_labels(path)

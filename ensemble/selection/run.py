@@ -17,7 +17,7 @@ from ensemble.models import features
 from ensemble.models.torch_runner import choose_device
 from ensemble.selection import neighbours, select
 from ensemble.selection.ablation import AblationOptions, ablate
-from ensemble.selection.data import SelectionData, read_pools, read_test, refuse_overlap
+from ensemble.selection.data import SelectionData, read_pools, read_test
 from ensemble.selection.output import ABLATION, check_output, write_selection
 from ensemble.selection.select import Pool, Selection
 from ensemble.training import train_all
@@ -105,7 +105,8 @@ def ablate_selection(options: SelectOptions, result: SelectionResult, log: Log) 
 
 def _read(options: SelectOptions, log: Log) -> tuple[list[LabelledImage], list[LabelledImage], dict[int, int]]:
     """The pool's images, the test's, and how many of each class to choose. Raises for what cannot work."""
-    refuse_overlap(options.test, options.pools)
+    if same := [pool for pool in options.pools if pool.resolve() == options.test.resolve()]:
+        raise DataError(f"{same[0]} is both --test and --pool; name a pool of other images")
     check_output(options.output, [options.test, *options.pools])
     features.find_embedder(options.embedder)
     if options.recipe is not None:

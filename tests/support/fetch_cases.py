@@ -116,7 +116,7 @@ def put(hub: Hub, path: str, files: dict[str, bytes], *extra: tarfile.TarInfo) -
 
 
 def take(source: ImageSource, folder: Path, limit: int = 0, **more: bool) -> FetchResult:
-    return fetch(source, folder, limit, progress=False, **more)
+    return fetch(source, folder, limit, **more)
 
 
 def originals(folder: Path) -> list[str]:

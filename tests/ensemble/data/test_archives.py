@@ -7,9 +7,9 @@ import zipfile
 import pytest
 from fetch_cases import images, member, picture, tar_gz, zipped
 
-from ensemble.core.errors import DataError
+from ensemble.core.errors import DataError, escape_control
 from ensemble.data import archives
-from ensemble.data.archives import DamagedArchiveError, Tally, group_parts, printable, read_tar, read_zip
+from ensemble.data.archives import DamagedArchiveError, Tally, group_parts, read_tar, read_zip
 
 EVERY = "a/0.png a/1.png a/2.png".split()
 HOSTILE_NAMES = {
@@ -186,7 +186,7 @@ def test_names_of_many_refused_members_are_few():
 
 
 def test_names_fit_one_csv_line():
-    assert printable("é 写真/a\nb\0c\udcff.png") == "é 写真/a\\nb\\x00c\\udcff.png"
+    assert escape_control("é 写真/a\nb\0c\udcff.png") == "é 写真/a\\nb\\x00c\\udcff.png"
 
 
 def test_parts_are_read_in_the_order_of_their_numbers():

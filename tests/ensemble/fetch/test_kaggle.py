@@ -32,7 +32,7 @@ def kaggle(monkeypatch, tmp_path):
 
 
 def take(source, folder, limit=0):
-    return fetch(source, folder, limit, progress=False)
+    return fetch(source, folder, limit)
 
 
 def originals(folder):

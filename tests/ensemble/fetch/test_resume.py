@@ -24,7 +24,6 @@ from helpers import read_csv
 
 from ensemble.core.errors import DataError
 from ensemble.core.hub_download import INVALID_LOGIN
-from ensemble.data.archives import Tally
 from ensemble.fetch import hub_rows, hub_stream
 from ensemble.fetch.catalogue import load_catalogue
 
@@ -211,7 +210,7 @@ def test_nor_by_a_data_set_of_rows(monkeypatch):
     pytest.importorskip("datasets")
     monkeypatch.setenv("HF_TOKEN", "hf_sécret")
     with pytest.raises(DataError) as caught:
-        next(hub_rows.read_rows(SOURCES["human-action"], COMMIT, 0, lambda *row: True, Tally()))
+        next(hub_rows.read_rows(SOURCES["human-action"], COMMIT, 0))
     assert str(caught.value).endswith(f": {INVALID_LOGIN}")
 
 
