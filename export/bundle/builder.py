@@ -26,16 +26,6 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class MemberExport:
-    """A member to export. source: a hash of all that its file depends on. load: opens its torch module."""
-
-    name: str
-    source: str
-    load: Callable[[], "Member"]
-    samples: SampleImages
-
-
-@dataclass(frozen=True)
 class BundleBuild:
     """A bundle that is being built in `path` and will be moved to `folder`.
 
@@ -70,38 +60,43 @@ def open_workdir(path: Path, folder: Path, force: bool) -> BundleBuild:
     return BundleBuild(path, folder, certificates.get("precisions", {}), point)
 
 
-def export_member(job: MemberExport, work: Path, log: Log) -> dict[str, Any]:
-    """Convert a member, or take it over; returns its record: `entry`, `files` with hashes, `certificate`."""
-    path = _record_path(work, job.name)
+def export_member(
+    work: Path, name: str, source: str, load: Callable[[], "Member"], samples: SampleImages, log: Log
+) -> dict[str, Any]:
+    """Convert a member, or take it over; returns its record: `entry`, `files` with hashes, `certificate`.
+
+    source: a hash of all that its file depends on. load: opens its torch module. samples: to certify fp32 on.
+    """
+    path = _record_path(work, name)
     if path.is_file():
-        record = read_record(work, job.name)
-        if record["entry"]["source"] == job.source and record["files"] == _hashes(work, record["entry"]):
-            log(f"{job.name}: unchanged, taken over")
+        record = read_record(work, name)
+        if record["entry"]["source"] == source and record["files"] == _hashes(work, record["entry"]):
+            log(f"{name}: unchanged, taken over")
             return record
         path.unlink()
     require_torch()
     from export.bundle.convert import convert, gflop
 
-    log(f"{job.name}: converting")
-    member = job.load()
+    log(f"{name}: converting")
+    member = load()
     entry = {
-        "file": f"members/{job.name}.{bundle.PRECISION}.onnx",
+        "file": f"members/{name}.{bundle.PRECISION}.onnx",
         "precision": bundle.PRECISION,
         "contract": member.preprocess_config.to_dict(),
-        "source": job.source,
+        "source": source,
         "gflop": gflop(member),
     }
     file = work / str(entry["file"])
     file.unlink(missing_ok=True)  # it may be a link to the older bundle's
     convert(member, file)
     try:
-        certified = _certify(job, member, file)
+        certified = _certify(name, member, file, samples)
     except ArtifactError:
         file.unlink()
         raise
     largest = ", ".join(f"{result['max_abs_difference']:.1e} in {name}" for name, result in certified["fp32"].items())
-    log(f"{job.name}: largest difference of a logit {largest}, on {job.samples.description}")
-    return _write_record(work, job.name, entry, certified)
+    log(f"{name}: largest difference of a logit {largest}, on {samples.description}")
+    return _write_record(work, name, entry, certified)
 
 
 def read_record(work: Path, name: str) -> dict[str, Any]:
@@ -118,18 +113,18 @@ def finalize(
     (members that were trained elsewhere).
     """
     entries = {name: record["entry"] for name, record in records.items()}
-    decision = precisions.decide_precisions(work.path, entries, work.older, options, log)
+    entries, certificates, allowed = precisions.decide_precisions(work.path, entries, work.older, options, log)
     values = {
         "members": {name: record["certificate"] for name, record in records.items()},
-        "precisions": decision.certificates,
+        "precisions": certificates,
         "limits": {"images": MIN_IMAGES, "auroc": AUROC_LIMIT, "flips": DECISION_CHANGE_LIMIT},
     }
     artifacts.write_json(work.path / "certificate.json", values)
-    used = {work.path / file for entry in decision.entries.values() for file in bundle.model_files(entry)}
+    used = {work.path / file for entry in entries.values() for file in bundle.model_files(entry)}
     for path in set((work.path / "members").iterdir()) - used:
         path.unlink()
     _carry_over_point(work, records, log)
-    bundle.write_bundle(work.path, decision.entries, externals, decision.precisions)
+    bundle.write_bundle(work.path, entries, externals, allowed)
     artifacts.replace_folder(work.path, work.folder)
     return values
 
@@ -148,19 +143,19 @@ def _carry_over_point(work: BundleBuild, records: Mapping[str, Any], log: Log) -
         )
 
 
-def _certify(job: MemberExport, member: "Member", file: Path) -> dict[str, Any]:
+def _certify(name: str, member: "Member", file: Path, samples: SampleImages) -> dict[str, Any]:
     """Compare the file with the member, at fp32 in every runtime that this machine has."""
-    pixels = job.samples.pixels(member.preprocess_config)
+    pixels = samples.pixels(member.preprocess_config)
     from ensemble.models.torch_runner import torch_runner
 
-    original = torch_runner(job.name, member, "cpu")
+    original = torch_runner(name, member, "cpu")
     expected = original.run(pixels)
-    original = replace(original, run=lambda same: expected)
+    original = replace(original, run=lambda same: expected)  # computed once for all runtimes
     results = {}
     for config in precisions.runnable_configs(("fp32",)):
-        exported = open_runner(f"{job.name} in {config.runtime}", file, member.preprocess_config, config)
+        exported = open_runner(f"{name} in {config.runtime}", file, member.preprocess_config, config)
         results[config.runtime] = certify_fp32(original, exported, pixels)
-    return {"checked_on": job.samples.description, "fp32": results}
+    return {"checked_on": samples.description, "fp32": results}
 
 
 def _link(source: Path, target: Path) -> None:

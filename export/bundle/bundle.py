@@ -19,6 +19,7 @@ CONVERTER_VERSION = 4  # raised by hand when converting the same member would gi
 PRECISION = "fp32"
 POINT_FILE = "point.json"  # read and written by operating_point
 LOW_PRECISION_KINDS = ("fp16", "int8", "int8-symmetric")  # files beside the fp32 one; the last is for TensorRT
+NUMBERS = (int, float)  # JSON's, without bool
 REMEDY = "make it anew with: python cli.py export --force (and its --member options, if it has no run)"
 
 
@@ -71,7 +72,7 @@ def _is_entry(entry: Any) -> bool:
         return (
             all(isinstance(entry[key], str) for key in ("file", "precision", "source", *kinds))
             and all(isinstance(entry["made"][kind], dict) for kind in kinds)
-            and type(gflop) in (int, float)
+            and type(gflop) in NUMBERS
             and 0 <= gflop < 1e9
         )
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -189,7 +190,7 @@ def read_certificate(folder: Path) -> dict[str, Any]:
 def _is_certificate(values: Mapping[str, Any], names: Collection[str]) -> bool:
     try:
         fp32 = [record for name in names for record in values["members"][name].get("fp32", {}).values()]
-        return all(_is_number(record["max_abs_difference"]) for record in fp32) and all(
+        return all(type(record["max_abs_difference"]) in NUMBERS for record in fp32) and all(
             isinstance(record["made_from"], str)
             and parse_config(key) is not None
             and set(record["usable"]) <= set(names)
@@ -203,13 +204,9 @@ def _is_certificate(values: Mapping[str, Any], names: Collection[str]) -> bool:
 def _is_change(change: Mapping[str, Any]) -> bool:
     """Whether it is as `certificate.ScoreChange.to_dict` gives it."""
     numbers = [change[key] for key in ("largest", "mean", "spearman", "auroc", "flips")]
-    return all(number is None or _is_number(number) for number in numbers) and all(
+    return all(number is None or type(number) in NUMBERS for number in numbers) and all(
         isinstance(limit, str) for limit in change["failed"]
     )
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
 
 
 @contextmanager

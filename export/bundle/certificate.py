@@ -88,25 +88,15 @@ class ScoreChange:
         return {**values, "failed": list(self.failed)}
 
 
-@dataclass(frozen=True)
-class PrecisionVerdict:
-    """The score changes of one precision in one runtime: of each member, and of the stack of the members that passed.
-
-    usable: the members that passed, the others stay fp32; empty if the stack fails.
-    """
-
-    members: Mapping[str, ScoreChange]
-    stack: ScoreChange
-    usable: tuple[str, ...]
-
-
 def compare_scores(fp32: np.ndarray, lower: np.ndarray, labels: np.ndarray, threshold: float = 0.5) -> ScoreChange:
     """Logits float [N] of the same images at fp32 and at a lower precision; labels int [N] with ai = 1."""
     if not (np.isfinite(fp32).all() and np.isfinite(lower).all()):
         return ScoreChange(np.nan, np.nan, np.nan, np.nan, np.nan, ("logits that are not finite",))
     before, after = sigmoid(fp32), sigmoid(lower)
     change = np.abs(after - before)
-    ranks = [pd.Series(logits).rank().to_numpy() for logits in (fp32, lower)]
+    ranks = np.stack([pd.Series(logits).rank().to_numpy() for logits in (fp32, lower)])
+    with np.errstate(invalid="ignore"):
+        spearman = float(np.corrcoef(ranks)[0, 1])
     moved = auroc(labels, lower) - auroc(labels, fp32)
     decision_changes = float(((before >= threshold) != (after >= threshold)).mean())
     failed = []
@@ -114,12 +104,17 @@ def compare_scores(fp32: np.ndarray, lower: np.ndarray, labels: np.ndarray, thre
         failed.append(f"AUROC by {moved:+.4f}")
     if not decision_changes <= DECISION_CHANGE_LIMIT:
         failed.append(f"{decision_changes:.2%} flipped")
-    spearman = _correlation(*ranks)
     return ScoreChange(float(change.max()), float(change.mean()), spearman, moved, decision_changes, tuple(failed))
 
 
-def judge(stacker: Stacker, fp32: np.ndarray, lower: np.ndarray, labels: np.ndarray) -> PrecisionVerdict:
-    """Judge a precision by logits [N, members] in the stacker's order and labels int [N]."""
+def judge(
+    stacker: Stacker, fp32: np.ndarray, lower: np.ndarray, labels: np.ndarray
+) -> tuple[dict[str, ScoreChange], ScoreChange, tuple[str, ...]]:
+    """Judge a precision in one runtime by logits [N, members] in the stacker's order and labels int [N].
+
+    Returns the score changes of each member and of the stack of those that passed, and the members that may
+    run at the precision: those that passed, none if the stack fails.
+    """
     members = {
         name: compare_scores(before, after, labels)
         for name, before, after in zip(stacker.members, fp32.T, lower.T, strict=True)
@@ -127,7 +122,7 @@ def judge(stacker: Stacker, fp32: np.ndarray, lower: np.ndarray, labels: np.ndar
     passed = [not change.failed for change in members.values()]
     stack = compare_scores(stacker.logit(fp32), stacker.logit(np.where(passed, lower, fp32)), labels, stacker.threshold)
     usable = tuple(name for name, good in zip(members, passed, strict=True) if good and not stack.failed)
-    return PrecisionVerdict(members, stack, usable)
+    return members, stack, usable
 
 
 def table(certificates: Mapping[str, Any]) -> pd.DataFrame:
@@ -158,8 +153,3 @@ def _verdict(change: Mapping[str, Any], used: bool) -> str:
     if change["failed"]:
         return f"fails: {', '.join(change['failed'])}"
     return "passes" if used else "passes, but not used"
-
-
-def _correlation(first: np.ndarray, second: np.ndarray) -> float:
-    with np.errstate(invalid="ignore"):
-        return float(np.corrcoef(first, second)[0, 1])

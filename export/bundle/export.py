@@ -28,8 +28,9 @@ from ensemble.stacking.logit_table import LabelledLogits, cross_validated
 from ensemble.stacking.stack import StackOptions, StackResult, read_stacker
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle, check_images, heldout_rows, hub_bundles, member_logits, precisions
-from export.bundle.builder import MemberExport, export_member, finalize, open_workdir, read_record
-from export.bundle.precisions import DEFAULT_OPTIONS, FP32, CertifyOptions, logit_columns
+from export.bundle.builder import export_member, finalize, open_workdir, read_record
+from export.bundle.precision_search import FP32
+from export.bundle.precisions import DEFAULT_OPTIONS, CertifyOptions, logit_columns
 from export.runtimes.runner import require_torch
 
 
@@ -45,12 +46,11 @@ def export_run(run: Path, log: Log, force: bool = False, options: CertifyOptions
     work = open_workdir(artifacts.work_path(run, "export"), artifacts.bundle_path(run), force)
     externals = [name for name in stacker.members if external.is_external(run, name)]
     samples = check_images.sample_images(held)
-    jobs = [
-        MemberExport(name, bundle.source_sha256(run, name), partial(members.load_member, run, name), samples)
-        for name in stacker.members
-        if name not in externals
-    ]
-    records = {job.name: export_member(job, work.path, log) for job in jobs}
+    sources = {name: bundle.source_sha256(run, name) for name in stacker.members if name not in externals}
+    records = {
+        name: export_member(work.path, name, source, partial(members.load_member, run, name), samples, log)
+        for name, source in sources.items()
+    }
     _copy_others(run, work.path, externals)
     heldout_rows.write_rows(work.path, _scored_unseen(run, stacker.members))
     return finalize(work, records, externals, replace(options, images=options.images or held, training=training), log)
@@ -110,17 +110,17 @@ def export_classifiers(
     """
     require_torch()
     folder = folder.resolve()
-    if folder.exists() and not (folder / "bundle.json").is_file() and not _is_empty(folder):
+    no_bundle = not (folder / "bundle.json").is_file()
+    if folder.exists() and no_bundle and not (folder.is_dir() and not any(folder.iterdir())):
         raise ArtifactError(f"{folder} is there and is no bundle; name a new folder with --bundle")
     artifacts.ensure_writable(folder.parent)
     classifiers = read_classifiers({name: locate_classifier(source) for name, source in sources.items()}, positive)
     samples = check_images.sample_images(options.images) if options.images else check_images.generated_images()
     work = open_workdir(folder.with_name(f".{folder.name}.export"), folder, force)
-    jobs = [
-        MemberExport(one.name, artifacts.json_sha256([one.sha256, bundle.CONVERTER_VERSION]), one.load, samples)
-        for one in classifiers
-    ]
-    records = {job.name: export_member(job, work.path, log) for job in jobs}
+    records = {}
+    for one in classifiers:
+        source = artifacts.json_sha256([one.sha256, bundle.CONVERTER_VERSION])
+        records[one.name] = export_member(work.path, one.name, source, one.load, samples, log)
     stacked = None
     (work.path / heldout_rows.HELDOUT_FILE).unlink(missing_ok=True)
     if stack_on:
@@ -164,7 +164,3 @@ def _stack(work: Path, records: Mapping[str, Any], items: Sequence[LabelledImage
     artifacts.write_json(artifacts.stacker_path(work), stack.stacker_record(result, options, fitted_on))
     heldout_rows.write_rows(work, scored)
     return result
-
-
-def _is_empty(folder: Path) -> bool:
-    return folder.is_dir() and not any(folder.iterdir())

@@ -20,8 +20,14 @@ REVISION = re.compile(r"\w[\w.+-]*(/[\w+-][\w.+-]*)*", re.ASCII)
 def locate(source: str | Path) -> Path:
     """The folder that `source` names; hf:// is downloaded first, unless the cache has it."""
     text = str(source)
-    if text.startswith(PREFIX):
-        return _fetch(*parse(text))
+    if is_remote(text):
+        repo, revision = parse(text)
+        folder = download(repo, ("bundle.json", "config.json"), revision, bars=False)
+        if (folder / "bundle.json").is_file():
+            return _complete(repo, folder)
+        if not has_weights(folder):
+            require_hub(repo, folder.name)  # fails at once, where a download would retry for long
+        return download_classifier(repo, folder.name)
     folder = expand_user(text)
     if not folder.is_dir():
         raise BackboneError(f"{text} is not a folder; for a model on the Hub write {PREFIX}USER/REPO")
@@ -61,14 +67,18 @@ def fetch_bundle(repo: str, revision: str | None) -> Path:
 
 def _complete(repo: str, folder: Path) -> Path:
     """Download the files of bundle.json that are missing or damaged in a commit's folder in the cache."""
-    commit, files = folder.name, _listed(repo, folder)
+    files = _listed(repo, folder)
+
+    def fetch(names: Sequence[str], again: bool) -> None:
+        require_hub(repo, folder.name)
+        download(repo, [glob.escape(name) for name in names], folder.name, again)
+
     if missing := [name for name in files if not (folder / name).is_file()]:
-        require_hub(repo, commit)
-        download(repo, _literal_patterns(missing), commit)
+        fetch(missing, again=False)
     if damaged := _damaged(folder, files):  # for example cut off by a full disk: the client checks sizes only
-        require_hub(repo, commit)
-        download(repo, _literal_patterns(damaged), commit, again=True)
-    if damaged := _damaged(folder, files):
+        fetch(damaged, again=True)
+        damaged = _damaged(folder, files)
+    if damaged:
         raise HubError(
             f"{repo} does not hold what its bundle.json lists ({join_limited(damaged)}); its owner should push it again"
         )
@@ -100,12 +110,15 @@ def pull(repo: str, revision: str | None, target: Path, replace: bool = False) -
         if not (target / "bundle.json").is_file():
             raise ArtifactError(f"{target} is there and is no bundle; name another folder")
         newest = _fetch_list(repo, commit)
-        if not _is_same_bundle(target, newest) and not replace:
-            raise ArtifactError(f"{target} holds another bundle; name another folder, or replace it with --force")
-        if _is_same_bundle(target, newest):
+        if (target / "bundle.json").read_bytes() == (newest / "bundle.json").read_bytes():
             if damaged := _damaged(target, _listed(repo, newest)):
-                _repair(fetch_bundle(repo, commit), target, damaged)
+                source = fetch_bundle(repo, commit)
+                for name in damaged:
+                    with artifacts.replacing(target / name) as temporary:
+                        shutil.copyfile(source / name, temporary)
             return commit, bool(damaged)
+        if not replace:
+            raise ArtifactError(f"{target} holds another bundle; name another folder, or replace it with --force")
     _copy(fetch_bundle(repo, commit), target)
     return commit, True
 
@@ -119,15 +132,6 @@ def _commit(repo: str, revision: str | None) -> str:
     return commit or noted
 
 
-def _fetch(repo: str, revision: str | None) -> Path:
-    folder = download(repo, ("bundle.json", "config.json"), revision, bars=False)
-    if (folder / "bundle.json").is_file():
-        return _complete(repo, folder)
-    if not has_weights(folder):
-        require_hub(repo, folder.name)  # fails at once, where a download would retry for long
-    return download_classifier(repo, folder.name)
-
-
 def _listed(repo: str, folder: Path) -> Mapping[str, str]:
     try:
         files: Mapping[str, str] = bundle.read_contents(folder)["files"]
@@ -137,29 +141,12 @@ def _listed(repo: str, folder: Path) -> Mapping[str, str]:
     return files
 
 
-def _literal_patterns(names: Sequence[str] | Mapping[str, str]) -> list[str]:
-    """Patterns that match exactly these names."""
-    return [glob.escape(name) for name in names]
-
-
 def _damaged(folder: Path, files: Mapping[str, str]) -> list[str]:
     return [
         name
         for name, digest in files.items()
         if not (folder / name).is_file() or artifacts.file_sha256(folder / name) != digest
     ]
-
-
-def _is_same_bundle(target: Path, snapshot: Path) -> bool:
-    """Whether both are the same bundle, by their bundle.json."""
-    return (target / "bundle.json").read_bytes() == (snapshot / "bundle.json").read_bytes()
-
-
-def _repair(source: Path, target: Path, names: Sequence[str]) -> None:
-    """Replace damaged files of a bundle by these; all else in the folder stays."""
-    for name in names:
-        with artifacts.replacing(target / name) as temporary:
-            shutil.copyfile(source / name, temporary)
 
 
 def _copy(source: Path, target: Path) -> None:

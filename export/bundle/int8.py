@@ -2,10 +2,10 @@
 
 import contextlib
 import io
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -69,13 +69,15 @@ def _by_onnxruntime(source: Path, target: Path, pixels: np.ndarray, excluded: li
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
     model = onnx.load(source)
+    name = model.graph.input[0].name
+    batches = ({name: pixels[row : row + 1]} for row in range(len(pixels)))
     add_pre_process_metadata(model)  # else it advises, on standard error, to fuse operators
     # outputs of a MatMul stay fp32 for the nodes after it; for TensorRT all do, since it fuses by its own rules
     unquantized_outputs = PRODUCTS if symmetric else SUM_PRODUCTS
     quantization.quantize_static(
         model,
         target,
-        _Images(model.graph.input[0].name, pixels),
+        SimpleNamespace(get_next=lambda: next(batches, None)),  # as a CalibrationDataReader
         op_types_to_quantize=[*PRODUCTS, *(() if symmetric else BOUNDS)],
         nodes_to_exclude=excluded,
         per_channel=True,
@@ -87,14 +89,3 @@ def _by_onnxruntime(source: Path, target: Path, pixels: np.ndarray, excluded: li
             "QuantizeBias": False,
         },
     )
-
-
-class _Images:
-    """Calibration images one at a time, with the `get_next` of ONNX Runtime's CalibrationDataReader."""
-
-    def __init__(self, name: str, pixels: np.ndarray) -> None:
-        self.batches: Iterator[dict[str, Any]] = ({name: pixels[row : row + 1]} for row in range(len(pixels)))
-
-    def get_next(self) -> dict[str, Any] | None:
-        """The next image, None after the last."""
-        return next(self.batches, None)

@@ -3,7 +3,7 @@
 It is stored in the bundle as point.json, and is valid for the members and the stack that it was chosen for. No torch.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from ensemble.stacking.cascade import Cascade, CascadeReport
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle
 from export.runtimes import devices
-from export.runtimes.settings import ON_CPU, ON_GPU, RuntimeConfig, parse_config
+from export.runtimes.settings import ON_CPU, ON_GPU, parse_config
 
 FILE = bundle.POINT_FILE
 RECHOOSE_HINT = "choose again: python cli.py frontier --budget N"
@@ -156,8 +156,10 @@ def certified_precisions(
         pair = (config.runtime, config.precision)
         if pair not in pairs:
             continue
-        if set(certified.files) <= allowed.get(pair, frozenset()) and certified.files == _hashes(
-            certified.files, values, config
+        if set(certified.files) <= allowed.get(pair, frozenset()) and all(
+            bundle.has_model_file(entry := values["members"][name], config)
+            and values["files"][bundle.model_file(entry, config)] == digest
+            for name, digest in certified.files.items()
         ):
             valid[pair] = frozenset(certified.files)
             if certified.by != devices.version(config.runtime):
@@ -168,16 +170,6 @@ def certified_precisions(
                 f"{RECHOOSE_HINT}"
             )
     return valid
-
-
-def _hashes(names: Iterable[str], values: Mapping[str, Any], config: RuntimeConfig) -> dict[str, str]:
-    """Hashes of the files that a bundle has for these members at a config, as far as it has them."""
-    entries = {name: values["members"][name] for name in names}
-    return {
-        name: values["files"][bundle.model_file(entry, config)]
-        for name, entry in entries.items()
-        if bundle.has_model_file(entry, config)
-    }
 
 
 def describe(chosen: OperatingPoint, total: int) -> str:

@@ -28,7 +28,7 @@ from export.runtimes.settings import ON_CPU, RuntimeConfig
 
 # at most 2 rounds of 16 measurements and 4 trials, however many layers there are
 SEARCH_PARTS, SEARCH_ROUNDS = 16, 2
-FP32 = RuntimeConfig("onnxruntime")
+FP32 = RuntimeConfig("onnxruntime")  # the reference that lower precisions are compared with
 MARGIN = 0.5  # share of a certificate's limits that a file may use on training images; other images decide later
 ROUGH_CALIBRATION_IMAGES = 16
 BATCHES, BATCH_TOLERANCE = (1, 4, 16), 0.02  # batch sizes it may run in, and the largest difference of p between them
@@ -177,8 +177,13 @@ def _writer(file: LowPrecisionFile, training: TrainingImages | None, log: Log) -
 def search_layers(file: LowPrecisionFile, training: TrainingImages, write: Write, log: Log) -> list[Layer]:
     """Rewrite the file with the fewest layers in fp32 that bring it within MARGIN; none where most were needed."""
     layers = file.layers
+    change = _compare(file, training)
+    damage = "logits are not finite"
+    if np.isfinite(change.decision_changes):
+        where = f"on {len(training.comparison.labels)} training images"
+        damage = f"AUROC moves by {change.auroc:+.4f} and {change.decision_changes:.2%} change sides {where}"
     log(
-        f"{file.name}: with all {len(layers)} layers in {file.config.precision} {_describe_change(file, training)}; "
+        f"{file.name}: with all {len(layers)} layers in {file.config.precision} {damage}; "
         f"searching for layers to keep in {file.excluded_precision}"
     )
     pixels = check_images.sample_images(training.comparison).pixels(file.preprocess_config)
@@ -275,14 +280,6 @@ def _batch_difference(file: LowPrecisionFile, training: TrainingImages) -> float
     batches = BATCHES if file.config.runtime in ON_CPU else ()
     logits = [file.runner(batch).run(pixels).astype(np.float64) for batch in (file.config.batch, *batches)]
     return float(np.ptp(sigmoid(np.stack(logits)), axis=0).max())
-
-
-def _describe_change(file: LowPrecisionFile, training: TrainingImages) -> str:
-    change = _compare(file, training)
-    if not np.isfinite(change.decision_changes):
-        return "logits are not finite"
-    where = f"on {len(training.comparison.labels)} training images"
-    return f"AUROC moves by {change.auroc:+.4f} and {change.decision_changes:.2%} change sides {where}"
 
 
 def _speedup(file: LowPrecisionFile) -> float:

@@ -14,15 +14,15 @@ from ensemble.core.log import Log
 from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.models import external
 from export.bundle import bundle, check_images, member_logits, precision_search
-from export.bundle.certificate import MAX_IMAGES, MIN_IMAGES, PrecisionVerdict, judge
+from export.bundle.certificate import MAX_IMAGES, MIN_IMAGES, ScoreChange, judge
 from export.bundle.check_images import MIN_CALIBRATION, LabelledImages, TrainingImages
 from export.bundle.member_logits import LogitColumn
+from export.bundle.precision_search import FP32
 from export.runtimes import capabilities, devices
 from export.runtimes.settings import ON_CPU, ON_GPU, PRECISIONS, RuntimeConfig, parse_config
 
 Entries = Mapping[str, Mapping[str, Any]]
-LOWER_PRECISIONS = tuple(precision for precision in PRECISIONS if precision != "fp32")
-FP32 = RuntimeConfig("onnxruntime")  # the reference that lower precisions are compared with
+LOWER_PRECISIONS = PRECISIONS[1:]
 GPU_BATCH = 64  # the batch size of infer: TensorRT builds an engine for each
 
 
@@ -43,30 +43,6 @@ class CertifyOptions:
 
 
 DEFAULT_OPTIONS = CertifyOptions()
-
-
-@dataclass(frozen=True)
-class Decision:
-    """The members' entries, certificates by "runtime precision", and the value of `precisions` in bundle.json."""
-
-    entries: dict[str, dict[str, Any]]
-    certificates: dict[str, Any]
-    precisions: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class CertificationPlan:
-    """What there is to certify.
-
-    made_from: hash of what certificates hold for. supported: configs below fp32 that this machine runs.
-    to_certify: those of them without a valid certificate, or whose certificate is to be renewed.
-    valid: older certificates that hold for these members and this stack.
-    """
-
-    made_from: str
-    supported: Sequence[RuntimeConfig]
-    to_certify: Sequence[RuntimeConfig]
-    valid: Mapping[str, Any]
 
 
 def runnable_configs(precisions: Collection[str]) -> list[RuntimeConfig]:
@@ -95,46 +71,55 @@ def require_int8(training: TrainingImages | None) -> None:
 
 def decide_precisions(
     folder: Path, entries: Entries, older: Mapping[str, Any], options: CertifyOptions, log: Log
-) -> Decision:
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any], dict[str, dict[str, Any]]]:
     """Certify the precisions that this machine runs, and decide which ones members may run at.
 
     folder: holds stacker.json and the files of `entries`; low-precision files are added to it, fp16 for
     a GPU and int8 as the options say, and those that may not run are removed. older: certificates
     of the bundle as it was; those that still hold are kept.
+    Returns the entries, certificates by "runtime precision", and the value of `precisions` in bundle.json.
     """
-    plan = plan_certification(folder, entries, older, options)
+    supported = _supported_configs(entries, options.int8)
+    made_from = _certified_sha256(folder, entries)
+    certificates = {
+        key: record
+        for key, record in older.items()
+        if record["made_from"] == made_from
+        # a member that was converted anew to the same bytes has lost its low-precision files
+        and all(bundle.has_model_file(entries[name], parse_config(key)) for name in record["usable"])
+    }
+    to_certify = [
+        config
+        for config in supported
+        if options.recertify or str(config) not in certificates or _is_outdated(certificates, config)
+    ]
     enough_images = options.images is not None and len(options.images.labels) >= MIN_IMAGES
-    files_for: Sequence[RuntimeConfig] = ()
-    if options.uncertified:
-        files_for = plan.supported
-    elif plan.to_certify and enough_images:
-        files_for = plan.to_certify
+    files_for = supported if options.uncertified else to_certify if enough_images else []
     files_for = [config for config in files_for if config.precision != "int8" or options.int8]
     extended = {
         name: precision_search.add_files(folder, name, entry, files_for, options.training, log)
         for name, entry in entries.items()
     }
-    certificates = dict(plan.valid)
-    if not plan.supported:
+    if not supported:
         why = capabilities.available().unsupported[("openvino", "bf16")].partition(";")[0]
         log(
             f"Nothing more below fp32 was certified or allowed: {why}. On the machine that will score, run: "
             "python cli.py export --bundle DIR --certify-on DATA"
         )
-    elif plan.to_certify and options.images is None:
+    elif to_certify and options.images is None:
         log(
-            f"Not certified: {join_limited(plan.to_certify)}. Give labelled images that no member was fitted on: "
+            f"Not certified: {join_limited(to_certify)}. Give labelled images that no member was fitted on: "
             "--certify-on DATA"
         )
-    elif plan.to_certify and options.images is not None:
-        new = certify(folder, extended, options.images, plan.to_certify, log)
-        certificates |= {key: {"made_from": plan.made_from, **record} for key, record in new.items()}
-    if outdated := [config for config in plan.supported if _is_outdated(certificates, config)]:
+    elif to_certify and options.images is not None:
+        new = certify(folder, extended, options.images, to_certify, log)
+        certificates |= {key: {"made_from": made_from, **record} for key, record in new.items()}
+    if outdated := [config for config in supported if _is_outdated(certificates, config)]:
         log(
             "Still allowed, though certified with other versions of libraries than those here: "
             f"{join_limited(outdated)}"
         )
-    precisions = allow(certificates, extended, plan.supported if options.uncertified else (), log)
+    precisions = allow(certificates, extended, supported if options.uncertified else (), log)
     used = {
         (name, bundle.low_precision_kind(parse_config(key)))
         for key, allowed in precisions.items()
@@ -143,32 +128,16 @@ def decide_precisions(
     remaining = {
         name: precision_search.drop_unused_files(folder, name, entry, used) for name, entry in extended.items()
     }
-    return Decision(remaining, certificates, precisions)
+    return remaining, certificates, precisions
 
 
-def plan_certification(
-    folder: Path, entries: Entries, older: Mapping[str, Any], options: CertifyOptions
-) -> CertificationPlan:
-    """Find the certificates of `older` that hold, and the configs that are to be certified."""
-    supported = [
+def _supported_configs(entries: Entries, int8: bool) -> list[RuntimeConfig]:
+    """The configs below fp32 that this machine runs; int8 where it is asked for, or the bundle has files for it."""
+    return [
         config
         for config in runnable_configs(LOWER_PRECISIONS)
-        if config.precision != "int8"
-        or options.int8
-        or any(bundle.has_model_file(entry, config) for entry in entries.values())
+        if config.precision != "int8" or int8 or any(bundle.has_model_file(entry, config) for entry in entries.values())
     ]
-    made_from = _certified_sha256(folder, entries)
-    valid = {
-        key: record
-        for key, record in older.items()
-        if record["made_from"] == made_from
-        # a member that was converted anew to the same bytes has lost its low-precision files
-        and all(bundle.has_model_file(entries[name], parse_config(key)) for name in record["usable"])
-    }
-    to_certify = [
-        config for config in supported if options.recertify or str(config) not in valid or _is_outdated(valid, config)
-    ]
-    return CertificationPlan(made_from, supported, to_certify, valid)
 
 
 def certify(
@@ -206,7 +175,7 @@ def certify(
             "by": devices.version(config.runtime),
             "images": len(sample.labels),
             "rows": sample.description,
-            **_record(judge(stacker, fp32, table, sample.labels), entries, config),
+            **_record(*judge(stacker, fp32, table, sample.labels), entries, config),
         }
         for config, table in zip(configs, tables, strict=True)
     }
@@ -233,22 +202,28 @@ def allow(
 def logit_columns(folder: Path, entries: Entries, config: RuntimeConfig) -> list[LogitColumn]:
     """A column for each member in the entries' order; members without a file for this config run at fp32."""
 
-    def column(name: str, entry: Mapping[str, Any]) -> LogitColumn:
+    columns = []
+    for name, entry in entries.items():
         used = config if bundle.has_model_file(entry, config) else FP32
-        preprocess_config = PreprocessConfig.from_dict(entry["contract"])
-        return member_logits.logit_column(name, folder / bundle.model_file(entry, used), preprocess_config, used)
+        path = folder / bundle.model_file(entry, used)
+        columns.append(member_logits.logit_column(name, path, PreprocessConfig.from_dict(entry["contract"]), used))
+    return columns
 
-    return [column(name, entry) for name, entry in entries.items()]
 
-
-def _record(verdict: PrecisionVerdict, entries: Entries, config: RuntimeConfig) -> dict[str, Any]:
-    """A verdict about the members that have a file for this config, and how low-precision files were made."""
+def _record(
+    changes: Mapping[str, ScoreChange],
+    stack: ScoreChange,
+    usable: Collection[str],
+    entries: Entries,
+    config: RuntimeConfig,
+) -> dict[str, Any]:
+    """A verdict of `judge` about the members that have a file for this config, and how low-precision files were made."""
     having = {name: entry for name, entry in entries.items() if bundle.has_model_file(entry, config)}
     kind = bundle.low_precision_kind(config)
     return {
-        "members": {name: change.to_dict() for name, change in verdict.members.items() if name in having},
-        "stack": verdict.stack.to_dict(),
-        "usable": [name for name in verdict.usable if name in having],
+        "members": {name: change.to_dict() for name, change in changes.items() if name in having},
+        "stack": stack.to_dict(),
+        "usable": [name for name in usable if name in having],
         **({"files": {name: entry["made"][kind] for name, entry in having.items()}} if kind else {}),
     }
 

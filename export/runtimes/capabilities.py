@@ -8,7 +8,7 @@ from ensemble.core.parallel import available_cores
 from export.runtimes import devices, openvino_session
 from export.runtimes.libraries import load_onnxruntime
 from export.runtimes.onnx_session import CUDA_REMEDY, tensorrt_loads
-from export.runtimes.settings import ON_GPU, PRECISIONS, RUNTIMES
+from export.runtimes.settings import ON_GPU, PRECISIONS
 
 NO_INT8 = "this CPU has no instructions for int8 (VNNI or AMX); use fp32, or a machine that has them"
 
@@ -33,7 +33,6 @@ class Machine:
 def available() -> Machine:
     """This machine. A runtime counts as available when its library loads."""
     gpu, capability = devices.find_gpu()
-    # by runtime: the reason by precision, or "all" for every precision
     reasons = {
         "torch": _torch_unsupported(),
         "onnxruntime": dict.fromkeys(("bf16", "fp16"), "its CPU provider computes in fp32 and int8")
@@ -43,17 +42,20 @@ def available() -> Machine:
         "tensorrt": _tensorrt_unsupported(gpu, capability),
     }
     unsupported = {
-        (runtime, precision): reasons[runtime].get(precision) or reasons[runtime].get("all")
-        for runtime in RUNTIMES
-        for precision in PRECISIONS
+        (runtime, precision): reason
+        for runtime, by_precision in reasons.items()
+        for precision, reason in by_precision.items()
     }
-    known = {key: reason for key, reason in unsupported.items() if reason}
-    return Machine(devices.processor()[0], available_cores(), gpu, known)
+    return Machine(devices.processor()[0], available_cores(), gpu, unsupported)
+
+
+def _all_unsupported(reason: str) -> dict[str, str]:
+    return dict.fromkeys(PRECISIONS, reason)
 
 
 def _torch_unsupported() -> dict[str, str]:
     if importlib.util.find_spec("torch") is None:
-        return {"all": "torch is not installed; run: pip install 'manyeyes[train]'"}
+        return _all_unsupported("torch is not installed; run: pip install 'manyeyes[train]'")
     return dict.fromkeys(PRECISIONS[1:], "torch members are run at fp32; for less export a bundle")
 
 
@@ -65,7 +67,7 @@ def _int8_unsupported() -> dict[str, str]:
 def _openvino_unsupported() -> dict[str, str]:
     supported = openvino_session.cpu_capabilities()
     if not supported:
-        return {"all": "OpenVINO is not installed, or has no wheel for this system; use --runtime onnxruntime"}
+        return _all_unsupported("OpenVINO is not installed, or has no wheel for this system; use --runtime onnxruntime")
     missing = [] if openvino_session.native_bf16() else ["bf16"]
     missing += [] if "FP16" in supported else ["fp16"]
     unsupported = {precision: f"this CPU has no {precision}; use --precision fp32" for precision in missing}
@@ -74,16 +76,16 @@ def _openvino_unsupported() -> dict[str, str]:
 
 def _cuda_unsupported(gpu: str, provider: str = "CUDAExecutionProvider") -> dict[str, str]:
     if not gpu:
-        return {"all": "no NVIDIA GPU was found; use --device cpu, or check the driver with nvidia-smi"}
+        return _all_unsupported("no NVIDIA GPU was found; use --device cpu, or check the driver with nvidia-smi")
     if provider not in load_onnxruntime().get_available_providers():
-        return {"all": f"this ONNX Runtime has no {provider}; {CUDA_REMEDY}"}
+        return _all_unsupported(f"this ONNX Runtime has no {provider}; {CUDA_REMEDY}")
     why = "ONNX Runtime's CUDA provider runs fp32 and fp16; use --precision fp16, or --runtime tensorrt"
     return dict.fromkeys(("bf16", "int8"), why)
 
 
 def _tensorrt_unsupported(gpu: str, capability: tuple[int, int]) -> dict[str, str]:
-    if reason := _cuda_unsupported(gpu, "TensorrtExecutionProvider").get("all"):
-        return {"all": reason}
+    if reason := _cuda_unsupported(gpu, "TensorrtExecutionProvider").get("fp32"):
+        return _all_unsupported(reason)
     if not tensorrt_loads():
-        return {"all": "TensorRT is not installed; run: pip install tensorrt, or use --runtime cuda"}
+        return _all_unsupported("TensorRT is not installed; run: pip install tensorrt, or use --runtime cuda")
     return {} if capability >= (8, 0) else {"bf16": "this GPU has no bf16; use --precision fp16"}

@@ -25,7 +25,9 @@ def open_model(path: Path, size: int, config: RuntimeConfig) -> Run:
     """
     openvino = load_openvino()
     threads = config.threads or available_cores()
-    precision = _inference_precision(config.precision)
+    # int8 is in the file's own nodes: this is the precision of its other layers
+    other_layers = "bf16" if native_bf16() else "fp32"
+    precision = TYPES[other_layers if config.precision == "int8" else config.precision]
     options = {
         "INFERENCE_PRECISION_HINT": precision,
         # a model compiled once for several streams gives other bits in some processes (seen with SwinV2)
@@ -66,13 +68,6 @@ def native_bf16() -> bool:
     return "BF16" in cpu_capabilities() and devices.has_native(devices.NATIVE_BF16)
 
 
-def _inference_precision(precision: str) -> str:
-    """OpenVINO's name of the precision; for an int8 file, of the layers that are not quantized."""
-    if precision != "int8":
-        return TYPES[precision]
-    return TYPES["bf16" if native_bf16() else "fp32"]
-
-
 def _run(queues: Sequence[Any], batch: int) -> Run:
     def run(pixels: np.ndarray) -> np.ndarray:
         logits = np.empty(len(pixels), dtype=np.float32)
@@ -82,9 +77,8 @@ def _run(queues: Sequence[Any], batch: int) -> Run:
             part[:] = request.get_output_tensor().data[: len(part)]
 
         starts = range(0, len(pixels), batch)
-        parts = [
-            pad_batch(pixels[start : start + batch], batch) for start in starts
-        ]  # referenced until the queues are done
+        # referenced until the queues are done
+        parts = [pad_batch(pixels[start : start + batch], batch) for start in starts]
         for queue in queues:
             queue.set_callback(store)
         try:

@@ -14,8 +14,6 @@ LOWER_PRECISIONS = {
     "cuda": ("fp16",),
     "tensorrt": ("fp16", "bf16", "int8"),
 }
-CERTIFY = "python cli.py export --certify-on DATA"
-QUANTIZE = "python cli.py export --int8"
 # Candidates for --tune. TensorRT builds an engine for each batch size, which takes minutes.
 BATCHES = {"openvino": (1, 4, 8, 16), "onnxruntime": (1, 8, 16), "cuda": (16, 64, 128), "tensorrt": (64,)}
 # A member from this size on uses all cores for one batch; smaller ones run batches in parallel streams.
@@ -38,8 +36,7 @@ def choose_configs(
         name: _untuned_config(RuntimeConfig(runtime, precisions[name]), float(entry.get("gflop", 0)), machine)
         for name, entry in entries.items()
     }
-    if options.batch:
-        configs = {name: replace(config, batch=options.batch) for name, config in configs.items()}
+    configs = {name: replace(config, batch=options.batch or config.batch) for name, config in configs.items()}
     used = list(dict.fromkeys(precisions.values()))
     head = f"{runtime} {' and '.join(used)} on {machine.where(runtime)}"
     reasons = [reason for reason in (why, more) if reason]
@@ -107,7 +104,7 @@ def _check_precision(runtime: str, names: list[str], allowed: Allowed, precision
 
 
 def _remedy(precision: str) -> str:
-    return QUANTIZE if precision == "int8" else CERTIFY
+    return f"python cli.py export {'--int8' if precision == 'int8' else '--certify-on DATA'}"
 
 
 def _untuned_config(config: RuntimeConfig, gflop: float, machine: Machine) -> RuntimeConfig:
@@ -129,15 +126,11 @@ def certified_alternatives(
     first, _ = choose_configs(entries, allowed, options, machine)
     used = {config.precision for config in first.values()}
     runtime = next((config.runtime for config in first.values()), "")
-    others = [
-        (precision, certified)
-        for precision in (PRECISIONS[1:] if options.precision == "auto" and runtime in ON_CPU else ())
-        if precision not in used and (runtime, precision) not in machine.unsupported
-        if (certified := allowed.get((runtime, precision), frozenset())) & set(entries)
-    ]
     return [first] + [
-        {name: replace(config, precision=other if name in certified else "fp32") for name, config in first.items()}
-        for other, certified in others
+        {name: replace(config, precision=lower if name in certified else "fp32") for name, config in first.items()}
+        for lower in (PRECISIONS[1:] if options.precision == "auto" and runtime in ON_CPU else ())
+        if lower not in used and (runtime, lower) not in machine.unsupported
+        if (certified := allowed.get((runtime, lower), frozenset())) & set(entries)
     ]
 
 

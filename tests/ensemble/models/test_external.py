@@ -136,7 +136,7 @@ def test_export_carries_the_scores(run, monkeypatch):
         name: {"entry": entry, "files": {}, "certificate": {}}
         for name, entry in bundle.open_bundle(folder)["members"].items()
     }
-    monkeypatch.setattr(export, "export_member", lambda job, work, log: record[job.name])
+    monkeypatch.setattr(export, "export_member", lambda work, name, *rest: record[name])
     export.export_run(run, print)
     assert bundle.is_current(run)
     assert load_run(run, True).externals[0].test.to_dict() == pytest.approx({"c": 0.5, "a": -1, "b": 2, "z": 9})

@@ -183,28 +183,27 @@ TWO = Stacker(("one", "two"), (0.9, 0.1), 0.0)
 
 def test_every_member_that_passes_may_run_lower():
     fp32 = np.stack([FAR, FAR], axis=1)
-    verdict = judge(TWO, fp32, fp32 + 0.01, LABELS)
-    assert verdict.usable == ("one", "two")
-    assert verdict.stack.largest == pytest.approx(verdict.members["one"].largest)
+    members, stack, usable = judge(TWO, fp32, fp32 + 0.01, LABELS)
+    assert usable == ("one", "two")
+    assert stack.largest == pytest.approx(members["one"].largest)
 
 
 def test_a_member_that_fails_stays_fp32_and_the_stack_is_judged_so():
     fp32 = np.stack([FAR, FAR], axis=1)
     lower = np.stack([-FAR, FAR + 0.01], axis=1)
-    verdict = judge(TWO, fp32, lower, LABELS)
-    assert verdict.members["one"].failed == ("AUROC by -1.0000", "100.00% flipped")
-    assert verdict.usable == ("two",)
-    assert verdict.stack == compare_scores(TWO.logit(fp32), TWO.logit(np.stack([FAR, FAR + 0.01], axis=1)), LABELS)
-    both = judge(TWO, fp32, np.stack([FAR + 0.01, -FAR], axis=1), LABELS)
-    assert both.usable == ("one",)
+    members, stack, usable = judge(TWO, fp32, lower, LABELS)
+    assert members["one"].failed == ("AUROC by -1.0000", "100.00% flipped")
+    assert usable == ("two",)
+    assert stack == compare_scores(TWO.logit(fp32), TWO.logit(np.stack([FAR, FAR + 0.01], axis=1)), LABELS)
+    assert judge(TWO, fp32, np.stack([FAR + 0.01, -FAR], axis=1), LABELS)[2] == ("one",)
 
 
 def test_a_stack_that_fails_lets_no_member_run_lower():
     fp32 = np.stack([np.where(LABELS == 1, 1.0, -1.0)] * 2, axis=1)
     at = 1 / (1 + np.exp(0.97))  # between -1 and -0.95: where every real lies
     near = Stacker(("one", "two"), (0.5, 0.5), 0.0, threshold=at)
-    verdict = judge(near, fp32, fp32 + 0.05, LABELS)
-    assert [change.failed for change in verdict.members.values()] == [(), ()]
-    assert verdict.stack.failed == ("50.00% flipped",)
-    assert verdict.usable == ()
-    assert judge(near, fp32, fp32 + 0.02, LABELS).usable == ("one", "two")
+    members, stack, usable = judge(near, fp32, fp32 + 0.05, LABELS)
+    assert [change.failed for change in members.values()] == [(), ()]
+    assert stack.failed == ("50.00% flipped",)
+    assert usable == ()
+    assert judge(near, fp32, fp32 + 0.02, LABELS)[2] == ("one", "two")
