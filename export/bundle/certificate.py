@@ -13,7 +13,7 @@ The two limits are the project's requirement for a precision that `auto` may cho
 change is 0.4 %, and two exceed the limit: fewer images could not measure 0.5 %.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,37 +33,31 @@ AUROC_LIMIT, DECISION_CHANGE_LIMIT = 1e-3, 5e-3
 ROUNDING = 1e-9  # 0.951 - 0.95 is slightly more than 0.001 in floating point
 
 
-def certify_fp32(
-    original: Runner,
-    exported: Runner,
-    pixels: np.ndarray,
-    tolerance: float = TOLERANCE,
-    batch_sizes: Sequence[int] = BATCH_SIZES,
-) -> dict[str, Any]:
+def certify_fp32(original: Runner, exported: Runner, pixels: np.ndarray) -> dict[str, Any]:
     """Compare logits of the same pixels, uint8 [N, S, S, 3], at several batch sizes.
 
     Returns what goes into certificate.json; raises ArtifactError where any logit is not
-    finite or differs by more than `tolerance`.
+    finite or differs by more than TOLERANCE.
     """
     expected = original.run(pixels).astype(np.float64)
     differences = {}
-    for size in batch_sizes:
+    for size in BATCH_SIZES:
         parts = [exported.run(pixels[start : start + size]) for start in range(0, len(pixels), size)]
         differences[size] = np.abs(np.concatenate(parts).astype(np.float64) - expected)
     largest = {size: float(difference.max()) for size, difference in differences.items()}
     # written so that NaN fails too
-    if not all(value <= tolerance for value in largest.values()):
+    if not all(value <= TOLERANCE for value in largest.values()):
         seen = ", ".join(f"{value:.2g} at batch {size}" for size, value in largest.items())
         raise ArtifactError(
             f"{exported.name}: the exported file's logits differ from the member's by {seen} "
-            f"(tolerance {tolerance:g}); it was not kept"
+            f"(tolerance {TOLERANCE:g}); it was not kept"
         )
     return {
         "images": len(pixels),
-        "batch_sizes": list(batch_sizes),
+        "batch_sizes": list(BATCH_SIZES),
         "max_abs_difference": max(largest.values()),
         "mean_abs_difference": float(np.mean(list(differences.values()))),
-        "tolerance": tolerance,
+        "tolerance": TOLERANCE,
     }
 
 
@@ -94,9 +88,9 @@ def compare_scores(fp32: np.ndarray, lower: np.ndarray, labels: np.ndarray, thre
         return ScoreChange(np.nan, np.nan, np.nan, np.nan, np.nan, ("logits that are not finite",))
     before, after = sigmoid(fp32), sigmoid(lower)
     change = np.abs(after - before)
-    ranks = np.stack([pd.Series(logits).rank().to_numpy() for logits in (fp32, lower)])
+    before_rank, after_rank = (pd.Series(logits).rank().to_numpy() for logits in (fp32, lower))
     with np.errstate(invalid="ignore"):
-        spearman = float(np.corrcoef(ranks)[0, 1])
+        spearman = float(np.corrcoef(before_rank, after_rank)[0, 1])
     moved = auroc(labels, lower) - auroc(labels, fp32)
     decision_changes = float(((before >= threshold) != (after >= threshold)).mean())
     failed = []
@@ -131,25 +125,21 @@ def table(certificates: Mapping[str, Any]) -> pd.DataFrame:
     for key, record in certificates.items():
         for name, change in (*record["members"].items(), ("stack", record["stack"])):
             used = bool(record["usable"]) if name == "stack" else name in record["usable"]
-            line = {
-                "precision": key,
-                "": name,
-                "largest change": _text(change["largest"], ".4f"),
-                "mean": _text(change["mean"], ".5f"),
-                "Spearman": _text(change["spearman"], ".5f"),
-                "AUROC": _text(change["auroc"], "+.5f"),
-                "flips": _text(change["flips"], ".2%"),
-                "verdict": _verdict(change, used),
-            }
-            lines.append(line)
+            verdict = "passes" if used else "passes, but not used"
+            lines.append(
+                {
+                    "precision": key,
+                    "": name,
+                    "largest change": _text(change["largest"], ".4f"),
+                    "mean": _text(change["mean"], ".5f"),
+                    "Spearman": _text(change["spearman"], ".5f"),
+                    "AUROC": _text(change["auroc"], "+.5f"),
+                    "flips": _text(change["flips"], ".2%"),
+                    "verdict": f"fails: {', '.join(change['failed'])}" if change["failed"] else verdict,
+                }
+            )
     return pd.DataFrame(lines)
 
 
 def _text(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
-
-
-def _verdict(change: Mapping[str, Any], used: bool) -> str:
-    if change["failed"]:
-        return f"fails: {', '.join(change['failed'])}"
-    return "passes" if used else "passes, but not used"

@@ -68,7 +68,6 @@ def certify_bundle(folder: Path, log: Log, options: CertifyOptions) -> dict[str,
     records = {name: read_record(work.path, name) for name in values["members"]}
     externals = [name for name in stacker.members if name not in records]
     _copy_others(folder, work.path, externals)
-    (work.path / heldout_rows.HELDOUT_FILE).unlink(missing_ok=True)
     if (folder / heldout_rows.HELDOUT_FILE).is_file():
         shutil.copyfile(folder / heldout_rows.HELDOUT_FILE, work.path / heldout_rows.HELDOUT_FILE)
     return finalize(work, records, externals, options, log)
@@ -151,10 +150,10 @@ def _stack(work: Path, records: Mapping[str, Any], items: Sequence[LabelledImage
     rows = dataset.assemble(readable, indexed, near, Fractions(), seed=0, check=False).assign(split="heldout")
     log(f"Scoring {len(rows)} images by {len(records)} members at fp32, for the stack")
     entries = {name: record["entry"] for name, record in records.items()}
-    logits, errors = member_logits.compute_logits(dataset.files(rows), logit_columns(work, entries, FP32), "stack")
-    scored_rows = [row for row in range(len(rows)) if row not in errors]
-    labels, groups = rows["label"].to_numpy()[scored_rows], rows["group"].to_numpy(dtype=str)[scored_rows]
-    scored = LabelledLogits(tuple(records), logits[scored_rows].astype(np.float64), labels, groups)
+    columns = logit_columns(work, entries, FP32)
+    readable_rows, logits, _ = member_logits.compute_logits(dataset.files(rows), columns, "stack")
+    labels, groups = rows["label"].to_numpy()[readable_rows], rows["group"].to_numpy(dtype=str)[readable_rows]
+    scored = LabelledLogits(tuple(records), logits, labels, groups)
     options = StackOptions()
     result = stack.fit_and_score(cross_validated(scored), options)
     fitted_on = {

@@ -20,13 +20,11 @@ PRODUCTS = ("Conv", "ConvTranspose", *SUM_PRODUCTS)
 
 def quantizer(symmetric: bool) -> str:
     """Name and version of the library that `write_int8` quantizes with here."""
-    if symmetric:
-        return devices.version("onnxruntime")
-    try:
-        libraries.load_nncf()
-    except UnavailableError:
-        return devices.version("onnxruntime")
-    return f"nncf {metadata.version('nncf')}"
+    if not symmetric:
+        with contextlib.suppress(UnavailableError):
+            libraries.load_nncf()
+            return f"nncf {metadata.version('nncf')}"
+    return devices.version("onnxruntime")
 
 
 def write_int8(

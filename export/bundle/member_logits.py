@@ -35,8 +35,8 @@ def logit_column(name: str, file: Path, preprocess_config: PreprocessConfig, con
 
 def compute_logits(
     files: Sequence[Path], columns: Sequence[LogitColumn], title: str
-) -> tuple[np.ndarray, dict[int, str]]:
-    """Logits float32 [files, columns], and why files could not be read, by row (theirs are NaN).
+) -> tuple[list[int], np.ndarray, dict[int, str]]:
+    """The rows of the files that can be read, their logits float64 [rows, columns], and why others cannot, by row.
 
     A network is loaded only where one of its logits is not in the cache.
     """
@@ -59,12 +59,12 @@ def compute_logits(
                 for key, logits in zip(runners, scores.T, strict=True):
                     values = {digests[part[position]]: logits[position].tobytes() for position in read}
                     feature_cache.write(cache, key, values)
-        table = np.full((len(files), len(columns)), np.nan, dtype=np.float32)
         readable = [row for row in digests if row not in errors]
+        table = np.empty((len(readable), len(columns)))
         for position, column in enumerate(columns):
             stored = feature_cache.read(cache, column.key, [digests[row] for row in readable])
-            table[readable, position] = np.frombuffer(b"".join(stored), dtype=np.float32)
-    return table, errors
+            table[:, position] = np.frombuffer(b"".join(stored), dtype=np.float32)
+    return readable, table, errors
 
 
 def _digests(files: Sequence[Path]) -> tuple[dict[int, bytes], dict[int, str]]:

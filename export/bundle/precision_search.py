@@ -258,9 +258,8 @@ def _compare(file: LowPrecisionFile, training: TrainingImages) -> ScoreChange:
         member_logits.logit_column(file.name, file.source, file.preprocess_config, FP32),
         member_logits.logit_column(file.name, file.target, file.preprocess_config, file.trial_config),
     ]
-    logits, errors = member_logits.compute_logits(training.comparison.files, columns, file.config.precision)
-    readable = [row for row in range(len(logits)) if row not in errors]
-    fp32, lower = logits[readable].astype(np.float64).T
+    readable, logits, _ = member_logits.compute_logits(training.comparison.files, columns, file.config.precision)
+    fp32, lower = logits.T
     return compare_scores(fp32, lower, training.comparison.labels[readable])
 
 

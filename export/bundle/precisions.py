@@ -152,11 +152,10 @@ def certify(
             f"them {1 + len(configs)} times, less what is kept from before"
         )
         columns = [column for config in (FP32, *configs) for column in logit_columns(folder, entries, config)]
-        logits, errors = member_logits.compute_logits(sample.files, columns, "certify")
+        readable, logits, errors = member_logits.compute_logits(sample.files, columns, "certify")
         if errors:
             log(f"{len(errors)} images could not be read and were left out: {join_limited(errors.values(), 2)}")
-        readable = [row for row in range(len(sample.labels)) if row not in errors]
-        sample, logits = sample.subset(readable), logits[readable].astype(np.float64)
+        sample = sample.subset(readable)
     if len(sample.labels) < MIN_IMAGES:
         log(
             f"Not certified: {join_limited(configs)}. {len(sample.labels)} {sample.description} are fewer than "
@@ -217,7 +216,7 @@ def _record(
     entries: Entries,
     config: RuntimeConfig,
 ) -> dict[str, Any]:
-    """A verdict of `judge` about the members that have a file for this config, and how low-precision files were made."""
+    """What `judge` says of the members that have a file for this config, and how low-precision files were made."""
     having = {name: entry for name, entry in entries.items() if bundle.has_model_file(entry, config)}
     kind = bundle.low_precision_kind(config)
     return {

@@ -220,9 +220,8 @@ def _check_logits(folder: Path, run: Path | None, plans: Plans, log: Log) -> Che
             for m in plan
         ]
         columns += [member_logits.logit_column(m.name, m.path, m.preprocess_config, m.setting) for m in lower.values()]
-        logits, errors = member_logits.compute_logits(given.files, columns, "certify")
-        read = [row for row in range(len(given.labels)) if row not in errors]
-        given, logits = given.subset(read), logits[read].astype(np.float64)
+        readable, logits, _ = member_logits.compute_logits(given.files, columns, "certify")
+        given = given.subset(readable)
     if given is None or len(given.labels) < MIN_IMAGES:
         here = f"{len(given.labels)} can be read" if given else "a bundle has none: name its run with --run"
         log(

@@ -69,29 +69,28 @@ def measure(
     Each candidate is timed once, and only the fastest FINALISTS stay loaded for the rounds.
     One that fails is left out. Raises UnavailableError if all do.
     """
-    first: dict[RuntimeConfig, float] = {}
     timers: dict[RuntimeConfig, Callable[[], float]] = {}
+    seconds: dict[RuntimeConfig, list[float]] = {}
     problem = UnavailableError(f"{job.name}: there is no config to measure")
     for config in job.candidates:
         try:
             once = timer(open_runner(job, config), config, clock)
-            first[config], timers[config] = once(), once
+            seconds[config], timers[config] = [once()], once
         except UnavailableError as error:
             problem = error
-        for loser in sorted(timers, key=lambda each: first[each])[FINALISTS:]:
+        for loser in sorted(timers, key=lambda each: seconds[each])[FINALISTS:]:
             del timers[loser]
         progress(1)
-    rounds: dict[RuntimeConfig, list[float]] = {config: [] for config in timers}
     for _ in range(TIMING_ROUNDS):
         for config in list(timers):
             try:
-                rounds[config].append(timers[config]())
+                seconds[config].append(timers[config]())
             except UnavailableError as error:
                 problem = error
                 del timers[config]
     if not timers:
         raise problem
-    return {config: statistics.median(rounds[config]) for config in timers}
+    return {config: statistics.median(seconds[config][1:]) for config in timers}
 
 
 def timer(runner: Runner, config: RuntimeConfig, clock: Clock = time.perf_counter) -> Callable[[], float]:

@@ -40,14 +40,16 @@ def pad_batch(pixels: np.ndarray, batch: int) -> np.ndarray:
 def open_session(path: Path, size: int, config: RuntimeConfig) -> Run:
     """A function from pixels uint8 [N, size, size, 3] to float32 logits [N], in a session of its own."""
     session = _session(path, size, config)
-    if config.runtime in ON_GPU:
-        return _run_on_gpu(session, size, config.batch)
+    run_gpu = _run_on_gpu(session, size, config.batch) if config.runtime in ON_GPU else None
+
+    def run_cpu(part: np.ndarray) -> Any:
+        return session.run(["logit"], {"pixels": np.ascontiguousarray(part)})[0]
 
     def run(pixels: np.ndarray) -> np.ndarray:
         logits = np.empty(len(pixels), dtype=np.float32)
         for start in range(0, len(pixels), config.batch):
-            part = np.ascontiguousarray(pixels[start : start + config.batch])
-            logits[start : start + len(part)] = session.run(["logit"], {"pixels": part})[0]
+            part = pixels[start : start + config.batch]
+            logits[start : start + len(part)] = (run_gpu or run_cpu)(part)
         return logits
 
     return run
@@ -137,7 +139,7 @@ def _session(path: Path, size: int, config: RuntimeConfig) -> Any:
 
 
 def _run_on_gpu(session: Any, size: int, batch: int) -> Run:
-    """Run batches of one shape through an input and an output tensor that stay on the GPU (IO binding)."""
+    """Run a batch, padded to one shape, through an input and an output tensor that stay on the GPU (IO binding)."""
     make = load_onnxruntime().OrtValue.ortvalue_from_shape_and_type
     input_value = make([batch, size, size, 3], np.uint8, "cuda", 0)
     output_value = make([batch], np.float32, "cuda", 0)
@@ -145,15 +147,11 @@ def _run_on_gpu(session: Any, size: int, batch: int) -> Run:
     binding.bind_ortvalue_input("pixels", input_value)
     binding.bind_ortvalue_output("logit", output_value)
 
-    def run(pixels: np.ndarray) -> np.ndarray:
-        logits = np.empty(len(pixels), dtype=np.float32)
-        for start in range(0, len(pixels), batch):
-            part = pixels[start : start + batch]
-            input_value.update_inplace(pad_batch(part, batch))
-            binding.synchronize_inputs()
-            session.run_with_iobinding(binding)
-            binding.synchronize_outputs()
-            logits[start : start + len(part)] = output_value.numpy()[: len(part)]
-        return logits
+    def run_batch(part: np.ndarray) -> Any:
+        input_value.update_inplace(pad_batch(part, batch))
+        binding.synchronize_inputs()
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        return output_value.numpy()[: len(part)]
 
-    return run
+    return run_batch
