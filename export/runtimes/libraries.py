@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from typing import Any
 
@@ -27,11 +27,8 @@ def load_onnxruntime() -> Any:
 
 def load_openvino() -> Any:
     """The package openvino; ImportError where it is not installed."""
-    if "openvino" not in sys.modules:
-        with _without_telemetry():
-            import openvino
-    import openvino
-
+    with nullcontext() if "openvino" in sys.modules else _without_telemetry():
+        import openvino
     return openvino
 
 
