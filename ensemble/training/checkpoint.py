@@ -161,13 +161,9 @@ def strip_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
     """An optimizer's state: tensors by "parameter.key" or "group N.key", and its groups' plain values."""
     values = optimizer.state_dict()
-    entries = {**values["state"], **{f"group {n}": group for n, group in enumerate(values["param_groups"])}}
-    tensors = {
-        f"{owner}.{key}": torch.as_tensor(value)
-        for owner, entry in entries.items()
-        for key, value in entry.items()
-        if owner in values["state"] or torch.is_tensor(value)  # timm's LAMB counts steps in its groups
-    }
+    tensors = {f"{n}.{key}": torch.as_tensor(v) for n, entry in values["state"].items() for key, v in entry.items()}
+    for n, group in enumerate(values["param_groups"]):  # timm's LAMB counts steps in its groups
+        tensors |= {f"group {n}.{key}": value for key, value in group.items() if torch.is_tensor(value)}
     plain = (int, float, bool, str, type(None))
     return tensors, [{k: v for k, v in group.items() if isinstance(v, plain)} for group in values["param_groups"]]
 

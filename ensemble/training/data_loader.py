@@ -98,6 +98,7 @@ def collate(rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 SEED_STREAM = 4  # of the row order, apart from the random numbers of augmentation and of the canonical form
+MAX_WORKERS = 16  # loading processes of one training process
 PREFETCH_BATCHES = 3  # loaded ahead of the network
 
 
@@ -134,17 +135,12 @@ def load_batches(
         for batch in batches:
             yield collate([next(loaded) for _ in batch])
         return
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of training, on this machine; set by launchers
     yield from DataLoader(
         data,
         batch_sampler=[[(epoch, int(row)) for row in batch] for batch in batches],
-        num_workers=_workers(),
+        num_workers=max(min(available_cores() // local_processes, MAX_WORKERS), 1),
         prefetch_factor=PREFETCH_BATCHES,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
     )
-
-
-def _workers() -> int:
-    """Loading processes of this training process: its share of the machine's cores, at most 16."""
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by launchers
-    return max(min(available_cores() // local_processes, 16), 1)

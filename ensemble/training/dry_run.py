@@ -48,24 +48,24 @@ def estimate_member(
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):  # Linux alone; the peak begins anew
         Path("/proc/self/clear_refs").write_text("5")
-    scoring = _scoring_rate(member, recipe, train, reader, processes)
+    few = train.head(SCORED_IMAGES)
+    predict_logits(member, recipe, few.head(1), reader, processes)  # warms up
+    started = time.monotonic()
+    predict_logits(member, recipe, few, reader, processes)
+    scoring = (time.monotonic() - started) / len(few)  # seconds an image with all its views
+    # with K folds each row is trained on K - 1 times by the folds, and once more by the refit
+    times = int(frame["fold"].max()) + 1 if frame["fold"].notna().any() else 1
     in_epoch = data_loader.steps_per_epoch(len(train), recipe.train.batch_size * recipe.train.accumulate)
     if recipe.adapt.mode == "probe":
         views = member.preprocess_config.count + recipe.adapt.views
         seconds = scoring * (len(train) * views / member.preprocess_config.count + (frame["split"] != "train").sum())
-        return Estimate(len(train), 0, _with_folds(float(seconds), frame), _peak(processes))
+        return Estimate(len(train), 0, float(seconds) * times, _peak(processes))
     training = _training_rate(member, recipe, train, reader, processes)
     cells = len(robustness.SMALL_GRID) if recipe.train.tune_score == "worst_cell" else 1
     epochs, count = recipe.train.epochs, frame["split"].value_counts()
     epoch = training * count["train"] + scoring * count["tune"] * cells
     held = scoring * (len(frame) - count["train"] - count["tune"])
-    steps, seconds = (_with_folds(value * epochs, frame) for value in (in_epoch, epoch))
-    return Estimate(len(train), round(steps), seconds + held, _peak(processes))
-
-
-def _with_folds(work: float, frame: pd.DataFrame) -> float:
-    """With K folds each row is trained on K - 1 times by the folds, and once more by the refit."""
-    return work * (int(frame["fold"].max()) + 1) if frame["fold"].notna().any() else work
+    return Estimate(len(train), in_epoch * epochs * times, epoch * epochs * times + held, _peak(processes))
 
 
 def _training_rate(
@@ -97,17 +97,6 @@ def _training_rate(
         if time.monotonic() - started > TIMED_SECONDS:
             break
     return (time.monotonic() - started) / max(done, 1)
-
-
-def _scoring_rate(
-    member: Member, recipe: Recipe, rows: pd.DataFrame, reader: RowReader, processes: ProcessGroup
-) -> float:
-    """Seconds an image with all its views, without training."""
-    few = rows.head(SCORED_IMAGES)
-    predict_logits(member, recipe, few.head(1), reader, processes)
-    started = time.monotonic()
-    predict_logits(member, recipe, few, reader, processes)
-    return (time.monotonic() - started) / len(few)
 
 
 def _peak(processes: ProcessGroup) -> int:
