@@ -1,4 +1,4 @@
-"""The audit as one page that needs nothing else: findings, spectra, swap test, contact sheets."""
+"""The audit as one self-contained HTML page: findings, spectra, storage-swap test, contact sheets."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +14,12 @@ from ensemble.core import artifacts
 from ensemble.core.parallel import ordered_map
 from ensemble.images import decode, html, pixel_traces
 
-SHEET = 32  # images of a contact sheet
+SHEET_IMAGES = 32  # of a contact sheet
 COLOURS = {"ai": "#b3261e", "real": "#1f5fae"}
 
 
 def render(audited: AuditDetails, test: TestSet | None, data: Sequence[str], run: Path | None = None) -> str:
-    """The page as HTML. With `run`, its members score the swap test instead of a small probe."""
+    """The page as HTML. run: its members score the storage-swap test, instead of a small classifier fitted here."""
     named = (("metadata alone", audited.audit.metadata), ("and bytes per pixel", audited.audit.metadata_with_bytes))
     return html.render(
         "audit.html",
@@ -45,48 +45,46 @@ def _swap(audited: AuditDetails, run: Path | None) -> storage_swap.StorageSwap |
     measured = audited.traces.notna().all(axis=1).to_numpy()
     if len(set(labels[measured])) < 2 or len(set(audited.groups[rows][measured])) < 4:
         return None
-    files = [file for file, kept in zip(files, measured, strict=True) if kept]
     traces, groups = audited.traces[measured].to_numpy(), audited.groups[rows][measured]
-    found = storage_swap.fit_small_classifier(labels[measured], traces, groups)
-    if found is None:
+    fitted = storage_swap.fit_small_classifier(labels[measured], traces, groups)
+    if fitted is None:
         return None
-    score, judged = found
+    score, test_rows = fitted
     scorer = "logistic regression on spectrum and grid traces, fitted on other groups"
-    return storage_swap.swap_test([files[row] for row in judged], labels[measured][judged], score, scorer)
+    test_rows = np.flatnonzero(measured)[test_rows]
+    return storage_swap.swap_test([files[row] for row in test_rows], labels[test_rows], score, scorer)
 
 
 def _sheets(audited: AuditDetails, test: TestSet | None) -> list[tuple[str, list[tuple[str, str]]]]:
     rng = np.random.default_rng(0)
-    sheets = []
-    for label, name in ((1, "ai"), (0, "real")):
-        rows = rng.permutation(np.flatnonzero(audited.labels == label))[:SHEET]
-        chosen = [audited.items[row] for row in rows]
-        title = f"What counts as {name}: {len(chosen)} at random"
-        sheets.append((title, _pictures([item.id for item in chosen], [item.file for item in chosen])))
+    pools: list[tuple[str, list[tuple[str, Path]]]] = [
+        (f"What counts as {name}", [(item.id, item.file) for item in audited.items if item.label == label])
+        for label, name in ((1, "ai"), (0, "real"))
+    ]
     if test is not None:
-        rows = rng.permutation(len(test.files))[:SHEET]
-        title = f"The test: {len(rows)} at random"
-        sheets.append((title, _pictures([test.names[row] for row in rows], [test.files[row] for row in rows])))
+        pools.append(("The test", list(zip(test.names, test.files, strict=True))))
+    sheets = []
+    for title, images in pools:
+        chosen = [images[row] for row in rng.permutation(len(images))[:SHEET_IMAGES]]
+        pictures = ordered_map(lambda image: html.picture(decode.decode(image[1])), chosen)
+        sheets.append(
+            (
+                f"{title}: {len(chosen)} at random",
+                [(name, picture) for (name, _), picture in zip(chosen, pictures, strict=True)],
+            )
+        )
     return sheets
-
-
-def _pictures(names: Sequence[str], files: Sequence[Path]) -> list[tuple[str, str]]:
-    return list(zip(names, ordered_map(_picture, files), strict=True))
-
-
-def _picture(file: Path) -> str:
-    return html.picture(decode.decode(file))
 
 
 def spectra(audited: AuditDetails) -> str:
     """Mean log10 power by radius for both classes, as SVG."""
     values = audited.traces[pixel_traces.SPECTRUM_COLUMNS].to_numpy()
     labels = audited.labels[audited.probed]
-    kept = ~np.isnan(values).any(axis=1)
-    values, labels = values[kept], labels[kept]
+    measured = ~np.isnan(values).any(axis=1)
+    values, labels = values[measured], labels[measured]
     if len(set(labels)) < 2:
         return "<p>Too few images of at least 32 pixels.</p>"
-    low, high = float(np.floor(values.min(axis=0).min())), float(np.ceil(values.max(axis=0).max()))
+    low, high = float(np.floor(values.min())), float(np.ceil(values.max()))
     width, height, left, bottom = 720, 320, 50, 40
 
     def x(index: float) -> float:
@@ -101,8 +99,8 @@ def spectra(audited: AuditDetails) -> str:
         for tick in np.arange(low, high + 1, max(1, round((high - low) / 6)))
     ]
     for share in (0, 0.125, 0.25, 0.375, 0.5):
-        place = x(share * 2 * (pixel_traces.SPECTRUM_BINS - 1))
-        parts.append(f'<text x="{place:.1f}" y="{height - bottom + 18}" text-anchor="middle">{share:g}</text>')
+        at = x(share * 2 * (pixel_traces.SPECTRUM_BINS - 1))
+        parts.append(f'<text x="{at:.1f}" y="{height - bottom + 18}" text-anchor="middle">{share:g}</text>')
     for label, name in ((1, "ai"), (0, "real")):
         mean, spread = values[labels == label].mean(axis=0), values[labels == label].std(axis=0)
         band = [(x(i), y(v)) for i, v in enumerate(mean + spread)]

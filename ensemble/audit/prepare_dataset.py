@@ -48,18 +48,17 @@ def prepare_dataset(run: Path, data: Sequence[LabelledImage], options: DatasetOp
     for message in indexed.errors.values():
         log(f"left out: {message}")
     if options.against is not None:
-        items, indexed = _compare(
-            items, indexed, train_test_shift.read_test(options.against, options.images), options, log
-        )
+        test = train_test_shift.read_test(options.against, options.images)
+        items, indexed = _compare(items, indexed, test, options, log)
     near = dataset.near_pairs(indexed)
     frame = dataset.assemble(items, indexed, near, options.fractions, options.seed, options.hold_out)
     if options.folds is not None:
         frame["fold"] = splits.assign_folds(frame, options.folds, options.seed)
-    found = _audit(run, frame, items, indexed, near, options.notes)
-    for line in audit.lines(found):
+    audited = _audit(run, frame, items, indexed, near, options.notes)
+    for line in audit.lines(audited):
         log(line)
     if not (options.accept_shortcuts or options.canonical):
-        audit.refuse_blocked(found, " ".join(map(str, options.data)) or items[0].root)
+        audit.refuse_blocked(audited, " ".join(map(str, options.data)) or items[0].root)
     _write_plan(run, frame, indexed, options.canonical, log)
     artifacts.write_parquet(artifacts.dataset_path(run), frame)
     log(f"{len(frame)} images")
@@ -91,16 +90,16 @@ def _audit(
 ) -> dict[str, Any]:
     """The audit of these rows: the stored one if they are unchanged, else a new one."""
     columns = ["id", "path", "label", "group", "source", "sha256"]
-    of = {"data_sha256": artifacts.frame_sha256(frame, columns), "audit_version": audit.AUDIT_VERSION}
+    version = {"data_sha256": artifacts.frame_sha256(frame, columns), "audit_version": audit.AUDIT_VERSION}
     try:
         stored = artifacts.read_json(artifacts.audit_path(run), "run train-all again")
-        if all(stored.get(key) == value for key, value in of.items()):
+        if all(stored.get(key) == value for key, value in version.items()):
             return stored
     except ArtifactError:
         pass
-    found = audit.audit(items, indexed, near, notes=notes).audit.to_dict()
-    artifacts.write_json(artifacts.audit_path(run), of | found)
-    return found
+    values = audit.audit(items, indexed, near, notes=notes).audit.to_dict()
+    artifacts.write_json(artifacts.audit_path(run), version | values)
+    return values
 
 
 def _write_plan(run: Path, frame: pd.DataFrame, indexed: FileIndex, enabled: bool, log: Log) -> None:

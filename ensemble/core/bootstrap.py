@@ -1,8 +1,8 @@
-"""How sure a score is: intervals by drawing whole groups again, of one model or of two together.
+"""The cluster bootstrap: 95 % intervals of scores, of one model or of the difference between two.
 
-Images of one group are not independent, so groups are drawn with replacement, not images
-(Field and Welsh, "Bootstrapping clustered data", 2007); the ends are the 2.5 % and 97.5 % points
-of the scores over the draws. A draw is how often each group counts, so no row is copied or sorted again.
+Images of one group are not independent, so groups are drawn with replacement, not images (Field and Welsh,
+"Bootstrapping clustered data", 2007); the ends are the 2.5 % and 97.5 % points of the scores over the draws. A draw is
+how often each group counts, so no row is copied or sorted again.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What one look at a file has learnt, kept in the user's cache so that no file is embedded twice."""
+"""A cache of image features in SQLite, in the user's cache folder, so that no file is embedded twice."""
 
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ def open_cache(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def cached_keys(cache: sqlite3.Connection, embedder: str) -> set[bytes]:
-    """SHA-256 of every file of which this embedder's features are kept."""
+    """SHA-256 of every file whose features of this embedder are in the cache."""
     return {key for (key,) in cache.execute("SELECT key FROM features WHERE embedder = ?", (embedder,))}
 
 
@@ -42,7 +42,7 @@ def read(cache: sqlite3.Connection, embedder: str, keys: Sequence[bytes]) -> lis
 
 
 def write(cache: sqlite3.Connection, embedder: str, values: Mapping[bytes, bytes]) -> None:
-    """Keep values under their files' SHA-256; all of them or none."""
+    """Store values under their files' SHA-256; all of them or none."""
     with cache:
         rows = [(embedder, key, value) for key, value in values.items()]
         cache.executemany("INSERT OR REPLACE INTO features VALUES (?, ?, ?)", rows)

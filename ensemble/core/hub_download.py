@@ -26,9 +26,9 @@ CLASSIFIER_FILES = (
     "*.index.json",
 )
 PARALLEL_DOWNLOADS = 2  # files at a time: a kill loses what has arrived of these
-RETRY_SECONDS = (1, 2, 4)  # seconds, where the Hub asks to wait and does not say how long
+RETRY_SECONDS = (1, 2, 4)  # where the Hub asks to wait and does not say how long
 MAX_WAIT_SECONDS = 60
-TIMEOUT_SECONDS = 10  # seconds
+TIMEOUT_SECONDS = 10
 INVALID_LOGIN = "your token has characters that none has; set HF_TOKEN anew, or unset it and run: hf auth login"
 REFUSAL_PREFIXES = ("LFS batch API returned errors", "Invalid metadata in README.md")  # how such a ValueError begins
 
@@ -130,16 +130,18 @@ def explain_error(error: BaseException) -> str | None:
 
     if isinstance(error, (RuntimeError, errors.LocalEntryNotFoundError)) and error.__cause__ is not None:
         return explain_error(error.__cause__)
-    if isinstance(error, errors.LocalTokenNotFoundError):
-        return "you are not logged in; run: hf auth login"
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set and it is not in the cache; unset it, or name a local folder"
-    if isinstance(error, errors.GatedRepoError):
-        return "its owner grants access on request: accept its terms on the Hub, then run: hf auth login"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return "it has no such revision; leave out @REVISION for its main branch"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return "no such repository, or it is private: check the name, or run: hf auth login"
+    reasons = {  # a class before its base class
+        errors.LocalTokenNotFoundError: "you are not logged in; run: hf auth login",
+        errors.OfflineModeIsEnabled: "HF_HUB_OFFLINE is set and it is not in the cache; unset it, or name a "
+        "local folder",
+        errors.GatedRepoError: "its owner grants access on request: accept its terms on the Hub, then run: "
+        "hf auth login",
+        errors.RevisionNotFoundError: "it has no such revision; leave out @REVISION for its main branch",
+        errors.RepositoryNotFoundError: "no such repository, or it is private: check the name, or run: hf auth login",
+    }
+    for kind, reason in reasons.items():
+        if isinstance(error, kind):
+            return reason
     if isinstance(error, errors.HFValidationError):
         return redacted_line(error)
     if isinstance(error, errors.HfHubHTTPError):
@@ -192,12 +194,15 @@ def redacted_line(error: BaseException | str) -> str:
 
 def _refusal(error: "errors.HfHubHTTPError") -> str:
     status = error.response.status_code
-    if status == 401:
-        return "the Hub does not accept your token; run: hf auth login"
-    if status == 403:
-        return "your token has no right to do this; check the name, or run: hf auth login, with a token that may write"
-    if status in (409, 412):
-        return "it was changed meanwhile; run the same command again"
+    changed = "it was changed meanwhile; run the same command again"
+    reasons = {
+        401: "the Hub does not accept your token; run: hf auth login",
+        403: "your token has no right to do this; check the name, or run: hf auth login, with a token that may write",
+        409: changed,
+        412: changed,
+    }
+    if status in reasons:
+        return reasons[status]
     if status == 429:
         wait = _retry_after(error)
         return f"the Hub asks to wait{f' {wait} seconds' if wait else ''}; then run the same command again"
@@ -210,6 +215,6 @@ def _retry_after(error: "errors.HfHubHTTPError") -> int | None:
     """Seconds that the Hub asks to wait, if it says so."""
     from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 
-    told = error.response.headers.get("Retry-After", "")
+    seconds = error.response.headers.get("Retry-After", "")
     limit = parse_ratelimit_headers(error.response.headers)
-    return int(told) if told.isdigit() else limit.reset_in_seconds if limit and limit.remaining == 0 else None
+    return int(seconds) if seconds.isdigit() else limit.reset_in_seconds if limit and limit.remaining == 0 else None

@@ -1,7 +1,7 @@
-"""The image contract: how a decoded image becomes a member's pixels, as plain data.
+"""The preprocessing of a member as plain data: how a decoded image becomes its pixels ("the image contract").
 
-It is read from the checkpoint, overridden by the recipe, stored in member.json and
-bundle.json, and executed by `images.to_pixels` alone.
+It is read from the checkpoint, overridden by the recipe, stored in member.json and bundle.json, and executed by
+`preprocess.to_pixels` and `prepare` alone.
 """
 
 from collections.abc import Mapping
@@ -59,7 +59,7 @@ class PreprocessConfig:
             raise ValueError("; ".join(problems))
 
     def _wrong_types(self) -> list[str]:
-        """What is no number of use, or not three of them: contracts are read from strangers' files."""
+        """Messages for values that are no numbers, or not three of them: they are read from strangers' files."""
         problems = [
             f"{name} must be a whole number, not {value!r}"
             for name, value in (("size", self.size), ("count", self.count))
@@ -78,12 +78,12 @@ class PreprocessConfig:
         return problems
 
     def to_dict(self) -> dict[str, Any]:
-        """The contract as JSON-ready values."""
+        """JSON-ready values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PreprocessConfig":
-        """The contract from `to_dict`'s values; an unknown or missing key raises ValueError."""
+        """From `to_dict`'s values; an unknown or missing key raises ValueError."""
         known = {field.name for field in fields(cls)}
         if unknown := set(values) - known:
             raise ValueError(f"unknown keys in the image contract: {sorted(unknown)}")

@@ -50,7 +50,7 @@ class Backbone(Section):
 
 
 class Image(Section):
-    """What differs from the checkpoint's own image contract; None keeps the checkpoint's."""
+    """Overrides of the checkpoint's own preprocessing; None keeps the checkpoint's."""
 
     size: int | None = Field(None, ge=16, le=2048)
     geometry: Literal["squash", "center_crop", "native_crops"] | None = None
@@ -140,7 +140,7 @@ class Train(Section):
 
 
 class Recipe(Section):
-    """One member: its backbone, image contract overrides, adaptation, augmentation and training."""
+    """One member: its backbone, preprocessing overrides, adaptation, augmentation and training."""
 
     name: str
     backbone: Backbone

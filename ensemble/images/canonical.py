@@ -91,16 +91,9 @@ def make_plan(
         known = [float(value) for value in medians if value == value]
         high = int(np.clip(min(known, default=95.0), 60, 95))
         quality = (high - 10, high)
-    seen = headers.loc[stored, ["quality", "sampling"]]
-    pairs = [
-        (int(q), s if s in (0, 1, 2) else 2)
-        for q, s in zip(seen["quality"], map(_sampling, seen["sampling"]), strict=True)
-    ]
+    jpegs = headers.loc[stored, ["quality", "sampling"]].itertuples(index=False, name=None)
+    pairs = [(int(value), int(text) if text in ("0", "1", "2") else 2) for value, text in jpegs]
     return CanonicalPlan(size, _thinned(pairs), quality)
-
-
-def _sampling(text: str) -> int:
-    return int(text) if text in ("0", "1", "2") else 2
 
 
 def _thinned(pairs: Sequence[tuple[int, int]], most: int = 100) -> tuple[tuple[int, int], ...]:

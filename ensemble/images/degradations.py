@@ -1,7 +1,7 @@
 """What happens to an image on its way through the web, for augmentation and robustness tests.
 
 Every function takes a decoded image, RGB or RGBA, and gives one of the same mode. Colours
-change alone; transparency is kept, as the background comes later, with the contract.
+change alone; transparency is kept, as the background is chosen later, by the preprocessing.
 NumPy and Pillow only.
 """
 

@@ -1,4 +1,4 @@
-"""What the pages share: templates that escape whatever they are given, and pictures as text."""
+"""HTML pages: templates that escape every value, and images as data URIs."""
 
 import base64
 import io

@@ -1,6 +1,6 @@
-"""What an image file says of itself beside its pixels: tables, sampling, metadata, layout.
+"""Metadata of an image file: quantisation tables, chroma subsampling, EXIF, XMP, C2PA, the file's layout.
 
-None of it is a feature of a detector. The audit asks whether it alone tells the classes apart.
+No detector reads it. The audit tests whether it alone tells the classes apart.
 """
 
 import io
@@ -28,22 +28,9 @@ _SCALES = np.array([5000 // q if q < 50 else 200 - 2 * q for q in range(1, 101)]
 _TABLES = np.clip((np.sort(_LUMINANCE) * _SCALES[:, None] + 50) // 100, 1, 255)
 _CAMERA = {271: "make", 272: "model", 33434: "exposure", 37386: "focal", 34855: "iso", 34853: "gps"}
 _GENERATORS = (
-    b"stable diffusion",
-    b"midjourney",
-    b"dall-e",
-    b"dall\xc2\xb7e",
-    b"openai",
-    b"firefly",
-    b"comfyui",
-    b"ksampler",
-    b"class_type",
-    b"automatic1111",
-    b"negative prompt",
-    b"trainedalgorithmicmedia",
-    b"invokeai",
-    b"novelai",
-    b"imagen",
-    b"flux.1",
+    *(b"stable diffusion", b"midjourney", b"dall-e", b"dall\xc2\xb7e", b"openai", b"firefly", b"comfyui", b"ksampler"),
+    *(b"class_type", b"automatic1111", b"negative prompt", b"trainedalgorithmicmedia", b"invokeai", b"novelai"),
+    *(b"imagen", b"flux.1"),
 )
 
 

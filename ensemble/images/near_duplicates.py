@@ -102,17 +102,16 @@ def near_duplicates_between(
     b = describe(thumbs_b, np.array(list(copies_b), dtype=np.int64))
     count = len(copies_a)
     found = _Groups(count + len(copies_b))
-    places = {_digest(thumbs_a[row]): place for place, row in enumerate(copies_a)}
-    both = [(places.get(_digest(thumbs_b[row])), place) for place, row in enumerate(copies_b)]
+    positions = {_digest(thumbs_a[row]): i for i, row in enumerate(copies_a)}
     pairs: set[tuple[int, int]] = set()
 
     def add(i: int, j: int) -> None:
         found.add(i, count + j)
         pairs.update(_with_copies(copies_a, a.rows[i], copies_b, b.rows[j]))
 
-    for i, j in both:
-        if i is not None:
-            add(i, j)
+    for j, row in enumerate(copies_b):
+        if (equal := positions.get(_digest(thumbs_b[row]))) is not None:
+            add(equal, j)
     for i, j in matching_pairs(a, b, lambda image, other: found.needed(image, count + other)):
         add(i, j)
     for j, i in matching_pairs(b, a, lambda image, other: found.needed(other, count + image)):
@@ -212,7 +211,7 @@ def _with_copies(
 
 
 class _Groups:
-    """Pairs found so far, and which of `count` places they join."""
+    """Pairs found so far, and the groups of 0 .. count - 1 that they join."""
 
     def __init__(self, count: int) -> None:
         self._parent = list(range(count))
@@ -227,7 +226,7 @@ class _Groups:
             self._size[a] += self._size[b]
 
     def needed(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """bool: whether two unlike places, int64 each, are neither paired nor in one large group."""
+        """bool: whether two different positions, int64 each, are neither paired nor in one large group."""
         return np.array([self._needed(i, j) for i, j in zip(a.tolist(), b.tolist(), strict=True)], dtype=bool)
 
     def _needed(self, a: int, b: int) -> bool:
@@ -236,8 +235,8 @@ class _Groups:
         root = self._root(a)
         return self._size[root] <= MAX_COMPARED_GROUP or root != self._root(b)
 
-    def _root(self, place: int) -> int:
-        return _root(self._parent, place)
+    def _root(self, position: int) -> int:
+        return _root(self._parent, position)
 
 
 def _root(parent: list[int], i: int) -> int:

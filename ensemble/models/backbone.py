@@ -1,7 +1,7 @@
-"""Checkpoint -> network and image contract: timm and transformers through one loader.
+"""Builds, loads and saves networks of timm and transformers, with their preprocessing, through one loader.
 
-A Hub checkpoint is first brought into a local folder, so that Hub and folder take the same
-path. Only the classifier head may differ from the checkpoint; anything else is an error.
+A Hub checkpoint is first downloaded to a local folder. Only the classifier head may differ from the checkpoint;
+anything else is an error.
 """
 
 import copy
@@ -36,8 +36,7 @@ LABEL_MAPS: dict[str, Any] = {
 class Member(nn.Module):
     """A backbone with its mean and std inside: uint8 pixels [N, S, S, 3] -> float32 logit [N].
 
-    The logit is z(positive) - z(negative). This is the module that is trained, exported
-    and compared with its export.
+    The logit is z(positive) - z(negative). This module is trained, exported and compared with its export.
     """
 
     mean: torch.Tensor
@@ -62,9 +61,8 @@ class Member(nn.Module):
 def build_member(recipe: Recipe, checkpoint: Path | None) -> Member:
     """The recipe's network with a new two-class head, ready to be trained.
 
-    checkpoint: the local folder of `recipe.backbone.checkpoint`, from `locate_checkpoint`;
-    None for an architecture. Raises BackboneError if weights do not fit, or the network
-    does not take the contract's pixels.
+    checkpoint: the local folder of `recipe.backbone.checkpoint`, from `locate_checkpoint`; None for an architecture.
+    BackboneError if weights do not fit, or the network does not take inputs of the image size.
     """
     if checkpoint is not None:
         config = load_config(checkpoint)
@@ -105,10 +103,10 @@ def save_classifier(member: Member, folder: Path) -> None:
         path = folder / "config.json"
         values = json.loads(path.read_text(encoding="utf-8"))
         values["pretrained_cfg"] = processor.to_timm(member.preprocess_config, values["pretrained_cfg"])
-        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     else:
-        preprocessor = json.dumps(processor.to_processor(member.preprocess_config), indent=2)
-        (folder / "preprocessor_config.json").write_text(preprocessor + "\n", encoding="utf-8")
+        path = folder / "preprocessor_config.json"
+        values = processor.to_processor(member.preprocess_config)
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def load_config(folder: Path) -> Any:
@@ -190,7 +188,7 @@ def _configure(config: Any, backbone: Backbone, preprocess_config: PreprocessCon
 
 
 def _with_overrides(preprocess_config: PreprocessConfig, recipe: Recipe) -> PreprocessConfig:
-    """The checkpoint's contract with the recipe's `image` values in place of its own."""
+    """The checkpoint's preprocessing with the recipe's `image` values in place of its own."""
     changes = {key: value for key, value in recipe.image.model_dump().items() if value is not None}
     try:
         return replace(preprocess_config, **changes)
@@ -267,8 +265,7 @@ def _load_weights(network: Any, backbone: Backbone) -> None:
     body = {name for name in own if name not in head}
     missing, unexpected = body - set(given), set(given) - set(own)
     shapes = {name for name in body & set(given) if given[name].shape != own[name].shape}
-    info = {"missing_keys": missing, "unexpected_keys": unexpected, "mismatched_keys": shapes}
-    _check_weights(path, info)
+    _check_weights(path, {"missing_keys": missing, "unexpected_keys": unexpected, "mismatched_keys": shapes})
     inner.load_state_dict({name: given[name] if name in body else own[name] for name in own})
 
 

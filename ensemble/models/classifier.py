@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A folder, its image contract, its two class names, and which of its outputs means AI-made."""
+    """A two-class checkpoint folder. classes: (negative, positive). positive: the output that means AI-made."""
 
     name: str
     folder: Path
@@ -26,7 +26,7 @@ class Classifier:
 
     @property
     def sha256(self) -> str:
-        """A hash of all that decides its logits."""
+        """Hash of its files, its preprocessing and `positive`."""
         files = sorted(path for path in self.folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
         hashes = {path.name: artifacts.file_sha256(path) for path in files}
         return artifacts.json_sha256([hashes, self.preprocess_config.to_dict(), self.positive])
@@ -39,17 +39,16 @@ class Classifier:
 
 
 def read_classifiers(folders: Mapping[str, Path], positive: str | None = None) -> list[Classifier]:
-    """What must be known of each before its weights are loaded; BackboneError for one that cannot be a member.
+    """Read the configs of checkpoint folders, without weights; BackboneError for one that cannot be a member.
 
-    positive: the class that means AI-made, of those that have a class of that name; the
-    names of the others must say it.
+    positive: the class that means AI-made, in each classifier that has a class of this name; in others the classes'
+    own names must tell it.
     """
-    alone = len(folders) == 1
-    found = [_read(name, folder, positive, alone) for name, folder in folders.items()]
-    if positive and not any(_has(one.classes, positive) for one in found):
-        known = join_limited(sorted({label for one in found for label in one.classes}))
+    classifiers = [_read(name, folder, positive, len(folders) == 1) for name, folder in folders.items()]
+    if positive and not any(_has(classifier.classes, positive) for classifier in classifiers):
+        known = join_limited(sorted({label for classifier in classifiers for label in classifier.classes}))
         raise BackboneError(f"no class is called {positive!r}; the classes are {known}")
-    return found
+    return classifiers
 
 
 def _read(name: str, folder: Path, positive: str | None, alone: bool) -> Classifier:
@@ -61,8 +60,8 @@ def _read(name: str, folder: Path, positive: str | None, alone: bool) -> Classif
     config = backbone.load_config(folder)
     classes = [str(config.id2label[index]) for index in sorted(config.id2label)]
     try:
-        wanted = positive if positive and (alone or _has(classes, positive)) else None
-        negative, chosen = resolve_polarity(classes, wanted)
+        use_positive = positive and (alone or _has(classes, positive))
+        negative, chosen = resolve_polarity(classes, positive if use_positive else None)
     except ValueError as error:
         raise BackboneError(f"{folder}: {error}") from None
     preprocess_config = stored_preprocess_config(folder) or processor.from_checkpoint(folder, config)

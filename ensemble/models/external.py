@@ -32,10 +32,10 @@ def parse_external(text: str) -> tuple[str, Path, Path]:
     if not is_member_name(name):
         raise ValueError(f"{name!r} cannot be a member's name; use letters, digits, - and _")
     pairs = [(Path(files[: comma.start()]), Path(files[comma.end() :])) for comma in re.finditer(",", files)]
-    found = [pair for pair in pairs if all(path.is_file() for path in pair)]
-    if len(found) != 1:
+    existing = [pair for pair in pairs if all(path.is_file() for path in pair)]
+    if len(existing) != 1:
         raise ValueError(f"{files!r} are not two CSV files that exist; write NAME=heldout.csv,test.csv")
-    return name, *found[0]
+    return name, *existing[0]
 
 
 def read_external_csv(name: str, heldout: Path, test: Path) -> External:
@@ -55,8 +55,8 @@ def _read_scores(path: Path) -> pd.Series:
     values = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=np.float64)
     sound = np.isfinite(values) if column == "logit" else (values >= 0) & (values <= 1)
     if not sound.all():
-        wanted = "a finite number" if column == "logit" else "a probability in 0..1"
-        raise DataError(f"{path}: {column} is not {wanted} for {join_limited(map(repr, table.loc[~sound, 'id']))}")
+        valid = "a finite number" if column == "logit" else "a probability in 0..1"
+        raise DataError(f"{path}: {column} is not {valid} for {join_limited(map(repr, table.loc[~sound, 'id']))}")
     if column != "logit":
         p = np.clip(values, CLIP, 1 - CLIP)
         values = np.log(p / (1 - p))
@@ -65,16 +65,16 @@ def _read_scores(path: Path) -> pd.Series:
 
 def heldout_column(external: External, ids: Iterable[str]) -> np.ndarray:
     """Its held-out logits float64 [N] in the order of `ids`; ArtifactError unless the ids are just those."""
-    wanted = list(ids)
-    missing, extra = set(wanted) - set(external.heldout.index), set(external.heldout.index) - set(wanted)
+    keys, scored = list(ids), set(external.heldout.index)
+    missing, extra = set(keys) - scored, scored - set(keys)
     if missing or extra:
         sides = ((missing, "missing"), (extra, "not held out"))
-        told = [f"{len(keys)} {what} ({join_limited(map(repr, sorted(keys)))})" for keys, what in sides if keys]
+        texts = [f"{len(side)} {what} ({join_limited(map(repr, sorted(side)))})" for side, what in sides if side]
         raise ArtifactError(
             f"{external.name}: the ids of its held-out scores do not match the run's held-out rows: "
-            f"{' and '.join(told)}; score just the rows with split heldout of dataset.parquet"
+            f"{' and '.join(texts)}; score just the rows with split heldout of dataset.parquet"
         )
-    return external.heldout.loc[wanted].to_numpy(dtype=np.float64)
+    return external.heldout.loc[keys].to_numpy(dtype=np.float64)
 
 
 def is_external(folder: Path, name: str) -> bool:
@@ -88,14 +88,14 @@ def read_externals(folder: Path, names: Iterable[str]) -> tuple[External, ...]:
 
 
 def write_external(run: Path, external: External) -> None:
-    """Keep the scores in the run."""
+    """Store the scores in the run."""
     parts = (("heldout", external.heldout), ("test", external.test))
     rows = [pd.DataFrame({"id": series.index, "part": part, "logit": series.to_numpy()}) for part, series in parts]
     artifacts.write_parquet(artifacts.external_path(run, external.name), pd.concat(rows))
 
 
 def read_external(folder: Path, name: str) -> External:
-    """The scores that a run or a bundle keeps."""
+    """The stored scores of a run or a bundle."""
     table = artifacts.read_parquet(artifacts.external_path(folder, name), "run stack again with --external")
     if lacking := sorted({"id", "part", "logit"} - set(table.columns)):
         raise ArtifactError(
@@ -108,10 +108,10 @@ def read_external(folder: Path, name: str) -> External:
 
 def test_column(external: External, ids: Iterable[str]) -> np.ndarray:
     """Its logits float64 [N] of images to score, by id; ArtifactError naming those without a score."""
-    wanted = list(ids)
-    if missing := [key for key in wanted if key not in external.test.index]:
+    keys = list(ids)
+    if missing := [key for key in keys if key not in external.test.index]:
         raise ArtifactError(
-            f"{external.name} was trained elsewhere and has no score for {len(missing)} of {len(wanted)} ids "
+            f"{external.name} was trained elsewhere and has no score for {len(missing)} of {len(keys)} ids "
             f"({join_limited(map(repr, missing))}); give its scores of these images to stack --external"
         )
-    return external.test.loc[wanted].to_numpy(dtype=np.float64)
+    return external.test.loc[keys].to_numpy(dtype=np.float64)

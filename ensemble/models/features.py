@@ -1,6 +1,6 @@
-"""Images -> unit vectors: what a classifier computes just before its last layer.
+"""Feature vectors of images: what a classifier computes just before its last layer, scaled to length 1.
 
-Which layers a network really calls, and which of them is its head.
+Also finds the layers that a network calls, and which of them is its head.
 """
 
 from collections.abc import Callable, Sequence
@@ -63,9 +63,9 @@ DEFAULT_RECIPE = "efficientnet_lite0"  # of recipes/quick: its weights come with
 
 @dataclass(frozen=True)
 class Embedder:
-    """run: uint8 pixels [N, S, S, 3] -> float32 features [N, width], not yet of length 1.
+    """A feature extractor. run: uint8 pixels [N, S, S, 3] -> float32 features [N, width], not yet of length 1.
 
-    sha256: of the weights below the last layer and of the image contract.
+    sha256: of the weights below the last layer and of the preprocessing.
     """
 
     name: str
@@ -77,11 +77,11 @@ class Embedder:
 
 @dataclass(frozen=True)
 class Features:
-    """Of the M files that could be read, in their order: what selection needs to know.
+    """Features of the M files that could be read, in their order.
 
-    rows: int64 [M], positions among the files given. vectors: float32 [M, D] of length 1.
-    thumbs: uint8 [M, 32, 32, 3] and hashes: uint64 [M], see `groups`. pixels: uint8 [M, 32],
-    SHA-256 of the decoded pixels. errors: why the others could not be read, by position.
+    rows: int64 [M], positions among the files given. vectors: float32 [M, D] of length 1. thumbs: uint8 [M, 32, 32, 3]
+    and hashes: uint64 [M], see `near_duplicates`. pixels: uint8 [M, 32], SHA-256 of the decoded pixels. errors: why the
+    others could not be read, by position.
     """
 
     rows: np.ndarray
@@ -93,10 +93,10 @@ class Features:
 
 
 def find_embedder(name: str | None) -> Recipe | tuple[Path, str]:
-    """What `name` means: a recipe (of a YAML file or a checkpoint), or (run, member).
+    """The recipe (of a YAML file or a checkpoint) or the (run, member) that `name` means.
 
-    name: "RUN:MEMBER", a recipe's YAML file, a checkpoint's folder or its Hub id "org/name";
-    None: the quick EfficientNet-Lite0. Raises for what is known to fail without reading weights.
+    name: "RUN:MEMBER", a recipe's YAML file, a checkpoint's folder or its Hub id "org/name"; None: the quick
+    EfficientNet-Lite0. Raises for what is known to fail without reading weights.
     """
     path = recipes_folder() / "quick" / f"{DEFAULT_RECIPE}.yaml" if name is None else expand_user(name)
     if path.suffix.lower() in {".yaml", ".yml"}:
@@ -126,17 +126,16 @@ def find_embedder(name: str | None) -> Recipe | tuple[Path, str]:
 def load_embedder(name: str | None, device: str) -> Embedder:
     """An embedder by the names of `find_embedder`, on "cpu" or "cuda", in float32.
 
-    A member sees images by its own contract, a recipe's or checkpoint's network sees them whole.
+    A member has its own preprocessing; a recipe's or checkpoint's network gets the whole image in one view.
     """
-    found = find_embedder(name)
-    if isinstance(found, Recipe):
-        # The whole image in one view: what it shows, not its traces.
-        whole = found.image.model_copy(update={"geometry": "squash", "count": None})
-        found = found.model_copy(update={"image": whole})
-        checkpoint = found.backbone.checkpoint
-        member = build_member(found, locate_checkpoint(checkpoint) if checkpoint is not None else None)
+    source = find_embedder(name)
+    if isinstance(source, Recipe):
+        whole = source.image.model_copy(update={"geometry": "squash", "count": None})
+        checkpoint = source.backbone.checkpoint
+        folder = locate_checkpoint(checkpoint) if checkpoint is not None else None
+        member = build_member(source.model_copy(update={"image": whole}), folder)
     else:
-        member = load_member(*found)
+        member = load_member(*source)
     return make_embedder(member, name or DEFAULT_RECIPE, device)
 
 
@@ -144,32 +143,28 @@ def make_embedder(member: Member, name: str, device: str) -> Embedder:
     """The features that enter the last linear layer of a member; maps and tokens are averaged."""
     member.eval().to(device)
     head = classifier_head(member)
-    caught: list[torch.Tensor] = []
-
-    def catch(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        caught[:] = inputs[:1]
-
     spatial = isinstance(head, nn.Conv2d)
 
     def run(pixels: np.ndarray) -> np.ndarray:
-        hook = head.register_forward_pre_hook(catch)
+        head_inputs: list[torch.Tensor] = []
+        hook = head.register_forward_pre_hook(lambda _, inputs: head_inputs.append(inputs[0]))
         try:
             with torch.inference_mode():
                 member(torch.from_numpy(pixels).to(device))
         finally:
             hook.remove()  # the member may be trained and saved afterwards
-        features = caught.pop().float()
+        features = head_inputs.pop().float()
         if features.ndim > 2:
             features = features.flatten(2).mean(2) if spatial else features.flatten(1, -2).mean(1)
         return features.cpu().numpy()
 
     size = member.preprocess_config.size
     width = run(np.zeros((1, size, size, 3), dtype=np.uint8)).shape[-1]
-    return Embedder(name, member.preprocess_config, width, _identity(member, head), run)
+    return Embedder(name, member.preprocess_config, width, _features_sha256(member, head), run)
 
 
-def _identity(member: Member, head: nn.Module) -> str:
-    """Hash of all that decides the features: a recipe's head is drawn anew each time, and does not."""
+def _features_sha256(member: Member, head: nn.Module) -> str:
+    """Hash of all that decides the features; the head does not, and a recipe's is random."""
     own = {id(tensor) for tensor in head.parameters()}
     digest = sha256(artifacts.json_sha256(member.preprocess_config.to_dict()).encode())
     for key, tensor in sorted(member.backbone.state_dict(keep_vars=True).items()):
@@ -179,12 +174,8 @@ def _identity(member: Member, head: nn.Module) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class _DecodedFile:
-    """One file: its SHA-256, and (views, thumbnail, pixels' SHA-256) unless its features are kept already."""
-
-    key: bytes
-    seen: tuple[np.ndarray, np.ndarray, bytes] | None = None
+# of one file: its SHA-256, and (views, thumbnail, SHA-256 of the pixels), or None where the cache has its features
+_Decoded = tuple[bytes, tuple[np.ndarray, np.ndarray, bytes] | None]
 
 
 def embed_images(
@@ -197,72 +188,67 @@ def embed_images(
 ) -> Features:
     """Features of image files, each read once, with a bar that shows the time left.
 
-    Vectors of an image's views are averaged, then scaled to length 1. Files are decoded ahead
-    on threads. With `cache`, a file of `feature_cache`, features that it holds are not computed
-    again, and an interrupted run goes on. In memory stay 3 KiB and `width` floats an image.
+    The vectors of an image's views are averaged, then scaled to length 1. Files are decoded ahead on threads. cache: a
+    file of `feature_cache`; features in it are not computed again, so an interrupted run continues.
     """
-    found = np.empty(len(files), dtype=_record(embedder.width))
+    records = np.empty(len(files), dtype=_record_dtype(embedder.width))
     rows: list[int] = []
     errors: dict[int, str] = {}
-    batch: list[_DecodedFile] = []
-    with feature_cache.open_cache(cache) if cache is not None else nullcontext() as kept:
-        known = feature_cache.cached_keys(kept, embedder.sha256) if kept is not None else set()
-        looks = ordered_map(
-            lambda file: _decode_file(file, embedder.preprocess_config, known), files, workers, 2 * batch_size
-        )
-        bar = tqdm(looks, title, len(files), unit="image", leave=False, disable=None)
-        for row, look in enumerate(bar):
-            if isinstance(look, str):
-                errors[row] = look
+    batch: list[_Decoded] = []
+    config = embedder.preprocess_config
+    with feature_cache.open_cache(cache) if cache is not None else nullcontext() as opened:
+        known = feature_cache.cached_keys(opened, embedder.sha256) if opened is not None else set()
+        results = ordered_map(lambda file: _decode_file(file, config, known), files, workers, 2 * batch_size)
+        for row, result in enumerate(tqdm(results, title, len(files), unit="image", leave=False, disable=None)):
+            if isinstance(result, str):
+                errors[row] = result
             else:
                 rows.append(row)
-                batch.append(look)
+                batch.append(result)
             if batch and (len(batch) == batch_size or row == len(files) - 1):
-                found[len(rows) - len(batch) : len(rows)] = _embed_batch(batch, embedder, kept)
+                _embed_batch(batch, embedder, opened, records[len(rows) - len(batch) : len(rows)])
                 batch = []
-    found = found[: len(rows)]
-    if not np.isfinite(found["vector"]).all():
+    records = records[: len(rows)]
+    if not np.isfinite(records["vector"]).all():
         raise BackboneError(f"{embedder.name}: some features are not finite; choose another embedder")
-    places = np.array(rows, dtype=np.int64)
-    return Features(places, found["vector"], found["thumb"], found["hash"], found["pixels"], errors)
+    vectors, thumbs, hashes, pixels = (records[name] for name in ("vector", "thumb", "hash", "pixels"))
+    return Features(np.array(rows, dtype=np.int64), vectors, thumbs, hashes, pixels, errors)
 
 
-def _record(width: int) -> np.dtype[np.void]:
+def _record_dtype(width: int) -> np.dtype[np.void]:
     """One image's features, in memory and in the cache."""
     side = near_duplicates.THUMBNAIL_SIDE
     return np.dtype([("thumb", "u1", (side, side, 3)), ("hash", "<u8"), ("pixels", "u1", 32), ("vector", "<f4", width)])
 
 
-def _decode_file(file: Path, preprocess_config: PreprocessConfig, known: set[bytes]) -> _DecodedFile | str:
+def _decode_file(file: Path, config: PreprocessConfig, known: set[bytes]) -> _Decoded | str:
     try:
         data = file.read_bytes()
         key = sha256(data).digest()
         if key in known:
-            return _DecodedFile(key)
+            return key, None
         image = decode.decode(data, name=str(file))
-        views = preprocess.to_pixels(image, preprocess_config)
+        views = preprocess.to_pixels(image, config)
     except OSError as error:
         return f"{file}: {error.strerror}"
     except ImageError as error:
         return str(error)
     pixels = sha256(str(image.size).encode() + image.convert("RGBA").tobytes()).digest()
-    return _DecodedFile(key, (views, near_duplicates.thumbnail(image), pixels))
+    return key, (views, near_duplicates.thumbnail(image), pixels)
 
 
-def _embed_batch(batch: Sequence[_DecodedFile], embedder: Embedder, cache: Any) -> np.ndarray:
-    """The records of a batch: computed, and kept, or read from the cache."""
-    found = np.empty(len(batch), dtype=_record(embedder.width))
-    old = [place for place, look in enumerate(batch) if look.seen is None]
-    if old:
-        values = feature_cache.read(cache, embedder.sha256, [batch[place].key for place in old])
-        found[old] = [np.frombuffer(value, found.dtype)[0] for value in values]
-    fresh = [(place, look.key, look.seen) for place, look in enumerate(batch) if look.seen is not None]
-    if fresh:
-        pixels = np.concatenate([views for _, _, (views, _, _) in fresh])
-        features = embedder.run(pixels).reshape(len(fresh), -1, embedder.width).mean(axis=1)
+def _embed_batch(batch: Sequence[_Decoded], embedder: Embedder, cache: Any, records: np.ndarray) -> None:
+    """Fill the records of a batch: from the cache, or computed and stored in it."""
+    cached = [i for i, (_, decoded) in enumerate(batch) if decoded is None]
+    if cached:
+        values = feature_cache.read(cache, embedder.sha256, [batch[i][0] for i in cached])
+        records[cached] = [np.frombuffer(value, records.dtype)[0] for value in values]
+    new = [(i, key, decoded) for i, (key, decoded) in enumerate(batch) if decoded is not None]
+    if new:
+        pixels = np.concatenate([views for _, _, (views, _, _) in new])
+        features = embedder.run(pixels).reshape(len(new), -1, embedder.width).mean(axis=1)
         vectors = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-        for (place, _, (_, thumb, digest)), vector in zip(fresh, vectors, strict=True):
-            found[place] = (thumb, near_duplicates.perceptual_hash(thumb), np.frombuffer(digest, np.uint8), vector)
+        for (i, _, (_, thumb, digest)), vector in zip(new, vectors, strict=True):
+            records[i] = (thumb, near_duplicates.perceptual_hash(thumb), np.frombuffer(digest, np.uint8), vector)
         if cache is not None:
-            feature_cache.write(cache, embedder.sha256, {key: found[place].tobytes() for place, key, _ in fresh})
-    return found
+            feature_cache.write(cache, embedder.sha256, {key: records[i].tobytes() for i, key, _ in new})

@@ -1,4 +1,4 @@
-"""Finished members on disk: what they say of themselves, and their held-out logits."""
+"""Finished members on disk: their member.json, their network and their held-out logits."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,19 +24,19 @@ def read_info(run: Path, name: str) -> dict[str, Any]:
 
 
 def stored_preprocess_config(folder: Path) -> PreprocessConfig | None:
-    """The contract in a member folder's member.json, which says more than a processor can; None without one."""
+    """The preprocessing in a member folder's member.json, more exact than a processor's; None without the file."""
     if not (folder / "member.json").is_file():
         return None
     return PreprocessConfig.from_dict(artifacts.read_json(folder / "member.json", "remove it")["contract"])
 
 
-def is_current(run: Path, name: str, wanted: dict[str, Any]) -> bool:
-    """Whether a finished member was made from just these values (hashes, version, seed)."""
+def is_current(run: Path, name: str, expected: dict[str, Any]) -> bool:
+    """Whether member.json has all these values (hashes, version, seed); False for a member that is not finished."""
     try:
         info = read_info(run, name)
     except ArtifactError:
         return False
-    return all(info.get(key) == value for key, value in wanted.items())
+    return all(info.get(key) == value for key, value in expected.items())
 
 
 def check_files(folder: Path, files: dict[str, str], remedy: str) -> None:
@@ -64,20 +64,17 @@ def heldout_logits(
 ) -> tuple[pd.DataFrame, np.ndarray]:
     """The held-out rows (id, label, group, split) and the members' logits float64 [N, members].
 
-    `splits` may add "unseen": generators or sources that nothing was fitted on.
-
-    Raises ArtifactError where members differ in data set, split or folds, rows are missing
-    or doubled, or a row is among those that a member trained or stopped on.
+    splits: may add "unseen", the generators or sources that nothing was fitted on. ArtifactError where members differ
+    in data set, split or folds, rows are missing or doubled, or a member was trained or tuned on a row.
     """
     frame = _common_rows(run, names)
     return _logits(run, names, frame, frame["split"].isin(splits))
 
 
 def fitting_logits(run: Path, names: Sequence[str]) -> tuple[pd.DataFrame, np.ndarray]:
-    """As `heldout_logits`, the rows that a stacker is fitted on.
+    """The rows that a stacker is fitted on, and their logits, in the form of `heldout_logits`.
 
-    With folds the train and tune rows, each scored by weights that never saw its group;
-    without them the held-out rows.
+    With folds: the train and tune rows, each scored by weights that never saw its group. Without: the held-out rows.
     """
     frame = _common_rows(run, names)
     folded = frame["fold"].notna()
@@ -89,9 +86,9 @@ def _common_rows(run: Path, names: Sequence[str]) -> pd.DataFrame:
     infos = {name: read_info(run, name) for name in names if not external.is_external(run, name)}
     folds = {name: info.get("folds") for name, info in infos.items()}
     if len(set(folds.values())) > 1:
-        told = join_limited(f"{name} {'with ' + str(count) if count else 'without'}" for name, count in folds.items())
+        listed = join_limited(f"{name} {'with ' + str(count) if count else 'without'}" for name, count in folds.items())
         raise ArtifactError(
-            f"members were trained with different folds ({told}); train them alike, or choose some with --members"
+            f"members were trained with different folds ({listed}); train them alike, or choose some with --members"
         )
     frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first")
     data = dataset.run_sha256(frame, run)
@@ -123,13 +120,13 @@ def _column(run: Path, name: str, frame: pd.DataFrame, rows: pd.DataFrame) -> np
     # scored by another fold's weights: held out all the same
     out_of_fold = (scores["fold"].astype("Int16") == own["fold"].astype("Int16")).fillna(False).astype(bool)
     if (fitted := own["split"].isin(FITTED_SPLITS) & ~out_of_fold).any():
-        seen = join_limited(scores.loc[fitted, "id"])
-        raise ArtifactError(f"{name}: rows it was trained or tuned on are among its held-out rows ({seen}); {remedy}")
+        ids = join_limited(scores.loc[fitted, "id"])
+        raise ArtifactError(f"{name}: rows it was trained or tuned on are among its held-out rows ({ids}); {remedy}")
     held = scores.set_index("id")
-    split_is_heldout = frame["split"] == "heldout"
     if missing := [key for key in rows["id"] if key not in held.index]:
         raise ArtifactError(f"{name}: {len(missing)} rows have no logit ({join_limited(missing)}); {remedy}")
-    if extra := sorted(set(scores.loc[scores["split"] == "heldout", "id"]) - set(frame.loc[split_is_heldout, "id"])):
+    scored, expected = (set(table.loc[table["split"] == "heldout", "id"]) for table in (scores, frame))
+    if extra := sorted(scored - expected):
         raise ArtifactError(f"{name}: ids that the data set does not hold out ({join_limited(extra)}); {remedy}")
     held = held.loc[rows["id"]]
     if list(held["label"]) != list(rows["label"]):

@@ -1,6 +1,6 @@
-"""Changes of a built network that its own configuration does not offer.
+"""Edits of a network that transformers' or timm's configuration does not offer: stem stride, head scale, image size.
 
-Checkpoints that were published without a classifier, where transformers' config and files differ for it.
+Also what checkpoints that were published without a classifier need.
 """
 
 from collections.abc import Collection
@@ -16,11 +16,11 @@ STEM_STRIDE = "first_conv_stride"  # the key in config.json
 
 
 def set_stem_stride(network: Any, stride: int | None = None) -> None:
-    """Give the first convolution another stride, noted in the network's config; None: the one noted there.
+    """Set the stride of the first convolution and write it into the network's config; None: the one written there.
 
-    No weight changes its shape. Neither timm nor transformers reads the note: opened by them
-    alone, the saved network has its stock stride, and only `load_classifier` gives it back.
-    Raises BackboneError for a stem of patches, or a stride that would skip pixels.
+    No weight changes its shape. timm and transformers do not read this key: a saved network that they open has its
+    usual stride; `load_classifier` sets it again. BackboneError for a stem of patches, or a stride that would skip
+    pixels.
     """
     stride = stride or getattr(network.config, STEM_STRIDE, None)
     if stride is None:
@@ -47,9 +47,9 @@ def scale_head(network: nn.Module, head: frozenset[str], scale: float) -> None:
 
 
 def enable_checkpointing(member: nn.Module) -> None:
-    """Let a member compute activations again in the backward pass; BackboneError where the network cannot.
+    """Turn on gradient checkpointing; BackboneError where the network has none.
 
-    Batch-norm statistics take in each batch twice then.
+    Batch-norm statistics are then updated twice for each batch.
     """
     network: Any = member.backbone
     if not network.supports_gradient_checkpointing:
@@ -58,9 +58,9 @@ def enable_checkpointing(member: nn.Module) -> None:
     enable({"use_reentrant": False})
 
 
-# Of an image-text model: what a classifier of images has no place for.
+# Prefixes of the weights of an image-text model that an image classifier does not use, by model type.
 UNUSED_WEIGHTS = {"siglip": ("text_model.", "logit_scale", "logit_bias", "vision_model.head.")}
-# They resize the positions they were trained with in their own forward, whatever the image's size.
+# Model types that resize their position embeddings in `forward`, to any image size.
 RESIZE_POSITIONS = {"dinov2", "dinov2_with_registers"}
 
 
@@ -74,7 +74,7 @@ def check_classifier(config: Any) -> None:
 
 
 def set_image_size(config: Any, size: int) -> None:
-    """The contract's size, where a family's config keeps it."""
+    """Write the image size in pixels into the config, where the model type has one."""
     if config.model_type == "siglip":
         # its classifier averages the tokens, so the pooling head would be dead weight
         config.vision_config.image_size, config.vision_config.vision_use_head = size, False
@@ -83,6 +83,6 @@ def set_image_size(config: Any, size: int) -> None:
 
 
 def unused_weights(config: Any, names: Collection[str]) -> frozenset[str]:
-    """Those of a file's weights that belong to another tower than the image network's."""
+    """Those of a file's weights that the image classifier does not use."""
     prefixes = UNUSED_WEIGHTS.get(config.model_type)
     return frozenset(name for name in names if prefixes and name.startswith(prefixes))

@@ -1,4 +1,4 @@
-"""Image contracts read from a checkpoint's own processor, and written back in its form."""
+"""The preprocessing of a checkpoint: read from its own processor, and written back in that form."""
 
 import inspect
 import math
@@ -16,7 +16,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def from_checkpoint(folder: Path, config: Any) -> PreprocessConfig:
-    """The contract of a checkpoint folder: its processor's, or for timm its config's."""
+    """The preprocessing of a checkpoint folder: its processor's, or for timm its config's."""
     try:
         if config.model_type == "timm_wrapper":
             return from_config(config)
@@ -49,7 +49,7 @@ def check_timm(config: Any) -> None:
 
 
 def from_config(config: Any) -> PreprocessConfig:
-    """The contract of a network without a processor: timm's pretrained_cfg, else ImageNet's usual."""
+    """The preprocessing of a network without a processor: timm's pretrained_cfg, else ImageNet's usual."""
     if config.model_type == "timm_wrapper":
         return _from_timm(config.pretrained_cfg)
     size = getattr(config, "image_size", None) or 224
@@ -85,18 +85,18 @@ def _from_processor(processor: Any) -> PreprocessConfig:
     if not math.isclose(processor.rescale_factor, 1 / 255):
         raise ValueError(f"rescale_factor {processor.rescale_factor} is not 1/255")
     short: Any = size.get("shortest_edge")
+    crops = getattr(processor, "do_center_crop", False)
+    crop = _side([processor.crop_size["height"], processor.crop_size["width"]]) if crops else 0
     if not processor.do_resize:
-        if not getattr(processor, "do_center_crop", False):
+        if not crops:
             raise ValueError("it neither resizes nor crops, so inputs would differ in size")
-        crop = _side([processor.crop_size["height"], processor.crop_size["width"]])
         return PreprocessConfig(size=crop, geometry="native_crops", **common)
     if "ConvNext" in type(processor).__name__:
         # transformers squashes ConvNeXt inputs at 384 and above, and crops below
         if short >= 384:
             return PreprocessConfig(size=short, geometry="squash", **common)
         return PreprocessConfig(size=short, geometry="center_crop", crop_pct=processor.crop_pct, **common)
-    if getattr(processor, "do_center_crop", False):
-        crop = _side([processor.crop_size["height"], processor.crop_size["width"]])
+    if crops:
         if short is None:
             raise ValueError("it squashes and then crops")
         return PreprocessConfig(size=crop, geometry="center_crop", crop_pct=crop / short, **common)
@@ -113,7 +113,7 @@ def _side(size: Any) -> int:
 
 
 def to_processor(preprocess_config: PreprocessConfig) -> dict[str, Any]:
-    """preprocessor_config.json for transformers; of native_crops it can say the centre crop alone."""
+    """preprocessor_config.json for transformers; native_crops become one centre crop, since it has no more."""
     values: dict[str, Any] = {
         "do_rescale": True,
         "rescale_factor": 1 / 255,
@@ -137,7 +137,7 @@ def to_processor(preprocess_config: PreprocessConfig) -> dict[str, Any]:
 
 
 def to_timm(preprocess_config: PreprocessConfig, pretrained_cfg: dict[str, Any]) -> dict[str, Any]:
-    """timm's pretrained_cfg with this contract; of native_crops it can say the centre crop alone."""
+    """timm's pretrained_cfg with these values; native_crops become one centre crop, since it has no more."""
     return {
         **pretrained_cfg,
         "input_size": [3, preprocess_config.size, preprocess_config.size],

@@ -31,10 +31,10 @@ CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 256 << 20}  # 64 rows and more of five f
 
 @dataclass(frozen=True)
 class Runner:
-    """A member ready to run, whatever runs it: uint8 [N, S, S, 3] -> float32 logit [N].
+    """A member ready to run in torch or ONNX Runtime. run: uint8 [N, S, S, 3] -> float32 logits [N], for any N.
 
-    `run` takes any N and splits it into batches of its own; those of `batch` images waste nothing.
-    fixed: it fills up each that is smaller itself, so that a row's bits depend on no other row.
+    batch: images that it runs at once. fixed: it pads smaller batches to that size, so that the bits of a row's logit
+    depend on no other row.
     """
 
     name: str
@@ -46,9 +46,9 @@ class Runner:
 
 @dataclass(frozen=True)
 class LogitBatch:
-    """A chunk of rows: logits float32 [rows, runners], NaN where `errors` says, by row in the chunk, why.
+    """A chunk of rows: logits float32 [rows, runners], and why rows could not be read, by row in the chunk.
 
-    NaN too where a cascade left a runner out.
+    NaN in rows with an error, and where a cascade did not run a member.
     """
 
     logits: np.ndarray
@@ -64,24 +64,32 @@ def score_stream(
     workers: int | None = None,
     name: Callable[[T], object] = lambda item: item,
 ) -> Generator[LogitBatch, None, None]:
-    """Score items of any number in their order, `chunk` rows at a time; memory holds a few chunks.
+    """Score any number of items in their order, `chunk` rows at a time; memory holds a few chunks.
 
-    Threads read, decode and prepare the rows of up to AHEAD chunks while the members run: in
-    turn, since on a CPU each takes all cores, or `together` on threads, so that on a GPU copies
-    overlap with work. Unreadable rows are left out of their chunk and others do not move up, so
-    that what runs beside an image depends on the list alone. Large images are decoded one at a
-    time. Any error but ImageError ends the stream. `name` is what errors call an item.
+    read: turns an item into a decoded image. Threads read and prepare the rows of up to AHEAD_CHUNKS chunks while the
+    members run: one after the other, since on a CPU each takes all cores, or `together` on threads, so that on a GPU
+    copies overlap with work. Rows that cannot be read are left out of their chunk and others do not move up, so that
+    the composition of a batch depends on the list alone. Large images are decoded one at a time. Any error but
+    ImageError ends the stream. name: what errors call an item.
     """
-    preprocess_configs = list({runner.preprocess_config.view: runner.preprocess_config for runner in runners}.values())
-    alone = threading.Lock()
+    configs = list({runner.preprocess_config.view: runner.preprocess_config for runner in runners}.values())
+    large_image_lock = threading.Lock()
 
-    def load(place: tuple[Views, int, T]) -> tuple[Views, str | None]:
-        pixels, row, item = place
+    def rows() -> Iterator[tuple[Views, int, T]]:
+        """Each item with its chunk's pixels, uint8 [chunk, K, S, S, 3] by view, and its row there."""
+        pixels: Views = {}
+        for number, item in enumerate(items):
+            if number % chunk == 0:
+                pixels = {c.view: np.empty((chunk, c.count, c.size, c.size, 3), dtype=np.uint8) for c in configs}
+            yield pixels, number % chunk, item
+
+    def load(target: tuple[Views, int, T]) -> tuple[Views, str | None]:
+        pixels, row, item = target
         try:
-            with ExitStack() as held:
-                image = read(item, lambda: held.enter_context(alone))
+            with ExitStack() as locks:
+                image = read(item, lambda: locks.enter_context(large_image_lock))
                 with images.errors_with_name(name(item)):
-                    prepared = preprocess.prepare(image, preprocess_configs)
+                    prepared = preprocess.prepare(image, configs)
                 for view, values in prepared.items():
                     pixels[view][row] = values
                 del image, prepared  # before another large one may be decoded
@@ -91,30 +99,29 @@ def score_stream(
 
     with ExitStack() as stack:
         threads = [stack.enter_context(ThreadPoolExecutor(1)) for _ in runners] if together else []
-        places = _places(items, preprocess_configs, chunk)
-        loads = stack.enter_context(closing(ordered_map(load, places, workers, ahead=AHEAD_CHUNKS * chunk)))
+        loads = stack.enter_context(closing(ordered_map(load, rows(), workers, ahead=AHEAD_CHUNKS * chunk)))
         running: deque[tuple[list[str | None], list[Callable[[], np.ndarray]]]] = deque()
         while loaded := list(islice(loads, chunk)):
-            failed = [error for _, error in loaded]
-            pixels = _readable(loaded[0][0], failed)
+            errors = [error for _, error in loaded]
+            readable = [row for row, error in enumerate(errors) if error is None]
+            # a slice is a view: pixels are copied only where a row failed
+            part = readable if len(readable) < len(errors) else slice(len(errors))
+            pixels = {view: values[part] for view, values in loaded[0][0].items()}
             calls: list[Callable[[], np.ndarray]] = [
                 partial(run_views, runner, pixels[runner.preprocess_config.view]) for runner in runners
             ]
             if threads:
                 calls = [thread.submit(call).result for thread, call in zip(threads, calls, strict=True)]
-            running.append((failed, calls))
+            running.append((errors, calls))
             if len(running) > bool(threads):  # with threads the next chunk waits at the members as this one runs
-                yield _scored(*running.popleft())
+                yield _batch(*running.popleft())
         while running:
-            yield _scored(*running.popleft())
+            yield _batch(*running.popleft())
 
 
-def chunk_rows(preprocess_configs: Iterable[PreprocessConfig], device: str) -> int:
-    """Rows to a chunk: a power of two up to MOST_ROWS whose pixels, in every view, stay within CHUNK_BYTES."""
-    views = {
-        preprocess_config.view: 3 * preprocess_config.count * preprocess_config.size**2
-        for preprocess_config in preprocess_configs
-    }
+def chunk_rows(configs: Iterable[PreprocessConfig], device: str) -> int:
+    """Rows to a chunk: a power of two up to MAX_CHUNK_ROWS whose pixels, in all views, stay within CHUNK_BYTES."""
+    views = {config.view: 3 * config.count * config.size**2 for config in configs}
     rows = CHUNK_BYTES[device] // max(1, sum(views.values()))
     return 1 << (max(1, min(rows, MAX_CHUNK_ROWS)).bit_length() - 1)
 
@@ -129,8 +136,8 @@ def score_images(
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Logits float32 [images, runners] in the order given, and why images could not be read.
 
-    Rows of unreadable images are NaN and stand in the second value by position. `progress` is
-    called with the number of images done; `read` turns (row, file) into a decoded image.
+    Rows of unreadable images are NaN; the errors are by position. progress: called with the number of images that were
+    scored since its last call. read: turns (row, file) into a decoded image.
     """
 
     def decode(item: tuple[int, Path], large: OnLarge) -> Image:
@@ -148,12 +155,12 @@ def score_images(
 
 
 def image_scorer(runners: Sequence[Runner]) -> Callable[[Sequence[Image]], np.ndarray]:
-    """Decoded images -> logits float32 [images, runners]; ImageError for one that a contract cannot take."""
-    preprocess_configs = {runner.preprocess_config.view: runner.preprocess_config for runner in runners}
+    """A function: decoded images -> logits float32 [images, runners]; ImageError for one that cannot be resized."""
+    configs = {runner.preprocess_config.view: runner.preprocess_config for runner in runners}
 
     def score(pictures: Sequence[Image]) -> np.ndarray:
-        prepared = [preprocess.prepare(picture, preprocess_configs.values()) for picture in pictures]
-        pixels = {view: np.stack([views[view] for views in prepared]) for view in preprocess_configs}
+        prepared = [preprocess.prepare(picture, configs.values()) for picture in pictures]
+        pixels = {view: np.stack([views[view] for views in prepared]) for view in configs}
         return np.stack([run_views(runner, pixels[runner.preprocess_config.view]) for runner in runners], axis=1)
 
     return score
@@ -169,25 +176,6 @@ def with_flip(runner: Runner) -> Runner:
     return replace(runner, run=run)
 
 
-def _places(
-    items: Iterable[T], preprocess_configs: Sequence[PreprocessConfig], chunk: int
-) -> Iterator[tuple[Views, int, T]]:
-    """Each item with its chunk's pixels, uint8 [chunk, K, S, S, 3] by view, and its row there."""
-    pixels: Views = {}
-    for number, item in enumerate(items):
-        if number % chunk == 0:
-            pixels = {c.view: np.empty((chunk, c.count, c.size, c.size, 3), dtype=np.uint8) for c in preprocess_configs}
-        yield pixels, number % chunk, item
-
-
-def _readable(pixels: Views, failed: Sequence[str | None]) -> Views:
-    """A chunk's pixels without the rows that failed, copied only where one did."""
-    rows = [row for row, error in enumerate(failed) if error is None]
-    if len(rows) < len(failed):
-        return {view: values[rows] for view, values in pixels.items()}
-    return {view: values[: len(failed)] for view, values in pixels.items()}
-
-
 def run_views(runner: Runner, views: np.ndarray) -> np.ndarray:
     """Logits float32 [N] of pixels uint8 [N, K, S, S, 3]: the mean over an image's K views."""
     if not len(views):
@@ -196,9 +184,9 @@ def run_views(runner: Runner, views: np.ndarray) -> np.ndarray:
     return logits.reshape(len(views), -1).mean(axis=1)
 
 
-def _scored(failed: Sequence[str | None], calls: Sequence[Callable[[], np.ndarray]]) -> LogitBatch:
-    logits = np.full((len(failed), len(calls)), np.nan, dtype=np.float32)
-    readable = np.array([error is None for error in failed])
+def _batch(errors: Sequence[str | None], calls: Sequence[Callable[[], np.ndarray]]) -> LogitBatch:
+    logits = np.full((len(errors), len(calls)), np.nan, dtype=np.float32)
+    readable = np.array([error is None for error in errors])
     for column, call in enumerate(calls):
         logits[readable, column] = call()
-    return LogitBatch(logits, {row: error for row, error in enumerate(failed) if error is not None})
+    return LogitBatch(logits, {row: error for row, error in enumerate(errors) if error is not None})

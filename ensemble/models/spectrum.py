@@ -1,8 +1,7 @@
-"""Backbones without weights: how strong each frequency of a picture's brightness is, for a linear head.
+"""A timm architecture without pretrained weights: a linear head on the log-energies of a block DCT of the brightness.
 
-Enlarging by a network leaves its mark in the spectrum, which a line on the log-energies of a
-block transform reads well (Frank et al., "Leveraging Frequency Analysis for Deep Fake Image
-Recognition", 2020). timm builds them by name, as any other architecture, once this is imported.
+Upsampling inside a generator leaves traces in the spectrum (Frank et al., "Leveraging Frequency Analysis for Deep Fake
+Image Recognition", 2020). timm builds it by name once this module is imported.
 """
 
 import math
@@ -32,8 +31,8 @@ class Spectrum(nn.Module):
     """Pixels [N, 3, H, W] in 0..1 -> block * (block + 1) features -> `num_classes` scores.
 
     Overlapping square blocks are transformed by an orthonormal DCT-II; over blocks, each
-    magnitude gives the log of its mean and the mean of its log, averaged with its transposed
-    twin, so that flips and quarter turns change almost nothing. An odd stride lets blocks
+    magnitude gives the log of its mean and the mean of its log, averaged with the transposed
+    frequency, so that flips and quarter turns change almost nothing. An odd stride lets blocks
     meet the 8x8 grid of JPEG at every phase.
     """
 
@@ -67,8 +66,8 @@ class Spectrum(nn.Module):
         both = nn.functional.conv2d(lines, self.basis.view(block, 1, 1, block), stride=(1, self.stride))
         size = both.view(n, rows, block, block, -1).abs()  # [N, rows, frequency down, frequency across, columns]
         mean = (size.mean(dim=(1, 4)) + FAINTEST).log()
-        found = torch.stack((mean, (size + FAINT).log().mean(dim=(1, 4))), dim=1)
-        return ((found + found.transpose(2, 3)) / 2).flatten(2)[:, :, self.upper]
+        energies = torch.stack((mean, (size + FAINT).log().mean(dim=(1, 4))), dim=1)
+        return ((energies + energies.transpose(2, 3)) / 2).flatten(2)[:, :, self.upper]
 
     def forward_head(self, x: torch.Tensor) -> torch.Tensor:
         """What `forward_features` gives -> float [N, num_classes]."""
@@ -82,8 +81,8 @@ class Spectrum(nn.Module):
 
 def dct_basis(size: int) -> torch.Tensor:
     """float32 [size, size]: row k is the k-th cosine of the orthonormal DCT-II."""
-    place = (torch.arange(size, dtype=torch.float64) + 0.5) * (math.pi / size)
-    waves = torch.cos(torch.arange(size, dtype=torch.float64)[:, None] * place) * math.sqrt(2 / size)
+    angle = (torch.arange(size, dtype=torch.float64) + 0.5) * (math.pi / size)
+    waves = torch.cos(torch.arange(size, dtype=torch.float64)[:, None] * angle) * math.sqrt(2 / size)
     waves[0] /= math.sqrt(2)
     return waves.float()
 
