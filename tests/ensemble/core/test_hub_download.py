@@ -111,6 +111,6 @@ def test_classifier_of_three_classes_is_refused(repos, tmp_path, photo):
 
 @pytest.mark.parametrize("name", ["org/detector", "hf://org/detector", "org/detector@main"])
 def test_export_finds_a_member_on_the_hub(name, repos, tmp_path):
-    script = "import sys; from export.bundle.export import locate; print(locate(sys.argv[1]))"
+    script = "import sys; from export.bundle.export import locate_classifier; print(locate_classifier(sys.argv[1]))"
     folder = Path(locate(repos, name, tmp_path, script=script).stdout.strip())
     assert {path.name for path in folder.iterdir()} == {"config.json", "preprocessor_config.json", "model.safetensors"}
