@@ -162,15 +162,12 @@ def _evaluate(request: EvaluateOptions, items: "Sequence[LabelledImage]", benchm
         click.echo(f"Error: none of {len(items)} images can be read: {next(iter(errors.values()))}", err=True)
         return 2
     check_classes([item for item in items if item.id not in errors], request.stress)
-    facts = {
+    record = {
         "name": name,
         "track": request.track,
         "stress": request.stress,
         "trained": trained,
         "benchmarks": list(benchmarks),
-    }
-    record = {
-        **facts,
         "data": " + ".join(map(str, request.data)),
         "model": _describe(request, run, model),
         "key": key,

@@ -2,6 +2,7 @@
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -25,7 +26,7 @@ def _python(context: click.Context, parameter: click.Parameter, value: str) -> s
 @click.option("--python", callback=_python, default=PYTHON, help="Python of Kaggle's image.")
 @click.option("--platform", default=PLATFORM, help="Its platform; older wheels are taken too.")
 @click.option("--gpu/--cpu", default=False, help="Score on a T4: 1.5 GB more of CUDA libraries.")
-@click.option("--input", "source", default="test.csv", help="infer's --input, in the competition's folder.")
+@click.option("--input", default="test.csv", help="infer's --input, in the competition's folder.")
 @click.option("--images", help="infer's --images, in the competition's folder.  [default: as infer finds them]")
 @click.option("--sample", default="sample_submission.csv", help="The sample, in that folder.")
 @click.option("--uncertified", is_flag=True, help="Take a bundle that may run below fp32 without a certificate.")
@@ -34,19 +35,15 @@ def _python(context: click.Context, parameter: click.Parameter, value: str) -> s
 @click.pass_context
 def kaggle_kernel(
     context: click.Context,
+    /,
     folder: Path,
     user: str | None,
     competition: str | None,
-    name: str,
     python: str,
     platform: str,
-    gpu: bool,
-    source: str,
-    images: str | None,
-    sample: str,
-    uncertified: bool,
     bundle: str | None,
     run: Path,
+    **settings: Any,
 ) -> int:
     """Make what a code competition without internet needs, in DIR.
 
@@ -66,14 +63,12 @@ def kaggle_kernel(
     from export.kaggle import kernel
     from export.kaggle.wheels import WheelTarget
 
-    kernel_options = kernel.KernelOptions(
-        name, user or kernel.USER_PLACEHOLDER, competition, gpu, source, images, sample, uncertified
-    )
+    kernel_options = kernel.KernelOptions(user=user or kernel.USER_PLACEHOLDER, competition=competition, **settings)
     packed = hub_bundles.locate_bundle(bundle) if bundle else current_bundle(run)
-    sizes = kernel.make_kernel(folder, packed, kernel_options, WheelTarget(python, platform))
+    bundle_bytes, wheel_bytes = kernel.make_kernel(folder, packed, kernel_options, WheelTarget(python, platform))
     click.echo(
-        f"{folder}: a data set of {(sizes.bundle + sizes.wheels) / 1e6:,.0f} MB (bundle {sizes.bundle / 1e6:,.1f}, "
-        f"wheels for Python {python} {sizes.wheels / 1e6:,.0f}) and a notebook, {'GPU' if gpu else 'CPU'}, no internet"
+        f"{folder}: a data set of {(bundle_bytes + wheel_bytes) / 1e6:,.0f} MB (bundle {bundle_bytes / 1e6:,.1f}, "
+        f"wheels for Python {python} {wheel_bytes / 1e6:,.0f}) and a notebook, {'GPU' if kernel_options.gpu else 'CPU'}, no internet"
     )
     if kernel_options.user == kernel.USER_PLACEHOLDER:
         click.echo(f"No --user: put your name in place of {kernel.USER_PLACEHOLDER} in both metadata files first.")
@@ -83,6 +78,7 @@ def kaggle_kernel(
     click.echo("Upload both, the second once the data set is ready (later: `version -m WHAT` in place of `create`):")
     click.echo(f"  kaggle datasets create -p {dataset} --dir-mode zip --keep-tabular")
     click.echo(f"  kaggle kernels push -p {notebook}")
-    slug, version = competition or "COMPETITION", f"{kernel_options.user}/{name}{kernel.KERNEL_SUFFIX}"
+    slug, name = competition or "COMPETITION", kernel_options.name
+    version = f"{kernel_options.user}/{name}{kernel.KERNEL_SUFFIX}"
     click.echo(f"  kaggle competitions submit {slug} -f submission.csv -k {version} -v 1 -m {shlex.quote(name)}")
     return 0

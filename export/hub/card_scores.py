@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 
+ENDS = ("value", "low", "high")  # of an interval
 CARD_SCORES = ("auroc", "log_loss")  # keys in stacker.json
 TUNED_RULES = ("balanced_accuracy", "fpr=")  # threshold rules that begin so were tuned on the held-out rows
 
@@ -53,7 +54,10 @@ def eval_results(stacker: Mapping[str, Any], records: Sequence[Mapping[str, Any]
     results = [_eval_result("held-out", heldout, name, score) for name, score in scores.items() if score]
     for record in records:
         if not record["trained"]:
-            name, score = _main_score(record)
+            # of a data set with one class only, the share on the right side of the threshold
+            clean = record["cells"][CLEAN]
+            name = "auroc" if "auroc" in clean else next(iter(clean))
+            score = Interval.from_dict(clean[name])
             results.append(_eval_result(f"evaluation {record['name']}", record["name"], name, score))
     return [result for result in results if np.isfinite(result.metric_value)]
 
@@ -104,7 +108,8 @@ def _evaluation_row(record: Mapping[str, Any]) -> list[str]:
         name += f"; {record['trained']} images were in the run's own training: **THIS IS NO TEST**"
     clean = {score: Interval.from_dict(values) for score, values in cells[CLEAN].items()}
     at_threshold = "balanced_accuracy" if "balanced_accuracy" in clean else next(iter(clean))
-    damaged = f"{escape(worst['cell'])} of {len(cells)}: {TITLES[worst['score']]} {_interval(worst)}"
+    low = Interval.from_dict({end: worst[end] for end in ENDS})
+    damaged = f"{escape(worst['cell'])} of {len(cells)}: {TITLES[worst['score']]} {low}"
     return [
         name,
         f"{rows['real']} real, {rows['ai']} ai, in {rows['groups']} groups",
@@ -127,17 +132,6 @@ def _eval_result(dataset_type: str, dataset: str, name: str, score: Interval) ->
         metric_name=TITLES[name] + (f" [95 % interval: {score.low:.4f}, {score.high:.4f}]" if known else ""),
         metric_value=round(score.value, 4),
     )
-
-
-def _main_score(record: Mapping[str, Any]) -> tuple[str, Interval]:
-    """AUROC; of a data set with one class only, its share on the right side of the threshold."""
-    clean = record["cells"][CLEAN]
-    name = "auroc" if "auroc" in clean else next(iter(clean))
-    return name, Interval.from_dict(clean[name])
-
-
-def _interval(values: Mapping[str, Any]) -> Interval:
-    return Interval.from_dict({end: values[end] for end in ("value", "low", "high")})
 
 
 def _score(stacker: Mapping[str, Any], name: str, score: str) -> Interval | None:

@@ -81,14 +81,18 @@ def render_card(repo: str, folder: Path, run: Path | None, bases: Sequence[BaseC
     stacker, manifest = artifacts.read_json(folder / "stacker.json", bundle.REMEDY), bundle.read_contents(folder)
     certificate, point = bundle.read_certificate(folder), operating_point.read(folder, manifest)
     evaluations = card_scores.read_evaluations(run, stacker) if run else []
+    of_all = unasked = ""
+    if point:  # then only some members run by default
+        of_all = "Of all members, as `--full` runs them.\n\n"
+        unasked = f"\n\nUnasked it runs {escape(operating_point.describe(point, len(stacker['members'])))}."
     parts = [
         BEGIN_MARK,
         _summary(repo, stacker),
         _usage(repo, stacker, point),
         "## Members\n\n" + _members(stacker, manifest, bases, point),
         "## Trained on\n\n" + _training_data(run),
-        "## Scores\n\n" + _scores(stacker, evaluations, point),
-        "## Exported files\n\n" + _certificate(manifest, certificate) + _operating_point(stacker, point),
+        "## Scores\n\n" + of_all + card_scores.render_scores(stacker) + card_scores.render_evaluations(evaluations),
+        "## Exported files\n\n" + _certificate(manifest, certificate) + unasked,
         "## Intended use, and limits\n\n" + INTENDED.format(repo=repo),
         END_MARK,
     ]
@@ -215,11 +219,6 @@ def _members(
     return note + table(["member", "weight", "made from", "licence of that", "image"], rows)
 
 
-def _scores(stacker: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]], point: OperatingPoint | None) -> str:
-    note = "Of all members, as `--full` runs them.\n\n" if point else ""
-    return note + card_scores.render_scores(stacker) + card_scores.render_evaluations(evaluations)
-
-
 def _training_data(run: Path | None) -> str:
     if run is None:
         return "Not known here: this was pushed from a bundle alone."
@@ -235,21 +234,16 @@ def _training_data(run: Path | None) -> str:
     sources = {row["name"] for row in fitted_counts["source"]} - {"not named"}
     listed = [f"{escape(row['name'])} ({row['images']})" for row in generators[:MAX_GENERATORS]]
     names = ", ".join(listed) or "none is named"
+    scores = report_data.null_scores(report_data.read_audit(run))
+    described = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in scores.items())
+    null = f" (The shortcut null, which knows how files are stored and sees no picture: {described}.)" if scores else ""
     more = f", and {len(generators) - MAX_GENERATORS} more" if len(generators) > MAX_GENERATORS else ""
     return (
         f"{len(fitted)} images in {fitted['group'].nunique()} groups of copies and near-duplicates. Sources: "
         f"{len(sources) or 'not named'}. Generators, with their images: {names}{more}. The other "
         f"{len(frame) - len(fitted)} images below were held out.\n\n{splits}\n\n"
-        f"{escape(audit_headline(run))}{_metadata_classifier(run)}"
+        f"{escape(audit_headline(run))}{null}"
     )
-
-
-def _metadata_classifier(run: Path) -> str:
-    scores = report_data.null_scores(report_data.read_audit(run))
-    if not scores:
-        return ""
-    described = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in scores.items())
-    return f" (The shortcut null, which knows how files are stored and sees no picture: {described}.)"
 
 
 def _certificate(manifest: Mapping[str, Any], certificate: Mapping[str, Any]) -> str:
@@ -270,10 +264,3 @@ def _certificate(manifest: Mapping[str, Any], certificate: Mapping[str, Any]) ->
     )
     listed = heldout if heldout_rows.HELDOUT_FILE in manifest["files"] else ""
     return f"Every file is listed in `bundle.json` with its SHA-256.{largest}{listed}\n\n{lower}"
-
-
-def _operating_point(stacker: Mapping[str, Any], point: OperatingPoint | None) -> str:
-    """What runs by default, where `frontier` chose some of the members."""
-    if point is None:
-        return ""
-    return f"\n\nUnasked it runs {escape(operating_point.describe(point, len(stacker['members'])))}."

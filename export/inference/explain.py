@@ -6,14 +6,10 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image
-
 from ensemble.core.errors import ImageError, UnavailableError
 from ensemble.core.metrics import sigmoid
 from ensemble.data.inputs import Inputs, inputs_from_open_files
 from ensemble.images import decode
-from ensemble.stacking.stacker import Stacker
 from export.inference.ensemble import Ensemble
 from export.inference.infer import member_logits
 
@@ -46,7 +42,10 @@ def explain_scores(ensemble: Ensemble, inputs: Inputs) -> dict[str, Any]:
         "threshold": stacker.threshold,
         "verdict": "ai" if target >= stacker.threshold else "real",
         "logit": float(stacker.logit(logits)[0]),
-        "members": _members(stacker, logits),
+        "members": {
+            name: {"logit": float(logit), "p": float(sigmoid(logit)), "share": float(weight * logit)}
+            for name, weight, logit in zip(stacker.members, stacker.coef, logits[0], strict=True)
+        },
     }
 
 
@@ -65,18 +64,7 @@ def explain_image(ensemble: Ensemble, networks: Mapping[str, "Member"], name: st
     values = explain_scores(ensemble, inputs_from_open_files([(name, io.BytesIO(data))]))
     shown = decode.decode(data, name)
     for member, network in networks.items():
-        values["members"][member]["heat"] = _data_url(overlay(shown, heatmaps(network, shown)))
+        buffer = io.BytesIO()
+        overlay(shown, heatmaps(network, shown)).save(buffer, "PNG")
+        values["members"][member]["heat"] = f"data:image/png;base64,{b64encode(buffer.getvalue()).decode()}"
     return {"name": name, **values, "note": HEATMAP_NOTE}
-
-
-def _members(stacker: Stacker, logits: np.ndarray) -> dict[str, dict[str, float]]:
-    return {
-        name: {"logit": float(logit), "p": float(sigmoid(logit)), "share": float(weight * logit)}
-        for name, weight, logit in zip(stacker.members, stacker.coef, logits[0], strict=True)
-    }
-
-
-def _data_url(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return f"data:image/png;base64,{b64encode(buffer.getvalue()).decode()}"

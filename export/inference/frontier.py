@@ -36,14 +36,7 @@ from export.runtimes import capabilities, devices
 from export.runtimes.settings import RuntimeOptions
 
 Plans = Mapping[str, Sequence[PlannedMember]]
-
-
-@dataclass(frozen=True)
-class FittedPoint:
-    """What is written into the bundle for a point: its stacker and cascade, fitted on all rows."""
-
-    stacker: Stacker
-    cascade: Cascade | None
+FittedPoint = tuple[Stacker, Cascade | None]  # fitted on all rows; written into the bundle for a point
 
 
 @dataclass(frozen=True)
@@ -138,15 +131,15 @@ def write_operating_point(folder: Path, computed: Frontier, point: Point, budget
     values = bundle.open_bundle(folder)
     if operating_point.identity(folder, values["members"], values["files"]) != computed.made_from:
         raise ArtifactError(f"the bundle {folder} changed meanwhile; run frontier again")
-    measured, fitted = computed.best[point]
+    measured, (stacker, cascade) = computed.best[point]
     plan = [member for member in computed.plans[point.precision] if member.name in point.members]
     lower = [member for member in plan if member.setting.precision != "fp32"]
     files = {member.name: member.sha256 for member in lower}
     chosen = OperatingPoint(
-        fitted.stacker,
+        stacker,
         computed.runtime,
         {str(m.setting): CertifiedFiles(devices.version(m.setting.runtime), files) for m in lower[:1]},
-        fitted.cascade,
+        cascade,
         budget,
         point.images_per_second,
         measured.loss,
@@ -188,11 +181,11 @@ def _fitter(
         if lower and logits:
             _certify(stacker, lower, logits, point.precision)
         if point.cascade is None:
-            return point, FittedPoint(stacker, None)
+            return point, (stacker, None)
         member_costs = costs.running(point.precision, point.members)
         cascade = fit_cascade(stacker, study.rows.select(point.members), member_costs, point.cascade.tolerance)
         milliseconds = costs.milliseconds(point.precision, cascade.order, cascade.report.shares)
-        return replace(point, milliseconds=milliseconds), FittedPoint(stacker, cascade)
+        return replace(point, milliseconds=milliseconds), (stacker, cascade)
 
     return fit
 
@@ -254,8 +247,13 @@ def plot_frontier(
     figure.subplots_adjust(left=0.09, right=0.98, bottom=0.11, top=0.97)
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    _faint(axes, [point for point in tried if not point.cascade], STACKS, "o", "stacks of some members")
-    _faint(axes, [point for point in tried if point.cascade], CASCADES, "^", "with a cascade")
+    for cascades, colour, marker, label in (
+        (False, STACKS, "o", "stacks of some members"),
+        (True, CASCADES, "^", "with a cascade"),
+    ):
+        shown = [point for point in tried if bool(point.cascade) is cascades]
+        x, y = [point.images_per_second for point in shown], [point.other_auroc for point in shown]
+        axes.scatter(x, y, 14, color=colour, marker=marker, alpha=0.3, linewidths=0, label=label, zorder=2)
     speeds = [point.images_per_second for point in best]
     values = [measured.auroc.value for measured in best.values()]
     low = [max(m.auroc.value - m.auroc.low, 0.0) for m in best.values()]
@@ -294,11 +292,6 @@ def plot_frontier(
     _finish(axes, values, low, high)
     with artifacts.replacing(path) as temporary:
         canvas.print_png(temporary, metadata={"Software": None})
-
-
-def _faint(axes: Axes, points: Sequence[Point], colour: str, marker: str, label: str) -> None:
-    speeds, values = [point.images_per_second for point in points], [point.other_auroc for point in points]
-    axes.scatter(speeds, values, 14, color=colour, marker=marker, alpha=0.3, linewidths=0, label=label, zorder=2)
 
 
 def _finish(axes: Axes, values: Sequence[float], low: Sequence[float], high: Sequence[float]) -> None:

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,14 +53,6 @@ class KernelOptions:
     uncertified: bool = False
 
 
-@dataclass(frozen=True)
-class KernelSizes:
-    """Bytes of the data set's two parts."""
-
-    bundle: int
-    wheels: int
-
-
 def check_names(options: KernelOptions) -> None:
     """DataError for a name that Kaggle does not accept, or a path outside the competition's folder."""
     for option, slug in (("--user", options.user), ("--name", options.name), ("--competition", options.competition)):
@@ -76,8 +68,10 @@ def check_names(options: KernelOptions) -> None:
             raise DataError(f"{option} {path}: name it from the competition's own folder, such as test.csv")
 
 
-def make_kernel(folder: Path, source: Path, options: KernelOptions, target: WheelTarget) -> KernelSizes:
+def make_kernel(folder: Path, source: Path, options: KernelOptions, target: WheelTarget) -> tuple[int, int]:
     """Write dataset/ and kernel/ in `folder` from the bundle at `source`; each is replaced atomically.
+
+    Returns the bytes of the bundle and of the wheels.
 
     ArtifactError for a damaged bundle, one with members that are looked up by id, one that may run below fp32
     without a certificate (unless `options.uncertified`), or a dataset/ or kernel/ that is not ours.
@@ -99,7 +93,7 @@ def make_kernel(folder: Path, source: Path, options: KernelOptions, target: Whee
             _write_json(dataset / DATASET[1], dataset_metadata(options))
             _write_json(notebook / KERNEL[1], kernel_metadata(options))
             _write_json(notebook / NOTEBOOK, make_notebook(options, target))
-            sizes = KernelSizes(_folder_bytes(dataset / "bundle"), sum(wheel.stat().st_size for wheel in collected))
+            sizes = _bytes((dataset / "bundle").rglob("*")), _bytes(collected)
             for path in (dataset, notebook):
                 artifacts.replace_folder(path, folder / path.name)
     except OSError as error:
@@ -147,8 +141,8 @@ def _copy_bundle(source: Path, target: Path) -> None:
         shutil.copyfile(source / name, target / name)
 
 
-def _folder_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def _bytes(paths: Iterable[Path]) -> int:
+    return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -259,19 +253,10 @@ def make_notebook(options: KernelOptions, target: WheelTarget) -> dict[str, Any]
         submit=["--uncertified"] if options.uncertified else [],
     )
     about = ABOUT.format(title=options.name + KERNEL_SUFFIX, name=options.name)
-    code = [("settings", settings), ("install", INSTALL), ("score", SCORE)]
+    code: dict[str, Any] = {"cell_type": "code", "metadata": {}, "execution_count": None, "outputs": []}
     cells: list[dict[str, Any]] = [{"id": "about", "cell_type": "markdown", "metadata": {}, "source": _lines(about)}]
-    cells += [
-        {
-            "id": name,
-            "cell_type": "code",
-            "metadata": {},
-            "execution_count": None,
-            "outputs": [],
-            "source": _lines(text),
-        }
-        for name, text in code
-    ]
+    for name, text in (("settings", settings), ("install", INSTALL), ("score", SCORE)):
+        cells.append({"id": name, **code, "source": _lines(text)})
     return {
         "cells": cells,
         "metadata": {

@@ -73,7 +73,9 @@ def make_app(
     score = partial(queue.answer, limits=limits, score=partial(_score, ensemble))
     routes += [Route("/api/score", score, methods=["POST"])]
     if explain:
-        heatmaps = partial(queue.answer, limits=replace(limits, images=1), score=partial(_explain, explain))
+        heatmaps = partial(
+            queue.answer, limits=replace(limits, images=1), score=lambda files: explain(files[0][0], files[0][1].read())
+        )
         routes += [Route("/api/explain", heatmaps, methods=["POST"])]
     app = Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=queue.lifespan)
     return _with_headers(guard_requests(app, hosts))
@@ -126,12 +128,6 @@ def _score(ensemble: Ensemble, files: UploadedFiles) -> dict[str, object]:
         )
     ]
     return {"threshold": stacker.threshold, "positive": "ai", "images": images}
-
-
-def _explain(explain: Explain, files: UploadedFiles) -> dict[str, object]:
-    """What /api/explain answers."""
-    ((name, file),) = files
-    return explain(name, file.read())
 
 
 def _info(ensemble: Ensemble, limits: UploadLimits) -> dict[str, object]:
