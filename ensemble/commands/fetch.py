@@ -81,15 +81,12 @@ def catalogue_table(sources: "list[ImageSource]") -> str:
         size = f"{source.bytes / 1e9:.1f} GB" if source.bytes else "?"
         count = f"{source.images:,}" if source.images else "?"
         where = f"Hub {source.hub}" if source.hub else f"Kaggle {source.kaggle}"
-        rows.append((source.name, _classes(source), source.generator or "-", count, size, where, source.licence))
+        classes = "+".join({0: "real", 1: "ai"}[label] for label in reversed(source.labels))
+        rows.append((source.name, classes, source.generator or "-", count, size, where, source.licence))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     notes = [f"  {source.name}: {source.unverified}" for source in sources if source.unverified]
     return "\n".join([*lines, "", "Not verified:", *notes])
-
-
-def _classes(source: "ImageSource") -> str:
-    return "+".join({0: "real", 1: "ai"}[label] for label in reversed(source.labels))
 
 
 def summary(source: "ImageSource", folder: Path, limit: int, result: "FetchResult", keep_archive: bool) -> list[str]:

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,11 @@ def local_bundle(source: BundleSource, fetch: FetchChunk) -> Path:
     copy = artifacts.cache_path() / "bundles" / source.sha256[:32]
     artifacts.ensure_folder(copy.parent)
     with FileLock(copy.with_suffix(".lock")):  # the first worker of a machine fetches it for all
-        if not _is_whole(copy, source):
-            _download(copy, source, fetch)
+        with suppress(ArtifactError):  # none yet, or damaged
+            if _is_same(copy, source):
+                _open(copy, source)
+                return copy
+        _download(copy, source, fetch)
     return copy
 
 
@@ -73,16 +77,6 @@ def _is_same(folder: Path, source: BundleSource) -> bool:
         return artifacts.json_sha256(bundle.read_contents(folder)) == source.sha256
     except ArtifactError:
         return False
-
-
-def _is_whole(folder: Path, source: BundleSource) -> bool:
-    if not _is_same(folder, source):
-        return False
-    try:
-        _open(folder, source)
-    except ArtifactError:
-        return False
-    return True
 
 
 def _open(folder: Path, source: BundleSource) -> None:

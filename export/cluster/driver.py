@@ -84,7 +84,9 @@ def plan_run(
         pool, saved = plan_workers(nodes, options, gpus_allowed, gpus_required), None
     ray, versions = load_ray(), cluster_nodes.node_versions(PACKAGES)
     cluster_nodes.check_nodes(ray, nodes, PACKAGES)
-    job = Job(source, home, _paths(inputs, home), pool.cpus, versions)
+    # what is gone here too is left out: it fails as on one machine
+    paths = tuple(home / path for path in inputs.files if readable(path))
+    job = Job(source, home, paths, pool.cpus, versions)
     coordinator = _start_coordinator(ray, source.folder, inputs.rows)
     # without GPUs `auto` means the CPU, whatever the worker's machine has
     device = "cpu" if not pool.gpus and runtime.device == "auto" else runtime.device
@@ -107,7 +109,10 @@ def cluster_scorer(run: ClusterRun, inputs: Inputs, tta: bool) -> ShardScorer:
             return
         with _translate_errors(run.coordinator), closing(_answers(run, inputs, journal, shards, tta)) as answers:
             for answer in answers:
-                _check_unseen(answer)
+                for name in answer["unseen"]:
+                    path = Path(name.decode(errors="surrogatepass"))
+                    if readable(path):  # else it is gone everywhere, and fails as it would on one machine
+                        raise DataError(unreadable_message(path, answer["node"]))
                 shard = answer["shard"]
                 if shard in remaining:  # what a lost worker had done may come twice
                     remaining.remove(shard)
@@ -177,18 +182,6 @@ def _translate_errors(coordinator: Any) -> Iterator[None]:
         if isinstance(error, ray.exceptions.RayTaskError):
             raise  # an error in the code of a worker
         raise UnavailableError(f"the cluster failed: {error_line(error)}; the same command goes on") from None
-
-
-def _check_unseen(answer: dict[str, Any]) -> None:
-    for name in answer["unseen"]:
-        path = Path(name.decode(errors="surrogatepass"))
-        if readable(path):  # else it is gone everywhere, and fails as it would on one machine
-            raise DataError(unreadable_message(path, answer["node"]))
-
-
-def _paths(inputs: Inputs, home: Path) -> tuple[Path, ...]:
-    """Paths that every machine has to see. What is gone here too is left out: it fails as on one machine."""
-    return tuple(home / path for path in inputs.files if readable(path))
 
 
 def _start_coordinator(ray: Any, folder: Path, images: ImageList) -> Any:

@@ -1,11 +1,11 @@
 """What runs on the machines of a Ray cluster: the plan of a bundle, and the workers that score shards by it."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import pyarrow as pa
 
@@ -196,11 +196,6 @@ def unreadable_message(path: Path, node: str) -> str:
     )
 
 
-def _answer(shard: int, data: bytes, unseen: Sequence[str]) -> pa.Table:
-    names = [path.encode(errors="surrogatepass") for path in unseen]
-    return pa.table({"shard": [shard], "data": [data], "unseen": [names], "node": [this_node()]}, schema=ANSWER)
-
-
 def _map_paths(plan: Plan, change: Callable[[Path], Path]) -> Plan:
     return replace(plan, members=tuple(replace(member, path=change(member.path)) for member in plan.members))
 
@@ -225,20 +220,20 @@ class Worker:
         shards = range(row["start"], row["stop"])
         try:
             with _translate_errors():
-                self._count_attempt(shards[0])
+                if _get(self._coordinator.count_attempt.remote(shards[0])) > MAX_ATTEMPTS:
+                    start = self._journal.row_range(shards[0])[0]
+                    raise UnavailableError(
+                        f"workers died {MAX_ATTEMPTS} times at the images from row {start + 1} on, most likely for "
+                        "want of memory; give fewer --workers, or machines with more"
+                    )
                 with silence_decoder_warnings():
                     self._ensemble = self._ensemble or self._open()
                     yield from self._answers(self._ensemble, shards)
         except ManyeyesError as error:
-            self._fail(error)
-
-    def _count_attempt(self, shard: int) -> None:
-        if _get(self._coordinator.count_attempt.remote(shard)) > MAX_ATTEMPTS:
-            start = self._journal.row_range(shard)[0]
-            raise UnavailableError(
-                f"workers died {MAX_ATTEMPTS} times at the images from row {start + 1} on, most likely for want of "
-                "memory; give fewer --workers, or machines with more"
-            )
+            node = this_node()
+            text = str(error) if node in str(error) else f"on {node}: {error}"
+            _get(self._coordinator.report_failure.remote(type(error)(text)))
+            raise
 
     def _open(self) -> Ensemble:
         folder = set_up_worker(self._job, self._coordinator)
@@ -260,7 +255,9 @@ class Worker:
             for shard, batch in stream:
                 failed = [ranges[shard][0] + row for row in batch.failures]
                 unseen = [path for row in failed for path in self._unseen(entries[row - start], row)]
-                yield _answer(shard, self._journal.encode(shard, batch), unseen)
+                names = [path.encode(errors="surrogatepass") for path in unseen]
+                answer = {"shard": [shard], "data": [self._journal.encode(shard, batch)], "unseen": [names]}
+                yield pa.table({**answer, "node": [this_node()]}, schema=ANSWER)
 
     def _unseen(self, entry: ImageEntry, row: int) -> list[str]:
         """The file of an entry that existed when it was listed, and that this machine does not have."""
@@ -269,11 +266,3 @@ class Worker:
         (item,) = self._reader(iter([entry]), row, row + 1)
         source = item.source.location if isinstance(item.source, ByteRange) else item.source
         return [str(source)] if isinstance(source, Path) and not readable(source) else []
-
-    def _fail(self, error: ManyeyesError) -> NoReturn:
-        import ray
-
-        node = this_node()
-        text = str(error) if node in str(error) else f"on {node}: {error}"
-        ray.get(self._coordinator.report_failure.remote(type(error)(text)))
-        raise error

@@ -139,6 +139,7 @@ def _evaluate(request: EvaluateOptions, items: "Sequence[LabelledImage]", benchm
         sample_images,
     )
     from ensemble.images.robustness import choose_corruptions
+    from ensemble.stacking.stack import fingerprint
     from export.inference.evaluation_model import evaluated_run, load_model
 
     cells = choose_corruptions(request.grid, request.cells)
@@ -162,6 +163,13 @@ def _evaluate(request: EvaluateOptions, items: "Sequence[LabelledImage]", benchm
         click.echo(f"Error: none of {len(items)} images can be read: {next(iter(errors.values()))}", err=True)
         return 2
     check_classes([item for item in items if item.id not in errors], request.stress)
+    left_out = None
+    if request.leave_out is not None and run is not None:
+        from ensemble.evaluation.leave_out import leave_out_generators
+
+        clean = frame[frame["cell"] == protocol.CLEAN]
+        lines = leave_out_generators(run, clean, model.stacker, request.seed)
+        left_out = [line.to_dict() for line in lines]
     record = {
         "name": name,
         "track": request.track,
@@ -169,24 +177,22 @@ def _evaluate(request: EvaluateOptions, items: "Sequence[LabelledImage]", benchm
         "trained": trained,
         "benchmarks": list(benchmarks),
         "data": " + ".join(map(str, request.data)),
-        "model": _describe(request, run, model),
+        "model": {
+            "source": str(request.model or request.run),
+            "onnx": request.onnx,
+            "identity": model.identity,
+            # by these a model card knows whether the members are the present ones
+            **({"members": fingerprint(run, model.stacker.members)["members"]} if run else {}),
+        },
         "key": key,
         "rows": count_images(frame, errors),
         "stacker": describe_stacker(model.stacker),
         **protocol.summarize(frame, model.stacker.threshold, request.seed, request.stress),
-        "leave_out": _leave_out_scores(request, run, frame, model),
+        "leave_out": left_out,
     }
     protocol.write_evaluation(folder, frame, record)
     _print(record, title, run)
     return _print_errors(folder, errors)
-
-
-def _describe(request: EvaluateOptions, run: Path | None, model: "EvaluatedModel") -> dict[str, Any]:
-    """What was scored; members: hashes of a run's, by which a model card knows whether they are the present ones."""
-    from ensemble.stacking.stack import fingerprint
-
-    of_run = {"members": fingerprint(run, model.stacker.members)["members"]} if run else {}
-    return {"source": str(request.model or request.run), "onnx": request.onnx, "identity": model.identity, **of_run}
 
 
 def _print_estimate(
@@ -206,18 +212,6 @@ def _print_estimate(
         full_time = format_duration(pace * full_remaining)
         more = f"; the full grid of {len(full)} cells, {full_time}" if len(cells) < len(full) else ""
         click.echo(f"It takes about {format_duration(pace * remaining)}{more}")
-
-
-def _leave_out_scores(
-    request: EvaluateOptions, run: Path | None, frame: "pd.DataFrame", model: "EvaluatedModel"
-) -> list[dict[str, Any]] | None:
-    if request.leave_out is None or run is None:
-        return None
-    from ensemble.evaluation.leave_out import leave_out_generators
-    from ensemble.evaluation.protocol import CLEAN
-
-    clean = frame[frame["cell"] == CLEAN]
-    return [line.to_dict() for line in leave_out_generators(run, clean, model.stacker, request.seed)]
 
 
 def _print(record: Mapping[str, Any], title: str, run: Path | None) -> None:

@@ -48,6 +48,8 @@ def explain(
       python cli.py explain photo.jpg
       python cli.py explain photo.jpg --members swin_tiny --output swin.png --json -
     """
+    from tqdm import tqdm
+
     from ensemble.core import artifacts
     from ensemble.data.inputs import inputs_from_files
     from ensemble.images.decode import decode
@@ -66,26 +68,20 @@ def explain(
     runner.require_torch()
     explain.require_captum()
     artifacts.ensure_writable(output.absolute().parent)
+    from ensemble.evaluation.heatmaps import heatmaps
+
     decoded = decode(image)
     ensemble, networks = load_networks(run, stacker, RuntimeOptions("torch", device=device))
     ids = (key for key in (image.name, image.stem) if all(key in member.test.index for member in externals))
     values = explain.explain_scores(ensemble, inputs_from_files([next(ids, image.name)], [image]))
-    heats = _heatmaps(networks, members or tuple(trained), decoded)
+    bar = tqdm(members or trained, desc="explain", unit="member", leave=False, disable=None)
+    heats = {name: heatmaps(networks[name], decoded) for name in bar}
     _draw(image, decoded, values, heats, output)
     json_to_stdout = values_file == Path("-")
     _print(values, err=json_to_stdout)
     click.echo(f"{explain.HEATMAP_NOTE}\n-> {output}", err=json_to_stdout)
     if values_file is not None:
         _write(values_file, image, values, heats)
-
-
-def _heatmaps(networks: dict[str, Any], names: tuple[str, ...], decoded: Any) -> "dict[str, np.ndarray]":
-    from tqdm import tqdm
-
-    from ensemble.evaluation.heatmaps import heatmaps
-
-    bar = tqdm(names, desc="explain", unit="member", leave=False, disable=None)
-    return {name: heatmaps(networks[name], decoded) for name in bar}
 
 
 def _draw(image: Path, decoded: Any, values: dict[str, Any], heats: "dict[str, np.ndarray]", output: Path) -> None:

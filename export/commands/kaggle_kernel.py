@@ -66,9 +66,10 @@ def kaggle_kernel(
     kernel_options = kernel.KernelOptions(user=user or kernel.USER_PLACEHOLDER, competition=competition, **settings)
     packed = hub_bundles.locate_bundle(bundle) if bundle else current_bundle(run)
     bundle_bytes, wheel_bytes = kernel.make_kernel(folder, packed, kernel_options, WheelTarget(python, platform))
+    machine = "GPU" if kernel_options.gpu else "CPU"
     click.echo(
         f"{folder}: a data set of {(bundle_bytes + wheel_bytes) / 1e6:,.0f} MB (bundle {bundle_bytes / 1e6:,.1f}, "
-        f"wheels for Python {python} {wheel_bytes / 1e6:,.0f}) and a notebook, {'GPU' if kernel_options.gpu else 'CPU'}, no internet"
+        f"wheels for Python {python} {wheel_bytes / 1e6:,.0f}) and a notebook, {machine}, no internet"
     )
     if kernel_options.user == kernel.USER_PLACEHOLDER:
         click.echo(f"No --user: put your name in place of {kernel.USER_PLACEHOLDER} in both metadata files first.")

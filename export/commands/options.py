@@ -18,8 +18,7 @@ full = click.option(
 
 def file_option(*names: str, default: str, help: str) -> Callable[..., Any]:
     """An option for the path of a file, which need not exist. names: as for click.option."""
-    file = options.FILE
-    return click.option(*names, type=file, default=Path(default), help=help)
+    return click.option(*names, type=options.FILE, default=Path(default), help=help)
 
 
 def bundle_option(what: str) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -39,7 +39,6 @@ BASELINE_SECONDS = 6.0  # of the sequential baseline in a round, which decides h
 BASELINE_BATCH = 8
 COST_IMAGES = 64  # on which decoding and preparing pixels are timed
 
-T = TypeVar("T")
 Progress = Callable[[int], object]
 
 
@@ -49,7 +48,10 @@ def measure_members(
     """The members ready to run, and a row of results for each, JSON-ready."""
     runners = [open_member(member, log) for member in plan]
     timers = [timer(runner, member.setting) for runner, member in zip(runners, plan, strict=True)]
-    times = [_and_progress(lambda: [each() for each in timers], progress) for _ in range(ROUNDS)]
+    times = []
+    for _ in range(ROUNDS):
+        times.append([each() for each in timers])
+        progress(1)
     peaks = {member.setting: peak_gflops(member.setting) for member in plan}
     rows = []
     for member, seconds in zip(plan, np.median(times, axis=0).tolist(), strict=True):
@@ -103,10 +105,10 @@ def end_to_end(
         "preparing": lambda: score_images(chosen, noops, device),
         "onnxruntime_in_turn": lambda: sequential_baseline(chosen, baseline),
     }
-    rounds = [
-        {name: _and_progress(partial(call_seconds, call), progress) for name, call in calls.items()}
-        for _ in range(ROUNDS)
-    ]
+    rounds = []
+    for _ in range(ROUNDS):
+        rounds.append({name: call_seconds(call) for name, call in calls.items()})
+        progress(len(calls))
     speeds = {name: count / statistics.median(each[name] for each in rounds) for name in calls}
     ratio = statistics.median(each["onnxruntime_in_turn"] / each["bundle"] for each in rounds)
     return {"images": count, "different_images": min(count, len(sources)), **speeds, "ratio": ratio}
@@ -205,12 +207,6 @@ def call_seconds(call: Callable[[], object]) -> float:
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
-
-
-def _and_progress(call: Callable[[], T], progress: Progress) -> T:
-    result = call()
-    progress(1)
-    return result
 
 
 def measure_costs(plans: Mapping[str, Sequence[PlannedMember]], sources: Sequence[ImageSource], log: Log) -> Costs:

@@ -129,8 +129,7 @@ def infer_to_file(
     process.
     """
     _check_externals(inputs, ensemble)
-    key = _key(inputs, ensemble, options)
-    journal, changed = open_journal(workdir, key, ensemble.runner_names, inputs.count)
+    journal, changed = open_journal(workdir, _key(inputs, ensemble, options), ensemble.runner_names, inputs.count)
     if changed:
         log(f"Starting anew: changed since {workdir.name} was begun: {', '.join(changed)}.")
     shards = journal.missing_shards()
