@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from ensemble.core.errors import ArtifactError
 
@@ -167,6 +168,22 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # it was moved, or could never be made
             temporary.unlink()
+
+
+@contextmanager
+def file_lock(path: Path, held: str, remedy: str) -> Iterator[None]:
+    """Hold a lock file in the block; ArtifactError with `held` where another process does, else with a `remedy`."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ArtifactError(held) from None
+    except (OSError, NotImplementedError) as error:
+        raise ArtifactError(f"cannot lock {path}: {getattr(error, 'strerror', None) or error}; {remedy}") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def clear_unfinished(path: Path) -> None:

@@ -160,7 +160,9 @@ def infer(
     speed = f", {result.images_per_second:,.1f} images per second" if result.images_per_second else ""
     click.echo(f"{result.scored} images scored -> {click.format_filename(output)}{speed}")
     if result.exits:
-        click.echo(pipeline.describe_exits(result.exits))
+        total = max(sum(result.exits.values()), 1)
+        shares = (f"{count / total:.1%} after {name}" for name, count in result.exits.items())
+        click.echo(f"Left the cascade: {', '.join(shares)}")
     if result.listing is None:
         return 0
     listing = click.format_filename(result.listing)

@@ -46,7 +46,12 @@ def load_model(
     if run is not None:
         if positive:
             raise _not_a_classifier(source)
-        _refuse_externals(run)
+        externals = [name for name in read_stacker(run).members if external.is_external(run, name)]
+        if externals:
+            raise ArtifactError(
+                f"{join_limited(externals)} was trained elsewhere and only its scores are known, so it cannot "
+                f"score these images; stack without it to evaluate: python cli.py stack --run {run}"
+            )
         if onnx:
             bundle.current_bundle(run)
         ensemble = load_run(run, onnx, options, log)
@@ -70,13 +75,3 @@ def load_model(
 
 def _not_a_classifier(source: str | None) -> ArtifactError:
     return ArtifactError(f"{source} is no single classifier, and knows what AI-made means: leave out --model-positive")
-
-
-def _refuse_externals(run: Path) -> None:
-    """ArtifactError for a stack with members of which only scores are known."""
-    externals = [name for name in read_stacker(run).members if external.is_external(run, name)]
-    if externals:
-        raise ArtifactError(
-            f"{join_limited(externals)} was trained elsewhere and only its scores are known, so it cannot "
-            f"score these images; stack without it to evaluate: python cli.py stack --run {run}"
-        )

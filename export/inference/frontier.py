@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -97,6 +96,7 @@ def compute_frontier(
         raise ArtifactError("no stack of these members tells ai from real beyond chance on half of the held-out images")
     tried = [*stacks, *frontier.cascade_points(study, list(best_stacks), costs)]
     best, left_out = frontier.select_frontier(tried, fit)
+    uncertified = {key for key, each in values.get("precisions", {}).items() if not each["certified"]}
     full = min((point for point in stacks if point.members == own.members), key=lambda point: point.milliseconds)
     other_half = study.rows.groups[~study.first]
     return Frontier(
@@ -109,7 +109,7 @@ def compute_frontier(
         groups=len(np.unique(other_half)),
         left_out=left_out,
         made_from=made_from,
-        uncertified=frozenset(key for key, plan in plans.items() if not all(_is_certified(values, m) for m in plan)),
+        uncertified=frozenset(key for key, plan in plans.items() if any(str(m.setting) in uncertified for m in plan)),
         proven=logits is not None,
     )
 
@@ -160,10 +160,6 @@ def _plans(folder: Path, options: RuntimeOptions, log: Log) -> Plans:
             precision: plan for precision, plan in plans.items() if precision != "fp32"
         }
     return plans
-
-
-def _is_certified(values: Mapping[str, Any], member: PlannedMember) -> bool:
-    return bool(values.get("precisions", {}).get(str(member.setting), {"certified": True})["certified"])
 
 
 def _fitter(

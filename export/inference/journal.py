@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
@@ -138,21 +137,17 @@ def locked_workdir(output: Path) -> Iterator[Path]:
     if os.path.isdir(folder) and not (folder / LOCK).exists() and any(folder.iterdir()):
         raise ArtifactError(f"{folder} is in the way and no journal of infer; move it, or choose another --output")
     artifacts.ensure_folder(folder)
-    lock = FileLock(folder / LOCK)
+    held = f"another infer is writing {output}; wait for it, or choose another --output"
     try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise ArtifactError(f"another infer is writing {output}; wait for it, or choose another --output") from None
-    except OSError as error:
-        raise ArtifactError(f"cannot lock {folder / LOCK}: {error.strerror}; choose another --output") from None
-    try:
-        for temporary in folder.glob("*.tmp"):  # of killed writers: no other process writes here now
-            temporary.unlink(missing_ok=True)
-        yield folder
+        with artifacts.file_lock(folder / LOCK, held, "choose another --output"):
+            for temporary in folder.glob("*.tmp"):  # of killed writers: no other process writes here now
+                temporary.unlink(missing_ok=True)
+            try:
+                yield folder
+            finally:
+                if not (folder / JOURNAL).exists():
+                    _clear(folder)
     finally:
-        if not (folder / JOURNAL).exists():
-            _clear(folder)
-        lock.release()
         with suppress(OSError):  # not empty: the journal stays, or another process has locked the folder
             folder.rmdir()
 

@@ -1,6 +1,6 @@
 """The `infer` job: read the inputs, load an ensemble, score every image, write the output and its provenance."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,12 +151,6 @@ def describe_cascade(cascade: Cascade) -> list[str]:
     elif report.loss.high > cascade.tolerance:
         lines.append(f"  These images are too few to show that no more than {cascade.tolerance:g} is lost.")
     return lines
-
-
-def describe_exits(exits: Mapping[str, int]) -> str:
-    """How many of the scored images left the cascade after each member, in one line. exits: of `InferResult`."""
-    total = max(sum(exits.values()), 1)
-    return f"Left the cascade: {', '.join(f'{count / total:.1%} after {name}' for name, count in exits.items())}"
 
 
 def check_output(output: Path, inputs: Iterable[Location]) -> None:

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError
 from export.bundle import bundle
@@ -104,19 +102,15 @@ def make_kernel(folder: Path, source: Path, options: KernelOptions, target: Whee
 @contextmanager
 def _folder_lock(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process alone, and remove what killed processes left unfinished in it."""
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise ArtifactError(f"another kaggle-kernel is making {folder}; wait for it, or choose another DIR") from None
-    try:
+    held = f"another kaggle-kernel is making {folder}; wait for it, or choose another DIR"
+    with artifacts.file_lock(folder / LOCK, held, "choose another DIR"):
         for unfinished in folder.glob(f"{TEMPORARY_PREFIX}*"):
             shutil.rmtree(unfinished, ignore_errors=True)
-        yield
-    finally:
-        with suppress(OSError):  # Windows cannot delete an open file
-            (folder / LOCK).unlink()
-        lock.release()
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows cannot delete an open file
+                (folder / LOCK).unlink()
 
 
 def _check_bundle(source: Path, uncertified: bool) -> None:
