@@ -52,9 +52,13 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 run = click.option(
     "--run", type=FOLDER, default=Path("runs/default"), help="Folder of the run: data set, members, stacker, bundle."
 )
-members = click.option(
-    "--members", metavar="A,B,...", callback=name_list, help="Only these members.  [default: every member of the run]"
-)
+
+
+def members(help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """--members A,B,... as a tuple of names."""
+    return click.option("--members", metavar="A,B,...", callback=name_list, help=help)
+
+
 device = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="auto takes a GPU where there is one."
 )

@@ -32,7 +32,7 @@ def _externals(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 
 @click.command("stack")
 @options.run
-@options.members
+@options.members("Only these members.  [default: every member of the run]")
 @click.option(
     "--kind",
     type=click.Choice(["logistic", "nonnegative", "mean", "best"]),

@@ -94,13 +94,11 @@ def _print(rows: Sequence[Mapping[str, Any]], speeds: Mapping[str, Any], descrip
     if roofs:
         click.echo(f"Roof: a large matrix product makes {' and '.join(sorted(roofs))} here.")
     click.echo(f"\n{speeds['images']} of {description}, all members, images a second:")
-    options.table(
-        pd.DataFrame(
-            [
-                {"what": "preparing pixels alone", "images/s": f"{speeds['preparing']:.1f}"},
-                {"what": "end to end", "images/s": f"{speeds['bundle']:.1f}"},
-                {"what": "ONNX Runtime fp32 in turn", "images/s": f"{speeds['onnxruntime_in_turn']:.1f}"},
-            ]
-        )
-    )
+    what = {
+        "preparing": "preparing pixels alone",
+        "bundle": "end to end",
+        "onnxruntime_in_turn": "ONNX Runtime fp32 in turn",
+    }
+    lines = [{"what": text, "images/s": f"{speeds[name]:.1f}"} for name, text in what.items()]
+    options.table(pd.DataFrame(lines))
     click.echo(f"End to end is {speeds['ratio']:.2f} times as fast as ONNX Runtime's sessions run in turn.")

@@ -19,12 +19,7 @@ CELLS = 16  # of a heat map in JSON, along its longer side
 @click.command("explain")
 @click.argument("image", type=click.Path(path_type=Path))
 @options.run
-@click.option(
-    "--members",
-    metavar="A,B,...",
-    callback=options.name_list,
-    help="Heat maps of these members only.  [default: every member of the stack]",
-)
+@options.members("Heat maps of these members only.  [default: every member of the stack]")
 @file_option("--output", default="explain.png", help="Picture to write.")
 @click.option(
     "--json",

@@ -1,6 +1,6 @@
 """Load an ensemble: a run's torch members, a bundle, or a single classifier. A bundle needs no torch."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,6 @@ from ensemble.core.log import Log, no_log
 from ensemble.core.names import RESERVED
 from ensemble.models import external
 from ensemble.models.runner import Runner
-from ensemble.stacking.cascade import Cascade
 from ensemble.stacking.cascade_fit import check_rows, fit_cascade, subsample
 from ensemble.stacking.stack import fingerprint, read_stacker
 from ensemble.stacking.stacker import Stacker
@@ -82,30 +81,24 @@ def load_bundle(folder: Path, runtime: RuntimeOptions = DEFAULT_RUNTIME, log: Lo
 def open_plan(
     folder: Path, plan: Plan, runtime: RuntimeOptions, log: Log, machine: Machine
 ) -> tuple[Plan, list[Runner]]:
-    """A bundle's plan and its members, ready to run. `runtime.cascade` fits a new cascade to this machine's speed."""
+    """A bundle's plan and its members, ready to run.
+
+    `runtime.cascade`, the loss in AUROC to allow, fits a new cascade to this machine's speed, on the held-out logits
+    that the bundle holds.
+    """
     runners = [open_member(member, log) for member in plan.members]
     if runtime.cascade is not None:
         seconds = {
             member.name: autotune.seconds_per_image(opened, member.setting, member.sha256, machine)
             for member, opened in zip(plan.members, runners, strict=True)
         }
-        plan = replace(plan, cascade=fit_bundle_cascade(folder, plan.stacker, seconds, runtime.cascade, log))
+        members = plan.stacker.members
+        milliseconds = {name: 1000 * seconds.get(name, 0.0) for name in members}  # those looked up by id take none
+        rows = read_rows(folder, members)
+        check_rows(rows)
+        log(f"Fitting the cascade on {len(subsample(rows).labels):,} held-out images")
+        plan = replace(plan, cascade=fit_cascade(plan.stacker, rows, milliseconds, runtime.cascade))
     return plan, runners
-
-
-def fit_bundle_cascade(
-    folder: Path, stacker: Stacker, seconds: Mapping[str, float], tolerance: float, log: Log
-) -> Cascade:
-    """A cascade fitted on the held-out logits that the bundle holds.
-
-    seconds: of each member for one image; a member that is not named is looked up, and takes none.
-    tolerance: the loss in AUROC to allow.
-    """
-    milliseconds = {name: 1000 * seconds.get(name, 0.0) for name in stacker.members}
-    rows = read_rows(folder, stacker.members)
-    check_rows(rows)
-    log(f"Fitting the cascade on {len(subsample(rows).labels):,} held-out images")
-    return fit_cascade(stacker, rows, milliseconds, tolerance)
 
 
 def build_ensemble(folder: Path, plan: Plan, runners: Iterable[Runner]) -> Ensemble:

@@ -80,7 +80,10 @@ def collect_wheels(folder: Path, target: WheelTarget, gpu: bool) -> list[Path]:
     info = _metadata(own)
     if target.python not in Requirement(f"python{info['Requires-Python']}").specifier:
         raise UnavailableError(f"--python {target.python}: manyeyes needs Python {info['Requires-Python']}")
-    requirements = _own_requirements(info, target, gpu)
+    extras = ("", "cuda") if gpu else ("",)
+    requirements = [_without_marker(requirement) for requirement in _active_requirements(info, extras, target)]
+    if not gpu:
+        requirements = [text.replace("onnxruntime-gpu", "onnxruntime") for text in requirements]
     roots = [Requirement(text) for text in requirements]
     for _ in range(MAX_ROUNDS):
         with tempfile.TemporaryDirectory(dir=folder) as downloads:
@@ -114,23 +117,14 @@ def pack_installed(name: str, folder: Path) -> Path:
         if ".." not in file.parts and file.suffix != ".pyc" and file.name not in excluded
     ]
     info = next(path.partition("/")[0] for path, _ in files if path.endswith(".dist-info/METADATA"))
-    lines = [f"{path},sha256={_record_hash(data)},{len(data)}" for path, data in files] + [f"{info}/RECORD,,"]
+    hashes = [base64.urlsafe_b64encode(sha256(data).digest()).rstrip(b"=").decode() for _, data in files]
+    lines = [f"{path},sha256={hash},{len(data)}" for hash, (path, data) in zip(hashes, files, strict=True)]
+    lines.append(f"{info}/RECORD,,")
     wheel = folder / f"{info.removesuffix('.dist-info')}-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
         for path, data in [*files, (f"{info}/RECORD", "\n".join([*lines, ""]).encode())]:
             archive.writestr(path, data)
     return wheel
-
-
-def _record_hash(data: bytes) -> str:
-    return base64.urlsafe_b64encode(sha256(data).digest()).rstrip(b"=").decode()
-
-
-def _own_requirements(info: Message, target: WheelTarget, gpu: bool) -> list[str]:
-    """Our own wheel's requirements on the target, without their markers."""
-    extras = ("", "cuda") if gpu else ("",)
-    requirements = [_without_marker(requirement) for requirement in _active_requirements(info, extras, target)]
-    return requirements if gpu else [text.replace("onnxruntime-gpu", "onnxruntime") for text in requirements]
 
 
 def _without_marker(requirement: Requirement) -> str:
