@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
-from itertools import cycle, islice
+from itertools import cycle, islice, product
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +105,10 @@ def end_to_end(
         "preparing": lambda: score_images(chosen, noops, device),
         "onnxruntime_in_turn": lambda: sequential_baseline(chosen, baseline),
     }
-    rounds = []
-    for _ in range(ROUNDS):
-        rounds.append({name: call_seconds(call) for name, call in calls.items()})
-        progress(len(calls))
+    rounds: list[dict[str, float]] = [{} for _ in range(ROUNDS)]
+    for seconds, (name, call) in product(rounds, calls.items()):
+        seconds[name] = call_seconds(call)
+        progress(1)
     speeds = {name: count / statistics.median(each[name] for each in rounds) for name in calls}
     ratio = statistics.median(each["onnxruntime_in_turn"] / each["bundle"] for each in rounds)
     return {"images": count, "different_images": min(count, len(sources)), **speeds, "ratio": ratio}
