@@ -136,7 +136,9 @@ def _genimage(path: Path) -> Layout | None:
                 if all((inner / "train" / name).is_dir() for name in ("ai", "nature")):
                     without.append(inner)
                 continue
-            name = _genimage_name(folder if folder != path else inner)
+            named = (folder if folder != path else inner).resolve().name
+            plain = "".join(letter for letter in named.casefold() if letter.isalnum())
+            name = next((name for key, name in GENIMAGE.items() if plain.endswith(key)), named)
             if all(part.folder != inner / "val" / "ai" for part in parts):
                 parts.append(Part(inner / "val" / "nature", 0, name))
                 parts.append(Part(inner / "val" / "ai", 1, name, name))
@@ -148,24 +150,17 @@ def _genimage(path: Path) -> Layout | None:
     return Layout("GenImage", path, tuple(parts), tuple(notes))
 
 
-def _genimage_name(folder: Path) -> str:
-    plain = "".join(letter for letter in folder.resolve().name.casefold() if letter.isalnum())
-    matches = [name for key, name in GENIMAGE.items() if plain.endswith(key)]
-    return matches[0] if matches else folder.resolve().name
-
-
 def _fake_image_dataset(path: Path, options: ReadOptions) -> Layout | None:
     """ImageData/val/NAME/, ai each of them; folders of reals beside them get their class by name or by --classes."""
     candidates = [path / "ImageData" / "val", path / "val", path]
-    folder = next(
-        (each for each in candidates if any(child.name in FAKE_IMAGE_DATASET for child in _folders(each))), None
-    )
+    folder = next((each for each in candidates if FAKE_IMAGE_DATASET.keys() & {c.name for c in _folders(each)}), None)
     if folder is None:
         return None
-    ours = [child for child in _folders(folder) if child.name in FAKE_IMAGE_DATASET]
-    parts = [Part(child, 1, child.name, FAKE_IMAGE_DATASET[child.name]) for child in ours]
-    for child in _folders(folder):
-        if child in ours:
+    children = _folders(folder)
+    known = [child for child in children if child.name in FAKE_IMAGE_DATASET]
+    parts = [Part(child, 1, child.name, FAKE_IMAGE_DATASET[child.name]) for child in known]
+    for child in children:
+        if child in known:
             continue
         try:
             label = class_labels([child.name], options.classes, options.positive, one_will_do=True)[child.name]

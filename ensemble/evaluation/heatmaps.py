@@ -32,6 +32,10 @@ MAX_SIDE_PIXELS = 512  # longer side of a heat map, in pixels
 SPECIAL_TOKENS = 16  # at most so many stand before the places: a class token, registers
 COVERED = 8  # an image without layers of places is covered in as many columns and rows
 OPACITY = 0.65  # of the heat at its hottest
+COLUMNS = 4  # of a figure
+PANEL = 3.2  # width of a picture, in inches
+LETTERS = 44  # of a name, so many fit above its picture
+INK, QUIET = "#333333", "#777777"
 # Inside attention and perceptrons, or changing nothing: their layer's output says what they do to it.
 SKIPPED = (nn.Linear, nn.Dropout, nn.Identity, nn.Softmax)
 
@@ -183,12 +187,6 @@ def _layout(output: torch.Tensor, patches: int) -> TokenLayout | None:
     return TokenLayout(side, first, channels_first=False) if side > 1 and first <= SPECIAL_TOKENS else None
 
 
-COLUMNS = 4
-PANEL = 3.2  # width of a picture, in inches
-LETTERS = 44  # of a name, so many fit above its picture
-INK, QUIET = "#333333", "#777777"
-
-
 @dataclass(frozen=True)
 class Panel:
     """A picture, what stands above it in strong letters, and the line below that."""
@@ -216,15 +214,15 @@ def write_figure(panels: Sequence[Panel], title: str, note: str, path: Path) -> 
         hspace=0.55 / tall,
         wspace=0.05,
     )
-    for place in axes:
-        place.set_axis_off()
-    for place, panel in zip(axes, panels, strict=False):
-        _draw(place, panel)
-    places: dict[str, Any] = {"x": 0.2 / size[0], "parse_math": False}
+    for cell in axes:
+        cell.set_axis_off()
+    for cell, panel in zip(axes, panels, strict=False):
+        _draw(cell, panel)
+    style: dict[str, Any] = {"x": 0.2 / size[0], "parse_math": False}
     figure.text(
-        y=1 - 0.3 / size[1], s=printable_text(title, 30 * columns), color=INK, fontsize=12, va="center", **places
+        y=1 - 0.3 / size[1], s=printable_text(title, 30 * columns), color=INK, fontsize=12, va="center", **style
     )
-    figure.text(y=0.2 / size[1], s=printable_text(note, 60 * columns), color=QUIET, fontsize=8, va="center", **places)
+    figure.text(y=0.2 / size[1], s=printable_text(note, 60 * columns), color=QUIET, fontsize=8, va="center", **style)
     with artifacts.replacing(path) as temporary:
         canvas.print_png(temporary, metadata={"Software": None})
 

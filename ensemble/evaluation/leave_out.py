@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ensemble.core import artifacts
-from ensemble.core.bootstrap import percentile_interval, score_intervals
+from ensemble.core.bootstrap import score_intervals
 from ensemble.core.errors import ArtifactError, DataError, join_limited
 from ensemble.core.metrics import Interval, sigmoid
 from ensemble.evaluation.leakage import UNSEEN
@@ -74,41 +74,26 @@ def leave_out_generators(run: Path, clean: pd.DataFrame, stacker: Stacker, seed:
     generator = frame.loc[rows["id"], "generator"].to_numpy(dtype=object)
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy(dtype=str)
     columns = [LOGIT_PREFIX + name for name in stacker.members]
+
+    def auroc(fitted: Stacker, scored: pd.DataFrame) -> Interval:
+        p = sigmoid(fitted.logit(scored[columns].to_numpy()))
+        groups = scored["group"].to_numpy(dtype=str)
+        return score_intervals(scored["label"].to_numpy(), p, groups, seed=seed, names=["auroc"])["auroc"]
+
     lines = []
     for name in known:
         own = (generator == name) & (labels == 1)
         scored = clean[(clean["label"] == 0) | (clean["generator"] == name)]
-        refitted = _refit(stacker, logits[~own], labels[~own], groups[~own]) if own.any() else stacker
-        lines.append(
-            LeftOutGenerator(
-                name,
-                int((scored["label"] == 1).sum()),
-                int(own.sum()),
-                known[name],
-                _auroc(stacker, scored, columns, seed),
-                _auroc(refitted, scored, columns, seed)
-                if refitted is not None
-                else percentile_interval(np.nan, np.empty(0)),
-            )
-        )
+        full = without = auroc(stacker, scored)
+        if own.any():
+            try:
+                refitted = fit_stacker(stacker.members, logits[~own], labels[~own], groups[~own], stacker.method)
+                without = auroc(refitted, scored)
+            except ArtifactError:  # the rows do not suffice
+                without = Interval(np.nan, np.nan, np.nan)
+        images = int((scored["label"] == 1).sum())
+        lines.append(LeftOutGenerator(name, images, int(own.sum()), known[name], full, without))
     return lines
-
-
-def _refit(stacker: Stacker, logits: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Stacker | None:
-    """A stacker of the same kind on fewer rows; None where they do not suffice."""
-    if len(set(labels)) < 2:
-        return None
-    try:
-        return fit_stacker(stacker.members, logits, labels, groups, stacker.method)
-    except ArtifactError:
-        return None
-
-
-def _auroc(stacker: Stacker, rows: pd.DataFrame, columns: Sequence[str], seed: int) -> Interval:
-    p = sigmoid(stacker.logit(rows[columns].to_numpy()))
-    return score_intervals(rows["label"].to_numpy(), p, rows["group"].to_numpy(dtype=str), seed=seed, names=["auroc"])[
-        "auroc"
-    ]
 
 
 def training_commands(run: Path, generators: Sequence[str]) -> list[str]:

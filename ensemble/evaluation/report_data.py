@@ -127,14 +127,11 @@ def robustness(rows: ScoredImages, stacker: Stacker) -> pd.DataFrame | None:
 def counts(frame: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
     """Images and groups of a run's data set by split and class, by source and by generator."""
     named = frame.assign(of=np.where(frame["label"] == 1, "ai", "real"))
-    tables = {}
+    tables: dict[str, list[Any]] = {}
     for column in ("split", "source", "generator"):
         part = named.assign(name=named[column].fillna("not named").astype(str))
-        table = [
-            {"name": name, "of": of, "images": len(rows), "groups": rows["group"].nunique()}
-            for (name, of), rows in part.groupby(["name", "of"], sort=True)
-        ]
-        tables[column] = sorted(table, key=itemgetter("images"), reverse=True)
+        table = part.groupby(["name", "of"]).agg(images=("label", "size"), groups=("group", "nunique")).reset_index()
+        tables[column] = table.sort_values("images", ascending=False, kind="stable").to_dict("records")
     return tables
 
 

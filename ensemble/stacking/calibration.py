@@ -55,13 +55,13 @@ def _fit(kind: str, logits: np.ndarray, labels: np.ndarray, reason: str = "") ->
 
     scaled = kind == "temperature"
     limit = 8.0 if scaled else 40.0
-    found = minimize_scalar(
+    solution = minimize_scalar(
         lambda value: _losses(labels, calibration(value).apply(logits)).mean(),
         bounds=(-limit, limit),
         method="bounded",
         options={"xatol": 1e-6},
     )
-    return calibration(float(found.x))
+    return calibration(float(solution.x))
 
 
 def _losses(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:

@@ -96,11 +96,6 @@ def fit_steps(data: CascadeData, folds: Sequence[np.ndarray], tolerance: float, 
     return best
 
 
-def order_by_cost(data: CascadeData) -> tuple[str, ...]:
-    """The members from cheap to expensive."""
-    return tuple(data.members[k] for k in np.argsort(data.milliseconds, kind="stable"))
-
-
 def order_by_gain(data: CascadeData) -> tuple[str, ...]:
     """Greedy order: next is the member that explains most variance of the full stack's logit a millisecond.
 
@@ -225,7 +220,8 @@ def fit_cascade(
     rows = subsample(rows, seed)
     costs = np.array([milliseconds[name] for name in stacker.members])
     data = CascadeData(stacker.members, rows.logits, rows.labels, rows.groups, stacker.logit(rows.logits), costs)
-    orders = [data.select(order) for order in dict.fromkeys([order_by_cost(data), order_by_gain(data)])]
+    by_cost = tuple(sorted(data.members, key=milliseconds.__getitem__))
+    orders = [data.select(order) for order in dict.fromkeys([by_cost, order_by_gain(data)])]
     fitted = [(ordered, _fit(ordered, tolerance, seed)) for ordered in orders]
     data, steps = min(fitted, key=lambda each: each[0].mean_milliseconds(each[1]))  # of equal ones the first
     logits, exits = np.empty(len(rows.labels)), np.empty(len(rows.labels), dtype=int)

@@ -164,7 +164,9 @@ class EarlyExitScheduler(Generic[T]):
         """Chunks whose rows are all done, as long as the first is; last: the rest may be less than a chunk."""
         rows, chunk = self.rows, self._chunk
         while rows and (last or len(rows) >= chunk) and all(row.done for row in islice(rows, chunk)):
-            yield _scored([rows.popleft() for _ in range(min(chunk, len(rows)))])
+            done = [rows.popleft() for _ in range(min(chunk, len(rows)))]
+            errors = {position: row.error for position, row in enumerate(done) if row.error is not None}
+            yield LogitBatch(np.stack([row.logits for row in done]), errors)
 
     def _run_batch(self, index: int, rows: Sequence[_Row[T]]) -> None:
         """Run one runner on rows, and let them go on to the next."""
@@ -230,8 +232,3 @@ def rows_per_batch(runner: Runner, total: int) -> int:
 
 def _image_bytes(image: Image) -> int:
     return 4 * image.width * image.height  # Pillow pads RGB
-
-
-def _scored(rows: Sequence[_Row[T]]) -> LogitBatch:
-    errors = {position: row.error for position, row in enumerate(rows) if row.error is not None}
-    return LogitBatch(np.stack([row.logits for row in rows]), errors)

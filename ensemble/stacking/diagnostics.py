@@ -25,6 +25,8 @@ from ensemble.stacking.scores import ModelScores, format_signed, score_models
 
 TIMED_IMAGES = 8  # of one timed batch
 TIMED_RUNS = 5
+WEIGHT_DRAWS = 200
+COLLINEAR_CORRELATION = 0.98
 
 
 def drop_each_member(data: StackingData, method: str, calibration: str, held: StackLogits) -> list[ModelScores]:
@@ -34,17 +36,17 @@ def drop_each_member(data: StackingData, method: str, calibration: str, held: St
     """
     if len(data.members) < 2:
         raise DataError("--drop-one needs two members or more; train another, or leave it out")
-    found = {"all members": held}
+    stacks = {"all members": held}
     for name in tqdm(data.members, desc="drop-one", unit="member", leave=False, disable=None):
         rest = data.select([other for other in data.members if other != name])
-        found[name] = stack_scores(rest, method, calibration)
-    p = {name: metrics.sigmoid(scores.calibrated) for name, scores in found.items()}
-    ranking = {name: metrics.sigmoid(scores.raw) for name, scores in found.items()}
+        stacks[name] = stack_scores(rest, method, calibration)
+    p = {name: metrics.sigmoid(scores.calibrated) for name, scores in stacks.items()}
+    ranking = {name: metrics.sigmoid(scores.raw) for name, scores in stacks.items()}
     return score_models(p, "all members", data.scored.labels, data.scored.groups, ranking)
 
 
 def drop_one_table(lines: Sequence[ModelScores], cost: Mapping[str, float]) -> pd.DataFrame:
-    """`without_each` and milliseconds an image, as text."""
+    """The lines of `drop_each_member` and milliseconds an image, as text."""
     return pd.DataFrame(
         {
             "without": [line.name if line.auroc_difference else "(none)" for line in lines],
@@ -94,10 +96,6 @@ def milliseconds_per_image(
     return float(np.median(taken)) * 1000 / count
 
 
-WEIGHT_DRAWS = 200
-COLLINEAR_CORRELATION = 0.98
-
-
 def weight_intervals(
     method: str, logits: np.ndarray, labels: np.ndarray, groups: np.ndarray, inverse_penalty: float, seed: int = 0
 ) -> list[Interval] | None:
@@ -113,13 +111,10 @@ def weight_intervals(
     with single_threaded_blas():
         for _ in range(WEIGHT_DRAWS):
             counts = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))[codes]
-            if len(np.unique(labels[counts > 0])) == 2:
-                rows = counts > 0
-                drawn.append(
-                    solve_weights(method, logits[rows], labels[rows], inverse_penalty, counts[rows].astype(np.float64))[
-                        0
-                    ]
-                )
+            rows = counts > 0
+            if len(np.unique(labels[rows])) == 2:
+                weights = counts[rows].astype(np.float64)
+                drawn.append(solve_weights(method, logits[rows], labels[rows], inverse_penalty, weights)[0])
         coef, _ = solve_weights(method, logits, labels, inverse_penalty)
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0) if drawn else np.full((2, len(coef)), np.nan)
     return [Interval(*map(float, values)) for values in zip(coef, low, high, strict=True)]

@@ -44,11 +44,25 @@ def fit_stacker(
     calibration: str = "none",
 ) -> Stacker:
     """Fit on held-out logits [N, members]; the penalty is chosen by grouped cross-validation."""
+    return fit_on_folds(names, logits, labels, groups, grouped_folds(labels, groups), method, calibration)[0]
+
+
+def fit_on_folds(
+    names: Sequence[str],
+    logits: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    folds: Sequence[Fold],
+    method: str,
+    calibration: str,
+) -> tuple[Stacker, float]:
+    """As `fit_stacker`, with known folds; also returns the inverse penalty chosen."""
     with single_threaded_blas():
-        folds = grouped_folds(labels, groups)
         fitted = fit_weights(method, logits, labels, folds)
-        found = fit_calibration(calibration, fitted.oof_logits, labels, groups, folds)
-    return Stacker(tuple(names), tuple(fitted.coef.tolist()), fitted.intercept, method=method, calibration=found)
+        calibrator = fit_calibration(calibration, fitted.oof_logits, labels, groups, folds)
+    coef = tuple(fitted.coef.tolist())
+    stacker = Stacker(tuple(names), coef, fitted.intercept, method=method, calibration=calibrator)
+    return stacker, fitted.inverse_penalty
 
 
 def nested_cv_logits(
@@ -70,8 +84,8 @@ def nested_cv_logits(
             rows, held = nest.fit, nest.held_out
             fitted = fit_weights(method, logits[rows], labels[rows], nest.inner)
             raw[held] = logits[held].astype(np.float64) @ fitted.coef + fitted.intercept
-            found = fit_calibration(calibration, fitted.oof_logits, labels[rows], groups[rows], nest.inner)
-            calibrated[held] = found.apply(raw[held])
+            calibrator = fit_calibration(calibration, fitted.oof_logits, labels[rows], groups[rows], nest.inner)
+            calibrated[held] = calibrator.apply(raw[held])
     return StackLogits(raw, calibrated)
 
 
@@ -110,10 +124,10 @@ def solve_weights(
         return np.eye(count)[np.argmax([auroc(labels, column) for column in logits.T])], 0.0
     # Equal columns are fitted as one and share its weight: split, a penalty on squares would weigh them more.
     first = np.array([next(k for k in range(count) if np.array_equal(logits[:, k], column)) for column in logits.T])
-    kept, place, copies = np.unique(first, return_inverse=True, return_counts=True)
+    distinct, position, copies = np.unique(first, return_inverse=True, return_counts=True)
     least = _logistic if method == "logistic" else _nonnegative
-    coef, intercept = least(logits[:, kept].astype(np.float64), labels, inverse_penalty, weights)
-    return (coef / copies)[place], intercept
+    coef, intercept = least(logits[:, distinct].astype(np.float64), labels, inverse_penalty, weights)
+    return (coef / copies)[position], intercept
 
 
 def _logistic(
@@ -146,5 +160,5 @@ def _nonnegative(
     start = np.zeros(logits.shape[1] + 1)
     bounds = [(0.0, None)] * logits.shape[1] + [(None, None)]
     options = {"maxiter": 1000, "gtol": 1e-6}
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
-    return found.x[:-1], float(found.x[-1])
+    solution = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    return solution.x[:-1], float(solution.x[-1])

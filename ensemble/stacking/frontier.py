@@ -12,6 +12,7 @@ Needs scikit-learn. What an image costs is measured by the caller.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import TypeVar
@@ -22,10 +23,9 @@ from tqdm import tqdm
 from ensemble.core import bootstrap
 from ensemble.core.errors import ArtifactError, ManyeyesError
 from ensemble.core.metrics import Interval, auroc, sigmoid
-from ensemble.stacking.calibration import fit_calibration
 from ensemble.stacking.cascade import Cascade
 from ensemble.stacking.cascade_fit import MORE_ROWS_HINT, describe_missing_groups, fit_cascade, split_halves
-from ensemble.stacking.fit import cross_val_logits, fit_weights, nested_cv_logits, solve_weights
+from ensemble.stacking.fit import cross_val_logits, fit_on_folds, fit_weights, nested_cv_logits, solve_weights
 from ensemble.stacking.grouped_cv import Fold, NestedFold, grouped_folds, single_threaded_blas
 from ensemble.stacking.logit_table import LabelledLogits, cross_validated
 from ensemble.stacking.stacker import Stacker
@@ -132,7 +132,15 @@ def prepare_study(rows: LabelledLogits, own: Stacker) -> Study:
     if len(own.members) < 2:
         raise ArtifactError("the bundle has one member: there is nothing to choose from; train another, and stack")
     first = split_halves(rows.labels, rows.groups)
-    _check(rows, first)
+    if len(rows.labels) < MIN_ROWS:
+        raise ArtifactError(
+            f"frontier chooses on {MIN_ROWS} held-out images or more, and here are {len(rows.labels)}: {MORE_ROWS_HINT}"
+        )
+    if missing := describe_missing_groups(rows, (first, ~first), MIN_GROUPS):
+        raise ArtifactError(
+            "frontier chooses on half of the held-out images and reports on the other half; one half has "
+            f"{missing}, and {MIN_GROUPS} are needed: {MORE_ROWS_HINT}"
+        )
     rows = replace(rows, groups=rows.groups.astype(str))
     data = cross_validated(rows)
     half = rows.subset(first)
@@ -170,13 +178,11 @@ def subset_points(study: Study, costs: Costs) -> list[Point]:
 def cascade_points(study: Study, points: Sequence[Point], costs: Costs) -> list[Point]:
     """The points of two members or more with a cascade, for each of TOLERANCES that holds."""
     jobs = [(point, tolerance) for point in points if len(point.members) > 1 for tolerance in TOLERANCES]
-    found = []
+    cascades = []
     for point, tolerance in tqdm(jobs, desc="cascades", unit="cascade", leave=False, disable=None):
-        try:
-            found.append(_with_cascade(study, point, costs, tolerance))
-        except ArtifactError:  # it loses more
-            continue
-    return found
+        with suppress(ArtifactError):  # it loses more
+            cascades.append(_with_cascade(study, point, costs, tolerance))
+    return cascades
 
 
 def _with_cascade(study: Study, point: Point, costs: Costs, tolerance: float) -> Point:
@@ -233,7 +239,7 @@ def search_subsets(members: Sequence[str], measure: Callable[[tuple[str, ...]], 
     """What `measure` says of subsets of the members.
 
     Every subset of up to eight members. Of more, greedy forward selection: the subsets that are
-    found by adding, again and again, the member that raises the AUROC most.
+    reached by adding, again and again, the member that raises the AUROC most.
     """
     if len(members) <= EXHAUSTIVE_MEMBERS:
         subsets = [chosen for size in range(1, len(members) + 1) for chosen in combinations(members, size)]
@@ -258,15 +264,15 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
 
 
 def drop_uncertain(front: Sequence[Point]) -> list[Point]:
-    """Of a Pareto front, the points that are `better` than the one kept before them, or than chance.
+    """Of a Pareto front, the points that are `is_better` than the last one retained, or than chance.
 
     A point that is dropped here has all the same taken what is slower and less accurate off the front.
     """
-    kept: list[Point] = []
+    retained: list[Point] = []
     for point in front:
-        if is_better(point, kept[-1] if kept else None):
-            kept.append(point)
-    return kept
+        if is_better(point, retained[-1] if retained else None):
+            retained.append(point)
+    return retained
 
 
 def is_better(slow: Point, fast: Point | None) -> bool:
@@ -281,11 +287,11 @@ def is_better(slow: Point, fast: Point | None) -> bool:
 
 def drop_equal_speeds(points: Sequence[Point]) -> list[Point]:
     """Of points from the fastest, each more accurate: the most accurate of those whose speeds are as good as equal."""
-    kept: list[Point] = []
+    retained: list[Point] = []
     for point in reversed(points):
-        if not kept or point.milliseconds * SAME_SPEED_RATIO < kept[-1].milliseconds:
-            kept.append(point)
-    return kept[::-1]
+        if not retained or point.milliseconds * SAME_SPEED_RATIO < retained[-1].milliseconds:
+            retained.append(point)
+    return retained[::-1]
 
 
 def fit_half(study: Study, names: Sequence[str]) -> Stacker:
@@ -311,38 +317,15 @@ def refit_on_all_rows(study: Study, names: Sequence[str], calibration: str) -> S
     This is what `stack` does without folds. With folds it fits on the training rows alone and keeps the
     held-out rows for the threshold and the scores; here all rows are fitted on.
     """
-    own, nests = study.own, study.nests
+    own = study.own
     if tuple(names) == own.members:
         return own
     logits, labels, groups = study.rows.select(names).logits, study.rows.labels, study.rows.groups
-    folds = [(nest.fit, nest.held_out) for nest in nests]
-    with single_threaded_blas():
-        fitted = fit_weights(own.method, logits, labels, folds)
-        calibrator = fit_calibration(calibration, fitted.oof_logits, labels, groups, folds)
-        scores = nested_cv_logits(logits, labels, groups, own.method, calibration, nests)
+    folds = [(nest.fit, nest.held_out) for nest in study.nests]
+    stacker, _ = fit_on_folds(names, logits, labels, groups, folds, own.method, calibration)
+    scores = nested_cv_logits(logits, labels, groups, own.method, calibration, study.nests)
     threshold, rule = choose_threshold(
         rule_of_threshold(own.threshold, own.threshold_rule), labels, sigmoid(scores.calibrated)
     )
     tta_members = None if own.tta_members is None else tuple(name for name in own.tta_members if name in names)
-    return Stacker(
-        tuple(names),
-        tuple(fitted.coef.tolist()),
-        fitted.intercept,
-        threshold,
-        own.method,
-        calibrator,
-        rule,
-        tta_members,
-    )
-
-
-def _check(rows: LabelledLogits, first: np.ndarray) -> None:
-    if len(rows.labels) < MIN_ROWS:
-        raise ArtifactError(
-            f"frontier chooses on {MIN_ROWS} held-out images or more, and here are {len(rows.labels)}: {MORE_ROWS_HINT}"
-        )
-    if missing := describe_missing_groups(rows, (first, ~first), MIN_GROUPS):
-        raise ArtifactError(
-            "frontier chooses on half of the held-out images and reports on the other half; one half has "
-            f"{missing}, and {MIN_GROUPS} are needed: {MORE_ROWS_HINT}"
-        )
+    return replace(stacker, threshold=threshold, threshold_rule=rule, tta_members=tta_members)

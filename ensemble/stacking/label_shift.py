@@ -1,7 +1,7 @@
 """One shift of the stack's logit for target images whose share of ai is another than the stacker was fitted on."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -30,13 +30,9 @@ class LabelShift:
     estimator: str = "em"
     names: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "LabelShift":
-        """The shift from `to_dict`'s values, or ArtifactError."""
+        """The shift from the values of its fields, or ArtifactError."""
         try:
             shift = cls(
                 float(values["shift"]),
@@ -97,7 +93,7 @@ def estimate_shift(
 ) -> ShiftEstimate:
     """The shift for calibrated stack logits, float [N], of unlabelled images, with bootstrap intervals.
 
-    share: of ai among them, where it is known; else it is estimated. DataError for fewer than FEWEST, and for NaN.
+    share: of ai among them, where it is known; else it is estimated. DataError for fewer than MIN_IMAGES, and for NaN.
     """
     logits = np.asarray(logits, dtype=np.float64)
     if len(logits) < MIN_IMAGES:

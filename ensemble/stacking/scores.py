@@ -28,8 +28,7 @@ class ModelScores:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values, without the name."""
-        found = {key: value for key, value in vars(self).items() if isinstance(value, Interval)}
-        return {key: value.to_dict() for key, value in found.items()}
+        return {key: value.to_dict() for key, value in vars(self).items() if isinstance(value, Interval)}
 
 
 def score_models(
@@ -44,26 +43,17 @@ def score_models(
     ranking: p before calibration, for the AUROC. One calibration cannot change the order of a
     stack's scores, but several folds, each calibrated in its own way, mix badly.
     """
-    found = {"auroc": {**p, **(ranking or {})}, "log_loss": p}
-    drawn = {
-        name: bootstrap.bootstrap_scores(labels, list(of.values()), groups, (name,))[name] for name, of in found.items()
-    }
-    values = {name: [metrics.score(name, labels, column) for column in of.values()] for name, of in found.items()}
-    place = list(p).index(reference)
-
-    def line(row: int, name: str) -> ModelScores:
-        plain = [bootstrap.percentile_interval(values[score][row], drawn[score][row]) for score in found]
-        if row == place:
-            return ModelScores(name, *plain)
-        apart = [
-            bootstrap.percentile_interval(
-                values[score][row] - values[score][place], drawn[score][row] - drawn[score][place]
-            )
-            for score in found
-        ]
-        return ModelScores(name, *plain, *apart)
-
-    return [line(row, name) for row, name in enumerate(p)]
+    base = list(p).index(reference)
+    lines: list[list[Interval]] = [[] for _ in p]
+    differences: list[list[Interval]] = [[] for _ in p]
+    for score, columns in (("auroc", {**p, **(ranking or {})}), ("log_loss", p)):
+        draws = bootstrap.bootstrap_scores(labels, list(columns.values()), groups, (score,))[score]
+        values = [metrics.score(score, labels, column) for column in columns.values()]
+        for row, (value, drawn) in enumerate(zip(values, draws, strict=True)):
+            lines[row].append(bootstrap.percentile_interval(value, drawn))
+            if row != base:
+                differences[row].append(bootstrap.percentile_interval(value - values[base], drawn - draws[base]))
+    return [ModelScores(name, *lines[row], *differences[row]) for row, name in enumerate(p)]
 
 
 def score_stack(
@@ -85,7 +75,7 @@ def score_stack(
 
 
 def score_frames(scores: pd.DataFrame, truth: pd.DataFrame) -> list[ModelScores]:
-    """As `score_table`, from what `infer --members` wrote and a table of `id`, `label` and perhaps `group`."""
+    """As `score_stack`, from what `infer --members` wrote and a table of `id`, `label` and perhaps `group`."""
     rows = truth.set_index("id", drop=False).loc[scores["id"]]
     names = [name for name in scores.columns if name not in ("id", "target")]
     p = np.clip(scores[[*names, "target"]].to_numpy(dtype=np.float64), CLIP, 1 - CLIP)
@@ -110,15 +100,10 @@ def format_scores(scored: Sequence[ModelScores], weights: Mapping[str, str] | No
 
 def format_differences(scored: Sequence[ModelScores], reference: str, first: str) -> pd.DataFrame:
     """The scores and how far they lie from the reference's, as text; `first` heads the names."""
-    return pd.DataFrame(
-        {
-            first: [line.name for line in scored],
-            "AUROC": [str(line.auroc) for line in scored],
-            "log-loss": [str(line.log_loss) for line in scored],
-            f"AUROC minus {reference}": [format_signed(line.auroc_difference) for line in scored],
-            f"log-loss minus {reference}": [format_signed(line.log_loss_difference) for line in scored],
-        }
-    )
+    frame = format_scores(scored).rename(columns={"": first})
+    frame[f"AUROC minus {reference}"] = [format_signed(line.auroc_difference) for line in scored]
+    frame[f"log-loss minus {reference}"] = [format_signed(line.log_loss_difference) for line in scored]
+    return frame
 
 
 def format_signed(interval: Interval | None) -> str:
@@ -130,12 +115,12 @@ def verdict(scored: Sequence[ModelScores]) -> str:
     """Whether the stack beats its best member and the mean on these rows, by paired intervals, in one sentence."""
     by_name = {line.name: line for line in scored}
     best = max((line for line in scored if line.name not in ("mean", "stack")), key=lambda line: line.auroc.value)
-    told = [
+    outcomes = [
         _against(label, line.auroc_difference)
         for label, line in ((f"its best member {best.name}", best), ("the mean", by_name["mean"]))
         if line.auroc_difference is not None
     ]
-    return f"The stack {' and '.join(told)} in AUROC on these rows."
+    return f"The stack {' and '.join(outcomes)} in AUROC on these rows."
 
 
 def _against(rival: str, difference: Interval) -> str:

@@ -5,7 +5,7 @@ image lowers its log-loss on held-out rows.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,9 @@ from ensemble.images import canonical, decode
 from ensemble.models import external, members
 from ensemble.models.external import External
 from ensemble.models.runner import Runner, score_images, with_flip
-from ensemble.stacking.calibration import fit_calibration
 from ensemble.stacking.diagnostics import COLLINEAR_CORRELATION, WEIGHT_DRAWS, collinear_pairs, weight_intervals
-from ensemble.stacking.fit import StackLogits, fit_weights
-from ensemble.stacking.grouped_cv import grouped_folds, single_threaded_blas
+from ensemble.stacking.fit import StackLogits, fit_on_folds
+from ensemble.stacking.grouped_cv import grouped_folds
 from ensemble.stacking.label_shift import LabelShift
 from ensemble.stacking.logit_table import StackingData, read_stacking_data, stack_scores
 from ensemble.stacking.scores import ModelScores, format_signed, score_models, score_stack
@@ -109,13 +108,8 @@ class StackResult:
     balanced_accuracy: Interval
     flipped: list[ModelScores] | None
 
-    @property
-    def stack_targets(self) -> np.ndarray:
-        """The stack's p of the rows, float64."""
-        return metrics.sigmoid(self.stack_logits.calibrated)
 
-
-def stack_run(run: Path, names: tuple[str, ...] = (), options: StackOptions | None = None) -> StackResult:
+def stack_run(run: Path, members: tuple[str, ...] = (), options: StackOptions | None = None) -> StackResult:
     """Fit, score and store.
 
     With folds the stacker is fitted on out-of-fold logits and scored on the held-out rows,
@@ -123,8 +117,11 @@ def stack_run(run: Path, names: tuple[str, ...] = (), options: StackOptions | No
     rows and scored on them out of fold.
     """
     options = options or StackOptions()
-    chosen = artifacts.list_members(run, names)
-    _check_externals(run, options.externals)
+    chosen = artifacts.list_members(run, members)
+    names = [member.name for member in options.externals]
+    for name in names:
+        if artifacts.member_path(run, name).is_dir() or names.count(name) > 1:
+            raise ArtifactError(f"--external {name}: a member of that name is there already; give it another name")
     data = read_stacking_data(run, chosen, options.externals)
     done = fit_and_score(data, options)
     if options.measure_tta:
@@ -141,43 +138,31 @@ def stack_run(run: Path, names: tuple[str, ...] = (), options: StackOptions | No
 def fit_and_score(data: StackingData, options: StackOptions) -> StackResult:
     """Fit, calibrate, set the threshold and score: all that needs no image."""
     part, truth = data.fitting, (data.scored.labels, data.scored.groups)
-    with single_threaded_blas():
-        folds = grouped_folds(part.labels, part.groups)
-        fitted = fit_weights(options.method, part.logits, part.labels, folds)
-        calibration = fit_calibration(options.calibration, fitted.oof_logits, part.labels, part.groups, folds)
+    folds = grouped_folds(part.labels, part.groups)
+    stacker, inverse_penalty = fit_on_folds(
+        data.members, part.logits, part.labels, part.groups, folds, options.method, options.calibration
+    )
     kinds = tqdm(METHODS, desc="stack", unit="kind", leave=False, disable=None)
     scores = {kind: stack_scores(data, kind, options.calibration) for kind in kinds}
-    p = {kind: metrics.sigmoid(found.calibrated) for kind, found in scores.items()}
-    ranking = {kind: metrics.sigmoid(found.raw) for kind, found in scores.items()}
+    p = {kind: sigmoid(logits.calibrated) for kind, logits in scores.items()}
+    ranking = {kind: sigmoid(logits.raw) for kind, logits in scores.items()}
     threshold, rule = choose_threshold(options.threshold, truth[0], p[options.method])
-    stacker = Stacker(
-        data.members, tuple(fitted.coef.tolist()), fitted.intercept, threshold, options.method, calibration, rule
-    )
-    own = scores[options.method]
+    own, targets = scores[options.method], p[options.method]
     return StackResult(
-        stacker,
+        replace(stacker, threshold=threshold, threshold_rule=rule),
         data,
         score_stack(data.members, data.scored.logits, own.calibrated, *truth, own.raw),
         score_models(p, options.method, *truth, ranking),
-        weight_intervals(options.method, part.logits, part.labels, part.groups, fitted.inverse_penalty),
-        fitted.inverse_penalty,
+        weight_intervals(options.method, part.logits, part.labels, part.groups, inverse_penalty),
+        inverse_penalty,
         own,
         (
             metrics.expected_calibration_error(truth[0], ranking[options.method]),
-            metrics.expected_calibration_error(truth[0], p[options.method]),
+            metrics.expected_calibration_error(truth[0], targets),
         ),
-        score_intervals(truth[0], p[options.method], truth[1], threshold, names=("balanced_accuracy",))[
-            "balanced_accuracy"
-        ],
+        score_intervals(truth[0], targets, truth[1], threshold, names=["balanced_accuracy"])["balanced_accuracy"],
         None,
     )
-
-
-def _check_externals(run: Path, externals: Sequence[External]) -> None:
-    names = [member.name for member in externals]
-    for name in names:
-        if artifacts.member_path(run, name).is_dir() or names.count(name) > 1:
-            raise ArtifactError(f"--external {name}: a member of that name is there already; give it another name")
 
 
 def stacker_record(done: StackResult, options: StackOptions, fitted_on: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,7 +211,7 @@ def store_shift(run: Path, shift: LabelShift) -> None:
     """Put a shift for target images beside the stacker; all else in stacker.json stays."""
     path = artifacts.stacker_path(run)
     values = artifacts.read_json(path, "run stack again")
-    artifacts.write_json(path, {**values, "adapted": shift.to_dict()})
+    artifacts.write_json(path, {**values, "adapted": asdict(shift)})
 
 
 def has_shift(run: Path) -> bool:
@@ -241,76 +226,53 @@ def fingerprint(run: Path, names: Sequence[str]) -> dict[str, Any]:
     """What a stacker was fitted on: the data, each member's weights and held-out logits, and scores from elsewhere."""
     elsewhere = [name for name in names if external.is_external(run, name)]
     infos = {name: members.read_info(run, name) for name in names if name not in elsewhere}
-    found = {
+    hashes: dict[str, Any] = {
         "data_sha256": {info["data_sha256"] for info in infos.values()}.pop(),
         "members": {name: artifacts.json_sha256(info["files"]) for name, info in infos.items()},
     }
     if elsewhere:
-        found["externals"] = {name: artifacts.file_sha256(artifacts.external_path(run, name)) for name in elsewhere}
-    return found
+        hashes["externals"] = {name: artifacts.file_sha256(artifacts.external_path(run, name)) for name in elsewhere}
+    return hashes
 
 
 def format_weights(done: StackResult) -> dict[str, str]:
     """Each member's weight as text, with its interval where it was estimated."""
-    if done.weights is None:
-        found = [f"{weight:+.4f}" for weight in done.stacker.coef]
-    else:
-        found = [format_signed(weight) for weight in done.weights]
-    return dict(zip(done.stacker.members, found, strict=True))
+    plain = [f"{weight:+.4f}" for weight in done.stacker.coef]
+    texts = plain if done.weights is None else [format_signed(weight) for weight in done.weights]
+    return dict(zip(done.stacker.members, texts, strict=True))
 
 
 def describe_stack(done: StackResult) -> list[str]:
     """Lines on a better method, collinear members, calibration, threshold and TTA."""
-    return [*_kind(done), *_weights(done), *_calibration(done), _threshold_note(done), *_flips(done)]
-
-
-def _kind(done: StackResult) -> list[str]:
-    better = [line for line in done.kinds if line.auroc_difference is not None and line.auroc_difference.low > 0]
-    if not better:
-        return []
-    best = max(better, key=lambda line: line.auroc.value)
-    return [f"{best.name} is clearly better than {done.stacker.method} on these rows; take it with --kind {best.name}."]
-
-
-def _weights(done: StackResult) -> list[str]:
     lines = []
+    stacker, data, (before, after) = done.stacker, done.data, done.ece
+    if better := [line for line in done.kinds if line.auroc_difference is not None and line.auroc_difference.low > 0]:
+        best = max(better, key=lambda line: line.auroc.value).name
+        lines.append(f"{best} is clearly better than {stacker.method} on these rows; take it with --kind {best}.")
     if done.weights is not None:
         lines.append(f"Weights: intervals from {WEIGHT_DRAWS} draws of groups at the chosen penalty.")
-    for one, other, correlation in collinear_pairs(done.data.members, done.data.fitting.logits):
-        lines.append(
-            f"{one} and {other} say nearly the same (correlation {correlation:.3f}, above {COLLINEAR_CORRELATION}): "
-            "their weights mean little apart, and one may do."
-        )
-    return lines
-
-
-def _calibration(done: StackResult) -> list[str]:
-    found = done.stacker.calibration
-    if found.kind == "none":
-        return [f"Calibration: none ({found.reason}); ECE {done.ece[0]:.4f}."]
-    number = f"scale {found.scale:.3f}" if found.kind == "temperature" else f"shift {found.shift:+.3f}"
-    return [
-        f"Calibration: {found.kind}, {number} ({found.reason}); ECE {done.ece[0]:.4f} before, {done.ece[1]:.4f} after."
+    lines += [
+        f"{one} and {other} say nearly the same (correlation {correlation:.3f}, above {COLLINEAR_CORRELATION}): "
+        "their weights mean little apart, and one may do."
+        for one, other, correlation in collinear_pairs(data.members, data.fitting.logits)
     ]
-
-
-def _threshold_note(done: StackResult) -> str:
-    stacker, labels = done.stacker, done.data.scored.labels
-    called = done.stack_targets >= stacker.threshold
-    return (
+    fitted = stacker.calibration
+    if fitted.kind == "none":
+        lines.append(f"Calibration: none ({fitted.reason}); ECE {before:.4f}.")
+    else:
+        number = f"scale {fitted.scale:.3f}" if fitted.kind == "temperature" else f"shift {fitted.shift:+.3f}"
+        lines.append(
+            f"Calibration: {fitted.kind}, {number} ({fitted.reason}); ECE {before:.4f} before, {after:.4f} after."
+        )
+    called, labels = sigmoid(done.stack_logits.calibrated) >= stacker.threshold, data.scored.labels
+    lines.append(
         f"Threshold: {stacker.threshold:.4f} ({stacker.threshold_rule}); on these rows it calls "
         f"{np.mean(called[labels == 1]):.1%} of ai and {np.mean(called[labels == 0]):.1%} of real images ai."
     )
-
-
-def _flips(done: StackResult) -> list[str]:
-    if done.flipped is None:
-        return []
-    lines = ["Averaging over mirrored images, change of log-loss (infer --tta does it where it helps):"]
-    helped = done.stacker.tta_members or ()
-    return lines + [_flip(line, line.name in helped) for line in done.flipped]
-
-
-def _flip(line: ModelScores, helps: bool) -> str:
-    outcome = "helps" if helps else "does not help beyond noise"
-    return f"  {line.name}: {format_signed(line.log_loss_difference)}, {outcome}"
+    if done.flipped is not None:
+        lines.append("Averaging over mirrored images, change of log-loss (infer --tta does it where it helps):")
+        helped = stacker.tta_members or ()
+        for line in done.flipped:
+            outcome = "helps" if line.name in helped else "does not help beyond noise"
+            lines.append(f"  {line.name}: {format_signed(line.log_loss_difference)}, {outcome}")
+    return lines

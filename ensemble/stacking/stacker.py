@@ -85,14 +85,14 @@ class Stacker:
             "threshold": self.threshold,
             "threshold_rule": self.threshold_rule,
             "flips": None if self.tta_members is None else list(self.tta_members),
-            **({"adapted": self.adapted.to_dict()} if self.adapted else {}),
+            **({"adapted": asdict(self.adapted)} if self.adapted else {}),
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Stacker":
         """The stacker from `to_dict`'s values, or ArtifactError; what older files lack takes its default."""
         try:
-            flips, found = values.get("flips"), values["calibration"]
+            flips, calibration = values.get("flips"), values["calibration"]
             stacker = cls(
                 _names(values["members"]),
                 tuple(float(c) for c in values["coef"]),
@@ -100,10 +100,10 @@ class Stacker:
                 float(values["threshold"]),
                 str(values.get("kind", METHODS[0])),
                 Calibration(
-                    str(found["kind"]),
-                    float(found.get("scale", 1)),
-                    float(found.get("shift", 0)),
-                    str(found.get("reason", "")),
+                    str(calibration["kind"]),
+                    float(calibration.get("scale", 1)),
+                    float(calibration.get("shift", 0)),
+                    str(calibration.get("reason", "")),
                 ),
                 str(values.get("threshold_rule", DEFAULT_RULE)),
                 None if flips is None else _names(flips),

@@ -1,3 +1,5 @@
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from helpers import STACKER
@@ -150,7 +152,7 @@ def test_a_stacker_keeps_its_shift_on_disk():
 )
 def test_a_damaged_shift_is_refused(damage):
     with pytest.raises(ArtifactError, match=r"stacker\.json is damaged .*; run adapt again"):
-        LabelShift.from_dict(STORED.to_dict() | damage)
+        LabelShift.from_dict(asdict(STORED) | damage)
 
 
 def test_names_are_told_apart_whatever_their_order():
