@@ -256,7 +256,7 @@ def test_shards_among_images_are_spoken_of(here, run):
     write_files(here / "data", "images/more.tar")
     code, _, err = run_cli(*SCORE, "--input", "data/images")
     assert (code, len(err.splitlines())) == (0, 1)
-    assert "passed over in it: 'more.tar'" in err
+    assert "skipped in it: 'more.tar'" in err
 
 
 def test_failures_listed_exit_with_1(here, run):
