@@ -131,31 +131,37 @@ class OpenedImages:
     shards: list[str] = field(default_factory=list)
 
 
-def find_format(location: Location) -> str:
-    """How a location is read: as "shards", "parquet" (with images), "table" or "folder"; DataError for nothing there.
+@dataclass(frozen=True)
+class Format:
+    """A way in which images are stored. A new one is an entry of FORMATS, of which the first that matches is taken.
 
-    A URL is told by its name alone, but for a Parquet file.
+    open: location, and where the images of a table lie -> its images. names_files: whether it is such a table.
     """
-    if shards.names_shards(location):
-        return "shards"
-    if location.lower().endswith((".csv", ".parquet")) if isinstance(location, str) else os.path.isfile(location):
-        return "parquet" if shards.kind(location) == ".parquet" and parquet.holds_images(location) else "table"
-    if isinstance(location, str) or os.path.isdir(location):
-        return "folder"
+
+    name: str
+    matches: Callable[[Location], bool]
+    open: Callable[[Location, Location | None], OpenedImages]
+    names_files: bool = False
+
+
+def find_format(location: Location) -> Format:
+    """How a location is read; DataError for nothing there. Of a URL the name alone says it, but for a Parquet file."""
+    for each in FORMATS:
+        if each.matches(location):
+            return each
     raise DataError(f"no input at {location}; give a CSV with a column id, or a folder of images")
 
 
 def open_images(location: Location, images: Location | None = None) -> OpenedImages:
     """List the images at a location; `images`: where those of a table lie. DataError for what cannot be read."""
     found = find_format(location)
-    if found == "table":
-        return open_table(tables.read_batches(location), location, images)
-    files = shards.find_shards(location) if found == "shards" else [location]
-    if images is not None:
+    if images is not None and not found.names_files:
         raise DataError(f"{location} has the images itself, none are looked for in {images}; leave out --images")
-    if found == "folder":
-        return _open_folder(location)
-    return _open_parquet(files) if found == "parquet" else open_shards(files, location)
+    return found.open(location, images)
+
+
+def _is_table(location: Location) -> bool:
+    return location.lower().endswith((".csv", ".parquet")) if isinstance(location, str) else os.path.isfile(location)
 
 
 def _open_folder(folder: Location) -> OpenedImages:
@@ -202,3 +208,20 @@ def _require_ids(entries: Iterator[ImageEntry], table: Location) -> Iterator[Ima
         if not entry.id:
             raise DataError(f"{table}: row {number} has no id; give every image one")
         yield entry
+
+
+FORMATS = (
+    Format("shards", shards.names_shards, lambda location, _: open_shards(shards.find_shards(location), location)),
+    Format(
+        "parquet",
+        lambda location: _is_table(location) and shards.kind(location) == ".parquet" and parquet.holds_images(location),
+        lambda location, _: _open_parquet([location]),
+    ),
+    Format(
+        "table",
+        _is_table,
+        lambda location, images: open_table(tables.read_batches(location), location, images),
+        names_files=True,
+    ),
+    Format("folder", lambda url: isinstance(url, str) or os.path.isdir(url), lambda folder, _: _open_folder(folder)),
+)

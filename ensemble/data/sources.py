@@ -109,7 +109,7 @@ def has_labels(table: Path) -> bool:
 
 def _files_format(path: Path) -> str:
     """ "folder" or "table"; DataError where images lie inside of files, which training cannot open."""
-    if (found := find_format(path)) in ("folder", "table"):
+    if (found := find_format(path).name) in ("folder", "table"):
         return found
     raise DataError(
         f"{path}: only infer reads images inside of tars and Parquet files; unpack them into folders first, such as "

@@ -203,7 +203,7 @@ def test_audit_refuses_what_it_cannot_read_in_one_line(made, here):
     write_files(here / "test", "1.png", data=b"text")
     write_files(here / "data", "ai/1.png", "real/1.png", data=b"text")
     for arguments, message in (
-        ((made / "clean", "--against", "test"), "no image of test can be read: test/1.png: not an image"),
+        ((made / "clean", "--against", "test"), f"no image of test can be read: {here / 'test/1.png'}: not an image"),
         ((made / "clean", "--against", "none"), "no test set at none; give a folder of images"),
         (("data",), "no image of 2 can be read: "),
         (("nowhere",), "no data at nowhere; put images in nowhere/ai"),
