@@ -70,8 +70,8 @@ data = click.option(
     multiple=True,
     default=[Path("data/train")],
     show_default="data/train",
-    help="Folder with one folder a class (ai/ and real/), or a CSV with id or path, label, and optionally group, "
-    "source, generator. Repeat it to combine several.",
+    help="Folder with one folder a class (ai/ and real/), or a CSV or Parquet table of id or path, label, "
+    "and perhaps group, source, generator. Repeat it to combine several.",
 )
 against = click.option(
     "--against",
