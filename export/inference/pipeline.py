@@ -137,7 +137,7 @@ def describe_cascade(cascade: Cascade) -> list[str]:
         for name, cost, share in zip(cascade.order, cascade.milliseconds, report.shares, strict=True)
     ]
     lines = [
-        f"Cascade, from cheap to dear, to lose at most {cascade.tolerance:g} of AUROC:",
+        f"Cascade, from cheap to expensive, to lose at most {cascade.tolerance:g} of AUROC:",
         *steps,
         f"  Expected: members take {less:.2f} ms an image in place of {full:.2f}, {full / less:.1f} times as fast"
         if less
