@@ -80,17 +80,23 @@ def build_member(recipe: Recipe, checkpoint: Path | None) -> Member:
 def load_classifier(folder: Path) -> tuple[nn.Module, Any]:
     """A finished two-class classifier and its config, exactly as saved; nothing may mismatch."""
     config = load_config(folder)
+    network, info = _from_pretrained(folder, config)
+    _check_weights(folder, info, extra=_buffers(network))
+    set_stem_stride(network)
+    return network.eval(), config
+
+
+def _from_pretrained(folder: Path, config: Any, ignore_mismatched_sizes: bool = False) -> tuple[nn.Module, Any]:
+    """The network of a local checkpoint, and which of its weights are missing, unexpected or of another size."""
     with _quiet_transformers(folder):
-        network, info = transformers.AutoModelForImageClassification.from_pretrained(
+        return transformers.AutoModelForImageClassification.from_pretrained(
             folder,
             config=config,
             local_files_only=True,
             trust_remote_code=False,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
             output_loading_info=True,
         )
-    _check_weights(folder, info, extra=_buffers(network))
-    set_stem_stride(network)
-    return network.eval(), config
 
 
 def save_classifier(member: Member, folder: Path) -> None:
@@ -124,15 +130,7 @@ def _from_checkpoint(folder: Path, config: Any, backbone: Backbone, preprocess_c
     config = copy.deepcopy(config)
     network_edits.check_classifier(config)
     _configure(config, backbone, preprocess_config)
-    with _quiet_transformers(folder):
-        network, info = transformers.AutoModelForImageClassification.from_pretrained(
-            folder,
-            config=config,
-            local_files_only=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+    network, info = _from_pretrained(folder, config, ignore_mismatched_sizes=True)
     head = _head_names(network)
     extra = _buffers(network) | network_edits.unused_weights(config, info["unexpected_keys"])
     _check_weights(folder, info, head, extra)

@@ -330,8 +330,8 @@ def test_help_takes_no_longer_than_clicks_own(tmp_path):
         return time.perf_counter() - started
 
     def ratio():
-        pairs = [(seconds(ROOT / "cli.py"), seconds(bare)) for _ in range(5)]
+        pairs = [(seconds(ROOT / "cli.py"), seconds(bare)) for _ in range(9)]
         ours, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
         return ours / theirs
 
-    assert any(ratio() <= 1.5 for _ in range(3))
+    assert ratio() <= 1.5 or ratio() <= 1.5
