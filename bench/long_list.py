@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -49,7 +50,7 @@ def sizes(folder: Path) -> None:
     opened = journal.Journal(folder, members, journal.SHARD_ROWS, "0" * 64)
     logits = draw.normal(size=(journal.SHARD_ROWS, len(members))).astype(np.float32)
     shard = opened.encode(0, journal.ScoredBatch(names[: journal.SHARD_ROWS], logits, {}))
-    outputs.write_scores(folder / "scores.csv", [outputs.Scores(names, draw.random(len(names)))])
+    outputs.write_scores(folder / "scores.csv", [pd.DataFrame({"id": names, "target": draw.random(len(names))})])
     line = (folder / "scores.csv").stat().st_size / len(names)
     print(f"a shard of {opened.count} rows and five members: {len(shard):,} bytes; a line of scores: {line:.1f} bytes")
 

@@ -139,6 +139,11 @@ class Cascade:
         ordered = logits[:, [stacker.members.index(name) for name in self.order]]
         return early_exit(self.steps, ordered, stacker.logit(logits))
 
+    def stays(self, logits: np.ndarray) -> np.ndarray:
+        """Which images need the next member, bool [N]. logits: [N, members that ran], in the cascade's order."""
+        count = logits.shape[1]
+        return early_exit(self.steps[:count], logits, np.zeros(len(logits)))[1] == count
+
 
 def early_exit(steps: Sequence[CascadeStep], ordered: np.ndarray, full: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """As `Cascade.apply`, from logits [N, members] in the cascade's order and the full stack's logits [N]."""

@@ -44,12 +44,11 @@ class Ensemble:
         """
         columns = {name: column for column, name in enumerate(self.runner_names)}
         externals = {member.name: member for member in self.externals}
-        return np.column_stack(
-            [
-                logits[:, columns[name]] if name in columns else test_column(externals[name], ids)
-                for name in (self.stacker.members if members is None else members)
-            ]
-        )
+        own = [
+            logits[:, columns[name]] if name in columns else test_column(externals[name], ids)
+            for name in (self.stacker.members if members is None else members)
+        ]
+        return np.column_stack([logits[:, :0], *own])
 
     def apply(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The stack's logit float64 [N] of the members' logits, and the position of the last member used, int [N].
@@ -59,25 +58,6 @@ class Ensemble:
         if self.cascade:
             return self.cascade.apply(logits, self.stacker)
         return self.stacker.logit(logits), np.full(len(logits), len(self.stacker.members) - 1)
-
-    def needs_runner(self, number: int, logits: np.ndarray, ids: Sequence[str]) -> np.ndarray:
-        """Which images still need runner `number` under the cascade, bool [N].
-
-        The images are those that needed the runner before it. logits: [N, runners]; columns from `number` on are
-        not used.
-        """
-        stays = np.ones(len(logits), dtype=bool)
-        if not self.cascade:
-            return stays
-        names, order = self.runner_names, self.cascade.order
-        position = order.index(names[number])
-        # the steps since the last runner: members that are looked up may lie between
-        previous = order.index(names[number - 1]) if number else 0
-        if previous < position:
-            known = self.with_externals(logits, ids, order[:position])
-            for step in self.cascade.steps[previous:position]:
-                stays &= ~step.exits(step.surrogate_logit(known))
-        return stays
 
     def has_missing_logits(self, logits: np.ndarray, ids: Sequence[str]) -> np.ndarray:
         """Where a member that had to run gave no finite logit, bool [N]. Images that could not be read are included."""

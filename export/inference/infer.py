@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from ensemble.stacking.label_shift import names_sha256
 from ensemble.stacking.stacker import Stacker
 from export.inference.ensemble import Ensemble
 from export.inference.journal import SHARD_ROWS, Journal, ScoredBatch, open_journal
-from export.inference.outputs import Failure, Scores, write_failures, write_scores
-from export.inference.scoring import chunk_size, concatenate, score_rows, score_shards
+from export.inference.outputs import Failure, write_failures, write_scores
+from export.inference.scoring import chunk_size, score_shards
 
 Progress = Callable[[int], object]  # called with the number of rows that were scored since the last call
 # Scores shards of a journal, in any order; yields each one's number and the content of its file.
@@ -63,13 +64,13 @@ class PreparedEnsemble:
     """An ensemble that is ready to score.
 
     bundle: the content of bundle.json when the ensemble was loaded; None where no bundle runs. libraries: versions
-    of what runs the members, by runtime. scorer: scores shards with the ensemble.
+    of what runs the members, by runtime. scorer: scores shards elsewhere than in this process.
     """
 
     ensemble: Ensemble
     bundle: Mapping[str, Any] | None
     libraries: Mapping[str, str]
-    scorer: ShardScorer
+    scorer: ShardScorer | None = None
 
 
 def with_flips(ensemble: Ensemble, remedy: str) -> Ensemble:
@@ -97,11 +98,7 @@ def infer(inputs: Inputs, ensemble: Ensemble, with_members: bool = False) -> tup
     `id`, `path`, `error`.
     """
     batch = _score_all(inputs, ensemble)
-    logits = _member_logits(batch, ensemble)
-    result = pd.DataFrame({"id": pd.Series(batch.ids, dtype=object)})
-    result["target"] = ensemble.stacker.target_of(ensemble.apply(logits)[0])
-    if with_members:
-        result[list(ensemble.stacker.members)] = metrics.sigmoid(logits)
+    result, _ = _result(batch, ensemble, ScoreOptions(with_members))
     return result, pd.DataFrame(map(asdict, batch.failures.values()), columns=["id", "path", "error"])
 
 
@@ -139,7 +136,7 @@ def infer_to_file(
     started, initial = time.perf_counter(), inputs.count - remaining
     with (
         tqdm(total=inputs.count, initial=initial, desc="infer", unit="image", leave=False, disable=None) as bar,
-        closing((scorer or local_scorer(inputs, ensemble))(journal, shards, bar.update)) as stream,
+        closing((scorer or partial(_score_here, inputs, ensemble))(journal, shards, bar.update)) as stream,
     ):
         for shard, data in stream:
             journal.write(shard, data)
@@ -149,18 +146,15 @@ def infer_to_file(
     return replace(result, images_per_second=speed)
 
 
-def local_scorer(inputs: Inputs, ensemble: Ensemble) -> ShardScorer:
-    """Scores shards in this process."""
-
-    def score(journal: Journal, shards: Sequence[int], progress: Progress) -> Generator[tuple[int, bytes], None, None]:
-        ranges = [journal.row_range(shard) for shard in shards]
-        sizes = [(shard, stop - start) for shard, (start, stop) in zip(shards, ranges, strict=True)]
-        items = _items(inputs, _merge_ranges(ranges))
-        with closing(score_shards(items, inputs.count, ensemble, sizes, progress)) as stream:
-            for shard, batch in stream:
-                yield shard, journal.encode(shard, batch)
-
-    return score
+def _score_here(
+    inputs: Inputs, ensemble: Ensemble, journal: Journal, shards: Sequence[int], progress: Progress
+) -> Generator[tuple[int, bytes], None, None]:
+    ranges = [journal.row_range(shard) for shard in shards]
+    sizes = [(shard, stop - start) for shard, (start, stop) in zip(shards, ranges, strict=True)]
+    items = _items(inputs, _merge_ranges(ranges))
+    with closing(score_shards(items, inputs.count, ensemble, sizes, progress)) as stream:
+        for shard, batch in stream:
+            yield shard, journal.encode(shard, batch)
 
 
 def describe_adaptation(inputs: Inputs, ensemble: Ensemble) -> str:
@@ -214,12 +208,9 @@ def _merge_ranges(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 def _score_all(inputs: Inputs, ensemble: Ensemble, progress: Progress = lambda count: None) -> ScoredBatch:
     """Every row, in memory."""
     _check_externals(inputs, ensemble)
-    batches = []
-    with closing(score_rows(_items(inputs, [(0, inputs.count)]), inputs.count, ensemble)) as stream:
-        for batch in stream:
-            batches.append(batch)
-            progress(len(batch.ids))
-    return concatenate(batches)
+    rows = _items(inputs, [(0, inputs.count)])
+    with closing(score_shards(rows, inputs.count, ensemble, [(0, inputs.count)], progress)) as stream:
+        return next(stream)[1]
 
 
 def _member_logits(batch: ScoredBatch, ensemble: Ensemble) -> np.ndarray:
@@ -227,6 +218,17 @@ def _member_logits(batch: ScoredBatch, ensemble: Ensemble) -> np.ndarray:
     logits = ensemble.with_externals(batch.logits, batch.ids)
     logits[list(batch.failures)] = np.nan
     return logits
+
+
+def _result(batch: ScoredBatch, ensemble: Ensemble, options: ScoreOptions) -> tuple[pd.DataFrame, np.ndarray]:
+    """`id`, `target` and perhaps the members' p of scored rows; the position in the cascade of the last member used."""
+    logits = _member_logits(batch, ensemble)
+    stack, last = ensemble.apply(logits)
+    target = ensemble.stacker.target_of(stack, options.adapted)
+    frame = pd.DataFrame({"id": pd.Series(batch.ids, dtype=object), "target": target})
+    if options.members:
+        frame[list(ensemble.stacker.members)] = metrics.sigmoid(logits)
+    return frame, last
 
 
 def _write_output(
@@ -243,13 +245,11 @@ def _write_output(
                 raise ArtifactError(f"{journal.path(shard)} was changed meanwhile; run the same command again")
             yield batch
 
-    def scores() -> Iterator[Scores]:
+    def scores() -> Iterator[pd.DataFrame]:
         for batch in batches():
-            logits = _member_logits(batch, ensemble)
-            stack, last = ensemble.apply(logits)
-            exits[:] += np.bincount(last[~np.isnan(stack)], minlength=len(exits))
-            members = metrics.sigmoid(logits) if options.members else None
-            yield Scores(batch.ids, stacker.target_of(stack, options.adapted), members)
+            frame, last = _result(batch, ensemble, options)
+            exits[:] += np.bincount(last[frame["target"].notna()], minlength=len(exits))
+            yield frame
 
     def failures() -> Iterator[Failure]:
         nonlocal failed

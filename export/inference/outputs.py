@@ -8,7 +8,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,18 +18,6 @@ from ensemble.data.image_list import os_file
 
 FORMATS = {".csv": "csv", ".parquet": "parquet"}
 ROW_GROUP_ROWS = 1 << 16  # of a Parquet file, at least
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Some rows of the result: ids, target float64 [N], and perhaps members' p float64 [N, members].
-
-    NaN where an image could not be read; members' p also where a member did not run.
-    """
-
-    ids: Sequence[str]
-    target: np.ndarray
-    members: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -51,33 +38,26 @@ def output_format(output: Path) -> str:
 
 def write_scores(
     output: Path,
-    batches: Iterable[Scores],
+    frames: Iterable[pd.DataFrame],
     members: Sequence[str] = (),
     returns: bool = False,
     fill: float | None = None,
 ) -> None:
-    """Write `id`, `target` and the members' columns atomically, in the format of the suffix.
+    """Write frames of `id`, `target` and the members' columns atomically, in the format of the suffix.
 
     NaN becomes an empty cell, or `fill` in rows without a target. returns: whether an id holds a carriage return
     (`ImageList.has_carriage_returns`). A CSV has nine significant digits, a Parquet file all.
     """
     parquet = output_format(output) == "parquet"
     columns = ["id", "target", *members]
-    frames = (_frame(batch, columns, fill) for batch in batches)
+    if fill is not None:
+        values = dict.fromkeys(columns[1:], fill)
+        frames = (frame.where(frame["target"].notna(), frame.fillna(values)) for frame in frames)
     with artifacts.replacing(output) as temporary:
         if parquet:
             _write_parquet(temporary, columns, frames)
         else:
             write_csv(temporary, columns, frames, returns)
-
-
-def _frame(batch: Scores, columns: list[str], fill: float | None) -> pd.DataFrame:
-    values = batch.target[:, None] if batch.members is None else np.column_stack([batch.target, batch.members])
-    if fill is not None:
-        values = np.where(np.isnan(batch.target)[:, None] & np.isnan(values), fill, values)
-    frame = pd.DataFrame(values, columns=columns[1:])
-    frame.insert(0, "id", pd.Series(batch.ids, dtype=object))
-    return frame
 
 
 def write_csv(file: Path, columns: list[str], frames: Iterable[pd.DataFrame], returns: bool) -> None:

@@ -22,7 +22,6 @@ from export.inference.infer import (
     ScoreOptions,
     describe_adaptation,
     infer_to_file,
-    local_scorer,
     with_flips,
 )
 from export.inference.journal import locked_workdir
@@ -89,7 +88,7 @@ def prepare_locally(options: InferOptions, inputs: Inputs, workdir: Path, log: L
     ensemble = with_tta(ensemble, options)
     runtimes = {parse_config(setting).runtime for _, setting in ensemble.settings}
     libraries = {runtime: version(runtime) for runtime in runtimes}
-    return PreparedEnsemble(ensemble, listed, libraries, local_scorer(inputs, ensemble))
+    return PreparedEnsemble(ensemble, listed, libraries)
 
 
 def with_tta(ensemble: Ensemble, options: InferOptions) -> Ensemble:

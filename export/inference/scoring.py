@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
+from operator import attrgetter
 
 import numpy as np
 from PIL.Image import Image
@@ -28,24 +29,21 @@ def score_shards(
     """Score the items of several shards; yields each shard's number and its batch.
 
     items: of all the shards, in order. sizes: each shard's number, and how many rows it has. total: rows of the
-    whole input. threads: that read and decode; by default one for each core.
+    whole input. threads: that read and decode; by default one for each core. ArtifactError where a member has no
+    finite logit for an image that could be read.
     """
-    with closing(score_rows(items, total, ensemble, threads)) as stream:
+    with closing(_score_chunks(items, total, ensemble, threads)) as stream:
         for shard, size in sizes:
             batches: list[ScoredBatch] = []
             while sum(len(batch.ids) for batch in batches) < size:
                 batches.append(next(stream))
                 progress(len(batches[-1].ids))
-            yield shard, concatenate(batches)
+            yield shard, _concatenate(batches)
 
 
-def score_rows(
-    items: Iterable[Item], total: int, ensemble: Ensemble, threads: int | None = None
+def _score_chunks(
+    items: Iterable[Item], total: int, ensemble: Ensemble, threads: int | None
 ) -> Generator[ScoredBatch, None, None]:
-    """Score the items; yields a batch for each chunk of them. total, threads: as for `score_shards`.
-
-    ArtifactError where a member has no finite logit for an image that could be read.
-    """
     pending: deque[tuple[str, str]] = deque()  # id and path of the items that were read and not yet scored
 
     def remembered() -> Iterator[Item]:
@@ -69,24 +67,24 @@ def score_rows(
 def _stream(
     items: Iterable[Item], total: int, ensemble: Ensemble, threads: int | None
 ) -> Generator[LogitBatch, None, None]:
+    runners, name = ensemble.runners, attrgetter("path")
+
     def read(item: Item, large: OnLarge) -> Image:
         return decode.decode(item.source, item.path, large)
 
-    def path(item: Item) -> str:
-        return item.path
+    if not (cascade := ensemble.cascade):
+        together = ensemble.device == "cuda"
+        return score_stream(items, read, runners, chunk_size(ensemble), together, threads, name)
 
-    if ensemble.cascade:
+    def needs(number: int, logits: np.ndarray, waiting: Sequence[Item]) -> np.ndarray:
+        before = cascade.order[: cascade.order.index(runners[number].name)]
+        return cascade.stays(ensemble.with_externals(logits, [item.id for item in waiting], before))
 
-        def needs(number: int, logits: np.ndarray, waiting: Sequence[Item]) -> np.ndarray:
-            return ensemble.needs_runner(number, logits, [item.id for item in waiting])
-
-        chunk = cascade_chunk_rows(ensemble.runners, ensemble.device)
-        return cascade_stream(items, read, ensemble.runners, chunk, needs, total, threads, name=path)
-    together = ensemble.device == "cuda"
-    return score_stream(items, read, ensemble.runners, chunk_size(ensemble), together, threads, name=path)
+    chunk = cascade_chunk_rows(runners, ensemble.device)
+    return cascade_stream(items, read, runners, chunk, needs, total, threads, name)
 
 
-def concatenate(batches: Sequence[ScoredBatch]) -> ScoredBatch:
+def _concatenate(batches: Sequence[ScoredBatch]) -> ScoredBatch:
     """Consecutive batches as one."""
     ids: list[str] = []
     failures: dict[int, Failure] = {}

@@ -10,10 +10,14 @@ from hypothesis import strategies as st
 from pictures import HOSTILE_NAMES
 
 from ensemble.core.errors import ArtifactError
-from export.inference.outputs import Failure, Scores, output_format, write_failures, write_scores
+from export.inference.outputs import Failure, output_format, write_failures, write_scores
 
 HOSTILE = [*HOSTILE_NAMES, "", " spaces ", "😀", "-0", "=1+1", "'", '"', "\ufeff", "a\rb", "a\r\nb"]
 VALUES = st.one_of(st.floats(0, 1), st.just(float("nan")))
+
+
+def scores(ids, target):
+    return pd.DataFrame({"id": pd.Series(ids, dtype=object), "target": target})
 
 
 def whole(frame, fill, returns):
@@ -41,12 +45,9 @@ def test_parts_make_the_file_that_the_whole_makes(folder, suffix, data):
     values = values.reshape(len(ids), 1 + len(members))
     ends = [0, *sorted(data.draw(st.lists(st.integers(0, len(ids)), max_size=3))), len(ids)]
     fill = data.draw(st.sampled_from([None, 0.5]))
-    parts = [
-        Scores(ids[start:stop], values[start:stop, 0], values[start:stop, 1:] if members else None)
-        for start, stop in pairwise(ends)
-    ]
     frame = pd.DataFrame(values, columns=["target", *members])
     frame.insert(0, "id", pd.Series(ids, dtype=object))
+    parts = [frame[start:stop].reset_index(drop=True) for start, stop in pairwise(ends)]
     returns = any("\r" in key for key in ids)
     output = folder / f"out{suffix}"
     write_scores(output, iter(parts), members, returns, fill)
@@ -63,7 +64,7 @@ def test_parts_make_the_file_that_the_whole_makes(folder, suffix, data):
 def test_a_parquet_file_has_null_for_what_could_not_be_read(tmp_path):
     import pyarrow.parquet as pq
 
-    write_scores(tmp_path / "out.parquet", [Scores(["a", "b"], np.array([1 / 3, np.nan]))])
+    write_scores(tmp_path / "out.parquet", [scores(["a", "b"], [1 / 3, np.nan])])
     table = pq.read_table(tmp_path / "out.parquet")
     assert table.to_pylist() == [{"id": "a", "target": 1 / 3}, {"id": "b", "target": None}]
     assert [str(kind) for kind in table.schema.types] == ["string", "double"]
@@ -73,14 +74,14 @@ def test_small_parts_become_large_row_groups(tmp_path, monkeypatch):
     import pyarrow.parquet as pq
 
     monkeypatch.setattr("export.inference.outputs.ROW_GROUP_ROWS", 10)
-    parts = (Scores([str(row), f"{row}b"], np.zeros(2)) for row in range(12))
+    parts = (scores([str(row), f"{row}b"], np.zeros(2)) for row in range(12))
     write_scores(tmp_path / "out.parquet", parts)
     metadata = pq.read_metadata(tmp_path / "out.parquet")
     assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [10, 10, 4]
 
 
 def test_targets_keep_nine_digits(tmp_path):
-    write_scores(tmp_path / "out.csv", [Scores(["a"], np.array([0.123456789012]))])
+    write_scores(tmp_path / "out.csv", [scores(["a"], [0.123456789012])])
     assert (tmp_path / "out.csv").read_text() == "id,target\na,0.123456789\n"
 
 
@@ -101,11 +102,11 @@ def test_another_suffix_is_refused(tmp_path, name):
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_what_was_there_stays_until_all_is_written(tmp_path, suffix):
     output = tmp_path / f"out{suffix}"
-    write_scores(output, [Scores(["a"], np.ones(1))])
+    write_scores(output, [scores(["a"], np.ones(1))])
     before = output.read_bytes()
 
     def broken():
-        yield Scores(["b"], np.ones(1))
+        yield scores(["b"], np.ones(1))
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -120,7 +121,7 @@ def test_an_output_that_cannot_be_written_is_one_clear_error(tmp_path, place):
     (tmp_path / "folder.csv").mkdir()
     (tmp_path / "folder.parquet").mkdir()
     with pytest.raises(ArtifactError, match=r"cannot (make|write) .*; choose another place"):
-        write_scores(tmp_path / place, [Scores(["a"], np.ones(1))])
+        write_scores(tmp_path / place, [scores(["a"], np.ones(1))])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file.txt", "folder.csv", "folder.parquet"]
 
 
