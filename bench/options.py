@@ -68,7 +68,8 @@ def main() -> None:
     options = parser.parse_args()
     precision.keep_freed_memory()
     labelled, _ = sources.read_data([options.data])
-    frame, _ = dataset.build_dataset(labelled, Fractions(), 0)
+    labelled, indexed = dataset.index_items(labelled)
+    frame = dataset.assemble(labelled, indexed, dataset.near_pairs(indexed), Fractions(), 0)
     test = pd.read_csv(options.test, dtype={"id": str}).merge(pd.read_csv(options.labels, dtype={"id": str}), on="id")
     files = [options.test.parent / path for path in test["path"]]
     chosen = [name.strip() for name in options.variants.split(",")]

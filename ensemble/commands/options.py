@@ -40,9 +40,12 @@ class _ImagesPath(click.Path):
     """A path to images, or to a table of them, on disk; the refusal of an object store's URL says how to copy it."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from ensemble.data.storage import parse_local
+        from ensemble.data.storage import not_on_disk, parse_location
 
-        return super().convert(parse_local(value) if isinstance(value, str) else value, param, ctx)
+        location = parse_location(value) if isinstance(value, str) else value
+        if isinstance(location, str):
+            raise not_on_disk(location)
+        return super().convert(location, param, ctx)
 
 
 IMAGES_PATH = _ImagesPath(path_type=Path)

@@ -19,23 +19,6 @@ COLUMNS = ("id root path label source generator group split fold width height fo
 HASHED_COLUMNS = ["id", "label", "group", "split", "fold", "sha256"]
 
 
-def build_dataset(
-    data: Sequence[sources.LabelledImage],
-    fractions: Fractions,
-    seed: int,
-    skip_unreadable: bool = False,
-    hold_out: Sequence[str] = (),
-) -> tuple[pd.DataFrame, list[str]]:
-    """Index labelled files: one row an image with the columns of `COLUMNS`.
-
-    Returns the rows, sorted by id, and the messages of files left out by `skip_unreadable`.
-    Raises DataError for unreadable files, identical pixels in both classes, or a split
-    that lacks a class.
-    """
-    items, indexed = index_items(data, skip_unreadable)
-    return assemble(items, indexed, near_pairs(indexed), fractions, seed, hold_out), list(indexed.errors.values())
-
-
 def index_items(
     data: Sequence[sources.LabelledImage], skip_unreadable: bool = False
 ) -> tuple[list[sources.LabelledImage], FileIndex]:
@@ -65,7 +48,7 @@ def assemble(
     hold_out: Sequence[str] = (),
     check: bool = True,
 ) -> pd.DataFrame:
-    """The rows of a data set: groups, then splits, for files that were indexed.
+    """The rows of a data set, with the columns of `COLUMNS`: groups, then splits, for files that were indexed.
 
     near: their near-duplicates, from `near_pairs`. Raises DataError for identical pixels in
     both classes, or, with `check`, a split that lacks a class.

@@ -1,7 +1,6 @@
 """The list of images to score, in an Arrow file on disk or in memory: its length costs little."""
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -78,20 +77,16 @@ def read_list(rows: ImageList, start: int, stop: int) -> Iterator[ImageEntry]:
             yield ImageEntry(_text(key), _text(path), *rest)
 
 
-def repeated_ids(rows: ImageList) -> list[str]:
-    """Ids that several rows have, sorted."""
+def ids_that_may_repeat(rows: ImageList) -> Iterator[str]:
+    """The ids of rows whose id has the hash of another row's: few, and all that several rows have are among them."""
     hashes = np.empty(rows.count, dtype=np.uint64)
     for first in range(0, rows.count, BATCH_ROWS):
         hashes[first : first + BATCH_ROWS] = _hashes(_batch(rows, first // BATCH_ROWS))
     hashes.sort()
     suspects = hashes[1:][hashes[1:] == hashes[:-1]]
-    if not len(suspects):
-        return []
-    counts = Counter[bytes]()
-    for first in range(0, rows.count, BATCH_ROWS):
+    for first in range(0, rows.count if len(suspects) else 0, BATCH_ROWS):
         batch = _batch(rows, first // BATCH_ROWS)
-        counts.update(batch["id"].filter(pa.array(np.isin(_hashes(batch), suspects))).to_pylist())
-    return sorted(_text(key) for key, count in counts.items() if count > 1)
+        yield from map(_text, batch["id"].filter(pa.array(np.isin(_hashes(batch), suspects))).to_pylist())
 
 
 def _hashes(batch: pa.RecordBatch) -> np.ndarray:

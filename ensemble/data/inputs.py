@@ -7,12 +7,12 @@ from typing import BinaryIO
 
 import pandas as pd
 
-from ensemble.core.errors import DataError, join_limited
+from ensemble.core.errors import DataError
 from ensemble.data import shards, storage
-from ensemble.data.image_list import ImageEntry, ImageList, read_list, repeated_ids, write_list
+from ensemble.data.image_list import ImageEntry, ImageList, ids_that_may_repeat, read_list, write_list
 from ensemble.data.readers import FileLoader, Item, OpenedImages, open_images, open_shards, open_table
 from ensemble.data.storage import Location
-from ensemble.data.tables import stat_entry
+from ensemble.data.tables import require_unique, stat_entry
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,8 @@ def read_inputs(source: Location, images: Location | None = None, spill: Path | 
 
 
 def _inputs(rows: ImageList, opened: OpenedImages, source: Location, note: str = "") -> Inputs:
-    if not opened.distinct and (repeated := repeated_ids(rows)):
-        raise DataError(
-            f"{source}: ids given more than once: {join_limited(map(repr, repeated))}; each image is scored once"
-        )
+    if not opened.distinct:
+        require_unique(ids_that_may_repeat(rows), source, "; each image is scored once")
     return Inputs(rows, opened.loader.sha256(rows.sha256), opened.loader, opened.files, note)
 
 

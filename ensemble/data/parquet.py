@@ -29,11 +29,6 @@ class ParquetVersion(NamedTuple):
     version: int
     group_rows: list[int]
 
-    @property
-    def rows(self) -> int:
-        """Rows of the file."""
-        return sum(self.group_rows)
-
 
 @contextmanager
 def _opened(file: Location) -> Iterator[pq.ParquetFile]:

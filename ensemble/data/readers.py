@@ -64,7 +64,9 @@ class ParquetLoader:
     def __call__(self, entries: Iterable[ImageEntry], start: int, stop: int) -> Iterator[Item]:
         """Encoded bytes; DataError at the first of a file that has changed."""
         entries = iter(entries)
-        for number, first, last in shards.file_ranges([version.rows for _, version in self.files], start, stop):
+        for number, first, last in shards.file_ranges(
+            [sum(version.group_rows) for _, version in self.files], start, stop
+        ):
             file, version = self.files[number]
             if parquet.read_version(file) != version:
                 raise storage.changed(file)

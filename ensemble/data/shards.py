@@ -213,6 +213,12 @@ def locate_bytes(
     entries = iter(entries)
     for file, first, last in file_ranges([shard.images for shard in shards], start, stop):
         shard = shards[file]
-        storage.check_unchanged(shard.location, shard.stat)
+        try:
+            same = storage.stat(shard.location) == shard.stat
+        except OSError as error:
+            why = error.strerror or "not found"
+            raise DataError(f"{shard.location} is gone ({why}); run the command on what is there") from None
+        if not same:
+            raise storage.changed(shard.location)
         for _, entry in zip(range(first, last), entries, strict=False):
             yield entry, ByteRange(shard.location, entry.offset, entry.size)

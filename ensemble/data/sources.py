@@ -16,7 +16,7 @@ from ensemble.core.names import LABELS, class_labels
 from ensemble.data.files import IMAGE_SUFFIXES, list_images
 from ensemble.data.readers import find_format
 from ensemble.data.storage import is_url, not_on_disk
-from ensemble.data.tables import KEY_COLUMNS, read_batches, read_table, resolve_entries
+from ensemble.data.tables import KEY_COLUMNS, read_batches, read_table, require_unique, resolve_entries
 
 UNLABELLED = -1  # label of an image whose class is not known
 OPTIONAL_COLUMNS = ("group", "source", "generator")
@@ -85,9 +85,7 @@ def read_data(paths: Sequence[Path], options: ReadOptions | None = None) -> tupl
         items += [item if item.source else replace(item, source=name) for item in found]
         notes += [f"{path}: {note}" for note in its_notes] if several else its_notes
     where = join_limited(paths) if several else str(paths[0])
-    ids = Counter(item.id for item in items)
-    if repeated := sorted(key for key, count in ids.items() if count > 1):
-        raise DataError(f"{where}: ids given more than once: {join_limited(map(repr, repeated))}")
+    require_unique((item.id for item in items), where)
     for label, name in enumerate(LABELS):
         if not options.one_class and not any(item.label == label for item in items):
             raise DataError(f"{where} holds no {name} images; both classes need some")

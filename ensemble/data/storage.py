@@ -90,14 +90,6 @@ def parse_location(text: str) -> Location:
     return scheme + text[len(match[1]) :]
 
 
-def parse_local(text: str) -> Path:
-    """`parse_location` for images that must lie on disk; DataError for a URL says how to copy them."""
-    location = parse_location(text)
-    if isinstance(location, str):
-        raise not_on_disk(location)
-    return location
-
-
 def not_on_disk(url: str) -> DataError:
     """What to raise where labelled images lie in an object store."""
     folder = str(parent(url)) if os.path.splitext(url)[1] else url.rstrip("/")
@@ -269,23 +261,6 @@ def _list_store(url: str, below: str) -> Iterator[ListedFile]:
 def changed(location: Location) -> DataError:
     """What to raise where the bytes are not those that were listed."""
     return DataError(f"{location} was changed meanwhile; run the same command again")
-
-
-def check_unchanged(location: Location, known: FileStat) -> None:
-    """DataError where a file is not the version that is known, or it is gone."""
-    try:
-        same = stat(location) == known
-    except OSError as error:
-        raise DataError(
-            f"{location} is gone ({error.strerror or 'not found'}); run the command on what is there"
-        ) from None
-    if not same:
-        raise changed(location)
-
-
-def readable(path: Path) -> bool:
-    """Whether a file or folder is there for this process's user to read."""
-    return os.access(path, os.R_OK)
 
 
 # ---- fsspec

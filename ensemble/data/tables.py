@@ -1,7 +1,8 @@
 """Tables that name images: CSV and Parquet files with a column id or path, every cell read as text, in batches."""
 
 import os
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from ensemble.core.errors import DataError, LimitedList
+from ensemble.core.errors import DataError, LimitedList, join_limited
 from ensemble.core.parallel import ordered_map
 from ensemble.data import parquet, storage
 from ensemble.data.files import compact, find_files, texts
@@ -46,6 +47,13 @@ def read_batches(table: Location, columns: Collection[str] | None = KEY_COLUMNS)
         raise DataError(f"no such file: {table}") from None
     except (ValueError, OSError) as error:
         raise DataError(f"{table} is not a readable CSV: {' '.join(str(error).split())}") from None
+
+
+def require_unique(ids: Iterable[str], source: object = None, remedy: str = "") -> None:
+    """DataError, which names their source, where an id is given more than once."""
+    if repeated := sorted(key for key, count in Counter(ids).items() if count > 1):
+        where = "" if source is None else f"{source}: "
+        raise DataError(f"{where}ids given more than once: {join_limited(map(repr, repeated))}{remedy}")
 
 
 def resolve_entries(

@@ -4,7 +4,6 @@ Each gives the same rows as any labelled data, with the benchmark's own parts as
 so that scores part by part are the table that its authors print.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from ensemble.core.errors import DataError, join_limited
 from ensemble.core.names import class_labels
 from ensemble.data.files import list_images
 from ensemble.data.sources import LabelledImage, ReadOptions, read_data
+from ensemble.data.tables import require_unique
 
 # GenImage's generators, by what their folders are called (github.com/GenImage-Dataset/GenImage):
 # the name of the download, and that of the archive inside it.
@@ -96,10 +96,7 @@ def read_benchmarks(
         prefix = f"{path.resolve().name}/" if len(paths) > 1 else ""
         items += [replace(item, id=prefix + item.id) for item in _read(layout)]
         notes += [f"{path}: {note}" for note in (f"recognised as {layout.name} by its folders", *layout.notes)]
-    if repeated := sorted(key for key, count in Counter(item.id for item in items).items() if count > 1):
-        raise DataError(
-            f"ids given more than once: {join_limited(map(repr, repeated))}; give one of the folders another name"
-        )
+    require_unique((item.id for item in items), remedy="; give one of the folders another name")
     return items, notes, tuple(dict.fromkeys(layout.name for layout in layouts.values()))
 
 

@@ -8,7 +8,7 @@ What an earlier, stronger compression did to one class alone cannot be undone.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,13 @@ class CanonicalPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
-        return {"size": self.size, "first": [list(pair) for pair in self.first], "quality": list(self.quality)}
+        return asdict(self)
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "CanonicalPlan":
         """From `to_dict`."""
-        first = tuple((int(quality), int(sampling)) for quality, sampling in values["first"])
         low, high = values["quality"]
-        return CanonicalPlan(int(values["size"]), first, (int(low), int(high)))
+        return CanonicalPlan(values["size"], tuple((q, sampling) for q, sampling in values["first"]), (low, high))
 
 
 def read_plan(path: Path) -> CanonicalPlan | None:

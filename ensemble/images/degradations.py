@@ -206,13 +206,6 @@ def _drawn(name: str, limits: tuple[float, float], rng: np.random.Generator) -> 
     return Degradation(name, bound, value if name in ("resize", "crop") else 1.0)
 
 
-def degrade(image: Image.Image, augment: "Augment", rng: np.random.Generator) -> Image.Image:
-    """An image after the random degradations of `augment`, the same draws for both classes."""
-    for change in draw_degradations(augment, rng):
-        image = change.apply(image)
-    return image
-
-
 def random_flip(pixels: np.ndarray, augment: "Augment", rng: np.random.Generator) -> np.ndarray:
     """uint8 [K, S, S, 3] after a random flip and quarter turns; every view turns alike."""
     if augment.flip and rng.random() < 0.5:

@@ -47,12 +47,7 @@ MAX_COMPARED_GROUP = 64  # images; in larger groups what is joined is not compar
 Needed = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def _dct_matrix(size: int) -> np.ndarray:
-    positions = (np.arange(size) + 0.5) * np.pi / size
-    return np.cos(np.arange(size)[:, None] * positions[None, :])
-
-
-_DCT = _dct_matrix(THUMBNAIL_SIDE)[:8]
+_DCT = np.cos(np.arange(8)[:, None] * ((np.arange(THUMBNAIL_SIDE) + 0.5) * np.pi / THUMBNAIL_SIDE))
 
 
 def thumbnail(image: Image.Image) -> np.ndarray:
@@ -220,7 +215,7 @@ class _Groups:
 
     def add(self, a: int, b: int) -> None:
         self._pairs |= {(a, b), (b, a)}
-        a, b = self._root(a), self._root(b)
+        a, b = _root(self._parent, a), _root(self._parent, b)
         if a != b:
             self._parent[b] = a
             self._size[a] += self._size[b]
@@ -232,11 +227,8 @@ class _Groups:
     def _needed(self, a: int, b: int) -> bool:
         if a == b or (a, b) in self._pairs:
             return False
-        root = self._root(a)
-        return self._size[root] <= MAX_COMPARED_GROUP or root != self._root(b)
-
-    def _root(self, position: int) -> int:
-        return _root(self._parent, position)
+        root = _root(self._parent, a)
+        return self._size[root] <= MAX_COMPARED_GROUP or root != _root(self._parent, b)
 
 
 def _root(parent: list[int], i: int) -> int:

@@ -11,7 +11,7 @@ import pandas as pd
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError, join_limited
 from ensemble.core.names import is_member_name
-from ensemble.data.tables import read_table
+from ensemble.data.tables import read_table, require_unique
 
 CLIP = 1e-6  # probabilities are clipped to [1e-6, 1 - 1e-6] before they become logits
 COLUMNS = ("logit", "p", "target", "score")  # the first that a CSV has is read; all but logit are probabilities
@@ -50,8 +50,7 @@ def _read_scores(path: Path) -> pd.Series:
         raise DataError(
             f"{path} needs the columns id and {' or '.join(COLUMNS)}; it has: {join_limited(table.columns)}"
         )
-    if repeated := sorted(set(table.loc[table["id"].duplicated(), "id"])):
-        raise DataError(f"{path}: ids given more than once: {join_limited(map(repr, repeated))}")
+    require_unique(table["id"], path)
     values = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=np.float64)
     sound = np.isfinite(values) if column == "logit" else (values >= 0) & (values <= 1)
     if not sound.all():

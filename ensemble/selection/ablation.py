@@ -130,7 +130,8 @@ def _train_and_score(
     recipe, device = options.recipe, options.device
     items = [data.items[row] for row in rows]
     try:
-        frame, _ = dataset.build_dataset(items, FRACTIONS, seed)
+        items, indexed = dataset.index_items(items)
+        frame = dataset.assemble(items, indexed, dataset.near_pairs(indexed), FRACTIONS, seed)
     except DataError as error:
         raise DataError(f"--ablate cannot train on {len(items)} images: {error}; or raise --count") from None
     frame = frame.assign(split=frame["split"].replace("heldout", "train"))

@@ -1,6 +1,5 @@
 """Read the images for `select`: the pools, labelled or not, and the test set."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from ensemble.core.errors import DataError, join_limited
 from ensemble.core.names import NEGATIVE_NAMES, POSITIVE_NAMES
 from ensemble.data.files import IMAGE_SUFFIXES
 from ensemble.data.sources import LabelledImage, ReadOptions, has_labels, read_data, read_unlabelled
+from ensemble.data.tables import require_unique
 from ensemble.models.features import Features
 from ensemble.selection.select import Pool
 
@@ -102,7 +102,5 @@ def _without_labels(paths: Sequence[Path], images: Path | None) -> list[Labelled
 def _read_one(path: Path, images: Path | None, prefix: str) -> list[LabelledImage]:
     """The images of one folder or table, without their labels."""
     items = read_unlabelled(path, images, prefix)
-    counts = Counter(item.id.removeprefix(prefix) for item in items)
-    if repeated := sorted(key for key, count in counts.items() if count > 1):
-        raise DataError(f"{path}: ids given more than once: {join_limited(map(repr, repeated))}")
+    require_unique((item.id.removeprefix(prefix) for item in items), path)
     return items

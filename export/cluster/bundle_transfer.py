@@ -12,7 +12,6 @@ from filelock import FileLock
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
-from ensemble.data.storage import readable
 from export.bundle import bundle
 
 CHUNK_BYTES = 16 << 20  # sent at a time, to each machine
@@ -71,7 +70,7 @@ def local_bundle(source: BundleSource, fetch: FetchChunk) -> Path:
 
 def _is_same(folder: Path, source: BundleSource) -> bool:
     """Whether the folder has the source's bundle.json, and files that this user may read."""
-    if not all(readable(folder / name) for name in source.sizes):
+    if not all(os.access(folder / name, os.R_OK) for name in source.sizes):
         return False
     try:
         return artifacts.json_sha256(bundle.read_contents(folder)) == source.sha256

@@ -3,6 +3,7 @@
 The files that result are those of one machine.
 """
 
+import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +18,6 @@ from ensemble.core.errors import DataError, ManyeyesError, UnavailableError, err
 from ensemble.core.log import Log
 from ensemble.data.image_list import ImageList
 from ensemble.data.inputs import Inputs
-from ensemble.data.storage import readable
 from ensemble.models.runner import Runner
 from export.cluster import saved_plan
 from export.cluster.bundle_transfer import describe_bundle
@@ -85,7 +85,7 @@ def plan_run(
     ray, versions = load_ray(), cluster_nodes.node_versions(PACKAGES)
     cluster_nodes.check_nodes(ray, nodes, PACKAGES)
     # what is gone here too is left out: it fails as on one machine
-    paths = tuple(home / path for path in inputs.files if readable(path))
+    paths = tuple(home / path for path in inputs.files if os.access(path, os.R_OK))
     job = Job(source, home, paths, pool.cpus, versions)
     coordinator = _start_coordinator(ray, source.folder, inputs.rows)
     # without GPUs `auto` means the CPU, whatever the worker's machine has
@@ -111,7 +111,7 @@ def cluster_scorer(run: ClusterRun, inputs: Inputs, tta: bool) -> ShardScorer:
             for answer in answers:
                 for name in answer["unseen"]:
                     path = Path(name.decode(errors="surrogatepass"))
-                    if readable(path):  # else it is gone everywhere, and fails as it would on one machine
+                    if os.access(path, os.R_OK):  # else it is gone everywhere, and fails as it would on one machine
                         raise DataError(unreadable_message(path, answer["node"]))
                 shard = answer["shard"]
                 if shard in remaining:  # what a lost worker had done may come twice

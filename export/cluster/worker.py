@@ -16,7 +16,6 @@ from ensemble.core.log import no_log
 from ensemble.data.byte_ranges import ByteRange
 from ensemble.data.image_list import TEXT, ImageEntry, ImageList, read_list, write_list
 from ensemble.data.readers import Item
-from ensemble.data.storage import readable
 from ensemble.images.decode import silence_decoder_warnings
 from export.cluster.bundle_transfer import BundleSource, local_bundle, read_chunk
 from export.inference.ensemble import Ensemble
@@ -162,7 +161,7 @@ def set_up_worker(job: Job, coordinator: Any) -> Path:
     """Check this machine and enter the job's working folder; returns the bundle's folder, every file of it checked."""
     check_versions(this_node(), job.versions, node_versions(PACKAGES))
     for path in job.paths:
-        if not readable(path):
+        if not os.access(path, os.R_OK):
             raise DataError(unreadable_message(path, this_node()))
     with suppress(OSError):  # it may be another machine's, or another user's
         os.chdir(job.workdir)  # relative names of images count from there
@@ -265,4 +264,4 @@ class Worker:
             return []
         (item,) = self._reader(iter([entry]), row, row + 1)
         source = item.source.location if isinstance(item.source, ByteRange) else item.source
-        return [str(source)] if isinstance(source, Path) and not readable(source) else []
+        return [str(source)] if isinstance(source, Path) and not os.access(source, os.R_OK) else []

@@ -10,7 +10,6 @@ from PIL import Image
 from ensemble.core import artifacts
 from ensemble.core.errors import DataError
 from ensemble.data import dataset, splits
-from ensemble.data.dataset import build_dataset
 from ensemble.data.sources import LabelledImage, read_data
 from ensemble.data.splits import Fractions
 
@@ -18,8 +17,10 @@ HALVES = Fractions(tune=0.3, heldout=0.3)
 STRING = "string"
 
 
-def build(items, **options):
-    return build_dataset(items, HALVES, seed=0, **options)
+def build(items, skip_unreadable=False, hold_out=()):
+    items, indexed = dataset.index_items(items, skip_unreadable)
+    frame = dataset.assemble(items, indexed, dataset.near_pairs(indexed), HALVES, 0, hold_out)
+    return frame, list(indexed.errors.values())
 
 
 def refusal(items, **options) -> str:
