@@ -99,9 +99,9 @@ def labelled_images(items: Sequence[LabelledImage], paths: Sequence[Path]) -> La
     return LabelledImages(description, False, ids, files, np.array([item.label for item in items]))
 
 
-def stratified_sample(images: LabelledImages, count: int, seed: int = 0) -> LabelledImages:
+def stratified_sample(images: LabelledImages, count: int) -> LabelledImages:
     """At most `count` of the images, the classes as equal in number as possible, in the order given."""
-    shuffled = np.random.default_rng(seed).permutation(len(images.labels))
+    shuffled = np.random.default_rng(0).permutation(len(images.labels))
     classes = images.labels[shuffled]
     rank = pd.Series(classes).groupby(classes).cumcount()
     return images.subset(np.sort(shuffled[np.argsort(rank, kind="stable")[:count]]))

@@ -22,7 +22,6 @@ from export.runtimes import capabilities, devices
 from export.runtimes.settings import ON_CPU, ON_GPU, PRECISIONS, RuntimeConfig, parse_config
 
 Entries = Mapping[str, Mapping[str, Any]]
-LOWER_PRECISIONS = PRECISIONS[1:]
 GPU_BATCH = 64  # the batch size of infer: TensorRT builds an engine for each
 
 
@@ -79,7 +78,14 @@ def decide_precisions(
     of the bundle as it was; those that still hold are kept.
     Returns the entries, certificates by "runtime precision", and the value of `precisions` in bundle.json.
     """
-    supported = _supported_configs(entries, options.int8)
+    # int8 where it is asked for, or the bundle has files for it
+    supported = [
+        config
+        for config in runnable_configs(PRECISIONS[1:])
+        if config.precision != "int8"
+        or options.int8
+        or any(bundle.has_model_file(entry, config) for entry in entries.values())
+    ]
     made_from = _certified_sha256(folder, entries)
     certificates = {
         key: record
@@ -129,15 +135,6 @@ def decide_precisions(
         name: precision_search.drop_unused_files(folder, name, entry, used) for name, entry in extended.items()
     }
     return remaining, certificates, precisions
-
-
-def _supported_configs(entries: Entries, int8: bool) -> list[RuntimeConfig]:
-    """The configs below fp32 that this machine runs; int8 where it is asked for, or the bundle has files for it."""
-    return [
-        config
-        for config in runnable_configs(LOWER_PRECISIONS)
-        if config.precision != "int8" or int8 or any(bundle.has_model_file(entry, config) for entry in entries.values())
-    ]
 
 
 def certify(

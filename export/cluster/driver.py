@@ -16,7 +16,6 @@ from ensemble.cluster import nodes as cluster_nodes
 from ensemble.cluster.connect import Node, connected, load_ray, nodes
 from ensemble.core.errors import DataError, ManyeyesError, UnavailableError, error_line
 from ensemble.core.log import Log
-from ensemble.data.image_list import ImageList
 from ensemble.data.inputs import Inputs
 from ensemble.models.runner import Runner
 from export.cluster import saved_plan
@@ -87,7 +86,11 @@ def plan_run(
     # what is gone here too is left out: it fails as on one machine
     paths = tuple(home / path for path in inputs.files if os.access(path, os.R_OK))
     job = Job(source, home, paths, pool.cpus, versions)
-    coordinator = _start_coordinator(ray, source.folder, inputs.rows)
+    images = inputs.rows
+    if isinstance(images.data, Path):
+        images = replace(images, data=images.data.absolute())
+    here = ray.get_runtime_context().get_node_id()
+    coordinator = cluster_nodes.on_node(ray, here, Coordinator).remote(source.folder, images)
     # without GPUs `auto` means the CPU, whatever the worker's machine has
     device = "cpu" if not pool.gpus and runtime.device == "auto" else runtime.device
     remote = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus, max_retries=1)(prepare)
@@ -182,13 +185,6 @@ def _translate_errors(coordinator: Any) -> Iterator[None]:
         if isinstance(error, ray.exceptions.RayTaskError):
             raise  # an error in the code of a worker
         raise UnavailableError(f"the cluster failed: {error_line(error)}; the same command goes on") from None
-
-
-def _start_coordinator(ray: Any, folder: Path, images: ImageList) -> Any:
-    if isinstance(images.data, Path):
-        images = replace(images, data=images.data.absolute())
-    here = ray.get_runtime_context().get_node_id()
-    return cluster_nodes.on_node(ray, here, Coordinator).remote(folder, images)
 
 
 def _wait_for_plan(ray: Any, planning: Any, nodes: Sequence[Node], log: Log) -> WorkerPlan:

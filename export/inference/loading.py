@@ -23,7 +23,7 @@ from export.runtimes import autotune
 from export.runtimes.capabilities import Machine, available
 from export.runtimes.devices import version
 from export.runtimes.runner import require_torch
-from export.runtimes.settings import RuntimeConfig, RuntimeOptions
+from export.runtimes.settings import TORCH_BATCH, RuntimeConfig, RuntimeOptions
 
 if TYPE_CHECKING:
     from ensemble.models.backbone import Member
@@ -65,7 +65,9 @@ def load_networks(
     externals = external.read_externals(run, stacker.members)
     trained = [name for name in stacker.members if name not in {member.name for member in externals}]
     networks = {name: load_member(run, name) for name in trained}
-    runners = tuple(torch_runner(name, member, device, batch=runtime.torch_batch) for name, member in networks.items())
+    runners = tuple(
+        torch_runner(name, member, device, batch=runtime.batch or TORCH_BATCH) for name, member in networks.items()
+    )
     identity = artifacts.json_sha256([version("torch"), device, runtime.batch, fingerprint(run, trained)["members"]])
     settings = tuple((name, TORCH) for name in trained)
     return Ensemble(runners, stacker, device, externals, identity, settings=settings), networks
@@ -133,7 +135,7 @@ def load_classifier(
     member = name or folder.resolve().name
     (one,) = read_classifiers({f"model_{member}" if member in RESERVED else member: folder}, positive)
     identity = artifacts.json_sha256([version("torch"), device, runtime.batch, one.sha256])
-    opened = torch_runner(one.name, one.load(), device, batch=runtime.torch_batch)
+    opened = torch_runner(one.name, one.load(), device, batch=runtime.batch or TORCH_BATCH)
     stacker = single_member_stacker(one.name)
     return Ensemble((opened,), stacker, device, identity=identity, settings=((one.name, TORCH),))
 

@@ -19,8 +19,6 @@ CACHE_FILE = "runtimes.json"
 FINALISTS, TIMING_ROUNDS = 3, 5
 MIN_TIMING_SECONDS = 0.3  # of one timing
 
-Clock = Callable[[], float]
-
 
 @dataclass(frozen=True)
 class TuneRequest:
@@ -43,14 +41,13 @@ def tune(
     jobs: Sequence[TuneRequest],
     machine: Machine,
     open_runner: Callable[[TuneRequest, RuntimeConfig], Runner],
-    clock: Clock = time.perf_counter,
 ) -> dict[str, TimedConfig]:
     """Each member's fastest config, measured now and put into the cache at once."""
     best = {}
     with tqdm(total=sum(len(job.candidates) for job in jobs), desc="tune", unit="setting", disable=None) as bar:
         for job in jobs:
             bar.set_postfix_str(job.name)
-            seconds = measure(job, open_runner, clock, bar.update)
+            seconds = measure(job, open_runner, bar.update)
             fastest = min(seconds, key=lambda config: seconds[config])
             best[job.name] = TimedConfig(fastest, seconds[fastest])
             answer = {"setting": asdict(fastest), "seconds": seconds[fastest]}
@@ -61,7 +58,6 @@ def tune(
 def measure(
     job: TuneRequest,
     open_runner: Callable[[TuneRequest, RuntimeConfig], Runner],
-    clock: Clock = time.perf_counter,
     progress: Callable[[int], object] = lambda count: None,
 ) -> dict[RuntimeConfig, float]:
     """Seconds for one image of the fastest candidates: medians over rounds in which they take turns.
@@ -74,7 +70,7 @@ def measure(
     problem = UnavailableError(f"{job.name}: there is no config to measure")
     for config in job.candidates:
         try:
-            once = timer(open_runner(job, config), config, clock)
+            once = timer(open_runner(job, config), config)
             seconds[config], timers[config] = [once()], once
         except UnavailableError as error:
             problem = error
@@ -93,18 +89,18 @@ def measure(
     return {config: statistics.median(seconds[config][1:]) for config in timers}
 
 
-def timer(runner: Runner, config: RuntimeConfig, clock: Clock = time.perf_counter) -> Callable[[], float]:
+def timer(runner: Runner, config: RuntimeConfig) -> Callable[[], float]:
     """A function that times a runner: seconds for one view. The runner is warmed up before."""
     size, count = runner.preprocess_config.size, config.batch * config.streams
     pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
     runner.run(pixels)
 
     def once() -> float:
-        started, count_done = clock(), 0
+        started, count_done = time.perf_counter(), 0
         while True:
             runner.run(pixels)
             count_done += count
-            if (passed := clock() - started) >= MIN_TIMING_SECONDS:
+            if (passed := time.perf_counter() - started) >= MIN_TIMING_SECONDS:
                 return passed / count_done
 
     return once
@@ -121,9 +117,7 @@ def cached_configs(jobs: Sequence[TuneRequest], machine: Machine) -> dict[str, T
     return configs
 
 
-def seconds_per_image(
-    runner: Runner, config: RuntimeConfig, sha256: str, machine: Machine, clock: Clock = time.perf_counter
-) -> float:
+def seconds_per_image(runner: Runner, config: RuntimeConfig, sha256: str, machine: Machine) -> float:
     """Seconds for one image of an open member, whose file has this hash: measured once on this machine, then cached.
 
     The same number in later runs gives the same cascade, and so the same scores.
@@ -131,7 +125,7 @@ def seconds_per_image(
     key = artifacts.json_sha256(["seconds", _key(TuneRequest(runner.name, sha256, (config,)), machine)])
     value = answer_cache.get(CACHE_FILE, key)
     if not isinstance(value, float):
-        once = timer(runner, config, clock)
+        once = timer(runner, config)
         value = statistics.median(once() for _ in range(TIMING_ROUNDS))
         answer_cache.put(CACHE_FILE, key, value)
     return value * runner.preprocess_config.count

@@ -33,10 +33,9 @@ def choose_configs(
     runtime, why = _runtime(options, machine)
     precisions, more = _precisions(runtime, list(entries), allowed, options, machine)
     configs = {
-        name: _untuned_config(RuntimeConfig(runtime, precisions[name]), float(entry.get("gflop", 0)), machine)
+        name: _untuned_config(runtime, precisions[name], float(entry.get("gflop", 0)), options.batch, machine)
         for name, entry in entries.items()
     }
-    configs = {name: replace(config, batch=options.batch or config.batch) for name, config in configs.items()}
     used = list(dict.fromkeys(precisions.values()))
     head = f"{runtime} {' and '.join(used)} on {machine.where(runtime)}"
     reasons = [reason for reason in (why, more) if reason]
@@ -74,8 +73,16 @@ def _precisions(
     if options.precision == "fp32":
         return dict.fromkeys(names, "fp32"), ""
     if options.precision != "auto":
-        _check_precision(runtime, names, allowed, options.precision, machine)
-        return dict.fromkeys(names, options.precision), ""
+        precision = options.precision
+        if reason := machine.unsupported.get((runtime, precision)):
+            raise UnavailableError(f"{runtime} cannot run {precision} here: {reason}")
+        if missing := sorted(set(names) - allowed.get((runtime, precision), frozenset())):
+            raise UnavailableError(
+                f"{join_limited(missing)} may not run at {runtime} {precision}: the bundle has no certificate for it; "
+                f"get one: {_remedy(precision)}, or take the risk: "
+                f"python cli.py export {'--int8 ' if precision == 'int8' else ''}--uncertified"
+            )
+        return dict.fromkeys(names, precision), ""
     supported = [lower for lower in LOWER_PRECISIONS.get(runtime, ()) if (runtime, lower) not in machine.unsupported]
     if not supported:
         first = LOWER_PRECISIONS.get(runtime, ("",))[0]
@@ -92,28 +99,17 @@ def _precisions(
     return {name: lower if name in certified else "fp32" for name in names}, "certified"
 
 
-def _check_precision(runtime: str, names: list[str], allowed: Allowed, precision: str, machine: Machine) -> None:
-    if reason := machine.unsupported.get((runtime, precision)):
-        raise UnavailableError(f"{runtime} cannot run {precision} here: {reason}")
-    if missing := sorted(set(names) - allowed.get((runtime, precision), frozenset())):
-        raise UnavailableError(
-            f"{join_limited(missing)} may not run at {runtime} {precision}: the bundle has no certificate for it; "
-            f"get one: {_remedy(precision)}, or take the risk: "
-            f"python cli.py export {'--int8 ' if precision == 'int8' else ''}--uncertified"
-        )
-
-
 def _remedy(precision: str) -> str:
     return f"python cli.py export {'--int8' if precision == 'int8' else '--certify-on DATA'}"
 
 
-def _untuned_config(config: RuntimeConfig, gflop: float, machine: Machine) -> RuntimeConfig:
-    """Batch and streams that suit most members of that size, before anything is measured."""
-    if config.runtime in ON_GPU:
-        return replace(config, batch=64)
-    if config.runtime == "openvino" and gflop < LARGE_GFLOP:
-        return replace(config, batch=4, streams=min(machine.cores, MAX_STREAMS), threads=machine.cores)
-    return replace(config, batch=8, threads=machine.cores)
+def _untuned_config(runtime: str, precision: str, gflop: float, batch: int | None, machine: Machine) -> RuntimeConfig:
+    """Batch, if none is given, and streams that suit most members of that size, before anything is measured."""
+    if runtime in ON_GPU:
+        return RuntimeConfig(runtime, precision, batch or 64)
+    if runtime == "openvino" and gflop < LARGE_GFLOP:
+        return RuntimeConfig(runtime, precision, batch or 4, min(machine.cores, MAX_STREAMS), machine.cores)
+    return RuntimeConfig(runtime, precision, batch or 8, threads=machine.cores)
 
 
 def certified_alternatives(

@@ -53,11 +53,6 @@ class RuntimeOptions:
     cascade: float | None = None
     full: bool = False
 
-    @property
-    def torch_batch(self) -> int:
-        """Images that torch members score at once."""
-        return self.batch or TORCH_BATCH
-
     def __post_init__(self) -> None:
         known = {"runtime": ("auto", *RUNTIMES), "precision": ("auto", *PRECISIONS), "device": DEVICES}
         for kind, values in known.items():

@@ -74,7 +74,9 @@ def test_listed_checkpoint_from_hub_layout_to_certified_onnx(name, tmp_path, pho
 
     convert(reloaded, tmp_path / "member.onnx")
     exported = open_runner(name, tmp_path / "member.onnx", member.preprocess_config, RuntimeConfig("onnxruntime"))
-    certified = certificate.certify_fp32(torch_runner(name, reloaded, torch.device("cpu")), exported, pixels)
+    certified = certificate.certify_fp32(
+        torch_runner(name, reloaded, torch.device("cpu")).run(pixels), exported, pixels
+    )
     assert certified["max_abs_difference"] <= 1e-3
     assert certified["batch_sizes"] == [1, 2, 7]
 
@@ -87,11 +89,11 @@ def test_certificate_refuses_an_export_of_other_weights(tmp_path, photo):
         "swin_small", tmp_path / "member.onnx", member.preprocess_config, RuntimeConfig("onnxruntime")
     )
     original = torch_runner("swin_small", member, torch.device("cpu"))
-    certificate.certify_fp32(original, exported, pixels)
+    certificate.certify_fp32(original.run(pixels), exported, pixels)
     with torch.no_grad():
         member.backbone.classifier.bias[1] += 0.01
     with pytest.raises(ArtifactError, match=r"differ from the member's by 0\.01"):
-        certificate.certify_fp32(original, exported, pixels)
+        certificate.certify_fp32(original.run(pixels), exported, pixels)
 
 
 @pytest.mark.parametrize("name", sorted(QUICK))

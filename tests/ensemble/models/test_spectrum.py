@@ -64,7 +64,7 @@ def test_it_is_saved_opened_exported_and_certified(tmp_path):
     np.testing.assert_array_equal(runner(network).run(pixels), expected)
     convert(member, tmp_path / "m.onnx")
     found = certify_fp32(
-        runner(network),
+        runner(network).run(pixels),
         open_runner("m", tmp_path / "m.onnx", member.preprocess_config, RuntimeConfig("onnxruntime")),
         pixels,
     )

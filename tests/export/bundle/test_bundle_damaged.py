@@ -88,7 +88,7 @@ def used(folder):
     return [runner.name for runner in ensemble.runners]
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_other_value_in_a_bundle_is_told_in_one_line_or_does_no_harm(data, sound, tmp_path):
     folder = tmp_path / "bundle"

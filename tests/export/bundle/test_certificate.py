@@ -17,7 +17,7 @@ def logits(pixels):
 
 
 def certified(twin, pixels=PIXELS):
-    return certify_fp32(Runner("one", PREPROCESS_CONFIG, logits), Runner("twin", PREPROCESS_CONFIG, twin), pixels)
+    return certify_fp32(logits(pixels), Runner("twin", PREPROCESS_CONFIG, twin), pixels)
 
 
 def off_by(difference, size=7, position=3):
@@ -79,7 +79,7 @@ def test_two_members_that_both_answer_nan_do_not_agree():
         return np.full(len(pixels), np.nan, dtype=np.float32)
 
     with pytest.raises(ArtifactError, match="nan at batch 1"):
-        certify_fp32(Runner("one", PREPROCESS_CONFIG, silent), Runner("twin", PREPROCESS_CONFIG, silent), PIXELS)
+        certify_fp32(silent(PIXELS), Runner("twin", PREPROCESS_CONFIG, silent), PIXELS)
 
 
 LABELS = np.arange(256) % 2

@@ -74,7 +74,7 @@ def test_other_turns_stay_as_they_are(consumer, perm):
 
 
 def test_no_file_names_a_folder_of_the_machine_that_exported_it(tmp_path):
-    member, whole = small_member("swin", size=32), tmp_path / "fp32.onnx"
+    member, whole = small_member("vit", size=32), tmp_path / "fp32.onnx"
     convert(member, whole)
     made = {kind: tmp_path / f"{kind}.onnx" for kind in ("fp16", "int8", "int8-symmetric")}
     pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)

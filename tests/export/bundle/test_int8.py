@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,7 +18,7 @@ from ensemble.models.runner import Runner
 from export.bundle import bundle, check_images, int8, precision_search, precisions
 from export.bundle.int8 import write_int8
 from export.bundle.precision_search import Layer, fewest_layers, read_layers
-from export.runtimes import devices, libraries
+from export.runtimes import autotune, devices, libraries
 from export.runtimes.runner import open_runner
 from export.runtimes.settings import RuntimeConfig
 
@@ -30,6 +32,11 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("int8") / "run"
     write_image_run(folder, {"one": 1.0, "two": 1000.0})
     return folder
+
+
+@pytest.fixture(autouse=True)
+def short_timings(monkeypatch):
+    monkeypatch.setattr(autotune, "MIN_TIMING_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -53,13 +60,38 @@ def int8_members(values):
     }
 
 
-@pytest.fixture
-def exported(copy):
-    return copy, *export(copy, "--int8")
+@dataclass
+class Exported:
+    """A run whose int8 files were made, what `export` gave, and the files that were read before certifying and then."""
+
+    run: Path
+    out: str
+    values: dict
+    certificates: dict
+    before_certifying: list
+    certifying: list
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    folder, read, certifying = tmp_path_factory.mktemp("exported"), [], []
+    decode, certify = images.decode, precisions.certify
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MANYEYES_CACHE", str(folder / "cache"))
+        patch.setattr(autotune, "MIN_TIMING_SECONDS", 0.0)
+        copy = shutil.copytree(run, folder / "run")
+        out, values, _ = export(copy)
+        assert int8_members(values) == {}
+        assert "quantizing" not in out
+        patch.setenv("MANYEYES_CACHE", str(folder / "another cache"))
+        patch.setattr(images, "decode", lambda source, **rest: read.append(source) or decode(source, **rest))
+        patch.setattr(precisions, "certify", lambda *rest: certifying.append(len(read)) or certify(*rest))
+        out, values, certificates = export(copy, "--int8")
+    return Exported(copy, out, values, certificates, read[: certifying[0]], read[certifying[0] :])
 
 
 def test_a_member_that_int8_breaks_is_rescued_by_the_one_layer_that_breaks_it(exported, tmp_path):
-    run, out, values, found = exported
+    run, out, values, found = exported.run, exported.out, exported.values, exported.certificates
     assert int8_members(values) == {"openvino": {"one", "two"}, "onnxruntime": {"one", "two"}}
     assert "two: with all 3 layers in int8 AUROC moves by -" in out
     assert "two: kept in fp32 1 of 3 layers: reads; openvino int8 runs" in out
@@ -98,12 +130,10 @@ def test_without_the_search_its_certificate_fails_and_its_file_goes(copy, monkey
     assert "two" not in json.dumps(values["members"]["two"].get("made", {}))
 
 
-def test_int8_is_made_when_asked_for_and_then_kept(copy):
-    out, values, _ = export(copy)
-    assert int8_members(values) == {}
-    assert "quantizing" not in out
-    _, values, _ = export(copy, "--int8")
-    made = {name: digest for name, digest in values["files"].items() if "int8" in name}
+def test_int8_files_that_were_made_are_kept(exported, tmp_path, monkeypatch):
+    monkeypatch.setenv("MANYEYES_CACHE", str(tmp_path / "cache"))
+    copy = shutil.copytree(exported.run, tmp_path / "run")
+    made = {name: digest for name, digest in exported.values["files"].items() if "int8" in name}
     assert list(made) == ["members/one.int8.onnx", "members/two.int8.onnx"]
     for arguments in ([], ["--int8"]):
         out, values, found = export(copy, *arguments)
@@ -113,17 +143,11 @@ def test_int8_is_made_when_asked_for_and_then_kept(copy):
         assert found["openvino int8"]["files"]["two"]["kept"] == ["reads"]
 
 
-def test_no_held_out_image_is_read_until_the_certificate(copy, monkeypatch):
-    read, certifying = [], []
-    decode = images.decode
-    monkeypatch.setattr(images, "decode", lambda source, **rest: read.append(source) or decode(source, **rest))
-    certify = precisions.certify
-    monkeypatch.setattr(precisions, "certify", lambda *arguments: certifying.append(list(read)) or certify(*arguments))
-    export(copy, "--int8")
-    frame = artifacts.read_parquet(artifacts.dataset_path(copy), "")
+def test_no_held_out_image_is_read_until_the_certificate(exported):
+    frame = artifacts.read_parquet(artifacts.dataset_path(exported.run), "")
     files = dict(zip(dataset.files(frame), frame["split"], strict=True))
-    assert {files[path] for path in certifying[0]} == {"train"}
-    assert {files[path] for path in read[len(certifying[0]) :]} == {"heldout"}
+    assert {files[path] for path in exported.before_certifying} == {"train"}
+    assert {files[path] for path in exported.certifying} == {"heldout"}
 
 
 def test_images_to_calibrate_by_are_balanced_and_no_others_are_compared_on(run):

@@ -11,13 +11,18 @@ from small_nets import PIXELS, write_image_run, write_network
 from ensemble.core.errors import UnavailableError
 from export.bundle import bundle, check_images, precision_search, precisions
 from export.bundle.int8 import PRODUCTS, write_int8
-from export.runtimes import libraries
+from export.runtimes import autotune, libraries
 from export.runtimes.capabilities import Machine
 from export.runtimes.runner import open_runner
 from export.runtimes.runtime_selection import choose_configs
 from export.runtimes.settings import RuntimeConfig, RuntimeOptions
 
 vnni = pytest.mark.skipif(not precisions.runnable_configs(("int8",)), reason="this CPU has no instructions for int8")
+
+
+@pytest.fixture(autouse=True)
+def short_timings(monkeypatch):
+    monkeypatch.setattr(autotune, "MIN_TIMING_SECONDS", 0.0)
 
 
 def tensorrt_refuses(path):

@@ -219,7 +219,7 @@ def lower(original, tmp_path, monkeypatch):
     monkeypatch.setenv("MANYEYES_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(plan, "available", lambda: Machine("Xeon", 2))
 
-    def measure(job, opened, clock=None, progress=lambda count: None):
+    def measure(job, *rest):
         best = RuntimeConfig("onnxruntime", "fp32", 16, 1, 2)
         return {setting: 0.001 if setting == best else 0.01 for setting in job.candidates}
 

@@ -1,5 +1,6 @@
 import shutil
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,22 +21,16 @@ MACHINE = Machine("a CPU", 2)
 SETTINGS = tuple(RuntimeConfig("openvino", batch=batch, streams=streams) for batch in (1, 4, 8) for streams in (1, 2))
 
 
-class Clock:
-    """Seconds that pass only while a member runs."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def __call__(self):
-        return self.now
+CLOCK = Mock(**{"perf_counter.return_value": 0.0})  # seconds that pass only while a member of a Lab runs
 
 
 class Lab:
     """Members whose seconds an image are given by setting."""
 
     def __init__(self, seconds, lacking=()):
-        self.seconds, self.lacking, self.clock = seconds, lacking, Clock()
+        self.seconds, self.lacking = seconds, lacking
         self.opened, self.ran = [], []
+        CLOCK.perf_counter.return_value = 0.0
 
     def open(self, job, setting):
         if setting in self.lacking:
@@ -46,7 +41,7 @@ class Lab:
             self.ran.append(setting)
             assert pixels.shape == (setting.batch * setting.streams, 8, 8, 3)
             seconds = self.seconds[setting]
-            self.clock.now += len(pixels) * (seconds() if callable(seconds) else seconds)
+            CLOCK.perf_counter.return_value += len(pixels) * (seconds() if callable(seconds) else seconds)
             return np.zeros(len(pixels), np.float32)
 
         return Runner(job.name, PREPROCESS_CONFIG, run)
@@ -55,6 +50,7 @@ class Lab:
 @pytest.fixture(autouse=True)
 def fresh_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("MANYEYES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(autotune, "time", CLOCK)
 
 
 def job(name="one", sha256="a", settings=SETTINGS):
@@ -72,13 +68,13 @@ def lab(fastest, **options):
 @pytest.mark.parametrize("fastest", SETTINGS, ids=lambda s: f"{s.batch}-{s.streams}")
 def test_the_fastest_setting_is_found_and_remembered(fastest):
     made = lab(fastest)
-    assert autotune.tune([job()], MACHINE, made.open, made.clock) == {"one": TimedConfig(fastest, pytest.approx(0.1))}
+    assert autotune.tune([job()], MACHINE, made.open) == {"one": TimedConfig(fastest, pytest.approx(0.1))}
     assert recalled(job()) == {"one": fastest}
 
 
 def test_losers_are_timed_once_and_finalists_take_turns():
     made = Lab({setting: 1.0 + number for number, setting in enumerate(SETTINGS)})
-    found = autotune.measure(job(), made.open, made.clock)
+    found = autotune.measure(job(), made.open)
     assert found == {setting: pytest.approx(1.0 + number) for number, setting in enumerate(SETTINGS[:3])}
     assert made.opened == list(SETTINGS)
     # once to set up and once timed each, then five rounds of the three fastest
@@ -89,18 +85,18 @@ def test_one_slow_moment_does_not_decide():
     moments = iter([1.0, 1.0, 1.0, 9.0, 9.0, 1.0, 1.0])
     seconds = dict.fromkeys(SETTINGS[:2], 2.0) | {SETTINGS[0]: lambda: next(moments)}
     made = Lab(seconds)
-    assert autotune.tune([job(settings=SETTINGS[:2])], MACHINE, made.open, made.clock)["one"].config == SETTINGS[0]
+    assert autotune.tune([job(settings=SETTINGS[:2])], MACHINE, made.open)["one"].config == SETTINGS[0]
 
 
 def test_short_runs_are_repeated_until_they_can_be_timed():
     made = Lab(dict.fromkeys(SETTINGS[:1], 0.01))
-    assert autotune.measure(job(settings=SETTINGS[:1]), made.open, made.clock) == {SETTINGS[0]: pytest.approx(0.01)}
+    assert autotune.measure(job(settings=SETTINGS[:1]), made.open) == {SETTINGS[0]: pytest.approx(0.01)}
     assert len(made.ran) == 1 + 30 * 6
 
 
 def test_what_cannot_be_opened_is_left_out_and_nothing_at_all_is_an_error():
     made = lab(SETTINGS[0], lacking=SETTINGS[:1])
-    assert autotune.tune([job()], MACHINE, made.open, made.clock)["one"].config != SETTINGS[0]
+    assert autotune.tune([job()], MACHINE, made.open)["one"].config != SETTINGS[0]
     with pytest.raises(UnavailableError, match="no openvino fp32"):
         autotune.measure(job(), lab(SETTINGS[0], lacking=SETTINGS).open)
 
@@ -116,10 +112,10 @@ def test_what_fails_as_it_runs_is_left_out(calls):
 
     seconds = {SETTINGS[0]: fails, SETTINGS[1]: 0.5, SETTINGS[2]: 0.7}
     made = Lab(seconds)
-    found = autotune.measure(job(settings=SETTINGS[:3]), made.open, made.clock)
+    found = autotune.measure(job(settings=SETTINGS[:3]), made.open)
     assert found == {SETTINGS[1]: pytest.approx(0.5), SETTINGS[2]: pytest.approx(0.7)}
     with pytest.raises(UnavailableError, match="out of memory"):
-        autotune.measure(job(settings=SETTINGS[:1]), made.open, made.clock)
+        autotune.measure(job(settings=SETTINGS[:1]), made.open)
 
 
 @pytest.mark.parametrize(
@@ -135,14 +131,14 @@ def test_what_fails_as_it_runs_is_left_out(calls):
 )
 def test_an_answer_holds_for_one_file_on_one_machine(asked, machine):
     made = lab(SETTINGS[1])
-    autotune.tune([job()], MACHINE, made.open, made.clock)
+    autotune.tune([job()], MACHINE, made.open)
     assert autotune.cached_configs([asked], machine) == {}
     assert recalled(replace(job(), name="renamed")) == {"renamed": SETTINGS[1]}
 
 
 def test_another_version_of_a_library_measures_anew(monkeypatch):
     made = lab(SETTINGS[1])
-    autotune.tune([job()], MACHINE, made.open, made.clock)
+    autotune.tune([job()], MACHINE, made.open)
     monkeypatch.setattr(autotune, "version", lambda runtime: f"{runtime} 99")
     assert autotune.cached_configs([job()], MACHINE) == {}
 
@@ -150,16 +146,16 @@ def test_another_version_of_a_library_measures_anew(monkeypatch):
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"format_version": 99}'])
 def test_a_damaged_memory_costs_a_measurement_and_no_error(text):
     made = lab(SETTINGS[1])
-    autotune.tune([job()], MACHINE, made.open, made.clock)
+    autotune.tune([job()], MACHINE, made.open)
     (artifacts.cache_path() / "runtimes.json").write_text(text)
     assert autotune.cached_configs([job()], MACHINE) == {}
-    autotune.tune([job()], MACHINE, made.open, made.clock)
+    autotune.tune([job()], MACHINE, made.open)
     assert recalled(job()) == {"one": SETTINGS[1]}
 
 
 def test_a_setting_that_was_no_candidate_is_not_believed():
     made = lab(SETTINGS[1])
-    autotune.tune([job()], MACHINE, made.open, made.clock)
+    autotune.tune([job()], MACHINE, made.open)
     file = artifacts.cache_path() / "runtimes.json"
     key = next(key for key in artifacts.read_json(file, "") if key != "format_version")
     change_json(file, **{key: {"setting": vars(RuntimeConfig("openvino", "bf16")), "seconds": 0.1}})
@@ -212,7 +208,7 @@ def test_an_answer_that_no_single_certificate_covers_is_not_believed():
     """As a `--tune` of before may have left it: chosen among every pair that its member may run at."""
     older = (RuntimeConfig("tensorrt", "fp16", 64), RuntimeConfig("cuda", "fp16", 64))
     made = Lab({older[0]: 2.0, older[1]: 1.0})
-    assert autotune.tune([job(settings=older)], BOTH, made.open, made.clock)["one"].config == older[1]
+    assert autotune.tune([job(settings=older)], BOTH, made.open)["one"].config == older[1]
     settled = tuple(candidates("one", BOTH, ("tensorrt", "fp16"), ("cuda", "fp16")))
     assert autotune.cached_configs([job(settings=settled)], BOTH) == {}
 

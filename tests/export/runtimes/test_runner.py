@@ -13,7 +13,7 @@ from export.runtimes import openvino_session
 from export.runtimes import runner as runtime
 from export.runtimes.devices import find_gpu
 from export.runtimes.libraries import openvino_core
-from export.runtimes.settings import RuntimeConfig, RuntimeOptions
+from export.runtimes.settings import TORCH_BATCH, RuntimeConfig
 
 without_gpu = pytest.mark.skipif(bool(find_gpu()[0]), reason="a GPU is here")
 SETTINGS = [
@@ -35,7 +35,7 @@ class Refused(socket.socket):
 socket.socket = Refused
 from ensemble.core.preprocess_config import PreprocessConfig
 from export.runtimes.runner import open_runner
-from export.runtimes.settings import RuntimeConfig, RuntimeOptions
+from export.runtimes.settings import RuntimeConfig
 import numpy as np
 
 config = PreprocessConfig(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -54,7 +54,7 @@ INTERRUPTED = """
 import os, pathlib, signal, sys, threading
 from ensemble.core.preprocess_config import PreprocessConfig
 from export.runtimes.runner import open_runner
-from export.runtimes.settings import RuntimeConfig, RuntimeOptions
+from export.runtimes.settings import RuntimeConfig
 
 config = PreprocessConfig(size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
 runners = [open_runner("tiny", pathlib.Path(sys.argv[1]), config, RuntimeConfig("openvino"))]
@@ -279,7 +279,7 @@ def test_a_torch_member_runs_some_images_at_a_time(batch, sizes):
             return pixels.float().mean(dim=(1, 2, 3))
 
     pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
-    logits = torch_runner("mean", Mean(), "cpu", batch=RuntimeOptions(batch=batch).torch_batch).run(pixels)
+    logits = torch_runner("mean", Mean(), "cpu", batch=batch or TORCH_BATCH).run(pixels)
     assert seen == sizes
     np.testing.assert_allclose(logits, pixels.mean(axis=(1, 2, 3)), rtol=1e-5)
 
