@@ -72,22 +72,19 @@ def test_files_stored_unlike_block_and_are_named(tmp_path, pictures, real, kind,
     assert "python cli.py canonicalise data/train DIR" in str(caught.value)
 
 
-def test_equal_pixels_in_both_classes_block_by_name(tmp_path, pictures):
+def test_copies_in_the_other_class_are_named_and_equal_pixels_block(tmp_path, pictures):
     write(tmp_path, pictures, PNG)
-    (tmp_path / "ai" / "twin.png").write_bytes(encoded(pictures[0]))
+    (tmp_path / "ai" / "equal.png").write_bytes(encoded(pictures[2]))
+    (tmp_path / "ai" / "twin.jpg").write_bytes(encoded(pictures[0], "JPEG", quality=60))
     found, kinds = findings(tmp_path)
     assert found.blocked
-    assert "ai/twin.png and real/000000.png" in kinds["conflicts"].text
-
-
-def test_a_recompressed_copy_in_the_other_class_is_named(tmp_path, pictures):
-    write(tmp_path, pictures, JPEG90)
-    (tmp_path / "ai" / "twin.jpg").write_bytes(encoded(pictures[0], "JPEG", quality=60))
-    found = findings(tmp_path)[0]
+    assert (
+        "1 images stand in both classes with equal pixels (ai/equal.png and real/015838.png)" in kinds["conflicts"].text
+    )
     (across,) = [f for f in found.findings if f.kind == "duplicates" and "across the classes" in f.text]
     assert across.severity == "note"
     assert "1 near-duplicate pairs" in across.text
-    assert "ai/twin.jpg and real/000000.jpg" in across.text
+    assert "ai/twin.jpg and real/000000.png" in across.text
 
 
 def test_broken_files_and_other_kinds_are_counted_by_class(tmp_path, pictures):

@@ -45,7 +45,8 @@ def test_the_gaps_of_the_drawn_bins_are_the_ece(rows):
 
 def lost_colours(picture, members):
     """The members' colours that no pixel of a picture has, give or take what a palette loses."""
-    found = np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0).astype(int)
+    packed = np.unique(np.asarray(picture.convert("RGB")) @ np.array([1 << 16, 1 << 8, 1]))
+    found = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1)
     wanted = [list(bytes.fromhex(colour[1:])) for colour in report_plots.COLOURS[:members]]
     return [colour for colour in wanted if abs(found - colour).max(axis=1).min() > 3]
 

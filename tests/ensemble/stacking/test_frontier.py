@@ -54,12 +54,12 @@ def mean_of(names=NAMES, **values):
     return Stacker(names, (1 / len(names),) * len(names), 0.0, method="mean", **values)
 
 
-def best_of(rows, costs=COSTS, own=None):
+def best_of(rows, own=None):
+    """The study, all points that were tried, and those on the frontier."""
     study = prepare_study(rows, own or mean_of())
-    found, _ = select_frontier(
-        subset_points(study, costs), lambda point: (point, refit_on_all_rows(study, point.members, "none"))
-    )
-    return study, found
+    points = subset_points(study, COSTS)
+    found, _ = select_frontier(points, lambda point: (point, refit_on_all_rows(study, point.members, "none")))
+    return study, points, found
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def best_of(rows, costs=COSTS, own=None):
     ],
 )
 def test_the_frontier_holds_just_the_members_that_pay(cheap, dear, best):
-    _, found = best_of(planted(cheap, dear))
+    _, _, found = best_of(planted(cheap, dear))
     # by chance a member that knows nothing is a little better than a coin, and fast
     assert [point.members for point in found if point.auroc > 0.55] == best
     speeds = {("cheap",): 3.5, ("dear",): 13.5, ("cheap", "dear"): 15.0}
@@ -80,12 +80,12 @@ def test_the_frontier_holds_just_the_members_that_pay(cheap, dear, best):
 
 
 def test_what_is_chosen_by_chance_is_not_believed():
-    study, found = best_of(planted(0.0, 0.0, rows=200))
-    lucky = max(subset_points(study, COSTS), key=lambda point: point.auroc)
+    study, points, _ = best_of(planted(0.0, 0.0, rows=200))
+    lucky = max(points, key=lambda point: point.auroc)
     told = score_point(study, lucky)
     assert lucky.auroc > 0.53
     assert told.auroc.low < 0.5 < told.auroc.high
-    study, found = best_of(planted())
+    study, _, found = best_of(planted())
     good = list(found)[-1]
     assert abs(good.auroc - score_point(study, good).auroc.value) < 0.02
 
@@ -142,9 +142,9 @@ def test_what_a_lucky_point_beats_is_not_listed_though_the_lucky_one_is_not():
 
 def test_members_of_noise_do_not_join_by_luck():
     own = Stacker(NAMES, (1.0,) * 4, 0.0)  # logistic regression hardly suffers from them
-    lucky = [point for point in subset_points(prepare_study(planted(), own), COSTS) if point.auroc > 0.55]
+    _, points, found = best_of(planted(), own)
+    lucky = [point for point in points if point.auroc > 0.55]
     assert any({"noise", "hiss"} & {*point.members} for point in pareto_front(lucky))
-    _, found = best_of(planted(), own=own)
     assert [point.members for point in found] == [("cheap",), ("dear",), ("cheap", "dear")]
 
 
@@ -160,8 +160,8 @@ def test_nothing_of_the_half_that_is_reported_on_is_used(own):
 
 
 def test_the_loss_is_against_all_members_on_the_same_rows():
-    study, found = best_of(planted())
-    full = next(point for point in subset_points(study, COSTS) if point.members == NAMES)
+    study, points, found = best_of(planted())
+    full = next(point for point in points if point.members == NAMES)
     assert score_point(study, full).loss.value == 0
     best = list(found)[-1]
     told = score_point(study, best)
@@ -172,13 +172,13 @@ def test_the_loss_is_against_all_members_on_the_same_rows():
 
 def test_a_cascade_of_the_best_is_tried_and_costs_what_its_images_need():
     rng = np.random.default_rng(0)
-    one = rng.uniform(-2, 2, 2000)
-    two = -one / 2 + 4 * (np.abs(one) < 0.4) * rng.normal(size=2000)
+    one = rng.uniform(-2, 2, ROWS)
+    two = -one / 2 + 4 * (np.abs(one) < 0.4) * rng.normal(size=ROWS)
     own = Stacker(("cheap", "dear"), (0.5, 0.25), 0.1)
     logits = np.column_stack([one, two])
-    labels = (rng.random(2000) < sigmoid(8 * own.logit(logits))).astype(int)
-    study = prepare_study(LabelledLogits(own.members, logits, labels, rng.integers(0, GROUPS, 2000)), own)
-    both = next(point for point in subset_points(study, COSTS) if len(point.members) == 2)
+    labels = (rng.random(ROWS) < sigmoid(8 * own.logit(logits))).astype(int)
+    study = prepare_study(LabelledLogits(own.members, logits, labels, rng.integers(0, GROUPS, ROWS)), own)
+    *alone, both = subset_points(study, COSTS)
     found = frontier.cascade_points(study, [both], COSTS)
     point = found[-1]
     assert point.cascade.tolerance == 0.01
@@ -188,12 +188,7 @@ def test_a_cascade_of_the_best_is_tried_and_costs_what_its_images_need():
     # decoding, the cheap member with its view, and for those that stay the dear one with its own
     assert point.milliseconds == pytest.approx(2 + 0.5 + 1 + (1 - left) * (1.5 + 10))
     assert score_point(study, point).loss.value < 0.01
-    assert (
-        frontier.cascade_points(
-            study, [point for point in subset_points(study, COSTS) if len(point.members) == 1], COSTS
-        )
-        == []
-    )
+    assert frontier.cascade_points(study, alone, COSTS) == []
 
 
 @pytest.mark.parametrize(("alone", "last", "loss"), [("cheap", "dear", 0.05), ("dear", "cheap", -0.05)])
