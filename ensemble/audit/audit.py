@@ -37,13 +37,20 @@ AUDIT_VERSION = 1  # raised by hand when the same data would give another audit
 
 @dataclass(frozen=True)
 class Audit:
-    """Findings, and the accuracy of metadata alone, and with bytes per pixel ("null" and "null_with_bytes" in JSON)."""
+    """An audit's findings, and what they were made from.
 
-    images: int
-    ai: int
-    groups: int
+    labels, groups: of the items. metadata, metadata_with_bytes: the accuracy of metadata alone, and with bytes per
+    pixel ("null" and "null_with_bytes" in JSON). probed: rows whose pixels were probed. traces: of those rows.
+    """
+
+    items: list[LabelledImage]
+    indexed: FileIndex
+    labels: np.ndarray
+    groups: np.ndarray
     metadata: CrossValidation | None
     metadata_with_bytes: CrossValidation | None
+    probed: np.ndarray
+    traces: pd.DataFrame
     findings: tuple[Finding, ...]
 
     @property
@@ -54,9 +61,9 @@ class Audit:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
         return {
-            "images": self.images,
-            "ai": self.ai,
-            "groups": self.groups,
+            "images": len(self.items),
+            "ai": int(self.labels.sum()),
+            "groups": len(set(self.groups)),
             "headline": headline(self),
             "blocked": self.blocked,
             "null": self.metadata.to_dict() if self.metadata else None,
@@ -65,26 +72,13 @@ class Audit:
         }
 
 
-@dataclass(frozen=True)
-class AuditDetails:
-    """An audit with what it was made from, for the HTML page."""
-
-    audit: Audit
-    items: list[LabelledImage]
-    indexed: FileIndex
-    labels: np.ndarray
-    groups: np.ndarray
-    probed: np.ndarray  # rows whose pixels were probed
-    traces: pd.DataFrame  # of those rows
-
-
 def audit(
     items: list[LabelledImage],
     indexed: FileIndex,
     near: Sequence[tuple[int, int]],
     skipped: Skipped | None = None,
     notes: Sequence[str] = (),
-) -> AuditDetails:
+) -> Audit:
     """Look for shortcuts among readable, indexed images; `items` are those of `indexed.rows`.
 
     near: their near-duplicates, from `dataset.near_pairs`. skipped: images of kinds that cannot be read. notes: how
@@ -111,8 +105,7 @@ def audit(
         *checks.balance(labels),
         *_pixel_findings(indexed, labels, groups, rows, traces),
     ]
-    result = Audit(len(items), int(labels.sum()), len(set(groups)), alone, with_bytes, ordered(findings))
-    return AuditDetails(result, items, indexed, labels, groups, rows, traces)
+    return Audit(items, indexed, labels, groups, alone, with_bytes, rows, traces, ordered(findings))
 
 
 def ordered(findings: Sequence[Finding]) -> tuple[Finding, ...]:
@@ -207,7 +200,7 @@ def audit_data(
     skipped: Skipped | None = None,
     against: Path | None = None,
     images: Path | None = None,
-) -> tuple[AuditDetails, train_test_shift.TestSet | None]:
+) -> tuple[Audit, train_test_shift.TestSet | None]:
     """Index and audit labelled images, with a test set if one is given; broken files are findings."""
     test = train_test_shift.read_test(against, images) if against is not None else None
     readable, indexed = dataset.index_items(items, skip_unreadable=True)
@@ -219,5 +212,4 @@ def audit_data(
         return audited, None
     overlap = train_test_shift.overlapping_pairs(indexed, test)
     more = train_test_shift.compare_train_test(readable, indexed, audited.groups, test, overlap)
-    findings = ordered([*audited.audit.findings, *more])
-    return replace(audited, audit=replace(audited.audit, findings=findings)), test
+    return replace(audited, findings=ordered([*audited.findings, *more])), test

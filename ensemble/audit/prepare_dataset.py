@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from ensemble.audit import audit, train_test_shift
+from ensemble.audit.headline import read_audit
 from ensemble.core import artifacts
-from ensemble.core.errors import ArtifactError
 from ensemble.core.log import Log
 from ensemble.data import dataset, splits
 from ensemble.data.index import FileIndex
@@ -91,13 +91,10 @@ def _audit(
     """The audit of these rows: the stored one if they are unchanged, else a new one."""
     columns = ["id", "path", "label", "group", "source", "sha256"]
     version = {"data_sha256": artifacts.frame_sha256(frame, columns), "audit_version": audit.AUDIT_VERSION}
-    try:
-        stored = artifacts.read_json(artifacts.audit_path(run), "run train-all again")
-        if all(stored.get(key) == value for key, value in version.items()):
-            return stored
-    except ArtifactError:
-        pass
-    values = audit.audit(items, indexed, near, notes=notes).audit.to_dict()
+    stored = read_audit(run)
+    if stored is not None and version.items() <= stored.items():
+        return stored
+    values = audit.audit(items, indexed, near, notes=notes).to_dict()
     artifacts.write_json(artifacts.audit_path(run), version | values)
     return values
 

@@ -120,13 +120,9 @@ def fit_small_classifier(
 
 def member_score_function(run: Path, names: Sequence[str]) -> ScoreFunction:
     """The mean logit of a run's members. Needs torch."""
-    import torch
-
-    from ensemble.models.members import load_member
     from ensemble.models.runner import image_scorer
-    from ensemble.models.torch_runner import choose_device, torch_runner
+    from ensemble.models.torch_runner import member_runners
 
-    device = torch.device(choose_device("auto"))
-    score = image_scorer([torch_runner(name, load_member(run, name), device) for name in names])
+    score = image_scorer([*member_runners(run, names)])
     # one image at a time, so that a logit does not depend on the others in its batch
     return lambda pictures: np.array([float(score([picture]).mean()) for picture in pictures])

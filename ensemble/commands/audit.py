@@ -64,7 +64,7 @@ def audit(
     skipped: sources.Skipped = Counter()
     items, notes = sources.read_data(data, replace(reading, skipped=skipped))
     audited, test = audit_data(items, notes, skipped, against, reading.images)
-    findings = audited.audit.to_dict()
+    findings = audited.to_dict()
     click.echo(f"{findings['images']} images, {findings['ai']} ai, in {findings['groups']} groups")
     for line in auditing.lines(findings):
         click.echo(line)

@@ -10,17 +10,18 @@ import pandas as pd
 from PIL.Image import Image
 from tqdm import tqdm
 
-from ensemble.audit.headline import audit_headline
+from ensemble.audit.headline import audit_headline, read_audit
 from ensemble.core import artifacts, metrics
 from ensemble.core.bootstrap import PairedDifference
 from ensemble.core.errors import ArtifactError, ImageError
 from ensemble.core.metrics import Interval, sigmoid
 from ensemble.evaluation import protocol, report_data, report_plots, report_scores
-from ensemble.evaluation.report_plots import Plot, mean_spectra
+from ensemble.evaluation.report_plots import mean_spectra
 from ensemble.evaluation.report_scores import ScoredImages
 from ensemble.evaluation.tables import TITLES
 from ensemble.images import html
 from ensemble.images.canonical import WHITE
+from ensemble.images.figures import Plot, radial_spectra
 from ensemble.images.preprocess import flatten
 from ensemble.models import members
 from ensemble.stacking.stack import read_stacker
@@ -90,7 +91,7 @@ def write_report(
             raise
         cautions.append(f"Not shown: {error}.")
     frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first")
-    audit = report_data.read_audit(run)
+    audit = read_audit(run)
     infos = [members.read_info(run, name) for name in report_scores.split_externals(run, stacker)[0]]
     sections = [_section(rows, stacker, look, resamples) for rows in sets]
     sentence = verdict(sets[0], stacker.threshold, sections[0]["scores"], sections[0]["versus"])
@@ -199,7 +200,7 @@ def _section(rows: ScoredImages, stacker: Stacker, look: Overlay | None, resampl
         "spectra": spectra,
         "spectrum_plots": []
         if spectra is None
-        else [*report_plots.planes(spectra.planes), report_plots.radial(spectra.radial)],
+        else [*report_plots.planes(spectra.planes), radial_spectra(spectra.radial)],
     }
 
 

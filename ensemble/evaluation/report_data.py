@@ -10,7 +10,7 @@ import pandas as pd
 
 from ensemble.core import artifacts, metrics
 from ensemble.core.bootstrap import PairedDifference, paired_difference, score_intervals
-from ensemble.core.errors import ArtifactError, join_limited
+from ensemble.core.errors import join_limited
 from ensemble.core.metrics import Interval
 from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.data import dataset
@@ -155,14 +155,6 @@ def member_facts(info: Mapping[str, Any]) -> dict[str, str]:
         "trained in": f"{info['seconds'] / 60:.1f} min on {info.get('device', 'an unnamed device')}",
         "with": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
-
-
-def read_audit(run: Path) -> dict[str, Any] | None:
-    """The run's audit.json, None where its data was not audited."""
-    try:
-        return artifacts.read_json(artifacts.audit_path(run), "run train-all again")
-    except ArtifactError:
-        return None
 
 
 def weight_intervals(run: Path) -> list[Interval]:

@@ -1,17 +1,10 @@
-"""The figures of a report as SVG, and the mean spectra of its images.
+"""The figures of a report as SVG, and the mean spectra of its images. Names are in the page's own legend."""
 
-A figure holds no text of the user's: names are in the page's own legend.
-"""
-
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from ensemble.core import metrics
@@ -19,27 +12,15 @@ from ensemble.core.errors import ImageError
 from ensemble.core.metrics import ECE_BINS
 from ensemble.core.parallel import ordered_map
 from ensemble.evaluation.report_scores import ScoredImages
-from ensemble.images import html
 from ensemble.images.canonical import WHITE
+from ensemble.images.figures import CLASS_COLOURS, GRID, INK, Plot, new_figure, svg_uri
 from ensemble.images.pixel_traces import CROP_SIDE, MIN_SIDE, radial_spectrum
 from ensemble.images.preprocess import flatten
 
-INK, QUIET, GRID = "#333333", "#8a8a8a", "#bbbbbb"
-AI, REAL = "#b3261e", "#1f5fae"
 STACK, MEAN = "#111111", "#8a8a8a"
 COLOURS = ("#4269d0", "#d0632a", "#2f8f5b", "#7a4fb0", "#c2a018", "#c2417c", "#3aa6b9", "#8c5a3c", "#9bb04a", "#5c6b7a")
-SIZE = (4.4, 3.6)  # inches: it still reads on a phone
 MAX_SPECTRUM_IMAGES = 300  # images a class
 TOO_SMALL_SHARE = 0.10  # share of images that may be too small for the common square
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A picture with its heading and what it shows in words, for those who do not see it."""
-
-    title: str
-    uri: str
-    alt: str
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
@@ -51,37 +32,31 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 def roc(labels: np.ndarray, scores: Mapping[str, np.ndarray]) -> Plot:
     """ROC curves of all scores [N] by name."""
-    figure, axes = _figure("false positive rate (reals called ai)", "true positive rate (ai called ai)")
+    figure, axes = new_figure("false positive rate (reals called ai)", "true positive rate (ai called ai)")
     axes.plot([0, 1], [0, 1], color=GRID, linestyle=":")
     for name, values in scores.items():
-        hits, alarms = operating_points(labels, values)
+        hits, alarms = (counts[0] for counts in metrics.roc_counts(labels, values))
         axes.plot(alarms / alarms[-1], hits / hits[-1], **_style(name, scores))
-    return Plot("ROC", _uri(figure), "ROC curves of the stack, the mean and each member; the dotted line is chance.")
+    return Plot("ROC", svg_uri(figure), "ROC curves of the stack, the mean and each member; the dotted line is chance.")
 
 
 def precision_recall(labels: np.ndarray, scores: Mapping[str, np.ndarray]) -> Plot:
     """Precision over recall of all scores [N] by name; the dotted line is the share of ai."""
-    figure, axes = _figure("recall (ai called ai)", "precision (of those called ai)")
+    figure, axes = new_figure("recall (ai called ai)", "precision (of those called ai)")
     axes.axhline(float(np.mean(labels)), color=GRID, linestyle=":")
     for name, values in scores.items():
-        hits, alarms = operating_points(labels, values)
+        hits, alarms = (counts[0] for counts in metrics.roc_counts(labels, values))
         called = hits > 0  # before, precision is 0 or undefined
         axes.step(
             hits[called] / hits[-1], (hits / (hits + alarms).clip(1))[called], where="pre", **_style(name, scores)
         )
     alt = "Precision over recall of the stack, the mean and each member; the dotted line is the share of ai."
-    return Plot("Precision and recall", _uri(figure), alt)
-
-
-def operating_points(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(ai, reals) called ai at each threshold from above all scores down to the lowest."""
-    hits, alarms = metrics.roc_counts(labels, scores)
-    return np.append(0, hits[0]), np.append(0, alarms[0])
+    return Plot("Precision and recall", svg_uri(figure), alt)
 
 
 def reliability(labels: np.ndarray, p: Mapping[str, np.ndarray], eces: Mapping[str, float]) -> Plot:
     """The share of ai images over the predicted P(ai); `p` and `eces` by "stack" and "before calibration"."""
-    figure, axes = _figure("predicted P(ai)", "share that was ai")
+    figure, axes = new_figure("predicted P(ai)", "share that was ai")
     axes.plot([0, 1], [0, 1], color=GRID, linestyle=":")
     for number, (name, values) in enumerate(p.items()):
         mean_p, share, count = reliability_bins(labels, values)
@@ -91,7 +66,7 @@ def reliability(labels: np.ndarray, p: Mapping[str, np.ndarray], eces: Mapping[s
     axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper left")
     summary = ", ".join(f"ECE {eces[name]:.3f} {name}" for name in p)
     alt = f"Share of ai images over the stack's P(ai), in {ECE_BINS} bins; larger dots hold more images; {summary}."
-    return Plot("Reliability", _uri(figure), alt)
+    return Plot("Reliability", svg_uri(figure), alt)
 
 
 def reliability_bins(labels: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -105,27 +80,14 @@ def reliability_bins(labels: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.
 
 def histograms(labels: np.ndarray, target: np.ndarray, threshold: float) -> Plot:
     """The stack's target by class, with the threshold."""
-    figure, axes = _figure("target: the stack's P(ai)", "images")
+    figure, axes = new_figure("target: the stack's P(ai)", "images")
     edges = np.linspace(0, 1, 31).tolist()
-    for label, name, colour in ((0, "real", REAL), (1, "ai", AI)):
+    for label, name, colour in CLASS_COLOURS:
         axes.hist(target[labels == label], edges, color=colour, alpha=0.5, label=name)
     axes.axvline(threshold, color=INK, linestyle="--", linewidth=1, label=f"threshold {threshold:.3f}")
     axes.legend(frameon=False, fontsize=8, labelcolor=INK)
     alt = f"Histograms of the stack's P(ai) for real and for ai images; the threshold is at {threshold:.3f}."
-    return Plot("Scores by class", _uri(figure), alt)
-
-
-def radial(spectra: Mapping[int, np.ndarray]) -> Plot:
-    """Mean log power by radius for both classes, [images, bins] by label, with one standard deviation."""
-    figure, axes = _figure("cycles a pixel", "log10 power")
-    for label, name, colour in ((0, "real", REAL), (1, "ai", AI)):
-        mean, spread = spectra[label].mean(axis=0), spectra[label].std(axis=0)
-        at = (np.arange(len(mean)) + 0.5) / len(mean) / 2
-        axes.fill_between(at, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
-        axes.plot(at, mean, color=colour, label=name)
-    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
-    alt = "Mean log power of real and of ai images by spatial frequency, with one standard deviation."
-    return Plot("Spectra by radius", _uri(figure), alt)
+    return Plot("Scores by class", svg_uri(figure), alt)
 
 
 def planes(spectra: Mapping[int, np.ndarray]) -> list[Plot]:
@@ -141,27 +103,13 @@ def planes(spectra: Mapping[int, np.ndarray]) -> list[Plot]:
 
 
 def _plane(title: str, values: np.ndarray, colour: str, low: float, high: float, alt: str) -> Plot:
-    figure, axes = _figure("cycles a pixel", "")
+    figure, axes = new_figure("cycles a pixel", "")
     image = axes.imshow(
         values, cmap=colour, vmin=low, vmax=high, extent=(-0.5, 0.5, 0.5, -0.5), interpolation="nearest"
     )
     axes.grid(visible=False)
     figure.colorbar(image, ax=axes, label="log10 power", fraction=0.07, pad=0.03)
-    return Plot(title, _uri(figure), alt)
-
-
-def _figure(along: str, up: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=SIZE)
-    figure.subplots_adjust(left=0.14, right=0.97, bottom=0.13, top=0.97)
-    axes = figure.add_subplot()
-    axes.set_xlabel(along, color=INK, fontsize=9)
-    axes.set_ylabel(up, color=INK, fontsize=9)
-    axes.grid(color=GRID, alpha=0.35, linewidth=0.6)
-    axes.tick_params(colors=INK, labelsize=8)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(GRID)
-    return figure, axes
+    return Plot(title, svg_uri(figure), alt)
 
 
 def _style(name: str, names: Mapping[str, object]) -> dict[str, Any]:
@@ -172,12 +120,6 @@ def _style(name: str, names: Mapping[str, object]) -> dict[str, Any]:
         "linestyle": "--" if name == "mean" else "-",
         "zorder": 3 if strong else 2,
     }
-
-
-def _uri(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
-    return html.data_uri("image/svg+xml", buffer.getvalue())
 
 
 @dataclass(frozen=True)

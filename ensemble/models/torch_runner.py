@@ -1,12 +1,15 @@
 """Torch members on a device, ready to score."""
 
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from ensemble.core.errors import UnavailableError
 from ensemble.models.backbone import Member
+from ensemble.models.members import load_member
 from ensemble.models.runner import Runner
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -23,6 +26,12 @@ def choose_device(device: str) -> str:
 def autocast(device: str, precision: str) -> AbstractContextManager[object]:
     """Matrix products and convolutions in fp32 (unchanged), bf16 or fp16, what needs range in fp32."""
     return torch.autocast(device.partition(":")[0], DTYPES[precision], enabled=precision != "fp32")
+
+
+def member_runners(run: Path, names: Sequence[str], device: str = "auto") -> Iterator[Runner]:
+    """A run's members, one after another, each loaded when its turn comes."""
+    chosen = choose_device(device)
+    return (torch_runner(name, load_member(run, name), chosen) for name in names)
 
 
 def torch_runner(

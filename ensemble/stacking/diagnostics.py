@@ -62,24 +62,21 @@ def drop_one_table(lines: Sequence[ModelScores], cost: Mapping[str, float]) -> p
 
 def measure_costs(run: Path, names: Sequence[str], ids: Sequence[str]) -> tuple[dict[str, float], str]:
     """Milliseconds an image of each torch member's network on held-out images, and the device. Needs torch."""
-    import torch
-
-    from ensemble.models.members import load_member
-    from ensemble.models.torch_runner import choose_device, torch_runner
+    from ensemble.models.torch_runner import choose_device, member_runners
 
     frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first").set_index("id", drop=False)
     files = dataset.files(frame.loc[list(ids[:TIMED_IMAGES])])
     device = choose_device("auto")
     costs = {}
-    for name in tqdm(names, desc="timing", unit="member", leave=False, disable=None):
-        runner = torch_runner(name, load_member(run, name), torch.device(device))
+    runners = member_runners(run, names, device)
+    for runner in tqdm(runners, "timing", len(names), unit="member", leave=False, disable=None):
         try:
             pixels = np.concatenate(
                 [preprocess.to_pixels(decode.decode(file), runner.preprocess_config) for file in files]
             )
         except ImageError as error:
             raise ArtifactError(f"members are timed on held-out images, and one cannot be read: {error}") from None
-        costs[name] = milliseconds_per_image(runner, pixels, len(files))
+        costs[runner.name] = milliseconds_per_image(runner, pixels, len(files))
     return costs, device
 
 

@@ -32,20 +32,11 @@ from ensemble.stacking.stacker import METHODS, Stacker
 from ensemble.stacking.threshold import BALANCED, choose_threshold
 
 
-def measure_tta(run: Path, names: Sequence[str], ids: Sequence[str]) -> list[ModelScores]:
-    """A line for each member: its scores with TTA, and their difference from those without. Needs torch."""
-    import torch
+def measure_tta(runners: Sequence[Runner], run: Path, ids: Sequence[str]) -> list[ModelScores]:
+    """A line for each member: its scores with TTA, and their difference from those without.
 
-    from ensemble.models.members import load_member
-    from ensemble.models.torch_runner import choose_device, torch_runner
-
-    device = torch.device(choose_device("auto"))
-    runners = [torch_runner(name, load_member(run, name), device) for name in names]
-    return compare_tta(runners, run, ids)
-
-
-def compare_tta(runners: Sequence[Runner], run: Path, ids: Sequence[str]) -> list[ModelScores]:
-    """As `measure_tta`, for runners; images are read as in training, in canonical form if that was used."""
+    Images are read as in training, in canonical form if that was used.
+    """
     frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first").set_index("id", drop=False)
     rows = frame.loc[list(ids)]
     plan = canonical.read_plan(artifacts.canonical_path(run))
@@ -125,7 +116,9 @@ def stack_run(run: Path, members: tuple[str, ...] = (), options: StackOptions | 
     data = read_stacking_data(run, chosen, options.externals)
     done = fit_and_score(data, options)
     if options.measure_tta:
-        flipped = measure_tta(run, chosen, data.ids)
+        from ensemble.models.torch_runner import member_runners
+
+        flipped = measure_tta([*member_runners(run, chosen)], run, data.ids)
         done = replace(done, flipped=flipped, stacker=replace(done.stacker, tta_members=members_helped_by_tta(flipped)))
     for member in options.externals:
         external.write_external(run, member)

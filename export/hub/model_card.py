@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ensemble.audit.headline import audit_headline
+from ensemble.audit.headline import audit_headline, read_audit
 from ensemble.core import artifacts
 from ensemble.core.errors import HubError
 from ensemble.core.preprocess_config import PreprocessConfig
@@ -234,7 +234,7 @@ def _training_data(run: Path | None) -> str:
     sources = {row["name"] for row in fitted_counts["source"]} - {"not named"}
     listed = [f"{escape(row['name'])} ({row['images']})" for row in generators[:MAX_GENERATORS]]
     names = ", ".join(listed) or "none is named"
-    scores = report_data.null_scores(report_data.read_audit(run))
+    scores = report_data.null_scores(read_audit(run))
     described = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in scores.items())
     null = f" (The shortcut null, which knows how files are stored and sees no picture: {described}.)" if scores else ""
     more = f", and {len(generators) - MAX_GENERATORS} more" if len(generators) > MAX_GENERATORS else ""

@@ -37,7 +37,7 @@ def run(kind: str, variant: int) -> Audit:
         data = planted.make(kind, variant, Path(folder) / "set", pictures, seed=variant)
         skipped = Counter()
         items, notes = read_data([data], ReadOptions(skipped=skipped))
-        return audit_data(items, notes, skipped)[0].audit
+        return audit_data(items, notes, skipped)[0]
 
 
 def found(kind: str, audit: Audit) -> bool:

@@ -38,7 +38,7 @@ def audited(monkeypatch):
     def found(items, indexed, near, **options):
         counts["audits"] += 1
         values = {"headline": "Nothing was looked at.", "blocked": False, "findings": []}
-        return SimpleNamespace(audit=SimpleNamespace(to_dict=lambda: values))
+        return SimpleNamespace(to_dict=lambda: values)
 
     monkeypatch.setattr(prepare_dataset.audit, "audit", found)
     return counts

@@ -8,6 +8,7 @@ from PIL import Image
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, DataError
+from ensemble.models import torch_runner
 from ensemble.models.runner import Runner, score_images, with_flip
 from ensemble.stacking import diagnostics, stack
 from ensemble.stacking.diagnostics import drop_each_member, milliseconds_per_image
@@ -101,7 +102,7 @@ def halves(tmp_path):
 
 def test_flips_help_whom_they_help(halves):
     rows = heldout(pd.read_parquet(artifacts.dataset_path(halves)))
-    lines = stack.compare_tta(
+    lines = stack.measure_tta(
         [brightness("one_eyed", 20.0, 0.0), brightness("both", 10.0, 10.0)], halves, list(rows["id"])
     )
     assert [line.name for line in lines] == ["one_eyed", "both"]
@@ -110,12 +111,12 @@ def test_flips_help_whom_they_help(halves):
     assert stack.members_helped_by_tta(lines) == ("one_eyed",)
     (halves / "images" / rows["path"].iloc[0]).write_bytes(b"")
     with pytest.raises(ArtifactError, match="held-out images cannot be read"):
-        stack.compare_tta([brightness("both", 1.0, 1.0)], halves, list(rows["id"]))
+        stack.measure_tta([brightness("both", 1.0, 1.0)], halves, list(rows["id"]))
 
 
 def test_stack_tta_keeps_what_it_found(halves, monkeypatch):
     runners = [brightness("one", 20.0, 0.0), brightness("two", 10.0, 10.0)]
-    monkeypatch.setattr(stack, "measure_tta", lambda run, names, ids: stack.compare_tta(runners, run, ids))
+    monkeypatch.setattr(torch_runner, "member_runners", lambda run, names: runners)
     code, out, err = run_cli("stack", "--run", halves, "--tta")
     assert (code, err) == (0, "")
     assert re.search(r"\n  one: -\d.*, helps\n  two: .*, does not help beyond noise\n", out)
