@@ -1,7 +1,6 @@
 """Read, check and write a bundle: members as ONNX, stacker and preprocessing, each file with its hash. No torch."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -207,15 +206,6 @@ def _is_change(change: Mapping[str, Any]) -> bool:
     return all(number is None or type(number) in NUMBERS for number in numbers) and all(
         isinstance(limit, str) for limit in change["failed"]
     )
-
-
-@contextmanager
-def translate_damage(name: str) -> Iterator[None]:
-    """Raise ArtifactError for any error of code that reads a bundle's file of this name, which no export wrote."""
-    try:
-        yield
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{name} holds what no export writes ({error!r}); {REMEDY}") from None
 
 
 def external_file(name: str) -> str:

@@ -64,7 +64,7 @@ def bench(
     plan = plan_bundle(folder, replace(runtime, full=full), log).members
     with (
         TemporaryDirectory() as temporary,
-        tqdm(total=4 * benchmark.ROUNDS, desc="bench", leave=False, disable=None) as bar,
+        tqdm(total=(len(plan) + 3) * benchmark.ROUNDS, desc="bench", leave=False, disable=None) as bar,
     ):
         sources, description = benchmark.benchmark_images(source, run if bundle is None else None, Path(temporary))
         runners, rows = benchmark.measure_members(plan, log, bar.update)

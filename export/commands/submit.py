@@ -87,12 +87,11 @@ def submit(
                 "--threshold P"
             )
         threshold = stack.threshold
-    submission_options = submission.SubmissionOptions(threshold, positive)
-    values = submission.submission_values(targets, sample, submission_options, scores)
-    for line in submission.notes(stack, made_by, moved, sample, submission_options, scores):
+    values = submission.submission_values(targets, sample, threshold, positive, scores)
+    for line in submission.notes(stack, made_by, moved, sample, hard, scores):
         click.echo(line)
     facts = {
-        **submission.submission_record(sample, submission_options, moved),
+        **submission.submission_record(sample, threshold, positive, moved),
         "scores_sha256": artifacts.file_sha256(scores),
         "heldout_auroc": stack.auroc.to_dict() if stack and stack.auroc else None,
         "uncertified": uncertified,

@@ -10,7 +10,7 @@ from typing import Any
 
 from ensemble.audit.headline import audit_headline, read_audit
 from ensemble.core import artifacts
-from ensemble.core.errors import HubError
+from ensemble.core.errors import ArtifactError, HubError
 from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.data.splits import FITTED_SPLITS
 from ensemble.evaluation import report_data
@@ -72,31 +72,33 @@ def _base_checkpoint(name: str, info: Mapping[str, Any]) -> BaseCheckpoint:
     return BaseCheckpoint(name, "", "a checkpoint, not known whether of the Hub", UNKNOWN)
 
 
-@bundle.translate_damage("stacker.json")
 def render_card(repo: str, folder: Path, run: Path | None, bases: Sequence[BaseCheckpoint], licence: str | None) -> str:
     """YAML and text of the card for the bundle at `folder`; it describes the training data only where `run` is given.
 
     bases: of the members that the run trained. licence: as the Hub names it, None if unknown.
     """
     stacker, manifest = artifacts.read_json(folder / "stacker.json", bundle.REMEDY), bundle.read_contents(folder)
-    certificate, point = bundle.read_certificate(folder), operating_point.read(folder, manifest)
-    evaluations = card_scores.read_evaluations(run, stacker) if run else []
-    of_all = unasked = ""
-    if point:  # then only some members run by default
-        of_all = "Of all members, as `--full` runs them.\n\n"
-        unasked = f"\n\nUnasked it runs {escape(operating_point.describe(point, len(stacker['members'])))}."
-    parts = [
-        BEGIN_MARK,
-        _summary(repo, stacker),
-        _usage(repo, stacker, point),
-        "## Members\n\n" + _members(stacker, manifest, bases, point),
-        "## Trained on\n\n" + _training_data(run),
-        "## Scores\n\n" + of_all + card_scores.render_scores(stacker) + card_scores.render_evaluations(evaluations),
-        "## Exported files\n\n" + _certificate(manifest, certificate) + unasked,
-        "## Intended use, and limits\n\n" + INTENDED.format(repo=repo),
-        END_MARK,
-    ]
-    return f"---\n{_metadata(repo, stacker, bases, licence, evaluations)}\n---\n" + "\n\n".join(parts) + "\n"
+    try:
+        certificate, point = bundle.read_certificate(folder), operating_point.read(folder, manifest)
+        evaluations = card_scores.read_evaluations(run, stacker) if run else []
+        of_all = default = ""
+        if point:  # then only some members run by default
+            of_all = "Of all members, as `--full` runs them.\n\n"
+            default = f"\n\nBy default it runs {escape(operating_point.describe(point, len(stacker['members'])))}."
+        parts = [
+            BEGIN_MARK,
+            _summary(repo, stacker),
+            _usage(repo, stacker, point),
+            "## Members\n\n" + _members(stacker, manifest, bases, point),
+            "## Trained on\n\n" + _training_data(run),
+            "## Scores\n\n" + of_all + card_scores.render_scores(stacker) + card_scores.render_evaluations(evaluations),
+            "## Exported files\n\n" + _certificate(manifest, certificate) + default,
+            "## Intended use, and limits\n\n" + INTENDED.format(repo=repo),
+            END_MARK,
+        ]
+        return f"---\n{_metadata(repo, stacker, bases, licence, evaluations)}\n---\n" + "\n\n".join(parts) + "\n"
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ArtifactError(f"stacker.json holds what no export writes ({error!r}); {bundle.REMEDY}") from None
 
 
 def merge_card(repo: str, older: str, card: str) -> str:
@@ -172,7 +174,7 @@ def _summary(repo: str, stacker: Mapping[str, Any]) -> str:
 def _usage(repo: str, stacker: Mapping[str, Any], point: OperatingPoint | None) -> str:
     called = _threshold(stacker) + (" with `--full`, by all members" if point else "")
     if point:
-        called = f"{_threshold(point.stacker.to_dict())} as it runs unasked, {called}"
+        called = f"{_threshold(point.stacker.to_dict())} by default, {called}"
     return f"""\
 ## Use
 
@@ -204,9 +206,8 @@ def _members(
     note = ""
     if point:  # then only some members run by default
         running = escape(", ".join(point.stacker.members))
-        note = (
-            f"All members, with their weights in the stack of all, as `--full` runs them. Unasked run: {running}.\n\n"
-        )
+        weights = "All members, with their weights in the stack of all, as `--full` runs them."
+        note = f"{weights} By default run: {running}.\n\n"
     by_member = {base.member: base for base in bases}
     rows = []
     for name, weight in zip(stacker["members"], stacker["coef"], strict=True):
@@ -255,7 +256,7 @@ def _certificate(manifest: Mapping[str, Any], certificate: Mapping[str, Any]) ->
     largest = f" Largest difference of a logit from the original's: {max(differences):.1e}." if differences else ""
     lines = [
         f"- {escape(key)}: {escape(', '.join(precision['members']))}; "
-        + ("certified" if precision["certified"] else "**not certified**, allowed by the word of who exported it")
+        + ("certified" if precision["certified"] else "**not certified**, allowed by who exported it")
         for key, precision in manifest.get("precisions", {}).items()
     ]
     lower = "Below fp32 may run:\n\n" + "\n".join(lines) if lines else "Nothing may run below fp32."

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
-from itertools import cycle, islice, product
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,7 @@ def measure_members(
     """The members ready to run, and a row of results for each, JSON-ready."""
     runners = [open_member(member, log) for member in plan]
     timers = [timer(runner, member.setting) for runner, member in zip(runners, plan, strict=True)]
-    times = []
-    for _ in range(ROUNDS):
-        times.append([each() for each in timers])
-        progress(1)
+    times = time_in_turns(timers, progress)
     peaks = {member.setting: peak_gflops(member.setting) for member in plan}
     rows = []
     for member, seconds in zip(plan, np.median(times, axis=0).tolist(), strict=True):
@@ -74,7 +71,7 @@ def measure_members(
 
 
 def peak_gflops(setting: RuntimeConfig) -> float | None:
-    """PointScores GFLOP a second of a large square matrix product with the setting; None if it cannot be measured."""
+    """GFLOP a second of a large square matrix product with the setting; None if it cannot be measured."""
     on_gpu = setting.runtime in ON_GPU
     product = _gpu_product(setting) if on_gpu else _cpu_product(setting)
     if product is None:
@@ -100,17 +97,14 @@ def end_to_end(
     image_seconds = call_seconds(lambda: sequential_baseline(sources[:1], baseline))
     count = int(min(MAX_IMAGES, max(MIN_IMAGES, BASELINE_SECONDS / image_seconds)))
     chosen = [sources[number % len(sources)] for number in range(count)]
-    calls: Mapping[str, Callable[[], object]] = {
-        "bundle": lambda: score_images(chosen, runners, device),
-        "preparing": lambda: score_images(chosen, noops, device),
-        "onnxruntime_in_turn": lambda: sequential_baseline(chosen, baseline),
+    calls: dict[str, Callable[[], object]] = {
+        "bundle": partial(score_images, chosen, runners, device),
+        "preparing": partial(score_images, chosen, noops, device),
+        "onnxruntime_in_turn": partial(sequential_baseline, chosen, baseline),
     }
-    rounds: list[dict[str, float]] = [{} for _ in range(ROUNDS)]
-    for seconds, (name, call) in product(rounds, calls.items()):
-        seconds[name] = call_seconds(call)
-        progress(1)
-    speeds = {name: count / statistics.median(each[name] for each in rounds) for name in calls}
-    ratio = statistics.median(each["onnxruntime_in_turn"] / each["bundle"] for each in rounds)
+    seconds = time_in_turns([partial(call_seconds, call) for call in calls.values()], progress)
+    speeds = dict(zip(calls, (count / np.median(seconds, axis=0)).tolist(), strict=True))
+    ratio = float(np.median(seconds[:, 2] / seconds[:, 0]))
     return {"images": count, "different_images": min(count, len(sources)), **speeds, "ratio": ratio}
 
 
@@ -202,6 +196,15 @@ def _gpu_product(setting: RuntimeConfig) -> Callable[[], object] | None:
     return product
 
 
+def time_in_turns(timers: Sequence[Callable[[], float]], progress: Progress) -> np.ndarray:
+    """The seconds that the timers return, [ROUNDS, timers]: in each round all take turns."""
+    seconds = np.empty((ROUNDS, len(timers)))
+    for position in np.ndindex(seconds.shape):
+        seconds[position] = timers[position[1]]()
+        progress(1)
+    return seconds
+
+
 def call_seconds(call: Callable[[], object]) -> float:
     """How long one call takes."""
     started = time.perf_counter()
@@ -215,7 +218,8 @@ def measure_costs(plans: Mapping[str, Sequence[PlannedMember]], sources: Sequenc
     device = device_of(plan)
     views = list({member.preprocess_config.view: member.preprocess_config for member in plan}.values())
     positions = {config.view: position for position, config in enumerate(views)}
-    with tqdm(total=sum(map(len, plans.values())) + ROUNDS, desc="timing", leave=False, disable=None) as bar:
+    timings = sum(map(len, plans.values())) + ROUNDS * (1 + len(views))
+    with tqdm(total=timings, desc="timing", leave=False, disable=None) as bar:
         decoding, *preparing = _pixel_milliseconds(views, sources, device, bar.update)
         members = {precision: _member_milliseconds(each, log, bar.update) for precision, each in plans.items()}
     return Costs(
@@ -243,8 +247,5 @@ def _pixel_milliseconds(
     """Milliseconds an image: to decode it alone, then to decode it and prepare each view."""
     images = list(islice(cycle(sources), COST_IMAGES))
     noops = [[], *([noop_runner(view)] for view in views)]
-    rounds = []
-    for _ in range(ROUNDS):
-        rounds.append([call_seconds(partial(score_images, images, runners, device)) for runners in noops])
-        progress(1)
-    return [1000 * statistics.median(times) / COST_IMAGES for times in zip(*rounds, strict=True)]
+    timers = [partial(call_seconds, partial(score_images, images, runners, device)) for runners in noops]
+    return [1000 * seconds / COST_IMAGES for seconds in np.median(time_in_turns(timers, progress), axis=0).tolist()]

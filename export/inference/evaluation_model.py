@@ -42,10 +42,12 @@ def load_model(
     All members of a bundle are evaluated, whatever frontier chose for it. positive: the class of a
     classifier that means AI-made, where its label names do not say.
     """
-    options = replace(options, full=True)
+    options, folder = replace(options, full=True), run or hub_bundles.locate(str(source))
+    if positive and (run is not None or (folder / "bundle.json").is_file()):
+        raise ArtifactError(
+            f"{source} is no single classifier, and knows what AI-made means: leave out --model-positive"
+        )
     if run is not None:
-        if positive:
-            raise _not_a_classifier(source)
         externals = [name for name in read_stacker(run).members if external.is_external(run, name)]
         if externals:
             raise ArtifactError(
@@ -56,12 +58,8 @@ def load_model(
             bundle.current_bundle(run)
         ensemble = load_run(run, onnx, options, log)
     else:
-        source = str(source)
-        folder = hub_bundles.locate(source)
-        if positive and (folder / "bundle.json").is_file():
-            raise _not_a_classifier(source)
         try:
-            ensemble = load_folder(folder, source, options, positive, log)
+            ensemble = load_folder(folder, str(source), options, positive, log)
         except BackboneError as error:  # in `evaluate`, --positive is about the data
             text = str(error).replace("name it with --positive", "name it with --model-positive")
             raise BackboneError(text) from None
@@ -71,7 +69,3 @@ def load_model(
     names = ensemble.stacker.members
     title = f"the stack of {len(names)} members" if run is not None or len(names) > 1 else names[0]
     return model, title
-
-
-def _not_a_classifier(source: str | None) -> ArtifactError:
-    return ArtifactError(f"{source} is no single classifier, and knows what AI-made means: leave out --model-positive")

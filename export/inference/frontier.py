@@ -153,13 +153,12 @@ def write_operating_point(folder: Path, computed: Frontier, point: Point, budget
 def _plans(folder: Path, options: RuntimeOptions, log: Log) -> Plans:
     """How all members run, by precision: at fp32, and if some may run below it, at the lower precision."""
     plan = plan_bundle(folder, options, log).members
-    lower = sorted({member.setting.precision for member in plan} - {"fp32"})
-    plans = {lower[0]: plan} if lower else {"fp32": plan}
-    if options.precision == "auto":  # a point without a certificate runs as with --precision fp32, and is timed as such
-        return {"fp32": plan_bundle(folder, replace(options, precision="fp32"), no_log).members} | {
-            precision: plan for precision, plan in plans.items() if precision != "fp32"
-        }
-    return plans
+    precision = min({member.setting.precision for member in plan} - {"fp32"}, default="fp32")
+    if options.precision != "auto":
+        return {precision: plan}
+    # a point without a certificate runs as with --precision fp32, and is timed as such
+    fp32 = plan_bundle(folder, replace(options, precision="fp32"), no_log).members
+    return {"fp32": fp32} if precision == "fp32" else {"fp32": fp32, precision: plan}
 
 
 def _fitter(

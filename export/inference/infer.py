@@ -21,7 +21,6 @@ from ensemble.data.readers import Item
 from ensemble.models.external import test_column
 from ensemble.models.runner import with_flip
 from ensemble.stacking.label_shift import names_sha256
-from ensemble.stacking.stacker import Stacker
 from export.inference.ensemble import Ensemble
 from export.inference.journal import SHARD_ROWS, Journal, ScoredBatch, open_journal
 from export.inference.outputs import Failure, write_failures, write_scores
@@ -85,11 +84,6 @@ def with_flips(ensemble: Ensemble, remedy: str) -> Ensemble:
     return replace(ensemble, runners=tuple(runners))
 
 
-def single_member_stacker(name: str) -> Stacker:
-    """The stacker of a single member: its own probability."""
-    return Stacker(members=(name,), coef=(1.0,), intercept=0.0)
-
-
 def infer(inputs: Inputs, ensemble: Ensemble, with_members: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Score every image once, in memory; returns the scores, and the images that could not be read.
 
@@ -141,9 +135,9 @@ def infer_to_file(
         for shard, data in stream:
             journal.write(shard, data)
     speed = remaining / (time.perf_counter() - started)
-    result = _write_output(output, journal, inputs, ensemble, options)
+    result = _write_output(output, journal, inputs, ensemble, options, speed)
     journal.close()
-    return replace(result, images_per_second=speed)
+    return result
 
 
 def _score_here(
@@ -232,9 +226,9 @@ def _result(batch: ScoredBatch, ensemble: Ensemble, options: ScoreOptions) -> tu
 
 
 def _write_output(
-    output: Path, journal: Journal, inputs: Inputs, ensemble: Ensemble, options: ScoreOptions
+    output: Path, journal: Journal, inputs: Inputs, ensemble: Ensemble, options: ScoreOptions, speed: float
 ) -> InferResult:
-    """Write the output and the list of failures from the shards; images_per_second of the result is 0."""
+    """Write the output and the list of failures from the shards."""
     stacker, failed = ensemble.stacker, 0
     exits = np.zeros(len(stacker.members), dtype=int)
 
@@ -264,4 +258,4 @@ def _write_output(
     for written in filter(None, (output, listing)):
         artifacts.clear_unfinished(written)
     order = ensemble.cascade.order if ensemble.cascade else ()
-    return InferResult(inputs.count - failed, failed, listing, 0.0, dict(zip(order, exits.tolist(), strict=False)))
+    return InferResult(inputs.count - failed, failed, listing, speed, dict(zip(order, exits.tolist(), strict=False)))

@@ -146,7 +146,9 @@ def locked_workdir(output: Path) -> Iterator[Path]:
                 yield folder
             finally:
                 if not (folder / JOURNAL).exists():
-                    _clear(folder)
+                    with suppress(OSError):
+                        for path in sorted(folder.iterdir(), key=lambda path: path.name == LOCK):
+                            path.unlink()  # the lock last: it marks the folder as a journal's
     finally:
         with suppress(OSError):  # not empty: the journal stays, or another process has locked the folder
             folder.rmdir()
@@ -177,10 +179,3 @@ def open_journal(
 def _utf8(text: str) -> str:
     """Text that UTF-8 can hold; a path may have bytes that it cannot."""
     return text.encode("utf-8", "replace").decode()
-
-
-def _clear(folder: Path) -> None:
-    """Remove the folder's files, the lock last: it marks the folder as a journal's."""
-    with suppress(OSError):
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == LOCK):
-            path.unlink()

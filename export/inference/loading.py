@@ -17,7 +17,6 @@ from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle, hub_bundles
 from export.bundle.heldout_rows import read_rows
 from export.inference.ensemble import Ensemble
-from export.inference.infer import single_member_stacker
 from export.inference.plan import Plan, device_of, open_member, plan_bundle
 from export.runtimes import autotune
 from export.runtimes.capabilities import Machine, available
@@ -118,25 +117,16 @@ def build_ensemble(folder: Path, plan: Plan, runners: Iterable[Runner]) -> Ensem
     return Ensemble(tuple(ordered), plan.stacker, device, externals, identity, plan.cascade, settings)
 
 
-def load_classifier(
-    folder: Path,
-    runtime: RuntimeOptions = DEFAULT_RUNTIME,
-    positive: str | None = None,
-    name: str | None = None,
-) -> Ensemble:
-    """Any two-class image classifier in transformers' layout; `target` is P(its AI-made class).
-
-    positive: that class, where label names do not say. name: of the member; by default the folder's name.
-    """
+def _load_classifier(folder: Path, name: str, runtime: RuntimeOptions, positive: str | None) -> Ensemble:
+    """Any two-class image classifier in transformers' layout as a member; `target` is P(its AI-made class)."""
     device = _torch_device(runtime)
     from ensemble.models.classifier import read_classifiers
     from ensemble.models.torch_runner import torch_runner
 
-    member = name or folder.resolve().name
-    (one,) = read_classifiers({f"model_{member}" if member in RESERVED else member: folder}, positive)
+    (one,) = read_classifiers({f"model_{name}" if name in RESERVED else name: folder}, positive)
     identity = artifacts.json_sha256([version("torch"), device, runtime.batch, one.sha256])
     opened = torch_runner(one.name, one.load(), device, batch=runtime.batch or TORCH_BATCH)
-    stacker = single_member_stacker(one.name)
+    stacker = Stacker(members=(one.name,), coef=(1.0,), intercept=0.0)
     return Ensemble((opened,), stacker, device, identity=identity, settings=((one.name, TORCH),))
 
 
@@ -157,9 +147,9 @@ def load_folder(
         onnx = runtime.runtime != "torch" and bundle.is_current(folder)
         return load_run(folder, onnx, runtime, log)
     if (folder / "config.json").is_file():
-        name = hub_bundles.parse(str(source))[0] if hub_bundles.is_remote(source) else None
+        name = hub_bundles.parse(str(source))[0] if hub_bundles.is_remote(source) else folder.resolve().name
         try:
-            return load_classifier(folder, runtime, positive, name)
+            return _load_classifier(folder, name, runtime, positive)
         except BackboneError as error:  # name what the user named, not a folder of the Hub's cache
             raise BackboneError(str(error).replace(str(folder), str(source))) from None
     raise BackboneError(

@@ -76,7 +76,7 @@ def make_kernel(folder: Path, source: Path, options: KernelOptions, target: Whee
     """
     check_names(options)
     target.platforms()  # raises for a wrong platform before anything is downloaded
-    _check_bundle(source, options.uncertified)
+    names = ["bundle.json", *_check_bundle(source, options.uncertified)]
     for name, marker in (DATASET, KERNEL):
         if (folder / name).exists() and not (folder / name / marker).is_file():
             raise ArtifactError(f"{folder / name} is there and holds no {marker}; choose another DIR")
@@ -86,7 +86,9 @@ def make_kernel(folder: Path, source: Path, options: KernelOptions, target: Whee
             dataset, notebook = (Path(temporary) / name for name, _ in (DATASET, KERNEL))
             for path in (dataset / "wheels", notebook):
                 path.mkdir(parents=True)
-            _copy_bundle(source, dataset / "bundle")
+            for name in names:
+                (dataset / "bundle" / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / name, dataset / "bundle" / name)
             collected = wheels.collect_wheels(dataset / "wheels", target, options.gpu)
             _write_json(dataset / DATASET[1], dataset_metadata(options))
             _write_json(notebook / KERNEL[1], kernel_metadata(options))
@@ -113,7 +115,8 @@ def _folder_lock(folder: Path) -> Iterator[None]:
                 (folder / LOCK).unlink()
 
 
-def _check_bundle(source: Path, uncertified: bool) -> None:
+def _check_bundle(source: Path, uncertified: bool) -> list[str]:
+    """The names of the bundle's files, each checked."""
     manifest = bundle.open_bundle(source)
     if looked_up := [name for name in bundle.bundle_stacker(source).members if name not in manifest["members"]]:
         raise ArtifactError(
@@ -127,12 +130,7 @@ def _check_bundle(source: Path, uncertified: bool) -> None:
             f"{source} may run at {', '.join(missing)} without a passing certificate; certify it by export "
             "--certify-on DATA, or take it as it is with --uncertified"
         )
-
-
-def _copy_bundle(source: Path, target: Path) -> None:
-    for name in ("bundle.json", *bundle.read_contents(source)["files"]):
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, target / name)
+    return list(manifest["files"])
 
 
 def _bytes(paths: Iterable[Path]) -> int:

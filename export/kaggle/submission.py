@@ -38,14 +38,6 @@ class SampleSubmission:
 
 
 @dataclass(frozen=True)
-class SubmissionOptions:
-    """threshold: write labels by it; None for probabilities. positive: the class that the target column means."""
-
-    threshold: float | None = None
-    positive: str | None = None
-
-
-@dataclass(frozen=True)
 class SubmittedStack:
     """The stack that made the scores: its file, its threshold, and its held-out AUROC, None where none is known."""
 
@@ -136,13 +128,14 @@ def _mismatch_hint(ours: Iterable[str], theirs: Iterable[str]) -> str:
 
 
 def submission_values(
-    targets: np.ndarray, sample: SampleSubmission, options: SubmissionOptions, path: Path
+    targets: np.ndarray, sample: SampleSubmission, threshold: float | None, positive: str | None, path: Path
 ) -> np.ndarray:
     """The values to write: float64 probabilities, or int8 labels where a threshold is given.
 
-    DataError where the scores or the sample suggest that the other is meant.
+    positive: the class that the target column means; None where its name says so. DataError where the scores or the
+    sample suggest that the other is meant.
     """
-    hard, single = options.threshold is not None, len(np.unique(targets)) == 1
+    hard, single = threshold is not None, len(np.unique(targets)) == 1
     if single and len(targets) > 1:
         raise DataError(f"{path}: every target is {targets[0]:g}; such a submission ranks nothing, look at the scores")
     if hard and sample.suggests == PROBABILITIES:
@@ -152,22 +145,22 @@ def submission_values(
             f"{path}: every target is 0 or 1, as labels are; give infer's probabilities, or add --hard if the "
             "competition takes labels"
         )
-    real = _positive_class(sample, options) == NEGATIVE
-    if options.threshold is None:
+    real = _positive_class(sample, positive) == NEGATIVE
+    if threshold is None:
         return 1 - targets if real else targets
-    labels = (targets >= options.threshold).astype(np.int8)
+    labels = (targets >= threshold).astype(np.int8)
     if len(labels) > 1 and len(np.unique(labels)) == 1:
         raise DataError(
-            f"the threshold {options.threshold:g} calls all {len(labels)} images {LABELS[labels[0]]}; give another "
+            f"the threshold {threshold:g} calls all {len(labels)} images {LABELS[labels[0]]}; give another "
             f"with --threshold (the targets go from {targets.min():.3g} to {targets.max():.3g})"
         )
     return 1 - labels if real else labels
 
 
-def _positive_class(sample: SampleSubmission, options: SubmissionOptions) -> str:
+def _positive_class(sample: SampleSubmission, positive: str | None) -> str:
     """The class whose probability is written. DataError where the column's name seems to mean the other class."""
-    if options.positive:
-        return options.positive
+    if positive:
+        return positive
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", sample.target)  # isReal
     words = set(re.split(r"[^a-z]+", spaced.casefold()))
     if words & NEGATIVE_NAMES and not words & POSITIVE_NAMES:
@@ -187,7 +180,9 @@ def write_submission(output: Path, sample: SampleSubmission, values: np.ndarray)
         write_csv(temporary, columns, [frame[columns]], returns)
 
 
-def submission_record(sample: SampleSubmission, options: SubmissionOptions, moved: bool) -> dict[str, Any]:
+def submission_record(
+    sample: SampleSubmission, threshold: float | None, positive: str | None, moved: bool
+) -> dict[str, Any]:
     """What was done to the scores, for the provenance file, JSON-ready."""
     return {
         "sample": sample.path.name,
@@ -195,9 +190,9 @@ def submission_record(sample: SampleSubmission, options: SubmissionOptions, move
         "columns": list(sample.columns),
         "rows": len(sample.ids),
         "reordered": moved,
-        "hard": options.threshold is not None,
-        "threshold": options.threshold,
-        "positive": _positive_class(sample, options),
+        "hard": threshold is not None,
+        "threshold": threshold,
+        "positive": _positive_class(sample, positive),
     }
 
 
@@ -274,7 +269,7 @@ def notes(
     made_by: dict[str, Any] | None,
     moved: bool,
     sample: SampleSubmission,
-    options: SubmissionOptions,
+    hard: bool,
     scores: Path,
 ) -> list[str]:
     """What a competitor should know; ArtifactError where the held-out scores say that the stack is reversed."""
@@ -298,6 +293,6 @@ def notes(
         lines.append(f"{made_by['images']['failed']} images could not be read and have the score of --fill.")
     if moved:
         lines.append("Rows were put into the sample's order.")
-    if sample.suggests == "labels" and options.threshold is None:
+    if sample.suggests == LABELS_ONLY and not hard:
         lines.append("The sample holds only 0 and 1: if labels are scored (accuracy, F1), add --hard.")
     return lines

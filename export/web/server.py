@@ -11,9 +11,9 @@ An error is answered by its status and one line of text. Limits of an upload: li
 import asyncio
 import math
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -77,7 +77,7 @@ def make_app(
             queue.answer, limits=replace(limits, images=1), score=lambda files: explain(files[0][0], files[0][1].read())
         )
         routes += [Route("/api/explain", heatmaps, methods=["POST"])]
-    app = Starlette(routes=routes, exception_handlers=HANDLERS, lifespan=queue.lifespan)
+    app = Starlette(routes=routes, exception_handlers=HANDLERS)
     return _with_headers(guard_requests(app, hosts))
 
 
@@ -86,13 +86,7 @@ class _InferenceQueue:
 
     def __init__(self, waiting: int) -> None:
         self._slots, self._turn = asyncio.Semaphore(waiting), asyncio.Lock()
-        self._thread: ThreadPoolExecutor
-
-    @asynccontextmanager
-    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """Hold the thread while the application runs."""
-        with ThreadPoolExecutor(1) as self._thread:
-            yield
+        self._thread = ThreadPoolExecutor(1)
 
     async def answer(self, request: Request, limits: UploadLimits, score: Score) -> Response:
         """Receive the images of one request and answer with `score(files)`; 503 where too many requests wait."""
@@ -241,7 +235,7 @@ def url_of(listening: socket.socket) -> str:
 def serve_forever(app: ASGIApp, listening: socket.socket) -> None:
     """Answer requests until Ctrl-C or SIGTERM; running requests are finished first."""
     config = uvicorn.Config(
-        app, http="h11", ws="none", log_level="warning", access_log=False, server_header=False, lifespan="on"
+        app, http="h11", ws="none", log_level="warning", access_log=False, server_header=False, lifespan="off"
     )
     with suppress(KeyboardInterrupt):  # uvicorn raises it again after its shutdown
         uvicorn.Server(config).run(sockets=[listening])

@@ -81,7 +81,7 @@ def running(ensemble, explain=None, **limits):
     """The URL of a real server in a thread."""
     with listen.listen("127.0.0.1", 0) as socket:
         config = uvicorn.Config(
-            make_app(ensemble, UploadLimits(**limits), explain=explain), log_level="warning", lifespan="on"
+            make_app(ensemble, UploadLimits(**limits), explain=explain), log_level="warning", lifespan="off"
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})

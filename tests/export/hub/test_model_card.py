@@ -82,7 +82,7 @@ Every file is listed in `bundle.json` with its SHA-256. Largest difference of a 
 Below fp32 may run:
 
 - openvino bf16: one, two; certified
-- onnxruntime int8: one; **not certified**, allowed by the word of who exported it
+- onnxruntime int8: one; **not certified**, allowed by who exported it
 
 ## Intended use, and limits
 """
@@ -179,16 +179,16 @@ def test_a_point_that_frontier_chose_is_said(run):
     )
     card = card_of(run)
     assert (
-        "Call an image AI-made where `target` is at least **0.3100** (rule: fpr=0.05) as it runs unasked, "
+        "Call an image AI-made where `target` is at least **0.3100** (rule: fpr=0.05) by default, "
         "**0.5000** (rule: fixed) with `--full`, by all members. The files are ONNX:"
     ) in card
     assert (
-        "## Members\n\nAll members, with their weights in the stack of all, as `--full` runs them. Unasked run: one."
+        "## Members\n\nAll members, with their weights in the stack of all, as `--full` runs them. By default run: one."
         "\n\n| member | weight |"
     ) in card
     assert "## Scores\n\nOf all members, as `--full` runs them.\n\n|" in card
     assert (
-        "Unasked it runs 1 of 2 members, as frontier chose for 200 images/s (400.0 predicted on a CPU; AUROC lost "
+        "By default it runs 1 of 2 members, as frontier chose for 200 images/s (400.0 predicted on a CPU; AUROC lost "
         r"against all\: 0.0100 \[0.0000, 0.0200\]); --full runs all."
     ) in card
 

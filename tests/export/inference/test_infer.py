@@ -12,6 +12,7 @@ from ensemble.core.errors import ArtifactError
 from ensemble.core.metrics import sigmoid
 from ensemble.data.inputs import read_inputs
 from ensemble.models.runner import Runner
+from ensemble.stacking.stacker import Stacker
 from export.inference import journal
 from export.inference.infer import (
     Ensemble,
@@ -19,10 +20,10 @@ from export.inference.infer import (
     infer,
     infer_to_file,
     member_logits,
-    single_member_stacker,
     with_flips,
 )
 
+SINGLE = Stacker(members=("one",), coef=(1.0,), intercept=0.0)
 HOSTILE = [*HOSTILE_NAMES, " spaces ", "😀", "nan", "1.50", "-0", "=1+1", "'", "TRUE", "#", "\ufeff", "a\rb", "a\r\nb"]
 
 
@@ -121,7 +122,7 @@ def test_members_have_columns_of_their_own_probability(tmp_path):
 
 def test_a_single_member_stands_for_itself(tmp_path):
     files = write_images(tmp_path, ["0.png", "1.png"])
-    result, _ = infer(read_inputs(tmp_path), Ensemble((runner("one", 4),), single_member_stacker("one"), "cpu"))
+    result, _ = infer(read_inputs(tmp_path), Ensemble((runner("one", 4),), SINGLE, "cpu"))
     np.testing.assert_allclose(result["target"], sigmoid(expected_logits(files)[:, 0]), rtol=1e-6)
 
 
@@ -172,7 +173,7 @@ def test_a_member_without_an_answer_is_not_written_as_an_unreadable_image(tmp_pa
     write_images(tmp_path, ["a.png", "b.png"])
     silent = Runner("one", PREPROCESS_CONFIG, lambda pixels: np.full(len(pixels), np.nan, dtype=np.float32))
     with pytest.raises(ArtifactError, match="gave no finite logit"):
-        infer(read_inputs(tmp_path), Ensemble((silent,), single_member_stacker("one"), "cpu"))
+        infer(read_inputs(tmp_path), Ensemble((silent,), SINGLE, "cpu"))
 
 
 @pytest.mark.parametrize(("place", "kept"), [("file.txt/out.csv", []), ("folder.csv", ["folder.csv.partial"])])

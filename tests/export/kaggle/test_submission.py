@@ -10,7 +10,6 @@ from pictures import HOSTILE_NAMES
 
 from ensemble.core.errors import DataError
 from export.kaggle.submission import (
-    SubmissionOptions,
     align_to_sample,
     read_sample,
     read_scores,
@@ -201,9 +200,7 @@ def test_any_ids_in_any_order_come_out_as_the_samples(tmp_path_factory, ids, ran
     write_csv(folder / "scores.csv", id=shuffled, target=[targets[key] for key in shuffled])
     sample = read_sample(folder / "sample.csv")
     values, moved = align_to_sample(read_scores(folder / "scores.csv", sample), sample, folder / "scores.csv")
-    write_submission(
-        folder / "out.csv", sample, submission_values(values, sample, SubmissionOptions(), folder / "scores.csv")
-    )
+    write_submission(folder / "out.csv", sample, submission_values(values, sample, None, None, folder / "scores.csv"))
     assert moved == (shuffled != ids)
     assert list(read_csv(folder / "out.csv")["id"]) == ids
     with (folder / "out.csv").open(encoding="utf-8", newline="") as file:
