@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble.commands import options
-from ensemble.commands.options import require_training_packages
 
 if TYPE_CHECKING:
     from ensemble.data.sources import ReadOptions
@@ -48,7 +47,7 @@ def audit(
       python cli.py audit data/train --html audit.html
       python cli.py audit data/train --against data/test.csv
     """
-    require_training_packages()
+    options.require_training_packages()
     from ensemble.audit import audit as auditing
     from ensemble.audit import page as audit_page
     from ensemble.audit.audit import audit_data

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensemble.commands import options
-from ensemble.commands.options import require_training_packages
 
 if TYPE_CHECKING:
     from ensemble.data.sources import ReadOptions
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 @click.argument("data", type=options.IMAGES_PATH, nargs=-1, required=True)
 @click.argument("folder", type=options.FOLDER)
 @options.reading
-@click.option("--skip-unreadable", is_flag=True, help="Leave out broken images instead of stopping.")
+@options.skip_unreadable
 @click.option(
     "--size",
     type=click.IntRange(min=32),
@@ -39,7 +38,7 @@ def canonicalise(data: Sequence[Path], folder: Path, reading: "ReadOptions", **s
     \b
     Example: python cli.py canonicalise data/train data/canonical
     """
-    require_training_packages()
+    options.require_training_packages()
     from ensemble.audit.canonicalise import canonicalise_data
 
     for line in canonicalise_data(data, folder, reading, **settings):

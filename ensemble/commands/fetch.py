@@ -57,7 +57,7 @@ def fetch(
         return 0
     given = {option: value for option, value in hub_options.items() if value}
     if name.startswith("hf:"):
-        source = catalogue.hub_source(name, catalogue.HubOptions(**given))
+        source = catalogue.hub_source(name, **given)
     elif given:
         option = {"label": "class"}.get(next(iter(given)), next(iter(given))).replace("_", "-")
         raise DataError(f"--{option} is for {catalogue.HUB_PREFIX}OWNER/NAME; the catalogue knows it for {name}")

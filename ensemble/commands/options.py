@@ -24,11 +24,16 @@ def decorated(command: Callable[..., Any], decorators: Sequence[Callable[..., An
     return command
 
 
-def refuse_without_ray(engine: str, values: Mapping[str, object]) -> None:
-    """UsageError for an option of a cluster beside --engine local. values: by option; None where it is not given."""
-    for option, value in values.items():
-        if engine == "local" and value is not None:
-            raise click.UsageError(f"{option} is of a cluster: add --engine ray")
+class ClusterOption(click.Option):
+    """An option for a Ray cluster: UsageError without --engine ray."""
+
+    def handle_parse_result(
+        self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
+    ) -> tuple[Any, list[str]]:
+        """The value and the rest of the arguments, or UsageError."""
+        if self.name in opts and opts.get("engine") != "ray":
+            raise click.UsageError(f"{self.opts[0]} is for a Ray cluster: add --engine ray")
+        return super().handle_parse_result(ctx, opts, args)
 
 
 def name_list(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -82,6 +87,7 @@ against = click.option(
     metavar="TEST",
     help="Test images, a folder or a CSV: report what tells them from the training images, and pictures in both.",
 )
+skip_unreadable = click.option("--skip-unreadable", is_flag=True, help="Leave out broken images instead of stopping.")
 accept_shortcuts = click.option(
     "--accept-shortcuts", is_flag=True, help="Go on though metadata alone tells the classes apart."
 )

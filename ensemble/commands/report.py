@@ -5,7 +5,6 @@ from pathlib import Path
 import click
 
 from ensemble.commands import options
-from ensemble.commands.options import require_training_packages
 
 
 @click.command("report")
@@ -27,7 +26,7 @@ def report(run: Path, evaluation: str | None, output: Path | None, no_heatmaps: 
       python cli.py report --run runs/quick --evaluation chameleon --output quick.html
       python cli.py report --no-heatmaps
     """
-    require_training_packages()
+    options.require_training_packages()
     from ensemble.core import artifacts
     from ensemble.evaluation.report import heatmap_overlay, largest_weight_member, write_report
     from ensemble.stacking.stack import read_stacker

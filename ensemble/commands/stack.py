@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble.commands import options
-from ensemble.commands.options import require_training_packages
 
 if TYPE_CHECKING:
     from ensemble.stacking.stack import StackOptions, StackResult
@@ -91,7 +90,7 @@ def stack(
       python cli.py stack --kind nonnegative --members swin_small,vit_small
       python cli.py stack --external clip=clip_heldout.csv,clip_test.csv
     """
-    require_training_packages()
+    options.require_training_packages()
     from ensemble.audit.headline import audit_headline
     from ensemble.core import artifacts
     from ensemble.models import external

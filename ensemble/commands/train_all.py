@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ensemble.commands import options as shared
-from ensemble.commands.options import require_training_packages
 from ensemble.commands.training_options import TrainOptions, training_options
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def train_all(recipes: Path, **settings: Any) -> int:
 def run_training(source: Path, options: TrainOptions) -> int:
     """Train the recipes of a file or folder as the options say, and print the result; returns the exit code."""
     options.check_engine()
-    require_training_packages()
+    shared.require_training_packages()
     from ensemble.core.recipe import find_recipes, load_recipes
 
     recipes = load_recipes(find_recipes(source), options.overrides, str(source))

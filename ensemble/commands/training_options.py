@@ -1,7 +1,7 @@
 """The options that train and train-all share."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,27 +46,15 @@ class TrainOptions:
         from ensemble.audit.prepare_dataset import DatasetOptions
         from ensemble.data.splits import Fractions
 
-        return DatasetOptions(
-            fractions=Fractions(self.tune, self.heldout),
-            seed=self.seed,
-            folds=self.folds,
-            skip_unreadable=self.skip_unreadable,
-            hold_out=self.hold_out,
-            against=self.against,
-            exclude_overlap=self.exclude_overlap,
-            accept_shortcuts=self.accept_shortcuts,
-            canonical=self.canonical,
-            images=self.reading.images,
-            data=self.data,
-            notes=tuple(notes),
-        )
+        names = {field.name for field in fields(DatasetOptions)}
+        same = {name: value for name, value in vars(self).items() if name in names}
+        fractions = Fractions(self.tune, self.heldout)
+        return DatasetOptions(fractions, images=self.reading.images, notes=tuple(notes), **same)
 
     def check_engine(self) -> None:
         """UsageError for options that exclude each other."""
         from os import environ
 
-        cluster = {"--address": self.address, "--cpus-per-member": self.cpus_per_member}
-        options.refuse_without_ray(self.engine, cluster)
         if self.engine == "ray" and self.dry_run:
             raise click.UsageError("--dry-run times steps on this machine; leave --engine ray out")
         if self.engine == "ray" and "WORLD_SIZE" in environ:
@@ -80,7 +68,7 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         options.reading,
         click.option("--tune", type=float, default=0.10, help="Share of groups to choose epochs on."),
         click.option("--heldout", type=float, default=0.15, help="Share of groups kept for the stacker."),
-        click.option("--skip-unreadable", is_flag=True, help="Leave out broken images instead of stopping."),
+        options.skip_unreadable,
         click.option(
             "--hold-out",
             multiple=True,
@@ -137,12 +125,14 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--address",
+            cls=options.ClusterOption,
             metavar="HOST:PORT",
             help="Of the Ray cluster's head, or auto for one on this machine.  [default: RAY_ADDRESS, or else a Ray on "
             "this machine for this job]",
         ),
         click.option(
             "--cpus-per-member",
+            cls=options.ClusterOption,
             type=click.IntRange(min=1),
             metavar="N",
             help="More let fewer members train at once, with more memory each.  [default: so few that all do]",

@@ -16,12 +16,13 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from ensemble.core.errors import BackboneError, join_limited
 from ensemble.core.names import LABELS
 from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.core.recipe import Backbone, Recipe
-from ensemble.models import network_edits, processor
+from ensemble.models import processor
 from ensemble.models import spectrum as _spectrum  # noqa: F401 our own architectures join timm's
 from ensemble.models.checkpoints import check_source, weights_file
 from ensemble.models.network_edits import scale_head, set_stem_stride
@@ -31,6 +32,10 @@ LABEL_MAPS: dict[str, Any] = {
     "id2label": dict(enumerate(LABELS)),
     "label2id": {name: index for index, name in enumerate(LABELS)},
 }
+# Prefixes of the weights of an image-text model that an image classifier does not use, by model type.
+UNUSED_WEIGHTS = {"siglip": ("text_model.", "logit_scale", "logit_bias", "vision_model.head.")}
+# Model types that resize their position embeddings in `forward`, to any image size.
+RESIZE_POSITIONS = {"dinov2", "dinov2_with_registers"}
 
 
 class Member(nn.Module):
@@ -127,13 +132,18 @@ def load_config(folder: Path) -> Any:
 
 
 def _from_checkpoint(folder: Path, config: Any, backbone: Backbone, preprocess_config: PreprocessConfig) -> nn.Module:
+    if config.model_type not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:  # dinov3_vit, for example
+        raise BackboneError(
+            f"transformers makes no image classifier of {config.model_type}; use timm's checkpoint of the same weights,"
+            " such as timm/vit_small_patch16_dinov3.lvd1689m"
+        )
     config = copy.deepcopy(config)
-    network_edits.check_classifier(config)
     _configure(config, backbone, preprocess_config)
     network, info = _from_pretrained(folder, config, ignore_mismatched_sizes=True)
     head = _head_names(network)
-    extra = _buffers(network) | network_edits.unused_weights(config, info["unexpected_keys"])
-    _check_weights(folder, info, head, extra)
+    prefixes = UNUSED_WEIGHTS.get(config.model_type, ())
+    unused = {name for name in info["unexpected_keys"] if name.startswith(prefixes)}
+    _check_weights(folder, info, head, _buffers(network) | unused)
     _new_head(network, head)
     return network
 
@@ -182,7 +192,11 @@ def _configure(config: Any, backbone: Backbone, preprocess_config: PreprocessCon
         if not hasattr(config, "drop_path_rate"):
             raise BackboneError(f"{config.model_type} has no drop path; remove backbone.drop_path")
         config.drop_path_rate = backbone.drop_path
-    network_edits.set_image_size(config, preprocess_config.size)
+    if config.model_type == "siglip":
+        # its classifier averages the tokens, so the pooling head would be dead weight
+        config.vision_config.image_size, config.vision_config.vision_use_head = preprocess_config.size, False
+    elif hasattr(config, "image_size") and config.model_type not in RESIZE_POSITIONS:
+        config.image_size = preprocess_config.size
 
 
 def _with_overrides(preprocess_config: PreprocessConfig, recipe: Recipe) -> PreprocessConfig:

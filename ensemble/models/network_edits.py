@@ -1,14 +1,9 @@
-"""Edits of a network that transformers' or timm's configuration does not offer: stem stride, head scale, image size.
+"""Edits of a network that transformers' or timm's configuration does not offer: stem stride, head, checkpointing."""
 
-Also what checkpoints that were published without a classifier need.
-"""
-
-from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import nn
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from ensemble.core.errors import BackboneError
 
@@ -56,33 +51,3 @@ def enable_checkpointing(member: nn.Module) -> None:
         raise BackboneError(f"{network.config.model_type} has no checkpointing; remove train.checkpointing")
     enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
     enable({"use_reentrant": False})
-
-
-# Prefixes of the weights of an image-text model that an image classifier does not use, by model type.
-UNUSED_WEIGHTS = {"siglip": ("text_model.", "logit_scale", "logit_bias", "vision_model.head.")}
-# Model types that resize their position embeddings in `forward`, to any image size.
-RESIZE_POSITIONS = {"dinov2", "dinov2_with_registers"}
-
-
-def check_classifier(config: Any) -> None:
-    """BackboneError for a family, such as dinov3_vit, that transformers makes no classifier of."""
-    if config.model_type not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
-        raise BackboneError(
-            f"transformers makes no image classifier of {config.model_type}; use timm's checkpoint of the same weights,"
-            " such as timm/vit_small_patch16_dinov3.lvd1689m"
-        )
-
-
-def set_image_size(config: Any, size: int) -> None:
-    """Write the image size in pixels into the config, where the model type has one."""
-    if config.model_type == "siglip":
-        # its classifier averages the tokens, so the pooling head would be dead weight
-        config.vision_config.image_size, config.vision_config.vision_use_head = size, False
-    elif hasattr(config, "image_size") and config.model_type not in RESIZE_POSITIONS:
-        config.image_size = size
-
-
-def unused_weights(config: Any, names: Collection[str]) -> frozenset[str]:
-    """Those of a file's weights that the image classifier does not use."""
-    prefixes = UNUSED_WEIGHTS.get(config.model_type)
-    return frozenset(name for name in names if prefixes and name.startswith(prefixes))

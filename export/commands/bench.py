@@ -9,19 +9,14 @@ from typing import Any
 import click
 
 from ensemble.commands import options
-from export.commands.options import bundle_option, full, runtime_options
+from export.commands.options import bundle_option, full, runtime_options, timed_images
 from export.runtimes.settings import RuntimeOptions
 
 
 @click.command("bench")
 @options.run
 @bundle_option("Measure this bundle instead of the run's")
-@click.option(
-    "--images",
-    "source",
-    type=options.IMAGES_PATH,
-    help="Images to score, a folder or a CSV.  [default: the run's held-out images, else generated ones]",
-)
+@timed_images("Images to score")
 @click.option("--json", "output", type=options.FILE, help="Also write the figures there.")
 @full
 @runtime_options

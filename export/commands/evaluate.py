@@ -1,7 +1,6 @@
 """evaluate: parse, score, print."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,28 +16,6 @@ if TYPE_CHECKING:
     from ensemble.data.sources import LabelledImage, ReadOptions
     from ensemble.evaluation.protocol import EvaluatedModel
     from ensemble.images.robustness import Corruption
-
-
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """The options of `evaluate`; each field is the option of that name."""
-
-    data: tuple[Path, ...]
-    run: Path
-    model: str | None
-    model_positive: str | None
-    onnx: bool
-    output: Path | None
-    name: str | None
-    grid: str
-    cells: tuple[str, ...]
-    limit: int | None
-    track: str
-    leave_out: str | None
-    stress: bool
-    allow_trained: bool
-    seed: int
-    runtime: RuntimeOptions
 
 
 @click.command("evaluate")
@@ -95,7 +72,25 @@ class EvaluateOptions:
 @click.option("--allow-trained", is_flag=True, help="Score images of the run's own training too; no test, and said so.")
 @options.seed
 @runtime_options
-def evaluate(reading: "ReadOptions", **settings: Any) -> int:
+def evaluate(
+    data: tuple[Path, ...],
+    reading: "ReadOptions",
+    run: Path,
+    model: str | None,
+    model_positive: str | None,
+    onnx: bool,
+    output: Path | None,
+    name: str | None,
+    grid: str,
+    cells: tuple[str, ...],
+    limit: int | None,
+    track: str,
+    leave_out: str | None,
+    stress: bool,
+    allow_trained: bool,
+    seed: int,
+    runtime: RuntimeOptions,
+) -> int:
     """Score labelled images: as they are, and damaged as pictures are on the web.
 
     Prints every score with its 95 % interval over groups, the robustness grid with its worst
@@ -114,84 +109,69 @@ def evaluate(reading: "ReadOptions", **settings: Any) -> int:
       python cli.py evaluate --data phone_photos.csv --stress
       python cli.py evaluate --model hf://USER/REPO --data test/labels.csv --output evaluated
     """
-    from ensemble.evaluation.benchmarks import read_benchmarks
-
-    request = EvaluateOptions(**settings)
-    if request.model_positive and not request.model:
+    if model_positive and not model:
         raise click.UsageError("--model-positive names a class of --model")
-    items, notes, benchmarks = read_benchmarks(request.data, reading)
-    for note in notes:
-        click.echo(note)
-    return _evaluate(request, items, benchmarks)
-
-
-def _evaluate(request: EvaluateOptions, items: "Sequence[LabelledImage]", benchmarks: Sequence[str]) -> int:
     from tqdm import tqdm
 
     from ensemble.core import artifacts
-    from ensemble.evaluation import leakage, leave_out, protocol
-    from ensemble.evaluation.evaluate import (
-        check_classes,
-        count_images,
-        describe_stacker,
-        evaluation_name,
-        output_folder,
-        sample_images,
-    )
+    from ensemble.evaluation import evaluate, leakage, protocol
+    from ensemble.evaluation.benchmarks import read_benchmarks
+    from ensemble.evaluation.leave_out import known_generators, leave_out_generators
     from ensemble.images.robustness import choose_corruptions
     from ensemble.stacking.stack import fingerprint
     from export.inference.evaluation_model import evaluated_run, load_model
 
-    cells = choose_corruptions(request.grid, request.cells)
-    items = sample_images(items, request.limit, request.seed)
-    check_classes(items, request.stress)
-    name = evaluation_name(request.data, request.name, request.limit, request.track)
-    run = evaluated_run(request.run, request.model)
-    folder = output_folder(run, request.output, name)
-    model, title = load_model(run, request.model, request.onnx, request.runtime, click.echo, request.model_positive)
+    items, notes, benchmarks = read_benchmarks(data, reading)
+    for note in notes:
+        click.echo(note)
+    corruptions = choose_corruptions(grid, cells)
+    items = evaluate.sample_images(items, limit, seed)
+    evaluate.check_classes(items, stress)
+    name = evaluate.evaluation_name(data, name, limit, track)
+    own_run = evaluated_run(run, model)
+    folder = evaluate.output_folder(own_run, output, name)
+    scored, title = load_model(own_run, model, onnx, runtime, click.echo, model_positive)
+    stacker = scored.stacker
     artifacts.ensure_writable(folder)
-    if request.leave_out is not None:
-        leave_out.known_generators(run, [item.generator for item in items if item.label == 1])
-    sha256s, trained = leakage.check_untrained(run, items, request.track, request.allow_trained)
-    if run is None:
+    if leave_out:
+        known_generators(own_run, [item.generator for item in items if item.label == 1])
+    sha256s, trained = leakage.check_untrained(own_run, items, track, allow_trained)
+    if own_run is None:
         click.echo(f"Which images {title} was trained on is not known here, so that they are new to it is not checked.")
-    key = protocol.evaluation_key(items, sha256s, model)
-    _print_estimate(items, cells, protocol.read_finished(folder, key, model.stacker.members), model)
-    with tqdm(total=len(items) * len(cells), desc="evaluate", unit="image", leave=False, disable=None) as bar:
-        frame, errors = protocol.score_corruptions(items, sha256s, cells, model, folder, bar.update)
+    key = protocol.evaluation_key(items, sha256s, scored)
+    _print_estimate(items, corruptions, protocol.read_finished(folder, key, stacker.members), scored)
+    with tqdm(total=len(items) * len(corruptions), desc="evaluate", unit="image", leave=False, disable=None) as bar:
+        frame, errors = protocol.score_corruptions(items, sha256s, corruptions, scored, folder, bar.update)
     if frame.empty:
         click.echo(f"Error: none of {len(items)} images can be read: {next(iter(errors.values()))}", err=True)
         return 2
-    check_classes([item for item in items if item.id not in errors], request.stress)
+    evaluate.check_classes([item for item in items if item.id not in errors], stress)
     left_out = None
-    if request.leave_out is not None and run is not None:
-        from ensemble.evaluation.leave_out import leave_out_generators
-
-        clean = frame[frame["cell"] == protocol.CLEAN]
-        lines = leave_out_generators(run, clean, model.stacker, request.seed)
+    if leave_out and own_run:
+        lines = leave_out_generators(own_run, frame[frame["cell"] == protocol.CLEAN], stacker, seed)
         left_out = [line.to_dict() for line in lines]
     record = {
         "name": name,
-        "track": request.track,
-        "stress": request.stress,
+        "track": track,
+        "stress": stress,
         "trained": trained,
         "benchmarks": list(benchmarks),
-        "data": " + ".join(map(str, request.data)),
+        "data": " + ".join(map(str, data)),
         "model": {
-            "source": str(request.model or request.run),
-            "onnx": request.onnx,
-            "identity": model.identity,
+            "source": str(model or run),
+            "onnx": onnx,
+            "identity": scored.identity,
             # by these a model card knows whether the members are the present ones
-            **({"members": fingerprint(run, model.stacker.members)["members"]} if run else {}),
+            **({"members": fingerprint(own_run, stacker.members)["members"]} if own_run else {}),
         },
         "key": key,
-        "rows": count_images(frame, errors),
-        "stacker": describe_stacker(model.stacker),
-        **protocol.summarize(frame, model.stacker.threshold, request.seed, request.stress),
+        "rows": evaluate.count_images(frame, errors),
+        "stacker": evaluate.describe_stacker(stacker),
+        **protocol.summarize(frame, stacker.threshold, seed, stress),
         "leave_out": left_out,
     }
     protocol.write_evaluation(folder, frame, record)
-    _print(record, title, run)
+    _print(record, title, own_run)
     return _print_errors(folder, errors)
 
 

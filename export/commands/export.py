@@ -9,7 +9,7 @@ import click
 
 from ensemble.commands import options
 from ensemble.core.names import is_member_name
-from export.commands.options import refuse_run_with
+from export.commands.options import InsteadOfRun
 
 if TYPE_CHECKING:
     from ensemble.data.sources import LabelledImage, ReadOptions
@@ -53,6 +53,7 @@ def _labelled(option: str, help: str) -> Callable[[Callable[..., Any]], Callable
 )
 @click.option(
     "--bundle",
+    cls=InsteadOfRun,
     type=options.FOLDER,
     metavar="DIR",
     help="A bundle of its own, in place of the run's: to make with --member, or to certify anew.",
@@ -119,7 +120,6 @@ def export(
         raise click.UsageError("--stack-on is for --member; a run's members are weighed by: python cli.py stack")
     if bundle is not None and not (sources or certify_on or uncertified):
         raise click.UsageError("--bundle needs --member to make one, or --certify-on or --uncertified to change one")
-    refuse_run_with(context, "--bundle", bundle)
     if bundle is not None and bundle.parts[:1] == ("hf:",):
         raise click.UsageError("a bundle on the Hub is not changed there; get a folder of it first: pull USER/REPO")
     if bundle is not None and force and not sources:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble.commands import options
-from export.commands.options import file_option, refuse_run_with, runtime_options
+from export.commands.options import bundle_option, file_option, runtime_options, timed_images
 from export.runtimes.settings import RuntimeOptions
 
 if TYPE_CHECKING:
@@ -28,12 +28,7 @@ def _budget(context: click.Context, parameter: click.Parameter, value: float | N
 
 @click.command("frontier")
 @options.run
-@click.option(
-    "--bundle",
-    "source_bundle",
-    metavar="BUNDLE",
-    help="Look at this bundle alone, in place of the run's: a folder, or hf://USER/REPO[@REVISION] on the Hub.",
-)
+@bundle_option("Look at this bundle alone, in place of the run's")
 @click.option(
     "--budget",
     type=float,
@@ -43,19 +38,14 @@ def _budget(context: click.Context, parameter: click.Parameter, value: float | N
     "from then on runs that.",
 )
 @click.option("--reset", is_flag=True, help="Take a point that was chosen out of the bundle: all members run again.")
-@click.option(
-    "--images",
-    "source",
-    type=options.IMAGES_PATH,
-    help="Images to time decoding on, a folder or a CSV.  [default: the run's held-out images, else generated ones]",
-)
+@timed_images("Images to time decoding on")
 @file_option("--output", default="frontier.png", help="The picture to write.")
 @runtime_options
 @click.pass_context
 def frontier(
     context: click.Context,
     run: Path,
-    source_bundle: str | None,
+    bundle: str | None,
     budget: float | None,
     reset: bool,
     source: Path | None,
@@ -91,31 +81,29 @@ def frontier(
     """
     if reset and budget is not None:
         raise click.UsageError("--reset takes a chosen point away and --budget chooses one: give one of them")
-    refuse_run_with(context, "--bundle", source_bundle)
     if runtime.runtime == "torch":
         raise click.UsageError("frontier is about bundles, which torch does not run; choose another --runtime")
-    from ensemble.commands.options import require_training_packages
     from ensemble.core.artifacts import bundle_path, ensure_writable
     from ensemble.images.decode import silence_decoder_warnings
     from export.bundle import hub_bundles, operating_point
     from export.bundle.bundle import current_bundle
 
     context.with_resource(silence_decoder_warnings())
-    if source_bundle and hub_bundles.is_remote(source_bundle) and (reset or budget is not None):
+    if bundle and hub_bundles.is_remote(bundle) and (reset or budget is not None):
         raise click.UsageError("a bundle on the Hub is not changed there; get a folder of it first: pull USER/REPO")
-    bundle = hub_bundles.locate_bundle(source_bundle) if source_bundle else None
+    located = hub_bundles.locate_bundle(bundle) if bundle else None
     if reset:
-        removed = operating_point.remove(bundle or bundle_path(run))
+        removed = operating_point.remove(located or bundle_path(run))
         click.echo("All members run again." if removed else "No point was chosen for this bundle: all members run.")
         return
-    require_training_packages()
+    options.require_training_packages()
     from tempfile import TemporaryDirectory
 
     from ensemble.stacking.frontier import drop_equal_speeds
     from export.inference.benchmark import benchmark_images
     from export.inference.frontier import choose_point, compute_frontier, plot_frontier, write_operating_point
 
-    folder, of_run = bundle or current_bundle(run), None if bundle else run
+    folder, of_run = located or current_bundle(run), None if located else run
     for target in (output.absolute().parent, *([folder] if budget else [])):
         ensure_writable(target)
     with TemporaryDirectory() as temporary:

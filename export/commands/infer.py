@@ -11,12 +11,12 @@ import click
 from ensemble.commands import options
 from export.cluster.placement import ClusterOptions
 from export.commands.options import (
+    InsteadOfRun,
     bundle_option,
     cascade_option,
     cluster_options,
     file_option,
     full,
-    refuse_run_with,
     runtime_options,
 )
 from export.runtimes.settings import RuntimeOptions
@@ -54,6 +54,7 @@ def _parse_location(context: click.Context, parameter: click.Parameter, value: s
 @bundle_option("Use this bundle alone in place of a run")
 @click.option(
     "--model",
+    cls=InsteadOfRun,
     metavar="MODEL",
     help="Use a two-class image classifier of transformers or timm in place of a run: its folder, or hf://USER/REPO.",
 )
@@ -128,8 +129,6 @@ def infer(
         raise click.UsageError("--cascade and --tta exclude each other: the cascade is fitted on images as they are")
     if bundle and model:
         raise click.UsageError("--bundle and --model exclude each other")
-    refuse_run_with(context, "--bundle", bundle)
-    refuse_run_with(context, "--model", model)
     if model and (onnx or tta or adapted):
         raise click.UsageError("--model runs a classifier as it is: leave out --onnx, --tta and --adapted")
     if positive and not model:

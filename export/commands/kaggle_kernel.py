@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ensemble.commands import options
-from export.commands.options import bundle_option, refuse_run_with
+from export.commands.options import bundle_option
 
 PYTHON, PLATFORM = "3.12", "manylinux_2_28_x86_64"
 
@@ -32,10 +32,7 @@ def _python(context: click.Context, parameter: click.Parameter, value: str) -> s
 @click.option("--uncertified", is_flag=True, help="Take a bundle that may run below fp32 without a certificate.")
 @bundle_option("A finished bundle, in place of a run's")
 @options.run
-@click.pass_context
 def kaggle_kernel(
-    context: click.Context,
-    /,
     folder: Path,
     user: str | None,
     competition: str | None,
@@ -57,7 +54,6 @@ def kaggle_kernel(
       python cli.py kaggle-kernel kaggle/ --user me --competition detect-ai-images
       python cli.py kaggle-kernel kaggle/ --input sample_submission.csv --images test --gpu --python 3.11
     """
-    refuse_run_with(context, "--bundle", bundle)
     from export.bundle import hub_bundles
     from export.bundle.bundle import current_bundle
     from export.kaggle import kernel

@@ -1,7 +1,7 @@
 """Command-line options that several commands of export share: runtime, cascade, cluster. Light: no Ray."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,28 @@ def file_option(*names: str, default: str, help: str) -> Callable[..., Any]:
     return click.option(*names, type=options.FILE, default=Path(default), help=help)
 
 
+class InsteadOfRun(click.Option):
+    """An option that names what to use instead of a run: UsageError where --run is typed too."""
+
+    def handle_parse_result(
+        self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
+    ) -> tuple[Any, list[str]]:
+        """The value and the rest of the arguments, or UsageError."""
+        if self.name in opts and "run" in opts:
+            raise click.UsageError(f"give either {self.opts[0]} or --run, not both")
+        return super().handle_parse_result(ctx, opts, args)
+
+
 def bundle_option(what: str) -> Callable[..., Any]:
     """--bundle. what: the first words of its help."""
     help = f"{what}: a folder, or hf://USER/REPO[@REVISION] on the Hub."
-    return click.option("--bundle", metavar="BUNDLE", help=help)
+    return click.option("--bundle", cls=InsteadOfRun, metavar="BUNDLE", help=help)
 
 
-CLUSTER_OPTIONS = ("--address", "--workers", "--cpus-per-worker", "--gpus-per-worker")
+def timed_images(what: str) -> Callable[..., Any]:
+    """--images of a command that measures, handed to it as `source`. what: the first words of its help."""
+    help = f"{what}, a folder or a CSV.  [default: the run's held-out images, else generated ones]"
+    return click.option("--images", "source", type=options.IMAGES_PATH, help=help)
 
 
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -43,9 +58,8 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
         gpus_per_worker: float | None,
         **others: Any,
     ) -> object:
-        values = (address, workers, cpus_per_worker, gpus_per_worker)
-        options.refuse_without_ray(engine, dict(zip(CLUSTER_OPTIONS, values, strict=True)))
-        return command(cluster=ClusterOptions(*values) if engine == "ray" else None, **others)
+        cluster = ClusterOptions(address, workers, cpus_per_worker, gpus_per_worker)
+        return command(cluster=cluster if engine == "ray" else None, **others)
 
     decorators = [
         click.option(
@@ -57,12 +71,14 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--address",
+            cls=options.ClusterOption,
             metavar="HOST:PORT",
             help="With --engine ray: the cluster's head, or auto for one on this machine.  [default: RAY_ADDRESS, "
             "or else Ray is started on this machine for the job]",
         ),
         click.option(
             "--workers",
+            cls=options.ClusterOption,
             type=click.IntRange(1),
             metavar="N",
             help="With --engine ray: processes that score.  [default: one for each GPU, or each machine; with "
@@ -70,29 +86,20 @@ def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--cpus-per-worker",
+            cls=options.ClusterOption,
             type=click.IntRange(1),
             metavar="N",
             help="With --engine ray: cores of each.  [default: an equal share; going on, as it was begun]",
         ),
         click.option(
             "--gpus-per-worker",
+            cls=options.ClusterOption,
             type=click.FloatRange(0),
             metavar="X",
             help="With --engine ray: GPUs of each, 0.5 for two that share one.  [default: 1, if there are any]",
         ),
     ]
     return options.decorated(call, decorators)
-
-
-def run_is_given(context: click.Context) -> bool:
-    """Whether --run was typed, and is not its default."""
-    return context.get_parameter_source("run") is click.core.ParameterSource.COMMANDLINE
-
-
-def refuse_run_with(context: click.Context, option: str, value: object) -> None:
-    """UsageError where --run is typed beside an option that takes the place of a run. value: the option's."""
-    if value and run_is_given(context):
-        raise click.UsageError(f"{option} stands for itself: leave out --run")
 
 
 def cascade_option(text: str) -> Callable[..., Any]:

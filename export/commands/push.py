@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from ensemble.commands import options
-from export.commands.options import refuse_run_with
+from export.commands.options import InsteadOfRun
 
 
 @click.command("push")
@@ -14,6 +14,7 @@ from export.commands.options import refuse_run_with
 @click.option(
     "--bundle",
     "folder",
+    cls=InsteadOfRun,
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     metavar="DIR",
     help="Push this bundle in place of the run's; its card then says nothing of the training data.",
@@ -28,9 +29,7 @@ from export.commands.options import refuse_run_with
 )
 @click.option("--revision", metavar="BRANCH", help="Branch to push to, made if it is missing.  [default: main]")
 @click.option("--message", metavar="TEXT", help="Of the commit.  [default: the bundle's digest]")
-@click.pass_context
 def push(
-    context: click.Context,
     repo: str,
     run: Path,
     folder: Path | None,
@@ -58,7 +57,6 @@ def push(
       python cli.py push USER/REPO --bundle bundles/two --revision two
     """
     own = folder is None
-    refuse_run_with(context, "--bundle", folder)
     if folder and members:
         raise click.UsageError("--members are those of a run: leave out --bundle")
     from ensemble.core import artifacts

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ensemble.commands import options
-from export.commands.options import bundle_option, cascade_option, full, refuse_run_with, runtime_options
+from export.commands.options import bundle_option, cascade_option, full, runtime_options
 from export.runtimes.settings import RuntimeOptions
 from export.web.limits import MAX_UPLOAD_IMAGES, MAX_UPLOAD_MB, UploadLimits
 
@@ -50,9 +50,7 @@ if TYPE_CHECKING:
 )
 @full
 @runtime_options
-@click.pass_context
 def serve(
-    context: click.Context,
     run: Path,
     bundle: str | None,
     host: str,
@@ -77,7 +75,6 @@ def serve(
       python cli.py serve --bundle hf://USER/REPO --port 8000
       curl -F images=@photo.jpg http://127.0.0.1:7860/api/score
     """
-    refuse_run_with(context, "--bundle", bundle)
     torch = runtime.runtime == "torch"
     if torch and (cascade is not None or runtime.tune or runtime.precision not in ("auto", "fp32")):
         raise click.UsageError("--cascade, --tune and --precision are for bundles: leave out --runtime torch")

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from ensemble.commands import options
 from ensemble.core.errors import ArtifactError
-from export.commands.options import bundle_option, file_option, refuse_run_with, run_is_given
+from export.commands.options import bundle_option, file_option
 
 
 @click.command("submit")
@@ -65,7 +66,6 @@ def submit(
     from export.inference import provenance
     from export.kaggle import submission
 
-    refuse_run_with(context, "--bundle", bundle)
     if threshold is not None and not hard:
         raise click.UsageError("--threshold makes labels: add --hard")
     submission.check_paths(scores, sample_path, output, hard or positive == "real")
@@ -74,7 +74,8 @@ def submit(
     targets, moved = submission.align_to_sample(table, sample, scores)
     made_by = provenance.read_provenance(scores)
     location = hub_bundles.locate_bundle(bundle) if bundle else run
-    stack = submission.read_stack(location, bool(bundle) or run_is_given(context), made_by)
+    is_named = bool(bundle) or context.get_parameter_source("run") is ParameterSource.COMMANDLINE
+    stack = submission.read_stack(location, is_named, made_by)
     if made_by and made_by["uncertified"] and not uncertified:
         raise ArtifactError(
             f"{scores} was scored at {', '.join(made_by['uncertified'])}, which has no passing certificate; run infer "

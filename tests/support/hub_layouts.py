@@ -1,6 +1,8 @@
 """The five listed checkpoints as local folders in the Hub's layout, with random weights."""
 
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,22 @@ LAYOUTS = {
     "vit_base_clip_384": Layout("vit_base_clip_384", 86.09, "timm", {}, {}),
 }
 
+TINY_SWIN = Layout(
+    "swin_tiny",
+    0.01,
+    "swin",
+    {
+        "image_size": 32,
+        "patch_size": 2,
+        "embed_dim": 12,
+        "depths": [1, 1],
+        "num_heads": [1, 2],
+        "window_size": 4,
+        "num_labels": 3,
+    },
+    {**VIT_EXTRACTOR, "resample": 3, "size": 32},
+)
+
 
 def write_checkpoint(folder: Path, layout: Layout) -> Path:
     """config.json, weights and processor as on the Hub; Swins with the index tables older files hold."""
@@ -88,6 +106,15 @@ def write_checkpoint(folder: Path, layout: Layout) -> Path:
     )
     (folder / "preprocessor_config.json").write_text(json.dumps(layout.processor))
     return folder
+
+
+def change_weights(folder: Path, target: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    """A copy of a checkpoint, its weights changed in place by `change`."""
+    shutil.copytree(folder, target)
+    state = load_file(target / "model.safetensors")
+    change(state)
+    save_file(state, target / "model.safetensors", {"format": "pt"})
+    return target
 
 
 def _write_timm(folder: Path, name: str) -> Path:

@@ -209,7 +209,7 @@ def test_a_bundle_alone_scores_as_the_run_it_came_from(here, run):
     assert err.endswith("leave out --tta, or use a bundle whose run had: python cli.py stack --tta\n")
     code, _, err = run_cli("infer", "--bundle", here / "copied", "--run", run)
     assert code == 2
-    assert "Error: --bundle stands for itself: leave out --run" in err
+    assert "Error: give either --bundle or --run, not both" in err
 
 
 @pytest.mark.parametrize(("name", "output"), [("mine.csv", "mine.csv"), ("mine.errors.csv", "mine.csv")])

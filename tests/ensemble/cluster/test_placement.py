@@ -130,8 +130,8 @@ def test_what_no_node_can_give_is_refused(recipes, nodes, device, cpus, message)
 @pytest.mark.parametrize(
     ("options", "environment", "message"),
     [
-        (("--address", "head:6379"), {}, "--address is of a cluster: add --engine ray"),
-        (("--cpus-per-member", "2"), {}, "--cpus-per-member is of a cluster: add --engine ray"),
+        (("--address", "head:6379"), {}, "--address is for a Ray cluster: add --engine ray"),
+        (("--cpus-per-member", "2"), {}, "--cpus-per-member is for a Ray cluster: add --engine ray"),
         (("--engine", "ray", "--dry-run"), {}, "--dry-run times steps on this machine; leave --engine ray out"),
         (("--engine", "ray"), {"WORLD_SIZE": "1"}, "--engine ray starts the processes itself; start this command with"),
         (("--engine", "ray", "--address", "head"), {}, "--address head is not HOST:PORT, and not auto"),

@@ -1,12 +1,11 @@
-import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from hub_layouts import LAYOUTS, write_checkpoint
-from safetensors.torch import load_file, save_file
+from hub_layouts import LAYOUTS, TINY_SWIN, change_weights, write_checkpoint
+from safetensors.torch import load_file
 from small_nets import QUICK
 
 from ensemble.core.errors import ArtifactError, BackboneError
@@ -21,8 +20,7 @@ from export.bundle.convert import convert
 from export.runtimes.runner import open_runner
 from export.runtimes.settings import RuntimeConfig
 
-SMALL, LARGE = ("swin_tiny",), ("swinv2_tiny", "swin_base", "vit_base_clip_384", "convnext_large_384")
-ALL = [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)]
+LISTED = [pytest.param(layout, marks=pytest.mark.slow, id=name) for name, layout in LAYOUTS.items()]
 
 
 def recipe_of(name):
@@ -46,9 +44,9 @@ def one_step(member, pixels):
     optimizer_step(engine, [batch], 2, print)
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_listed_checkpoint_from_hub_layout_to_certified_onnx(name, tmp_path, photo):
-    layout = LAYOUTS[name]
+@pytest.mark.parametrize("layout", [pytest.param(TINY_SWIN, id="tiny"), *LISTED])
+def test_listed_checkpoint_from_hub_layout_to_certified_onnx(layout, tmp_path, photo):
+    name = layout.recipe
     folder = write_checkpoint(tmp_path / "hub", layout)
     member = backbone.build_member(recipe_of(name), folder)
     assert sum(p.numel() for p in member.parameters()) / 1e6 == pytest.approx(layout.millions, abs=0.005)
@@ -81,14 +79,12 @@ def test_listed_checkpoint_from_hub_layout_to_certified_onnx(name, tmp_path, pho
     assert certified["batch_sizes"] == [1, 2, 7]
 
 
-def test_certificate_refuses_an_export_of_other_weights(tmp_path, photo):
-    member = backbone.build_member(QUICK["swin_small"], None)
+def test_certificate_refuses_an_export_of_other_weights(swin_folder, tmp_path, photo):
+    member = backbone.build_member(recipe_of("swin_tiny"), swin_folder)
     convert(member, tmp_path / "member.onnx")
     pixels = pixels_of(photo, member.preprocess_config)
-    exported = open_runner(
-        "swin_small", tmp_path / "member.onnx", member.preprocess_config, RuntimeConfig("onnxruntime")
-    )
-    original = torch_runner("swin_small", member, torch.device("cpu"))
+    exported = open_runner("swin", tmp_path / "member.onnx", member.preprocess_config, RuntimeConfig("onnxruntime"))
+    original = torch_runner("swin", member, torch.device("cpu"))
     certificate.certify_fp32(original.run(pixels), exported, pixels)
     with torch.no_grad():
         member.backbone.classifier.bias[1] += 0.01
@@ -140,21 +136,7 @@ def test_mobilenet_weights_mean_in_timm_what_they_mean_in_torchvision(photo):
 @pytest.fixture(scope="module")
 def swin_folder(tmp_path_factory):
     """A small Swin checkpoint with three labels."""
-    config = transformers.SwinConfig(
-        image_size=32, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4, num_labels=3
-    )
-    folder = tmp_path_factory.mktemp("swin")
-    transformers.SwinForImageClassification(config).save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps({**LAYOUTS["swin_tiny"].processor, "size": 32}))
-    return folder
-
-
-def rewrite(folder, target, change):
-    shutil.copytree(folder, target)
-    state = load_file(target / "model.safetensors")
-    change(state)
-    save_file(state, target / "model.safetensors", {"format": "pt"})
-    return target
+    return write_checkpoint(tmp_path_factory.mktemp("hub") / "swin", TINY_SWIN)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +151,7 @@ def rewrite(folder, target, change):
     ],
 )
 def test_only_the_head_may_mismatch(change, message, swin_folder, tmp_path):
-    folder = rewrite(swin_folder, tmp_path / "changed", change)
+    folder = change_weights(swin_folder, tmp_path / "changed", change)
     with pytest.raises(BackboneError, match=message):
         backbone.build_member(recipe_of("swin_tiny"), folder)
 
@@ -179,7 +161,7 @@ def test_body_is_the_checkpoints_and_the_head_is_new(swin_folder, tmp_path):
     member = backbone.build_member(recipe_of("swin_tiny"), swin_folder)
     ours = member.backbone.state_dict()
     assert torch.equal(ours["swin.embeddings.norm.weight"], state["swin.embeddings.norm.weight"])
-    assert ours["classifier.weight"].shape == (2, 16)
+    assert ours["classifier.weight"].shape == (2, 24)
     assert member.backbone.config.id2label == {0: "real", 1: "ai"}
     assert member.preprocess_config.size == 32
 

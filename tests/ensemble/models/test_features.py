@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from helpers import ROOT
-from hub_layouts import LAYOUTS, VIT_EXTRACTOR, Layout, write_checkpoint
+from hub_layouts import LAYOUTS, TINY_SWIN, write_checkpoint
 from pictures import encoded, noise, write_files
 from small_pool import TINY, one_thread
 from torch import nn
@@ -21,13 +21,6 @@ from ensemble.models import features as embed
 from ensemble.models.backbone import Member
 from ensemble.models.features import embed_images, find_embedder, load_embedder, make_embedder
 
-TINY_SWIN = Layout(
-    "tiny_swin",
-    0.0,
-    "swin",
-    {"image_size": 32, "patch_size": 2, "embed_dim": 12, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4},
-    {**VIT_EXTRACTOR, "resample": 3, "size": 32},
-)
 WIDTHS = {"swin_tiny": 768, "swin_base": 1024, "swinv2_tiny": 768, "convnext_large_384": 1536, "vit_base_clip_384": 768}
 
 

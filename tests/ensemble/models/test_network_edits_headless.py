@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 from headless_layouts import HEADLESS, write_headless
-from safetensors.torch import load_file, save_file
+from hub_layouts import change_weights
+from safetensors.torch import load_file
 from small_pool import one_thread
 
 from ensemble.core.errors import BackboneError
@@ -68,14 +69,6 @@ def test_a_checkpoint_without_a_classifier_gets_one_and_opens_again(name, folder
     np.testing.assert_allclose(logits(backbone.Member(network, member.preprocess_config), pixels), before, atol=1e-6)
 
 
-def changed(folder, target, change):
-    shutil.copytree(folder, target)
-    state = load_file(target / "model.safetensors")
-    change(state)
-    save_file(state, target / "model.safetensors", {"format": "pt"})
-    return target
-
-
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
@@ -89,7 +82,7 @@ def changed(folder, target, change):
 )
 def test_nothing_else_of_it_may_be_dropped_or_missing(name, change, message, folders, tmp_path):
     with pytest.raises(BackboneError, match=message):
-        build(changed(folders[name], tmp_path / "changed", change))
+        build(change_weights(folders[name], tmp_path / "changed", change))
 
 
 def test_a_family_without_a_classifier_in_transformers_is_sent_to_timm(folders, tmp_path):

@@ -115,7 +115,7 @@ def bundle(tmp_path_factory):
 def test_options_of_a_cluster_need_one(bundle, option):
     code, _, err = run_cli(*bundle, option)
     assert code == 2
-    assert f"Error: {option.partition('=')[0]} is of a cluster: add --engine ray" in err
+    assert f"Error: {option.partition('=')[0]} is for a Ray cluster: add --engine ray" in err
 
 
 def test_a_cluster_runs_bundles_alone(tmp_path):

@@ -418,7 +418,7 @@ def test_a_bundle_that_cannot_be_written_is_told_before_anything_is_measured(ori
 def test_what_cannot_be_done_is_said(tmp_path, timed):
     given = ("--output", tmp_path / "f.png")
     assert "--reset takes a chosen point away" in run_cli("frontier", "--reset", "--budget", 5)[2]
-    assert "leave out --run" in run_cli("frontier", "--bundle", tmp_path, "--run", tmp_path)[2]
+    assert "not both" in run_cli("frontier", "--bundle", tmp_path, "--run", tmp_path)[2]
     assert "torch does not run" in run_cli("frontier", "--bundle", tmp_path, "--runtime", "torch")[2]
     run = exported_run(tmp_path / "run")
     _, _, err = run_cli("frontier", "--run", run, *given)

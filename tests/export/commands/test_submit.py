@@ -298,4 +298,4 @@ def test_images_that_could_not_be_read_are_said(here):
 
 def test_run_and_bundle_exclude_each_other(here):
     code, _, err = run_cli(*SUBMIT, "--bundle", "run/bundle")
-    assert (code, "leave out --run" in err) == (2, True)
+    assert (code, "not both" in err) == (2, True)

@@ -152,14 +152,14 @@ def test_without_a_network_the_cache_serves_and_pull_says_what_is_wrong(
 
 def test_wrong_use_is_told_before_the_hub_is_asked(run, tmp_path):
     for arguments, message in [
-        (["push", "me/x", "--bundle", run / "bundle", "--run", run], "leave out --run"),
+        (["push", "me/x", "--bundle", run / "bundle", "--run", run], "give either --bundle or --run, not both"),
         (["push", "me/x", "--bundle", run / "bundle", "--members"], "--members are those of a run"),
         (["push", "me/x@v1", "--run", run], "name the branch with --revision v1"),
         (["push", "../x", "--run", run], "is no name on the Hub"),
         (["pull", "me/x@v1", "--revision", "v2"], "the revision is given twice"),
         (["infer", "--bundle", "hf://me/x", "--model", "hf://me/x"], "exclude each other"),
         (["infer", "--model", "hf://me/x", "--onnx"], "leave out --onnx"),
-        (["infer", "--model", "hf://me/x", "--run", run], "--model stands for itself"),
+        (["infer", "--model", "hf://me/x", "--run", run], "give either --model or --run, not both"),
         (["infer", "--positive", "fake"], "--positive names a class of --model"),
     ]:
         code, _, err = run_cli(*arguments)

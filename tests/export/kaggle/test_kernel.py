@@ -255,7 +255,7 @@ REFUSALS = {
     "--platform win_amd64": "--platform win_amd64: write manylinux_2_MINOR_x86_64 (or aarch64)",
     "--input /etc/passwd": "--input /etc/passwd: name it from the competition's own folder",
     "--sample ../x.csv": "--sample ../x.csv: name it from the competition's own folder",
-    "--bundle run/bundle": "--bundle stands for itself: leave out --run",
+    "--bundle run/bundle": "give either --bundle or --run, not both",
 }
 
 

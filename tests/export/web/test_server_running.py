@@ -109,7 +109,7 @@ def test_a_port_that_is_taken_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--bundle", "x", "--run", "y"], "--bundle stands for itself"),
+        (["--bundle", "x", "--run", "y"], "give either --bundle or --run, not both"),
         (["--cascade", "--runtime", "torch"], "leave out --runtime torch"),
         (["--tune", "--runtime", "torch"], "leave out --runtime torch"),
         (["--precision", "int8", "--runtime", "torch"], "leave out --runtime torch"),
