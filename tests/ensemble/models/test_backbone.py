@@ -6,6 +6,7 @@ import torch
 import transformers
 from hub_layouts import LAYOUTS, TINY_SWIN, change_weights, write_checkpoint
 from safetensors.torch import load_file
+from small_members import small_member
 from small_nets import QUICK
 
 from ensemble.core.errors import ArtifactError, BackboneError
@@ -79,12 +80,12 @@ def test_listed_checkpoint_from_hub_layout_to_certified_onnx(layout, tmp_path, p
     assert certified["batch_sizes"] == [1, 2, 7]
 
 
-def test_certificate_refuses_an_export_of_other_weights(swin_folder, tmp_path, photo):
-    member = backbone.build_member(recipe_of("swin_tiny"), swin_folder)
+def test_certificate_refuses_an_export_of_other_weights(tmp_path, photo):
+    member = small_member("convnext")
     convert(member, tmp_path / "member.onnx")
     pixels = pixels_of(photo, member.preprocess_config)
-    exported = open_runner("swin", tmp_path / "member.onnx", member.preprocess_config, RuntimeConfig("onnxruntime"))
-    original = torch_runner("swin", member, torch.device("cpu"))
+    exported = open_runner("m", tmp_path / "member.onnx", member.preprocess_config, RuntimeConfig("onnxruntime"))
+    original = torch_runner("m", member, torch.device("cpu"))
     certificate.certify_fp32(original.run(pixels), exported, pixels)
     with torch.no_grad():
         member.backbone.classifier.bias[1] += 0.01
