@@ -92,6 +92,12 @@ def each(pictures: Sequence[Image.Image], repeats: int) -> None:
             print(f"  {name:48}{own:7.2f} ms{other:11.2f} ms{other / own:8.2f}")
 
 
+def degraded(picture: Image.Image, augment: Augment, rng: np.random.Generator) -> Image.Image:
+    for change in degradations.draw_degradations(augment, rng):
+        picture = change.apply(picture)
+    return picture
+
+
 def whole(pictures: Sequence[Image.Image], augments: dict[str, Augment], folder: Path, repeats: int) -> None:
     """A row a recipe: augmentation of an image, then images a second of a process that reads, degrades and crops."""
     files = []
@@ -104,7 +110,7 @@ def whole(pictures: Sequence[Image.Image], augments: dict[str, Augment], folder:
     decoding = statistics.mean(seconds(decode.decode, file) for file in files for _ in range(repeats)) * 1000
     for name, augment in {"none": Augment(), **augments}.items():
         times = [
-            seconds(degradations.degrade, picture, augment, np.random.default_rng([row, turn]))
+            seconds(degraded, picture, augment, np.random.default_rng([row, turn]))
             for turn in range(8 * repeats)
             for row, picture in enumerate(pictures)
         ]

@@ -35,10 +35,10 @@ def listed(count: int, place: Path) -> None:
         for row in range(count)
     )
     kept = image_list.write_list(found, place)
-    repeated = len(image_list.repeated_ids(kept))
+    repeated = len(list(image_list.ids_that_may_repeat(kept)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     seconds = time.perf_counter() - began
-    print(f"{count:,} rows, {repeated} ids twice: {place.stat().st_size / count:.1f} bytes a row on disk, "
+    print(f"{count:,} rows, {repeated} ids that may repeat: {place.stat().st_size / count:.1f} bytes a row on disk, "
           f"peak {peak:.0f} MiB, {seconds:.1f} s")  # fmt: skip
 
 

@@ -168,9 +168,9 @@ def _model(rows: int, linear: float | None) -> Any:
 def _losses(model: Any, values: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Balanced accuracy lost by shuffling each column (Breiman, Random Forests, 2001)."""
     rng = np.random.default_rng(0)
-    scores = [metrics.balanced_accuracy(labels, model.predict_proba(values)[:, 1])]
+    scores = [metrics.score("balanced_accuracy", labels, model.predict_proba(values)[:, 1])]
     for column in range(values.shape[1]):
         shuffled = values.copy()
         shuffled[:, column] = rng.permutation(shuffled[:, column])
-        scores.append(metrics.balanced_accuracy(labels, model.predict_proba(shuffled)[:, 1]))
+        scores.append(metrics.score("balanced_accuracy", labels, model.predict_proba(shuffled)[:, 1]))
     return np.nan_to_num(scores[0] - np.array(scores[1:]))

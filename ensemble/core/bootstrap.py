@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from ensemble.core import metrics
-from ensemble.core.metrics import LOWER_IS_BETTER, SCORES, Interval
+from ensemble.core.metrics import SCORES, Interval
 
 CHUNK_WEIGHTS = 1 << 20  # weights held at a time: 8 MiB, and a few times that in passing
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Model A against B on the same draws: A's score minus B's, and the share of draws in which A is better.
+    """Model A against B on the same draws: A's AUROC minus B's, and the share of draws in which A is better.
 
     Draws in which both are equal count half.
     """
@@ -55,17 +55,14 @@ def paired_difference(
     p_a: np.ndarray,
     p_b: np.ndarray,
     groups: Sequence[str] | np.ndarray,
-    name: str = "auroc",
-    threshold: float = 0.5,
     resamples: int = 2000,
     seed: int = 0,
 ) -> PairedDifference:
-    """The named score of A minus that of B, with both drawn together."""
-    a, b = bootstrap_scores(labels, [p_a, p_b], groups, (name,), threshold, resamples, seed)[name]
-    value = metrics.score(name, labels, p_a, threshold) - metrics.score(name, labels, p_b, threshold)
+    """The AUROC of A minus that of B, with both drawn together."""
+    a, b = bootstrap_scores(labels, [p_a, p_b], groups, ("auroc",), resamples=resamples, seed=seed)["auroc"]
+    value = metrics.auroc(labels, p_a) - metrics.auroc(labels, p_b)
     apart = (a - b)[np.isfinite(a - b)]
-    wins = apart < 0 if name in LOWER_IS_BETTER else apart > 0
-    better = float(np.mean(wins + (apart == 0) / 2)) if len(apart) else float("nan")
+    better = float(np.mean((apart > 0) + (apart == 0) / 2)) if len(apart) else float("nan")
     return PairedDifference(percentile_interval(value, apart), better)
 
 

@@ -52,36 +52,32 @@ def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
     return float(_auroc(*roc_counts(labels, scores))[0])
 
 
-def balanced_accuracy(labels: np.ndarray, p: np.ndarray, threshold: float = 0.5) -> float:
-    """Mean of the recalls of the two classes."""
-    return score("balanced_accuracy", labels, p, threshold)
-
-
 def log_loss(labels: np.ndarray, p: np.ndarray) -> float:
     """Mean negative log-likelihood in nats; p is clipped to [1e-15, 1 - 1e-15]."""
     return score("log_loss", labels, p)
 
 
-def expected_calibration_error(labels: np.ndarray, p: np.ndarray, bins: int = ECE_BINS) -> float:
+def expected_calibration_error(labels: np.ndarray, p: np.ndarray) -> float:
     """Expected calibration error (ECE): |mean p - share of ai| in each bin of p, averaged over bins by their rows.
 
     Guo et al., "On calibration of modern neural networks" (2017), with p of the class ai in
     place of confidence. Chance alone makes it positive: with n rows of calibrated p in a bin,
     the expected distance there is about sqrt(2 / (pi n)) times the standard deviation of the labels.
     """
-    return float(_ece(_Rows.of(labels, p), _ones(labels), bins)[0])
+    return score("ece", labels, p)
 
 
 def score(name: str, labels: np.ndarray, p: np.ndarray, threshold: float = 0.5) -> float:
     """The metric called `name`, one of SCORES."""
-    return float(weighted_scores(labels, p, _ones(labels), (name,), threshold)[name][0])
+    return float(weighted_scores(labels, p, np.ones((1, len(labels))), (name,), threshold)[name][0])
 
 
 def weighted_scores(
     labels: np.ndarray, p: np.ndarray, weights: np.ndarray, names: Sequence[str], threshold: float = 0.5
 ) -> dict[str, np.ndarray]:
     """Each named metric under each line of weights: float64 [B]."""
-    rows = _Rows.of(labels, p, threshold)
+    p = np.asarray(p)
+    rows = _Rows(np.asarray(labels).astype(bool), p.astype(np.float64), p >= threshold)
     with np.errstate(divide="ignore", invalid="ignore"):
         found = {name: _SCORES_OF_ROWS[name](rows, weights) for name in names if name in _SCORES_OF_ROWS}
     ranked = [name for name in names if name in _SCORES_OF_CURVE]
@@ -100,7 +96,7 @@ def roc_counts(
     sorted from high to low.
     """
     labels, scores = np.asarray(labels).astype(bool), np.asarray(scores, dtype=np.float64)
-    weights = _ones(labels) if weights is None else weights
+    weights = np.ones((1, len(labels))) if weights is None else weights
     order = np.argsort(-scores, kind="stable")
     labels, scores, weights = labels[order], scores[order], weights[:, order]
     above = np.zeros((2, len(weights), 1 + len(order)))
@@ -141,15 +137,6 @@ class _Rows:
     p: np.ndarray
     predicted: np.ndarray
 
-    @classmethod
-    def of(cls, labels: np.ndarray, p: np.ndarray, threshold: float = 0.5) -> "_Rows":
-        p = np.asarray(p)
-        return cls(np.asarray(labels).astype(bool), p.astype(np.float64), p >= threshold)
-
-
-def _ones(labels: np.ndarray) -> np.ndarray:
-    return np.ones((1, len(labels)))
-
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return (weights @ values) / weights.sum(axis=1)
@@ -181,9 +168,9 @@ def _brier(rows: _Rows, weights: np.ndarray) -> np.ndarray:
     return _mean((rows.p - rows.labels) ** 2, weights)
 
 
-def _ece(rows: _Rows, weights: np.ndarray, bins: int = ECE_BINS) -> np.ndarray:
-    off = np.zeros((len(rows.p), bins))
-    bin_of = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], rows.p)
+def _ece(rows: _Rows, weights: np.ndarray) -> np.ndarray:
+    off = np.zeros((len(rows.p), ECE_BINS))
+    bin_of = np.searchsorted(np.linspace(0, 1, ECE_BINS + 1)[1:-1], rows.p)
     off[np.arange(len(rows.p)), bin_of] = rows.p - rows.labels
     return np.abs(weights @ off).sum(axis=1) / weights.sum(axis=1)
 
@@ -207,7 +194,6 @@ SCORES = tuple(
     "auroc average_precision balanced_accuracy f1 accuracy_real accuracy_ai "
     "tpr_at_1 tpr_at_5 log_loss brier ece".split()
 )
-LOWER_IS_BETTER = ("log_loss", "brier", "ece")
 
 
 def check_fpr_resolvable(labels: np.ndarray, fpr: float) -> None:

@@ -1,4 +1,4 @@
-"""The preprocessing of a member as plain data: how a decoded image becomes its pixels ("the image contract").
+"""The preprocessing of a member as plain data: how a decoded image becomes its pixels.
 
 It is read from the checkpoint, overridden by the recipe, stored in member.json and bundle.json, and executed by
 `preprocess.to_pixels` and `prepare` alone.
@@ -86,12 +86,12 @@ class PreprocessConfig:
         """From `to_dict`'s values; an unknown or missing key raises ValueError."""
         known = {field.name for field in fields(cls)}
         if unknown := set(values) - known:
-            raise ValueError(f"unknown keys in the image contract: {sorted(unknown)}")
+            raise ValueError(f"unknown keys in the preprocessing: {sorted(unknown)}")
         tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         try:
             return cls(**tuples)
         except TypeError as error:
-            raise ValueError(f"the image contract is incomplete: {error}") from None
+            raise ValueError(f"the preprocessing is incomplete: {error}") from None
 
     @property
     def short_side(self) -> int:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ensemble.core.errors import DataError, LimitedList, join_limited
+from ensemble.data.image_list import BATCH_ROWS, as_bytes, as_text
 from ensemble.data.storage import ListedFile, Location, walk
 
 IMAGE_SUFFIXES = frozenset(
@@ -22,7 +23,6 @@ OTHER_IMAGE_SUFFIXES = frozenset(
 )
 # JPEG, PNG, GIF, TIFF; WebP is a RIFF
 IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
-BATCH_ROWS = 4096  # texts at a time as Python objects
 
 
 def expand_user(name: str) -> Path:
@@ -87,14 +87,14 @@ def compact(texts: Iterable[str]) -> pa.LargeBinaryArray:
     """Many texts in little memory: 8 bytes each, and their UTF-8."""
     texts = iter(texts)
     parts = []
-    while part := [text.encode(errors="surrogatepass") for text in islice(texts, BATCH_ROWS)]:
+    while part := [as_bytes(text) for text in islice(texts, BATCH_ROWS)]:
         parts.append(pa.array(part, pa.large_binary()))
     return pa.chunked_array(parts, pa.large_binary()).combine_chunks()
 
 
 def texts(array: pa.LargeBinaryArray) -> Iterator[str]:
     """What `compact` was given, in order."""
-    return map(_text, array)
+    return (as_text(value.as_py()) for value in array)
 
 
 def find_files(ids: pa.LargeBinaryArray, folder: Location) -> Iterator[str]:
@@ -116,12 +116,11 @@ def find_files(ids: pa.LargeBinaryArray, folder: Location) -> Iterator[str]:
     if len(missing):
         raise DataError(
             f"{len(missing)} of {len(ids)} ids have no image in {folder}: "
-            f"{join_limited(repr(_text(ids[row])) for row in missing)}; name their folder with --images"
+            f"{join_limited(repr(as_text(ids[row].as_py())) for row in missing)}; name their folder with --images"
         )
     if len(ambiguous):
-        pairs = (
-            f"{_text(ids[row])!r} ({_text(paths[found[row]])} and {_text(paths[other[row]])})" for row in ambiguous
-        )
+        columns = (ids.take(ambiguous), paths.take(found[ambiguous]), paths.take(other[ambiguous]))
+        pairs = (f"{key!r} ({path} and {second})" for key, path, second in zip(*map(texts, columns), strict=True))
         raise DataError(
             f"ids that match more than one file in {folder}: {join_limited(pairs)}; write their suffix, or "
             "name a narrower folder with --images"
@@ -145,7 +144,3 @@ def _second(keys: pa.LargeBinaryArray) -> np.ndarray:
     second = np.full(len(first), -1, dtype=np.int32)
     second[first[later]] = later
     return second
-
-
-def _text(value: pa.LargeBinaryScalar) -> str:
-    return value.as_py().decode(errors="surrogatepass")

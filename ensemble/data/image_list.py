@@ -59,7 +59,7 @@ def write_list(entries: Iterable[ImageEntry], path: Path | None) -> ImageList:
 def _write(entries: Iterable[ImageEntry], file: pa.NativeFile) -> tuple[int, str, bool]:
     entries, count, digest, carriage_returns = iter(entries), 0, sha256(), False
     with pa.ipc.new_file(file, SCHEMA) as writer:
-        while batch := [(_bytes(row.id), _bytes(row.path), *row[2:]) for row in islice(entries, BATCH_ROWS)]:
+        while batch := [(as_bytes(row.id), as_bytes(row.path), *row[2:]) for row in islice(entries, BATCH_ROWS)]:
             for key, path, size, changed, offset in batch:
                 inside = b",%d" % offset if offset >= 0 else b""
                 digest.update(b"%d,%d,%d,%d%b\n%b%b" % (len(key), len(path), size, changed, inside, key, path))
@@ -74,7 +74,7 @@ def read_list(rows: ImageList, start: int, stop: int) -> Iterator[ImageEntry]:
     for first in range(start - start % BATCH_ROWS, min(stop, rows.count), BATCH_ROWS):
         columns = _batch(rows, first // BATCH_ROWS)[max(start - first, 0) : stop - first].columns
         for key, path, *rest in zip(*(column.to_pylist() for column in columns), strict=True):
-            yield ImageEntry(_text(key), _text(path), *rest)
+            yield ImageEntry(as_text(key), as_text(path), *rest)
 
 
 def ids_that_may_repeat(rows: ImageList) -> Iterator[str]:
@@ -86,7 +86,7 @@ def ids_that_may_repeat(rows: ImageList) -> Iterator[str]:
     suspects = hashes[1:][hashes[1:] == hashes[:-1]]
     for first in range(0, rows.count if len(suspects) else 0, BATCH_ROWS):
         batch = _batch(rows, first // BATCH_ROWS)
-        yield from map(_text, batch["id"].filter(pa.array(np.isin(_hashes(batch), suspects))).to_pylist())
+        yield from map(as_text, batch["id"].filter(pa.array(np.isin(_hashes(batch), suspects))).to_pylist())
 
 
 def _hashes(batch: pa.RecordBatch) -> np.ndarray:
@@ -106,9 +106,11 @@ def os_file(path: Path, mode: str = "rb") -> pa.NativeFile:
     return pa.OSFile(os.fsencode(path), mode)
 
 
-def _bytes(text: str) -> bytes:
+def as_bytes(text: str) -> bytes:
+    """A name as UTF-8, also of one that is no valid text."""
     return text.encode(errors="surrogatepass")
 
 
-def _text(data: bytes) -> str:
+def as_text(data: bytes) -> str:
+    """The name that `as_bytes` was given."""
     return data.decode(errors="surrogatepass")

@@ -136,30 +136,23 @@ def tar_entries(files: Sequence[Location], shards: list[Shard]) -> Iterator[Imag
     object in a store that takes reading most of it, several at a time. DataError for a tar that
     is damaged, or holds images that would be left out.
     """
-    stop = Event()
-    if len(files) == 1 or isinstance(files[0], Path):
-        listings: Iterable[tuple[FileStat, Iterable[ImageEntry]]] = (_list_lazily(file, stop) for file in files)
-    else:
-        requests = storage.CONCURRENT_REQUESTS
+    stop, requests = Event(), storage.CONCURRENT_REQUESTS
+    lazily = len(files) == 1 or isinstance(files[0], Path)
 
-        def list_whole(file: Location) -> tuple[FileStat, list[ImageEntry]]:
-            stat, entries = _list_lazily(file, stop)
-            return stat, list(entries)
+    def listing(file: Location) -> tuple[FileStat, Iterable[ImageEntry]]:
+        try:
+            stat = storage.stat(file)
+        except OSError as error:
+            raise DataError(f"no tar at {file} ({error.strerror or 'not found'})") from None
+        entries = _entries(file, stat.size, stop)
+        return stat, entries if lazily else list(entries)
 
-        listings = ordered_map(list_whole, files, requests, requests, stop)
+    listings = map(listing, files) if lazily else ordered_map(listing, files, requests, requests, stop)
     for file, (stat, entries) in zip(files, listings, strict=True):
         count = 0
         for count, entry in enumerate(entries, 1):  # noqa: B007  # counts what was given out
             yield entry
         shards.append(Shard(file, stat, count))
-
-
-def _list_lazily(file: Location, stop: Event) -> tuple[FileStat, Iterator[ImageEntry]]:
-    try:
-        stat = storage.stat(file)
-    except OSError as error:
-        raise DataError(f"no tar at {file} ({error.strerror or 'not found'})") from None
-    return stat, _entries(file, stat.size, stop)
 
 
 def _entries(file: Location, size: int, stop: Event) -> Iterator[ImageEntry]:

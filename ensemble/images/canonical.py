@@ -19,7 +19,7 @@ from PIL import Image
 from ensemble.core import artifacts
 from ensemble.core.errors import DataError, ImageError
 from ensemble.images.decode import decode, format_name
-from ensemble.images.degradations import jpeg
+from ensemble.images.degradations import SUBSAMPLINGS, jpeg
 from ensemble.images.preprocess import flatten
 
 MAX_LEFT_OUT_SHARE = 0.05  # share of a class that may be too small for the common crop
@@ -28,7 +28,6 @@ GRID_JITTER = 7  # pixels every image can spare, for a random place on the 8x8 g
 MIN_SIZE = 32  # pixels of a canonical image
 WHITE = (255, 255, 255)
 RNG_STREAM = 3  # of random draws, apart from those of augmentation
-SUBSAMPLINGS = (0, 2)  # 4:4:4 and 4:2:0
 
 
 @dataclass(frozen=True)

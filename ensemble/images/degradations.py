@@ -139,7 +139,7 @@ def _normal_quantiles() -> np.ndarray:
 def resize(image: Image.Image, scale: float, filter_name: str) -> Image.Image:
     """An image with both sides multiplied by `scale`; it stays at its new size.
 
-    The shorter side is not reduced below SMALLEST, nor the image enlarged beyond LARGEST.
+    The shorter side is not reduced below MIN_SIDE, nor the image enlarged beyond MAX_RESIZED_PIXELS.
     """
     scale = max(scale, min(1.0, MIN_SIDE / min(image.size)))
     scale = min(scale, max(1.0, math.sqrt(MAX_RESIZED_PIXELS / (image.width * image.height))))
@@ -149,7 +149,7 @@ def resize(image: Image.Image, scale: float, filter_name: str) -> Image.Image:
 
 
 def crop(image: Image.Image, scale: float, y: float, x: float) -> Image.Image:
-    """The share `scale` of each side, at (y, x) in [0, 1] of the free space; no side is cut below SMALLEST."""
+    """The share `scale` of each side, at (y, x) in [0, 1] of the free space; no side is cut below MIN_SIDE."""
     width, height = (max(round(side * scale), min(side, MIN_SIDE)) for side in image.size)
     return crop_at(image, width, height, y, x)
 
@@ -199,10 +199,8 @@ def _drawn(name: str, limits: tuple[float, float], rng: np.random.Generator) -> 
             bound = functools.partial(noise, sigma=value, seed=int(rng.integers(2**32)))
         case "resize":
             bound = functools.partial(resize, scale=value, filter_name=str(rng.choice(SMOOTH_FILTERS)))
-        case "crop":
-            bound = functools.partial(crop, scale=value, y=float(rng.random()), x=float(rng.random()))
         case _:
-            raise ValueError(f"no degradation is called {name!r}")
+            bound = functools.partial(crop, scale=value, y=float(rng.random()), x=float(rng.random()))
     return Degradation(name, bound, value if name in ("resize", "crop") else 1.0)
 
 

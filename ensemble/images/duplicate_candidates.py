@@ -101,7 +101,7 @@ def reach_factors(described: ThumbnailFeatures, part: slice) -> tuple[np.ndarray
 
 
 def _window(cut: np.ndarray, turn: np.ndarray) -> np.ndarray:
-    """float32 [C, 4] as in Proposed, of window numbers and turns, int [C]."""
+    """float32 [C, 4] as in CandidatePairs, of window numbers and turns, int [C]."""
     both = np.array(CUTS, dtype=np.float32)[np.stack(np.divmod(cut, len(CUTS)), axis=1)]  # [C, (y, x), (first, last)]
     both = np.where((turn & 4 > 0)[:, None, None], both[:, ::-1], both)
     vertical = np.where((turn & 2 > 0)[:, None], both[:, 0, ::-1], both[:, 0])

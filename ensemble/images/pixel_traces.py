@@ -50,14 +50,14 @@ def measure(image: Image.Image) -> np.ndarray:
 
 
 def _middle(image: Image.Image) -> np.ndarray:
-    """float32 luminance [H, W] of at most SIDE, cut on the 8x8 grid of the image's corner."""
+    """float32 luminance [H, W] of at most CROP_SIDE, cut on the 8x8 grid of the image's corner."""
     left, top = (max(side - CROP_SIDE, 0) // 16 * 8 for side in image.size)
     width, height = (min(side, CROP_SIDE) // 8 * 8 for side in image.size)
     return np.asarray(image.crop((left, top, left + width, top + height)).convert("L"), dtype=np.float32)
 
 
 def radial_spectrum(grey: np.ndarray) -> np.ndarray:
-    """Mean log power of a Hann-windowed image at BINS radii from 0 to half a cycle a pixel: float32 [BINS]."""
+    """Mean log power of a Hann-windowed image at SPECTRUM_BINS radii from 0 to half a cycle a pixel."""
     height, width = grey.shape
     window = np.hanning(height)[:, None] * np.hanning(width)[None, :]
     power = np.abs(np.fft.rfft2((grey - grey.mean()) * window)) ** 2 / (window**2).sum()
@@ -82,7 +82,7 @@ _LOW = ((0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (1, 2), (2, 1), (2, 2), (0, 3), 
 
 
 def grid_traces(grey: np.ndarray) -> np.ndarray:
-    """Traces of JPEG compression, also of one below the last: float32 [len(GRID)].
+    """Traces of JPEG compression, also of one below the last, as in GRID_COLUMNS.
 
     Blockiness at each phase of an 8x8 grid; whether DCT coefficients on the corner's grid
     lie on a comb, and of which step; the histogram of the two lowest of them (after Fan and

@@ -102,7 +102,7 @@ def named_scores(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     return {
         "tune_auroc": metrics.auroc(labels, logits),
         "tune_log_loss": metrics.log_loss(labels, p),
-        "tune_balanced_accuracy": metrics.balanced_accuracy(labels, p),
+        "tune_balanced_accuracy": metrics.score("balanced_accuracy", labels, p),
     }
 
 

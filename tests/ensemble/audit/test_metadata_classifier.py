@@ -69,9 +69,9 @@ def test_missing_and_infinite_values_are_no_error():
 
 
 def test_balanced_accuracy_by_hand():
-    assert metrics.balanced_accuracy(np.array([1, 1, 0, 0]), np.array([0.9, 0.1, 0.4, 0.2])) == 0.75
-    assert metrics.balanced_accuracy(np.array([1, 0]), np.array([0.5, 0.5])) == 0.5
-    assert np.isnan(metrics.balanced_accuracy(np.array([1, 1]), np.array([0.5, 0.5])))
+    assert metrics.score("balanced_accuracy", np.array([1, 1, 0, 0]), np.array([0.9, 0.1, 0.4, 0.2])) == 0.75
+    assert metrics.score("balanced_accuracy", np.array([1, 0]), np.array([0.5, 0.5])) == 0.5
+    assert np.isnan(metrics.score("balanced_accuracy", np.array([1, 1]), np.array([0.5, 0.5])))
 
 
 HEADERS = pd.DataFrame({"width": [10.0, 20.0], "height": [5.0, 5.0]})

@@ -183,7 +183,7 @@ def test_scores_are_those_of_metrics_with_the_worst_cell_named():
         p = metrics.sigmoid(logits)
         scores = record["cells"][cell]
         assert scores["auroc"]["value"] == pytest.approx(metrics.auroc(labels, p))
-        assert scores["balanced_accuracy"]["value"] == pytest.approx(metrics.balanced_accuracy(labels, p, 0.7))
+        assert scores["balanced_accuracy"]["value"] == pytest.approx(metrics.score("balanced_accuracy", labels, p, 0.7))
         assert scores["auroc"]["low"] <= scores["auroc"]["value"] <= scores["auroc"]["high"]
     assert set(record["cells"]["clean"]) == set(metrics.SCORES)
     assert record["worst"]["cell"] == "bad"
