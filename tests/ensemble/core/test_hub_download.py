@@ -19,8 +19,9 @@ ROOT = Path(__file__).resolve().parents[3]
 PREDICT = """
 import sys, pandas as pd
 from export import Predictor
-name, image = sys.argv[1].split("|")
-print(Predictor.load(name).predict(pd.DataFrame({"path": [image]}))["target"][0])
+*names, image = sys.argv[1].split("|")
+for name in names:
+    print(Predictor.load(name).predict(pd.DataFrame({"path": [image]}))["target"][0])
 """
 LOCATE = "import sys; from ensemble.models.checkpoints import locate_checkpoint; print(locate_checkpoint(sys.argv[1]))"
 
@@ -98,19 +99,19 @@ def test_what_the_hub_refuses_is_said_in_one_line(name, message, repos, tmp_path
     assert message in done.stderr
 
 
-@pytest.mark.parametrize("name", ["org/detector", "org/bundle"])
-def test_predictor_scores_with_a_model_from_the_hub(name, repos, tmp_path, photo):
-    done = locate(repos, f"hf://{name}|{photo}", tmp_path, script=PREDICT)
-    assert 0 < float(done.stdout) < 1
-
-
-def test_classifier_of_three_classes_is_refused(repos, tmp_path, photo):
-    done = locate(repos, f"hf://org/new|{photo}", tmp_path, code=1, script=PREDICT)
+def test_predictor_scores_with_models_from_the_hub_but_not_of_three_classes(repos, tmp_path, photo):
+    names = "hf://org/detector|hf://org/bundle|hf://org/new"
+    done = locate(repos, f"{names}|{photo}", tmp_path, code=1, script=PREDICT)
+    detector, bundle = map(float, done.stdout.split())
+    assert 0 < detector < 1
+    assert 0 < bundle < 1
     assert "two classes are needed, found 3" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["org/detector", "hf://org/detector", "org/detector@main"])
-def test_export_finds_a_member_on_the_hub(name, repos, tmp_path):
-    script = "import sys; from export.bundle.export import locate_classifier; print(locate_classifier(sys.argv[1]))"
-    folder = Path(locate(repos, name, tmp_path, script=script).stdout.strip())
-    assert {path.name for path in folder.iterdir()} == {"config.json", "preprocessor_config.json", "model.safetensors"}
+def test_export_finds_a_member_on_the_hub(repos, tmp_path):
+    script = "import sys; from export.bundle.export import locate_classifier as f; print(*map(f, sys.argv[1].split()))"
+    folders = locate(repos, "org/detector hf://org/detector org/detector@main", tmp_path, script=script).stdout.split()
+    assert len(folders) == 3
+    for folder in folders:
+        names = {path.name for path in Path(folder).iterdir()}
+        assert names == {"config.json", "preprocessor_config.json", "model.safetensors"}
