@@ -58,7 +58,7 @@ def compare_train_test(
     test: TestSet,
     shared: Sequence[tuple[int, int]],
 ) -> list[Finding]:
-    """How well training and test are told apart, and how many pictures they share (`overlapping_pairs`)."""
+    """How training and test differ, and how many pictures they share (`overlapping_pairs`)."""
     findings = []
     if test.indexed.errors:
         text = f"{len(test.indexed.errors)} test images cannot be read: {join_limited(test.indexed.errors.values(), 3)}"
@@ -96,7 +96,7 @@ def _compare(
     if result is None:
         return Finding(f"against_{kind}", "note", f"too few images to compare {kind} of training and test")
     if result.balanced_accuracy.low <= WARN_ACCURACY:
-        text = f"{kind}: training and test cannot be told apart ({result.balanced_accuracy})"
+        text = f"{kind}: no clear difference between training and test ({result.balanced_accuracy})"
         return Finding(f"against_{kind}", "note", text)
     values = by_class(table, is_test, [name for name, _ in result.features], ("test", "training"))
     text = f"{kind} tells training from test with balanced accuracy {result.balanced_accuracy}"

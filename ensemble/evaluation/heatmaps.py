@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from captum.attr import LayerGradientXActivation, Occlusion
 from matplotlib import font_manager
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -205,7 +204,6 @@ def write_figure(panels: Sequence[Panel], title: str, note: str, path: Path) -> 
     size = (columns * PANEL + 0.4, rows * (tall + 0.55) + 1.0)
     figure = Figure(figsize=size, dpi=120)
     canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
     figure.subplots_adjust(
         left=0.2 / size[0],
         right=1 - 0.2 / size[0],
@@ -214,10 +212,22 @@ def write_figure(panels: Sequence[Panel], title: str, note: str, path: Path) -> 
         hspace=0.55 / tall,
         wspace=0.05,
     )
-    for cell in axes:
-        cell.set_axis_off()
-    for cell, panel in zip(axes, panels, strict=False):
-        _draw(cell, panel)
+    for axes in figure.subplots(rows, columns, squeeze=False).flatten():
+        axes.set_axis_off()
+    for axes, panel in zip(figure.axes, panels, strict=False):
+        axes.imshow(panel.picture)
+        for text, points, weight in ((printable_text(panel.name), 17, "bold"), (panel.line, 4, "normal")):
+            axes.annotate(
+                text,
+                (0, 1),
+                (0, points),
+                xycoords="axes fraction",
+                textcoords="offset points",
+                color=INK,
+                fontsize=8,
+                weight=weight,
+                parse_math=False,
+            )
     style: dict[str, Any] = {"x": 0.2 / size[0], "parse_math": False}
     figure.text(
         y=1 - 0.3 / size[1], s=printable_text(title, 30 * columns), color=INK, fontsize=12, va="center", **style
@@ -232,19 +242,3 @@ def printable_text(text: str, longest: int = LETTERS) -> str:
     known = font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap()
     shown = "".join(letter if ord(letter) in known and letter.isprintable() else "?" for letter in text)
     return shown if len(shown) <= longest else f"...{shown[3 - longest :]}"
-
-
-def _draw(axes: Axes, panel: Panel) -> None:
-    axes.imshow(panel.picture)
-    for text, points, weight in ((printable_text(panel.name), 17, "bold"), (panel.line, 4, "normal")):
-        axes.annotate(
-            text,
-            (0, 1),
-            (0, points),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            color=INK,
-            fontsize=8,
-            weight=weight,
-            parse_math=False,
-        )

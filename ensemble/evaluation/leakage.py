@@ -17,18 +17,6 @@ TRACKS = ("inductive", "transductive")
 UNSEEN = "unseen"  # the split that nothing was fitted on
 
 
-def hash_files(items: Sequence[LabelledImage]) -> list[str]:
-    """SHA-256 of each image's file; empty for one that cannot be read."""
-
-    def digest(item: LabelledImage) -> str:
-        try:
-            return artifacts.file_sha256(item.file)
-        except OSError:
-            return ""
-
-    return list(tqdm(ordered_map(digest, items), "hash", len(items), unit="image", leave=False, disable=None))
-
-
 def trained_rows(run: Path, sha256s: Sequence[str]) -> np.ndarray:
     """Which files the run was fitted on, bool [N]: its members, their choice of epoch, or its stacker."""
     frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first")
@@ -39,8 +27,20 @@ def trained_rows(run: Path, sha256s: Sequence[str]) -> np.ndarray:
 def check_untrained(
     run: Path | None, items: Sequence[LabelledImage], track: str, allow_trained: bool
 ) -> tuple[list[str], int]:
-    """SHA-256 of each file, and how many the run was trained on, or DataError where they cannot be a test."""
-    sha256s = hash_files(items)
+    """SHA-256 of each file, empty for one that cannot be read, and how many the run was trained on.
+
+    DataError where the images cannot be a test: the run was trained on them, or its training images were selected to
+    resemble them and the track is called inductive.
+    """
+
+    def digest(item: LabelledImage) -> str:
+        try:
+            return artifacts.file_sha256(item.file)
+        except OSError:
+            return ""
+
+    bar = tqdm(ordered_map(digest, items), "hash", len(items), unit="image", leave=False, disable=None)
+    sha256s = list(bar)
     if run is None:
         return sha256s, 0
     trained = trained_rows(run, sha256s)
@@ -50,7 +50,11 @@ def check_untrained(
             f"{trained.sum()} of {len(items)} images were in this run's training, so scores on them are no test "
             f"({names}); remove them, or score them all the same with --allow-trained"
         )
-    check_track(track, selected_for(run, items))
+    if track == TRACKS[0] and (selections := selected_for(run, items)):
+        raise DataError(
+            "training images of this run were selected to resemble these very images "
+            f"({join_limited(selections)}), so this is not the inductive track; add --track transductive"
+        )
     return sha256s, int(trained.sum())
 
 
@@ -78,13 +82,3 @@ def selected_for(run: Path, items: Sequence[LabelledImage]) -> list[str]:
         if named or (drew and drew <= ids):
             records.append(str(record))
     return records
-
-
-def check_track(track: str, selections: Sequence[str]) -> None:
-    """DataError if the track is called inductive though training images were chosen by these test images."""
-    if track == TRACKS[0] and selections:
-        raise DataError(
-            f"training images of this run were selected to resemble these very images "
-            f"({join_limited(selections)}), so this is "
-            "not the inductive track; add --track transductive"
-        )

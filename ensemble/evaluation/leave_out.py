@@ -4,7 +4,6 @@ The members stay as they are, trained on that generator; `training_commands` tra
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -21,25 +20,6 @@ from ensemble.evaluation.protocol import LOGIT_PREFIX
 from ensemble.models import members
 from ensemble.stacking.fit import fit_stacker
 from ensemble.stacking.stacker import Stacker
-
-
-@dataclass(frozen=True)
-class LeftOutGenerator:
-    """One generator's images against all reals: AUROC of the run's stack, and of one refitted without the generator.
-
-    rows: fitting rows that were left out. known: whether the members were trained on the generator.
-    """
-
-    generator: str
-    images: int
-    rows: int
-    known: bool
-    full: Interval
-    without: Interval
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values."""
-        return vars(self) | {"full": self.full.to_dict(), "without": self.without.to_dict()}
 
 
 def known_generators(run: Path | None, generators: Iterable[str | None]) -> dict[str, bool]:
@@ -63,10 +43,12 @@ def known_generators(run: Path | None, generators: Iterable[str | None]) -> dict
     return {name: name in fitted for name in names}
 
 
-def leave_out_generators(run: Path, clean: pd.DataFrame, stacker: Stacker, seed: int = 0) -> list[LeftOutGenerator]:
+def leave_out_generators(run: Path, clean: pd.DataFrame, stacker: Stacker, seed: int = 0) -> list[dict[str, Any]]:
     """For each generator of the undamaged rows: the run's stack, and one that none of its fitting rows shaped.
 
-    Both on that generator's images and all reals of `clean`, which neither was fitted on.
+    Both on that generator's images and all reals of `clean`, which neither was fitted on. JSON-ready: `full` and
+    `without` are the AUROC of the two stacks, `images` how many of the generator were scored, `rows` how many fitting
+    rows were left out, and `known` whether the members were trained on the generator.
     """
     known = known_generators(run, clean.loc[clean["label"] == 1, "generator"].dropna())
     frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first").set_index("id")
@@ -91,8 +73,8 @@ def leave_out_generators(run: Path, clean: pd.DataFrame, stacker: Stacker, seed:
                 without = auroc(refitted, scored)
             except ArtifactError:  # the rows do not suffice
                 without = Interval(np.nan, np.nan, np.nan)
-        images = int((scored["label"] == 1).sum())
-        lines.append(LeftOutGenerator(name, images, int(own.sum()), known[name], full, without))
+        counts = {"images": int((scored["label"] == 1).sum()), "rows": int(own.sum()), "known": known[name]}
+        lines.append({"generator": name, **counts, "full": full.to_dict(), "without": without.to_dict()})
     return lines
 
 

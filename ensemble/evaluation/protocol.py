@@ -288,7 +288,7 @@ def summarize(frame: pd.DataFrame, threshold: float, seed: int, stress: bool) ->
     """The scores of evaluation.json from the rows of scores.parquet.
 
     cells: every score of the undamaged images, some of the damaged, by name, each with its 95 % interval.
-    worst: the cell told apart worst, by AUROC, or, under `stress`, most often on the wrong side.
+    worst: the cell with the lowest AUROC, or, under `stress`, most often on the wrong side.
     by_generator, by_source: the parts of the undamaged images.
     """
     clean = frame[frame["cell"] == CLEAN]

@@ -41,15 +41,6 @@ def most_wrong(labels: np.ndarray, logits: np.ndarray, label: int, count: int = 
     return rows[np.argsort(logits[rows] if label else -logits[rows], kind="stable")[:count]]
 
 
-def gallery_images(
-    rows: ScoredImages, threshold: float, label: int, look: Overlay | None = None
-) -> list[dict[str, Any]]:
-    """The most confident errors among images of a class; then, if too few are wrong, the nearest to the threshold."""
-    chosen = most_wrong(rows.labels, rows.stack, label)
-    bar = tqdm(chosen, "pictures", unit="image", leave=False, disable=None)
-    return [_card(rows, int(row), threshold, look) for row in bar]
-
-
 def _card(rows: ScoredImages, row: int, threshold: float, look: Overlay | None) -> dict[str, Any]:
     """One image of the gallery; picture and heat are data URIs, missing is why the image cannot be shown."""
     facts, p = rows.frame.iloc[row], rows.p
@@ -160,7 +151,7 @@ def verdict(
 def _outcome(difference: Interval) -> str:
     if difference.low > 0:
         return "beats"
-    return "loses to" if difference.high < 0 else "cannot be told from"
+    return "loses to" if difference.high < 0 else "does not clearly differ from"
 
 
 def _signed(interval: Interval) -> str:
@@ -176,6 +167,10 @@ def _section(rows: ScoredImages, stacker: Stacker, look: Overlay | None, resampl
     threshold = stacker.threshold
     scores = report_data.scores(rows, threshold, resamples)
     spectra = mean_spectra(rows)
+    galleries = []
+    for label, title in enumerate(GALLERY_TITLES):
+        bar = tqdm(most_wrong(rows.labels, rows.stack, label), "pictures", unit="image", leave=False, disable=None)
+        galleries.append((title, [_card(rows, int(row), threshold, look) for row in bar]))
     heat = report_data.robustness(rows, stacker)
     worst = ""
     if heat is not None:
@@ -196,7 +191,7 @@ def _section(rows: ScoredImages, stacker: Stacker, look: Overlay | None, resampl
         "disagreements": _shaded(report_data.disagreements(rows, threshold), 0.0, 0.5, PLAIN, POOR),
         "divided": report_data.divided(rows, threshold),
         "images": len(rows.frame),
-        "galleries": [(GALLERY_TITLES[label], gallery_images(rows, threshold, label, look)) for label in (0, 1)],
+        "galleries": galleries,
         "spectra": spectra,
         "spectrum_plots": []
         if spectra is None

@@ -46,28 +46,6 @@ class _Row(Generic[T]):
     done: bool = False
 
 
-class _ImageCache:
-    """Decoded images of rows, up to a number of bytes. Threads share it."""
-
-    def __init__(self, size: int) -> None:
-        self._free_bytes, self._lock = size, threading.Lock()
-
-    def put(self, row: _Row[T], image: Image) -> None:
-        """Keep the row's image, if there is room."""
-        size = _image_bytes(image)
-        with self._lock:
-            if row.image is None and size <= self._free_bytes:
-                self._free_bytes -= size
-                row.image = image
-
-    def finish(self, row: _Row[T]) -> None:
-        """Mark the row as done and drop its item, image and pixels."""
-        with self._lock:
-            self._free_bytes += _image_bytes(row.image) if row.image else 0
-        row.views, row.pending_views, row.image, row.done = {}, None, None, True
-        del row.item
-
-
 def cascade_stream(
     items: Iterable[T],
     read: Callable[[T, OnLarge], Image],
@@ -124,7 +102,8 @@ class EarlyExitScheduler(Generic[T]):
         self._waiting: list[deque[_Row[T]]] = [deque() for _ in runners]
         self._batch_rows = [rows_per_batch(runner, total) for runner in runners]
         self._max_rows = max([MAX_WAITING_ROWS, *(MAX_WAITING_BATCHES * size for size in self._batch_rows)])
-        self._cache, self._large_image_lock = _ImageCache(IMAGE_CACHE_BYTES), threading.Lock()
+        self._free_cache_bytes, self._cache_lock = IMAGE_CACHE_BYTES, threading.Lock()
+        self._large_image_lock = threading.Lock()
         self._pool = ThreadPoolExecutor(workers)
 
     def close(self) -> None:
@@ -137,7 +116,7 @@ class EarlyExitScheduler(Generic[T]):
         needed = bool(self._runners) and bool(self._needs(0, row.logits[None], [item])[0])
         self._add_views(row, lambda: self._prepare(row, self._runners[:1] if needed else []))
         if not (needed or row.done):
-            self._cache.finish(row)
+            self._finish(row)
         return row
 
     def submit(self, rows: Sequence[_Row[T]]) -> None:
@@ -191,7 +170,7 @@ class EarlyExitScheduler(Generic[T]):
         later_views = [runner.preprocess_config.view for runner in self._runners[index:]]
         for row, stay in zip(rows, stays, strict=True):
             if not stay:
-                self._cache.finish(row)
+                self._finish(row)
                 continue
             row.views = {view: pixels for view, pixels in row.views.items() if view in later_views}
             ready = later_views[0] in row.views
@@ -204,11 +183,21 @@ class EarlyExitScheduler(Generic[T]):
         """The pixels that these runners take. Large images are read one at a time, to bound the memory."""
         with ExitStack() as stack:
             image = row.image or self._read(row.item, lambda: stack.enter_context(self._large_image_lock))
-            self._cache.put(row, image)
+            with self._cache_lock:
+                if row.image is None and _image_bytes(image) <= self._free_cache_bytes:
+                    self._free_cache_bytes -= _image_bytes(image)
+                    row.image = image
             with decode.errors_with_name(self._name(row.item)):
                 views = preprocess.prepare(image, [runner.preprocess_config for runner in runners])
             del image  # before another large one may be decoded
         return views
+
+    def _finish(self, row: _Row[T]) -> None:
+        """Mark the row as done and drop its item, image and pixels."""
+        with self._cache_lock:
+            self._free_cache_bytes += _image_bytes(row.image) if row.image else 0
+        row.views, row.pending_views, row.image, row.done = {}, None, None, True
+        del row.item
 
     def _add_views(self, row: _Row[T], prepare: Callable[[], Views]) -> None:
         """Give the row its pixels; one whose image cannot be read is done, with the error and without logits."""
@@ -216,7 +205,7 @@ class EarlyExitScheduler(Generic[T]):
             row.views |= prepare()
         except ImageError as error:
             row.error, row.logits = str(error), np.full_like(row.logits, np.nan)
-            self._cache.finish(row)
+            self._finish(row)
 
 
 def cascade_chunk_rows(runners: Sequence[Runner], device: str) -> int:

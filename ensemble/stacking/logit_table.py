@@ -106,7 +106,7 @@ def _check(rows: LabelledLogits) -> None:
     constant = [name for name, column in zip(rows.members, rows.logits.T, strict=True) if column.min() == column.max()]
     if constant:
         raise ArtifactError(
-            f"every held-out image has the same p by {join_limited(constant)}, so nothing is told apart; "
+            f"every held-out image has the same p by {join_limited(constant)}, which separates no ai from real; "
             "train again, or choose others with --members"
         )
     if len(rows.labels) < len(rows.members):

@@ -129,4 +129,4 @@ def _against(rival: str, difference: Interval) -> str:
         return f"beats {rival} by {ahead}"
     if ahead.high < 0:
         return f"loses to {rival} by {difference}"
-    return f"cannot be told from {rival} ({format_signed(ahead)})"
+    return f"does not clearly differ from {rival} ({format_signed(ahead)})"

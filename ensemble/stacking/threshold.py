@@ -41,7 +41,7 @@ def choose_threshold(rule: str | float, labels: np.ndarray, target: np.ndarray) 
         return rule, "given"
     values = np.unique(target)
     if len(values) < 2:
-        raise DataError("the stack gives every held-out image the same target; no threshold tells them apart")
+        raise DataError("the stack gives every held-out image the same target; no threshold separates ai from real")
     between = (values[:-1] + values[1:]) / 2
     # neighbouring floats have nothing in between
     candidates = np.append(values[0], np.where(between > values[:-1], between, values[1:]))

@@ -148,8 +148,7 @@ def evaluate(
     evaluate.check_classes([item for item in items if item.id not in errors], stress)
     left_out = None
     if leave_out and own_run:
-        lines = leave_out_generators(own_run, frame[frame["cell"] == protocol.CLEAN], stacker, seed)
-        left_out = [line.to_dict() for line in lines]
+        left_out = leave_out_generators(own_run, frame[frame["cell"] == protocol.CLEAN], stacker, seed)
     record = {
         "name": name,
         "track": track,

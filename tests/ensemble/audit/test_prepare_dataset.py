@@ -189,7 +189,7 @@ def test_what_the_test_shows_too_is_reported(tiles, tmp_path, shown, audited):
     text = "2 training images are in the test too, or nearly (ai/03.bmp and copy.bmp, real/05.bmp and again.png)"
     assert f"  warn   overlap: {text}; see --exclude-overlap" in said
     assert {"ai/03.bmp", "real/05.bmp"} <= set(frame["id"])
-    assert any("training and test cannot be told apart" in line for line in said)
+    assert any("no clear difference between training and test" in line for line in said)
 
 
 def test_what_the_test_shows_too_is_left_out_on_request(tiles, tmp_path, shown, audited):

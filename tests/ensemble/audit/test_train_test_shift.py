@@ -38,7 +38,7 @@ def test_alike_sets_cannot_be_told_apart(tmp_path, pictures):
     shared, found = compare(put(tmp_path / "train", pictures[::2]), put(tmp_path / "test", pictures[1::2]))
     assert shared == []
     assert found["against_files"].severity == "note"
-    assert "cannot be told apart" in found["against_files"].text
+    assert "no clear difference between training and test" in found["against_files"].text
     assert "overlap" not in found
 
 

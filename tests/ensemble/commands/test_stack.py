@@ -30,7 +30,9 @@ def test_a_member_that_says_the_same_of_every_image_is_refused_by_name(run):
     write_member(run, "flat", frame, np.full(48, 0.25))
     code, _, err = run_cli("stack", "--run", run)
     assert code == 2
-    assert err.startswith("Error: every held-out image has the same p by flat, so nothing is told apart; train again")
+    assert err.startswith(
+        "Error: every held-out image has the same p by flat, which separates no ai from real; train again"
+    )
     assert run_cli("stack", "--run", run, "--members", "one,two")[0] == 0
 
 

@@ -235,7 +235,7 @@ def test_robustness_is_told_cell_by_cell(evaluated):
     page = Page(html)
     table = page.table("heat", 2)
     stack = {cell: metrics.auroc(part["label"], part["logit"]) for cell, part in scores.groupby("cell")}
-    assert list(table) == ["cell", *CELLS]
+    assert list(table) == ["degradation", *CELLS]
     assert {cell: table[cell][2] for cell in CELLS} == {cell: f"{stack[cell]:.3f}" for cell in CELLS}
     worst = min(stack, key=stack.get)
     assert f"worst under {worst}, with an AUROC of {stack[worst]:.3f}" in page.text

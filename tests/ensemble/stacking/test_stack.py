@@ -190,13 +190,13 @@ def test_complementary_members_make_a_stack_that_wins(tmp_path):
         ),
         (
             scored(a=0.9, mean=0.8, stack=0.9),
-            "The stack cannot be told from its best member a (+0.0000 [-0.0100, +0.0100]) and "
+            "The stack does not clearly differ from its best member a (+0.0000 [-0.0100, +0.0100]) and "
             "beats the mean by 0.1000 [0.0900, 0.1100] in AUROC on these rows.",
         ),
         (
             scored(0.2, a=0.8, mean=0.85, stack=0.9),
-            "The stack cannot be told from its best member a (+0.1000 [-0.1000, +0.3000]) and "
-            "cannot be told from the mean (+0.0500 [-0.1500, +0.2500]) in AUROC on these rows.",
+            "The stack does not clearly differ from its best member a (+0.1000 [-0.1000, +0.3000]) and "
+            "does not clearly differ from the mean (+0.0500 [-0.1500, +0.2500]) in AUROC on these rows.",
         ),
     ],
 )
