@@ -60,13 +60,12 @@ def certify_bundle(folder: Path, log: Log, options: CertifyOptions) -> dict[str,
     """Certify a bundle's precisions again; nothing is converted. Returns the values of certificate.json."""
     folder = folder.resolve()
     artifacts.restore_folder(folder)
-    values = bundle.open_bundle(folder)
-    stacker = bundle.bundle_stacker(folder)
+    values = bundle.read_contents(folder)
     work_path = folder.with_name(f".{folder.name}.certify")
     shutil.rmtree(work_path, ignore_errors=True)  # a killed run may have left it, for another bundle
     work = open_workdir(work_path, folder, force=False)
     records = {name: read_record(work.path, name) for name in values["members"]}
-    externals = [name for name in stacker.members if name not in records]
+    externals = [name for name in bundle.bundle_stacker(folder).members if name not in records]
     _copy_others(folder, work.path, externals)
     if (folder / heldout_rows.HELDOUT_FILE).is_file():
         shutil.copyfile(folder / heldout_rows.HELDOUT_FILE, work.path / heldout_rows.HELDOUT_FILE)

@@ -103,8 +103,11 @@ def pull(repo: str, revision: str | None, target: Path, replace: bool = False) -
     Another bundle there is replaced only with `replace`, and in one step; of the same bundle, only
     damaged files are replaced. Files in the cache are not downloaded again.
     """
-    commit = _commit(repo, revision)
-    target = target.resolve()
+    from huggingface_hub import is_offline_mode
+
+    commit = "" if is_offline_mode() else require_hub(repo, revision)
+    noted = download(repo, ("bundle.json",), revision, bars=False).name  # the cache notes a revision's commit
+    commit, target = commit or noted, target.resolve()
     artifacts.restore_folder(target)
     if target.is_dir() and any(target.iterdir()):
         if not (target / "bundle.json").is_file():
@@ -121,15 +124,6 @@ def pull(repo: str, revision: str | None, target: Path, replace: bool = False) -
             raise ArtifactError(f"{target} holds another bundle; name another folder, or replace it with --force")
     _copy(fetch_bundle(repo, commit), target)
     return commit, True
-
-
-def _commit(repo: str, revision: str | None) -> str:
-    """The commit of a revision on the Hub; with HF_HUB_OFFLINE, the last one that the cache noted."""
-    from huggingface_hub import is_offline_mode
-
-    commit = "" if is_offline_mode() else require_hub(repo, revision)
-    noted = download(repo, ("bundle.json",), revision, bars=False).name  # the cache notes a revision's commit
-    return commit or noted
 
 
 def _listed(repo: str, folder: Path) -> Mapping[str, str]:

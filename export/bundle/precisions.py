@@ -14,7 +14,7 @@ from ensemble.core.log import Log
 from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.models import external
 from export.bundle import bundle, check_images, member_logits, precision_search
-from export.bundle.certificate import MAX_IMAGES, MIN_IMAGES, ScoreChange, judge
+from export.bundle.certificate import MAX_IMAGES, MIN_IMAGES, judge
 from export.bundle.check_images import MIN_CALIBRATION, LabelledImages, TrainingImages
 from export.bundle.member_logits import LogitColumn
 from export.bundle.precision_search import FP32
@@ -86,7 +86,8 @@ def decide_precisions(
         or options.int8
         or any(bundle.has_model_file(entry, config) for entry in entries.values())
     ]
-    made_from = _certified_sha256(folder, entries)
+    hashed = [[name, artifacts.file_sha256(folder / one["file"]), one["contract"]] for name, one in entries.items()]
+    made_from = artifacts.json_sha256([hashed, artifacts.file_sha256(folder / "stacker.json")])
     certificates = {
         key: record
         for key, record in older.items()
@@ -112,12 +113,12 @@ def decide_precisions(
             f"Nothing more below fp32 was certified or allowed: {why}. On the machine that will score, run: "
             "python cli.py export --bundle DIR --certify-on DATA"
         )
-    elif to_certify and options.images is None:
+    elif to_certify and not options.images:
         log(
             f"Not certified: {join_limited(to_certify)}. Give labelled images that no member was fitted on: "
             "--certify-on DATA"
         )
-    elif to_certify and options.images is not None:
+    elif to_certify and options.images:
         new = certify(folder, extended, options.images, to_certify, log)
         certificates |= {key: {"made_from": made_from, **record} for key, record in new.items()}
     if outdated := [config for config in supported if _is_outdated(certificates, config)]:
@@ -166,15 +167,21 @@ def certify(
         np.column_stack([{**dict(zip(entries, table.T, strict=True)), **externals}[name] for name in stacker.members])
         for table in np.split(logits, 1 + len(configs), axis=1)
     )
-    return {
-        str(config): {
+    records = {}
+    for config, table in zip(configs, tables, strict=True):
+        changes, stack, usable = judge(stacker, fp32, table, sample.labels)
+        having = {name: entry for name, entry in entries.items() if bundle.has_model_file(entry, config)}
+        kind = bundle.low_precision_kind(config)
+        records[str(config)] = {
             "by": devices.version(config.runtime),
             "images": len(sample.labels),
             "rows": sample.description,
-            **_record(*judge(stacker, fp32, table, sample.labels), entries, config),
+            "members": {name: change.to_dict() for name, change in changes.items() if name in having},
+            "stack": stack.to_dict(),
+            "usable": [name for name in usable if name in having],
+            **({"files": {name: entry["made"][kind] for name, entry in having.items()}} if kind else {}),
         }
-        for config, table in zip(configs, tables, strict=True)
-    }
+    return records
 
 
 def allow(
@@ -197,7 +204,6 @@ def allow(
 
 def logit_columns(folder: Path, entries: Entries, config: RuntimeConfig) -> list[LogitColumn]:
     """A column for each member in the entries' order; members without a file for this config run at fp32."""
-
     columns = []
     for name, entry in entries.items():
         used = config if bundle.has_model_file(entry, config) else FP32
@@ -206,33 +212,7 @@ def logit_columns(folder: Path, entries: Entries, config: RuntimeConfig) -> list
     return columns
 
 
-def _record(
-    changes: Mapping[str, ScoreChange],
-    stack: ScoreChange,
-    usable: Collection[str],
-    entries: Entries,
-    config: RuntimeConfig,
-) -> dict[str, Any]:
-    """What `judge` says of the members that have a file for this config, and how low-precision files were made."""
-    having = {name: entry for name, entry in entries.items() if bundle.has_model_file(entry, config)}
-    kind = bundle.low_precision_kind(config)
-    return {
-        "members": {name: change.to_dict() for name, change in changes.items() if name in having},
-        "stack": stack.to_dict(),
-        "usable": [name for name in usable if name in having],
-        **({"files": {name: entry["made"][kind] for name, entry in having.items()}} if kind else {}),
-    }
-
-
 def _is_outdated(certificates: Mapping[str, Any], config: RuntimeConfig) -> bool:
     """Whether there is a certificate, and it was made with other library versions than those installed here."""
     record = certificates.get(str(config))
     return record is not None and record.get("by") != devices.version(config.runtime)
-
-
-def _certified_sha256(folder: Path, entries: Entries) -> str:
-    """A hash of the fp32 files, their contracts and the stacker: what a certificate holds for."""
-    files = [
-        [name, artifacts.file_sha256(folder / entry["file"]), entry["contract"]] for name, entry in entries.items()
-    ]
-    return artifacts.json_sha256([files, artifacts.file_sha256(folder / "stacker.json")])

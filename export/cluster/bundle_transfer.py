@@ -42,46 +42,37 @@ def describe_bundle(folder: Path) -> BundleSource:
     return BundleSource(folder.absolute(), listed, artifacts.json_sha256(listed), sizes)
 
 
-def read_chunk(folder: Path, name: str, start: int) -> bytes:
-    """Up to CHUNK_BYTES of a bundle's file, from `start` on."""
-    with (folder / name).open("rb") as file:
-        file.seek(start)
-        return file.read(CHUNK_BYTES)
-
-
 def local_bundle(source: BundleSource, fetch: FetchChunk) -> Path:
     """The folder of the bundle on this machine, every file checked.
 
     It is the folder where the job was started if this machine sees it, or else a copy in the user's cache.
     """
     if _is_same(source.folder, source):
-        _open(source.folder, source)
         return source.folder
     copy = artifacts.cache_path() / "bundles" / source.sha256[:32]
     artifacts.ensure_folder(copy.parent)
     with FileLock(copy.with_suffix(".lock")):  # the first worker of a machine fetches it for all
         with suppress(ArtifactError):  # none yet, or damaged
             if _is_same(copy, source):
-                _open(copy, source)
                 return copy
         _download(copy, source, fetch)
     return copy
 
 
 def _is_same(folder: Path, source: BundleSource) -> bool:
-    """Whether the folder has the source's bundle.json, and files that this user may read."""
+    """Whether the folder has the source's bundle.json, and files that this user may read.
+
+    ArtifactError if it has, and another file is damaged.
+    """
     if not all(os.access(folder / name, os.R_OK) for name in source.sizes):
         return False
     try:
-        return artifacts.json_sha256(bundle.read_contents(folder)) == source.sha256
+        same = artifacts.json_sha256(bundle.read_contents(folder)) == source.sha256
     except ArtifactError:
         return False
-
-
-def _open(folder: Path, source: BundleSource) -> None:
-    """ArtifactError unless every file is the source's."""
-    if artifacts.json_sha256(bundle.open_bundle(folder)) != source.sha256:
+    if same and artifacts.json_sha256(bundle.open_bundle(folder)) != source.sha256:
         raise ArtifactError(f"{folder} was changed meanwhile; run the same command again")
+    return same
 
 
 def _download(copy: Path, source: BundleSource, fetch: FetchChunk) -> None:
@@ -95,7 +86,6 @@ def _download(copy: Path, source: BundleSource, fetch: FetchChunk) -> None:
                     file.write(fetch(name, start))
         if not _is_same(arriving, source):
             raise ArtifactError(f"{source.folder} was changed while it was sent; run the same command again")
-        _open(arriving, source)
         shutil.rmtree(copy, ignore_errors=True)
         os.replace(arriving, copy)
     except OSError as error:

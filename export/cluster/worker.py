@@ -17,7 +17,7 @@ from ensemble.data.byte_ranges import ByteRange
 from ensemble.data.image_list import TEXT, ImageEntry, ImageList, read_list, write_list
 from ensemble.data.readers import Item
 from ensemble.images.decode import silence_decoder_warnings
-from export.cluster.bundle_transfer import BundleSource, local_bundle, read_chunk
+from export.cluster.bundle_transfer import CHUNK_BYTES, BundleSource, local_bundle
 from export.inference.ensemble import Ensemble
 from export.inference.infer import with_flips
 from export.inference.journal import Journal
@@ -32,7 +32,6 @@ PACKAGES = ("Pillow", "numpy")  # that decide a score, whatever runs the members
 MAX_ATTEMPTS = 4  # to score the same rows, each ended by the death of its worker
 MAX_THREADS = 16  # that read and decode, as on one machine
 
-TASK = pa.schema([("start", pa.int64()), ("stop", pa.int64())])
 ANSWER = pa.schema(
     [("shard", pa.int64()), ("data", pa.large_binary()), ("unseen", pa.list_(TEXT)), ("node", pa.string())]
 )
@@ -70,7 +69,7 @@ class WorkerPlan:
 
 def task(shards: range) -> pa.Table:
     """Consecutive shards to score, as one row for Ray; the worker asks the coordinator for the list of their images."""
-    return pa.table({"start": [shards.start], "stop": [shards.stop]}, schema=TASK)
+    return pa.table({"start": [shards.start], "stop": [shards.stop]})
 
 
 class Coordinator:
@@ -88,7 +87,9 @@ class Coordinator:
     def read_chunk(self, name: str, start: int) -> bytes:
         """Up to CHUNK_BYTES of a file of the bundle."""
         try:
-            return read_chunk(self._folder, name, start)
+            with (self._folder / name).open("rb") as file:
+                file.seek(start)
+                return file.read(CHUNK_BYTES)
         except OSError as error:
             raise ArtifactError(
                 f"{self._folder / name} cannot be read: {error.strerror or error}; run the same command again"

@@ -3,7 +3,7 @@
 The choice is by rule, by what was measured before, or by the operating point that `frontier` chose for the bundle.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ def _timed(
     settings: Mapping[str, RuntimeConfig],
     options: RuntimeOptions,
     machine: Machine,
-    opened: Callable[[autotune.TuneRequest, RuntimeConfig], Runner],
+    opened: autotune.OpenRunner,
 ) -> dict[str, autotune.TimedConfig]:
     """The members' fastest variants of `settings`, with `options.tune` measured now, or else measured before."""
     jobs = [

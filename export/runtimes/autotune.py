@@ -29,6 +29,9 @@ class TuneRequest:
     candidates: tuple[RuntimeConfig, ...]
 
 
+OpenRunner = Callable[[TuneRequest, RuntimeConfig], Runner]
+
+
 @dataclass(frozen=True)
 class TimedConfig:
     """A config, and the seconds that it was measured to take for one view of an image."""
@@ -37,11 +40,7 @@ class TimedConfig:
     seconds: float
 
 
-def tune(
-    jobs: Sequence[TuneRequest],
-    machine: Machine,
-    open_runner: Callable[[TuneRequest, RuntimeConfig], Runner],
-) -> dict[str, TimedConfig]:
+def tune(jobs: Sequence[TuneRequest], machine: Machine, open_runner: OpenRunner) -> dict[str, TimedConfig]:
     """Each member's fastest config, measured now and put into the cache at once."""
     best = {}
     with tqdm(total=sum(len(job.candidates) for job in jobs), desc="tune", unit="setting", disable=None) as bar:
@@ -56,9 +55,7 @@ def tune(
 
 
 def measure(
-    job: TuneRequest,
-    open_runner: Callable[[TuneRequest, RuntimeConfig], Runner],
-    progress: Callable[[int], object] = lambda count: None,
+    job: TuneRequest, open_runner: OpenRunner, progress: Callable[[int], object] = lambda count: None
 ) -> dict[RuntimeConfig, float]:
     """Seconds for one image of the fastest candidates: medians over rounds in which they take turns.
 

@@ -68,10 +68,9 @@ def _openvino_unsupported() -> dict[str, str]:
     supported = openvino_session.cpu_capabilities()
     if not supported:
         return _all_unsupported("OpenVINO is not installed, or has no wheel for this system; use --runtime onnxruntime")
-    missing = [] if openvino_session.native_bf16() else ["bf16"]
-    missing += [] if "FP16" in supported else ["fp16"]
-    unsupported = {precision: f"this CPU has no {precision}; use --precision fp32" for precision in missing}
-    return unsupported | ({} if "INT8" in supported else {"int8": NO_INT8}) | _int8_unsupported()
+    computed = {"bf16": openvino_session.native_bf16(), "fp16": "FP16" in supported}
+    unsupported = {key: f"this CPU has no {key}; use --precision fp32" for key, known in computed.items() if not known}
+    return unsupported | (_int8_unsupported() if "INT8" in supported else {"int8": NO_INT8})
 
 
 def _cuda_unsupported(gpu: str, provider: str = "CUDAExecutionProvider") -> dict[str, str]:

@@ -28,7 +28,7 @@ def source(tmp_path, monkeypatch):
 
     def fetch(name, start):
         asked.append((name, start))
-        return bundle_transfer.read_chunk(tmp_path / "elsewhere", name, start)
+        return (tmp_path / "elsewhere" / name).read_bytes()[start : start + 100]
 
     return source, fetch, asked, tmp_path
 
