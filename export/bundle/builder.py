@@ -123,16 +123,7 @@ def finalize(
     used = {work.path / file for entry in entries.values() for file in bundle.model_files(entry)}
     for path in set((work.path / "members").iterdir()) - used:
         path.unlink()
-    _carry_over_point(work, records, log)
-    bundle.write_bundle(work.path, entries, externals, allowed)
-    artifacts.replace_folder(work.path, work.folder)
-    return values
-
-
-def _carry_over_point(work: BundleBuild, records: Mapping[str, Any], log: Log) -> None:
-    """Keep the older bundle's operating point if it is for these members and this stack; else drop it."""
     (work.path / operating_point.FILE).unlink(missing_ok=True)
-    entries = {name: record["entry"] for name, record in records.items()}
     hashes = {file: digest for record in records.values() for file, digest in record["files"].items()}
     if work.point and work.point.made_from == operating_point.identity(work.path, entries, hashes):
         artifacts.write_json(work.path / operating_point.FILE, work.point.to_dict())
@@ -141,6 +132,9 @@ def _carry_over_point(work: BundleBuild, records: Mapping[str, Any], log: Log) -
             "What frontier chose was for other members or another stack, and is dropped: all members run; "
             f"{operating_point.RECHOOSE_HINT}"
         )
+    bundle.write_bundle(work.path, entries, externals, allowed)
+    artifacts.replace_folder(work.path, work.folder)
+    return values
 
 
 def _certify(name: str, member: "Member", file: Path, samples: SampleImages) -> dict[str, Any]:

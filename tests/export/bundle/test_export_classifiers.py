@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import run_cli, write_csv
+from helpers import ROOT, run_cli, write_csv
 from pictures import encoded, noise
 from small_members import small_member
 
@@ -22,6 +23,8 @@ from ensemble.models.torch_runner import torch_runner
 from export import Predictor
 from export.bundle import bundle, convert, export
 from export.bundle.fp16 import write_fp16
+from export.bundle.int8 import write_int8
+from export.bundle.precision_search import read_layers
 from export.runtimes.runner import open_runner
 from export.runtimes.settings import RuntimeConfig
 
@@ -122,6 +125,19 @@ def test_operations_are_counted_a_multiply_add_as_two(made):
     layer = 4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * hidden
     assert entries["a"]["gflop"] == pytest.approx(2 * (patches + 2 * layer + head) / 1e9, rel=1e-6)
     assert entries["b"]["gflop"] > 0
+
+
+def test_no_file_names_a_folder_of_the_machine_that_exported_it(made, tmp_path):
+    exported = made[0] / "members" / "a.fp32.onnx"
+    lower = {kind: tmp_path / f"{kind}.onnx" for kind in ("fp16", "int8", "int8-symmetric")}
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    write_fp16(exported, lower["fp16"])
+    write_int8(exported, lower["int8"], pixels)
+    write_int8(exported, lower["int8-symmetric"], pixels, symmetric=True)
+    for file in (exported, *lower.values()):
+        for folder in (ROOT, Path(torch.__file__).parents[1], made[0].parent, tmp_path):
+            assert str(folder).encode() not in file.read_bytes()
+    assert any(layer.name.startswith("backbone.") for layer in read_layers(exported))
 
 
 @pytest.fixture
