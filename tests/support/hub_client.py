@@ -1,6 +1,7 @@
 """Commands against the loopback Hub, in one child process: huggingface_hub reads HF_ENDPOINT once, when it is loaded.
 
-Run as a script this is the child: each line of its input is a command, each line of its output what came of it.
+Run as a script this is the child: each line of its input is a command of cli.py, or `-c` with a script and its
+arguments as Python takes them; each line of its output what came of it.
 """
 
 import contextlib
@@ -68,16 +69,21 @@ def client(url: str, home: Path) -> Iterator[Client]:
 def main() -> None:
     answers, sleep = sys.stdout, time.sleep
     time.sleep = lambda seconds: sleep(min(seconds, LONGEST_SLEEP))
-    import cli
+    from ensemble.core.errors import ManyeyesError
 
     for line in sys.stdin:
         arguments, changed = json.loads(line)
         os.environ.update(changed)
         out, err, code = io.StringIO(), io.StringIO(), -1
-        sys.argv = ["cli.py", *arguments]
+        script = arguments[1] if arguments[0] == "-c" else "import cli; cli.main()"
+        sys.argv = ["-c", *arguments[2:]] if arguments[0] == "-c" else ["cli.py", *arguments]
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
-                cli.main()
+                exec(script, {})  # noqa: S102 of these tests alone
+                code = 0
+            except ManyeyesError as error:
+                code = 1
+                print(f"{type(error).__name__}: {error}", file=err)
             except SystemExit as stop:
                 code = stop.code
             except BaseException:

@@ -1,27 +1,22 @@
-"""The real huggingface_hub client against a loopback server; in a subprocess, since it reads HF_ENDPOINT once."""
+"""The real huggingface_hub client against a loopback server, in a process of its own."""
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
 from helpers import exported_run
-from hub_client import environment
+from hub_client import client
 from hub_layouts import VIT_EXTRACTOR
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).resolve().parents[3]
 PREDICT = """
 import sys, pandas as pd
 from export import Predictor
-*names, image = sys.argv[1].split("|")
-for name in names:
-    print(Predictor.load(name).predict(pd.DataFrame({"path": [image]}))["target"][0])
+name, image = sys.argv[1].split("|")
+print(Predictor.load(name).predict(pd.DataFrame({"path": [image]}))["target"][0])
 """
 LOCATE = "import sys; from ensemble.models.checkpoints import locate_checkpoint; print(locate_checkpoint(sys.argv[1]))"
 
@@ -52,37 +47,25 @@ def repos(hub, tmp_path_factory):
     return hub
 
 
-def locate(hub, name, cache, code=0, script=LOCATE):
-    done = subprocess.run(
-        [sys.executable, "-c", script, name],
-        env=environment(hub.url, cache),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert (done.returncode == 0) == (code == 0), done.stdout + done.stderr
-    return done
-
-
-def test_checkpoint_comes_from_the_hub_with_only_what_is_needed(repos, tmp_path):
-    folder = Path(locate(repos, "org/new", tmp_path).stdout.strip())
+def test_checkpoint_comes_from_the_hub_with_only_what_is_needed(repos, call):
+    folder = Path(call("-c", LOCATE, "org/new").strip())
     assert {path.name for path in folder.iterdir()} == {"config.json", "preprocessor_config.json", "model.safetensors"}
 
 
-def test_second_use_downloads_nothing(repos, tmp_path):
-    locate(repos, "org/new", tmp_path)
+def test_second_use_downloads_nothing(repos, call):
+    call("-c", LOCATE, "org/new")
     repos.seen.clear()
-    locate(repos, "org/new", tmp_path)
+    call("-c", LOCATE, "org/new")
+    assert repos.seen
     assert not [request for request in repos.seen if request.startswith("GET") and "/resolve/" in request]
 
 
-def test_old_repository_without_safetensors_gives_its_pytorch_weights(repos, tmp_path):
-    folder = Path(locate(repos, "org/old", tmp_path).stdout.strip())
+def test_old_repository_without_safetensors_gives_its_pytorch_weights(repos, call, hub_child):
+    folder = Path(call("-c", LOCATE, "org/old").strip())
     assert (folder / "pytorch_model.bin").is_file()
-    without_network = SimpleNamespace(url="http://127.0.0.1:9")
-    assert Path(locate(without_network, "org/old", tmp_path).stdout.strip()) == folder
+    with client("http://127.0.0.1:9", hub_child.home) as without_network:
+        code, said, _ = without_network("-c", LOCATE, "org/old")
+    assert (code, Path(said.strip())) == (0, folder)
 
 
 @pytest.mark.parametrize(
@@ -93,25 +76,23 @@ def test_old_repository_without_safetensors_gives_its_pytorch_weights(repos, tmp
         ("org/unconfigured", "has no config.json"),
     ],
 )
-def test_what_the_hub_refuses_is_said_in_one_line(name, message, repos, tmp_path):
-    done = locate(repos, name, tmp_path, code=1)
-    assert f"Error: {name}" in done.stderr
-    assert message in done.stderr
+def test_what_the_hub_refuses_is_said_in_one_line(name, message, repos, call):
+    said = call("-c", LOCATE, name, code=1)
+    assert f"Error: {name}" in said
+    assert message in said
 
 
-def test_predictor_scores_with_models_from_the_hub_but_not_of_three_classes(repos, tmp_path, photo):
-    names = "hf://org/detector|hf://org/bundle|hf://org/new"
-    done = locate(repos, f"{names}|{photo}", tmp_path, code=1, script=PREDICT)
-    detector, bundle = map(float, done.stdout.split())
-    assert 0 < detector < 1
-    assert 0 < bundle < 1
-    assert "two classes are needed, found 3" in done.stderr
+@pytest.mark.parametrize("name", ["org/detector", "org/bundle"])
+def test_predictor_scores_with_a_model_from_the_hub(name, repos, call, photo):
+    assert 0 < float(call("-c", PREDICT, f"hf://{name}|{photo}")) < 1
 
 
-def test_export_finds_a_member_on_the_hub(repos, tmp_path):
-    script = "import sys; from export.bundle.export import locate_classifier as f; print(*map(f, sys.argv[1].split()))"
-    folders = locate(repos, "org/detector hf://org/detector org/detector@main", tmp_path, script=script).stdout.split()
-    assert len(folders) == 3
-    for folder in folders:
-        names = {path.name for path in Path(folder).iterdir()}
-        assert names == {"config.json", "preprocessor_config.json", "model.safetensors"}
+def test_classifier_of_three_classes_is_refused(repos, call, photo):
+    assert "two classes are needed, found 3" in call("-c", PREDICT, f"hf://org/new|{photo}", code=1)
+
+
+@pytest.mark.parametrize("name", ["org/detector", "hf://org/detector", "org/detector@main"])
+def test_export_finds_a_member_on_the_hub(name, repos, call):
+    script = "import sys; from export.bundle.export import locate_classifier; print(locate_classifier(sys.argv[1]))"
+    folder = Path(call("-c", script, name).strip())
+    assert {path.name for path in folder.iterdir()} == {"config.json", "preprocessor_config.json", "model.safetensors"}

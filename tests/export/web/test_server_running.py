@@ -7,9 +7,10 @@ from http.client import HTTPConnection
 
 import httpx2
 import pytest
-from helpers import ROOT, exported_run, run_cli, run_python
+from helpers import exported_run, run_cli, run_python
 from small_members import write_networks
 from small_server import ENSEMBLE, FILES, BaseClient, expected, grey, parts, refused, runner, running, scored, serving
+from starlette.testclient import TestClient
 
 
 def test_the_page_and_nothing_else_is_served():
@@ -85,13 +86,17 @@ def test_the_command_serves_a_run_without_torch_until_it_is_stopped(tmp_path):
     assert "torch" in missing.stderr.splitlines()[-1]
 
 
-def test_the_command_serves_torch_members_with_heat_maps(tmp_path):
-    run = write_networks(tmp_path / "run")
-    command = [ROOT / "cli.py", "serve", "--run", run, "--runtime", "torch", "--allow-host", "good.example"]
-    with serving(*command) as (url, _), httpx2.Client(timeout=60) as found:
-        (image,) = scored(BaseClient(found, url), ("a.png", grey(220)))["images"]
-        maps = found.post(f"{url}/api/explain", files=parts(("a.png", grey(220)))).raise_for_status().json()
-        found.get(url, headers={"host": "good.example"}).raise_for_status()
+def test_the_command_serves_torch_members_with_heat_maps(tmp_path, monkeypatch):
+    from export.web import server
+
+    apps, run = [], write_networks(tmp_path / "run")
+    monkeypatch.setattr(server, "serve_forever", lambda app, socket: apps.append(app))
+    command = ("serve", "--run", run, "--runtime", "torch", "--allow-host", "good.example", "--port", "0")
+    assert run_cli(*command, "--device", "cpu")[0] == 0
+    found = TestClient(apps[0], "http://localhost")
+    (image,) = scored(found, ("a.png", grey(220)))["images"]
+    maps = found.post("/api/explain", files=parts(("a.png", grey(220)))).raise_for_status().json()
+    found.get("/", headers={"host": "good.example"}).raise_for_status()
     assert maps["target"] == pytest.approx(image["target"])
     assert all(member["heat"].startswith("data:image/png;base64,") for member in maps["members"].values())
 
