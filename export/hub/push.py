@@ -246,10 +246,9 @@ def _stale_files(present: Iterable[str], old_bundle: Path, files: Iterable[str])
         listed = set(json.loads(old_bundle.read_text(encoding="utf-8"))["files"])
     except (ValueError, KeyError, TypeError):
         listed = set()
-    others = set(present) - set(files)
-    return sorted(path for path in others if path in listed or _is_pushed_path(path))
-
-
-def _is_pushed_path(path: str) -> bool:
-    match = PUSHED_PATHS.fullmatch(path)
-    return match is not None and any(name and is_member_name(name) for name in match.groupdict().values())
+    matches = {path: PUSHED_PATHS.fullmatch(path) for path in set(present) - set(files)}
+    return sorted(
+        path
+        for path, match in matches.items()
+        if path in listed or (match and any(name and is_member_name(name) for name in match.groups()))
+    )

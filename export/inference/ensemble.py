@@ -30,11 +30,6 @@ class Ensemble:
     cascade: Cascade | None = None
     settings: tuple[tuple[str, str], ...] = ()
 
-    @property
-    def runner_names(self) -> list[str]:
-        """Names of the members that run, in the order they run in."""
-        return [runner.name for runner in self.runners]
-
     def with_externals(
         self, logits: np.ndarray, ids: Sequence[str], members: Sequence[str] | None = None
     ) -> np.ndarray:
@@ -42,7 +37,7 @@ class Ensemble:
 
         members: which, and in which order; by default the stacker's.
         """
-        columns = {name: column for column, name in enumerate(self.runner_names)}
+        columns = {runner.name: column for column, runner in enumerate(self.runners)}
         externals = {member.name: member for member in self.externals}
         own = [
             logits[:, columns[name]] if name in columns else test_column(externals[name], ids)

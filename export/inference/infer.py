@@ -16,11 +16,10 @@ from tqdm import tqdm
 from ensemble.core import artifacts, metrics
 from ensemble.core.errors import ArtifactError
 from ensemble.core.log import Log
-from ensemble.data.inputs import Inputs, ids, names
+from ensemble.data.inputs import Inputs, ids
 from ensemble.data.readers import Item
 from ensemble.models.external import test_column
 from ensemble.models.runner import with_flip
-from ensemble.stacking.label_shift import names_sha256
 from export.inference.ensemble import Ensemble
 from export.inference.journal import SHARD_ROWS, Journal, ScoredBatch, open_journal
 from export.inference.outputs import Failure, write_failures, write_scores
@@ -120,7 +119,8 @@ def infer_to_file(
     process.
     """
     _check_externals(inputs, ensemble)
-    journal, changed = open_journal(workdir, _key(inputs, ensemble, options), ensemble.runner_names, inputs.count)
+    runners = [runner.name for runner in ensemble.runners]
+    journal, changed = open_journal(workdir, _key(inputs, ensemble, options), runners, inputs.count)
     if changed:
         log(f"Starting anew: changed since {workdir.name} was begun: {', '.join(changed)}.")
     shards = journal.missing_shards()
@@ -149,17 +149,6 @@ def _score_here(
     with closing(score_shards(items, inputs.count, ensemble, sizes, progress)) as stream:
         for shard, batch in stream:
             yield shard, journal.encode(shard, batch)
-
-
-def describe_adaptation(inputs: Inputs, ensemble: Ensemble) -> str:
-    """What `adapted` adds to these images' target, in one line; ArtifactError where nothing was estimated."""
-    shift = ensemble.stacker.adaptation()
-    share = f"share of ai {shift.prior:.2f}{', as given' if shift.estimator == 'share' else ''}"
-    same = shift.names == names_sha256(names(inputs))
-    return (
-        f"Adapted: {shift.shift:+.2f} on the stack's logit, from {shift.images} images of {shift.data} ({share})"
-        f"{'' if same else '; the images scored now are others'}."
-    )
 
 
 def _check_externals(inputs: Inputs, ensemble: Ensemble) -> None:

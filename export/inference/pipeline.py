@@ -8,9 +8,10 @@ from pathlib import Path
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, UnavailableError
 from ensemble.core.log import Log
-from ensemble.data.inputs import Inputs, read_inputs
+from ensemble.data.inputs import Inputs, names, read_inputs
 from ensemble.data.storage import Location
 from ensemble.stacking.cascade import Cascade
+from ensemble.stacking.label_shift import names_sha256
 from ensemble.stacking.stack import read_stacker
 from export.bundle import hub_bundles
 from export.bundle.bundle import read_contents
@@ -20,7 +21,6 @@ from export.inference.infer import (
     InferResult,
     PreparedEnsemble,
     ScoreOptions,
-    describe_adaptation,
     infer_to_file,
     with_flips,
 )
@@ -184,7 +184,13 @@ def _describe(options: InferOptions, ensemble: Ensemble, inputs: Inputs) -> list
         unused = sorted(set(artifacts.list_members(source.run)) - set(read_stacker(source.run).members))
         lines += [f"Not in the stack: {', '.join(unused)}; run stack to weigh them too."] if unused else []
     if options.scores.adapted:
-        lines.append(describe_adaptation(inputs, ensemble))
+        shift = ensemble.stacker.adaptation()
+        share = f"share of ai {shift.prior:.2f}{', as given' if shift.estimator == 'share' else ''}"
+        others = "" if shift.names == names_sha256(names(inputs)) else "; the images scored now are others"
+        lines.append(
+            f"Adapted: {shift.shift:+.2f} on the stack's logit, from {shift.images} images of {shift.data} "
+            f"({share}){others}."
+        )
     if ensemble.cascade:
         lines.extend(describe_cascade(ensemble.cascade))
     return lines

@@ -52,6 +52,9 @@ def describe_scoring(
     ensemble = prepared.ensemble
     precisions = (prepared.bundle or {}).get("precisions", {})
     used = dict(ensemble.settings)
+    own = None  # where manyeyes runs from its sources, not installed
+    with suppress(metadata.PackageNotFoundError):
+        own = metadata.version("manyeyes")
     return {
         "source": kind,
         "bundle": None if prepared.bundle is None else artifacts.json_sha256(prepared.bundle),
@@ -64,26 +67,15 @@ def describe_scoring(
         "options": {**asdict(options), "cascade": ensemble.cascade.to_dict() if ensemble.cascade else None},
         "input": as_utf8(storage.name(images)),
         "images": {"scored": result.scored, "failed": result.failed},
-        "versions": versions(prepared.libraries),
+        "versions": {
+            "manyeyes": own,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "pandas": pd.__version__,
+            "pillow": PIL.__version__,
+            **dict(sorted(prepared.libraries.items())),
+        },
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def versions(libraries: Mapping[str, str]) -> dict[str, str | None]:
-    """Versions of the packages that decide a score; manyeyes is None where it runs from its sources, not installed.
-
-    libraries: versions of what runs the members, by runtime.
-    """
-    own = None
-    with suppress(metadata.PackageNotFoundError):
-        own = metadata.version("manyeyes")
-    return {
-        "manyeyes": own,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "pandas": pd.__version__,
-        "pillow": PIL.__version__,
-        **dict(sorted(libraries.items())),
     }
 
 

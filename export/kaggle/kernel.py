@@ -90,7 +90,13 @@ def make_kernel(folder: Path, source: Path, options: KernelOptions, target: Whee
                 (dataset / "bundle" / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source / name, dataset / "bundle" / name)
             collected = wheels.collect_wheels(dataset / "wheels", target, options.gpu)
-            _write_json(dataset / DATASET[1], dataset_metadata(options))
+            described = {
+                "title": options.name,
+                "id": f"{options.user}/{options.name}",
+                "licenses": [{"name": "other"}],
+                "description": DESCRIPTION,
+            }
+            _write_json(dataset / DATASET[1], described)
             _write_json(notebook / KERNEL[1], kernel_metadata(options))
             _write_json(notebook / NOTEBOOK, make_notebook(options, target))
             sizes = _bytes((dataset / "bundle").rglob("*")), _bytes(collected)
@@ -139,16 +145,6 @@ def _bytes(paths: Iterable[Path]) -> int:
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def dataset_metadata(options: KernelOptions) -> dict[str, Any]:
-    """dataset-metadata.json."""
-    return {
-        "title": options.name,
-        "id": f"{options.user}/{options.name}",
-        "licenses": [{"name": "other"}],
-        "description": DESCRIPTION,
-    }
 
 
 def kernel_metadata(options: KernelOptions) -> dict[str, Any]:

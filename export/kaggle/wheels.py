@@ -76,7 +76,11 @@ def collect_wheels(folder: Path, target: WheelTarget, gpu: bool) -> list[Path]:
     onnxruntime-gpu with its CUDA libraries, else the much smaller onnxruntime. UnavailableError where pip, an
     index or a wheel is missing. (`uv pip compile --python-platform` does the same but needs uv.)
     """
-    own = own_wheel(folder)
+    if (ROOT / "pyproject.toml").is_file():  # a source tree
+        _pip("wheel", "--no-deps", "--wheel-dir", str(folder), str(ROOT))
+        (own,) = folder.glob(f"{OWN_PACKAGE}-*.whl")
+    else:
+        own = pack_installed(OWN_PACKAGE, folder)
     info = _metadata(own)
     if target.python not in Requirement(f"python{info['Requires-Python']}").specifier:
         raise UnavailableError(f"--python {target.python}: manyeyes needs Python {info['Requires-Python']}")
@@ -96,15 +100,6 @@ def collect_wheels(folder: Path, target: WheelTarget, gpu: bool) -> list[Path]:
                 return sorted(folder.glob("*.whl"))
         requirements = [*requirements, *missing]
     raise UnavailableError(f"pip does not find {', '.join(missing)}; add them to {folder} by hand")
-
-
-def own_wheel(folder: Path) -> Path:
-    """Our own wheel in `folder`: built from this source tree, or repacked from the installed package."""
-    if (ROOT / "pyproject.toml").is_file():
-        _pip("wheel", "--no-deps", "--wheel-dir", str(folder), str(ROOT))
-        (wheel,) = folder.glob(f"{OWN_PACKAGE}-*.whl")
-        return wheel
-    return pack_installed(OWN_PACKAGE, folder)
 
 
 def pack_installed(name: str, folder: Path) -> Path:
