@@ -99,9 +99,9 @@ def summary(source: "ImageSource", folder: Path, limit: int, result: "FetchResul
     lines = [f"{source.name}: {total:,} images ({counts}) in {folder}; {news}."]
     passed = [f"{count:,} {reason}" for reason, count in sorted(result.tally.passed.items())]
     if passed:
-        lines.append(f"Passed over: {', '.join(passed)}.")
+        lines.append(f"Skipped: {', '.join(passed)}.")
     if result.exhausted and limit and total < limit:
-        lines.append(f"The source has no more of them than this (--limit was {limit:,}).")
+        lines.append(f"The source has no more images (--limit was {limit:,}).")
     if not result.exhausted and not keep_archive and source.unpack == "tar.gz" and result.downloaded_bytes:
         lines.append(f"A larger --limit downloads these {megabytes:,.1f} MB again; --keep-archive avoids that.")
     lines.append(f"Licence: {result.licence or 'not known'}; read {source.url} before you pass images on.")

@@ -94,30 +94,24 @@ def stack(
     from ensemble.audit.headline import audit_headline
     from ensemble.core import artifacts
     from ensemble.models import external
-    from ensemble.stacking.stack import StackOptions, has_shift, stack_run
+    from ensemble.stacking import scores
+    from ensemble.stacking.stack import StackOptions, describe_stack, has_shift, stack_run
 
     loaded = tuple(external.read_external_csv(*value) for value in externals)
     stack_options = StackOptions(kind, calibration, threshold, loaded, tta)
     adapted = has_shift(run)
     done = stack_run(run, members, stack_options)
     options.print_scores(done)
-    _print_kinds(done)
+    click.echo("\nKinds of stack, each chosen, calibrated and scored alike:")
+    options.table(scores.format_differences(done.kinds, done.stacker.method, "kind"))
+    for line in describe_stack(done):
+        click.echo(line)
     if drop_one:
         _print_drop_one(run, done, stack_options)
     click.echo(audit_headline(run))
     if adapted:
         click.echo("The adaptation of the former stacker was dropped; run adapt again where you use infer --adapted.")
     click.echo(f"-> {artifacts.stacker_path(run)}")
-
-
-def _print_kinds(done: "StackResult") -> None:
-    from ensemble.stacking import scores
-    from ensemble.stacking.stack import describe_stack
-
-    click.echo("\nKinds of stack, each chosen, calibrated and scored alike:")
-    options.table(scores.format_differences(done.kinds, done.stacker.method, "kind"))
-    for line in describe_stack(done):
-        click.echo(line)
 
 
 def _print_drop_one(run: Path, done: "StackResult", stack_options: "StackOptions") -> None:

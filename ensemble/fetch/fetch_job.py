@@ -17,7 +17,7 @@ from ensemble.fetch.hub_stream import resolve_revision
 from ensemble.fetch.output_folder import OutputFolder
 
 NOT_IMAGES = "not images"
-OTHER_CLASS = "of no class that was asked for"
+OTHER_CLASS = "of another class"
 
 
 @dataclass

@@ -180,7 +180,9 @@ def _download(repo: str, commit: str, part: ArchivePart, start: int) -> Iterator
                 return
             problem = "it ended early"
         except Exception as error:
-            if not is_transport(error) or _is_refusal(error) or failures >= MAX_RETRIES:
+            status = getattr(getattr(error, "response", None), "status_code", 500)
+            refused = 400 <= status < 500 and status not in (408, 429)
+            if not is_transport(error) or refused or failures >= MAX_RETRIES:
                 with translate_hub_errors(repo):
                     raise
             problem = redacted_line(error)
@@ -188,11 +190,6 @@ def _download(repo: str, commit: str, part: ArchivePart, start: int) -> Iterator
             raise DataError(f"{repo}: the download of {part.path} broke off ({problem}); run the same command again")
         time.sleep(RETRY_SECONDS * 4**failures)
         failures += 1
-
-
-def _is_refusal(error: Exception) -> bool:
-    status = getattr(getattr(error, "response", None), "status_code", 500)
-    return 400 <= status < 500 and status not in (408, 429)
 
 
 def _request(repo: str, commit: str, path: str, start: int) -> Iterator[bytes]:

@@ -32,6 +32,8 @@ class OutputFolder:
 
     def __init__(self, folder: Path, source: ImageSource) -> None:
         self.folder, self.source = folder, source
+        self.csv_path = folder / "data.csv"  # for `--data`
+        self.partial_folder = folder / ".partial"  # downloaded parts of an archive, until they have been read
         self.rows: dict[str, dict[str, str]] = {}  # by `original`, in the order of storing
         self.counts = Counter[int]()
         artifacts.ensure_writable(folder)
@@ -39,16 +41,6 @@ class OutputFolder:
             self.rows[row["original"]] = row
             self.counts[int(row["label"])] += 1
         self._rewrite()
-
-    @property
-    def partial_folder(self) -> Path:
-        """Holds downloaded parts of an archive until they have been read."""
-        return self.folder / ".partial"
-
-    @property
-    def csv_path(self) -> Path:
-        """data.csv, which `--data` takes."""
-        return self.folder / "data.csv"
 
     def add(self, original: str, label: int, data: bytes) -> None:
         """Write an image's bytes as they are, then its row. ImageError if the bytes do not begin as an image's do."""

@@ -25,7 +25,7 @@ from ensemble.core.recipe import Backbone, Recipe
 from ensemble.models import processor
 from ensemble.models import spectrum as _spectrum  # noqa: F401 our own architectures join timm's
 from ensemble.models.checkpoints import check_source, weights_file
-from ensemble.models.network_edits import scale_head, set_stem_stride
+from ensemble.models.network_edits import set_stem_stride
 
 LABEL_MAPS: dict[str, Any] = {
     "num_labels": len(LABELS),
@@ -76,7 +76,11 @@ def build_member(recipe: Recipe, checkpoint: Path | None) -> Member:
     else:
         network, preprocess_config = _from_architecture(recipe)
     set_stem_stride(network, recipe.backbone.stem_stride)
-    scale_head(network, _head_names(network), recipe.backbone.head_init_scale)
+    head = _head_names(network)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name in head:
+                parameter.mul_(recipe.backbone.head_init_scale)
     member = Member(network, preprocess_config)
     _check_forward(member)
     return member
@@ -205,7 +209,7 @@ def _with_overrides(preprocess_config: PreprocessConfig, recipe: Recipe) -> Prep
     try:
         return replace(preprocess_config, **changes)
     except ValueError as error:
-        raise BackboneError(f"the image contract does not fit together: {error}") from None
+        raise BackboneError(f"the recipe's image settings do not fit together: {error}") from None
 
 
 def _head_names(network: Any) -> frozenset[str]:

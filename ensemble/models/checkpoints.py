@@ -14,8 +14,22 @@ def check_source(backbone: Backbone) -> None:
         _local_folder(backbone.checkpoint)
     if backbone.weights is not None:
         weights_file(backbone.weights)
-    if backbone.architecture is not None:
-        _check_architecture(backbone.architecture)
+    if backbone.architecture is None:
+        return
+    kind, _, name = backbone.architecture.partition("/")
+    if kind == "timm":
+        import timm
+
+        import ensemble.models.spectrum  # noqa: F401 our own architectures join timm's
+
+        if not timm.is_model(name):
+            near = timm.list_models(f"*{name.split('_')[0]}*")
+            raise BackboneError(f"timm has no architecture {name!r}; near it: {join_limited(near) or 'nothing'}")
+        return
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+    if backbone.architecture not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
+        raise BackboneError(f"{backbone.architecture!r} is neither timm/NAME nor an image classifier of transformers")
 
 
 def locate_checkpoint(name: str) -> Path:
@@ -72,20 +86,3 @@ def _local_folder(name: str) -> Path | None:
             f"checkpoint {name!r} is neither a folder here nor a Hub id such as microsoft/swin-tiny-patch4-window7-224"
         )
     return None
-
-
-def _check_architecture(architecture: str) -> None:
-    kind, _, name = architecture.partition("/")
-    if kind == "timm":
-        import timm
-
-        import ensemble.models.spectrum  # noqa: F401 our own architectures join timm's
-
-        if not timm.is_model(name):
-            near = timm.list_models(f"*{name.split('_')[0]}*")
-            raise BackboneError(f"timm has no architecture {name!r}; near it: {join_limited(near) or 'nothing'}")
-        return
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
-
-    if architecture not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
-        raise BackboneError(f"{architecture!r} is neither timm/NAME nor an image classifier of transformers")

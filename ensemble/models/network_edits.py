@@ -1,8 +1,7 @@
-"""Edits of a network that transformers' or timm's configuration does not offer: stem stride, head, checkpointing."""
+"""Edits of a network that transformers' or timm's configuration does not offer: stem stride, checkpointing."""
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from ensemble.core.errors import BackboneError
@@ -31,14 +30,6 @@ def set_stem_stride(network: Any, stride: int | None = None) -> None:
         )
     first.stride = (stride, stride)
     setattr(network.config, STEM_STRIDE, stride)
-
-
-@torch.no_grad()
-def scale_head(network: nn.Module, head: frozenset[str], scale: float) -> None:
-    """Multiply the head's parameters, named in `head` (ConvNeXt's head_init_scale is 0.001)."""
-    for name, parameter in network.named_parameters():
-        if name in head:
-            parameter.mul_(scale)
 
 
 def enable_checkpointing(member: nn.Module) -> None:

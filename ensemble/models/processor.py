@@ -27,7 +27,7 @@ def from_checkpoint(folder: Path, config: Any) -> PreprocessConfig:
         return _from_processor(processor)
     except Exception as error:  # anybody may have written it
         raise BackboneError(
-            f"{folder}: its preprocessor_config.json gives no image contract ({load_error_line(error)}); "
+            f"{folder}: its preprocessor_config.json does not say how images are prepared ({load_error_line(error)}); "
             "add the checkpoint's own, with size, image_mean and image_std"
         ) from None
 

@@ -194,7 +194,7 @@ def _print_estimate(
 
 
 def _print(record: Mapping[str, Any], title: str, run: Path | None) -> None:
-    from ensemble.evaluation import tables
+    from ensemble.evaluation import leave_out, tables
 
     head = f"{record['name']}, {record['track']} track"
     if record["stress"]:
@@ -221,13 +221,9 @@ def _print(record: Mapping[str, Any], title: str, run: Path | None) -> None:
             beside = ", each against all reals" if column == "generator" and rows["real"] else ""
             click.echo(f"\n{head}: by {column}{beside}, worst first")
             options.table(tables.part_table(parts, column))
-    if record["leave_out"] is not None and run is not None:
-        _print_leave_out_scores(head, record["leave_out"], run)
-
-
-def _print_leave_out_scores(head: str, lines: Sequence[Mapping[str, Any]], run: Path) -> None:
-    from ensemble.evaluation import leave_out, tables
-
+    lines = record["leave_out"]
+    if lines is None or run is None:
+        return
     click.echo(
         f"\n{head}: leave one generator out, AT THE STACKER ONLY; the members were trained with the generators "
         "marked so, and their logits owe it to that"

@@ -130,7 +130,7 @@ def test_a_processor_that_cannot_be_is_one_line(changes, checkpoints, tmp_path):
     code, _, err = infer(folder, checkpoints)
     assert code == 2
     [line] = err.splitlines()
-    assert "its preprocessor_config.json gives no image contract (" in line
+    assert "its preprocessor_config.json does not say how images are prepared (" in line
 
 
 @pytest.mark.parametrize("name", ["id", "target", "label"])

@@ -117,7 +117,7 @@ def test_a_parquet_source_of_the_catalogue_goes_on(ran):
 def test_it_says_what_came_and_how_to_use_it(ran):
     folder, _, out, errors, _ = ran
     assert f"midjourney-v5: 10 images (10 ai) in {folder}/mj; 10 new, 0.0 MB downloaded." in out
-    assert "The source has no more of them than this (--limit was 5,000)." in out
+    assert "The source has no more images (--limit was 5,000)." in out
     assert "Licence: Apache-2.0 by its card; its authors ask for written permission" in out
     assert "Licence: cc0-1.0; read https://huggingface.co/datasets/org/rows before you pass images on." in out
     assert f"Use them: python cli.py train-all recipes/ --data {folder}/rows/data.csv\n" in out

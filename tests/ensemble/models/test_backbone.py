@@ -202,7 +202,7 @@ def test_hostile_pickle_is_refused(swin_folder, tmp_path):
 def test_checkpoint_without_a_processor_is_refused(swin_folder, tmp_path):
     folder = shutil.copytree(swin_folder, tmp_path / "bare")
     (folder / "preprocessor_config.json").unlink()
-    with pytest.raises(BackboneError, match=r"preprocessor_config\.json gives no image contract"):
+    with pytest.raises(BackboneError, match=r"preprocessor_config\.json does not say how images are prepared"):
         backbone.build_member(recipe_of("swin_tiny"), folder)
 
 
