@@ -49,7 +49,7 @@ from ensemble.images.decode import decode  # noqa: E402
 from ensemble.images.preprocess import to_pixels  # noqa: E402
 from export.bundle import bundle as bundles  # noqa: E402
 from export.bundle import int8  # noqa: E402
-from export.bundle.precision_search import read_layers  # noqa: E402
+from export.bundle.low_precision_files import read_layers  # noqa: E402
 from export.runtimes import capabilities, devices  # noqa: E402
 from export.runtimes.settings import ON_CPU, PRECISIONS  # noqa: E402
 

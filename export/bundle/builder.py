@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
 from ensemble.core.log import Log
-from export.bundle import bundle, operating_point, precisions
+from export.bundle import allowed_precisions, bundle, operating_point
+from export.bundle.allowed_precisions import CertifyOptions
 from export.bundle.certificate import AUROC_LIMIT, DECISION_CHANGE_LIMIT, MIN_IMAGES, certify_fp32
 from export.bundle.check_images import SampleImages
 from export.bundle.operating_point import OperatingPoint
-from export.bundle.precisions import CertifyOptions
 from export.runtimes.runner import open_runner, require_torch
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def finalize(
     (members that were trained elsewhere).
     """
     entries = {name: record["entry"] for name, record in records.items()}
-    entries, certificates, allowed = precisions.decide_precisions(work.path, entries, work.older, options, log)
+    entries, certificates, allowed = allowed_precisions.decide_precisions(work.path, entries, work.older, options, log)
     values = {
         "members": {name: record["certificate"] for name, record in records.items()},
         "precisions": certificates,
@@ -144,7 +144,7 @@ def _certify(name: str, member: "Member", file: Path, samples: SampleImages) -> 
 
     expected = torch_runner(name, member, "cpu").run(pixels)
     results = {}
-    for config in precisions.runnable_configs(("fp32",)):
+    for config in allowed_precisions.runnable_configs(("fp32",)):
         exported = open_runner(f"{name} in {config.runtime}", file, member.preprocess_config, config)
         results[config.runtime] = certify_fp32(expected, exported, pixels)
     return {"checked_on": samples.description, "fp32": results}

@@ -61,7 +61,7 @@ def _flatten_positions(model: ir.Model) -> None:
 
 
 def forget_paths(model: ir.Model) -> None:
-    """Drop from every node the file and line of this machine that computed it; precision_search reads its scopes."""
+    """Drop from every node the file and line of this machine that computed it; low_precision_files reads its scopes."""
     graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for graph in graphs:
         for node in ir.traversal.RecursiveGraphIterator(graph):

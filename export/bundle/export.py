@@ -27,10 +27,10 @@ from ensemble.stacking import stack
 from ensemble.stacking.logit_table import LabelledLogits, cross_validated
 from ensemble.stacking.stack import StackOptions, StackResult, read_stacker
 from ensemble.stacking.stacker import Stacker
-from export.bundle import bundle, check_images, heldout_rows, hub_bundles, member_logits, precisions
+from export.bundle import allowed_precisions, bundle, check_images, heldout_rows, hub_bundles, member_logits
+from export.bundle.allowed_precisions import DEFAULT_OPTIONS, CertifyOptions, logit_columns
 from export.bundle.builder import export_member, finalize, open_workdir, read_record
-from export.bundle.precision_search import FP32
-from export.bundle.precisions import DEFAULT_OPTIONS, CertifyOptions, logit_columns
+from export.bundle.low_precision_files import FP32
 from export.runtimes.runner import require_torch
 
 
@@ -42,7 +42,7 @@ def export_run(run: Path, log: Log, force: bool = False, options: CertifyOptions
     """
     stacker, held, training = read_stacker(run), check_images.heldout_images(run), check_images.training_images(run)
     if options.int8:
-        precisions.require_int8(training)
+        allowed_precisions.require_int8(training)
     work = open_workdir(artifacts.work_path(run, "export"), artifacts.bundle_path(run), force)
     externals = [name for name in stacker.members if external.is_external(run, name)]
     samples = check_images.sample_images(held)

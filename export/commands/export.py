@@ -128,8 +128,8 @@ def export(
     from ensemble.data.sources import read_data
     from ensemble.images.decode import silence_decoder_warnings
     from export.bundle import certificate, check_images
+    from export.bundle.allowed_precisions import CertifyOptions
     from export.bundle.export import certify_bundle, export_run
-    from export.bundle.precisions import CertifyOptions
 
     context.with_resource(silence_decoder_warnings())
 

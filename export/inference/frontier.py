@@ -27,8 +27,8 @@ from ensemble.stacking.frontier import Costs, Point, PointScores, Study
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle, check_images, heldout_rows, member_logits, operating_point
 from export.bundle.certificate import MAX_IMAGES, MIN_IMAGES, compare_scores
+from export.bundle.low_precision_files import FP32
 from export.bundle.operating_point import CertifiedFiles, OperatingPoint
-from export.bundle.precision_search import FP32
 from export.inference import benchmark
 from export.inference.plan import PlannedMember, plan_bundle
 from export.runtimes import capabilities, devices

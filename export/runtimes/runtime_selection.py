@@ -57,7 +57,7 @@ def _runtime(options: RuntimeOptions, machine: Machine) -> tuple[str, str]:
     if options.runtime != "auto":
         if reason := machine.unsupported.get((options.runtime, "fp32")):
             raise UnavailableError(f"{options.runtime} cannot run here: {reason}")
-        return options.runtime, "as asked"
+        return options.runtime, "as chosen"
     on_gpu = options.device == "cuda" or (machine.gpu != "" and options.device == "auto")
     fastest_first = ON_GPU[::-1] if on_gpu else ON_CPU[::-1]
     reasons = [machine.unsupported.get((runtime, "fp32"), "") for runtime in fastest_first]

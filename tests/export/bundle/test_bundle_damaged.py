@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ManyeyesError
+from export.bundle.allowed_precisions import CertifyOptions
 from export.bundle.export import certify_bundle
-from export.bundle.precisions import CertifyOptions
 from export.hub import model_card
 from export.inference.loading import load_bundle
 

@@ -24,7 +24,7 @@ from export import Predictor
 from export.bundle import bundle, convert, export
 from export.bundle.fp16 import write_fp16
 from export.bundle.int8 import write_int8
-from export.bundle.precision_search import read_layers
+from export.bundle.low_precision_files import read_layers
 from export.runtimes.runner import open_runner
 from export.runtimes.settings import RuntimeConfig
 

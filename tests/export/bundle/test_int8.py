@@ -15,14 +15,14 @@ from ensemble.core import artifacts
 from ensemble.data import dataset
 from ensemble.images import decode as images
 from ensemble.models.runner import Runner
-from export.bundle import bundle, check_images, int8, precision_search, precisions
+from export.bundle import allowed_precisions, bundle, check_images, int8, low_precision_files
 from export.bundle.int8 import write_int8
-from export.bundle.precision_search import Layer, fewest_layers, read_layers
+from export.bundle.low_precision_files import Layer, fewest_layers, read_layers
 from export.runtimes import autotune, devices, libraries
 from export.runtimes.runner import open_runner
 from export.runtimes.settings import RuntimeConfig
 
-if not precisions.runnable_configs(("int8",)):
+if not allowed_precisions.runnable_configs(("int8",)):
     pytest.skip("this CPU has no instructions for int8", allow_module_level=True)
 
 
@@ -75,7 +75,7 @@ class Exported:
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory):
     folder, read, certifying = tmp_path_factory.mktemp("exported"), [], []
-    decode, certify = images.decode, precisions.certify
+    decode, certify = images.decode, allowed_precisions.certify
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MANYEYES_CACHE", str(folder / "cache"))
         patch.setattr(autotune, "MIN_TIMING_SECONDS", 0.0)
@@ -85,7 +85,7 @@ def exported(run, tmp_path_factory):
         assert "quantizing" not in out
         patch.setenv("MANYEYES_CACHE", str(folder / "another cache"))
         patch.setattr(images, "decode", lambda source, **rest: read.append(source) or decode(source, **rest))
-        patch.setattr(precisions, "certify", lambda *rest: certifying.append(len(read)) or certify(*rest))
+        patch.setattr(allowed_precisions, "certify", lambda *rest: certifying.append(len(read)) or certify(*rest))
         out, values, certificates = export(copy, "--int8")
     return Exported(copy, out, values, certificates, read[: certifying[0]], read[certifying[0] :])
 
@@ -120,7 +120,7 @@ def test_a_member_that_int8_breaks_is_rescued_by_the_one_layer_that_breaks_it(ex
 
 
 def test_without_the_search_its_certificate_fails_and_its_file_goes(copy, monkeypatch):
-    monkeypatch.setattr(precision_search, "fewest_layers", lambda *arguments: None)
+    monkeypatch.setattr(low_precision_files, "fewest_layers", lambda *arguments: None)
     out, values, found = export(copy, "--int8")
     assert int8_members(values) == {"openvino": {"one"}, "onnxruntime": {"one"}}
     assert found["openvino int8"]["members"]["two"]["failed"]
@@ -195,7 +195,7 @@ def test_where_nncf_is_absent_onnx_runtime_quantizes_and_rescues(copy, without_n
 @pytest.mark.parametrize("lacking", ["onnx", "VNNI"])
 def test_what_int8_needs_is_named(copy, monkeypatch, lacking):
     if lacking == "onnx":
-        monkeypatch.setattr(precisions.importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(allowed_precisions.importlib.util, "find_spec", lambda name: None)
     else:
         monkeypatch.setattr(devices, "processor", lambda: ("an old CPU", frozenset({"avx2"})))
     code, _, err = run_cli("export", "--run", copy, "--int8")
@@ -233,19 +233,19 @@ def test_batches_that_disagree_do_not_pass(run, tmp_path, monkeypatch):
     """As OpenVINO 2026.4 does for int8 products of few rows."""
     source = write_network(tmp_path / "network.onnx", 1.0)
     write_int8(source, tmp_path / "int8.onnx", PIXELS)
-    second = precision_search.LowPrecisionFile(
+    second = low_precision_files.LowPrecisionFile(
         "one", source, tmp_path / "int8.onnx", PREPROCESS_CONFIG, RuntimeConfig("onnxruntime", "int8")
     )
     training = check_images.training_images(run)
-    assert precision_search._passes(second, training)
-    real = precision_search.LowPrecisionFile.runner
+    assert low_precision_files._passes(second, training)
+    real = low_precision_files.LowPrecisionFile.runner
 
     def broken(self, batch=None):
         runner = real(self, batch)
-        return precision_search.replace(runner, run=lambda pixels: runner.run(pixels) * (batch != 4))
+        return low_precision_files.replace(runner, run=lambda pixels: runner.run(pixels) * (batch != 4))
 
-    monkeypatch.setattr(precision_search.LowPrecisionFile, "runner", broken)
-    assert not precision_search._passes(second, training)
+    monkeypatch.setattr(low_precision_files.LowPrecisionFile, "runner", broken)
+    assert not low_precision_files._passes(second, training)
 
 
 @pytest.fixture
@@ -299,15 +299,17 @@ def emulated(name, path, preprocess_config, setting):
 
 def test_fp16_is_rescued_where_a_layer_overflows(run, tmp_path, monkeypatch):
     monkeypatch.setenv("MANYEYES_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(precision_search.runner, "open_runner", emulated)
+    monkeypatch.setattr(low_precision_files.runner, "open_runner", emulated)
     source, target = write_network(tmp_path / "network.onnx", 1e5), tmp_path / "half.onnx"
-    second = precision_search.LowPrecisionFile("two", source, target, PREPROCESS_CONFIG, RuntimeConfig("cuda", "fp16"))
+    second = low_precision_files.LowPrecisionFile(
+        "two", source, target, PREPROCESS_CONFIG, RuntimeConfig("cuda", "fp16")
+    )
     lines = []
-    made = precision_search.make(second, check_images.training_images(run), lines.append)
+    made = low_precision_files.make(second, check_images.training_images(run), lines.append)
     assert lines[0] == "two: with all 4 layers in fp16 logits are not finite; searching for layers to keep in fp32"
     assert made["kept"] == ["makes", "reads"]
     assert lines[1].startswith("two: kept in fp32 2 of 4 layers: makes, reads; cuda fp16 runs ")
     fp32 = open_runner("two", source, PREPROCESS_CONFIG, RuntimeConfig("onnxruntime")).run(PIXELS)
     assert 0 < np.abs(second.runner().run(PIXELS) - fp32).max() < 0.02
-    precision_search.make(second, None, lines.append)  # as where there is no run: nothing is kept
+    low_precision_files.make(second, None, lines.append)  # as where there is no run: nothing is kept
     assert not np.isfinite(second.runner().run(PIXELS)).all()

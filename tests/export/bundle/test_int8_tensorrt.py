@@ -9,7 +9,7 @@ from onnx import numpy_helper
 from small_nets import PIXELS, write_image_run, write_network
 
 from ensemble.core.errors import UnavailableError
-from export.bundle import bundle, check_images, precision_search, precisions
+from export.bundle import allowed_precisions, bundle, check_images, low_precision_files
 from export.bundle.int8 import PRODUCTS, write_int8
 from export.runtimes import autotune, libraries
 from export.runtimes.capabilities import Machine
@@ -17,7 +17,9 @@ from export.runtimes.runner import open_runner
 from export.runtimes.runtime_selection import choose_configs
 from export.runtimes.settings import RuntimeConfig, RuntimeOptions
 
-vnni = pytest.mark.skipif(not precisions.runnable_configs(("int8",)), reason="this CPU has no instructions for int8")
+vnni = pytest.mark.skipif(
+    not allowed_precisions.runnable_configs(("int8",)), reason="this CPU has no instructions for int8"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -136,13 +138,13 @@ def test_a_file_for_tensorrt_is_searched_by_cuda_and_timed_by_itself(tmp_path, m
         asked.append((path.name, str(setting)))
         return open_runner(name, path, preprocess_config, RuntimeConfig("onnxruntime", batch=setting.batch))
 
-    monkeypatch.setattr(precision_search.runner, "open_runner", opened)
+    monkeypatch.setattr(low_precision_files.runner, "open_runner", opened)
     folder = tmp_path / "bundle"
     source = write_network(folder / "members" / "two.fp32.onnx", 1000.0)
     entry = {"file": "members/two.fp32.onnx", "contract": PREPROCESS_CONFIG.to_dict()}
     lines = []
     setting = RuntimeConfig("tensorrt", "int8", 64)
-    made = precision_search.add_files(
+    made = low_precision_files.add_files(
         folder, "two", entry, [setting], check_images.training_images(tmp_path / "run"), lines.append
     )
     assert made["int8-symmetric"] == "members/two.int8-symmetric.onnx"
@@ -171,9 +173,11 @@ def test_help_says_how_tensorrt_is_made_to_run_int8():
 def test_where_tensorrt_fails_export_goes_on_without_its_files(tmp_path, monkeypatch):
     write_image_run(tmp_path / "run", {"one": 1.0, "two": 1.0})
     monkeypatch.setenv("MANYEYES_CACHE", str(tmp_path / "cache"))
-    computed = precisions.runnable_configs
+    computed = allowed_precisions.runnable_configs
     more = [RuntimeConfig("tensorrt", "int8", batch=64)]
-    monkeypatch.setattr(precisions, "runnable_configs", lambda some: computed(some) + (more if "int8" in some else []))
+    monkeypatch.setattr(
+        allowed_precisions, "runnable_configs", lambda some: computed(some) + (more if "int8" in some else [])
+    )
 
     def opened(name, path, preprocess_config, setting):
         if setting.runtime == "tensorrt":
@@ -181,7 +185,7 @@ def test_where_tensorrt_fails_export_goes_on_without_its_files(tmp_path, monkeyp
         here = replace(setting, runtime="onnxruntime") if setting.runtime == "cuda" else setting
         return open_runner(name, path, preprocess_config, here)
 
-    monkeypatch.setattr(precision_search.runner, "open_runner", opened)
+    monkeypatch.setattr(low_precision_files.runner, "open_runner", opened)
     code, out, err = run_cli("export", "--run", tmp_path / "run", "--int8")
     assert (code, err) == (0, "")
     assert "one: stays fp32: tensorrt fp32 failed at batch 64: enqueue failed; free some memory\n" in out

@@ -73,7 +73,7 @@ FASTER_INT8 = "which is faster, but the bundle has no certificate for it; get on
             {BF16: BOTH},
             "onnxruntime",
             "fp32 fp32",
-            ["onnxruntime fp32 on 16 cores of Xeon: as asked"],
+            ["onnxruntime fp32 on 16 cores of Xeon: as chosen"],
         ),
         (VNNI, {}, {INT8: BOTH}, "openvino", "int8 int8", ["openvino int8 on 2 cores of Xeon: certified"]),
         (
@@ -82,7 +82,7 @@ FASTER_INT8 = "which is faster, but the bundle has no certificate for it; get on
             {("onnxruntime", "int8"): BOTH},
             "onnxruntime",
             "fp32 fp32",
-            ["onnxruntime fp32 on 2 cores of Xeon: as asked"],  # often slower there: only tuning takes it
+            ["onnxruntime fp32 on 2 cores of Xeon: as chosen"],  # often slower there: only tuning takes it
         ),
         (
             VNNI,
@@ -118,7 +118,7 @@ FASTER_INT8 = "which is faster, but the bundle has no certificate for it; get on
             {},
             "cuda",
             "fp32 fp32",
-            [f"cuda fp32 on NVIDIA H100: as asked; this GPU also computes in fp16, which is faster, but {GET_ONE}"],
+            [f"cuda fp32 on NVIDIA H100: as chosen; this GPU also computes in fp16, which is faster, but {GET_ONE}"],
         ),
         (
             H100,
@@ -134,7 +134,7 @@ FASTER_INT8 = "which is faster, but the bundle has no certificate for it; get on
             {BF16: BOTH},
             "openvino",
             "bf16 bf16",
-            ["openvino bf16 on 16 cores of Xeon: as asked; certified"],
+            ["openvino bf16 on 16 cores of Xeon: as chosen; certified"],
         ),
     ],
 )

@@ -13,11 +13,11 @@ from ensemble.core.errors import DataError, UnavailableError, join_limited
 from ensemble.core.log import Log
 from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.models import external
-from export.bundle import bundle, check_images, member_logits, precision_search
+from export.bundle import bundle, check_images, low_precision_files, member_logits
 from export.bundle.certificate import MAX_IMAGES, MIN_IMAGES, judge
 from export.bundle.check_images import MIN_CALIBRATION, LabelledImages, TrainingImages
+from export.bundle.low_precision_files import FP32
 from export.bundle.member_logits import LogitColumn
-from export.bundle.precision_search import FP32
 from export.runtimes import capabilities, devices
 from export.runtimes.settings import ON_CPU, ON_GPU, PRECISIONS, RuntimeConfig, parse_config
 
@@ -104,7 +104,7 @@ def decide_precisions(
     files_for = supported if options.uncertified else to_certify if enough_images else []
     files_for = [config for config in files_for if config.precision != "int8" or options.int8]
     extended = {
-        name: precision_search.add_files(folder, name, entry, files_for, options.training, log)
+        name: low_precision_files.add_files(folder, name, entry, files_for, options.training, log)
         for name, entry in entries.items()
     }
     if not supported:
@@ -133,7 +133,7 @@ def decide_precisions(
         for name in allowed["members"]
     }
     remaining = {
-        name: precision_search.drop_unused_files(folder, name, entry, used) for name, entry in extended.items()
+        name: low_precision_files.drop_unused_files(folder, name, entry, used) for name, entry in extended.items()
     }
     return remaining, certificates, precisions
 

@@ -32,7 +32,7 @@ from ensemble.core.errors import ArtifactError
 from ensemble.models.external import External, write_external
 from ensemble.models.runner import Runner
 from ensemble.stacking.stacker import Stacker
-from export.bundle import bundle, check_images, precision_search, precisions
+from export.bundle import allowed_precisions, bundle, check_images, low_precision_files
 from export.runtimes import capabilities, devices
 from export.runtimes import runner as runtime
 from export.runtimes.capabilities import Machine
@@ -77,7 +77,7 @@ def stand_in(monkeypatch, opened):
     def install(change, able=("openvino", "bf16")):
         def open_one(name, path, preprocess_config, setting):
             opened.append((name, str(setting)))
-            plain = open_runner(name, path, preprocess_config, precision_search.FP32).run
+            plain = open_runner(name, path, preprocess_config, low_precision_files.FP32).run
             if setting.precision == "fp32":
                 return Runner(name, preprocess_config, plain)
             return Runner(name, preprocess_config, lambda pixels: change(name, plain(pixels)))
@@ -403,9 +403,13 @@ def test_a_member_converted_anew_to_the_same_file_loses_its_certificate_in_half_
     values = bundle.open_bundle(folder)
     older = artifacts.read_json(folder / "certificate.json", "")["precisions"]
     entries = {name: {key: entry[key] for key in entry if key != "fp16"} for name, entry in values["members"].items()}
-    _, certificates, allowed = precisions.decide_precisions(folder, entries, older, precisions.DEFAULT_OPTIONS, print)
+    _, certificates, allowed = allowed_precisions.decide_precisions(
+        folder, entries, older, allowed_precisions.DEFAULT_OPTIONS, print
+    )
     assert (certificates, allowed) == ({}, {})
-    _, _, kept = precisions.decide_precisions(folder, values["members"], older, precisions.DEFAULT_OPTIONS, print)
+    _, _, kept = allowed_precisions.decide_precisions(
+        folder, values["members"], older, allowed_precisions.DEFAULT_OPTIONS, print
+    )
     assert kept == values["precisions"]
 
 
