@@ -91,10 +91,10 @@ def render_evaluations(records: Sequence[Mapping[str, Any]]) -> str:
     """Scores of the stack in each evaluation, on clean images and under the worst corruption; "" without any."""
     if not records:
         return ""
-    head = ["evaluation", "images", TITLES["auroc"], "at the threshold", "worst cell"]
+    head = ["evaluation", "images", TITLES["auroc"], "at the threshold", "worst corruption"]
     return f"""
 
-Evaluations of all members on labelled images by `evaluate`: as they are, and where damage told most.
+Evaluations of all members on labelled images by `evaluate`: as they are, and under the worst corruption.
 
 {table(head, [_evaluation_row(record) for record in records])}"""
 

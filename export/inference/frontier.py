@@ -174,7 +174,11 @@ def _fitter(
         stacker: Stacker = refit(point.members)
         lower = costs.lower[point.precision] & set(point.members)
         if lower and logits:
-            _certify(stacker, lower, logits, point.precision)
+            fp32 = np.column_stack([logits.fp32[name] for name in stacker.members])
+            mixed = [(logits.lower if name in lower else logits.fp32)[name] for name in stacker.members]
+            scores = stacker.logit(fp32), stacker.logit(np.column_stack(mixed))
+            if failed := compare_scores(*scores, logits.labels, stacker.threshold).failed:
+                raise ArtifactError(f"{' + '.join(stacker.members)} at {point.precision}: {', '.join(failed)}")
         if point.cascade is None:
             return point, (stacker, None)
         member_costs = costs.running(point.precision, point.members)
@@ -183,15 +187,6 @@ def _fitter(
         return replace(point, milliseconds=milliseconds), (stacker, cascade)
 
     return fit
-
-
-def _certify(stacker: Stacker, lower: frozenset[str], logits: CheckLogits, precision: str) -> None:
-    """ArtifactError unless the stack passes the checks of a certificate with its members in `lower` below fp32."""
-    fp32 = np.column_stack([logits.fp32[name] for name in stacker.members])
-    mixed = np.column_stack([(logits.lower if name in lower else logits.fp32)[name] for name in stacker.members])
-    change = compare_scores(stacker.logit(fp32), stacker.logit(mixed), logits.labels, stacker.threshold)
-    if change.failed:
-        raise ArtifactError(f"{' + '.join(stacker.members)} at {precision}: {', '.join(change.failed)}")
 
 
 def _check_logits(folder: Path, run: Path | None, plans: Plans, log: Log) -> CheckLogits | None:

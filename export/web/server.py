@@ -68,7 +68,9 @@ def make_app(
         names = join_limited(member.name for member in ensemble.externals)
         raise UnavailableError(f"{names} cannot score new images, only ids known before; stack without --external")
     queue, info = _InferenceQueue(limits.waiting), _info(ensemble, limits) | {"explain": explain is not None}
-    routes = [Route(path, _page_file(*file), methods=["GET"]) for path, file in PAGE.items()]
+    folder = Path(__file__).parent / "page"
+    pages = {path: Response((folder / name).read_text("utf-8"), media_type=kind) for path, (name, kind) in PAGE.items()}
+    routes = [Route(path, page, methods=["GET"]) for path, page in pages.items()]
     routes += [Route("/api/info", JSONResponse(info), methods=["GET"])]
     score = partial(queue.answer, limits=limits, score=partial(_score, ensemble))
     routes += [Route("/api/score", score, methods=["POST"])]
@@ -173,11 +175,6 @@ def _files(form: FormData) -> UploadedFiles:
     if not files:
         raise HTTPException(400, "no images: send each as a part named images, with a filename")
     return files
-
-
-def _page_file(name: str, media_type: str) -> Response:
-    """A file of page/, read now."""
-    return Response((Path(__file__).parent / "page" / name).read_text("utf-8"), media_type=media_type)
 
 
 async def _error_response(request: Request, error: Exception) -> Response:
