@@ -1,7 +1,6 @@
 """The contact sheet selection.jpg: test images, each beside the pool images chosen for it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -15,18 +14,13 @@ LINE_PIXELS = 22
 TEXT_COLOUR, BACKGROUND, FRAME_COLOUR = (20, 20, 20), (255, 255, 255), (200, 30, 30)
 
 
-@dataclass(frozen=True)
-class SheetRow:
-    """A test image, its name, and the (file, caption) of each pool image chosen for it."""
-
-    file: Path
-    name: str
-    matches: Sequence[tuple[Path, str]]
+# the file and the caption of a test image, then those of each pool image chosen for it
+SheetRow = Sequence[tuple[Path, str]]
 
 
 def write_contact_sheet(rows: Sequence[SheetRow], path: Path) -> None:
     """Write the sheet as a JPEG: each test image framed on the left, the images chosen for it on its right."""
-    columns = max([3, *(1 + len(row.matches) for row in rows)])  # the headings need the width of three
+    columns = max([3, *map(len, rows)])  # the headings need the width of three
     header, row_height = LINE_PIXELS + 2 * GAP_PIXELS, CELL_PIXELS + LINE_PIXELS + GAP_PIXELS
     width = 2 * GAP_PIXELS + columns * (CELL_PIXELS + GAP_PIXELS)
     sheet = Image.new("RGB", (width, header + len(rows) * row_height), BACKGROUND)
@@ -44,9 +38,9 @@ def write_contact_sheet(rows: Sequence[SheetRow], path: Path) -> None:
         top = header + number * row_height
         frame = (GAP_PIXELS - 3, top - 3, GAP_PIXELS + CELL_PIXELS + 2, top + CELL_PIXELS + 2)
         pen.rectangle(frame, outline=FRAME_COLOUR, width=3)
-        draw_cell(GAP_PIXELS, top, row.file, row.name)
-        for column, (file, caption) in enumerate(row.matches, start=1):
-            draw_cell(2 * GAP_PIXELS + column * (CELL_PIXELS + GAP_PIXELS), top, file, caption)
+        for column, (file, caption) in enumerate(row):
+            left = GAP_PIXELS + column * (CELL_PIXELS + GAP_PIXELS) + (GAP_PIXELS if column else 0)
+            draw_cell(left, top, file, caption)
     sheet.save(path, "JPEG", quality=90)
 
 

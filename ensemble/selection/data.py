@@ -23,14 +23,13 @@ class SelectionData:
     test: Features
 
 
-def read_pools(paths: Sequence[Path], options: ReadOptions | None = None) -> tuple[list[LabelledImage], list[str]]:
+def read_pools(paths: Sequence[Path], options: ReadOptions) -> tuple[list[LabelledImage], list[str]]:
     """The images of all pools, sorted by id, and notes on how their labels were read.
 
     A table with a column label, or a folder of class folders, is read like training data; images
     of any other pool are UNLABELLED. Raises DataError where pools of both kinds are mixed, or no
     pool holds an image.
     """
-    options = options or ReadOptions()
     if missing := [path for path in paths if not path.exists()]:
         raise DataError(f"no pool at {missing[0]}; --pool takes a folder of images or a CSV")
     labelled = [_has_labels(path, bool(options.classes or options.positive)) for path in paths]
@@ -50,9 +49,7 @@ def read_pools(paths: Sequence[Path], options: ReadOptions | None = None) -> tup
     return sorted(items, key=lambda item: item.id), notes
 
 
-def read_test(
-    path: Path, images: Path | None = None, labels: Path | None = None, labelled: bool = False
-) -> list[LabelledImage]:
+def read_test(path: Path, images: Path | None, labels: Path | None, labelled: bool) -> list[LabelledImage]:
     """The test's images, sorted by id, from a folder or a CSV with id or path.
 
     labelled: also read their classes and groups, from the test itself or from the CSV `labels`

@@ -22,21 +22,21 @@ NPROBE = 128  # inverted lists that one query visits
 Search = Callable[[np.ndarray, int, np.ndarray | None], tuple[np.ndarray, np.ndarray]]
 
 
-def make_search(base: np.ndarray, exact_limit: int = MAX_EXACT_VECTORS) -> Search:
-    """A search of `base`: exact up to `exact_limit` rows, else by a faiss index.
+def make_search(base: np.ndarray) -> Search:
+    """A search of `base`: exact up to MAX_EXACT_VECTORS rows, else by a faiss index.
 
     Where fewer than k rows are allowed, the result is padded by row -1 of similarity -inf.
     UnavailableError where faiss is needed and missing.
     """
-    check_search(len(base), exact_limit)
-    return partial(exact_search, base) if len(base) <= exact_limit else _faiss_search(base)
+    check_search(len(base))
+    return partial(exact_search, base) if len(base) <= MAX_EXACT_VECTORS else _faiss_search(base)
 
 
-def check_search(count: int, exact_limit: int = MAX_EXACT_VECTORS) -> None:
+def check_search(count: int) -> None:
     """UnavailableError where `count` vectors need a faiss index and faiss is not installed."""
-    if count > exact_limit and find_spec("faiss") is None:
+    if count > MAX_EXACT_VECTORS and find_spec("faiss") is None:
         raise UnavailableError(
-            f"a pool of over {exact_limit:,} images needs faiss; run: pip install 'manyeyes[select]'"
+            f"a pool of over {MAX_EXACT_VECTORS:,} images needs faiss; run: pip install 'manyeyes[select]'"
         )
 
 

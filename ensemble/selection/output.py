@@ -117,7 +117,7 @@ def _sheet_rows(
     order = by_test["distance"].mean().sort_values(kind="stable").index.tolist()
     count = min(MAX_SHEET_ROWS, len(order))
     spaced = [order[round(i * (len(order) - 1) / max(count - 1, 1))] for i in range(count)]
-    rows = []
+    rows: list[SheetRow] = []
     for test_row in spaced:
         part = by_test.get_group(test_row).sort_values("distance", kind="stable").head(MAX_SHEET_MATCHES)
         columns = zip(part["item"], part["distance"], part["label"], strict=True)
@@ -125,5 +125,5 @@ def _sheet_rows(
             (items[item].file, f"{distance:.3f}" + (f" {LABELS[label]}" if label != UNLABELLED else ""))
             for item, distance, label in columns
         ]
-        rows.append(SheetRow(test[test_row].file, test[test_row].id, captions))
+        rows.append([(test[test_row].file, test[test_row].id), *captions])
     return rows

@@ -17,7 +17,7 @@ from ensemble.data.dataset import equal_pairs
 from ensemble.data.sources import UNLABELLED
 from ensemble.images import near_duplicates
 from ensemble.models.features import Features
-from ensemble.selection.neighbours import MAX_EXACT_VECTORS, Search, exact_search, make_search
+from ensemble.selection.neighbours import Search, exact_search, make_search
 
 MAX_CLUSTERS = 256
 BLOCK_ROWS = 65_536  # pool images compared with the test at once
@@ -196,7 +196,6 @@ def select(
     counts: dict[int, int],
     seed: int = 0,
     clusters: int | None = None,
-    exact_limit: int = MAX_EXACT_VECTORS,
 ) -> Selection:
     """Choose `counts` images of each class, near the test's images and spread over them.
 
@@ -204,7 +203,7 @@ def select(
     AI reconstruction are a good pair to learn from. Raises DataError where the pool is too small.
     """
     vectors = pool.features.vectors
-    search = make_search(vectors, exact_limit)
+    search = make_search(vectors)
     test_clusters = kmeans_labels(test, clusters, seed)
     before = np.zeros(test_clusters.max() + 1, dtype=np.int64)
     parts, duplicates = [], 0

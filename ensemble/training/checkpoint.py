@@ -150,7 +150,7 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             facts = json.loads(file.metadata()[METADATA_KEY])
             return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 not a mapping
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path} is damaged ({error}); train with --fresh to start anew") from None
+        raise ArtifactError(f"{path} is damaged ({error}); {REMEDY}") from None
 
 
 def strip_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -8,7 +8,6 @@ import ctypes
 import platform
 import statistics
 import time
-from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -24,8 +23,6 @@ MIN_BF16_SPEEDUP = 1.1  # bf16 is less exact, so it is chosen only if it is this
 TRIAL_IMAGES, TRIALS = 4, 3
 
 CACHE_FILE = "tuned.json"
-
-Seconds = Callable[[Member, bool], float]
 
 
 def keep_freed_memory() -> bool:
@@ -55,12 +52,11 @@ def choose_precision_and_layout(member: Member, train: Train, device: str) -> tu
     return choose_precision(member, train, device), layout
 
 
-def choose_precision(member: Member, train: Train, device: str, seconds: Seconds | None = None) -> str:
+def choose_precision(member: Member, train: Train, device: str) -> str:
     """fp32, bf16 or fp16 for `train.precision` on cpu or cuda; `auto` takes what trains fastest here.
 
     A CPU with bf16 instructions is timed once for each network and the answer stored in the user's cache, so that a
-    repeated run decides alike. seconds: `trial_seconds`, or another function in tests. Raises UnavailableError for a
-    precision that the device does not support.
+    repeated run decides alike. Raises UnavailableError for a precision that the device does not support.
     """
     check_precision(train.precision, device)
     if train.precision != "auto":
@@ -68,7 +64,7 @@ def choose_precision(member: Member, train: Train, device: str, seconds: Seconds
     capable = _bf16_capable(device)
     if device == "cuda":
         return "bf16" if capable else "fp16"
-    return _timed_precision(member, seconds or trial_seconds) if capable else "fp32"
+    return _timed_precision(member) if capable else "fp32"
 
 
 def check_precision(precision: str, device: str) -> None:
@@ -105,15 +101,15 @@ def _bf16_capable(device: str) -> bool:
     return any(capabilities.get(name) for name in BF16_ON_CPU)
 
 
-def _timed_precision(member: Member, seconds: Seconds) -> str:
+def _timed_precision(member: Member) -> str:
     """The cached answer for this network on this machine, or one found now on a copy of it."""
     key = _key(member)
     if (known := answer_cache.get(CACHE_FILE, key)) in ("fp32", "bf16"):
         return str(known)
     trial = copy.deepcopy(member).train()
     with torch.random.fork_rng(devices=[]):  # a run draws the same numbers, timed or not
-        seconds(trial, False), seconds(trial, True)  # the first passes set up
-        pairs = [(seconds(trial, False), seconds(trial, True)) for _ in range(TRIALS)]
+        trial_seconds(trial, False), trial_seconds(trial, True)  # the first passes set up
+        pairs = [(trial_seconds(trial, False), trial_seconds(trial, True)) for _ in range(TRIALS)]
     fp32, bf16 = (statistics.median(column) for column in zip(*pairs, strict=True))
     answer = "bf16" if fp32 >= MIN_BF16_SPEEDUP * bf16 else "fp32"
     answer_cache.put(CACHE_FILE, key, answer)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from ensemble.core.errors import ArtifactError, TrainingError, error_line
+from ensemble.core.errors import TrainingError, error_line
 from ensemble.core.log import Log
 from ensemble.core.recipe import Train
 from ensemble.models.backbone import Member
@@ -48,10 +48,7 @@ class Ema:
         self.count += 1
 
     def load(self, state: Mapping[str, torch.Tensor], count: int) -> None:
-        """Restore a saved `average` and `count`; ArtifactError if they are of another network."""
-        shapes = {name: tensor.shape for name, tensor in state.items()}
-        if shapes != {name: tensor.shape for name, tensor in self.average.items()}:
-            raise ArtifactError("the saved moving average is of another network; train again with --fresh")
+        """Restore a saved `average` and `count` of the same network."""
         for name, tensor in self.average.items():
             tensor.copy_(state[name])
         self.count = count

@@ -361,7 +361,7 @@ def test_links_that_the_system_refuses_name_the_remedy(run, monkeypatch):
 
 def test_a_pool_beyond_the_exact_limit_needs_faiss(refused, monkeypatch):
     monkeypatch.setattr(neighbours, "find_spec", lambda name: None)
-    monkeypatch.setattr(neighbours.check_search, "__defaults__", (10,))
+    monkeypatch.setattr(neighbours, "MAX_EXACT_VECTORS", 10)
     refused(UnavailableError, "over 10 images needs faiss")
 
 

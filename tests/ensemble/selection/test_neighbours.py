@@ -63,10 +63,12 @@ def test_fields_of_records_are_searched_like_plain_arrays(base):
 
 
 @pytest.mark.parametrize("allowed", [ALLOWED["all"], ALLOWED["half"], ALLOWED["none"]], ids=["all", "half", "none"])
-def test_the_index_beyond_the_limit_gives_the_same_answer(base, allowed):
+def test_the_index_beyond_the_limit_gives_the_same_answer(base, allowed, monkeypatch):
     pytest.importorskip("faiss")
     queries = unit(1, 23)
-    exact, indexed = make_search(base), make_search(base, exact_limit=1999)
+    exact = make_search(base)
+    monkeypatch.setattr(neighbours, "MAX_EXACT_VECTORS", 1999)
+    indexed = make_search(base)
     assert indexed.__name__ == "search"  # not the exact one under another name
     (values, rows), (others, other_rows) = exact(queries, 9, allowed), indexed(queries, 9, allowed)
     assert (rows == other_rows).all()
@@ -76,7 +78,8 @@ def test_the_index_beyond_the_limit_gives_the_same_answer(base, allowed):
 def test_an_index_that_looks_nowhere_falls_back_on_exact_search(base, monkeypatch):
     pytest.importorskip("faiss")
     monkeypatch.setattr(neighbours, "NPROBE", 1)
-    indexed = make_search(base, exact_limit=10)
+    monkeypatch.setattr(neighbours, "MAX_EXACT_VECTORS", 10)
+    indexed = make_search(base)
     allowed = ALLOWED["few"]
     assert (indexed(unit(1, 23), 3, allowed)[1] == exact_search(base, unit(1, 23), 3, allowed)[1]).all()
     found = indexed(unit(1, 23), 9, None)[1]
@@ -85,6 +88,7 @@ def test_an_index_that_looks_nowhere_falls_back_on_exact_search(base, monkeypatc
 
 def test_a_large_pool_without_faiss_is_refused_with_the_remedy(monkeypatch):
     monkeypatch.setattr(neighbours, "find_spec", lambda name: None)
-    check_search(10, exact_limit=10)
+    monkeypatch.setattr(neighbours, "MAX_EXACT_VECTORS", 10)
+    check_search(10)
     with pytest.raises(UnavailableError, match=r"pip install 'manyeyes\[select\]'"):
-        check_search(11, exact_limit=10)
+        check_search(11)

@@ -6,7 +6,7 @@ import pytest
 from ensemble.core.errors import DataError
 from ensemble.data.sources import UNLABELLED
 from ensemble.models.features import Features
-from ensemble.selection import select
+from ensemble.selection import neighbours, select
 from ensemble.selection.neighbours import exact_search, make_search
 from ensemble.selection.select import (
     Pool,
@@ -166,10 +166,12 @@ def test_the_seed_decides_and_repeats(crowd):
     assert draws[0] == draws[1] != draws[2]
 
 
-def test_an_index_for_a_large_pool_chooses_the_same(crowd):
+def test_an_index_for_a_large_pool_chooses_the_same(crowd, monkeypatch):
     pytest.importorskip("faiss")
     pool, labels, test = crowd
-    exact, indexed = (choose(pool, labels, test, {1: 40, 0: 40}, exact_limit=limit) for limit in (300, 299))
+    exact = choose(pool, labels, test, {1: 40, 0: 40})
+    monkeypatch.setattr(neighbours, "MAX_EXACT_VECTORS", 299)
+    indexed = choose(pool, labels, test, {1: 40, 0: 40})
     assert exact.rows.tolist() == indexed.rows.tolist()
 
 
