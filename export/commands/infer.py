@@ -66,8 +66,8 @@ def _parse_location(context: click.Context, parameter: click.Parameter, value: s
 )
 @click.option("--tta", is_flag=True, help="Average over mirrored images where stack --tta found that it helps.")
 @cascade_option(
-    "Run members from cheap to expensive, and let an image go once the rest could hardly change its score: faster, for "
-    "a loss in AUROC of at most TOLERANCE (0.001 where none is given), measured on held-out images and printed; "
+    "Run members from cheap to expensive, and stop for an image once the rest could hardly change its score: faster, "
+    "for a loss in AUROC of at most TOLERANCE (0.001 where none is given), measured on held-out images and printed; "
     "refused where its 95 % interval lies beyond. Needs --onnx or --bundle."
 )
 @full

@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     "With --runtime torch they are there anyway.",
 )
 @cascade_option(
-    "As in infer: members from cheap to expensive, and an image leaves once the rest could hardly change its score."
+    "As in infer: members run from cheap to expensive, and stop for an image once the rest could hardly change its "
+    "score."
 )
 @full
 @runtime_options
