@@ -250,5 +250,5 @@ def _stale_files(present: Iterable[str], old_bundle: Path, files: Iterable[str])
     return sorted(
         path
         for path, match in matches.items()
-        if path in listed or (match and any(name and is_member_name(name) for name in match.groups()))
+        if path in listed or (match and any(name and is_member_name(name) for name in match.groupdict().values()))
     )
