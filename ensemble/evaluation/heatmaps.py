@@ -85,16 +85,19 @@ def overlay(image: Image.Image, heat: np.ndarray) -> Image.Image:
 def shrink(image: Image.Image) -> Image.Image:
     """The image as RGB, made smaller where its longer side is over 512."""
     rgb = preprocess.flatten(image, (255, 255, 255))
-    scale = min(1.0, MAX_SIDE_PIXELS / max(rgb.size))
-    return rgb.resize((max(round(rgb.width * scale), 1), max(round(rgb.height * scale), 1)))
+    return rgb.resize(_limited(*rgb.size, MAX_SIDE_PIXELS))
 
 
 def downsample(heat: np.ndarray, cells: int) -> np.ndarray:
     """A heat map averaged into at most `cells` cells along its longer side, float64 [rows, columns] in 0..1."""
-    height, width = heat.shape
-    scale = min(1.0, cells / max(heat.shape))
-    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    size = _limited(heat.shape[1], heat.shape[0], cells)
     return np.asarray(Image.fromarray(heat).resize(size, Image.Resampling.BOX), dtype=np.float64).clip(0, 1)
+
+
+def _limited(width: int, height: int, longest: int) -> tuple[int, int]:
+    """Width and height scaled down alike to at most `longest`, and each to no less than 1."""
+    scale = min(1.0, longest / max(width, height))
+    return max(round(width * scale), 1), max(round(height * scale), 1)
 
 
 def _view_heat(

@@ -48,11 +48,10 @@ def comparisons(
 def parts(rows: ScoredImages, column: str, threshold: float, resamples: int) -> list[protocol.PartScores]:
     """The stack's scores for each of the largest sources or generators: a generator's ai against all reals."""
     frame = rows.frame.assign(logit=rows.stack)
-    counted = frame[frame["label"] == 1] if column == "generator" else frame
-    largest = set(counted[column].fillna("").astype(str).value_counts().index[:MAX_PARTS])
-    shown = frame[column].fillna("").astype(str).isin(largest)
-    if column == "generator":
-        shown |= frame["label"] == 0
+    names = frame[column].fillna("").astype(str)
+    reals = (frame["label"] == 0) & (column == "generator")
+    largest = names[~reals].value_counts().index[:MAX_PARTS]
+    shown = names.isin(largest) | reals
     return protocol.score_parts(frame[shown], column, threshold, resamples)
 
 

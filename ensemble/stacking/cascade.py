@@ -46,14 +46,9 @@ class CascadeStep:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CascadeStep":
         """The step from `to_dict`'s values."""
-        low, high = values["low"], values["high"]
-        return cls(
-            values["member"],
-            tuple(values["coef"]),
-            values["intercept"],
-            -np.inf if low is None else low,
-            np.inf if high is None else high,
-        )
+        low = -np.inf if values["low"] is None else values["low"]
+        high = np.inf if values["high"] is None else values["high"]
+        return cls(values["member"], tuple(values["coef"]), values["intercept"], low, high)
 
 
 @dataclass(frozen=True)
@@ -121,13 +116,8 @@ class Cascade:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Cascade":
         """The cascade from `to_dict`'s values."""
-        return cls(
-            tuple(CascadeStep.from_dict(step) for step in values["steps"]),
-            values["last"],
-            tuple(values["milliseconds"]),
-            values["tolerance"],
-            CascadeReport.from_dict(values["report"]),
-        )
+        steps, report = tuple(map(CascadeStep.from_dict, values["steps"])), CascadeReport.from_dict(values["report"])
+        return cls(steps, values["last"], tuple(values["milliseconds"]), values["tolerance"], report)
 
     def apply(self, logits: np.ndarray, stacker: Stacker) -> tuple[np.ndarray, np.ndarray]:
         """The logit float64 [N], calibrated, and the step int [N] after which each image exits.

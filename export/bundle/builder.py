@@ -123,10 +123,10 @@ def finalize(
     used = {work.path / file for entry in entries.values() for file in bundle.model_files(entry)}
     for path in set((work.path / "members").iterdir()) - used:
         path.unlink()
-    (work.path / operating_point.FILE).unlink(missing_ok=True)
+    (work.path / bundle.POINT_FILE).unlink(missing_ok=True)
     hashes = {file: digest for record in records.values() for file, digest in record["files"].items()}
     if work.point and work.point.made_from == operating_point.identity(work.path, entries, hashes):
-        artifacts.write_json(work.path / operating_point.FILE, work.point.to_dict())
+        artifacts.write_json(work.path / bundle.POINT_FILE, work.point.to_dict())
     elif operating_point.has_point(work.folder):
         log(
             "What frontier chose was for other members or another stack, and is dropped: all members run; "

@@ -19,10 +19,10 @@ from ensemble.core.names import is_member_name
 from ensemble.stacking.cascade import Cascade, CascadeReport
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle
+from export.bundle.bundle import POINT_FILE
 from export.runtimes import devices
 from export.runtimes.settings import ON_CPU, ON_GPU, parse_config
 
-FILE = bundle.POINT_FILE
 RECHOOSE_HINT = "choose again: python cli.py frontier --budget N"
 
 
@@ -88,14 +88,14 @@ def read(folder: Path, values: Mapping[str, Any]) -> OperatingPoint | None:
 
     ArtifactError for a damaged one, and for one that was chosen for another bundle.
     """
-    if FILE not in values["files"]:
+    if POINT_FILE not in values["files"]:
         return None
-    path = folder / FILE
+    path = folder / POINT_FILE
     remedy = f"choose another: python cli.py frontier --bundle {folder} --budget N, or --reset to run all members"
     try:
         chosen = OperatingPoint.from_dict(artifacts.read_json(path, remedy))
         if not _is_valid(chosen):
-            raise ValueError(FILE)
+            raise ValueError(POINT_FILE)
     except (ManyeyesError, AttributeError, KeyError, TypeError, ValueError, ArithmeticError, RecursionError):
         raise ArtifactError(f"{path} is damaged; {remedy}") from None
     known = {*values["members"], *(n for n in chosen.stacker.members if bundle.external_file(n) in values["files"])}
@@ -109,25 +109,27 @@ def read(folder: Path, values: Mapping[str, Any]) -> OperatingPoint | None:
 def write(folder: Path, chosen: OperatingPoint) -> None:
     """Write the point into a bundle in place of an older one; a kill in between leaves the bundle without a point."""
     remove(folder)
-    artifacts.write_json(folder / FILE, chosen.to_dict())
+    artifacts.write_json(folder / POINT_FILE, chosen.to_dict())
     values = bundle.read_contents(folder)
-    bundle.write_contents(folder, {**values, "files": {**values["files"], FILE: artifacts.file_sha256(folder / FILE)}})
+    bundle.write_contents(
+        folder, {**values, "files": {**values["files"], POINT_FILE: artifacts.file_sha256(folder / POINT_FILE)}}
+    )
 
 
 def remove(folder: Path) -> bool:
     """Remove the point from a bundle, so that all members run; returns whether there was one."""
     values = bundle.read_contents(folder)
-    if FILE not in values["files"]:
+    if POINT_FILE not in values["files"]:
         return False
-    bundle.write_contents(folder, {**values, "files": {k: v for k, v in values["files"].items() if k != FILE}})
-    (folder / FILE).unlink(missing_ok=True)
+    bundle.write_contents(folder, {**values, "files": {k: v for k, v in values["files"].items() if k != POINT_FILE}})
+    (folder / POINT_FILE).unlink(missing_ok=True)
     return True
 
 
 def has_point(folder: Path) -> bool:
     """Whether there is a valid bundle that lists a point; a file that a killed `write` left does not count."""
     with suppress(ArtifactError):
-        return FILE in bundle.read_contents(folder)["files"]
+        return POINT_FILE in bundle.read_contents(folder)["files"]
     return False
 
 

@@ -11,7 +11,7 @@ from export.commands.options import bundle_option, file_option, runtime_options,
 from export.runtimes.settings import RuntimeOptions
 
 if TYPE_CHECKING:
-    from ensemble.stacking.frontier import Point, PointScores
+    from ensemble.stacking.pareto import Point, PointScores
     from export.inference.frontier import Frontier
 
 
@@ -86,7 +86,7 @@ def frontier(
     from ensemble.core.artifacts import bundle_path, ensure_writable
     from ensemble.images.decode import silence_decoder_warnings
     from export.bundle import hub_bundles, operating_point
-    from export.bundle.bundle import current_bundle
+    from export.bundle.bundle import POINT_FILE, current_bundle
 
     context.with_resource(silence_decoder_warnings())
     if bundle and hub_bundles.is_remote(bundle) and (reset or budget is not None):
@@ -99,7 +99,7 @@ def frontier(
     options.require_training_packages()
     from tempfile import TemporaryDirectory
 
-    from ensemble.stacking.frontier import drop_equal_speeds
+    from ensemble.stacking.pareto import drop_equal_speeds
     from export.inference.benchmark import benchmark_images
     from export.inference.frontier import choose_point, compute_frontier, plot_frontier, write_operating_point
 
@@ -119,7 +119,7 @@ def frontier(
         chosen = write_operating_point(folder, result, point, budget)
         click.echo(f"Chosen: {' + '.join(point.members)} at {point.precision}")
         click.echo(operating_point.describe(chosen, len(result.full[0].members)))
-        click.echo(f"-> {folder / operating_point.FILE}; to take it away: frontier --reset")
+        click.echo(f"-> {folder / POINT_FILE}; to take it away: frontier --reset")
 
 
 def _print(result: "Frontier", listed: Mapping["Point", "PointScores"], description: str) -> None:

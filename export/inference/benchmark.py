@@ -24,7 +24,7 @@ from ensemble.data.inputs import read_inputs
 from ensemble.images import decode, preprocess
 from ensemble.images.decode import ImageSource
 from ensemble.models.runner import Runner, chunk_rows, score_stream
-from ensemble.stacking.frontier import Costs
+from ensemble.stacking.pareto import Costs
 from export.inference.plan import PlannedMember, device_of, open_member, plan_bundle
 from export.runtimes import autotune, capabilities
 from export.runtimes.autotune import timer

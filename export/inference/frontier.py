@@ -20,10 +20,10 @@ from ensemble.core.errors import ArtifactError, join_limited
 from ensemble.core.log import Log, no_log
 from ensemble.images.decode import ImageSource
 from ensemble.models import external
-from ensemble.stacking import frontier
+from ensemble.stacking import pareto
 from ensemble.stacking.cascade import Cascade
 from ensemble.stacking.cascade_fit import fit_cascade
-from ensemble.stacking.frontier import Costs, Point, PointScores, Study
+from ensemble.stacking.pareto import Costs, Point, PointScores, Study
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle, check_images, heldout_rows, member_logits, operating_point
 from export.bundle.certificate import MAX_IMAGES, MIN_IMAGES, compare_scores
@@ -82,27 +82,27 @@ def compute_frontier(
     # now: the bundle may change while this runs
     made_from = operating_point.identity(folder, values["members"], values["files"])
     own = bundle.bundle_stacker(folder)
-    study = frontier.prepare_study(heldout_rows.read_rows(folder, own.members, "frontier"), own)
+    study = pareto.prepare_study(heldout_rows.read_rows(folder, own.members, "frontier"), own)
     plans = _plans(folder, replace(options, full=True), log)
     costs = benchmark.measure_costs(plans, sources, log)
     logits = _check_logits(folder, run, plans, log)
-    stacks = frontier.subset_points(study, costs)
+    stacks = pareto.subset_points(study, costs)
     unproven = {key for key, names in costs.lower.items() if names and logits is None}
     stacks = [point for point in stacks if point.precision not in unproven or point.members == own.members]
     calibration = artifacts.read_json(folder / "stacker.json", bundle.REMEDY).get("calibration_asked", "none")
     fit = _fitter(study, costs, logits, str(calibration))
-    best_stacks, _ = frontier.select_frontier(stacks, fit)
+    best_stacks, _ = pareto.select_frontier(stacks, fit)
     if not best_stacks:
         raise ArtifactError("no stack of these members tells ai from real beyond chance on half of the held-out images")
-    tried = [*stacks, *frontier.cascade_points(study, list(best_stacks), costs)]
-    best, left_out = frontier.select_frontier(tried, fit)
+    tried = [*stacks, *pareto.cascade_points(study, list(best_stacks), costs)]
+    best, left_out = pareto.select_frontier(tried, fit)
     uncertified = {key for key, each in values.get("precisions", {}).items() if not each["certified"]}
     full = min((point for point in stacks if point.members == own.members), key=lambda point: point.milliseconds)
     other_half = study.rows.groups[~study.first]
     return Frontier(
         tried=tried,
-        best={point: (frontier.score_point(study, point), fitted) for point, fitted in best.items()},
-        full=(full, frontier.score_point(study, full)),
+        best={point: (pareto.score_point(study, point), fitted) for point, fitted in best.items()},
+        full=(full, pareto.score_point(study, full)),
         runtime=options.runtime,
         plans=plans,
         rows=len(other_half),
@@ -168,7 +168,7 @@ def _fitter(
 
     The function raises ArtifactError if the fitted stack is not certified below fp32.
     """
-    refit = cache(partial(frontier.refit_on_all_rows, study, calibration=calibration))
+    refit = cache(partial(pareto.refit_on_all_rows, study, calibration=calibration))
 
     def fit(point: Point) -> tuple[Point, FittedPoint]:
         stacker: Stacker = refit(point.members)

@@ -255,7 +255,7 @@ def _heldout_auroc(values: dict[str, Any], path: Path) -> Interval | None:
 def _operating_point_stacker(location: Path, path: Path) -> Stacker | None:
     """The stack of the members that frontier chose in a bundle of this stack; None where it chose none."""
     folder = location if (location / "bundle.json").is_file() else artifacts.bundle_path(location)
-    if not (folder / operating_point.FILE).is_file():
+    if not (folder / bundle.POINT_FILE).is_file():
         return None
     values = bundle.read_contents(folder)
     if values["files"]["stacker.json"] != artifacts.file_sha256(path):

@@ -61,7 +61,7 @@ def timed():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(autotune, "seconds_per_image", lambda runner, *others: SECONDS[runner.name])
         patch.setattr(benchmark, "_pixel_milliseconds", lambda *others: PIXELS)
-        patch.setattr(frontier.frontier, "TOLERANCES", ())
+        patch.setattr(frontier.pareto, "TOLERANCES", ())
         yield
 
 
@@ -352,7 +352,7 @@ def test_images_that_are_gone_certify_nothing(original, tmp_path, monkeypatch, t
 
 
 def test_a_point_may_be_a_cascade(tmp_path, pictures, monkeypatch, timed):
-    monkeypatch.setattr(frontier.frontier, "TOLERANCES", (0.01,))
+    monkeypatch.setattr(frontier.pareto, "TOLERANCES", (0.01,))
     run = exported_run(tmp_path / "run")
     rng = np.random.default_rng(0)
     one = rng.uniform(-2, 2, 800)  # two matters only where one is near 0

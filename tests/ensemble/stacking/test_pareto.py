@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from ensemble.core import bootstrap
 from ensemble.core.errors import ArtifactError
 from ensemble.core.metrics import Interval, sigmoid
-from ensemble.stacking import frontier
+from ensemble.stacking import pareto
 from ensemble.stacking.cascade import Cascade, CascadeReport, CascadeStep
 from ensemble.stacking.fit import fit_stacker
-from ensemble.stacking.frontier import (
+from ensemble.stacking.logit_table import LabelledLogits
+from ensemble.stacking.pareto import (
     Costs,
     Point,
     drop_equal_speeds,
@@ -26,7 +27,6 @@ from ensemble.stacking.frontier import (
     select_frontier,
     subset_points,
 )
-from ensemble.stacking.logit_table import LabelledLogits
 from ensemble.stacking.stacker import Stacker
 from ensemble.stacking.threshold import choose_threshold, rule_of_threshold
 
@@ -94,12 +94,12 @@ def test_a_slower_point_is_better_by_more_than_chance():
     def point(auroc, spread):
         return Point(("a",), "fp32", auroc, auroc + spread * np.linspace(-1, 1, 100), 0.5, 1.0)
 
-    assert frontier.is_better(point(0.8, 0.01), point(0.7, 0.0))
-    assert frontier.is_better(point(0.8, 0.1), point(0.75, 0.1))  # both fall and rise together
-    assert not frontier.is_better(point(0.8, 0.1), point(0.75, 0.0))
-    assert not frontier.is_better(point(0.8, 0.1), point(0.8, 0.1))
-    assert frontier.is_better(point(0.6, 0.1), None)
-    assert not frontier.is_better(point(0.55, 0.1), None)
+    assert pareto.is_better(point(0.8, 0.01), point(0.7, 0.0))
+    assert pareto.is_better(point(0.8, 0.1), point(0.75, 0.1))  # both fall and rise together
+    assert not pareto.is_better(point(0.8, 0.1), point(0.75, 0.0))
+    assert not pareto.is_better(point(0.8, 0.1), point(0.8, 0.1))
+    assert pareto.is_better(point(0.6, 0.1), None)
+    assert not pareto.is_better(point(0.55, 0.1), None)
 
 
 def drawn_point(name, milliseconds, auroc, spread):
@@ -126,7 +126,7 @@ def test_no_point_that_was_tried_beats_one_that_is_listed(drawn):
     points = [drawn_point(str(number), *values) for number, values in enumerate(drawn)]
     listed = drop_uncertain(pareto_front(points))
     assert not beaten(points, listed)
-    assert all(frontier.is_better(slow, fast) for fast, slow in pairwise([None, *listed]))
+    assert all(pareto.is_better(slow, fast) for fast, slow in pairwise([None, *listed]))
 
 
 def test_what_a_lucky_point_beats_is_not_listed_though_the_lucky_one_is_not():
@@ -179,7 +179,7 @@ def test_a_cascade_of_the_best_is_tried_and_costs_what_its_images_need():
     labels = (rng.random(ROWS) < sigmoid(8 * own.logit(logits))).astype(int)
     study = prepare_study(LabelledLogits(own.members, logits, labels, rng.integers(0, GROUPS, ROWS)), own)
     *alone, both = subset_points(study, COSTS)
-    found = frontier.cascade_points(study, [both], COSTS)
+    found = pareto.cascade_points(study, [both], COSTS)
     point = found[-1]
     assert point.cascade.tolerance == 0.01
     assert point.auroc <= both.auroc
@@ -188,7 +188,7 @@ def test_a_cascade_of_the_best_is_tried_and_costs_what_its_images_need():
     # decoding, the cheap member with its view, and for those that stay the dear one with its own
     assert point.milliseconds == pytest.approx(2 + 0.5 + 1 + (1 - left) * (1.5 + 10))
     assert score_point(study, point).loss.value < 0.01
-    assert frontier.cascade_points(study, alone, COSTS) == []
+    assert pareto.cascade_points(study, alone, COSTS) == []
 
 
 @pytest.mark.parametrize(("alone", "last", "loss"), [("cheap", "dear", 0.05), ("dear", "cheap", -0.05)])
@@ -197,17 +197,17 @@ def test_what_a_cascade_loses_counts_against_it_and_what_it_wins_by_chance_does_
     both = next(point for point in subset_points(study, COSTS) if point.members == ("cheap", "dear"))
     report = CascadeReport(600, 30, (0.9, 0.9 - loss), Interval(loss, loss, loss), (0.9, 0.1), (11.0, 2.0), 0.0)
     early = Cascade((CascadeStep(alone, (1.0,), 0.0, -0.2, 0.2),), last, (1.0, 10.0), 0.01, report)
-    monkeypatch.setattr(frontier, "fit_cascade", lambda *given: early)
-    found = frontier.cascade_points(study, [both], COSTS)[0]
+    monkeypatch.setattr(pareto, "fit_cascade", lambda *given: early)
+    found = pareto.cascade_points(study, [both], COSTS)[0]
     assert found.auroc == pytest.approx(both.auroc - max(loss, 0))
     rows, first = study.rows, study.first
-    stacker, logits = frontier.fit_half(study, both.members), rows.select(both.members).logits[first]
+    stacker, logits = pareto.fit_half(study, both.members), rows.select(both.members).logits[first]
     whole, less = bootstrap.bootstrap_scores(
         rows.labels[first],
         [stacker.logit(logits), early.apply(logits, stacker)[0]],
         rows.groups[first],
         ("auroc",),
-        resamples=frontier.RESAMPLES,
+        resamples=pareto.RESAMPLES,
     )["auroc"]
     assert np.sign(loss) * np.mean(whole - less) > 0.01
     np.testing.assert_allclose(found.auroc_draws, both.auroc_draws - np.maximum(whole - less, 0))
@@ -328,9 +328,9 @@ def test_many_members_are_added_one_by_one(monkeypatch):
     def value(names):
         return Point(names, "fp32", sum(map(worth.get, names)), np.empty(0), 0.5, 1.0)
 
-    assert len(frontier.search_subsets(tuple(worth), value)) == 31
-    monkeypatch.setattr(frontier, "EXHAUSTIVE_MEMBERS", 3)
-    tried = [point.members for point in frontier.search_subsets(tuple(worth), value)]
+    assert len(pareto.search_subsets(tuple(worth), value)) == 31
+    monkeypatch.setattr(pareto, "EXHAUSTIVE_MEMBERS", 3)
+    tried = [point.members for point in pareto.search_subsets(tuple(worth), value)]
     assert len(tried) == 5 + 4 + 3 + 2 + 1
     assert tried[5:9] == [("a", "b"), ("b", "c"), ("b", "d"), ("b", "e")]
     assert tried[9:12] == [("a", "b", "e"), ("b", "c", "e"), ("b", "d", "e")]
