@@ -84,8 +84,7 @@ class PreprocessConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PreprocessConfig":
         """From `to_dict`'s values; an unknown or missing key raises ValueError."""
-        known = {field.name for field in fields(cls)}
-        if unknown := set(values) - known:
+        if unknown := set(values) - {field.name for field in fields(cls)}:
             raise ValueError(f"unknown keys in the preprocessing: {sorted(unknown)}")
         tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         try:

@@ -72,7 +72,8 @@ def decode(source: ImageSource, name: str | None = None, large: Callable[[], obj
         size = _size(source, name)
         if size > LARGE_IMAGE:
             large()
-        data = _data(source)
+        stored = source.read_bytes() if isinstance(source, Path) else source
+        data = stored if isinstance(stored, bytes) else stored.read()
         if not data:
             raise ImageError(f"{name}: the file is empty")
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -106,12 +107,6 @@ def _size(source: ImageSource, name: str) -> int:
     if size > MAX_BYTES:
         raise ImageError(f"{name}: {size} bytes, more than {MAX_PIXELS} pixels need")
     return size
-
-
-def _data(source: ImageSource) -> bytes:
-    if isinstance(source, bytes):
-        return source
-    return source.read_bytes() if isinstance(source, Path) else source.read()
 
 
 def _checked_pixels(image: Image.Image, data: bytes, name: str) -> int:

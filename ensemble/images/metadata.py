@@ -47,7 +47,8 @@ def read_header(data: bytes, width: int, height: int) -> Header:
             found |= _of_pillow(image, _exif(image, data, chunks))
     except Exception:
         return found  # pixels were decoded elsewhere; this file keeps its header to itself
-    keys = set(map(_text_key, _payloads(data, chunks, _PNG_TEXTS)))
+    texts = _payloads(data, chunks, ("tEXt", "iTXt", "zTXt"))
+    keys = {text.partition(b"\0")[0].decode("latin-1")[:40] for text in texts}
     if _XMP_KEY in keys:  # Pillow sees it only before the pixels
         keys.remove(_XMP_KEY)
         found["xmp"] = 1.0
@@ -56,8 +57,8 @@ def read_header(data: bytes, width: int, height: int) -> Header:
     found["segments"] = ">".join(dict.fromkeys(name for name, _, _ in chunks))[:80]
     found["trailing"] = float(_trailing(data, chunks))
     found["c2pa"] = float(any(b"jumb" in part or b"c2pa" in part for part in _payloads(data, chunks, _C2PA)))
-    texts = b" ".join(_payloads(data, chunks, _TEXTS)).replace(b"\0", b"").lower()  # EXIF comments are UTF-16
-    found["generator_text"] = float(any(word in texts for word in _GENERATORS))
+    joined = b" ".join(_payloads(data, chunks, _TEXTS)).replace(b"\0", b"").lower()  # EXIF comments are UTF-16
+    found["generator_text"] = float(any(word in joined for word in _GENERATORS))
     return found
 
 
@@ -101,10 +102,6 @@ def _exif(image: ImageFile.ImageFile, data: bytes, chunks: list[tuple[str, int, 
     return tags
 
 
-def _text_key(payload: bytes) -> str:
-    return payload.partition(b"\0")[0].decode("latin-1")[:40]
-
-
 def _of_pillow(image: ImageFile.ImageFile, tags: Image.Exif) -> Header:
     info = image.info
     found: Header = {
@@ -139,7 +136,6 @@ def jpeg_quality(table: list[int]) -> float:
 
 
 _XMP_KEY = "XML:com.adobe.xmp"
-_PNG_TEXTS = ("tEXt", "iTXt", "zTXt")
 _LOSSLESS = ("PNG", "BMP", "TIFF", "PPM", "GIF")
 _C2PA = ("APP11", "caBX", "C2PA", "jumb", "uuid")
 _TEXTS = ("APP1", "APP11", "APP13", "COM", "tEXt", "iTXt", "zTXt", "eXIf", "caBX", "XMP ", "EXIF", "C2PA", "uuid")

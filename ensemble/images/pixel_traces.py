@@ -70,14 +70,9 @@ def radial_spectrum(grey: np.ndarray) -> np.ndarray:
     return np.interp(np.arange(SPECTRUM_BINS), filled, np.log10(sums[filled] / counts[filled] + 1e-3))
 
 
-def _dct_matrix() -> np.ndarray:
-    k, n = np.arange(8)[:, None], np.arange(8)[None, :]
-    matrix = np.cos((2 * n + 1) * k * np.pi / 16) / 2
-    matrix[0] /= np.sqrt(2)
-    return matrix.astype(np.float32)
-
-
-_DCT = _dct_matrix()
+_DCT = np.cos((2 * np.arange(8) + 1) * np.arange(8)[:, None] * np.pi / 16) / 2
+_DCT[0] /= np.sqrt(2)
+_DCT = _DCT.astype(np.float32)
 _LOW = ((0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (1, 2), (2, 1), (2, 2), (0, 3), (3, 0))
 
 

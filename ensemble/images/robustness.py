@@ -24,11 +24,6 @@ class Corruption:
     apply: Change
 
 
-def identity(image: Image.Image) -> Image.Image:
-    """The image itself."""
-    return image
-
-
 def chain(image: Image.Image, steps: Sequence[Change]) -> Image.Image:
     """An image after several changes, in this order."""
     return reduce(lambda changed, step: step(changed), steps, image)
@@ -58,7 +53,7 @@ def full_grid() -> tuple[Corruption, ...]:
         "jpeg 70 + webp 50 + jpeg 30": [jpeg[70], webp[50], jpeg[30]],
     }
     changes: dict[str, Change] = {
-        "clean": identity,
+        "clean": partial(chain, steps=()),
         **{f"jpeg {quality}": change for quality, change in jpeg.items()},
         **{f"webp {quality}": change for quality, change in webp.items()},
         **{f"blur {sigma:g}": change for sigma, change in blur.items()},

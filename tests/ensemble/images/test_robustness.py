@@ -5,7 +5,7 @@ import pytest
 from pictures import noise
 
 from ensemble.core.errors import DataError
-from ensemble.images import degradations, robustness
+from ensemble.images import degradations
 from ensemble.images.robustness import SMALL_GRID, Corruption, choose_corruptions, full_grid, worst_corruption
 
 LABELS = np.array([0, 0, 1, 1])
@@ -83,7 +83,7 @@ def test_a_cell_repeats_in_other_processes_and_keeps_transparency(cell):
 
 def test_a_cell_is_frozen():
     with pytest.raises(AttributeError):
-        Corruption("clean", robustness.identity).name = "other"
+        Corruption("clean", lambda image: image).name = "other"
 
 
 def test_the_worst_cell_has_the_lowest_auroc():
