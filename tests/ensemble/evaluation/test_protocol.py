@@ -13,12 +13,11 @@ from ensemble.evaluation import protocol
 from ensemble.evaluation.protocol import EvaluatedModel, score_corruptions, summarize
 from ensemble.images import decode as images
 from ensemble.images.robustness import Corruption
-from ensemble.images.robustness import identity as unchanged
 from ensemble.stacking.stacker import Stacker
 
 STACKER = Stacker(members=("light", "dark"), coef=(2.0, -1.0), intercept=0.5)
 DIM = Corruption("dim", lambda image: image.point(lambda value: value // 2))
-CLEAN = Corruption("clean", unchanged)
+CLEAN = Corruption("clean", lambda image: image)
 
 
 def brightness(picture):
