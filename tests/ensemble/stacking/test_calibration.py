@@ -99,7 +99,7 @@ def test_an_fpr_that_ties_do_not_allow_is_kept_below():
         ("fpr=0.05", np.linspace(0, 1, 38), r"needs at least 20 real"),
         ("fpr=0.01", np.linspace(0, 1, 38), r"needs at least 100 real"),
         ("fpr=0.1", np.tile([1.0, 0.5], 19), "more real images than that have the highest target"),
-        ("balanced", np.full(38, 0.5), "the same target; no threshold tells them apart"),
+        ("balanced", np.full(38, 0.5), "the same target; no threshold separates ai from real"),
     ],
 )
 def test_a_threshold_that_the_rows_cannot_give_is_refused(rule, target, message):

@@ -16,7 +16,7 @@ from helpers import (
 )
 
 from ensemble.core import artifacts, metrics
-from ensemble.core.bootstrap import paired_difference, score_intervals
+from ensemble.core.bootstrap import bootstrap_scores, paired_difference, percentile_interval, score_intervals
 from ensemble.core.errors import ArtifactError
 from ensemble.core.metrics import Interval
 from ensemble.stacking import stack
@@ -129,8 +129,13 @@ def test_a_difference_is_the_paired_one(stacked):
     p = {name: metrics.sigmoid(noisy_logits(frame, *seed)) for name, seed in {"a": (2, 1), "b": (1, 2)}.items()}
     line, reference = score_models(p, "b", labels, groups)
     for name in ("auroc", "log_loss"):
-        assert getattr(line, f"{name}_difference") == paired_difference(labels, p["a"], p["b"], groups, name).difference
         assert getattr(line, name) == score_intervals(labels, p["a"], groups, names=(name,))[name]
+        a, b = bootstrap_scores(labels, [p["a"], p["b"]], groups, (name,))[name]
+        difference = percentile_interval(
+            metrics.score(name, labels, p["a"]) - metrics.score(name, labels, p["b"]), a - b
+        )
+        assert getattr(line, f"{name}_difference") == difference
+    assert line.auroc_difference == paired_difference(labels, p["a"], p["b"], groups).difference
     assert reference.auroc_difference is None
 
 
