@@ -19,9 +19,9 @@ def fit_calibration(
     than two of its standard errors over groups; of two that do, the one that lowers it more.
     """
     if choice == "none":
-        return Calibration(reason="none was asked for")
+        return Calibration(reason="--calibration none")
     if choice != "auto":
-        return _fit(choice, logits, labels, "asked for")
+        return _fit(choice, logits, labels, f"--calibration {choice}")
     before, best = _losses(labels, logits), (0.0, Calibration(reason="none lowers the log-loss beyond noise"))
     for kind in ("temperature", "shift"):
         held = np.empty(len(labels))

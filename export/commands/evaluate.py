@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     "--cells",
     metavar="NAME,...",
     callback=options.name_list,
-    help="Only these cells of the full grid, such as 'jpeg 50,blur 2'.",
+    help="Only these degradations of the full grid, such as 'jpeg 50,blur 2'.",
 )
 @click.option("--limit", type=click.IntRange(min=2), metavar="N", help="Score N images at most, half of each class.")
 @click.option(
@@ -94,12 +94,11 @@ def evaluate(
     """Score labelled images: as they are, and damaged as pictures are on the web.
 
     Prints every score with its 95 % interval over groups, the robustness grid with its worst
-    cell, and the scores by generator and by source. Accuracies are at the stacker's own
-    threshold, which no image scored here has shaped. Writes scores.parquet and
-    evaluation.json.
+    degradation, and the scores by generator and by source. Accuracies are at the stacker's own
+    threshold, which was chosen on other images. Writes scores.parquet and evaluation.json.
 
     GenImage, FakeImageDataset (MPBench) and Chameleon are recognised by their folders. The
-    same command goes on where it was stopped, and cells that are done stay done.
+    same command goes on where it was stopped, and degradations that are done stay done.
 
     \b
     Examples:
@@ -214,7 +213,7 @@ def _print(record: Mapping[str, Any], title: str, run: Path | None) -> None:
     else:
         options.table(tables.score_table(record))
     if len(record["cells"]) > 1:
-        click.echo(f"\n{head}: the robustness grid, worst first; the worst cell is {record['worst']['cell']!r}")
+        click.echo(f"\n{head}: the robustness grid, worst first; the worst degradation is {record['worst']['cell']!r}")
         options.table(tables.corruption_table(record))
     for column, parts in (("generator", record["by_generator"]), ("source", record["by_source"])):
         if len(parts) > 1:

@@ -68,9 +68,8 @@ def frontier(
     better in 90 % of the draws of groups, not by a few lucky pairs of images. The picture shows all.
 
     --budget writes one into the bundle, refitted on both halves, and infer, bench and Predictor
-    run it from then on, in the --runtime that was asked for here, unless they are asked for
-    another, or for all members with --full. export keeps it as long as members and stack stay the
-    same. Copied to another machine, it is as accurate there, but maybe not as fast.
+    run it from then on, in the --runtime given here unless they are given another. With --full they
+    run all members. export keeps the point as long as members and stack stay the same. Copied to another machine, it is as accurate there, but maybe not as fast.
 
     \b
     Examples:

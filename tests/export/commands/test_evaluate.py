@@ -75,7 +75,7 @@ def test_data_are_scored_printed_and_written(run):
     assert f"AUROC {auroc:.4f}" in out
     assert "12 images in 7 cells make 84" in out
     assert "the full grid of 31 cells" in out
-    assert f"the worst cell is {record['worst']['cell']!r}" in out
+    assert f"the worst degradation is {record['worst']['cell']!r}" in out
     assert "by generator, each against all reals" in out
     headlines = [line for line in out.splitlines() if line.startswith("first,")]
     assert len(headlines) == 3
