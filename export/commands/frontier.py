@@ -69,7 +69,8 @@ def frontier(
 
     --budget writes one into the bundle, refitted on both halves, and infer, bench and Predictor
     run it from then on, in the --runtime given here unless they are given another. With --full they
-    run all members. export keeps the point as long as members and stack stay the same. Copied to another machine, it is as accurate there, but maybe not as fast.
+    run all members. export keeps the point as long as members and stack stay the same. Copied to
+    another machine, it is as accurate there, but maybe not as fast.
 
     \b
     Examples:
