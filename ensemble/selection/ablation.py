@@ -21,11 +21,9 @@ from ensemble.core.log import Log
 from ensemble.core.metrics import Interval
 from ensemble.core.recipe import Recipe
 from ensemble.data import dataset
-from ensemble.data.sources import LabelledImage
 from ensemble.data.splits import Fractions
 from ensemble.images import near_duplicates
 from ensemble.models.checkpoints import locate_checkpoint
-from ensemble.models.features import Features
 from ensemble.models.members import load_member
 from ensemble.models.runner import score_images
 from ensemble.models.torch_runner import torch_runner
@@ -49,14 +47,6 @@ class AblationOptions:
     seed: int
     device: str
     clusters: int | None = None
-
-
-def test_groups(items: Sequence[LabelledImage], test: Features) -> list[int]:
-    """The group number of each test image: the user's groups, merged where they share near-duplicates."""
-    pairs = near_duplicates.near_duplicates(test.hashes.tolist(), test.thumbs)
-    pairs += dataset.equal_pairs(digest.tobytes() for digest in test.pixels)
-    pairs += dataset.equal_pairs(item.group for item in items)
-    return near_duplicates.connected_components(len(items), pairs)
 
 
 def split_halves(groups: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
@@ -89,7 +79,11 @@ def ablate(data: SelectionData, counts: dict[int, int], options: AblationOptions
     """
     recipe = options.recipe
     labels = np.array([item.label for item in data.test_items], dtype=np.int64)
-    groups = np.array(test_groups(data.test_items, data.test))
+    # the user's groups, merged where they share near-duplicates
+    pairs = near_duplicates.near_duplicates(data.test.hashes.tolist(), data.test.thumbs)
+    pairs += dataset.equal_pairs(digest.tobytes() for digest in data.test.pixels)
+    pairs += dataset.equal_pairs(item.group for item in data.test_items)
+    groups = np.array(near_duplicates.connected_components(len(data.test_items), pairs))
     in_a = split_halves(groups, labels, options.seed)
     half_b = [item.file for item, in_half_a in zip(data.test_items, in_a, strict=True) if not in_half_a]
     checkpoint = locate_checkpoint(recipe.backbone.checkpoint) if recipe.backbone.checkpoint is not None else None

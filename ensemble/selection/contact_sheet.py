@@ -26,12 +26,6 @@ def write_contact_sheet(rows: Sequence[SheetRow], path: Path) -> None:
     sheet = Image.new("RGB", (width, header + len(rows) * row_height), BACKGROUND)
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(FONT_PIXELS)
-
-    def draw_cell(left: int, top: int, file: Path, caption: str) -> None:
-        fitted = ImageOps.contain(decode.decode(file).convert("RGB"), (CELL_PIXELS, CELL_PIXELS))
-        sheet.paste(fitted, (left + (CELL_PIXELS - fitted.width) // 2, top + (CELL_PIXELS - fitted.height) // 2))
-        pen.text((left, top + CELL_PIXELS + 4), _shorten(caption, pen, font), TEXT_COLOUR, font)
-
     pen.text((GAP_PIXELS, GAP_PIXELS), "test image", FRAME_COLOUR, font)
     pen.text((CELL_PIXELS + 3 * GAP_PIXELS, GAP_PIXELS), "what it drew from the pool (1 - cosine)", TEXT_COLOUR, font)
     for number, row in enumerate(rows):
@@ -40,7 +34,9 @@ def write_contact_sheet(rows: Sequence[SheetRow], path: Path) -> None:
         pen.rectangle(frame, outline=FRAME_COLOUR, width=3)
         for column, (file, caption) in enumerate(row):
             left = GAP_PIXELS + column * (CELL_PIXELS + GAP_PIXELS) + (GAP_PIXELS if column else 0)
-            draw_cell(left, top, file, caption)
+            fitted = ImageOps.contain(decode.decode(file).convert("RGB"), (CELL_PIXELS, CELL_PIXELS))
+            sheet.paste(fitted, (left + (CELL_PIXELS - fitted.width) // 2, top + (CELL_PIXELS - fitted.height) // 2))
+            pen.text((left, top + CELL_PIXELS + 4), _shorten(caption, pen, font), TEXT_COLOUR, font)
     sheet.save(path, "JPEG", quality=90)
 
 

@@ -43,7 +43,13 @@ def read_pools(paths: Sequence[Path], options: ReadOptions) -> tuple[list[Labell
             "sort their images into ai/ and real/, or select from them apart"
         )
     else:
-        items, notes = _without_labels(paths, options.images), []
+        items, notes = [], []
+        names = [path.resolve().name for path in paths]
+        for path, name in zip(paths, names, strict=True):
+            source = name if names.count(name) == 1 else path.resolve().as_posix()
+            prefix = f"{source}/" if len(paths) > 1 else ""
+            read = _read_one(path, options.images, prefix)
+            items += [replace(item, source=item.source or source) for item in read]
     if not items:
         raise DataError(f"no images in {join_limited(paths)}")
     return sorted(items, key=lambda item: item.id), notes
@@ -84,16 +90,6 @@ def _has_labels(path: Path, named: bool) -> bool:
     if any(entry.is_file() and entry.suffix.lower() in IMAGE_SUFFIXES for entry in entries):
         return False
     return named or any(entry.name.casefold() in POSITIVE_NAMES | NEGATIVE_NAMES for entry in entries)
-
-
-def _without_labels(paths: Sequence[Path], images: Path | None) -> list[LabelledImage]:
-    names = [path.resolve().name for path in paths]
-    items = []
-    for path, name in zip(paths, names, strict=True):
-        source = name if names.count(name) == 1 else path.resolve().as_posix()
-        prefix = f"{source}/" if len(paths) > 1 else ""
-        items += [replace(item, source=item.source or source) for item in _read_one(path, images, prefix)]
-    return items
 
 
 def _read_one(path: Path, images: Path | None, prefix: str) -> list[LabelledImage]:

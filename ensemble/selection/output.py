@@ -59,8 +59,16 @@ def write_selection(
     artifacts.ensure_folder(work)
     frame = _table(items, chosen, test)
     for path, source in zip(frame["path"], frame["original"], strict=True):
-        (work / path).parent.mkdir(exist_ok=True)
-        _link_or_copy(Path(source), work / path, copy)
+        link = work / path
+        link.parent.mkdir(exist_ok=True)
+        try:
+            if copy:
+                shutil.copyfile(source, link)
+            else:
+                link.symlink_to(source)
+        except OSError as error:
+            remedy = "make room or rights there" if copy else "where links are not allowed, add --copy"
+            raise DataError(f"cannot put {source} into {link.parent}: {error.strerror}; {remedy}") from None
     shown = frame if (frame["label"] != UNLABELLED).any() else frame.drop(columns="label")
     shown.to_csv(work / TABLE, index=False)
     write_contact_sheet(_sheet_rows(frame, items, chosen, test), work / CONTACT_SHEET)
@@ -96,17 +104,6 @@ def _safe_name(path: str, number: int) -> str:
     """A file name that every file system accepts; the number, counted by class, makes it unique."""
     stem, suffix = os.path.splitext(path.rpartition("/")[2])
     return f"{number:06d}_{re.sub(r'[^A-Za-z0-9._-]+', '_', stem)[:60]}{suffix.lower()}"
-
-
-def _link_or_copy(source: Path, path: Path, copy: bool) -> None:
-    try:
-        if copy:
-            shutil.copyfile(source, path)
-        else:
-            path.symlink_to(source)
-    except OSError as error:
-        remedy = "make room or rights there" if copy else "where links are not allowed, add --copy"
-        raise DataError(f"cannot put {source} into {path.parent}: {error.strerror}; {remedy}") from None
 
 
 def _sheet_rows(

@@ -55,7 +55,10 @@ def open_workdir(path: Path, folder: Path, force: bool) -> BundleBuild:
         if not _record_path(path, name).is_file():
             for file in bundle.model_files(entry):
                 (path / file).unlink(missing_ok=True)
-                _link(folder / file, path / file)
+                try:
+                    os.link(folder / file, path / file)
+                except OSError:  # a file system without hard links
+                    shutil.copyfile(folder / file, path / file)
             _write_record(path, name, entry, certificates["members"][name])
     return BundleBuild(path, folder, certificates.get("precisions", {}), point)
 
@@ -148,13 +151,6 @@ def _certify(name: str, member: "Member", file: Path, samples: SampleImages) -> 
         exported = open_runner(f"{name} in {config.runtime}", file, member.preprocess_config, config)
         results[config.runtime] = certify_fp32(expected, exported, pixels)
     return {"checked_on": samples.description, "fp32": results}
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)
 
 
 def _record_path(work: Path, name: str) -> Path:

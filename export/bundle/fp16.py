@@ -20,32 +20,24 @@ def write_fp16(source: Path, target: Path, excluded: Collection[str] = ()) -> No
     model = float16.convert_float_to_float16(
         onnx.load(source), keep_io_types=True, op_block_list=blocked, node_block_list=sorted(excluded)
     )
-    _merge_duplicate_casts(model.graph)
-    _skip_round_trips(model.graph)
+    _simplify_casts(model.graph)
     target.unlink(missing_ok=True)  # it may be a link to the older bundle's
     onnx.save(model, target)
 
 
-def _merge_duplicate_casts(graph: Any) -> None:
-    """Keep the first of the equal casts that the converter adds for each reader of one tensor."""
+def _simplify_casts(graph: Any) -> None:
+    """Keep one of a tensor's equal casts, which the converter adds for each reader, and connect fp32 nodes directly.
+
+    Between two fp32 nodes it casts to fp16 and back, which rounds.
+    """
     first: dict[str, Any] = {}
-    for node in graph.node:
-        first.setdefault(node.output[0], node)
-    _replace_nodes(graph, [node for node in graph.node if first[node.output[0]] is node])
-
-
-def _skip_round_trips(graph: Any) -> None:
-    """Connect fp32 nodes directly: between two of them the converter casts to fp16 and back, which rounds."""
-    to_fp16 = {node.output[0]: node for node in graph.node if node.name.endswith("_cast_to_fp16_node")}
-    to_fp32 = [node for node in graph.node if node.name.endswith("_cast_to_fp32_node") and node.input[0] in to_fp16]
+    nodes = [node for node in graph.node if first.setdefault(node.output[0], node) is node]
+    to_fp16 = {node.output[0]: node for node in nodes if node.name.endswith("_cast_to_fp16_node")}
+    to_fp32 = [node for node in nodes if node.name.endswith("_cast_to_fp32_node") and node.input[0] in to_fp16]
     exact = {node.output[0]: to_fp16[node.input[0]].input[0] for node in to_fp32}
-    remaining = [node for node in graph.node if node.output[0] not in exact]
+    remaining = [node for node in nodes if node.output[0] not in exact]
     for node in remaining:
         node.input[:] = [exact.get(name, name) for name in node.input]
     read = {name for node in remaining for name in node.input}
-    _replace_nodes(graph, [n for n in remaining if n.output[0] not in to_fp16 or n.output[0] in read])
-
-
-def _replace_nodes(graph: Any, nodes: list[Any]) -> None:
     del graph.node[:]
-    graph.node.extend(nodes)
+    graph.node.extend(n for n in remaining if n.output[0] not in to_fp16 or n.output[0] in read)

@@ -40,7 +40,12 @@ def compute_logits(
 
     A network is loaded only where one of its logits is not in the cache.
     """
-    digests, errors = _digests(files)
+    digests, errors = dict[int, bytes](), dict[int, str]()
+    for row, file in enumerate(files):
+        try:
+            digests[row] = bytes.fromhex(artifacts.file_sha256(file))
+        except OSError as error:
+            errors[row] = f"{file}: {error.strerror}"
     with feature_cache.open_cache(artifacts.cache_path() / "logits.sqlite") as cache:
         known = {column.key: feature_cache.cached_keys(cache, column.key) for column in columns}
         missing = {column.key: set(digests.values()) - known[column.key] for column in columns}
@@ -65,14 +70,3 @@ def compute_logits(
             stored = feature_cache.read(cache, column.key, [digests[row] for row in readable])
             table[:, position] = np.frombuffer(b"".join(stored), dtype=np.float32)
     return readable, table, errors
-
-
-def _digests(files: Sequence[Path]) -> tuple[dict[int, bytes], dict[int, str]]:
-    """SHA-256 of each file that can be opened, and why the others cannot, by row."""
-    digests, errors = {}, {}
-    for row, file in enumerate(files):
-        try:
-            digests[row] = bytes.fromhex(artifacts.file_sha256(file))
-        except OSError as error:
-            errors[row] = f"{file}: {error.strerror}"
-    return digests, errors

@@ -75,7 +75,7 @@ def push(
     files = hub_push.bundle_files(folder, uncertified)
     if looked_up := [path for path in files if path.startswith("externals/")]:
         click.echo(f"{', '.join(looked_up)}: ids and scores of images, which whoever may read the repository will see")
-    bases = model_card.base_checkpoints(run, list(bundle.read_contents(folder)["members"])) if own else []
+    bases = [model_card.base_checkpoint(run, name) for name in bundle.read_contents(folder)["members"]] if own else []
     if members:
         files |= hub_push.member_files(run, read_stacker(run))
     card = model_card.render_card(name, folder, run if own else None, hub_push.look_up_licences(bases), licence)

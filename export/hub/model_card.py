@@ -51,12 +51,9 @@ class BaseCheckpoint:
     licence: str = ""
 
 
-def base_checkpoints(run: Path, names: Sequence[str]) -> list[BaseCheckpoint]:
-    """What a run's members were fine-tuned from; paths on this machine are not named."""
-    return [_base_checkpoint(name, members.read_info(run, name)) for name in names]
-
-
-def _base_checkpoint(name: str, info: Mapping[str, Any]) -> BaseCheckpoint:
+def base_checkpoint(run: Path, name: str) -> BaseCheckpoint:
+    """What a run's member was fine-tuned from; paths on this machine are not named."""
+    info = members.read_info(run, name)
     backbone = info["recipe"].get("backbone", {})
     checkpoint, hub_name = backbone.get("checkpoint"), info.get("hub_checkpoint")
     if checkpoint is None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha1
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, HubError, join_limited
@@ -161,7 +161,10 @@ def push(
         if not changed and not stale:
             return PushResult(f"{api.endpoint}/{repo}/commit/{head}", (), ())
         additions = {path: CommitOperationAdd(path, file) for path, file in changed.items()}
-        _upload_large(api, repo, branch, additions, log)
+        large = [path for path, item in additions.items() if item.upload_info.size >= LARGE_FILE_BYTES]
+        for number, path in enumerate(large, 1):
+            log(f"{number} of {len(large)} large files: {path}, {additions[path].upload_info.size / 1e6:,.0f} MB")
+            api.preupload_lfs_files(repo, [additions[path]], revision=branch, num_threads=1, free_memory=False)
         operations: list[CommitOperation] = [
             *additions.values(),
             *(CommitOperationDelete(path, is_folder=False) for path in stale),
@@ -218,13 +221,6 @@ def _list_files(api: "HfApi", repo: str, commit: str) -> dict[str, "RepoFile"]:
 
     tree = retry_on_429(lambda: list(api.list_repo_tree(repo, recursive=True, revision=commit)))
     return {item.path: item for item in tree if isinstance(item, RepoFile)}
-
-
-def _upload_large(api: "HfApi", repo: str, branch: str | None, additions: Mapping[str, Any], log: Log) -> None:
-    large = {path: item for path, item in additions.items() if item.upload_info.size >= LARGE_FILE_BYTES}
-    for number, (path, item) in enumerate(large.items(), 1):
-        log(f"{number} of {len(large)} large files: {path}, {item.upload_info.size / 1e6:,.0f} MB")
-        api.preupload_lfs_files(repo, [item], revision=branch, num_threads=1, free_memory=False)
 
 
 def _is_uploaded(file: Path | bytes, remote: "RepoFile | None") -> bool:

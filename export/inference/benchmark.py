@@ -221,7 +221,13 @@ def measure_costs(plans: Mapping[str, Sequence[PlannedMember]], sources: Sequenc
     timings = sum(map(len, plans.values())) + ROUNDS * (1 + len(views))
     with tqdm(total=timings, desc="timing", leave=False, disable=None) as bar:
         decoding, *preparing = _pixel_milliseconds(views, sources, device, bar.update)
-        members = {precision: _member_milliseconds(each, log, bar.update) for precision, each in plans.items()}
+        machine = capabilities.available()
+        members: dict[str, dict[str, float]] = {precision: {} for precision in plans}
+        for precision, each in plans.items():
+            for member in each:  # one at a time: together they might not fit into memory
+                seconds = autotune.seconds_per_image(open_member(member, log), member.setting, member.sha256, machine)
+                members[precision][member.name] = 1000 * seconds
+                bar.update()
     return Costs(
         decoding,
         tuple(max(milliseconds - decoding, 0.0) for milliseconds in preparing),
@@ -230,15 +236,6 @@ def measure_costs(plans: Mapping[str, Sequence[PlannedMember]], sources: Sequenc
         {name: frozenset(m.name for m in each if m.setting.precision != "fp32") for name, each in plans.items()},
         overlap=device == "cuda",
     )
-
-
-def _member_milliseconds(plan: Sequence[PlannedMember], log: Log, progress: Progress) -> dict[str, float]:
-    machine, milliseconds = capabilities.available(), {}
-    for member in plan:  # one at a time: together they might not fit into memory
-        runner = open_member(member, log)
-        milliseconds[member.name] = 1000 * autotune.seconds_per_image(runner, member.setting, member.sha256, machine)
-        progress(1)
-    return milliseconds
 
 
 def _pixel_milliseconds(

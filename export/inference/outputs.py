@@ -54,10 +54,13 @@ def write_scores(
         values = dict.fromkeys(columns[1:], fill)
         frames = (frame.where(frame["target"].notna(), frame.fillna(values)) for frame in frames)
     with artifacts.replacing(output) as temporary:
-        if parquet:
-            _write_parquet(temporary, columns, frames)
-        else:
+        if not parquet:
             write_csv(temporary, columns, frames, returns)
+            return
+        schema = pa.schema([(name, pa.float64() if position else pa.string()) for position, name in enumerate(columns)])
+        with os_file(temporary, "wb") as opened, pq.ParquetWriter(opened, schema) as writer:
+            for group in _groups(frames):
+                writer.write_table(pa.Table.from_pandas(group, schema, preserve_index=False))
 
 
 def write_csv(file: Path, columns: list[str], frames: Iterable[pd.DataFrame], returns: bool) -> None:
@@ -68,13 +71,6 @@ def write_csv(file: Path, columns: list[str], frames: Iterable[pd.DataFrame], re
         pd.DataFrame(columns=columns).to_csv(opened, index=False, quoting=quoting)
         for frame in frames:
             frame.to_csv(opened, index=False, header=False, float_format="%.9g", quoting=quoting)
-
-
-def _write_parquet(file: Path, columns: list[str], frames: Iterable[pd.DataFrame]) -> None:
-    schema = pa.schema([(name, pa.float64() if position else pa.string()) for position, name in enumerate(columns)])
-    with os_file(file, "wb") as opened, pq.ParquetWriter(opened, schema) as writer:
-        for group in _groups(frames):
-            writer.write_table(pa.Table.from_pandas(group, schema, preserve_index=False))
 
 
 def _groups(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:

@@ -56,16 +56,13 @@ def find_gpu() -> tuple[str, tuple[int, int]]:
     """Name and compute capability (major, minor) of the first NVIDIA GPU, asked of its driver; "" if there is none."""
     for library in ("libcuda.so.1", "nvcuda.dll"):
         with suppress(OSError):
-            return _first_gpu(ctypes.CDLL(library))
+            driver = ctypes.CDLL(library)
+            count, name = ctypes.c_int(0), ctypes.create_string_buffer(NAME_BYTES)
+            if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+                break
+            driver.cuDeviceGetName(name, NAME_BYTES, 0)
+            major, minor = ctypes.c_int(0), ctypes.c_int(0)
+            driver.cuDeviceGetAttribute(ctypes.byref(major), MAJOR, 0)
+            driver.cuDeviceGetAttribute(ctypes.byref(minor), MINOR, 0)
+            return name.value.decode("utf-8", "replace") or "NVIDIA GPU", (major.value, minor.value)
     return "", (0, 0)
-
-
-def _first_gpu(driver: ctypes.CDLL) -> tuple[str, tuple[int, int]]:
-    count, name = ctypes.c_int(0), ctypes.create_string_buffer(NAME_BYTES)
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
-        return "", (0, 0)
-    driver.cuDeviceGetName(name, NAME_BYTES, 0)
-    major, minor = ctypes.c_int(0), ctypes.c_int(0)
-    driver.cuDeviceGetAttribute(ctypes.byref(major), MAJOR, 0)
-    driver.cuDeviceGetAttribute(ctypes.byref(minor), MINOR, 0)
-    return name.value.decode("utf-8", "replace") or "NVIDIA GPU", (major.value, minor.value)

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 
 from ensemble.core import artifacts
 from export.hub.card_scores import read_evaluations
-from export.hub.model_card import base_checkpoints, render_card
+from export.hub.model_card import base_checkpoint, render_card
 
 HOSTILE = "<img src=x> | [x](http://evil) `$"
 
@@ -37,7 +37,7 @@ def names(run):
 
 
 def card_of(run):
-    return render_card("me/det", run / "bundle", run, base_checkpoints(run, ["one", "two"]), None)
+    return render_card("me/det", run / "bundle", run, [base_checkpoint(run, name) for name in ("one", "two")], None)
 
 
 def test_a_row_says_what_the_command_found(run, tiles):

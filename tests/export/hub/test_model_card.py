@@ -16,7 +16,7 @@ from ensemble.core.metrics import Interval
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle, operating_point
 from export.hub.markdown import escape
-from export.hub.model_card import BEGIN_MARK, END_MARK, BaseCheckpoint, base_checkpoints, merge_card, render_card
+from export.hub.model_card import BEGIN_MARK, END_MARK, BaseCheckpoint, base_checkpoint, merge_card, render_card
 
 HOSTILE = "<script>alert(1)</script> | [x](http://evil) ![](y) <!-- manyeyes push: end --> `$x$`\n# @all www.evil.com"
 TEXT = """\
@@ -134,7 +134,7 @@ def run(tmp_path):
 
 
 def card_of(run, name="me/det", licence=None):
-    known = base_checkpoints(run, STACKER.members)
+    known = [base_checkpoint(run, name) for name in STACKER.members]
     known[0] = BaseCheckpoint(known[0].member, known[0].checkpoint, known[0].description, "mit")
     return render_card(name, artifacts.bundle_path(run), run, known, licence)
 
@@ -206,7 +206,9 @@ def test_where_weights_came_from_is_never_guessed(run, recipe, recorded, words, 
     path = artifacts.member_path(run, "one") / "member.json"
     values = {key: value for key, value in artifacts.read_json(path, "").items() if key != "hub_checkpoint"}
     path.write_text(json.dumps(values | {"recipe": {"backbone": recipe}} | recorded), encoding="utf-8")
-    card = render_card("me/det", artifacts.bundle_path(run), run, base_checkpoints(run, STACKER.members), None)
+    card = render_card(
+        "me/det", artifacts.bundle_path(run), run, [base_checkpoint(run, name) for name in STACKER.members], None
+    )
     assert f"| one | 0.5000 | {words} | {licence} | 8 px, squash |" in card
     assert ModelCard(card).data.base_model is None
 
