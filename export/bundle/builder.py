@@ -130,11 +130,13 @@ def finalize(
     hashes = {file: digest for record in records.values() for file, digest in record["files"].items()}
     if work.point and work.point.made_from == operating_point.identity(work.path, entries, hashes):
         artifacts.write_json(work.path / bundle.POINT_FILE, work.point.to_dict())
-    elif operating_point.has_point(work.folder):
-        log(
-            "What frontier chose was for other members or another stack, and is dropped: all members run; "
-            f"{operating_point.RECHOOSE_HINT}"
-        )
+    else:
+        with suppress(ArtifactError):  # no valid bundle yet; a point that it does not list does not count
+            if bundle.POINT_FILE in bundle.read_contents(work.folder)["files"]:
+                log(
+                    "What frontier chose was for other members or another stack, and is dropped: all members run; "
+                    f"{operating_point.RECHOOSE_HINT}"
+                )
     bundle.write_bundle(work.path, entries, externals, allowed)
     artifacts.replace_folder(work.path, work.folder)
     return values

@@ -52,7 +52,14 @@ def export_run(run: Path, log: Log, force: bool = False, options: CertifyOptions
         for name, source in sources.items()
     }
     _copy_others(run, work.path, externals)
-    heldout_rows.write_rows(work.path, _scored_unseen(run, stacker.members))
+    # logits of every row by weights that saw no row of its group: held-out rows, and with folds the training rows
+    parts = [members.heldout_logits(run, stacker.members)]
+    fitting = members.fitting_logits(run, stacker.members)
+    if not fitting[0]["split"].isin(parts[0][0]["split"]).any():
+        parts.append(fitting)
+    rows = pd.concat([part for part, _ in parts])
+    logits, groups = np.concatenate([logits for _, logits in parts]), rows["group"].to_numpy(dtype=str)
+    heldout_rows.write_rows(work.path, LabelledLogits(tuple(stacker.members), logits, rows["label"].to_numpy(), groups))
     return finalize(work, records, externals, replace(options, images=options.images or held, training=training), log)
 
 
@@ -70,17 +77,6 @@ def certify_bundle(folder: Path, log: Log, options: CertifyOptions) -> dict[str,
     if (folder / heldout_rows.HELDOUT_FILE).is_file():
         shutil.copyfile(folder / heldout_rows.HELDOUT_FILE, work.path / heldout_rows.HELDOUT_FILE)
     return finalize(work, records, externals, options, log)
-
-
-def _scored_unseen(run: Path, names: Sequence[str]) -> LabelledLogits:
-    """Logits of every row by weights that saw no row of its group: held-out rows, and with folds the training rows."""
-    parts = [members.heldout_logits(run, names)]
-    fitting = members.fitting_logits(run, names)
-    if not fitting[0]["split"].isin(parts[0][0]["split"]).any():
-        parts.append(fitting)
-    rows = pd.concat([part for part, _ in parts])
-    logits = np.concatenate([logits for _, logits in parts])
-    return LabelledLogits(tuple(names), logits, rows["label"].to_numpy(), rows["group"].to_numpy(dtype=str))
 
 
 def _copy_others(source: Path, target: Path, externals: list[str]) -> None:

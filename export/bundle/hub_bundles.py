@@ -122,16 +122,7 @@ def pull(repo: str, revision: str | None, target: Path, replace: bool = False) -
             return commit, bool(damaged)
         if not replace:
             raise ArtifactError(f"{target} holds another bundle; name another folder, or replace it with --force")
-    source, work = fetch_bundle(repo, commit), target.with_name(f".{target.name}.pull")
-    shutil.rmtree(work, ignore_errors=True)
-    try:
-        for name in ["bundle.json", *_listed(repo, source)]:  # in the cache they are links
-            (work / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, work / name)
-    except OSError as error:
-        shutil.rmtree(work, ignore_errors=True)
-        raise ArtifactError(f"cannot write {work}: {error.strerror or error}; choose another place") from None
-    artifacts.replace_folder(work, target)
+    _copy(fetch_bundle(repo, commit), target)
     return commit, True
 
 
@@ -150,3 +141,17 @@ def _damaged(folder: Path, files: Mapping[str, str]) -> list[str]:
         for name, digest in files.items()
         if not (folder / name).is_file() or artifacts.file_sha256(folder / name) != digest
     ]
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a bundle's files from the cache, where they are links, into a folder of their own."""
+    work = target.with_name(f".{target.name}.pull")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        for name in ["bundle.json", *bundle.read_contents(source)["files"]]:
+            (work / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, work / name)
+    except OSError as error:
+        shutil.rmtree(work, ignore_errors=True)
+        raise ArtifactError(f"cannot write {work}: {error.strerror or error}; choose another place") from None
+    artifacts.replace_folder(work, target)

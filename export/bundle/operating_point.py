@@ -4,7 +4,6 @@ It is stored in the bundle as point.json, and is valid for the members and the s
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -124,13 +123,6 @@ def remove(folder: Path) -> bool:
     bundle.write_contents(folder, {**values, "files": {k: v for k, v in values["files"].items() if k != POINT_FILE}})
     (folder / POINT_FILE).unlink(missing_ok=True)
     return True
-
-
-def has_point(folder: Path) -> bool:
-    """Whether there is a valid bundle that lists a point; a file that a killed `write` left does not count."""
-    with suppress(ArtifactError):
-        return POINT_FILE in bundle.read_contents(folder)["files"]
-    return False
 
 
 def identity(folder: Path, entries: Mapping[str, Any], hashes: Mapping[str, str]) -> str:

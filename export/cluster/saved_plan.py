@@ -3,7 +3,6 @@
 NAME.csv.partial/prepared.json: the plan, with the settings of each member and the cascade, and the size of a worker.
 """
 
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -34,35 +33,7 @@ class SavedPlan:
 
 def write(workdir: Path, source: BundleSource, runtime: RuntimeOptions, saved: SavedPlan) -> None:
     """Store the plan of a bundle in the journal's folder."""
-    plan = saved.worker_plan
-    prepared = {
-        "plan": _plan_to_dict(plan.plan),
-        "identity": plan.identity,
-        "libraries": dict(plan.libraries),
-        "lines": list(plan.lines),
-    }
-    values = {"key": _key(source, runtime), "cpus": saved.cpus, "gpus": saved.gpus, "prepared": prepared}
-    artifacts.write_json(workdir / FILE, values)
-
-
-def read(workdir: Path, source: BundleSource, runtime: RuntimeOptions, options: ClusterOptions) -> SavedPlan | None:
-    """The stored plan of this bundle for the same options; None without one, or for other cores or GPUs."""
-    with suppress(ManyeyesError, OSError, KeyError, TypeError, ValueError, AttributeError):  # none yet, or damaged
-        values = artifacts.read_json(workdir / FILE, "")
-        prepared = values["prepared"]
-        lines, plan = tuple(map(str, prepared["lines"])), _plan_from_dict(prepared["plan"])
-        worker_plan = WorkerPlan(plan, str(prepared["identity"]), dict(prepared["libraries"]), lines)
-        saved = SavedPlan(worker_plan, int(values["cpus"]), float(values["gpus"]))
-        same = options.cpus in (None, saved.cpus) and options.gpus in (None, saved.gpus)
-        return saved if same and values["key"] == _key(source, runtime) else None
-    return None
-
-
-def _key(source: BundleSource, runtime: RuntimeOptions) -> dict[str, Any]:
-    return {"bundle": source.sha256, "wanted": asdict(runtime)}
-
-
-def _plan_to_dict(plan: Plan) -> dict[str, Any]:
+    worker_plan, plan = saved.worker_plan, saved.worker_plan.plan
     members = [
         {
             "name": member.name,
@@ -75,20 +46,41 @@ def _plan_to_dict(plan: Plan) -> dict[str, Any]:
         for member in plan.members
     ]
     cascade = plan.cascade and plan.cascade.to_dict()
-    return {"stacker": plan.stacker.to_dict(), "members": members, "cascade": cascade}
+    prepared = {
+        "plan": {"stacker": plan.stacker.to_dict(), "members": members, "cascade": cascade},
+        "identity": worker_plan.identity,
+        "libraries": dict(worker_plan.libraries),
+        "lines": list(worker_plan.lines),
+    }
+    values = {"key": _key(source, runtime), "cpus": saved.cpus, "gpus": saved.gpus, "prepared": prepared}
+    artifacts.write_json(workdir / FILE, values)
 
 
-def _plan_from_dict(values: Mapping[str, Any]) -> Plan:
-    members = tuple(
-        PlannedMember(
-            member["name"],
-            Path(PurePosixPath(member["path"])),
-            member["sha256"],
-            PreprocessConfig.from_dict(member["contract"]),
-            member["gflop"],
-            RuntimeConfig(**member["setting"]),
+def read(workdir: Path, source: BundleSource, runtime: RuntimeOptions, options: ClusterOptions) -> SavedPlan | None:
+    """The stored plan of this bundle for the same options; None without one, or for other cores or GPUs."""
+    with suppress(ManyeyesError, OSError, KeyError, TypeError, ValueError, AttributeError):  # none yet, or damaged
+        values = artifacts.read_json(workdir / FILE, "")
+        prepared = values["prepared"]
+        lines, stored = tuple(map(str, prepared["lines"])), prepared["plan"]
+        members = tuple(
+            PlannedMember(
+                member["name"],
+                Path(PurePosixPath(member["path"])),
+                member["sha256"],
+                PreprocessConfig.from_dict(member["contract"]),
+                member["gflop"],
+                RuntimeConfig(**member["setting"]),
+            )
+            for member in stored["members"]
         )
-        for member in values["members"]
-    )
-    cascade = values["cascade"] and Cascade.from_dict(values["cascade"])
-    return Plan(Stacker.from_dict(values["stacker"]), members, cascade)
+        cascade = stored["cascade"] and Cascade.from_dict(stored["cascade"])
+        plan = Plan(Stacker.from_dict(stored["stacker"]), members, cascade)
+        worker_plan = WorkerPlan(plan, str(prepared["identity"]), dict(prepared["libraries"]), lines)
+        saved = SavedPlan(worker_plan, int(values["cpus"]), float(values["gpus"]))
+        same = options.cpus in (None, saved.cpus) and options.gpus in (None, saved.gpus)
+        return saved if same and values["key"] == _key(source, runtime) else None
+    return None
+
+
+def _key(source: BundleSource, runtime: RuntimeOptions) -> dict[str, Any]:
+    return {"bundle": source.sha256, "wanted": asdict(runtime)}

@@ -34,7 +34,9 @@ def available() -> Machine:
     """This machine. A runtime counts as available when its library loads."""
     gpu, capability = devices.find_gpu()
     reasons = {
-        "torch": _torch_unsupported(),
+        "torch": dict.fromkeys(PRECISIONS[1:], "torch members are run at fp32; for less export a bundle")
+        if importlib.util.find_spec("torch")
+        else _all_unsupported("torch is not installed; run: pip install 'manyeyes[train]'"),
         "onnxruntime": dict.fromkeys(("bf16", "fp16"), "its CPU provider computes in fp32 and int8")
         | _int8_unsupported(),
         "openvino": _openvino_unsupported(),
@@ -51,12 +53,6 @@ def available() -> Machine:
 
 def _all_unsupported(reason: str) -> dict[str, str]:
     return dict.fromkeys(PRECISIONS, reason)
-
-
-def _torch_unsupported() -> dict[str, str]:
-    if importlib.util.find_spec("torch") is None:
-        return _all_unsupported("torch is not installed; run: pip install 'manyeyes[train]'")
-    return dict.fromkeys(PRECISIONS[1:], "torch members are run at fp32; for less export a bundle")
 
 
 def _int8_unsupported() -> dict[str, str]:

@@ -23,15 +23,13 @@ NAME_BYTES, MAJOR, MINOR = 256, 75, 76
 
 def version(runtime: str) -> str:
     """Names and versions of the libraries behind a runtime; empty if none is installed."""
-    installed = [_installed(names) for names in LIBRARIES.get(runtime, [ONNX_RUNTIME])]
-    return ", ".join(filter(None, installed))
-
-
-def _installed(names: Sequence[str]) -> str:
-    for name in names:
-        with suppress(metadata.PackageNotFoundError):
-            return f"{name} {metadata.version(name)}"
-    return ""
+    installed = []
+    for names in LIBRARIES.get(runtime, [ONNX_RUNTIME]):
+        for name in names:
+            with suppress(metadata.PackageNotFoundError):
+                installed.append(f"{name} {metadata.version(name)}")
+                break
+    return ", ".join(installed)
 
 
 def processor(file: Path = Path("/proc/cpuinfo")) -> tuple[str, frozenset[str] | None]:

@@ -67,7 +67,18 @@ def make_app(
     if ensemble.externals:
         names = join_limited(member.name for member in ensemble.externals)
         raise UnavailableError(f"{names} cannot score new images, only ids known before; stack without --external")
-    queue, info = _InferenceQueue(limits.waiting), _info(ensemble, limits) | {"explain": explain is not None}
+    queue = _InferenceQueue(limits.waiting)
+    info = {
+        "version": version("manyeyes"),
+        "positive": "ai",
+        "threshold": ensemble.stacker.threshold,
+        "members": list(ensemble.stacker.members),
+        "runs": dict(ensemble.settings),
+        "device": ensemble.device,
+        "cascade": ensemble.cascade is not None,
+        "limits": {"images": limits.images, "megabytes": limits.megabytes},
+        "explain": explain is not None,
+    }
     folder = Path(__file__).parent / "page"
     pages = {path: Response((folder / name).read_text("utf-8"), media_type=kind) for path, (name, kind) in PAGE.items()}
     routes = [Route(path, page, methods=["GET"]) for path, page in pages.items()]
@@ -124,20 +135,6 @@ def _score(ensemble: Ensemble, files: UploadedFiles) -> dict[str, object]:
         )
     ]
     return {"threshold": stacker.threshold, "positive": "ai", "images": images}
-
-
-def _info(ensemble: Ensemble, limits: UploadLimits) -> dict[str, object]:
-    """What /api/info answers."""
-    return {
-        "version": version("manyeyes"),
-        "positive": "ai",
-        "threshold": ensemble.stacker.threshold,
-        "members": list(ensemble.stacker.members),
-        "runs": dict(ensemble.settings),
-        "device": ensemble.device,
-        "cascade": ensemble.cascade is not None,
-        "limits": {"images": limits.images, "megabytes": limits.megabytes},
-    }
 
 
 async def _read_form(request: Request, limits: UploadLimits) -> FormData:
