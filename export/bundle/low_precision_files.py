@@ -236,16 +236,12 @@ def read_layers(path: Path) -> list[Layer]:
         if node.op_type in PRODUCTS:
             if names:
                 parts.append([])
-            names.append(_module_name(node))
+            # the torch module in the exporter's note of scopes, from the whole member to the operation; else the node
+            notes = (note.value for note in node.metadata_props if note.key == "pkg.torch.onnx.name_scopes")
+            modules = [scope for scope in literal_eval(next(notes, "[]"))[:-1] if scope]
+            names.append(modules[-1] if modules else node.name)
         parts[-1].append(node.name)
     return [Layer(name, tuple(nodes)) for name, nodes in zip(names, parts, strict=bool(names))]
-
-
-def _module_name(node: Any) -> str:
-    """The torch module in the exporter's note of scopes, from the whole member to the operation; else the node's."""
-    scopes = next((note.value for note in node.metadata_props if note.key == "pkg.torch.onnx.name_scopes"), "[]")
-    modules = [scope for scope in literal_eval(scopes)[:-1] if scope]
-    return modules[-1] if modules else node.name
 
 
 def _nodes(layers: Iterable[Layer]) -> list[str]:

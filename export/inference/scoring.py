@@ -34,11 +34,16 @@ def score_shards(
     """
     with closing(_score_chunks(items, total, ensemble, threads)) as stream:
         for shard, size in sizes:
-            batches: list[ScoredBatch] = []
-            while sum(len(batch.ids) for batch in batches) < size:
-                batches.append(next(stream))
-                progress(len(batches[-1].ids))
-            yield shard, _concatenate(batches)
+            ids: list[str] = []
+            logits: list[np.ndarray] = []
+            failures: dict[int, Failure] = {}
+            while len(ids) < size:
+                batch = next(stream)
+                failures |= {len(ids) + row: failure for row, failure in batch.failures.items()}
+                ids += batch.ids
+                logits.append(batch.logits)
+                progress(len(batch.ids))
+            yield shard, ScoredBatch(ids, np.concatenate(logits), failures)
 
 
 def _score_chunks(
@@ -82,16 +87,6 @@ def _stream(
 
     chunk = cascade_chunk_rows(runners, ensemble.device)
     return cascade_stream(items, read, runners, chunk, needs, total, threads, name)
-
-
-def _concatenate(batches: Sequence[ScoredBatch]) -> ScoredBatch:
-    """Consecutive batches as one."""
-    ids: list[str] = []
-    failures: dict[int, Failure] = {}
-    for batch in batches:
-        failures |= {len(ids) + row: failure for row, failure in batch.failures.items()}
-        ids += batch.ids
-    return ScoredBatch(ids, np.concatenate([batch.logits for batch in batches]), failures)
 
 
 def chunk_size(ensemble: Ensemble) -> int:

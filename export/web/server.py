@@ -108,7 +108,11 @@ class _InferenceQueue:
         async with self._slots:
             form = await _read_form(request, limits)
             try:
-                files = _files(form)
+                parts = [part for part in form.getlist("images") if isinstance(part, UploadFile)]
+                if not parts:
+                    raise HTTPException(400, "no images: send each as a part named images, with a filename")
+                # a client's file name may hold lone surrogates, which are replaced
+                files = [((part.filename or "image").encode("utf-8", "replace").decode(), part.file) for part in parts]
                 async with self._turn:
                     if await request.is_disconnected():
                         raise ClientDisconnect
@@ -163,15 +167,6 @@ async def _read_form(request: Request, limits: UploadLimits) -> FormData:
         if error.detail.startswith("Too many files"):
             raise HTTPException(413, f"at most {limits.images} in one request; send fewer images") from None
         raise
-
-
-def _files(form: FormData) -> UploadedFiles:
-    """Name and content of each image. A client's file name may hold lone surrogates, which are replaced."""
-    parts = [part for part in form.getlist("images") if isinstance(part, UploadFile)]
-    files = [((part.filename or "image").encode("utf-8", "replace").decode(), part.file) for part in parts]
-    if not files:
-        raise HTTPException(400, "no images: send each as a part named images, with a filename")
-    return files
 
 
 async def _error_response(request: Request, error: Exception) -> Response:
