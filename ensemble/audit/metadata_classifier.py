@@ -105,10 +105,13 @@ def cross_validate(
         rows = np.sort(np.random.default_rng(0).choice(len(labels), MAX_ROWS, replace=False))
         table, labels, groups = table.iloc[rows], labels[rows], groups[rows]
     values = _encode(table)
-    folds = _folds(labels, groups)
-    varying = values.std(axis=0) > 0
-    if folds is None:
+    count = min(FOLDS, *(len(set(groups[labels == label])) for label in (0, 1)))
+    if count < 2:
         return None
+    folds = list(StratifiedGroupKFold(count, shuffle=True, random_state=0).split(labels, labels, groups))
+    if not all(len(set(labels[train])) == 2 and len(test) for train, test in folds):
+        return None
+    varying = values.std(axis=0) > 0
     if not varying.any():
         return CrossValidation(len(labels), Interval(0.5, 0.5, 0.5), 0.5)
     p = np.full(len(labels), 0.5)
@@ -139,15 +142,6 @@ def _encode(table: pd.DataFrame) -> np.ndarray:
         ranks = {text: min(rank, MAX_CATEGORIES) for rank, text in enumerate(order)}
         columns.append(texts.map(ranks).to_numpy(dtype=np.float32))
     return np.nan_to_num(np.stack(columns, axis=1), posinf=1e9, neginf=-1e9)
-
-
-def _folds(labels: np.ndarray, groups: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]] | None:
-    count = min(FOLDS, *(len(set(groups[labels == label])) for label in (0, 1)))
-    if count < 2:
-        return None
-    folds = list(StratifiedGroupKFold(count, shuffle=True, random_state=0).split(labels, labels, groups))
-    usable = all(len(set(labels[train])) == 2 and len(test) for train, test in folds)
-    return folds if usable else None
 
 
 def _model(rows: int, linear: float | None) -> Any:

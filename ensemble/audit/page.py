@@ -18,6 +18,9 @@ SHEET_IMAGES = 32  # of a contact sheet
 
 def render(audited: Audit, test: TestSet | None, data: Sequence[str], run: Path | None = None) -> str:
     """The page as HTML. run: its members score the storage-swap test, instead of a small classifier fitted here."""
+    spectra, labels = audited.traces[pixel_traces.SPECTRUM_COLUMNS].to_numpy(), audited.labels[audited.probed]
+    measured = ~np.isnan(spectra).any(axis=1)  # images that are large enough
+    by_class = {label: spectra[measured & (labels == label)] for label in (0, 1)}
     named = (("metadata alone", audited.metadata), ("and bytes per pixel", audited.metadata_with_bytes))
     return html.render(
         "audit.html",
@@ -26,7 +29,7 @@ def render(audited: Audit, test: TestSet | None, data: Sequence[str], run: Path 
         probes=[(name, probe.to_dict()) for name, probe in named if probe is not None],
         limit=BLOCK_ACCURACY,
         probed=PROBED_PER_CLASS,
-        spectra=_spectra(audited),
+        spectra=figures.radial_spectra(by_class) if all(map(len, by_class.values())) else None,
         swap=_swap(audited, run),
         sheets=_sheets(audited, test),
     )
@@ -72,11 +75,3 @@ def _sheets(audited: Audit, test: TestSet | None) -> list[tuple[str, list[tuple[
             )
         )
     return sheets
-
-
-def _spectra(audited: Audit) -> figures.Plot | None:
-    """Mean log power by radius for both classes; None where no image of a class is large enough."""
-    values, labels = audited.traces[pixel_traces.SPECTRUM_COLUMNS].to_numpy(), audited.labels[audited.probed]
-    measured = ~np.isnan(values).any(axis=1)
-    by_class = {label: values[measured & (labels == label)] for label in (0, 1)}
-    return figures.radial_spectra(by_class) if all(map(len, by_class.values())) else None

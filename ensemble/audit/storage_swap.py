@@ -78,22 +78,15 @@ def stored_as(image: Image.Image, donor: Path) -> Image.Image:
         width, height = (min(own, other) for own, other in zip(rgb.size, like.size, strict=True))
         left, top = (rgb.width - width) // 2, (rgb.height - height) // 2
         rgb = rgb.crop((left, top, left + width, top + height))
-        options = _options(like)
-    if options is None:
-        return rgb
+        options: dict[str, Any] = {"format": like.format, "quality": 80}
+        if isinstance(like, JpegImagePlugin.JpegImageFile):
+            sampling = max(JpegImagePlugin.get_sampling(like), 0)
+            options = {"format": "JPEG", "qtables": like.quantization, "subsampling": sampling}
+        elif like.format not in ("WEBP", "AVIF"):  # lossless
+            return rgb
     buffer = io.BytesIO()
     rgb.save(buffer, **options)
     return decode.decode(buffer.getvalue())
-
-
-def _options(like: Image.Image) -> dict[str, Any] | None:
-    """How to save as `like` is saved; None for lossless."""
-    if isinstance(like, JpegImagePlugin.JpegImageFile):
-        sampling = JpegImagePlugin.get_sampling(like)
-        return {"format": "JPEG", "qtables": like.quantization, "subsampling": max(sampling, 0)}
-    if like.format in ("WEBP", "AVIF"):
-        return {"format": like.format, "quality": 80}
-    return None
 
 
 def fit_small_classifier(

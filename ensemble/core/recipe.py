@@ -239,7 +239,10 @@ def _explain_error(error: Mapping[str, Any]) -> str:
     """One pydantic error as 'train.lr: what is wrong', with the nearest valid key for a typo."""
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        valid = _valid_keys(error["loc"][:-1])
+        section: Any = Recipe
+        for part in error["loc"][:-1]:
+            section = section.model_fields[part].annotation
+        valid = [name for name in section.model_fields if name != "name"]
         near = difflib.get_close_matches(str(error["loc"][-1]), valid, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
         return f"{where}: unknown key; {hint}"
@@ -248,13 +251,6 @@ def _explain_error(error: Mapping[str, Any]) -> str:
     message = error["msg"].removeprefix("Value error, ")
     given = error["input"]
     return f"{where}: {message}" + ("" if isinstance(given, Mapping | Section) else f" (got {given!r})")
-
-
-def _valid_keys(location: Sequence[Any]) -> list[str]:
-    section: Any = Recipe
-    for part in location:
-        section = section.model_fields[part].annotation
-    return [name for name in section.model_fields if name != "name"]
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -105,11 +105,17 @@ def find_files(ids: pa.LargeBinaryArray, folder: Location) -> Iterator[str]:
     """
     paths = compact(file.path for file in walk_images(folder))
     found, other = np.full((2, len(ids)), -1, dtype=np.int32)
-    for keys in _keys(paths):
+    folders, suffix = r"(?s)^.*/", r"\.[^./]*$"
+    for left_out in (None, suffix, folders, f"{folders}|{suffix}"):  # the fullest reading first
+        keys = pc.replace_substring_regex(paths, left_out, "") if left_out else paths
         matches = pc.index_in(ids, value_set=keys).fill_null(-1).to_numpy()
         new = (found < 0) & (matches >= 0)
         found[new] = matches[new]
-        other[new] = _second(keys)[matches[new]]
+        first = pc.index_in(keys, value_set=keys).to_numpy()
+        later = np.flatnonzero(first != np.arange(len(first)))[::-1]
+        following = np.full(len(first), -1, dtype=np.int32)  # where the second of several equal keys is, at the first
+        following[first[later]] = later
+        other[new] = following[matches[new]]
         if (found >= 0).all():
             break
     missing, ambiguous = np.flatnonzero(found < 0), np.flatnonzero(other >= 0)
@@ -127,20 +133,3 @@ def find_files(ids: pa.LargeBinaryArray, folder: Location) -> Iterator[str]:
         )
     for start in range(0, len(ids), BATCH_ROWS):
         yield from texts(paths.take(pa.array(found[start : start + BATCH_ROWS])))
-
-
-def _keys(paths: pa.LargeBinaryArray) -> Iterator[pa.LargeBinaryArray]:
-    """What may name each path, the fullest first: itself, without suffix, its file name, that without suffix."""
-    folders, suffix = r"(?s)^.*/", r"\.[^./]*$"
-    yield paths
-    for left_out in (suffix, folders, f"{folders}|{suffix}"):
-        yield pc.replace_substring_regex(paths, left_out, "")
-
-
-def _second(keys: pa.LargeBinaryArray) -> np.ndarray:
-    """int32 [N]: for the first of several equal keys where the next is, -1 for all others."""
-    first = pc.index_in(keys, value_set=keys).to_numpy()
-    later = np.flatnonzero(first != np.arange(len(first)))[::-1]
-    second = np.full(len(first), -1, dtype=np.int32)
-    second[first[later]] = later
-    return second

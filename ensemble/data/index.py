@@ -89,7 +89,9 @@ def index_files(files: Sequence[Path], workers: int | None = None, label: str = 
             rows.append(row)
             size = f"{found.width}x{found.height}".encode()
             thumbnail_hashes.append(blake2b(size + found.thumb, digest_size=16).digest())
-            block.append(_flat(found))
+            facts = {name: getattr(found, name) for name in "width height format bytes sha256".split()}
+            header = {f"header.{name}": intern(v) if isinstance(v, str) else v for name, v in found.header.items()}
+            block.append(facts | {"phash": f"{found.phash:016x}"} | header)
             if len(block) == BLOCK_FILES:
                 blocks.append(_compact(block))
                 block = []
@@ -118,7 +120,11 @@ def read_all(files: Sequence[Path], workers: int | None = None) -> Iterator[File
 
         def cached() -> Iterator[tuple[Path, str, FileRecord | None]]:
             for file in files:
-                stamp = _stamp(file)
+                try:
+                    stat = file.stat()
+                    stamp = f"{VERSION}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
+                except OSError:
+                    stamp = ""
                 yield file, stamp, _cache_get(cache, str(file.absolute()), stamp)
 
         def read(item: tuple[Path, str, FileRecord | None]) -> tuple[Path, str, FileRecord | str, bool]:
@@ -183,12 +189,6 @@ _TEXT_COLUMNS = {"format"} | {
 }
 
 
-def _flat(found: FileRecord) -> dict[str, object]:
-    own = {name: getattr(found, name) for name in "width height format bytes sha256".split()}
-    header = {f"header.{name}": intern(v) if isinstance(v, str) else v for name, v in found.header.items()}
-    return own | {"phash": f"{found.phash:016x}"} | header
-
-
 def _compact(rows: Iterable[dict[str, object]]) -> pd.DataFrame:
     frame = pd.DataFrame(list(rows))
     kinds: dict[str, str] = dict.fromkeys(map(str, frame.select_dtypes("float64")), "float32")
@@ -230,14 +230,6 @@ def _open(name: str) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
-
-
-def _stamp(file: Path) -> str:
-    try:
-        stat = file.stat()
-    except OSError:
-        return ""
-    return f"{VERSION}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
 
 
 def _cache_get(cache: sqlite3.Connection, path: str, stamp: str) -> FileRecord | None:

@@ -73,7 +73,11 @@ def recognize_layout(path: Path, options: ReadOptions | None = None) -> Layout |
     """
     if not path.is_dir():
         return None
-    return _chameleon(path) or _genimage(path) or _fake_image_dataset(path, options or ReadOptions())
+    folder = path / "test" if (path / "test").is_dir() else path
+    if all((folder / name).is_dir() for name in CHAMELEON):
+        parts = tuple(Part(folder / name, label, "Chameleon") for name, label in CHAMELEON.items())
+        return Layout("Chameleon", path, parts, ())
+    return _genimage(path) or _fake_image_dataset(path, options or ReadOptions())
 
 
 def read_benchmarks(
@@ -113,14 +117,6 @@ def _read(layout: Layout) -> list[LabelledImage]:
             for path in (f"{start}/{name}" for name in paths)
         ]
     return items
-
-
-def _chameleon(path: Path) -> Layout | None:
-    folder = path / "test" if (path / "test").is_dir() else path
-    if not all((folder / name).is_dir() for name in CHAMELEON):
-        return None
-    parts = tuple(Part(folder / name, label, "Chameleon") for name, label in CHAMELEON.items())
-    return Layout("Chameleon", path, parts, ())
 
 
 def _genimage(path: Path) -> Layout | None:

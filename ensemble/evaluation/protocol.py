@@ -116,7 +116,10 @@ def score_corruptions(
     def save() -> None:
         if rows:
             parts.append(_frame([row[:2] for row in rows], np.stack([row[2] for row in rows]), names))
-            _save_part(folder, key, parts[-1])
+            finished = parts_path(folder)
+            number = len(list(finished.glob("*.parquet")))
+            artifacts.write_parquet(finished / f"{number:06d}.parquet", parts[-1])
+            artifacts.write_json(finished / "key.json", {"key": key})
             rows.clear()
 
     saved = perf_counter()
@@ -224,13 +227,6 @@ def _frame(keys: Sequence[tuple[str, str]], logits: np.ndarray, names: Sequence[
 def parts_path(folder: Path) -> Path:
     """The folder of the finished parts of an evaluation in progress."""
     return folder / "parts"
-
-
-def _save_part(folder: Path, key: str, part: pd.DataFrame) -> None:
-    parts = parts_path(folder)
-    number = len(list(parts.glob("*.parquet")))
-    artifacts.write_parquet(parts / f"{number:06d}.parquet", part)
-    artifacts.write_json(parts / "key.json", {"key": key})
 
 
 def read_finished(folder: Path, key: str, names: Sequence[str]) -> pd.DataFrame:

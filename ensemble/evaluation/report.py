@@ -138,24 +138,18 @@ def verdict(
 ) -> str:
     """Whether the stack earns its place on these rows, in one sentence."""
     stack, best_name = scores["stack"], next(iter(versus))
-    best, mean = (_outcome(paired.difference) for paired in versus.values())
-    apart = [_signed(paired.difference) for paired in versus.values()]
+    differences = [paired.difference for paired in versus.values()]
+    best, mean = (
+        "beats" if each.low > 0 else "loses to" if each.high < 0 else "does not clearly differ from"
+        for each in differences
+    )
+    apart = [f"{each.value:+.3f} AUROC, {each.low:+.3f} to {each.high:+.3f}" for each in differences]
     return (
         f"On {len(rows.frame)} held-out images in {len(set(rows.groups))} groups the stack reaches an AUROC of "
         f"{_range(stack['auroc'])} and, at its threshold of {threshold:.3f}, a balanced accuracy of "
         f"{_range(stack['balanced_accuracy'])}; it {best} its best member {best_name} ({apart[0]}), "
         f"and {mean} the members' mean ({apart[1]})."
     )
-
-
-def _outcome(difference: Interval) -> str:
-    if difference.low > 0:
-        return "beats"
-    return "loses to" if difference.high < 0 else "does not clearly differ from"
-
-
-def _signed(interval: Interval) -> str:
-    return f"{interval.value:+.3f} AUROC, {interval.low:+.3f} to {interval.high:+.3f}"
 
 
 def _range(interval: Interval) -> str:

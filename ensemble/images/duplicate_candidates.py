@@ -73,7 +73,10 @@ def describe(thumbs: np.ndarray, rows: np.ndarray) -> ThumbnailFeatures:
         colours.append(_sorted_colours(pixels))
         spectra.append(_weighted((whole @ (pixels @ LUMA) @ whole.T)[:, _KEPT]))
     sorted_colours = np.concatenate(colours)
-    return ThumbnailFeatures(thumbs, rows, sorted_colours, _reach(sorted_colours), np.concatenate(spectra))
+    planes = sorted_colours.reshape(len(sorted_colours), 3, COLOUR_BINS)
+    spread = np.sqrt(((planes - planes.mean(axis=2, keepdims=True)) ** 2).sum(axis=(1, 2)))
+    reach = np.asarray(np.minimum(REACH + REACH_PER_SPREAD * spread, MAX_REACH)[:, None], dtype=np.float32)
+    return ThumbnailFeatures(thumbs, rows, sorted_colours, reach, np.concatenate(spectra))
 
 
 def propose(images: ThumbnailFeatures, others: ThumbnailFeatures, key: np.ndarray, start: int) -> CandidatePairs:
@@ -117,12 +120,6 @@ def _sorted_colours(pixels: np.ndarray) -> np.ndarray:
         for plane in planes
     ]
     return np.concatenate(means, axis=1) / np.float32(np.sqrt(COLOUR_BINS))
-
-
-def _reach(colours: np.ndarray) -> np.ndarray:
-    planes = colours.reshape(len(colours), 3, COLOUR_BINS)
-    spread = np.sqrt(((planes - planes.mean(axis=2, keepdims=True)) ** 2).sum(axis=(1, 2)))
-    return np.asarray(np.minimum(REACH + REACH_PER_SPREAD * spread, MAX_REACH)[:, None], dtype=np.float32)
 
 
 def _cosines(first: float, last: float, size: int) -> np.ndarray:

@@ -42,18 +42,14 @@ def _probe_file(file: Path) -> np.ndarray:
 
 def measure(image: Image.Image) -> np.ndarray:
     """float32 features of one image, in the order of COLUMNS; NaN for an image below MIN_SIDE."""
-    grey = _middle(image)
+    # the middle, of at most CROP_SIDE, cut on the 8x8 grid of the image's corner
+    left, top = (max(side - CROP_SIDE, 0) // 16 * 8 for side in image.size)
+    width, height = (min(side, CROP_SIDE) // 8 * 8 for side in image.size)
+    grey = np.asarray(image.crop((left, top, left + width, top + height)).convert("L"), dtype=np.float32)
     if min(grey.shape) < MIN_SIDE:
         return np.full(len(COLUMNS), np.nan, dtype=np.float32)
     parts = (radial_spectrum(grey), grid_traces(grey), resampling_traces(grey))
     return np.concatenate(parts).astype(np.float32)
-
-
-def _middle(image: Image.Image) -> np.ndarray:
-    """float32 luminance [H, W] of at most CROP_SIDE, cut on the 8x8 grid of the image's corner."""
-    left, top = (max(side - CROP_SIDE, 0) // 16 * 8 for side in image.size)
-    width, height = (min(side, CROP_SIDE) // 8 * 8 for side in image.size)
-    return np.asarray(image.crop((left, top, left + width, top + height)).convert("L"), dtype=np.float32)
 
 
 def radial_spectrum(grey: np.ndarray) -> np.ndarray:

@@ -148,7 +148,13 @@ def _from_checkpoint(folder: Path, config: Any, backbone: Backbone, preprocess_c
     prefixes = UNUSED_WEIGHTS.get(config.model_type, ())
     unused = {name for name in info["unexpected_keys"] if name.startswith(prefixes)}
     _check_weights(folder, info, head, _buffers(network) | unused)
-    _new_head(network, head)
+    for name, parameter in network.named_parameters():
+        if name not in head:
+            continue
+        if name.endswith("bias"):  # a new head even where a two-class checkpoint would have fitted
+            nn.init.zeros_(parameter)
+        else:
+            nn.init.trunc_normal_(parameter, std=0.02)  # as ViT, Swin and ConvNeXt draw theirs
     return network
 
 
@@ -225,16 +231,6 @@ def _head_names(network: Any) -> frozenset[str]:
             f"{network.config.model_type}: the classifier head was not found; choose another checkpoint"
         )
     return names
-
-
-def _new_head(network: nn.Module, head: frozenset[str]) -> None:
-    """A freshly drawn head even where a two-class checkpoint would have fitted."""
-    for name, parameter in network.named_parameters():
-        if name in head:
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            else:
-                nn.init.trunc_normal_(parameter, std=0.02)  # as ViT, Swin and ConvNeXt draw theirs
 
 
 def _check_weights(

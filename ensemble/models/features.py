@@ -191,7 +191,9 @@ def embed_images(
     The vectors of an image's views are averaged, then scaled to length 1. Files are decoded ahead on threads. cache: a
     file of `feature_cache`; features in it are not computed again, so an interrupted run continues.
     """
-    records = np.empty(len(files), dtype=_record_dtype(embedder.width))
+    thumb = ("thumb", "u1", (near_duplicates.THUMBNAIL_SIDE, near_duplicates.THUMBNAIL_SIDE, 3))
+    columns = [thumb, ("hash", "<u8"), ("pixels", "u1", 32), ("vector", "<f4", embedder.width)]  # as in the cache
+    records = np.empty(len(files), dtype=columns)
     rows: list[int] = []
     errors: dict[int, str] = {}
     batch: list[_Decoded] = []
@@ -213,12 +215,6 @@ def embed_images(
         raise BackboneError(f"{embedder.name}: some features are not finite; choose another embedder")
     vectors, thumbs, hashes, pixels = (records[name] for name in ("vector", "thumb", "hash", "pixels"))
     return Features(np.array(rows, dtype=np.int64), vectors, thumbs, hashes, pixels, errors)
-
-
-def _record_dtype(width: int) -> np.dtype[np.void]:
-    """One image's features, in memory and in the cache."""
-    side = near_duplicates.THUMBNAIL_SIDE
-    return np.dtype([("thumb", "u1", (side, side, 3)), ("hash", "<u8"), ("pixels", "u1", 32), ("vector", "<f4", width)])
 
 
 def _decode_file(file: Path, config: PreprocessConfig, known: set[bytes]) -> _Decoded | str:
