@@ -164,10 +164,6 @@ def _log_loss(rows: _Rows, weights: np.ndarray) -> np.ndarray:
     return _mean(-np.log(np.where(rows.labels, p, 1 - p)), weights)
 
 
-def _brier(rows: _Rows, weights: np.ndarray) -> np.ndarray:
-    return _mean((rows.p - rows.labels) ** 2, weights)
-
-
 def _ece(rows: _Rows, weights: np.ndarray) -> np.ndarray:
     off = np.zeros((len(rows.p), ECE_BINS))
     bin_of = np.searchsorted(np.linspace(0, 1, ECE_BINS + 1)[1:-1], rows.p)
@@ -181,7 +177,7 @@ _SCORES_OF_ROWS: dict[str, Callable[[_Rows, np.ndarray], np.ndarray]] = {
     "accuracy_real": _on_real,
     "accuracy_ai": _on_ai,
     "log_loss": _log_loss,
-    "brier": _brier,
+    "brier": lambda rows, weights: _mean((rows.p - rows.labels) ** 2, weights),
     "ece": _ece,
 }
 _SCORES_OF_CURVE: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {

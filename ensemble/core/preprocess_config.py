@@ -70,7 +70,7 @@ class PreprocessConfig:
         for name, fits, what in (
             ("mean", _is_number, "numbers"),
             ("std", _is_number, "numbers"),
-            ("background", _is_byte, "whole numbers in 0..255"),
+            ("background", lambda value: type(value) is int and 0 <= value <= 255, "whole numbers in 0..255"),
         ):
             value = getattr(self, name)
             if not isinstance(value, tuple) or len(value) != 3 or not all(map(fits, value)):
@@ -107,7 +107,3 @@ class PreprocessConfig:
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 1e6  # neither NaN nor beyond float32
-
-
-def _is_byte(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= 255

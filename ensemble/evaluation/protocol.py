@@ -4,7 +4,7 @@ An interrupted evaluation resumes: logits of unchanged images by unchanged membe
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from ensemble.core.metrics import SCORES, Interval, sigmoid
 from ensemble.core.parallel import ordered_map
 from ensemble.data.sources import LabelledImage
 from ensemble.images import decode
-from ensemble.images.robustness import GRID_VERSION, Corruption
+from ensemble.images.robustness import GRID_VERSION, Change
 from ensemble.stacking.stacker import Stacker
 
 LOGIT_PREFIX = "logit:"  # of the members' columns
@@ -94,7 +94,7 @@ class EvaluatedModel:
 def score_corruptions(
     items: Sequence[LabelledImage],
     sha256s: Sequence[str],
-    cells: Sequence[Corruption],
+    cells: Mapping[str, Change],
     model: EvaluatedModel,
     folder: Path,
     progress: Callable[[int], object] = lambda count: None,
@@ -124,7 +124,7 @@ def score_corruptions(
 
     saved = perf_counter()
     try:
-        for row in _scored(todo, model, errors, progress):
+        for row in _scored(todo, cells, model, errors, progress):
             rows.append(row)
             if perf_counter() - saved > SAVE_SECONDS:
                 save()
@@ -132,15 +132,15 @@ def score_corruptions(
     finally:
         save()
     known = pd.concat(parts, ignore_index=True)
-    return build_score_table(items, [cell.name for cell in cells], known, model.stacker, set(errors)), errors
+    return build_score_table(items, list(cells), known, model.stacker, set(errors)), errors
 
 
 def remaining_cells(
-    items: Sequence[LabelledImage], cells: Sequence[Corruption], known: pd.DataFrame
-) -> list[tuple[LabelledImage, list[Corruption]]]:
+    items: Sequence[LabelledImage], cells: Collection[str], known: pd.DataFrame
+) -> list[tuple[LabelledImage, list[str]]]:
     """The images that are not in all of these cells yet, each with the cells it lacks. known: from `read_finished`."""
     done = set(known[["id", "cell"]].itertuples(index=False, name=None))
-    todo = [(item, [cell for cell in cells if (item.id, cell.name) not in done]) for item in items]
+    todo = [(item, [cell for cell in cells if (item.id, cell) not in done]) for item in items]
     return [(item, left) for item, left in todo if left]
 
 
@@ -168,26 +168,27 @@ def evaluation_key(items: Sequence[LabelledImage], sha256s: Sequence[str], model
 
 
 def _scored(
-    todo: Sequence[tuple[LabelledImage, list[Corruption]]],
+    todo: Sequence[tuple[LabelledImage, list[str]]],
+    cells: Mapping[str, Change],
     model: EvaluatedModel,
     errors: dict[str, str],
     progress: Callable[[int], object],
 ) -> Iterator[tuple[str, str, np.ndarray]]:
     """(id, cell, member logits) of each image and cell; images that fail are named in `errors`."""
 
-    def tasks() -> Iterator[tuple[str, Corruption, Image]]:
-        for item, cells in todo:
+    def tasks() -> Iterator[tuple[str, str, Image]]:
+        for item, left in todo:
             try:
                 image = decode.decode(item.file)
             except ImageError as error:
                 errors[item.id] = str(error)
-                progress(len(cells))
+                progress(len(left))
                 continue
-            yield from ((item.id, cell, image) for cell in cells)
+            yield from ((item.id, cell, image) for cell in left)
 
     batch: list[tuple[str, str, Image]] = []
-    for key, cell, image in ordered_map(lambda task: (*task[:2], task[1].apply(task[2])), tasks(), ahead=model.batch):
-        batch.append((key, cell.name, image))
+    for key, cell, image in ordered_map(lambda task: (*task[:2], cells[task[1]](task[2])), tasks(), ahead=model.batch):
+        batch.append((key, cell, image))
         if len(batch) == model.batch or sum(waiting.width * waiting.height for *_, waiting in batch) > MAX_BATCH_PIXELS:
             yield from _run(batch, model, errors)
             progress(len(batch))

@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial, reduce
 
 import numpy as np
@@ -13,15 +12,7 @@ from ensemble.core.errors import DataError, join_limited
 from ensemble.images import degradations
 
 GRID_VERSION = 1  # raised by hand when a corruption of the same name would give other pixels
-Change = Callable[[Image.Image], Image.Image]
-
-
-@dataclass(frozen=True)
-class Corruption:
-    """One change of a decoded image; the same image always gives the same pixels."""
-
-    name: str
-    apply: Change
+Change = Callable[[Image.Image], Image.Image]  # the same image always gives the same pixels
 
 
 def chain(image: Image.Image, steps: Sequence[Change]) -> Image.Image:
@@ -29,7 +20,7 @@ def chain(image: Image.Image, steps: Sequence[Change]) -> Image.Image:
     return reduce(lambda changed, step: step(changed), steps, image)
 
 
-def full_grid() -> tuple[Corruption, ...]:
+def full_grid() -> dict[str, Change]:
     """Every kind of damage at every strength, 31 corruptions with "clean"; the small grid is among them.
 
     JPEG with 4:2:0 and WebP at qualities 95 to 30; blur, sigma in pixels; both sides multiplied,
@@ -52,7 +43,7 @@ def full_grid() -> tuple[Corruption, ...]:
         "blur 1 + noise 0.02 + jpeg 50": [blur[1.0], noise[0.02], jpeg[50]],
         "jpeg 70 + webp 50 + jpeg 30": [jpeg[70], webp[50], jpeg[30]],
     }
-    changes: dict[str, Change] = {
+    return {
         "clean": partial(chain, steps=()),
         **{f"jpeg {quality}": change for quality, change in jpeg.items()},
         **{f"webp {quality}": change for quality, change in webp.items()},
@@ -62,28 +53,27 @@ def full_grid() -> tuple[Corruption, ...]:
         "crop 0.8": crop,
         **{name: partial(chain, steps=steps) for name, steps in chains.items()},
     }
-    return tuple(Corruption(name, change) for name, change in changes.items())
 
 
 # What a picture meets on the web, each once and not at its worst: few enough to score every epoch on.
 SMALL_NAMES = ("clean", "jpeg 70", "jpeg 50", "webp 70", "blur 1", "resize 0.5", "noise 0.05")
-SMALL_GRID = tuple({corruption.name: corruption for corruption in full_grid()}[name] for name in SMALL_NAMES)
+SMALL_GRID = {name: full_grid()[name] for name in SMALL_NAMES}
 
 
-def choose_corruptions(grid: str, names: Sequence[str] = ()) -> tuple[Corruption, ...]:
+def choose_corruptions(grid: str, names: Sequence[str] = ()) -> dict[str, Change]:
     """The corruptions of the grid "full", "small" or "none", or those of these names; "clean" is always the first.
 
     Raises DataError for a name that no corruption has.
     """
-    every = {corruption.name: corruption for corruption in full_grid()}
+    every = full_grid()
     if not names:
-        return {"full": tuple(every.values()), "small": SMALL_GRID, "none": SMALL_GRID[:1]}[grid]
+        return {"full": every, "small": SMALL_GRID, "none": {"clean": every["clean"]}}[grid]
     for name in names:
         if name not in every:
             near = difflib.get_close_matches(name, every, n=3, cutoff=0.4)
             hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {join_limited(every, 50)}"
             raise DataError(f"no cell is called {name!r}; {hint}")
-    return tuple(every[name] for name in dict.fromkeys(["clean", *names]))
+    return {name: every[name] for name in ("clean", *names)}
 
 
 def worst_corruption(labels: np.ndarray, logits: Mapping[str, np.ndarray]) -> tuple[str, float]:

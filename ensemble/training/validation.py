@@ -82,14 +82,14 @@ def tune_scores(
     For `worst_cell` the rows are scored under every corruption of the small robustness grid.
     """
     robust = recipe.train.tune_score == "worst_cell"
-    cells = robustness.SMALL_GRID if robust else robustness.SMALL_GRID[:1]
+    cells = robustness.SMALL_GRID if robust else robustness.choose_corruptions("none")
     progress = scoring("tune", len(frame) * len(cells))
     labels = frame["label"].to_numpy()
     by_cell = {
-        cell.name: predict_logits(member, recipe, frame, reader, processes, precision, progress, cell.apply)
-        for cell in cells
+        cell: predict_logits(member, recipe, frame, reader, processes, precision, progress, change)
+        for cell, change in cells.items()
     }
-    logits = by_cell[cells[0].name]
+    logits = by_cell["clean"]
     scores: dict[str, Any] = {**named_scores(labels, logits)}
     if robust:
         scores["worst_cell"], scores["tune_worst_cell"] = robustness.worst_corruption(labels, by_cell)

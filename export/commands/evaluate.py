@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ensemble.data.sources import LabelledImage, ReadOptions
     from ensemble.evaluation.protocol import EvaluatedModel
-    from ensemble.images.robustness import Corruption
+    from ensemble.images.robustness import Change
 
 
 @click.command("evaluate")
@@ -174,7 +174,7 @@ def evaluate(
 
 
 def _print_estimate(
-    items: "Sequence[LabelledImage]", cells: "Sequence[Corruption]", known: "pd.DataFrame", model: "EvaluatedModel"
+    items: "Sequence[LabelledImage]", cells: "Mapping[str, Change]", known: "pd.DataFrame", model: "EvaluatedModel"
 ) -> None:
     from ensemble.core.log import format_duration
     from ensemble.evaluation.protocol import remaining_cells, seconds_per_image

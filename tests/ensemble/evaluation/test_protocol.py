@@ -12,12 +12,10 @@ from ensemble.data.sources import LabelledImage
 from ensemble.evaluation import protocol
 from ensemble.evaluation.protocol import EvaluatedModel, score_corruptions, summarize
 from ensemble.images import decode as images
-from ensemble.images.robustness import Corruption
 from ensemble.stacking.stacker import Stacker
 
 STACKER = Stacker(members=("light", "dark"), coef=(2.0, -1.0), intercept=0.5)
-DIM = Corruption("dim", lambda image: image.point(lambda value: value // 2))
-CLEAN = Corruption("clean", lambda image: image)
+CELLS = {"clean": lambda image: image, "dim": lambda image: image.point(lambda value: value // 2)}
 
 
 def brightness(picture):
@@ -50,7 +48,7 @@ def items(tmp_path):
     ]
 
 
-def scored(items, tmp_path, scorer=None, cells=(CLEAN, DIM), stacker=STACKER, identity="one", batch=4, sha256s=None):
+def scored(items, tmp_path, scorer=None, cells=CELLS, stacker=STACKER, identity="one", batch=4, sha256s=None):
     model = EvaluatedModel(scorer or Scorer(), stacker, identity, batch)
     return score_corruptions(items, sha256s or [item.id for item in items], cells, model, tmp_path / "out")
 
@@ -120,8 +118,8 @@ def test_a_finished_evaluation_keeps_its_cells_and_scores_only_new_ones(items, t
     protocol.write_evaluation(tmp_path / "out", frame, {"key": key})
     assert not protocol.parts_path(tmp_path / "out").exists()
     scorer = Scorer()
-    dimmer = Corruption("dimmer", functools.partial(Image.Image.point, lut=lambda value: value // 4))
-    frame, _ = scored(items, tmp_path, scorer, cells=(CLEAN, dimmer))
+    dimmer = functools.partial(Image.Image.point, lut=lambda value: value // 4)
+    frame, _ = scored(items, tmp_path, scorer, cells={"clean": CELLS["clean"], "dimmer": dimmer})
     assert sum(scorer.sizes) == 6
     assert list(frame["cell"][:3]) == ["clean", "dimmer", "dim"]
     assert len(frame) == 18
