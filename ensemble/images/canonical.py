@@ -6,7 +6,6 @@ JPEG history get one as the others have; all end with one more compression, draw
 What an earlier, stronger compression did to one class alone cannot be undone.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ MAX_LEFT_OUT_SHARE = 0.05  # share of a class that may be too small for the comm
 JPEG_FORMATS = ("JPEG", "MPO")  # formats whose files have a JPEG history
 GRID_JITTER = 7  # pixels every image can spare, for a random place on the 8x8 grid
 MIN_SIZE = 32  # pixels of a canonical image
+MAX_FIRST = 100  # of a plan's `first`, where each pair is about as common as in the data
 WHITE = (255, 255, 255)
 RNG_STREAM = 3  # of random draws, apart from those of augmentation
 
@@ -90,15 +90,9 @@ def make_plan(
         high = int(np.clip(min(known, default=95.0), 60, 95))
         quality = (high - 10, high)
     jpegs = headers.loc[stored, ["quality", "sampling"]].itertuples(index=False, name=None)
-    pairs = [(int(value), int(text) if text in ("0", "1", "2") else 2) for value, text in jpegs]
-    return CanonicalPlan(size, _thinned(pairs), quality)
-
-
-def _thinned(pairs: Sequence[tuple[int, int]], most: int = 100) -> tuple[tuple[int, int], ...]:
-    """At most `most` of the pairs, sorted, each about as common as before."""
-    ordered = sorted(Counter(pairs).elements())
-    step = max(len(ordered) / most, 1)
-    return tuple(ordered[int(i * step)] for i in range(min(len(ordered), most)))
+    pairs = sorted((int(value), int(text) if text in ("0", "1", "2") else 2) for value, text in jpegs)
+    step = max(len(pairs) / MAX_FIRST, 1)
+    return CanonicalPlan(size, tuple(pairs[int(i * step)] for i in range(min(len(pairs), MAX_FIRST))), quality)
 
 
 def canonical(image: Image.Image, was_jpeg: bool, plan: CanonicalPlan, rng: np.random.Generator) -> Image.Image:

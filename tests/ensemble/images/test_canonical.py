@@ -119,10 +119,11 @@ def test_what_has_no_history_draws_from_that_of_the_jpegs():
 
 
 def test_a_long_history_is_thinned_without_a_shift():
-    pairs = [(60, 2)] * 900 + [(95, 0)] * 90 + [(80, 1)] * 10
-    thinned = canonical._thinned(pairs)
+    pairs = pd.DataFrame([(60, "2")] * 900 + [(95, "0")] * 90 + [(80, "1")] * 10, columns=["quality", "sampling"])
+    long = pairs.assign(width=200, height=200)
+    thinned = make_plan(long, np.arange(1000) % 2).first
     assert Counter(thinned) == {(60, 2): 90, (95, 0): 9, (80, 1): 1}
-    assert thinned == canonical._thinned(pairs[::-1])
+    assert thinned == make_plan(long[::-1], np.arange(1000) % 2).first
 
 
 def test_a_plan_is_kept_as_json(tmp_path):
