@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import psutil
 import torch
 import torchvision.transforms as T  # noqa: N812
@@ -178,8 +179,8 @@ def our_rate(recipe: Recipe, files: list[Path], batch: int, steps: int, precisio
     clock = OurClock(WARM_UP + steps)
     with tempfile.TemporaryDirectory() as work, suppress(Enough):
         recipe = recipe.model_copy(update={"train": train})
-        job = FitConfig(recipe, rows, None, RowReader(None, 0), 1, Path(work), 0, processes)
-        fit(member, job, clock, lambda done: Trackers(None, []))
+        job = FitConfig(recipe, pd.DataFrame(), None, RowReader(None, 0), 1, Path(work), 0, processes)
+        fit(member, job, rows, clock, lambda done: Trackers(None, []))
     return rate(clock.steps)
 
 

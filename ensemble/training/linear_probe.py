@@ -6,7 +6,6 @@ takes seconds, and an interrupted pass is continued.
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -19,12 +18,11 @@ from sklearn.preprocessing import StandardScaler
 from ensemble.core import artifacts, feature_cache, metrics
 from ensemble.core.errors import BackboneError
 from ensemble.core.parallel import ordered_map
-from ensemble.core.recipe import Recipe
 from ensemble.data import dataset
-from ensemble.images.canonical import CanonicalPlan
 from ensemble.models.backbone import Member
 from ensemble.models.features import Embedder, classifier_head, make_embedder
 from ensemble.training.data_loader import TrainDataset
+from ensemble.training.loop import FitConfig
 from ensemble.training.validation import named_scores
 
 FEATURES_VERSION = 1  # raised by hand when the same image and random draw would give other features
@@ -33,34 +31,7 @@ C_GRID = np.logspace(-6, 1, 15)  # Radford et al. ("CLIP", 2021) search 1e-6 to 
 Scoring = Callable[[str, int], Callable[[int], object]]  # `LiveProgress.on_scoring`
 
 
-@dataclass(frozen=True)
-class ProbeConfig:
-    """What a probe is fitted on; train and tune: rows of the data set.
-
-    plan: brings images to their canonical form. C: inverse regularisation strength where there are no tune rows.
-    """
-
-    recipe: Recipe
-    train: pd.DataFrame
-    tune: pd.DataFrame | None
-    plan: CanonicalPlan | None
-    seed: int
-    device: str
-    C: float = 1.0
-
-
-@dataclass(frozen=True)
-class _LinearHead:
-    """A fitted line: weight float64 [width] and bias, for features as the head sees them; tune_logits: [M]."""
-
-    weight: np.ndarray
-    bias: float
-    C: float
-    train_loss: float
-    tune_logits: np.ndarray | None
-
-
-def fit_probe(member: Member, config: ProbeConfig, scoring: Scoring) -> dict[str, float]:
+def fit_probe(member: Member, config: FitConfig, scoring: Scoring) -> dict[str, float]:
     """Give `member` the head that a logistic regression finds; returns its scores as the record of one epoch.
 
     Each view of a train image is a row of the fit: the views of the preprocessing, and `adapt.views` random ones. C
@@ -69,7 +40,7 @@ def fit_probe(member: Member, config: ProbeConfig, scoring: Scoring) -> dict[str
     is reported instead. The features of all train rows are held in memory.
     """
     recipe, train, tune = config.recipe, config.train, config.tune
-    embedder = make_embedder(member, recipe.name, config.device)
+    embedder = make_embedder(member, recipe.name, config.processes.device_type)
     own, width = embedder.preprocess_config.count, embedder.width
     features = np.empty((len(train), own + recipe.adapt.views, width), dtype=np.float32)
     tune_features = np.empty((len(tune), own, width), dtype=np.float32) if tune is not None else None
@@ -85,18 +56,18 @@ def fit_probe(member: Member, config: ProbeConfig, scoring: Scoring) -> dict[str
     labels = np.repeat(train["label"].to_numpy(), features.shape[1])
     tune_labels = tune["label"].to_numpy() if tune is not None else None
     grid = C_GRID if tune is not None else np.array([config.C])
-    head = _fit(features.reshape(-1, width), labels, tune_features, tune_labels, grid)
-    _write_head(member, head, embedder)
-    record = {"epoch": 1, "train_loss": head.train_loss, "strength": head.C}
-    if tune_labels is None or head.tune_logits is None:
+    weight, bias, scores, tune_logits = _fit(features.reshape(-1, width), labels, tune_features, tune_labels, grid)
+    _write_head(member, weight, bias, embedder)
+    record = {"epoch": 1, **scores}
+    if tune_labels is None or tune_logits is None:
         return record
-    scores = named_scores(tune_labels, head.tune_logits)
+    scores = named_scores(tune_labels, tune_logits)
     return {**record, **scores, "tune_score": scores.get(f"tune_{recipe.train.tune_score}", scores["tune_auroc"])}
 
 
 def _read_features(
     embedder: Embedder,
-    config: ProbeConfig,
+    config: FitConfig,
     rows: pd.DataFrame,
     epoch: int | None,
     out: np.ndarray,
@@ -113,9 +84,18 @@ def _read_features(
         embedder.preprocess_config,
         recipe.augment if epoch is not None else None,
         config.seed,
-        config.plan,
+        config.reader.plan,
     )
-    keys = _cache_keys(config, rows, epoch)
+    draw = {
+        "plan": data.plan.to_dict() if data.plan is not None else None,
+        "augment": data.augment.model_dump(mode="json") if data.augment is not None else None,
+    }
+    drawn = data.plan is not None or epoch is not None
+    # of each file's SHA-256 and of all that is drawn for it
+    keys = [
+        bytes.fromhex(artifacts.json_sha256([digest, draw, [config.seed, epoch, row] if drawn else None]))
+        for row, digest in enumerate(rows["sha256"])
+    ]
     space = artifacts.json_sha256(["probe", FEATURES_VERSION, embedder.sha256, recipe.backbone.model_dump(mode="json")])
     with feature_cache.open_cache(feature_cache.default_path()) as cache:
         known = feature_cache.cached_keys(cache, space)
@@ -139,30 +119,17 @@ def _read_features(
             done(len(batch))
 
 
-def _cache_keys(config: ProbeConfig, rows: pd.DataFrame, epoch: int | None) -> list[bytes]:
-    """Each row's key in the cache: of its file's SHA-256 and of all that is drawn for it."""
-    plan = config.plan
-    draw = {
-        "plan": plan.to_dict() if plan is not None else None,
-        "augment": config.recipe.augment.model_dump(mode="json") if epoch is not None else None,
-    }
-    drawn = plan is not None or epoch is not None
-    return [
-        bytes.fromhex(artifacts.json_sha256([digest, draw, [config.seed, epoch, row] if drawn else None]))
-        for row, digest in enumerate(rows["sha256"])
-    ]
-
-
 def _fit(
     features: np.ndarray,
     labels: np.ndarray,
     tune_features: np.ndarray | None,
     tune_labels: np.ndarray | None,
     grid: np.ndarray,
-) -> _LinearHead:
+) -> tuple[np.ndarray, float, dict[str, float], np.ndarray | None]:
     """The head with the C of `grid` that scores best on the tune rows, or on the train rows without them.
 
-    features: float32 [N, width], changed in place; tune_features: float32 [M, views, width].
+    Returns its weight float64 [width] and bias, for features as it sees them, its train loss and strength, and the
+    tune logits [M]. features: float32 [N, width], changed in place; tune_features: float32 [M, views, width].
     """
     scaler = StandardScaler(copy=False)
     features = scaler.fit_transform(features)
@@ -183,25 +150,24 @@ def _fit(
             least = loss
             weight = model.coef_[0].astype(np.float64) / scaler.scale_
             bias = float(model.intercept_[0] - weight @ scaler.mean_)
-            best = _LinearHead(weight, bias, float(c), train_loss, logits)
+            best = weight, bias, {"train_loss": train_loss, "strength": float(c)}, logits
     if best is None:
         raise BackboneError("no strength of the probe gives a finite tune score; choose another backbone")
     return best
 
 
-def _write_head(member: Member, fitted: _LinearHead, embedder: Embedder) -> None:
+def _write_head(member: Member, weight: np.ndarray, bias: float, embedder: Embedder) -> None:
     """Write the fitted line into the head, half to each class; BackboneError where the head is more than one layer."""
     head = classifier_head(member)
     if head.bias is None:
         raise BackboneError("the classifier has no bias; use adapt.mode lora or full")
-    weight = torch.from_numpy(fitted.weight)
     with torch.no_grad():
         for row, share in ((member.positive, 0.5), (1 - member.positive, -0.5)):
-            head.weight[row] = (share * weight).view_as(head.weight[row])
-            head.bias[row] = share * fitted.bias
+            head.weight[row] = (share * torch.from_numpy(weight)).view_as(head.weight[row])
+            head.bias[row] = share * bias
         size = member.preprocess_config.size
         grey = np.full((1, size, size, 3), 128, dtype=np.uint8)
         logit = member(torch.from_numpy(grey).to(member.mean.device)).item()
-    expected = float(embedder.run(grey)[0] @ fitted.weight + fitted.bias)
+    expected = float(embedder.run(grey)[0] @ weight + bias)
     if not np.isclose(logit, expected, rtol=1e-3, atol=1e-3):
         raise BackboneError("the classifier is more than its last linear layer; use adapt.mode lora or full")

@@ -35,14 +35,15 @@ GPU_SYNC_STEPS = 10  # between two reads of the loss on a GPU, each of which wai
 
 @dataclass(frozen=True)
 class FitConfig:
-    """One fit. folder: where its state is saved.
+    """One fit of a member: a fold, the refit, or its only fit. folder: where its state is saved.
 
     tune: the rows that choose the epoch; None takes the last one. last_epoch: the fit ends there, on the learning
-    rate schedule of all the recipe's epochs. title, share: see `LiveProgress.on_fit_begin`.
+    rate schedule of all the recipe's epochs. title, share: see `LiveProgress.on_fit_begin`. C: inverse regularisation
+    strength of a linear probe without tune rows.
     """
 
     recipe: Recipe
-    train: TrainDataset
+    train: pd.DataFrame
     tune: pd.DataFrame | None
     reader: RowReader
     last_epoch: int
@@ -52,6 +53,7 @@ class FitConfig:
     title: str = ""
     share: float = 1.0
     save_seconds: float = 600.0
+    C: float = 1.0
 
 
 @dataclass
@@ -66,15 +68,20 @@ class _Progress:
 
 
 def fit(
-    member: Member, config: FitConfig, callback: LiveProgress, open_trackers: Callable[[int], Trackers]
+    member: Member,
+    config: FitConfig,
+    data: TrainDataset,
+    callback: LiveProgress,
+    open_trackers: Callable[[int], Trackers],
 ) -> dict[str, Any]:
     """Train in place and leave the best epoch's weights in `member`; returns the history.
 
-    open_trackers: gets the number of steps that an interrupted run has done. The history holds `title`, `epochs`,
-    `steps` and `best`, the number of the chosen epoch. A state in the folder is resumed. Raises TrainingError where
-    the loss is not finite, DataError where steps have fewer images than there are processes.
+    data: the images of `config.train`. open_trackers: gets the number of steps that an interrupted run has done. The
+    history holds `title`, `epochs`, `steps` and `best`, the number of the chosen epoch. A state in the folder is
+    resumed. Raises TrainingError where the loss is not finite, DataError where steps have fewer images than there are
+    processes.
     """
-    loop = _Loop(member, config, callback)
+    loop = _Loop(member, config, data, callback)
     progress, steps = loop.progress, loop.epoch_steps * config.last_epoch
     done = loop.epoch_steps * progress.epoch + progress.step
     callback.on_fit_begin(config.title, config.last_epoch, steps, done, config.share)
@@ -88,12 +95,12 @@ def fit(
 class _Loop:
     """A fit: its state, new or of an interrupted run, and what is done with it."""
 
-    def __init__(self, member: Member, config: FitConfig, callback: LiveProgress) -> None:
-        self.config, self.callback, self.processes = config, callback, config.processes
+    def __init__(self, member: Member, config: FitConfig, data: TrainDataset, callback: LiveProgress) -> None:
+        self.config, self.data, self.callback, self.processes = config, data, callback, config.processes
         self.train = train = config.recipe.train
         self.effective = train.batch_size * train.accumulate
-        self.epoch_steps = data_loader.steps_per_epoch(len(config.train), self.effective)
-        if (images := len(config.train) // self.epoch_steps) < self.processes.world_size:
+        self.epoch_steps = data_loader.steps_per_epoch(len(data), self.effective)
+        if (images := len(data) // self.epoch_steps) < self.processes.world_size:
             raise DataError(
                 f"{self.processes.world_size} processes share steps of {images} images; start fewer processes"
             )
@@ -113,13 +120,13 @@ class _Loop:
     def run_epoch(self, trackers: Trackers) -> None:
         """The rest of an epoch; losses are read, logged and checked every GPU_SYNC_STEPS on a GPU."""
         config, state, progress, processes = self.config, self.state, self.progress, self.processes
-        steps = data_loader.epoch_steps(len(config.train), self.effective, config.seed, progress.epoch)[progress.step :]
+        steps = data_loader.epoch_steps(len(self.data), self.effective, config.seed, progress.epoch)[progress.step :]
         parts = [
             data_loader.micro_batches(rows[processes.rank :: processes.world_size], self.train.batch_size)
             for rows in steps
         ]
         batches = [batch for part in parts for batch in part]
-        loaded = data_loader.load_batches(config.train, progress.epoch, batches, processes.device_type)
+        loaded = data_loader.load_batches(self.data, progress.epoch, batches, processes.device_type)
         every = GPU_SYNC_STEPS if processes.device_type == "cuda" else 1
         logged = max(self.epoch_steps * config.last_epoch // MAX_LOGGED_STEPS, 1)
         waiting: list[torch.Tensor] = []

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,6 +23,9 @@ from ensemble.models.runner import score_images
 from ensemble.models.torch_runner import torch_runner
 from ensemble.training import linear_probe
 from ensemble.training.data_loader import TrainDataset
+from ensemble.training.distributed import ProcessGroup
+from ensemble.training.loop import FitConfig
+from ensemble.training.validation import RowReader
 
 CONVNEXT = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "patch_size": 4}
 TRAIN, TUNE = 24, 16
@@ -77,7 +82,7 @@ def quiet(title, total):
 
 def fit(member, recipe, frame, plan=None, seed=0, progress=quiet):
     train, tune = frame[frame["split"] == "train"], frame[frame["split"] == "tune"]
-    config = linear_probe.ProbeConfig(recipe, train, tune, plan, seed, "cpu")
+    config = FitConfig(recipe, train, tune, RowReader(plan, seed), 1, Path(), seed, ProcessGroup())
     return linear_probe.fit_probe(member, config, progress)
 
 
@@ -151,24 +156,24 @@ def test_the_strength_is_that_of_the_least_tune_loss():
     rng = np.random.default_rng(0)
     labels, tune_labels = rng.integers(0, 2, 60), rng.integers(0, 2, 40)
     rows, tuned = ((rng.normal(size=(len(y), 30)) + 0.5 * y[:, None]) * 7 + 100 for y in (labels, tune_labels))
-    line = linear_probe._fit(
+    weight, bias, scores, tune_logits = linear_probe._fit(
         rows.astype(np.float32), labels, tuned[:, None].astype(np.float32), tune_labels, linear_probe.C_GRID
     )
     losses = []
     for strength in linear_probe.C_GRID:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=5000)).fit(rows, labels)
         losses.append(metrics.log_loss(tune_labels, model.predict_proba(tuned)[:, 1]))
-    assert linear_probe.C_GRID[np.argmin(losses)] == line.C
+    assert linear_probe.C_GRID[np.argmin(losses)] == scores["strength"]
     assert 0 < np.argmin(losses) < len(losses) - 1
-    logits = tuned @ line.weight + line.bias
-    np.testing.assert_allclose(line.tune_logits, logits, atol=1e-3)
+    logits = tuned @ weight + bias
+    np.testing.assert_allclose(tune_logits, logits, atol=1e-3)
     assert metrics.log_loss(tune_labels, metrics.sigmoid(logits)) == pytest.approx(min(losses), abs=1e-3)
 
 
 def test_without_tune_rows_the_given_strength_is_taken(frame):
     recipe = recipe_of()
     train = frame[frame["split"] == "train"]
-    config = linear_probe.ProbeConfig(recipe, train, None, None, 0, "cpu", C=0.01)
+    config = FitConfig(recipe, train, None, RowReader(None, 0), 1, Path(), 0, ProcessGroup(), C=0.01)
     record = linear_probe.fit_probe(build(recipe), config, quiet)
     assert record["strength"] == 0.01
     assert not [name for name in record if name.startswith("tune")]

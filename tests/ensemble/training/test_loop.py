@@ -84,9 +84,9 @@ def run(
     held = frame[22:] if tune else None
     last_epoch = last_epoch or recipe.train.epochs
     job = loop.FitConfig(
-        recipe, data, held, RowReader(None, 3), last_epoch, folder, 3, ProcessGroup(), save_seconds=save
+        recipe, rows, held, RowReader(None, 3), last_epoch, folder, 3, ProcessGroup(), save_seconds=save
     )
-    history = loop.fit(member, job, board, lambda done: open_trackers((), folder, "one", {}, done))
+    history = loop.fit(member, job, data, board, lambda done: open_trackers((), folder, "one", {}, done))
     return member, history, board
 
 
