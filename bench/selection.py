@@ -27,7 +27,8 @@ from ensemble.data.files import list_images  # noqa: E402
 from ensemble.data.sources import ReadOptions  # noqa: E402
 from ensemble.images import decode  # noqa: E402
 from ensemble.selection import ablation, select  # noqa: E402
-from ensemble.selection.run import SelectionResult, SelectOptions, ablate_selection, select_images  # noqa: E402
+from ensemble.selection.data import SelectOptions  # noqa: E402
+from ensemble.selection.run import SelectionResult, ablate_selection, select_images  # noqa: E402
 
 TILE = 256  # pixels, as the benchmark's own
 SMALLEST = 400  # shorter side of a photograph that crops are taken from

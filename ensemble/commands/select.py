@@ -67,8 +67,9 @@ def select(more: tuple[Path, ...], pools: tuple[Path, ...], **settings: Any) -> 
     """
     options.require_training_packages()
     from ensemble.selection import run
+    from ensemble.selection.data import SelectOptions
 
-    select_options = run.SelectOptions(pools=(*pools, *more), **settings)  # `--pool A B` names two pools
+    select_options = SelectOptions(pools=(*pools, *more), **settings)  # `--pool A B` names two pools
     result = run.select_images(select_options, click.echo)
     _print(select_options.output, result)
     if select_options.recipe is not None:

@@ -5,7 +5,6 @@ Images are selected for half A of the test; members trained on either choice are
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,30 +22,19 @@ from ensemble.core.recipe import Recipe
 from ensemble.data import dataset
 from ensemble.data.splits import Fractions
 from ensemble.images import near_duplicates
-from ensemble.models.checkpoints import locate_checkpoint
 from ensemble.models.members import load_member
 from ensemble.models.runner import score_images
-from ensemble.models.torch_runner import torch_runner
+from ensemble.models.torch_runner import choose_device, torch_runner
 from ensemble.selection import select
-from ensemble.selection.data import SelectionData
+from ensemble.selection.data import SelectionData, SelectOptions
 from ensemble.training.distributed import ProcessGroup
 from ensemble.training.progress import LiveProgress
+from ensemble.training.train_all import recipe_checkpoint
 from ensemble.training.train_member import TrainContext, train_member
 
 ARMS = ("selected", "random")
 # the tune part chooses the epoch; the held-out part is given back to training, since half B is held out
 FRACTIONS = Fractions(tune=0.15, heldout=0.15)
-
-
-@dataclass(frozen=True)
-class AblationOptions:
-    """The recipe to train, for how many seeds, the first of them, on which device. clusters: as for `select.select`."""
-
-    recipe: Recipe
-    seeds: int
-    seed: int
-    device: str
-    clusters: int | None = None
 
 
 def split_halves(groups: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
@@ -71,13 +59,13 @@ def split_halves(groups: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarra
     return in_a
 
 
-def ablate(data: SelectionData, counts: dict[int, int], options: AblationOptions, log: Log) -> dict[str, Any]:
+def ablate(data: SelectionData, counts: dict[int, int], options: SelectOptions, log: Log) -> dict[str, Any]:
     """Train both arms for each seed and compare them on half B of the test; returns a JSON-ready report.
 
     Each seed makes a new selection for half A and a new random choice. Both have `counts` images
     of each class, none of them a near-duplicate of a test image of either half.
     """
-    recipe = options.recipe
+    recipe, device = options.load_recipe(), choose_device(options.device)
     labels = np.array([item.label for item in data.test_items], dtype=np.int64)
     # the user's groups, merged where they share near-duplicates
     pairs = near_duplicates.near_duplicates(data.test.hashes.tolist(), data.test.thumbs)
@@ -86,21 +74,25 @@ def ablate(data: SelectionData, counts: dict[int, int], options: AblationOptions
     groups = np.array(near_duplicates.connected_components(len(data.test_items), pairs))
     in_a = split_halves(groups, labels, options.seed)
     half_b = [item.file for item, in_half_a in zip(data.test_items, in_a, strict=True) if not in_half_a]
-    checkpoint = locate_checkpoint(recipe.backbone.checkpoint) if recipe.backbone.checkpoint is not None else None
+    checkpoint = recipe_checkpoint(recipe)
     logits: dict[str, list[np.ndarray]] = {arm: [] for arm in ARMS}
     for seed in range(options.seed, options.seed + options.seeds):
         selected = select.select(data.pool, data.test.vectors[in_a], counts, seed, options.clusters).rows
         random = select.random_rows(data.pool, counts, seed)
         for arm, rows in zip(ARMS, (selected, random), strict=True):
             log(f"seed {seed}, trained on {len(rows)} {arm} images")
-            logits[arm].append(_train_and_score(options, checkpoint, data, rows, half_b, seed, log))
+            logits[arm].append(
+                _train_and_score(
+                    recipe, checkpoint, data, rows, half_b, TrainContext(seed, ProcessGroup(device=device)), log
+                )
+            )
     report = compare(labels[~in_a], groups[~in_a], *(np.stack(logits[arm]) for arm in ARMS))
     return {
         "recipe": recipe.name,
         "recipe_sha256": recipe.sha256,
         "seeds": options.seeds,
         "seed": options.seed,
-        "device": options.device,
+        "device": device,
         "half_a": int(in_a.sum()),
         "half_b": len(half_b),
         "half_b_groups": len(np.unique(groups[~in_a])),
@@ -112,20 +104,20 @@ def ablate(data: SelectionData, counts: dict[int, int], options: AblationOptions
 
 
 def _train_and_score(
-    options: AblationOptions,
+    recipe: Recipe,
     checkpoint: Path | None,
     data: SelectionData,
     rows: np.ndarray,
     files: Sequence[Path],
-    seed: int,
+    context: TrainContext,
     log: Log,
 ) -> np.ndarray:
     """float64 [B]: logits of `files` by a member trained on pool rows, in a temporary run."""
-    recipe, device = options.recipe, options.device
+    device = context.processes.device
     items = [data.items[row] for row in rows]
     try:
         items, indexed = dataset.index_items(items)
-        frame = dataset.assemble(items, indexed, dataset.near_pairs(indexed), FRACTIONS, seed)
+        frame = dataset.assemble(items, indexed, dataset.near_pairs(indexed), FRACTIONS, context.seed)
     except DataError as error:
         raise DataError(f"--ablate cannot train on {len(items)} images: {error}; or raise --count") from None
     frame = frame.assign(split=frame["split"].replace("heldout", "train"))
@@ -133,7 +125,7 @@ def _train_and_score(
         run = Path(folder)
         with LiveProgress([recipe.name], log) as progress:
             progress.begin_member(recipe.name, device)
-            train_member(recipe, checkpoint, frame, run, TrainContext(seed, ProcessGroup(device=device)), progress)
+            train_member(recipe, checkpoint, frame, run, context, progress)
         runner = torch_runner(recipe.name, load_member(run, recipe.name), torch.device(device))
         with tqdm(total=len(files), desc="  half B", unit="image", leave=False, disable=None) as bar:
             logits, errors = score_images(files, [runner], recipe.train.batch_size, progress=bar.update)

@@ -6,11 +6,39 @@ from pathlib import Path
 
 from ensemble.core.errors import DataError, join_limited
 from ensemble.core.names import NEGATIVE_NAMES, POSITIVE_NAMES
+from ensemble.core.recipe import Recipe, load_recipes
 from ensemble.data.files import IMAGE_SUFFIXES
 from ensemble.data.sources import LabelledImage, ReadOptions, has_labels, read_data, read_unlabelled
 from ensemble.data.tables import require_unique
 from ensemble.models.features import Features
 from ensemble.selection.select import Pool
+
+
+@dataclass(frozen=True)
+class SelectOptions:
+    """The options of the command `select`, under the same names. recipe: of --ablate."""
+
+    test: Path
+    pools: Sequence[Path]
+    count: int
+    output: Path
+    reading: ReadOptions
+    embedder: str | None = None
+    balance: float | None = None
+    clusters: int | None = None
+    copy: bool = False
+    skip_unreadable: bool = False
+    cache: bool = True
+    recipe: Path | None = None
+    test_labels: Path | None = None
+    seeds: int = 3
+    overrides: Sequence[str] = ()
+    seed: int = 0
+    device: str = "auto"
+
+    def load_recipe(self) -> Recipe:
+        """The recipe of --ablate with the overrides."""
+        return load_recipes([self.recipe] if self.recipe is not None else [], self.overrides)[0]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,39 +10,15 @@ import pandas as pd
 from ensemble.core import artifacts, feature_cache
 from ensemble.core.errors import DataError, join_limited
 from ensemble.core.log import Log
-from ensemble.core.recipe import Recipe, load_recipes
-from ensemble.data.sources import UNLABELLED, LabelledImage, ReadOptions
+from ensemble.data.sources import UNLABELLED, LabelledImage
 from ensemble.models import features
 from ensemble.models.torch_runner import choose_device
 from ensemble.selection import neighbours, select
-from ensemble.selection.ablation import AblationOptions, ablate
-from ensemble.selection.data import SelectionData, read_pools, read_test
+from ensemble.selection.ablation import ablate
+from ensemble.selection.data import SelectionData, SelectOptions, read_pools, read_test
 from ensemble.selection.output import ABLATION, check_output, write_selection
 from ensemble.selection.select import Pool, Selection
 from ensemble.training import train_all
-
-
-@dataclass(frozen=True)
-class SelectOptions:
-    """The options of the command `select`, under the same names. recipe: of --ablate."""
-
-    test: Path
-    pools: Sequence[Path]
-    count: int
-    output: Path
-    reading: ReadOptions
-    embedder: str | None = None
-    balance: float | None = None
-    clusters: int | None = None
-    copy: bool = False
-    skip_unreadable: bool = False
-    cache: bool = True
-    recipe: Path | None = None
-    test_labels: Path | None = None
-    seeds: int = 3
-    overrides: Sequence[str] = ()
-    seed: int = 0
-    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -96,9 +71,7 @@ def select_images(options: SelectOptions, log: Log) -> SelectionResult:
 
 def ablate_selection(options: SelectOptions, result: SelectionResult, log: Log) -> dict[str, Any]:
     """Run `ablation.ablate` on the result, and write its report beside selection.csv."""
-    device = choose_device(options.device)
-    ablation = AblationOptions(_recipe(options), options.seeds, options.seed, device, options.clusters)
-    report = ablate(result.data, result.counts, ablation, log)
+    report = ablate(result.data, result.counts, options, log)
     artifacts.write_json(options.output / ABLATION, report)
     return report
 
@@ -110,7 +83,7 @@ def _read(options: SelectOptions, log: Log) -> tuple[list[LabelledImage], list[L
     check_output(options.output, [options.test, *options.pools])
     features.find_embedder(options.embedder)
     if options.recipe is not None:
-        train_all.check_ready([_recipe(options)], options.device)
+        train_all.check_ready([options.load_recipe()], options.device)
     elif options.test_labels is not None:
         raise DataError("--test-labels is for --ablate; name a recipe with it, or leave it out")
     tests = read_test(options.test, options.reading.images, options.test_labels, labelled=options.recipe is not None)
@@ -136,10 +109,6 @@ def _read(options: SelectOptions, log: Log) -> tuple[list[LabelledImage], list[L
             "lower --count, change --balance, or add a --pool"
         )
     return items, tests, counts
-
-
-def _recipe(options: SelectOptions) -> Recipe:
-    return load_recipes([options.recipe] if options.recipe is not None else [], options.overrides)[0]
 
 
 def _embed(

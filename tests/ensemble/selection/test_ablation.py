@@ -119,8 +119,8 @@ def test_both_arms_are_alike_but_for_the_choice(run, here, monkeypatch):
     write_files(here / "pool", "ai/copy.jpg", data=encoded(red, "JPEG", quality=90))
     calls = []
 
-    def record(options, checkpoint, data, rows, files, seed, log):
-        calls.append((seed, [data.items[row] for row in rows], files))
+    def record(recipe, checkpoint, data, rows, files, context, log):
+        calls.append((context.seed, [data.items[row] for row in rows], files))
         return np.random.default_rng(len(calls)).normal(size=len(files))
 
     monkeypatch.setattr(ablation, "_train_and_score", record)
