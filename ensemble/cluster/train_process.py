@@ -15,6 +15,7 @@ import torch
 from ensemble.cluster.train_worker import TrainRequest, append_line, end_with_input
 from ensemble.core import artifacts
 from ensemble.core.errors import ManyeyesError, error_line
+from ensemble.core.log import no_log
 from ensemble.core.recipe import Recipe
 from ensemble.training import distributed, precision, train_all
 from ensemble.training.progress import LiveProgress
@@ -51,7 +52,7 @@ def train(request: TrainRequest) -> Outcome | None:
     context = TrainContext(request.seed, processes, request.report_to, request.save_minutes, request.parallel_members)
     frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all again")
     checkpoint = distributed.run_on_main(processes, lambda: train_all.recipe_checkpoint(recipe))
-    log = partial(append_line, request.log_path) if processes.is_main else train_all.discard
+    log = partial(append_line, request.log_path) if processes.is_main else no_log
     with LiveProgress([recipe.name], log) as progress:  # its output is no terminal, so that it logs lines
         progress.begin_member(recipe.name, processes.device)
         outcome = train_all.train_one(recipe, checkpoint, frame, run, context, progress)

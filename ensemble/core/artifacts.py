@@ -19,6 +19,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from ensemble.core.errors import ArtifactError
+from ensemble.core.log import Log
 
 FORMAT_VERSION = 1
 
@@ -171,13 +172,20 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def file_lock(path: Path, held: str, remedy: str) -> Iterator[None]:
-    """Hold a lock file in the block; ArtifactError with `held` where another process does, else with a `remedy`."""
+def file_lock(path: Path, held: str, remedy: str, wait_log: Log | None = None) -> Iterator[None]:
+    """Hold a lock file in the block; ArtifactError with `held` where another process does, else with a `remedy`.
+
+    wait_log: takes `held` instead, and the block waits for that process.
+    """
     lock = FileLock(path)
     try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise ArtifactError(held) from None
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            if wait_log is None:
+                raise ArtifactError(held) from None
+            wait_log(held)
+            lock.acquire()
     except (OSError, NotImplementedError) as error:
         raise ArtifactError(f"cannot lock {path}: {getattr(error, 'strerror', None) or error}; {remedy}") from None
     try:

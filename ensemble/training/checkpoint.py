@@ -6,12 +6,11 @@ The state is one safetensors file that is replaced atomically, so that a kill lo
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -30,24 +29,12 @@ def training_fingerprint(recipe: Recipe, data_sha256: str, seed: int, version: i
     return {"recipe": recipe.values(), "data_sha256": data_sha256, "seed": seed, "training_version": version}
 
 
-@contextmanager
-def member_lock(run: Path, name: str, log: Log) -> Iterator[None]:
+def member_lock(run: Path, name: str, log: Log) -> AbstractContextManager[None]:
     """A lock on the member's training; if another process holds it, logs that and waits."""
     path = artifacts.beside_work_path(run, name, "lock")
     artifacts.ensure_folder(path.parent)
-    lock = FileLock(path)
-    try:
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            log(f"  {name}: another process trains it; waiting for that one to end")
-            lock.acquire()
-    except (OSError, NotImplementedError) as error:
-        raise ArtifactError(f"cannot lock {path} ({error}); choose a --run on storage with file locks") from None
-    try:
-        yield
-    finally:
-        lock.release()
+    held = f"  {name}: another process trains it; waiting for that one to end"
+    return artifacts.file_lock(path, held, "choose a --run on storage with file locks", wait_log=log)
 
 
 def open_workdir(run: Path, name: str, fingerprint: Mapping[str, Any]) -> Path:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ensemble.core import artifacts, metrics
 from ensemble.core.errors import BackboneError, ManyeyesError, error_line
-from ensemble.core.log import Log
+from ensemble.core.log import Log, no_log
 from ensemble.core.recipe import Recipe
 from ensemble.data import dataset
 from ensemble.images import canonical
@@ -125,7 +125,7 @@ def train_all(
     checkpoint cannot be had, the disk is too small, or a network cannot be trained as its recipe says.
     """
     engine, processes = engine or LocalEngine(), context.processes
-    log = log if processes.is_main else discard
+    log = log if processes.is_main else no_log
     plan = _plan(recipes, frame, run, run, context, lambda todo: checkpoint.find_resumable(run, todo, fresh, log))
     if processes.is_main:
         checkpoint.check_disk(run, list(plan.weight_bytes.values()), max(engine.parallel_members(plan), 1))
@@ -175,10 +175,6 @@ def _plan(
 
 def _check_networks(plan: TrainPlan) -> None:
     _for_each(plan.todo, lambda recipe: check_network(recipe, plan.checkpoints[recipe.name]))
-
-
-def discard(line: str) -> None:
-    """The log of processes other than the main one."""
 
 
 def _weight_bytes(recipe: Recipe, checkpoint_folder: Path | None) -> int:
@@ -269,11 +265,10 @@ def summary(run: Path, outcomes: Sequence[Outcome]) -> pd.DataFrame:
                 "tune AUROC": f"{info['best']['tune_auroc']:.4f}",
                 "held-out AUROC": f"{metrics.auroc(labels[~unseen], logits[~unseen]):.4f}",
                 "held-out log-loss": f"{metrics.log_loss(labels[~unseen], metrics.sigmoid(logits[~unseen])):.4f}",
-                **(
-                    {"unseen AUROC": f"{metrics.auroc(labels[unseen_rows], logits[unseen_rows]):.4f}"}
-                    if unseen.any()
-                    else {}
-                ),
+            }
+            if unseen.any():
+                row["unseen AUROC"] = f"{metrics.auroc(labels[unseen_rows], logits[unseen_rows]):.4f}"
+            row |= {
                 "parameters": f"{info['parameters'] / 1e6:.2f} M",
                 "minutes": f"{info['seconds'] / 60:.1f}",
             }
