@@ -133,22 +133,26 @@ def table(frame: object) -> None:
     click.echo(frame.to_string(index=False))  # type: ignore[attr-defined]
 
 
-def require_training_packages() -> None:
-    """UnavailableError, with the command that installs them, where torch and friends are absent."""
+def require_packages(modules: Sequence[str], purpose: str, packages: str) -> None:
+    """UnavailableError, with the command that installs the packages, where a module is absent."""
     from importlib.util import find_spec
 
-    missing = [name for name in TRAINING_PACKAGES if find_spec(name) is None]
-    if missing:
-        raise UnavailableError(f"training needs {', '.join(missing)}; run: pip install 'manyeyes[train]'")
+    if missing := [name for name in modules if find_spec(name) is None]:
+        raise UnavailableError(f"{purpose} needs {', '.join(missing)}; run: pip install {packages}")
 
 
-def print_scores(result: "StackResult") -> None:
+def require_training_packages() -> None:
+    """UnavailableError where torch and friends are absent."""
+    require_packages(TRAINING_PACKAGES, "training", "'manyeyes[train]'")
+
+
+def print_scores(result: "StackResult", rows_name: str = "held-out images") -> None:
     """Print the scores of every member, of their mean and of the stack on the same rows."""
     from ensemble.stacking import scores, stack
 
     rows = result.data.scored
     click.echo(
-        f"On {len(rows.labels)} held-out images in {rows.group_count} groups; "
+        f"On {len(rows.labels)} {rows_name} in {rows.group_count} groups; "
         f"the stack {result.data.basis}, 95 % intervals over groups."
     )
     table(scores.format_scores(result.scored, stack.format_weights(result)))

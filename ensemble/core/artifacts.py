@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -116,8 +116,8 @@ def list_members(run: Path, names: tuple[str, ...] = ()) -> list[str]:
     return chosen
 
 
-def read_json(path: Path, missing: str) -> dict[str, Any]:
-    """Read one of our JSON files; `missing` says what to do if it is not there."""
+def read_json(path: Path, missing: str, versions: Sequence[int] = (FORMAT_VERSION,)) -> dict[str, Any]:
+    """Read one of our JSON files, of one of these format versions; `missing` says what to do if it is not there."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         # Python also reads NaN, Infinity and halves of characters, which cannot be written or hashed again
@@ -128,13 +128,13 @@ def read_json(path: Path, missing: str) -> dict[str, Any]:
         raise ArtifactError(f"{path} is a folder, not a file; {missing}") from None
     except (ValueError, RecursionError):
         raise ArtifactError(f"{path} is damaged (not JSON); {missing}") from None
-    if not isinstance(values, dict) or values.get("format_version") != FORMAT_VERSION:
+    if not isinstance(values, dict) or values.get("format_version") not in versions:
         raise ArtifactError(f"{path} was written by another version of manyeyes; {missing}")
     return values
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write JSON atomically, with `format_version` first."""
+    """Write JSON atomically, with `format_version` first: that of the values, if they have one."""
     text = json.dumps({"format_version": FORMAT_VERSION, **values}, indent=1, ensure_ascii=False, allow_nan=False)
     with replacing(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")

@@ -13,6 +13,7 @@ import numpy as np
 from ensemble.core import metrics
 from ensemble.core.metrics import SCORES, Interval
 
+RESAMPLES, MIN_RESAMPLES = 2000, 400
 CHUNK_WEIGHTS = 1 << 20  # weights held at a time: 8 MiB, and a few times that in passing
 
 
@@ -36,7 +37,7 @@ def score_intervals(
     p: np.ndarray,
     groups: Sequence[str] | np.ndarray,
     threshold: float = 0.5,
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
     seed: int = 0,
     names: Sequence[str] = SCORES,
 ) -> dict[str, Interval]:
@@ -55,7 +56,7 @@ def paired_difference(
     p_a: np.ndarray,
     p_b: np.ndarray,
     groups: Sequence[str] | np.ndarray,
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> PairedDifference:
     """The AUROC of A minus that of B, with both drawn together."""
@@ -79,7 +80,7 @@ def bootstrap_scores(
     groups: Sequence[str] | np.ndarray,
     names: Sequence[str],
     threshold: float = 0.5,
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """Each named score of each model's p under the same draws: float64 [models, resamples], [models, 0] for one group.
@@ -88,18 +89,28 @@ def bootstrap_scores(
     """
     labels = np.asarray(labels)
     _, codes = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    sorted_models = []
-    for p in models:
-        order = np.argsort(-np.asarray(p, dtype=np.float64), kind="stable")
-        sorted_models.append((labels[order], np.asarray(p)[order], codes[order]))
-    found: dict[str, list[list[np.ndarray]]] = {name: [[] for _ in models] for name in names}
+    ranked = [name for name in names if name in metrics.SCORES_OF_RANKS]
+    plain = [name for name in names if name not in ranked]
+    # scores of ranks need each model's rows in its own order; the others share one table of weights
+    orders = [np.argsort(-np.asarray(p, dtype=np.float64), kind="stable") for p in models] if ranked else []
+    drawn: dict[str, list[list[np.ndarray]]] = {name: [[] for _ in models] for name in names}
     for counts in _counts(codes, resamples, seed):
-        for model, (truth, p, of_group) in enumerate(sorted_models):
-            for name, values in metrics.weighted_scores(truth, p, counts[:, of_group], names, threshold).items():
-                found[name][model].append(values)
+        weights = counts[:, codes] if plain else counts
+        for model, p in enumerate(np.asarray(p) for p in models):
+            scores = metrics.weighted_scores(labels, p, weights, plain, threshold)
+            if ranked:
+                order = orders[model]
+                scores |= metrics.weighted_scores(labels[order], p[order], counts[:, codes[order]], ranked, threshold)
+            for name, values in scores.items():
+                drawn[name][model].append(values)
     return {
-        name: np.array([np.concatenate([*parts, np.empty(0)]) for parts in columns]) for name, columns in found.items()
+        name: np.array([np.concatenate([*parts, np.empty(0)]) for parts in columns]) for name, columns in drawn.items()
     }
+
+
+def resamples_for(rows: int) -> int:
+    """Draws for so many rows: 2,000, and fewer beyond 20,000 rows, whose intervals are narrow and whose draws slow."""
+    return max(MIN_RESAMPLES, min(RESAMPLES, RESAMPLES * 20_000 // max(rows, 1)))
 
 
 def _counts(codes: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:

@@ -190,6 +190,7 @@ SCORES = tuple(
     "auroc average_precision balanced_accuracy f1 accuracy_real accuracy_ai "
     "tpr_at_1 tpr_at_5 log_loss brier ece".split()
 )
+SCORES_OF_RANKS = tuple(_SCORES_OF_CURVE)  # those that depend on the order of p alone
 
 
 def check_fpr_resolvable(labels: np.ndarray, fpr: float) -> None:

@@ -168,7 +168,7 @@ def _from_table(data: Path, options: ReadOptions, prefix: str) -> tuple[list[Lab
         raise DataError(f"{data} needs a column label; it has: {', '.join(table.columns)}")
     if group_column != "group" and group_column not in table and not prefix:
         raise DataError(f"{data} has no column {group_column!r}; it has: {', '.join(table.columns)}")
-    labels, notes = _labels(table["label"], data, options)
+    labels, notes = read_labels(table["label"], data, options)
     return _images_of(table, data, options.images, labels, group_column, "" if "id" in table else prefix), notes
 
 
@@ -188,7 +188,8 @@ def _images_of(
     ]
 
 
-def _labels(column: pd.Series, data: Path, options: ReadOptions) -> tuple[list[int], list[str]]:
+def read_labels(column: pd.Series, data: Path, options: ReadOptions) -> tuple[list[int], list[str]]:
+    """Labels, 1 = ai and 0 = real, of a column of text: numbers 0 and 1 or class names; and how they were read."""
     values = column.str.strip()
     counts = values.value_counts()
     numbers = pd.to_numeric(values, errors="coerce")

@@ -69,7 +69,7 @@ def leave_out_generators(run: Path, clean: pd.DataFrame, stacker: Stacker, seed:
         full = without = auroc(stacker, scored)
         if own.any():
             try:
-                refitted = fit_stacker(stacker.members, logits[~own], labels[~own], groups[~own], stacker.method)
+                refitted = fit_stacker(stacker.members, logits[~own], labels[~own], groups[~own], stacker.refit_method)
                 without = auroc(refitted, scored)
             except ArtifactError:  # the rows do not suffice
                 without = Interval(np.nan, np.nan, np.nan)

@@ -24,6 +24,7 @@ from ensemble.images.canonical import WHITE
 from ensemble.images.figures import Plot, radial_spectra
 from ensemble.images.preprocess import flatten
 from ensemble.models import members
+from ensemble.stacking.leave_out import describe_left_out
 from ensemble.stacking.stack import read_stacker
 from ensemble.stacking.stacker import Stacker
 
@@ -106,6 +107,9 @@ def write_report(
         heaviest=largest_weight_member(run, stacker),
         looked=look is not None,
         sections=sections,
+        left_out=report_scores.leave_out_parts(run, stacker),
+        models=("stack", "mean", "best member"),
+        describe=describe_left_out,
     )
     with artifacts.replacing(output) as temporary:
         temporary.write_text(page, encoding="utf-8")

@@ -17,7 +17,7 @@ from ensemble.data import dataset
 from ensemble.evaluation import protocol
 from ensemble.evaluation.protocol import CLEAN
 from ensemble.evaluation.report_scores import ScoredImages, member_logits, split_externals
-from ensemble.stacking.stacker import Stacker
+from ensemble.stacking.stacker import Stacker, read_stacker_values
 
 MAX_PARTS = 30  # sources or generators that are listed
 FEW_GROUPS = 30  # below, intervals over groups are rough
@@ -158,7 +158,7 @@ def member_facts(info: Mapping[str, Any]) -> dict[str, str]:
 
 def weight_intervals(run: Path) -> list[Interval]:
     """Of the stack's weights, in the order of its members; empty where its kind estimates none."""
-    weights = artifacts.read_json(artifacts.stacker_path(run), "run stack again").get("weights")
+    weights = read_stacker_values(artifacts.stacker_path(run), "run stack again").get("weights")
     return [Interval.from_dict(weight) for weight in weights or ()]
 
 

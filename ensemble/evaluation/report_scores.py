@@ -1,6 +1,7 @@
 """The images of a report, of a run or of an evaluation, with every member's logit and the stack's."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,15 @@ import pandas as pd
 from PIL.Image import Image
 
 from ensemble.core import artifacts
-from ensemble.core.errors import ArtifactError, join_limited
+from ensemble.core.errors import ArtifactError, DataError, join_limited
 from ensemble.core.metrics import sigmoid
 from ensemble.data import dataset, splits
 from ensemble.evaluation.protocol import CLEAN, LOGIT_PREFIX
 from ensemble.images import canonical, decode
 from ensemble.models import external, members
+from ensemble.stacking.leave_out import LeftOut, leave_each_out, run_parts
 from ensemble.stacking.logit_table import read_stacking_data, stack_scores
-from ensemble.stacking.stacker import Stacker
+from ensemble.stacking.stacker import Stacker, read_stacker_values
 
 DESCRIBED = ["id", "root", "path", "label", "group", "source", "generator"]
 
@@ -30,7 +32,7 @@ class ScoredImages:
     DESCRIBED, one row an image. logits: float64 [N, members]. stack: the stack's logit,
     float64 [N]; raw: the same before calibration. read: the image of a row as it was scored,
     or ImageError. cells: member logits under each degradation, if there are any. record: an
-    evaluation's own account of itself.
+    evaluation's own account of itself. mean: the logit of the members' mean; None: the mean of their logits.
     """
 
     title: str
@@ -43,6 +45,7 @@ class ScoredImages:
     read: Callable[[int], Image]
     cells: pd.DataFrame | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
+    mean: np.ndarray | None = None
 
     @property
     def labels(self) -> np.ndarray:
@@ -63,7 +66,7 @@ class ScoredImages:
     def scores(self) -> dict[str, np.ndarray]:
         """Logits by name: the members, their mean, the stack."""
         columns = dict(zip(self.names, self.logits.T, strict=True))
-        return {**columns, "mean": self.logits.mean(axis=1), "stack": self.stack}
+        return {**columns, "mean": self.logits.mean(axis=1) if self.mean is None else self.mean, "stack": self.stack}
 
     @property
     def p(self) -> dict[str, np.ndarray]:
@@ -91,19 +94,37 @@ def read_run_images(run: Path, stacker: Stacker) -> list[ScoredImages]:
     frame = artifacts.read_parquet(artifacts.dataset_path(run), "run train-all first")
     own, elsewhere = split_externals(run, stacker)
     data = read_stacking_data(run, own, [external.read_external(run, name) for name in elsewhere])
-    record = artifacts.read_json(artifacts.stacker_path(run), "run stack again")
-    stack = stack_scores(data, stacker.method, record.get("calibration_asked", stacker.calibration.kind))
+    record = read_stacker_values(artifacts.stacker_path(run), "run stack again")
+    stack = stack_scores(data, stacker.refit_method, record.get("calibration_asked", stacker.calibration.kind))
     basis = f"is scored {data.basis}" if data.basis == "out of fold" else f"was {data.basis}"
     rows, read = _run_images(run, frame, data.ids, own[0])
     logits, title = data.scored.logits, "The run's held-out rows"
-    sets = [ScoredImages(title, basis, rows, stacker.members, logits, stack.calibrated, stack.raw, read)]
+    both, mean = (stack.calibrated, stack.raw), stacker.mean_logit(logits)
+    sets = [ScoredImages(title, basis, rows, stacker.members, logits, *both, read, mean=mean)]
     if (frame["split"] == "unseen").any() and not elsewhere:
         unseen, logits = members.heldout_logits(run, stacker.members, ("unseen",))
         rows, read = _run_images(run, frame, unseen["id"].tolist(), own[0])
         title, basis = "Generators and sources never trained on", "was fitted on other rows"
         both = stacker.logit(logits), stacker.raw_logit(logits)
-        sets.append(ScoredImages(title, basis, rows, stacker.members, logits, *both, read))
+        mean = stacker.mean_logit(logits)
+        sets.append(ScoredImages(title, basis, rows, stacker.members, logits, *both, read, mean=mean))
     return sets
+
+
+def leave_out_parts(run: Path, stacker: Stacker) -> dict[str, tuple[list[LeftOut], list[str]]]:
+    """By generator and by source: the run's stack refitted without each and scored on it, and parts of few images.
+
+    A column with fewer than two parts is left out, and so are all of a stacker without a known penalty.
+    """
+    own, elsewhere = split_externals(run, stacker)
+    data = read_stacking_data(run, own, [external.read_external(run, name) for name in elsewhere])
+    strength = read_stacker_values(artifacts.stacker_path(run), "run stack again").get("strength")
+    result = {}
+    for column in ("generator", "source"):
+        with suppress(DataError):
+            parts = run_parts(run, data, column)
+            result[column] = leave_each_out(data, parts, stacker.refit_method, float(strength or 1))
+    return {column: lines for column, lines in result.items() if lines[0]}
 
 
 def split_externals(run: Path, stacker: Stacker) -> tuple[list[str], list[str]]:
@@ -171,6 +192,7 @@ def read_evaluated_images(run: Path, name: str, stacker: Stacker) -> ScoredImage
         lambda row: decode.decode(files[row]),
         scores if (scores["cell"] != CLEAN).any() else None,
         record,
+        stacker.mean_logit(logits),
     )
 
 

@@ -1,13 +1,74 @@
-"""Calibration of the stack's logit by one number. Needs scikit-learn and SciPy."""
+"""Calibration of each member's probability (Platt), and of the stack's logit by one number. Needs SciPy."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from ensemble.core.metrics import sigmoid
 from ensemble.stacking.grouped_cv import Fold
-from ensemble.stacking.stacker import Calibration
+from ensemble.stacking.logistic import minimise_log_loss, smoothed_targets
+from ensemble.stacking.stacker import Calibration, MemberCalibration
 
 MIN_STANDARD_ERRORS = 2.0  # standard errors that the log-loss must fall by before `auto` calibrates
+MIN_SCALE = 1e-9  # of a column in standard deviations; below it a member says nothing
+
+
+def fit_member_calibrations(
+    logits: np.ndarray, labels: np.ndarray, counts: np.ndarray | None = None
+) -> tuple[MemberCalibration, ...]:
+    """A calibration of each column of logits [N, members], fitted on the rows where the member gave an answer.
+
+    Scale and shift are those of least log-loss to Platt's targets ("Probabilistic outputs for support vector
+    machines", 1999) with scale >= 0: a member that ranks the wrong way round, and one with the same logit for all
+    rows, gets scale 0. counts: how often each row counts.
+    """
+    counts = np.ones(len(labels)) if counts is None else counts
+    result = []
+    for column in np.asarray(logits, dtype=np.float64).T:
+        rows = ~np.isnan(column) & (counts > 0)
+        result.append(_fit_member(column[rows], labels[rows], counts[rows]))
+    return tuple(result)
+
+
+def soften(
+    calibrations: Sequence[MemberCalibration],
+    logits: np.ndarray,
+    temperature: float,
+    counts: np.ndarray | None = None,
+) -> tuple[MemberCalibration, ...]:
+    """Calibrations whose logits are divided by a temperature; logits, counts: that they were fitted on."""
+    if temperature == 1:
+        return tuple(calibrations)
+    counts = np.ones(len(logits)) if counts is None else counts
+    result = []
+    for one, column in zip(calibrations, np.asarray(logits, dtype=np.float64).T, strict=True):
+        rows = ~np.isnan(column) & (counts > 0)
+        result.append(_with_mean(one.scale / temperature, one.shift / temperature, column[rows], counts[rows]))
+    return tuple(result)
+
+
+def _fit_member(logits: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> MemberCalibration:
+    if not len(logits):
+        return MemberCalibration(0.0, 0.0, 0.0)
+    targets = smoothed_targets(labels, counts)
+    center, spread = logits.mean(), logits.std()
+    columns = ((logits - center) / (spread or 1.0))[:, None]  # logits of any size are fitted equally well
+    (slope,), shift = minimise_log_loss(columns, targets, np.zeros((1, 1)), counts)
+    if not spread or slope < MIN_SCALE:
+        return MemberCalibration(0.0, _log_odds(np.average(targets, weights=counts)), 0.0)
+    return _with_mean(slope / spread, shift - slope / spread * center, logits, counts)
+
+
+def _with_mean(scale: float, shift: float, logits: np.ndarray, counts: np.ndarray) -> MemberCalibration:
+    """The calibration, with the logit whose calibrated probability is the mean over these answers."""
+    if scale == 0:
+        return MemberCalibration(0.0, float(shift), 0.0)
+    mean = np.average(sigmoid(scale * logits + shift), weights=counts)
+    return MemberCalibration(float(scale), float(shift), float((_log_odds(mean) - shift) / scale))
+
+
+def _log_odds(share: float) -> float:
+    return float(np.log(share) - np.log1p(-share))
 
 
 def fit_calibration(
@@ -22,12 +83,12 @@ def fit_calibration(
         return Calibration(reason="--calibration none")
     if choice != "auto":
         return _fit(choice, logits, labels, f"--calibration {choice}")
-    before, best = _losses(labels, logits), (0.0, Calibration(reason="none lowers the log-loss beyond noise"))
+    before, best = row_losses(labels, logits), (0.0, Calibration(reason="none lowers the log-loss beyond noise"))
     for kind in ("temperature", "shift"):
         held = np.empty(len(labels))
         for fit, rest in folds:
             held[rest] = _fit(kind, logits[fit], labels[fit]).apply(logits[rest])
-        gain, error = clustered_mean(before - _losses(labels, held), groups)
+        gain, error = clustered_mean(before - row_losses(labels, held), groups)
         if gain > max(best[0], MIN_STANDARD_ERRORS * error):
             reason = f"lowers the log-loss by {gain:.4f}, standard error {error:.4f}, on groups it was not fitted on"
             best = (gain, _fit(kind, logits, labels, reason))
@@ -56,7 +117,7 @@ def _fit(kind: str, logits: np.ndarray, labels: np.ndarray, reason: str = "") ->
     scaled = kind == "temperature"
     limit = 8.0 if scaled else 40.0
     solution = minimize_scalar(
-        lambda value: _losses(labels, calibration(value).apply(logits)).mean(),
+        lambda value: row_losses(labels, calibration(value).apply(logits)).mean(),
         bounds=(-limit, limit),
         method="bounded",
         options={"xatol": 1e-6},
@@ -64,6 +125,6 @@ def _fit(kind: str, logits: np.ndarray, labels: np.ndarray, reason: str = "") ->
     return calibration(float(solution.x))
 
 
-def _losses(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """Log-loss of each row in nats, from its logit."""
+def row_losses(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Log-loss of each row in nats, float64 [N], from its logit."""
     return np.logaddexp(0.0, np.where(labels == 1, -logits, logits))

@@ -18,7 +18,7 @@ from ensemble.core.metrics import Interval
 from ensemble.data import dataset
 from ensemble.images import decode, preprocess
 from ensemble.models.runner import Runner
-from ensemble.stacking.fit import PENALISED_METHODS, StackLogits, solve_weights
+from ensemble.stacking.fit import WEIGHTED_METHODS, StackLogits, solve
 from ensemble.stacking.grouped_cv import single_threaded_blas
 from ensemble.stacking.logit_table import StackingData, stack_scores
 from ensemble.stacking.scores import ModelScores, format_signed, score_models
@@ -92,13 +92,13 @@ def milliseconds_per_image(runner: Runner, pixels: np.ndarray, count: int) -> fl
 
 
 def weight_intervals(
-    method: str, logits: np.ndarray, labels: np.ndarray, groups: np.ndarray, inverse_penalty: float, seed: int = 0
+    method: str, logits: np.ndarray, labels: np.ndarray, groups: np.ndarray, strength: float, seed: int = 0
 ) -> list[Interval] | None:
     """Each member's weight with its 95 % interval: refitted at this penalty on 200 draws of whole groups.
 
     None for kinds whose weights are not estimated.
     """
-    if method not in PENALISED_METHODS:
+    if method not in WEIGHTED_METHODS:
         return None
     names, codes = np.unique(groups, return_inverse=True)
     rng = np.random.default_rng(seed)
@@ -109,14 +109,14 @@ def weight_intervals(
             rows = counts > 0
             if len(np.unique(labels[rows])) == 2:
                 weights = counts[rows].astype(np.float64)
-                drawn.append(solve_weights(method, logits[rows], labels[rows], inverse_penalty, weights)[0])
-        coef, _ = solve_weights(method, logits, labels, inverse_penalty)
+                drawn.append(solve(method, logits[rows], labels[rows], strength, weights).coef)
+        coef = solve(method, logits, labels, strength).coef
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0) if drawn else np.full((2, len(coef)), np.nan)
     return [Interval(*map(float, values)) for values in zip(coef, low, high, strict=True)]
 
 
 def collinear_pairs(names: Sequence[str], logits: np.ndarray) -> list[tuple[str, str, float]]:
     """Pairs of members whose logits [N, members] are correlated above 0.98: their weights mean little apart."""
-    table = np.atleast_2d(np.corrcoef(logits, rowvar=False))
+    table = pd.DataFrame(logits).corr().to_numpy()  # of the rows where both gave an answer; NaN for a constant member
     pairs = combinations(range(len(names)), 2)
     return [(names[a], names[b], float(table[a, b])) for a, b in pairs if table[a, b] > COLLINEAR_CORRELATION]

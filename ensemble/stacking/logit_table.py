@@ -48,14 +48,15 @@ class LabelledLogits:
 class StackingData:
     """The rows a stacker is fitted on, and those it is scored on.
 
-    Without folds both are the held-out rows, scored by cross-validation over `nests`. ids: of the
-    scored rows; empty for rows that have none, such as a bundle's.
+    Without folds both are the held-out rows, scored by cross-validation over `nests`. ids and
+    fitting_ids: of the scored and of the fitting rows; empty for rows that have none, such as a bundle's.
     """
 
     fitting: LabelledLogits
     scored: LabelledLogits
     nests: Sequence[NestedFold] = ()
     ids: Sequence[str] = ()
+    fitting_ids: Sequence[str] = ()
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -80,35 +81,42 @@ def read_stacking_data(run: Path, names: Sequence[str], externals: Sequence[Exte
     if set(rows["split"]) == {"heldout"}:
         columns = [external.heldout_column(member, rows["id"]) for member in externals]
         every = (*names, *(member.name for member in externals))
-        return cross_validated(_labelled(every, rows, np.column_stack([logits, *columns])), rows["id"].tolist())
+        table = _labelled(every, rows, np.column_stack([logits, *columns]))
+        refuse_constant(table)
+        return cross_validated(table, rows["id"].tolist())
     if externals:
         raise ArtifactError(
             "--external needs a run without --folds: with folds the stack is fitted on training rows, "
             "and a model trained elsewhere has no out-of-fold scores of those"
         )
-    fitting = _labelled(names, rows, logits)
+    fitting, fitting_ids = _labelled(names, rows, logits), rows["id"].tolist()
     rows, logits = trained.heldout_logits(run, names)
+    refuse_constant(fitting)
     _check(fitting)
-    return StackingData(fitting, _labelled(names, rows, logits), ids=rows["id"].tolist())
+    return StackingData(fitting, _labelled(names, rows, logits), (), rows["id"].tolist(), fitting_ids)
 
 
 def cross_validated(rows: LabelledLogits, ids: Sequence[str] = ()) -> StackingData:
     """Rows that a stacker is fitted on and, by cross-validation, scored on; ArtifactError if they cannot be stacked."""
     _check(rows)
-    return StackingData(rows, rows, nested_folds(rows.labels, rows.groups), ids)
+    return StackingData(rows, rows, nested_folds(rows.labels, rows.groups), ids, ids)
 
 
 def _labelled(names: Sequence[str], rows: pd.DataFrame, logits: np.ndarray) -> LabelledLogits:
     return LabelledLogits(tuple(names), logits, rows["label"].to_numpy(), rows["group"].to_numpy(dtype=str))
 
 
-def _check(rows: LabelledLogits) -> None:
+def refuse_constant(rows: LabelledLogits) -> None:
+    """ArtifactError naming members that give every row the same logit: their training failed."""
     constant = [name for name, column in zip(rows.members, rows.logits.T, strict=True) if column.min() == column.max()]
     if constant:
         raise ArtifactError(
             f"every held-out image has the same p by {join_limited(constant)}, which separates no ai from real; "
             "train again, or choose others with --members"
         )
+
+
+def _check(rows: LabelledLogits) -> None:
     if len(rows.labels) < len(rows.members):
         raise ArtifactError(
             f"{len(rows.labels)} held-out rows are fewer than the {len(rows.members)} members to weigh; "
@@ -122,5 +130,5 @@ def stack_scores(data: StackingData, method: str, calibration: str) -> StackLogi
     if scored is fitting:
         return nested_cv_logits(fitting.logits, fitting.labels, fitting.groups, method, calibration, data.nests)
     stacker = fit_stacker(fitting.members, fitting.logits, fitting.labels, fitting.groups, method, calibration)
-    raw = stacker.raw_logit(scored.logits)
+    raw = stacker.raw_logit(stacker.fill_missing(scored.logits))
     return StackLogits(raw, stacker.calibration.apply(raw))

@@ -10,8 +10,6 @@ import pandas as pd
 from ensemble.core import bootstrap, metrics
 from ensemble.core.metrics import Interval
 
-CLIP = 1e-12  # probabilities that a CSV holds as 0 or 1 still have a logit
-
 
 @dataclass(frozen=True)
 class ModelScores:
@@ -46,8 +44,9 @@ def score_models(
     base = list(p).index(reference)
     lines: list[list[Interval]] = [[] for _ in p]
     differences: list[list[Interval]] = [[] for _ in p]
+    resamples = bootstrap.resamples_for(len(labels))
     for score, columns in (("auroc", {**p, **(ranking or {})}), ("log_loss", p)):
-        draws = bootstrap.bootstrap_scores(labels, list(columns.values()), groups, (score,))[score]
+        draws = bootstrap.bootstrap_scores(labels, list(columns.values()), groups, (score,), resamples=resamples)[score]
         values = [metrics.score(score, labels, column) for column in columns.values()]
         for row, (value, drawn) in enumerate(zip(values, draws, strict=True)):
             lines[row].append(bootstrap.percentile_interval(value, drawn))
@@ -56,32 +55,17 @@ def score_models(
     return [ModelScores(name, *lines[row], *differences[row]) for row, name in enumerate(p)]
 
 
-def score_stack(
-    names: Sequence[str],
-    logits: np.ndarray,
-    stack_logits: np.ndarray,
-    labels: np.ndarray,
-    groups: np.ndarray,
-    raw_logits: np.ndarray | None = None,
-) -> list[ModelScores]:
-    """Members, the mean of their logits [N, members], and the stack, which the others are compared with.
-
-    raw_logits: the stack's before calibration, where folds were calibrated each in its own way.
-    """
-    columns = {**dict(zip(names, logits.T, strict=True)), "mean": logits.mean(axis=1), "stack": stack_logits}
-    ranking = {} if raw_logits is None else {"stack": metrics.sigmoid(raw_logits)}
-    p = {name: metrics.sigmoid(column) for name, column in columns.items()}
-    return score_models(p, "stack", labels, groups, ranking)
-
-
 def score_frames(scores: pd.DataFrame, truth: pd.DataFrame) -> list[ModelScores]:
-    """As `score_stack`, from what `infer --members` wrote and a table of `id`, `label` and perhaps `group`."""
+    """Members, their mean and the stack: of what `infer --members` wrote and of a table of `id`, `label`, `group`.
+
+    Each row is a group where there is no column group.
+    """
     rows = truth.set_index("id", drop=False).loc[scores["id"]]
-    names = [name for name in scores.columns if name not in ("id", "target")]
-    p = np.clip(scores[[*names, "target"]].to_numpy(dtype=np.float64), CLIP, 1 - CLIP)
-    logits = np.log(p) - np.log1p(-p)
+    members = scores.drop(columns=["id", "target"])
+    p = {str(name): members[name].to_numpy(dtype=np.float64) for name in members}
+    p |= {"mean": members.mean(axis=1).to_numpy(), "stack": scores["target"].to_numpy(dtype=np.float64)}
     groups = rows["group" if "group" in rows else "id"].to_numpy(dtype=str)
-    return score_stack(names, logits[:, :-1], logits[:, -1], rows["label"].to_numpy(), groups)
+    return score_models(p, "stack", rows["label"].to_numpy(), groups)
 
 
 def format_scores(scored: Sequence[ModelScores], weights: Mapping[str, str] | None = None) -> pd.DataFrame:

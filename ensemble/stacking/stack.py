@@ -23,12 +23,12 @@ from ensemble.models import external, members
 from ensemble.models.external import External
 from ensemble.models.runner import Runner, score_images, with_flip
 from ensemble.stacking.diagnostics import COLLINEAR_CORRELATION, WEIGHT_DRAWS, collinear_pairs, weight_intervals
-from ensemble.stacking.fit import StackLogits, fit_on_folds
+from ensemble.stacking.fit import TEMPERATURES, StackLogits, fit_on_folds
 from ensemble.stacking.grouped_cv import grouped_folds
 from ensemble.stacking.label_shift import LabelShift
 from ensemble.stacking.logit_table import StackingData, read_stacking_data, stack_scores
-from ensemble.stacking.scores import ModelScores, format_signed, score_models, score_stack
-from ensemble.stacking.stacker import METHODS, Stacker
+from ensemble.stacking.scores import ModelScores, format_signed, score_models
+from ensemble.stacking.stacker import METHODS, Stacker, read_stacker_values
 from ensemble.stacking.threshold import BALANCED, choose_threshold
 
 
@@ -83,7 +83,7 @@ class StackResult:
     """A fitted stacker and its scores.
 
     scored: the stack beside its members. kinds: beside the stacks of other methods. weights: with intervals, None
-    for a method that estimates none. inverse_penalty: scikit-learn's C. stack_logits: its logits of
+    for a method that estimates none. strength: what cross-validation chose (fit.py). stack_logits: its logits of
     `data.scored`. ece: before and after calibration. balanced_accuracy: of the stack at its threshold.
     flipped: scores with TTA, None if not measured.
     """
@@ -93,7 +93,7 @@ class StackResult:
     scored: list[ModelScores]
     kinds: list[ModelScores]
     weights: list[Interval] | None
-    inverse_penalty: float
+    strength: float
     stack_logits: StackLogits
     ece: tuple[float, float]
     balanced_accuracy: Interval
@@ -132,7 +132,7 @@ def fit_and_score(data: StackingData, options: StackOptions) -> StackResult:
     """Fit, calibrate, set the threshold and score: all that needs no image."""
     part, truth = data.fitting, (data.scored.labels, data.scored.groups)
     folds = grouped_folds(part.labels, part.groups)
-    stacker, inverse_penalty = fit_on_folds(
+    stacker, strength = fit_on_folds(
         data.members, part.logits, part.labels, part.groups, folds, options.method, options.calibration
     )
     kinds = tqdm(METHODS, desc="stack", unit="kind", leave=False, disable=None)
@@ -141,13 +141,15 @@ def fit_and_score(data: StackingData, options: StackOptions) -> StackResult:
     ranking = {kind: sigmoid(logits.raw) for kind, logits in scores.items()}
     threshold, rule = choose_threshold(options.threshold, truth[0], p[options.method])
     own, targets = scores[options.method], p[options.method]
+    member_p = sigmoid(stacker.fill_missing(data.scored.logits))
+    compared = {**dict(zip(data.members, member_p.T, strict=True)), "mean": p["mean"], "stack": targets}
     return StackResult(
         replace(stacker, threshold=threshold, threshold_rule=rule),
         data,
-        score_stack(data.members, data.scored.logits, own.calibrated, *truth, own.raw),
+        score_models(compared, "stack", *truth, {"mean": ranking["mean"], "stack": ranking[options.method]}),
         score_models(p, options.method, *truth, ranking),
-        weight_intervals(options.method, part.logits, part.labels, part.groups, inverse_penalty),
-        inverse_penalty,
+        weight_intervals(options.method, part.logits, part.labels, part.groups, strength),
+        strength,
         own,
         (
             metrics.expected_calibration_error(truth[0], ranking[options.method]),
@@ -166,7 +168,7 @@ def stacker_record(done: StackResult, options: StackOptions, fitted_on: Mapping[
         "scores": {line.name: line.to_dict() for line in done.scored},
         "kinds": {line.name: line.to_dict() for line in done.kinds},
         "weights": None if done.weights is None else [weight.to_dict() for weight in done.weights],
-        "strength": done.inverse_penalty,
+        "strength": done.strength,
         "calibration_asked": options.calibration,
         "ece": {"before_calibration": done.ece[0], "after": done.ece[1]},
         "balanced_accuracy": done.balanced_accuracy.to_dict(),
@@ -185,7 +187,7 @@ def stacker_record(done: StackResult, options: StackOptions, fitted_on: Mapping[
 def read_stacker(run: Path) -> Stacker:
     """The run's stacker; ArtifactError if there is none, or if members changed since it was fitted."""
     remedy = f"run: python cli.py stack --run {run}"
-    values = artifacts.read_json(artifacts.stacker_path(run), remedy)
+    values = read_stacker_values(artifacts.stacker_path(run), remedy)
     stacker = Stacker.from_dict(values)
     artifacts.list_members(run, tuple(name for name in stacker.members if not external.is_external(run, name)))
     if values.get("fitted_on") != fingerprint(run, stacker.members):
@@ -203,14 +205,14 @@ def fitted_prior(run: Path, stacker: Stacker) -> float:
 def store_shift(run: Path, shift: LabelShift) -> None:
     """Put a shift for target images beside the stacker; all else in stacker.json stays."""
     path = artifacts.stacker_path(run)
-    values = artifacts.read_json(path, "run stack again")
+    values = read_stacker_values(path, "run stack again")
     artifacts.write_json(path, {**values, "adapted": asdict(shift)})
 
 
 def has_shift(run: Path) -> bool:
     """Whether the run's stacker.json, current or not, holds a shift."""
     try:
-        return "adapted" in artifacts.read_json(artifacts.stacker_path(run), "")
+        return "adapted" in read_stacker_values(artifacts.stacker_path(run), "")
     except ArtifactError:
         return False
 
@@ -243,7 +245,12 @@ def describe_stack(done: StackResult) -> list[str]:
         best = max(better, key=lambda line: line.auroc.value).name
         lines.append(f"{best} is clearly better than {stacker.method} on these rows; take it with --kind {best}.")
     if done.weights is not None:
-        lines.append(f"Weights: intervals from {WEIGHT_DRAWS} draws of groups at the chosen penalty.")
+        lines.append(f"Weights: intervals from {WEIGHT_DRAWS} draws of groups.")
+    if stacker.bounded and done.strength != TEMPERATURES[0]:
+        lines.append(
+            f"Members' calibrated probabilities are softened by a temperature of {done.strength:g}, which lowers the "
+            "log-loss beyond noise."
+        )
     lines += [
         f"{one} and {other} say nearly the same (correlation {correlation:.3f}, above {COLLINEAR_CORRELATION}): "
         "their weights mean little apart, and one may do."

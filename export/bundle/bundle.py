@@ -10,7 +10,7 @@ from ensemble.core.names import LABELS, is_member_name
 from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.models import external, members
 from ensemble.stacking.stack import read_stacker
-from ensemble.stacking.stacker import Stacker
+from ensemble.stacking.stacker import Stacker, read_stacker_values
 from export.bundle import heldout_rows
 from export.runtimes.settings import RuntimeConfig, parse_config
 
@@ -175,7 +175,7 @@ def has_model_file(entry: Mapping[str, Any], config: RuntimeConfig) -> bool:
 
 def bundle_stacker(folder: Path) -> Stacker:
     """The stacker of a bundle."""
-    return Stacker.from_dict(artifacts.read_json(folder / "stacker.json", REMEDY))
+    return Stacker.from_dict(read_stacker_values(folder / "stacker.json", REMEDY))
 
 
 def read_certificate(folder: Path) -> dict[str, Any]:

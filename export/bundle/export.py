@@ -24,7 +24,7 @@ from ensemble.data.splits import Fractions
 from ensemble.models import external, members
 from ensemble.models.classifier import read_classifiers
 from ensemble.stacking import stack
-from ensemble.stacking.logit_table import LabelledLogits, cross_validated
+from ensemble.stacking.logit_table import LabelledLogits, cross_validated, refuse_constant
 from ensemble.stacking.stack import StackOptions, StackResult, read_stacker
 from ensemble.stacking.stacker import Stacker
 from export.bundle import allowed_precisions, bundle, check_images, heldout_rows, hub_bundles, member_logits
@@ -150,6 +150,7 @@ def _stack(work: Path, records: Mapping[str, Any], items: Sequence[LabelledImage
     labels, groups = rows["label"].to_numpy()[readable_rows], rows["group"].to_numpy(dtype=str)[readable_rows]
     scored = LabelledLogits(tuple(records), logits, labels, groups)
     options = StackOptions()
+    refuse_constant(scored)
     result = stack.fit_and_score(cross_validated(scored), options)
     fitted_on = {
         "data_sha256": dataset.dataset_sha256(rows),

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from ensemble.cascade.cascade import Cascade, CascadeReport
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, ManyeyesError, join_limited
 from ensemble.core.log import Log
 from ensemble.core.metrics import Interval
 from ensemble.core.names import is_member_name
-from ensemble.stacking.cascade import Cascade, CascadeReport
-from ensemble.stacking.stacker import Stacker
+from ensemble.stacking.stacker import Stacker, read_stacker_values
 from export.bundle import bundle
 from export.bundle.bundle import POINT_FILE
 from export.runtimes import devices
@@ -130,7 +130,7 @@ def identity(folder: Path, entries: Mapping[str, Any], hashes: Mapping[str, str]
 
     entries and hashes: of bundle.json; the folder holds stacker.json.
     """
-    stacker = artifacts.read_json(folder / "stacker.json", bundle.REMEDY)
+    stacker = read_stacker_values(folder / "stacker.json", bundle.REMEDY)
     stacker.pop("adapted", None)
     files = [[name, hashes[entry["file"]], entry["contract"]] for name, entry in entries.items()]
     return artifacts.json_sha256([files, stacker])

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ensemble.cascade.cascade import Cascade
 from ensemble.core import artifacts
 from ensemble.core.errors import ManyeyesError
 from ensemble.core.preprocess_config import PreprocessConfig
-from ensemble.stacking.cascade import Cascade
 from ensemble.stacking.stacker import Stacker
 from export.cluster.bundle_transfer import BundleSource
 from export.cluster.placement import ClusterOptions

@@ -33,10 +33,10 @@ def explain(
 ) -> None:
     """Show where in one IMAGE each member's evidence lies.
 
-    Prints P(ai), the threshold, and each member's logit, p and share in the stack's logit
-    (coef * logit), and draws the image beside a heat map of every member: where it found what
-    speaks for its own answer, ai where its logit is above 0 and else real. Heat maps show a
-    member's attention, not proof.
+    Prints P(ai), the threshold, and each member's logit, p and what it adds to the stack's logit
+    (its weight times its calibrated probability), and draws the image beside a heat map of every
+    member: where it found what speaks for its own answer, ai where its logit is above 0 and else
+    real. Heat maps show a member's attention, not proof.
 
     \b
     Examples:

@@ -11,7 +11,7 @@ from export.commands.options import bundle_option, file_option, runtime_options,
 from export.runtimes.settings import RuntimeOptions
 
 if TYPE_CHECKING:
-    from ensemble.stacking.pareto import Point, PointScores
+    from ensemble.cascade.pareto import Point, PointScores
     from export.inference.frontier import Frontier
 
 
@@ -99,7 +99,7 @@ def frontier(
     options.require_training_packages()
     from tempfile import TemporaryDirectory
 
-    from ensemble.stacking.pareto import drop_equal_speeds
+    from ensemble.cascade.pareto import drop_equal_speeds
     from export.inference.benchmark import benchmark_images
     from export.inference.frontier import choose_point, compute_frontier, plot_frontier, write_operating_point
 

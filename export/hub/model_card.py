@@ -15,6 +15,7 @@ from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.data.splits import FITTED_SPLITS
 from ensemble.evaluation import report_data
 from ensemble.models import members
+from ensemble.stacking.stacker import read_stacker_values
 from export.bundle import bundle, heldout_rows, hub_bundles, operating_point
 from export.bundle.operating_point import OperatingPoint
 from export.hub import card_scores
@@ -74,7 +75,7 @@ def render_card(repo: str, folder: Path, run: Path | None, bases: Sequence[BaseC
 
     bases: of the members that the run trained. licence: as the Hub names it, None if unknown.
     """
-    stacker, manifest = artifacts.read_json(folder / "stacker.json", bundle.REMEDY), bundle.read_contents(folder)
+    stacker, manifest = read_stacker_values(folder / "stacker.json", bundle.REMEDY), bundle.read_contents(folder)
     try:
         certificate, point = bundle.read_certificate(folder), operating_point.read(folder, manifest)
         evaluations = card_scores.read_evaluations(run, stacker) if run else []
@@ -160,7 +161,12 @@ def _metadata(
 
 def _summary(repo: str, stacker: Mapping[str, Any]) -> str:
     names, kind = stacker["members"], stacker.get("kind", "mean")
-    how = "the mean of their logits" if kind == "mean" else f"{escape(kind)} weights, fitted on held-out images"
+    of = "calibrated probabilities" if stacker.get("format_version", 1) == 2 and kind != "logit" else "logits"
+    how = (
+        f"the mean of their {of}"
+        if kind == "mean"
+        else f"{escape(kind)} weights of their {of}, fitted on held-out images"
+    )
     return (
         f"# {escape(repo.rpartition('/')[2])}\n\n"
         f"Tells AI-made images from real photographs: {len(names)} fine-tuned vision models, combined by {how}. "

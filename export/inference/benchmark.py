@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ensemble.cascade.pareto import Costs
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError
 from ensemble.core.log import Log, no_log
@@ -24,7 +25,6 @@ from ensemble.data.inputs import read_inputs
 from ensemble.images import decode, preprocess
 from ensemble.images.decode import ImageSource
 from ensemble.models.runner import Runner, chunk_rows, score_stream
-from ensemble.stacking.pareto import Costs
 from export.inference.plan import PlannedMember, device_of, open_member, plan_bundle
 from export.runtimes import autotune, capabilities
 from export.runtimes.autotune import timer

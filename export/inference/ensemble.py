@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ensemble.cascade.cascade import Cascade
 from ensemble.models.external import External, test_column
 from ensemble.models.runner import Runner
-from ensemble.stacking.cascade import Cascade
 from ensemble.stacking.stacker import Stacker
 
 

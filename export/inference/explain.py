@@ -28,7 +28,7 @@ def require_captum() -> None:
 
 
 def explain_scores(ensemble: Ensemble, inputs: Inputs) -> dict[str, Any]:
-    """The target of a single image, and each member's logit, p and share in the stack's logit.
+    """The target of a single image, each member's logit and p, and what it adds to the stack's logit.
 
     ImageError for what is no image.
     """
@@ -43,8 +43,8 @@ def explain_scores(ensemble: Ensemble, inputs: Inputs) -> dict[str, Any]:
         "verdict": "ai" if target >= stacker.threshold else "real",
         "logit": float(stacker.logit(logits)[0]),
         "members": {
-            name: {"logit": float(logit), "p": float(sigmoid(logit)), "share": float(weight * logit)}
-            for name, weight, logit in zip(stacker.members, stacker.coef, logits[0], strict=True)
+            name: {"logit": float(logit), "p": float(sigmoid(logit)), "share": float(share)}
+            for name, logit, share in zip(stacker.members, logits[0], stacker.contributions(logits)[0], strict=True)
         },
     }
 

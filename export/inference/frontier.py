@@ -15,16 +15,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from ensemble.cascade import pareto
+from ensemble.cascade.cascade import Cascade
+from ensemble.cascade.fit import fit_cascade
+from ensemble.cascade.pareto import Costs, Point, PointScores, Study
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, join_limited
 from ensemble.core.log import Log, no_log
 from ensemble.images.decode import ImageSource
 from ensemble.models import external
-from ensemble.stacking import pareto
-from ensemble.stacking.cascade import Cascade
-from ensemble.stacking.cascade_fit import fit_cascade
-from ensemble.stacking.pareto import Costs, Point, PointScores, Study
-from ensemble.stacking.stacker import Stacker
+from ensemble.stacking.stacker import Stacker, read_stacker_values
 from export.bundle import bundle, check_images, heldout_rows, member_logits, operating_point
 from export.bundle.certificate import MAX_IMAGES, MIN_IMAGES, compare_scores
 from export.bundle.low_precision_files import FP32
@@ -89,7 +89,7 @@ def compute_frontier(
     stacks = pareto.subset_points(study, costs)
     unproven = {key for key, names in costs.lower.items() if names and logits is None}
     stacks = [point for point in stacks if point.precision not in unproven or point.members == own.members]
-    calibration = artifacts.read_json(folder / "stacker.json", bundle.REMEDY).get("calibration_asked", "none")
+    calibration = read_stacker_values(folder / "stacker.json", bundle.REMEDY).get("calibration_asked", "none")
     fit = _fitter(study, costs, logits, str(calibration))
     best_stacks, _ = pareto.select_frontier(stacks, fit)
     if not best_stacks:

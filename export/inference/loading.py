@@ -5,13 +5,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ensemble.cascade.fit import check_rows, fit_cascade, subsample
 from ensemble.core import artifacts
 from ensemble.core.errors import BackboneError, UnavailableError
 from ensemble.core.log import Log, no_log
 from ensemble.core.names import RESERVED
 from ensemble.models import external
 from ensemble.models.runner import Runner
-from ensemble.stacking.cascade_fit import check_rows, fit_cascade, subsample
 from ensemble.stacking.stack import fingerprint, read_stacker
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle, hub_bundles

@@ -5,12 +5,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ensemble.cascade.cascade import Cascade
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, UnavailableError
 from ensemble.core.log import Log
 from ensemble.data.inputs import Inputs, names, read_inputs
 from ensemble.data.storage import Location
-from ensemble.stacking.cascade import Cascade
 from ensemble.stacking.label_shift import names_sha256
 from ensemble.stacking.stack import read_stacker
 from export.bundle import hub_bundles

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ensemble.cascade.cascade import Cascade
 from ensemble.core.errors import UnavailableError, join_limited
 from ensemble.core.log import Log
 from ensemble.core.preprocess_config import PreprocessConfig
 from ensemble.models import external
 from ensemble.models.runner import Runner
-from ensemble.stacking.cascade import Cascade
 from ensemble.stacking.stacker import Stacker
 from export.bundle import bundle, operating_point
 from export.bundle.operating_point import OperatingPoint

@@ -8,11 +8,11 @@ from operator import attrgetter
 import numpy as np
 from PIL.Image import Image
 
+from ensemble.cascade.stream import cascade_chunk_rows, cascade_stream
 from ensemble.core.errors import ArtifactError, join_limited
 from ensemble.data.readers import Item
 from ensemble.images import decode
 from ensemble.models.runner import LogitBatch, OnLarge, chunk_rows, score_stream
-from ensemble.stacking.cascade_stream import cascade_chunk_rows, cascade_stream
 from export.inference.ensemble import Ensemble
 from export.inference.journal import ScoredBatch
 from export.inference.outputs import Failure
@@ -83,7 +83,7 @@ def _stream(
 
     def needs(number: int, logits: np.ndarray, waiting: Sequence[Item]) -> np.ndarray:
         before = cascade.order[: cascade.order.index(runners[number].name)]
-        return cascade.stays(ensemble.with_externals(logits, [item.id for item in waiting], before))
+        return cascade.stays(ensemble.with_externals(logits, [item.id for item in waiting], before), ensemble.stacker)
 
     chunk = cascade_chunk_rows(runners, ensemble.device)
     return cascade_stream(items, read, runners, chunk, needs, total, threads, name)

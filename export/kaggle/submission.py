@@ -14,7 +14,7 @@ from ensemble.core.errors import ArtifactError, DataError, join_limited
 from ensemble.core.metrics import Interval
 from ensemble.core.names import LABELS, NEGATIVE, NEGATIVE_NAMES, POSITIVE, POSITIVE_NAMES
 from ensemble.data.tables import read_table
-from ensemble.stacking.stacker import Stacker
+from ensemble.stacking.stacker import Stacker, read_stacker_values
 from export.bundle import bundle, operating_point
 from export.inference import provenance
 from export.inference.outputs import write_csv
@@ -225,7 +225,7 @@ def read_stack(location: Path, required: bool, made_by: dict[str, Any] | None) -
         return None
     if single:
         raise ArtifactError(f"these scores were made by infer --model, not by {path}; leave out --run and --bundle")
-    values = artifacts.read_json(path, "name the run or bundle that made the scores with --run or --bundle")
+    values = read_stacker_values(path, "name the run or bundle that made the scores with --run or --bundle")
     stacker = Stacker.from_dict(values)
     if made_by and made_by["stack"] != provenance.stacker_sha256(stacker, bool(made_by["options"]["adapted"])):
         chosen = _operating_point_stacker(location, path)

@@ -15,12 +15,13 @@ ENSEMBLE = {
     "models": "core images data",
     "audit": "core images data models",
     "stacking": "core images data models",
+    "cascade": "core images data models stacking",
     "training": "core images data models",
     "cluster": "core images data models training",
     "evaluation": "core images data models audit stacking",
     "fetch": "core images data",
     "selection": "core images data models training",
-    "commands": "core images data models audit stacking training cluster evaluation fetch selection",
+    "commands": "core images data models audit stacking cascade training cluster evaluation fetch selection",
 }
 # these may import all of ensemble but its commands
 EXPORT = {

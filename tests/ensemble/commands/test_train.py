@@ -17,6 +17,7 @@ from small_job import ROOT, SHARES
 
 from ensemble.core import artifacts
 from ensemble.models import members
+from ensemble.stacking.stacker import read_stacker_values
 from ensemble.training import checkpoint, precision
 
 CONVNEXT = (
@@ -150,7 +151,7 @@ def test_folds_are_stacked_scored_exported_and_used(folded, work, tmp_path):
     code, out, err = run_cli("stack", "--run", run)
     assert (code, err) == (0, "")
     assert out.startswith("On 48 held-out images in 4 groups; the stack fitted on other rows")
-    assert artifacts.read_json(artifacts.stacker_path(run), "")["fitted_rows"] == {"images": 48, "groups": 4}
+    assert read_stacker_values(artifacts.stacker_path(run), "")["fitted_rows"] == {"images": 48, "groups": 4}
     assert run_cli("export", "--run", run)[0] == 0
     target = {}
     for way in ((), ("--onnx",)):

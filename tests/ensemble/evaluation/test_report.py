@@ -61,6 +61,20 @@ def test_the_command_prints_the_verdict_of_the_page_and_where_it_wrote(run, said
     assert verdict in page.text
 
 
+def test_the_page_shows_the_stack_without_each_source(run, page):
+    lines, _ = report_scores.leave_out_parts(run, STACKER)["source"]
+    table = page.table("leftout")  # none by generator: there is one of ai, and one name of all real images
+    assert list(table) == [
+        "source",
+        *(line.name for line in sorted(lines, key=lambda line: line.scored[0].auroc.value)),
+    ]
+    for line in lines:
+        auroc = line.scored[0].auroc
+        assert table[line.name][:2] == [str(line.images), f"{auroc.value:.3f} {auroc.low:.3f}–{auroc.high:.3f}"]
+    assert "Worst source: " in page.text
+    assert "What the stack was not fitted on" in page.text
+
+
 def test_scores_on_the_page_are_those_of_the_rows(page, held):
     table = page.table("scores")
     assert list(table) == ["", *MEMBERS, "mean", "stack", "metadata alone"]

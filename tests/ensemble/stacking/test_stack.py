@@ -21,8 +21,9 @@ from ensemble.core.errors import ArtifactError
 from ensemble.core.metrics import Interval
 from ensemble.stacking import stack
 from ensemble.stacking.fit import fit_stacker
-from ensemble.stacking.scores import ModelScores, format_scores, score_frames, score_models, score_stack, verdict
+from ensemble.stacking.scores import ModelScores, format_scores, score_frames, score_models, verdict
 from ensemble.stacking.stack import read_stacker
+from ensemble.stacking.stacker import METHODS, read_stacker_values
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +58,8 @@ def test_the_command_prints_every_score_and_where_it_wrote(stacked):
     assert lines[0].startswith("On 48 held-out images in 12 groups; the stack out of fold")
     assert [line.split()[0] for line in lines[2:6]] == ["one", "two", "mean", "stack"]
     assert lines[6].startswith("The stack ")
-    kinds = [line.split()[0] for line in lines[10:14]]
-    assert kinds == ["logistic", "nonnegative", "mean", "best"]
+    kinds = [line.split()[0] for line in lines[10:15]]
+    assert kinds == list(METHODS)
     assert lines[-4].startswith("Calibration: none")
     assert lines[-3].startswith("Threshold: ")
     assert lines[-2] == "The data of this run was not audited."
@@ -69,14 +70,14 @@ def test_stacker_json_holds_what_the_design_names(stacked):
     run, frame, (_, out, _) = stacked
     values = json.loads((run / "stacker.json").read_text())
     one, two = (artifacts.read_json(run / "members" / name / "member.json", "") for name in ("one", "two"))
-    assert values["format_version"] == 1
+    assert (values["format_version"], values["inputs"], len(values["member_calibrations"])) == (2, "logit", 2)
     assert values["members"] == ["one", "two"]
     assert values["coef"][0] > values["coef"][1] > 0
     assert values["calibration"]["kind"] == "none"
     assert values["kind"] == "logistic"
     assert 0 < values["threshold"] < 1
     assert values["threshold_rule"] == "balanced_accuracy"
-    assert set(values["kinds"]) == {"logistic", "nonnegative", "mean", "best"}
+    assert set(values["kinds"]) == set(METHODS)
     assert [weight["value"] for weight in values["weights"]] == values["coef"]
     assert all(weight["low"] < weight["value"] < weight["high"] for weight in values["weights"])
     assert values["rows"] == {"split": "heldout", "images": 48, "groups": 12, "stack": "out of fold"}
@@ -101,25 +102,23 @@ def test_the_stacker_read_back_is_the_one_that_was_fitted(stacked):
     assert all(f"{weight:+.4f} [" in out for weight in stacker.coef)
 
 
-def test_the_mean_is_of_logits(stacked):
-    run, frame, _ = stacked
-    p = metrics.sigmoid((noisy_logits(frame, 2, 1) + noisy_logits(frame, 1, 2)) / 2)
-    values = json.loads((run / "stacker.json").read_text())["scores"]["mean"]
-    assert values["log_loss"]["value"] == pytest.approx(metrics.log_loss(heldout(frame)["label"], p), abs=1e-6)
+def test_the_mean_is_the_stack_of_equal_weights(stacked):
+    run, _, _ = stacked
+    values = json.loads((run / "stacker.json").read_text())
+    assert values["scores"]["mean"]["auroc"] == values["kinds"]["mean"]["auroc"]
+    assert values["scores"]["mean"]["log_loss"] == values["kinds"]["mean"]["log_loss"]
 
 
 def test_what_infer_wrote_is_scored_as_the_logits_were(stacked):
     _, frame, _ = stacked
     rows = heldout(frame)
-    logits = np.stack([noisy_logits(frame, 2, 1), noisy_logits(frame, 1, 2)], axis=1)
-    target = metrics.sigmoid(logits @ [0.5, 0.2])
-    table = rows[["id"]].assign(target=target, one=metrics.sigmoid(logits[:, 0]), two=metrics.sigmoid(logits[:, 1]))
+    p = {"one": metrics.sigmoid(noisy_logits(frame, 2, 1)), "two": metrics.sigmoid(noisy_logits(frame, 1, 2))}
+    table = rows[["id"]].assign(target=p["one"] ** 2, **p)
     lines = score_frames(table, rows[["id", "label", "group"]])
-    expected = score_stack(["one", "two"], logits, logits @ [0.5, 0.2], rows["label"], rows["group"].to_numpy(str))
+    every = {**p, "mean": (p["one"] + p["two"]) / 2, "stack": p["one"] ** 2}
+    expected = score_models(every, "stack", rows["label"].to_numpy(), rows["group"].to_numpy(str))
     assert [line.name for line in lines] == ["one", "two", "mean", "stack"]
-    for line, other in zip(lines, expected, strict=True):
-        assert line.auroc == other.auroc
-        assert line.log_loss.value == pytest.approx(other.log_loss.value)
+    assert lines == expected
 
 
 def test_a_difference_is_the_paired_one(stacked):
@@ -162,7 +161,7 @@ def test_with_folds_the_stack_is_fitted_on_other_rows_than_it_is_scored_on(tmp_p
     logits = np.stack([table["logit"] for table in scores.values()], axis=1).astype(float)
     auroc = metrics.auroc(frame.loc[held, "label"], done.stacker.logit(logits[held]))
     assert done.scored[-1].auroc.value == auroc
-    values = artifacts.read_json(artifacts.stacker_path(tmp_path), "")
+    values = read_stacker_values(artifacts.stacker_path(tmp_path), "")
     assert values["fitted_rows"] == {"images": 20, "groups": 5}
     assert values["rows"] == {"split": "heldout", "images": 48, "groups": 12, "stack": "fitted on other rows"}
     labels, groups = (frame.loc[~held, column].to_numpy() for column in ("label", "group"))
@@ -170,14 +169,15 @@ def test_with_folds_the_stack_is_fitted_on_other_rows_than_it_is_scored_on(tmp_p
     assert done.stacker.coef == pytest.approx(refitted.coef)
 
 
-def test_complementary_members_make_a_stack_that_wins(tmp_path):
+@pytest.mark.parametrize(("kind", "size"), [("logistic", 0.7), ("logit", 3.0)])
+def test_complementary_members_make_a_stack_that_wins(tmp_path, kind, size):
     frame = make_frame()
     labels, trouble = heldout(frame)["label"] - 0.5, noisy_logits(frame, 0)
-    write_run(tmp_path, {"a": labels + 3 * trouble, "b": labels - 3 * trouble, "c": noisy_logits(frame, 0.5, 9)})
-    lines = stack.stack_run(tmp_path, ("b", "a")).scored
+    write_run(tmp_path, {"a": labels + size * trouble, "b": labels - size * trouble, "c": noisy_logits(frame, 0.5, 9)})
+    lines = stack.stack_run(tmp_path, ("b", "a"), stack.StackOptions(kind)).scored
     assert [line.name for line in lines] == ["b", "a", "mean", "stack"]
     by_name = {line.name: line.auroc.value for line in lines}
-    assert by_name["stack"] > 0.99 > by_name["a"]
+    assert by_name["stack"] > 0.99 > by_name["a"] + 0.05
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_a_missing_or_damaged_stacker_is_refused(run, content, message):
 
 
 def test_another_format_version_is_refused(run):
-    change_json(artifacts.stacker_path(run), format_version=2)
+    change_json(artifacts.stacker_path(run), format_version=3)
     with pytest.raises(ArtifactError, match=re.escape(f"{artifacts.stacker_path(run)} was written by another version")):
         read_stacker(run)
 

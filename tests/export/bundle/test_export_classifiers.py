@@ -20,6 +20,7 @@ from ensemble.images import decode, preprocess
 from ensemble.models import backbone
 from ensemble.models.classifier import read_classifiers
 from ensemble.models.torch_runner import torch_runner
+from ensemble.stacking.stacker import read_stacker_values
 from export import Predictor
 from export.bundle import bundle, convert, export
 from export.bundle.fp16 import write_fp16
@@ -194,7 +195,7 @@ def test_a_stack_is_fitted_on_labelled_images_and_scored_out_of_fold(copy, check
     assert "On 60 held-out images in 60 groups; the stack out of fold" in out
     files = [labelled.parent / f"{number:02}.png" for number in range(60)]
     logits, labels = expected_logits(checkpoints, files), np.arange(60) % 2 == 0
-    stored = artifacts.read_json(copy / "stacker.json", "")
+    stored = read_stacker_values(copy / "stacker.json", "")
     assert stored["kind"] == "logistic"
     assert stored["threshold_rule"] == "balanced_accuracy"
     assert stored["scores"]["a"]["auroc"]["value"] == pytest.approx(auroc(labels, logits[:, 0]), abs=1e-3)

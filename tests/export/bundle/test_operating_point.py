@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from helpers import STACKER, exported_run, run_cli, write_bundle, write_image, write_stacker
 
+from ensemble.cascade.cascade import CascadeReport
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, UnavailableError
 from ensemble.core.metrics import Interval, sigmoid
 from ensemble.models.external import External, write_external
-from ensemble.stacking.cascade import CascadeReport
 from ensemble.stacking.label_shift import LabelShift
 from ensemble.stacking.stack import store_shift
 from ensemble.stacking.stacker import Stacker

@@ -155,7 +155,7 @@ def test_what_ships_is_fitted_on_all_rows(run):
     rows = planted_rows()
     from ensemble.stacking.fit import fit_stacker
 
-    again = fit_stacker(("one",), rows.logits[:, :1], rows.labels, rows.groups.astype(str))
+    again = fit_stacker(("one",), rows.logits[:, :1], rows.labels, rows.groups.astype(str), "logit")
     assert (stacker.members, stacker.coef, stacker.intercept) == (("one",), again.coef, again.intercept)
 
 

@@ -22,8 +22,8 @@ HOSTILE = "<script>alert(1)</script> | [x](http://evil) ![](y) <!-- manyeyes pus
 TEXT = """\
 # det
 
-Tells AI-made images from real photographs: 2 fine-tuned vision models, combined by logistic weights, fitted on \
-held-out images. It gives `target`, the probability that an image is AI-made. Made with manyeyes.
+Tells AI-made images from real photographs: 2 fine-tuned vision models, combined by logistic weights of their logits, \
+fitted on held-out images. It gives `target`, the probability that an image is AI-made. Made with manyeyes.
 
 ## Use
 

@@ -21,14 +21,14 @@ from helpers import (
     write_stacker,
 )
 
+from ensemble.cascade import stream as cascade_stream
+from ensemble.cascade.cascade import Cascade, CascadeReport, CascadeStep
 from ensemble.core import artifacts
 from ensemble.core.errors import ArtifactError, UnavailableError
 from ensemble.core.metrics import Interval, sigmoid
 from ensemble.data.inputs import read_inputs
 from ensemble.models.external import External
 from ensemble.models.runner import Runner
-from ensemble.stacking import cascade_stream
-from ensemble.stacking.cascade import Cascade, CascadeReport, CascadeStep
 from export import Predictor
 from export.bundle import bundle, heldout_rows
 from export.bundle.export import export_run

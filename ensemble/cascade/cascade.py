@@ -1,6 +1,6 @@
 """The cascade: members run one after another, and an image exits early once the rest could hardly change its score.
 
-NumPy only; cascade_fit.py fits it. The idea of early exits: Viola and Jones, "Rapid object detection using a boosted
+NumPy only; fit.py fits it. The idea of early exits: Viola and Jones, "Rapid object detection using a boosted
 cascade of simple features" (2001).
 """
 
@@ -18,8 +18,9 @@ from ensemble.stacking.stacker import Stacker, weighted_sum
 class CascadeStep:
     """After `member`: a linear surrogate of the stack's logit, and the limits beyond which an image exits with it.
 
-    surrogate logit = intercept + sum of coef * logit over the members so far, in the cascade's order. An image
-    exits where it is <= low or >= high; with infinite limits none exits.
+    surrogate logit = intercept + sum of coef * part over the members so far, in the cascade's order; a member's part
+    is what the stacker sums (`Stacker.parts`): its calibrated probability, or its logit. An image exits where the
+    surrogate logit is <= low or >= high; with infinite limits none exits.
     """
 
     member: str
@@ -28,9 +29,9 @@ class CascadeStep:
     low: float = -np.inf
     high: float = np.inf
 
-    def surrogate_logit(self, logits: np.ndarray) -> np.ndarray:
-        """float64 [N] from member logits [N, members] in the cascade's order; NaN where one it needs is missing."""
-        return weighted_sum(logits, self.coef, self.intercept)
+    def surrogate_logit(self, parts: np.ndarray) -> np.ndarray:
+        """float64 [N] from parts [N, members] in the cascade's order; NaN where one it needs is missing."""
+        return weighted_sum(parts, self.coef, self.intercept)
 
     def exits(self, logit: np.ndarray) -> np.ndarray:
         """Which images with these surrogate logits [N] exit: bool [N]; NaN does not."""
@@ -126,17 +127,18 @@ class Cascade:
         that does not exit early has the last step and the stacker's own logit: NaN while a
         member is missing.
         """
-        ordered = logits[:, [stacker.members.index(name) for name in self.order]]
+        ordered = stacker.parts(logits)[:, [stacker.members.index(name) for name in self.order]]
         return early_exit(self.steps, ordered, stacker.logit(logits))
 
-    def stays(self, logits: np.ndarray) -> np.ndarray:
+    def stays(self, logits: np.ndarray, stacker: Stacker) -> np.ndarray:
         """Which images need the next member, bool [N]. logits: [N, members that ran], in the cascade's order."""
         count = logits.shape[1]
-        return early_exit(self.steps[:count], logits, np.zeros(len(logits)))[1] == count
+        parts = stacker.parts(logits, self.order[:count])
+        return early_exit(self.steps[:count], parts, np.zeros(len(logits)))[1] == count
 
 
 def early_exit(steps: Sequence[CascadeStep], ordered: np.ndarray, full: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """As `Cascade.apply`, from logits [N, members] in the cascade's order and the full stack's logits [N]."""
+    """As `Cascade.apply`, from parts [N, members] in the cascade's order and the full stack's logits [N]."""
     logits, exits = full, np.full(len(full), len(steps))
     for number, step in reversed(list(enumerate(steps))):  # backwards: the first step at which an image exits wins
         surrogate = step.surrogate_logit(ordered)

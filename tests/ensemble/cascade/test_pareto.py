@@ -8,14 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensemble.core import bootstrap
-from ensemble.core.errors import ArtifactError
-from ensemble.core.metrics import Interval, sigmoid
-from ensemble.stacking import pareto
-from ensemble.stacking.cascade import Cascade, CascadeReport, CascadeStep
-from ensemble.stacking.fit import fit_stacker
-from ensemble.stacking.logit_table import LabelledLogits
-from ensemble.stacking.pareto import (
+from ensemble.cascade import pareto
+from ensemble.cascade.cascade import Cascade, CascadeReport, CascadeStep
+from ensemble.cascade.pareto import (
     Costs,
     Point,
     drop_equal_speeds,
@@ -27,6 +22,11 @@ from ensemble.stacking.pareto import (
     select_frontier,
     subset_points,
 )
+from ensemble.core import bootstrap
+from ensemble.core.errors import ArtifactError
+from ensemble.core.metrics import Interval, sigmoid
+from ensemble.stacking.fit import fit_stacker
+from ensemble.stacking.logit_table import LabelledLogits
 from ensemble.stacking.stacker import Stacker
 from ensemble.stacking.threshold import choose_threshold, rule_of_threshold
 
@@ -278,7 +278,7 @@ def test_a_refitted_stack_is_as_stack_would_make_it():
         rows, Stacker(NAMES, (1.0,) * 4, 0.0, 0.3, threshold_rule="balanced_accuracy", tta_members=("dear",))
     )
     found = refit_on_all_rows(study, ("cheap", "dear"), "none")
-    alone = fit_stacker(("cheap", "dear"), rows.logits[:, 2:], rows.labels, rows.groups.astype(str))
+    alone = fit_stacker(("cheap", "dear"), rows.logits[:, 2:], rows.labels, rows.groups.astype(str), "logit")
     assert (found.members, found.coef, found.intercept) == (alone.members, alone.coef, alone.intercept)
     assert (found.threshold_rule, found.tta_members) == ("balanced_accuracy", ("dear",))
     assert found.threshold != 0.3

@@ -20,12 +20,12 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from ensemble.cascade.cascade import Cascade
+from ensemble.cascade.fit import MORE_ROWS_HINT, describe_missing_groups, fit_cascade, split_halves
 from ensemble.core import bootstrap
 from ensemble.core.errors import ArtifactError, ManyeyesError
 from ensemble.core.metrics import Interval, auroc, sigmoid
-from ensemble.stacking.cascade import Cascade
-from ensemble.stacking.cascade_fit import MORE_ROWS_HINT, describe_missing_groups, fit_cascade, split_halves
-from ensemble.stacking.fit import cross_val_logits, fit_on_folds, fit_weights, nested_cv_logits, solve_weights
+from ensemble.stacking.fit import cross_val_logits, fit_on_folds, fit_with_strength, nested_cv_logits, solve
 from ensemble.stacking.grouped_cv import Fold, NestedFold, grouped_folds, single_threaded_blas
 from ensemble.stacking.logit_table import LabelledLogits, cross_validated
 from ensemble.stacking.stacker import Stacker
@@ -81,7 +81,7 @@ class Study:
     """Labelled rows, and how stacks are fitted on the half of them that points are selected on.
 
     nests: of all rows. first: that half, bool [N]. folds: of that half. own: the bundle's stacker of all
-    members; each stack has its method and threshold rule. inverse_penalty: scikit-learn's C, chosen on that half.
+    members; each stack has its method and threshold rule. strength: of fit.py, chosen on that half.
     """
 
     rows: LabelledLogits
@@ -89,7 +89,7 @@ class Study:
     first: np.ndarray
     folds: Sequence[Fold]
     own: Stacker
-    inverse_penalty: float
+    strength: float
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,8 @@ def prepare_study(rows: LabelledLogits, own: Stacker) -> Study:
     half = rows.subset(first)
     with single_threaded_blas():
         folds = grouped_folds(half.labels, half.groups)
-        inverse_penalty = fit_weights(own.method, half.logits, half.labels, folds).inverse_penalty
-    return Study(rows, data.nests, first, folds, own, inverse_penalty)
+        strength = fit_with_strength(own.refit_method, half.logits, half.labels, half.groups, folds).strength
+    return Study(rows, data.nests, first, folds, own, strength)
 
 
 def subset_points(study: Study, costs: Costs) -> list[Point]:
@@ -157,9 +157,7 @@ def subset_points(study: Study, costs: Costs) -> list[Point]:
 
     def measure(names: tuple[str, ...]) -> Point:
         logits = study.rows.select(names).logits
-        oof_logits = cross_val_logits(
-            study.own.method, logits[first], labels[first], study.folds, study.inverse_penalty
-        )
+        oof_logits = cross_val_logits(study.own.refit_method, logits[first], labels[first], study.folds, study.strength)
         other = auroc(labels[~first], fit_half(study, names).logit(logits[~first]))
         (draws,) = _auroc_draws(study, oof_logits)
         milliseconds = costs.milliseconds(plain, names)
@@ -297,8 +295,8 @@ def drop_equal_speeds(points: Sequence[Point]) -> list[Point]:
 def fit_half(study: Study, names: Sequence[str]) -> Stacker:
     """A stack of some members, fitted on the first half."""
     half = study.rows.select(names).subset(study.first)
-    coef, intercept = solve_weights(study.own.method, half.logits, half.labels, study.inverse_penalty)
-    return Stacker(tuple(names), tuple(coef.tolist()), intercept, method=study.own.method)
+    stacker = solve(study.own.refit_method, half.logits, half.labels, study.strength)
+    return replace(stacker, members=tuple(names))
 
 
 def score_point(study: Study, point: Point) -> PointScores:
@@ -322,8 +320,8 @@ def refit_on_all_rows(study: Study, names: Sequence[str], calibration: str) -> S
         return own
     logits, labels, groups = study.rows.select(names).logits, study.rows.labels, study.rows.groups
     folds = [(nest.fit, nest.held_out) for nest in study.nests]
-    stacker, _ = fit_on_folds(names, logits, labels, groups, folds, own.method, calibration)
-    scores = nested_cv_logits(logits, labels, groups, own.method, calibration, study.nests)
+    stacker, _ = fit_on_folds(names, logits, labels, groups, folds, own.refit_method, calibration)
+    scores = nested_cv_logits(logits, labels, groups, own.refit_method, calibration, study.nests)
     threshold, rule = choose_threshold(
         rule_of_threshold(own.threshold, own.threshold_rule), labels, sigmoid(scores.calibrated)
     )

@@ -13,11 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ensemble.core.errors import ImageError
-from ensemble.images import preprocess
-from ensemble.models.runner import AHEAD_CHUNKS, Runner
-from ensemble.stacking import cascade_stream as module
-from ensemble.stacking.cascade_stream import (
+from ensemble.cascade import stream as module
+from ensemble.cascade.stream import (
     MAX_CHUNK_ROWS,
     MAX_WAITING_BATCHES,
     MAX_WAITING_ROWS,
@@ -26,6 +23,9 @@ from ensemble.stacking.cascade_stream import (
     cascade_stream,
     rows_per_batch,
 )
+from ensemble.core.errors import ImageError
+from ensemble.images import preprocess
+from ensemble.models.runner import AHEAD_CHUNKS, Runner
 
 SMALL = replace(PREPROCESS_CONFIG, size=4)
 CROPS = replace(PREPROCESS_CONFIG, geometry="native_crops", count=4)

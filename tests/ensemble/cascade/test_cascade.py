@@ -1,5 +1,6 @@
 """The cascade on planted members: what leaves early, what it costs, and when it is refused."""
 
+import json
 from contextlib import suppress
 from dataclasses import replace
 
@@ -8,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ensemble.cascade import fit as cascade_fit
+from ensemble.cascade.cascade import Cascade, CascadeReport, early_exit
+from ensemble.cascade.fit import check_rows, fit_cascade, fit_steps, split_halves, subsample
 from ensemble.core import bootstrap
 from ensemble.core.errors import ArtifactError
 from ensemble.core.metrics import Interval, auroc
-from ensemble.stacking import cascade_fit
-from ensemble.stacking.cascade import Cascade, CascadeReport, early_exit
-from ensemble.stacking.cascade_fit import check_rows, fit_cascade, fit_steps, split_halves, subsample
+from ensemble.stacking.fit import fit_stacker
 from ensemble.stacking.logit_table import LabelledLogits
 from ensemble.stacking.stacker import Calibration, Stacker
 
@@ -69,7 +71,9 @@ def test_just_the_hard_images_go_on_to_the_dear_member(fitted):
     assert cascade.report.milliseconds[1] < 0.5 * cascade.report.milliseconds[0]
 
 
-def test_a_cheap_member_that_is_sure_of_the_wrong_lets_nearly_nobody_leave(fitted):
+def test_a_cheap_member_that_is_sure_of_the_wrong_lets_nearly_nobody_leave(fitted, monkeypatch):
+    # the search would run the dear one first, after which nobody needs the cheap one
+    monkeypatch.setattr(cascade_fit, "search_order", lambda data, tolerance: ("cheap", "dear"))
     rows, _ = planted(confident=True)
     stacker = Stacker(("dear", "cheap"), (1.0, 0.1), 0.0)
     cascade = fit_cascade(stacker, rows, COSTS, 0.001)
@@ -286,3 +290,44 @@ def test_halves_keep_groups_whole_and_are_alike(sizes, seed):
         largest = max((size for size, each in sizes if each == kind), default=0)
         assert abs((first & mix).sum() - (~first & mix).sum()) <= largest + 1
     np.testing.assert_array_equal(split_halves(labels, groups, seed), first)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_that_is_searched_for_is_never_slower_where_it_counts(seed, monkeypatch):
+    stacker, rows, costs = noisy(seed)
+    searched = fit_cascade(stacker, rows, costs, 0.002)
+    monkeypatch.setattr(cascade_fit, "search_order", lambda data, tolerance: data.members)
+    plain = fit_cascade(stacker, rows, costs, 0.002)
+    milliseconds = []
+    for cascade in (searched, plain):
+        exits = cascade.apply(rows.logits, stacker)[1]
+        milliseconds.append(np.cumsum([costs[name] for name in cascade.order])[exits].mean())
+    assert milliseconds[0] <= milliseconds[1]
+
+
+def test_a_search_finds_the_cheap_member_that_the_gain_alone_puts_last():
+    """Two members that say the same: by gain the dear one comes after the cheap one, and never pays."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 600)
+    truth = 4.0 * (2 * labels - 1)
+    logits = np.column_stack([truth + rng.normal(size=600), truth + rng.normal(size=600), rng.normal(size=600)])
+    data = cascade_fit.CascadeData(
+        ("dear", "cheap", "noise"), logits, labels, np.arange(600), logits.sum(axis=1), np.array([10.0, 1.0, 0.1])
+    )
+    order = cascade_fit.search_order(data, 0.001)
+    assert order.index("cheap") < order.index("dear")
+
+
+def test_a_cascade_over_calibrated_probabilities_needs_them_and_not_logits():
+    stacker, rows, costs = noisy(0)
+    fitted = fit_stacker(rows.members, rows.logits, rows.labels, rows.groups.astype(str))
+    cascade = fit_cascade(fitted, rows, costs, 0.002)
+    logits, exits = cascade.apply(rows.logits, fitted)
+    assert (exits < 3).mean() > 0.2
+    assert auroc(rows.labels, logits) > auroc(rows.labels, fitted.logit(rows.logits)) - 0.002
+    for count in (0, 1, 2, 3):  # who stays is asked member by member, as images are scored
+        known = rows.logits[:, [rows.members.index(name) for name in cascade.order[:count]]]
+        np.testing.assert_array_equal(cascade.stays(known, fitted), exits >= count)
+    again = Cascade.from_dict(json.loads(json.dumps(cascade.to_dict())))
+    np.testing.assert_array_equal(again.apply(rows.logits, fitted)[0], logits)
+    assert not np.array_equal(cascade.apply(rows.logits, stacker)[0], logits)  # of a stacker on logits
