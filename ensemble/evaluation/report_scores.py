@@ -99,7 +99,9 @@ def read_run_images(run: Path, stacker: Stacker) -> list[ScoredImages]:
     basis = f"is scored {data.basis}" if data.basis == "out of fold" else f"was {data.basis}"
     rows, read = _run_images(run, frame, data.ids, own[0])
     logits, title = data.scored.logits, "The run's held-out rows"
-    both, mean = (stack.calibrated, stack.raw), stacker.mean_logit(logits)
+    # out of fold as the stack is: calibrated on the rows that it is scored on, the mean would look better
+    mean = stack_scores(data, "mean" if stacker.member_calibrations else "logit-mean", "none").raw
+    both = stack.calibrated, stack.raw
     sets = [ScoredImages(title, basis, rows, stacker.members, logits, *both, read, mean=mean)]
     if (frame["split"] == "unseen").any() and not elsewhere:
         unseen, logits = members.heldout_logits(run, stacker.members, ("unseen",))

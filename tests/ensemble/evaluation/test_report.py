@@ -1,4 +1,5 @@
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from ensemble.core.errors import ArtifactError
 from ensemble.core.metrics import Interval, sigmoid
 from ensemble.data.dataset import dataset_sha256
 from ensemble.evaluation import report, report_scores
+from ensemble.stacking.stack import stack_run
 
 CELLS = ("clean", "jpeg 30", "$blur$ <2>")
 AUDIT = {
@@ -59,6 +61,16 @@ def test_the_command_prints_the_verdict_of_the_page_and_where_it_wrote(run, said
     assert verdict.startswith("On 48 held-out images in 12 groups the stack reaches an AUROC of 0.")
     assert place == f"-> {run / 'report.html'}"
     assert verdict in page.text
+
+
+def test_the_mean_is_out_of_fold_as_in_the_table_of_stack(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    done = stack_run(folder)
+    held = report_scores.read_run_images(folder, done.stacker)[0]
+    expected = next(line for line in done.scored if line.name == "mean").auroc.value
+    assert metrics.auroc(held.labels, held.scores["mean"]) == expected
+    assert metrics.auroc(held.labels, done.stacker.mean_logit(held.logits)) != expected  # calibrated on these rows
 
 
 def test_the_page_shows_the_stack_without_each_source(run, page):
