@@ -50,7 +50,7 @@ RIDGE = 1e-3  # of the members' mean variance
 RESAMPLES, LOSS_QUANTILE = 300, 0.9  # the loss stays within the tolerance in this share of the bootstrap draws
 FEW_ROWS = 100  # rows at which the expected loss counts twice; at 2,000 it counts 1.05 times
 MIN_ROWS, MAX_ROWS = 100, 4000
-PERMUTED_MEMBERS = 4  # whose every order is tried
+PERMUTED_MEMBERS, SEARCH_TOLERANCE = 4, 0.002  # members whose every order is tried; the loss they are compared at
 MIN_GROUPS = 2  # with rows of a class, in each quarter
 MORE_ROWS_HINT = "export with more held-out images (train-all --heldout or --folds, or export --stack-on)"
 REMEDY = f"{MORE_ROWS_HINT}, or score without --cascade"
@@ -114,25 +114,24 @@ def order_by_gain(data: CascadeData) -> tuple[str, ...]:
     return tuple(data.members[k] for k in order)
 
 
-def search_order(data: CascadeData, tolerance: float) -> tuple[str, ...]:
+def search_order(data: CascadeData) -> tuple[str, ...]:
     """The order that is predicted to be fastest, of all that permute the first PERMUTED_MEMBERS of `order_by_gain`.
 
-    The other members follow from cheap to expensive. Predicted without cross-validation: by the expected loss alone.
+    The other members follow from cheap to expensive. Predicted without cross-validation, by the expected loss alone, at
+    one tolerance for all, so that a larger one never takes more milliseconds.
     """
     gain, costs = order_by_gain(data), dict(zip(data.members, data.milliseconds, strict=True))
     rest = sorted(gain[PERMUTED_MEMBERS:], key=costs.__getitem__)
     orders = [(*first, *rest) for first in permutations(gain[:PERMUTED_MEMBERS])]
-    return min(
-        orders, key=lambda order: _expected_milliseconds(data.select(order), tolerance)
-    )  # of equal ones the first
+    return min(orders, key=lambda order: _expected_milliseconds(data.select(order)))  # of equal ones the first
 
 
-def _expected_milliseconds(data: CascadeData, tolerance: float) -> float:
-    """What an image takes by the last steps of the path whose expected loss is within the tolerance."""
+def _expected_milliseconds(data: CascadeData) -> float:
+    """What an image takes by the last steps of the path whose expected loss is within SEARCH_TOLERANCE."""
     milliseconds = float(data.milliseconds.sum())
     for steps in regularisation_path(data):
         logits, exits = early_exit(steps, data.logits, data.stack_logits)
-        if weighted_expected_loss(data, logits) > tolerance:
+        if weighted_expected_loss(data, logits) > SEARCH_TOLERANCE:
             break
         milliseconds = float(np.cumsum(data.milliseconds)[exits].mean())
     return milliseconds
@@ -257,7 +256,7 @@ def fit_cascade(
         stacker.members, stacker.parts(rows.logits), rows.labels, rows.groups, stacker.logit(rows.logits), costs
     )
     by_cost = tuple(sorted(data.members, key=milliseconds.__getitem__))
-    names = dict.fromkeys([by_cost, order_by_gain(data), search_order(data, tolerance)])
+    names = dict.fromkeys([by_cost, order_by_gain(data), search_order(data)])
     orders = [data.select(order) for order in names]
     fitted = [(ordered, _fit(ordered, tolerance, seed)) for ordered in orders]
     data, steps = min(fitted, key=lambda each: each[0].mean_milliseconds(each[1]))  # of equal ones the first

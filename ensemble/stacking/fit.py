@@ -193,11 +193,17 @@ def _solve_on_probabilities(
     if method == "mean":
         coef, intercept = minimise_log_loss(p.mean(axis=1)[:, None], targets, np.zeros((1, 1)), counts, lowest=0.0)
         return np.full(count, coef[0] / count), intercept
-    columns, share = _merge_equal_columns(p)
+    varying = p.min(axis=0) < p.max(axis=0)  # a member whose calibrated probability never moves has no weight
+    if not varying.any():
+        share_of_ai = np.average(targets, weights=counts)
+        return np.zeros(count), float(np.log(share_of_ai) - np.log1p(-share_of_ai))
+    columns, share = _merge_equal_columns(p[:, varying])
     penalty = equal_weights_penalty(columns.shape[1]) / temperature**2
     lowest = 0.0 if method == "nonnegative" else None
     coef, intercept = minimise_log_loss(columns, targets, penalty, counts, lowest)
-    return share(coef), intercept
+    weights = np.zeros(count)
+    weights[varying] = share(coef)
+    return weights, intercept
 
 
 def _solve_on_logits(

@@ -73,7 +73,7 @@ def test_just_the_hard_images_go_on_to_the_dear_member(fitted):
 
 def test_a_cheap_member_that_is_sure_of_the_wrong_lets_nearly_nobody_leave(fitted, monkeypatch):
     # the search would run the dear one first, after which nobody needs the cheap one
-    monkeypatch.setattr(cascade_fit, "search_order", lambda data, tolerance: ("cheap", "dear"))
+    monkeypatch.setattr(cascade_fit, "search_order", lambda data: ("cheap", "dear"))
     rows, _ = planted(confident=True)
     stacker = Stacker(("dear", "cheap"), (1.0, 0.1), 0.0)
     cascade = fit_cascade(stacker, rows, COSTS, 0.001)
@@ -296,7 +296,7 @@ def test_halves_keep_groups_whole_and_are_alike(sizes, seed):
 def test_the_order_that_is_searched_for_is_never_slower_where_it_counts(seed, monkeypatch):
     stacker, rows, costs = noisy(seed)
     searched = fit_cascade(stacker, rows, costs, 0.002)
-    monkeypatch.setattr(cascade_fit, "search_order", lambda data, tolerance: data.members)
+    monkeypatch.setattr(cascade_fit, "search_order", lambda data: data.members)
     plain = fit_cascade(stacker, rows, costs, 0.002)
     milliseconds = []
     for cascade in (searched, plain):
@@ -314,7 +314,7 @@ def test_a_search_finds_the_cheap_member_that_the_gain_alone_puts_last():
     data = cascade_fit.CascadeData(
         ("dear", "cheap", "noise"), logits, labels, np.arange(600), logits.sum(axis=1), np.array([10.0, 1.0, 0.1])
     )
-    order = cascade_fit.search_order(data, 0.001)
+    order = cascade_fit.search_order(data)
     assert order.index("cheap") < order.index("dear")
 
 

@@ -134,6 +134,7 @@ def test_constant_and_reversed_members_do_no_harm():
     logits, labels, groups = detectors(members=3)
     wrong = np.column_stack([logits, np.full(len(labels), 2.0), -logits[:, 0]])
     stacker = fit_stacker("abcde", wrong, labels, groups)
+    assert stacker.coef[3:] == (0, 0)
     moved = wrong.copy()
     moved[:, 3:] = 99.0
     np.testing.assert_array_equal(stacker.target(moved), stacker.target(wrong))
