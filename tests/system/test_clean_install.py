@@ -68,7 +68,7 @@ def targets(work: Path) -> np.ndarray:
 def test_nothing_of_training_is_installed_and_one_onnxruntime(clean, work):
     facts = json.loads(called(work, clean / "python", "-c", FACTS, *TRAINING))
     assert facts["present"] == []
-    page = {path.name for path in (Path(facts["folder"]) / "export" / "page").iterdir()}
+    page = {path.name for path in (Path(facts["folder"]) / "export" / "web" / "page").iterdir()}
     assert page == {"index.html", "page.js", "style.css"}
     own = {path.parts[0] for path in map(Path, facts["own"]) if not path.parts[0].endswith(".dist-info")}
     assert own == {"cli.py", "ensemble", "export", "..", "__pycache__"}  # no docs, no tests; .. is the command
