@@ -6,6 +6,7 @@ import numpy as np
 
 from ensemble.core.metrics import sigmoid
 from ensemble.stacking.grouped_cv import Fold
+from ensemble.stacking.label_shift import log_odds
 from ensemble.stacking.logistic import minimise_log_loss, smoothed_targets
 from ensemble.stacking.stacker import Calibration, MemberCalibration
 
@@ -55,7 +56,7 @@ def _fit_member(logits: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> M
     columns = ((logits - center) / (spread or 1.0))[:, None]  # logits of any size are fitted equally well
     (slope,), shift = minimise_log_loss(columns, targets, np.zeros((1, 1)), counts)
     if not spread or slope < MIN_SCALE:
-        return MemberCalibration(0.0, _log_odds(np.average(targets, weights=counts)), 0.0)
+        return MemberCalibration(0.0, log_odds(np.average(targets, weights=counts)), 0.0)
     return _with_mean(slope / spread, shift - slope / spread * center, logits, counts)
 
 
@@ -64,11 +65,7 @@ def _with_mean(scale: float, shift: float, logits: np.ndarray, counts: np.ndarra
     if scale == 0:
         return MemberCalibration(0.0, float(shift), 0.0)
     mean = np.average(sigmoid(scale * logits + shift), weights=counts)
-    return MemberCalibration(float(scale), float(shift), float((_log_odds(mean) - shift) / scale))
-
-
-def _log_odds(share: float) -> float:
-    return float(np.log(share) - np.log1p(-share))
+    return MemberCalibration(float(scale), float(shift), float((log_odds(mean) - shift) / scale))
 
 
 def fit_calibration(

@@ -32,6 +32,7 @@ from ensemble.stacking.calibration import (
     soften,
 )
 from ensemble.stacking.grouped_cv import Fold, NestedFold, grouped_folds, nested_folds, single_threaded_blas
+from ensemble.stacking.label_shift import log_odds
 from ensemble.stacking.logistic import equal_weights_penalty, minimise_log_loss, smoothed_targets
 from ensemble.stacking.stacker import METHODS, MemberCalibration, Stacker, calibrated_probabilities
 
@@ -195,8 +196,7 @@ def _solve_on_probabilities(
         return np.full(count, coef[0] / count), intercept
     varying = p.min(axis=0) < p.max(axis=0)  # a member whose calibrated probability never moves has no weight
     if not varying.any():
-        share_of_ai = np.average(targets, weights=counts)
-        return np.zeros(count), float(np.log(share_of_ai) - np.log1p(-share_of_ai))
+        return np.zeros(count), log_odds(np.average(targets, weights=counts))
     columns, share = _merge_equal_columns(p[:, varying])
     penalty = equal_weights_penalty(columns.shape[1]) / temperature**2
     lowest = 0.0 if method == "nonnegative" else None
